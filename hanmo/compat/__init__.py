@@ -1,0 +1,1 @@
+"""Old names for new things: the faces that serve scripts written for other libraries."""

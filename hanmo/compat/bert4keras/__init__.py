@@ -1,0 +1,1 @@
+"""bert4keras 0.11.5 by its own names and conventions, served by Hanmo."""

@@ -1,0 +1,83 @@
+"""The errors Hanmo raises on bad input; each is also a builtin error, so old code catches it too.
+
+    HanmoError
+    ├── ConfigError        (ValueError)         a config.json, or a field of one, that cannot be right
+    ├── CheckpointError    (ValueError)         a checkpoint that does not fit, or is not what it says
+    │   ├── CorruptFile                         bytes that are damaged, cut short or hostile
+    │   └── TensorMismatch (KeyError)           tensors missing, unexpected or of another shape
+    ├── MissingFile        (FileNotFoundError)  a file that should be there and is not
+    ├── TokenizerError     (ValueError)         a vocabulary that cannot be used
+    ├── PromptError        (ValueError)         a text that cannot be written on from
+    ├── DataError          (ValueError)         a data file that cannot be trained on
+    ├── MemoryPlanError    (MemoryError)        work that is known not to fit before it starts
+    ├── MissingExtra       (ImportError)        an optional package; the message names its install command
+    └── NotCarried         (NotImplementedError) a part of bert4keras that Hanmo does not carry
+
+Every message says what was wrong, where, what was expected and what to do next.
+"""
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "CorruptFile",
+    "DataError",
+    "HanmoError",
+    "MemoryPlanError",
+    "MissingExtra",
+    "MissingFile",
+    "NotCarried",
+    "PromptError",
+    "TensorMismatch",
+    "TokenizerError",
+]
+
+
+class HanmoError(Exception):
+    """The root of every error that Hanmo raises on purpose."""
+
+    def __str__(self) -> str:  # KeyError would print the message's repr
+        return str(self.args[0]) if self.args else ""
+
+
+class ConfigError(HanmoError, ValueError):
+    """A config.json, or a field of one, that cannot be right."""
+
+
+class CheckpointError(HanmoError, ValueError):
+    """A checkpoint that does not fit, or is not what it says it is."""
+
+
+class CorruptFile(CheckpointError):
+    """Bytes that are damaged, cut short or hostile."""
+
+
+class TensorMismatch(CheckpointError, KeyError):
+    """Tensors that are missing, unexpected or of another shape."""
+
+
+class MissingFile(HanmoError, FileNotFoundError):
+    """A file that should be there and is not."""
+
+
+class TokenizerError(HanmoError, ValueError):
+    """A vocabulary or tokenizer file that cannot be used."""
+
+
+class PromptError(HanmoError, ValueError):
+    """A text that cannot be written on from."""
+
+
+class DataError(HanmoError, ValueError):
+    """A data file that cannot be trained on."""
+
+
+class MemoryPlanError(HanmoError, MemoryError):
+    """Work that is known not to fit into memory before it starts."""
+
+
+class MissingExtra(HanmoError, ImportError):
+    """An optional package is not installed; the message names the command that installs it."""
+
+
+class NotCarried(HanmoError, NotImplementedError):
+    """A part of bert4keras that Hanmo does not carry; the message names the way that it offers."""

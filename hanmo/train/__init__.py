@@ -1,0 +1,1 @@
+"""Training within the memory one has: optimizers, data and the loop."""
