@@ -1,0 +1,22 @@
+"""What every test may ask for: the shared vocabularies and goldens, when they lie beside the clone."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of real vocabularies, checkpoint indexes and corpus; not part of a clone."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"looked for the shared vocabularies and corpus in {folder}; they are not there")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Folder of the goldens that are part of the clone."""
+    return ROOT / "tests" / "data"
