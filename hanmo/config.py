@@ -1,0 +1,254 @@
+"""What a model is, as data: frozen, checked, JSON both ways; an unknown key is an error.
+
+Nothing here knows a family's name or a file's; families/ makes these from the originals' config.json.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from hanmo.errors import ConfigError
+
+ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu", "silu", "tanh", "linear")
+MASKS = ("full", "causal", "prefix")
+POSITIONS = ("none", "learned", "sinusoidal", "rotary", "relative", "buckets")
+SUBLAYERS = ("attention", "cross", "feed_forward")
+
+T = TypeVar("T", "Sublayer", "StackConfig", "ModelConfig")
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """One residual step of a block: `x = post(x + f(pre(x)))`, each norm there or not."""
+
+    kind: str
+    pre: bool = False
+    post: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("kind of a sublayer", self.kind, SUBLAYERS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """One stack of blocks with its embeddings: an encoder, or a decoder.
+
+    Widths are in numbers of features.   head_dim: of a value; key_dim: of a query and a key, usually the same.
+    order: the sub-layers of every block, first to last.
+    positions: how many learned positions there are; None for kinds without a table.
+    hierarchical: alpha of the hierarchical decomposition of learned positions (kexue.fm/archives/7947); 0 is off.
+    score_scale: factor of the attention scores; None is key_dim ** -0.5, T5 uses 1.
+    score_residual: "cumulative" adds the scores of all earlier blocks (RealFormer, arXiv 2012.11747), "previous" only
+        those of the block before (bert4keras), "none" is off.
+    cross_positions: whether cross-attention has T5's relative bias too (bert4keras; the paper's code has not).
+    condition: width of the vector that shifts and scales the norms (conditional layer norm); 0 is off.
+    condition_hidden: width of a hidden layer in between; 0 is none.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    head_dim: int
+    key_dim: int
+    feed_forward: int
+    order: tuple[Sublayer, ...]
+    mask: str = "full"
+    position: str = "learned"
+    positions: int | None = None
+    hierarchical: float = 0.0
+    relative_clip: int = 64
+    buckets: int = 32
+    bucket_distance: int = 128
+    segments: int = 0
+    shared_segments: bool = False
+    embedding_width: int
+    embedding_norm: bool = True
+    embedding_norm_eps: float = 1e-12
+    final_norm: bool = False
+    norm: str = "layer"
+    norm_eps: float = 1e-12
+    norm_scale: bool = True
+    norm_bias: bool = True
+    bias: bool = True
+    gated: bool = False
+    activation: str = "gelu_erf"
+    score_scale: float | None = None
+    score_residual: str = "none"
+    cross_positions: bool = False
+    shared_layers: bool = False
+    condition: int = 0
+    condition_hidden: int = 0
+    condition_activation: str = "linear"
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "width", "heads", "head_dim", "key_dim", "feed_forward", "embedding_width"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("segments", "condition", "condition_hidden"):
+            _at_least(name, getattr(self, name), 0)
+        for name in ("buckets", "bucket_distance", "relative_clip"):
+            _at_least(name, getattr(self, name), 2)
+        for name in ("dropout", "attention_dropout", "hierarchical"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected a number from 0 up to 1")
+        for name in ("norm_eps", "embedding_norm_eps"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected a small number above 0")
+        _one_of("mask", self.mask, MASKS)
+        _one_of("position", self.position, POSITIONS)
+        _one_of("norm", self.norm, ("layer", "rms"))
+        _one_of("activation", self.activation, ACTIVATIONS)
+        _one_of("condition_activation", self.condition_activation, ACTIVATIONS)
+        _one_of("score_residual", self.score_residual, ("none", "previous", "cumulative"))
+        if not self.order:
+            raise ConfigError("order is empty; expected at least one sublayer")
+        if self.position == "learned":
+            if self.positions is None:
+                raise ConfigError("positions is missing; learned positions need their number")
+            _at_least("positions", self.positions, 1)
+        if self.hierarchical and self.position != "learned":
+            raise ConfigError(f"hierarchical is set but position is {self.position!r}; it needs learned positions")
+        if self.position in ("rotary", "relative", "sinusoidal"):
+            name = "embedding_width" if self.position == "sinusoidal" else "key_dim"
+            if getattr(self, name) % 2:
+                raise ConfigError(f"{name} is {getattr(self, name)}; {self.position} positions need an even number")
+        if self.position == "relative" and self.key_dim != self.head_dim:
+            raise ConfigError(
+                f"key_dim is {self.key_dim}, head_dim is {self.head_dim}; relative positions need them equal"
+            )
+        if self.mask == "prefix" and not self.segments:
+            raise ConfigError("mask is 'prefix' but segments is 0; the prefix is told by segment ids")
+
+    @property
+    def scale(self) -> float:
+        """Factor of the attention scores."""
+        return self.key_dim**-0.5 if self.score_scale is None else self.score_scale
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens the stack can see; None where its positions have no end."""
+        if self.position != "learned" or self.positions is None:
+            return None
+        return self.positions**2 if self.hierarchical else self.positions
+
+    @property
+    def has_cross(self) -> bool:
+        """Whether blocks attend to another stack's output."""
+        return any(sublayer.kind == "cross" for sublayer in self.order)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A whole model: at most one encoder and one decoder over one vocabulary, and the heads on top.
+
+    family: a label, which tells the tables of names apart; no network code asks for it.
+    output: "lm" projects onto the vocabulary, "mlm" transforms first (dense, activation, norm) and adds a bias, "none".
+    tied: the output projection is the token embedding.
+    logit_scale: factor of the last hidden state before the projection (T5 1.0: width ** -0.5).
+    pool: activation of the pooler on the first token ("tanh", "linear"), or "none"; nsp: next-sentence head on it.
+    discriminator: ELECTRA's head, one logit a token.
+    head_activation, head_norm_eps: of the "mlm" transform and the discriminator.
+    initializer: standard deviation of fresh weights.
+    """
+
+    family: str
+    vocab: int
+    encoder: StackConfig | None = None
+    decoder: StackConfig | None = None
+    output: str = "none"
+    tied: bool = True
+    logit_scale: float = 1.0
+    pool: str = "none"
+    nsp: bool = False
+    discriminator: bool = False
+    head_activation: str = "gelu_erf"
+    head_norm_eps: float = 1e-12
+    initializer: float = 0.02
+
+    def __post_init__(self) -> None:
+        _at_least("vocab", self.vocab, 1)
+        _one_of("output", self.output, ("none", "lm", "mlm"))
+        _one_of("pool", self.pool, ("none", *ACTIVATIONS))
+        _one_of("head_activation", self.head_activation, ACTIVATIONS)
+        if self.encoder is None and self.decoder is None:
+            raise ConfigError("neither encoder nor decoder is given; expected at least one of them")
+        if self.nsp and self.pool == "none":
+            raise ConfigError("nsp is set but pool is 'none'; the next-sentence head stands on the pooler")
+        if self.encoder and self.decoder and self.encoder.embedding_width != self.decoder.embedding_width:
+            raise ConfigError(
+                f"embedding_width is {self.encoder.embedding_width} in the encoder and "
+                f"{self.decoder.embedding_width} in the decoder; they share one embedding"
+            )
+
+    @property
+    def main(self) -> StackConfig:
+        """The stack whose output the heads stand on."""
+        stack = self.decoder or self.encoder
+        assert stack is not None
+        return stack
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model can write on: it gives logits, and no token sees a later one of its own text."""
+        return self.output != "none" and self.main.mask != "full"
+
+    def to_json(self) -> str:
+        """Write the configuration as JSON text, one key a line."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelConfig":
+        """Read what `to_json` wrote.
+
+        Raises ConfigError on broken JSON, an unknown or missing key, a value of the wrong type or out of range.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"the model's configuration is not JSON: {error}") from None
+        return _build(cls, data, "the model")
+
+
+def _build(cls: type[T], data: Any, where: str) -> T:
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where} is {type(data).__name__}; expected a JSON object")
+    known = {field.name: field for field in fields(cls)}
+    if unknown := sorted(set(data) - set(known)):
+        raise ConfigError(f"{where} has the unknown key {unknown[0]!r}; known are {', '.join(known)}")
+    hints = get_type_hints(cls)
+    values = {key: _convert(value, hints[key], f"{key} of {where}") for key, value in data.items()}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where} is not complete: {error}") from None
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    if isinstance(hint, UnionType):
+        if value is None and NoneType in get_args(hint):
+            return None
+        hint = next(h for h in get_args(hint) if h is not NoneType)
+    if hint in (Sublayer, StackConfig):
+        return _build(hint, value, where)
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where} is {value!r}; expected a list")
+        return tuple(_build(Sublayer, item, where) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not hint or (hint is float and not math.isfinite(value)):
+        raise ConfigError(f"{where} is {value!r}; expected {hint.__name__}")
+    return value
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name} is {value}; expected {least} or more")

@@ -1,0 +1,172 @@
+"""ALBERT (google-research/albert): one block for all depths; gelu by tanh, norms with eps 1e-12.
+
+"albert_unshared" reads the same files into blocks of their own, which then may be trained apart.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from hanmo.config import ModelConfig
+from hanmo.errors import ConfigError
+from hanmo.families.bert import (
+    HEADS,
+    HUGGINGFACE_DROPPED,
+    encoder_config,
+    google_embedding,
+    google_heads,
+    huggingface_embedding,
+    huggingface_original,
+)
+from hanmo.families.family import (
+    TRAINING,
+    Config,
+    Family,
+    Names,
+    Row,
+    Sizes,
+    dense,
+    norm,
+    row,
+    torch_pair,
+    write_transformer,
+)
+
+GROUP = "bert/encoder/transformer/group_0/inner_group_0"
+HUGGINGFACE_GROUP = "albert.encoder.albert_layer_groups.0.albert_layers.0"
+
+
+def _check(data: Config) -> None:
+    # Every released ALBERT has one group of one layer; more would need another table.
+    for key in ("num_hidden_groups", "inner_group_num"):
+        if data.get(key, 1) != 1:
+            raise ConfigError(f"{key} is {data[key]!r} in config.json; Hanmo reads ALBERT with 1")
+
+
+def _config(data: Config, *, shared: bool) -> ModelConfig:
+    _check(data)
+    family = "albert" if shared else "albert_unshared"
+    return encoder_config(data, family=family, gelu="gelu_tanh", shared_layers=shared)
+
+
+def _layer(ours: str) -> list[Row]:
+    attention = f"{GROUP}/attention_1"
+    feed_forward = f"{GROUP}/ffn_1/intermediate"
+    return [
+        *[
+            r
+            for name in ("query", "key", "value")
+            for r in dense(f"{ours}.attention.{name}", f"{attention}/self/{name}")
+        ],
+        *dense(f"{ours}.attention.output", f"{attention}/output/dense"),
+        *norm(f"{ours}.attention_post", f"{GROUP}/LayerNorm"),
+        *dense(f"{ours}.feed_forward.input", f"{feed_forward}/dense"),
+        *dense(f"{ours}.feed_forward.output", f"{feed_forward}/output/dense"),
+        *norm(f"{ours}.feed_forward_post", f"{GROUP}/LayerNorm_1"),
+    ]
+
+
+def _rows(config: ModelConfig) -> list[Row]:
+    if config.main.shared_layers:
+        layers = _layer("encoder.blocks.0")
+    else:
+        copies = zip(*[_layer(f"encoder.blocks.{i}") for i in range(config.main.depth)], strict=True)
+        layers = [replace(same[0], ours=tuple(r.ours[0] for r in same), how=f"copy_{same[0].how}") for same in copies]
+    return [
+        *google_embedding("encoder", "bert/embeddings", "bert/encoder/embedding_hidden_mapping_in"),
+        *layers,
+        *google_heads(),
+    ]
+
+
+def _huggingface_config(data: Config) -> ModelConfig:
+    _check(data)
+    eps = float(data.get("layer_norm_eps", 1e-12))
+    config = encoder_config(
+        data, family="albert", gelu="gelu_erf", shared_layers=True, norm_eps=eps, embedding_norm_eps=eps
+    )
+    # Its MLM norm takes torch's default eps, not layer_norm_eps (AlbertMLMHead of transformers).
+    return replace(config, head_norm_eps=1e-5 if data.get("head_norm_eps") is None else float(data["head_norm_eps"]))
+
+
+def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
+    data = huggingface_original("albert", "AlbertForPreTraining")(config)
+    return {"embedding_size": config.main.embedding_width, "num_hidden_groups": 1, "inner_group_num": 1} | data
+
+
+def _huggingface_rows(config: ModelConfig) -> list[Row]:
+    ours, theirs = "encoder.blocks.0", HUGGINGFACE_GROUP
+    return [
+        *huggingface_embedding("encoder", "albert.embeddings"),
+        *torch_pair("encoder.embedding.project", "albert.encoder.embedding_hidden_mapping_in"),
+        *[
+            r
+            for name in ("query", "key", "value")
+            for r in torch_pair(f"{ours}.attention.{name}", f"{theirs}.attention.{name}")
+        ],
+        *torch_pair(f"{ours}.attention.output", f"{theirs}.attention.dense"),
+        *torch_pair(f"{ours}.attention_post", f"{theirs}.attention.LayerNorm"),
+        *torch_pair(f"{ours}.feed_forward.input", f"{theirs}.ffn"),
+        *torch_pair(f"{ours}.feed_forward.output", f"{theirs}.ffn_output"),
+        *torch_pair(f"{ours}.feed_forward_post", f"{theirs}.full_layer_layer_norm"),
+        *torch_pair("pooler.dense", "albert.pooler"),
+        *torch_pair("pooler.nsp", "sop_classifier.classifier"),
+        *torch_pair("output.dense", "predictions.dense"),
+        *torch_pair("output.norm", "predictions.LayerNorm"),
+        row("output.bias", "predictions.bias"),
+    ]
+
+
+_SIZES = Sizes(
+    token="bert/embeddings/word_embeddings",
+    position="bert/embeddings/position_embeddings",
+    segment="bert/embeddings/token_type_embeddings",
+    layer="bert/encoder/transformer/group_{}/",
+    query=f"{GROUP}/attention_1/self/query/kernel",
+    feed_forward=f"{GROUP}/ffn_1/intermediate/dense/kernel",
+)
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    return write_transformer(config, gelu="gelu_tanh") | {"num_hidden_groups": 1, "inner_group_num": 1}
+
+
+ALBERT = Family(
+    "albert",
+    tensorflow=Names(
+        config=lambda data: _config(data, shared=True),
+        original=_write,
+        rows=_rows,
+        sizes=_SIZES,
+        heads=HEADS,
+        dropped=TRAINING,
+    ),
+    huggingface=Names(
+        config=_huggingface_config,
+        original=_huggingface_original,
+        rows=_huggingface_rows,
+        sizes=Sizes(
+            token="albert.embeddings.word_embeddings.weight",
+            position="albert.embeddings.position_embeddings.weight",
+            segment="albert.embeddings.token_type_embeddings.weight",
+            layer="albert.encoder.albert_layer_groups.{}.",
+            query=f"{HUGGINGFACE_GROUP}.attention.query.weight",
+            feed_forward=f"{HUGGINGFACE_GROUP}.ffn.weight",
+            columns=False,
+        ),
+        heads={"pool": "albert.pooler.weight", "nsp": "sop_classifier.classifier.weight", "mlm": "predictions.bias"},
+        dropped=HUGGINGFACE_DROPPED | {r"^predictions\.decoder\.(weight|bias)$": "the same tensor as the embedding"},
+        model_type="albert",
+        prefix="albert.",
+    ),
+)
+ALBERT_UNSHARED = Family(
+    "albert_unshared",
+    tensorflow=Names(
+        config=lambda data: _config(data, shared=False),
+        original=_write,
+        rows=_rows,
+        sizes=_SIZES,
+        heads=HEADS,
+        dropped=TRAINING,
+    ),
+)

@@ -1,0 +1,218 @@
+"""BERT (google-research/bert): gelu by tanh, norms with eps 1e-12; also every RoBERTa in its names.
+
+Its kin (NEZHA, RoFormer, ALBERT, ELECTRA, GPT) build on the functions here.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from hanmo.config import ModelConfig
+from hanmo.errors import ConfigError
+from hanmo.families.family import (
+    TRAINING,
+    Config,
+    Family,
+    Names,
+    Row,
+    Sizes,
+    activation,
+    dense,
+    norm,
+    read,
+    row,
+    torch_pair,
+    transformer,
+    write_transformer,
+)
+
+HEADS = {
+    "pool": "bert/pooler/dense/kernel",
+    "nsp": "cls/seq_relationship/output_weights",
+    "mlm": "cls/predictions/output_bias",
+}
+HUGGINGFACE_DROPPED = {
+    r"(^|.*\.)position_ids$": "the numbers 0, 1, 2, …",
+    r"^cls\.predictions\.decoder\.(weight|bias)$": "the same tensor as the embedding and cls.predictions.bias",
+}
+
+
+def encoder_config(data: Config, *, family: str, gelu: str, **changes: Any) -> ModelConfig:
+    """Read a BERT-like encoder with every head its checkpoints may have."""
+    return ModelConfig(
+        family=family,
+        vocab=read(data, "vocab_size", int),
+        encoder=transformer(data, gelu=gelu, **changes),
+        output="mlm",
+        pool="tanh",
+        nsp=True,
+        head_activation=activation(data, gelu),
+        initializer=float(data.get("initializer_range", 0.02)),
+    )
+
+
+def google_embedding(ours: str, theirs: str, project: str) -> list[Row]:
+    """Make the rows of token, segment, position embeddings, their norm and the mapping to the width."""
+    return [
+        row("token.weight", f"{theirs}/word_embeddings"),
+        row(f"{ours}.embedding.position.weight", f"{theirs}/position_embeddings"),
+        row(f"{ours}.embedding.segment.weight", f"{theirs}/token_type_embeddings"),
+        *norm(f"{ours}.embedding.norm", f"{theirs}/LayerNorm"),
+        *dense(f"{ours}.embedding.project", project),
+    ]
+
+
+def google_layer(ours: str, theirs: str) -> list[Row]:
+    """Make the rows of one post-norm block in Google's names."""
+    return [
+        *[
+            r
+            for name in ("query", "key", "value")
+            for r in dense(f"{ours}.attention.{name}", f"{theirs}/attention/self/{name}")
+        ],
+        *dense(f"{ours}.attention.output", f"{theirs}/attention/output/dense"),
+        *norm(f"{ours}.attention_post", f"{theirs}/attention/output/LayerNorm"),
+        *dense(f"{ours}.feed_forward.input", f"{theirs}/intermediate/dense"),
+        *dense(f"{ours}.feed_forward.output", f"{theirs}/output/dense"),
+        *norm(f"{ours}.feed_forward_post", f"{theirs}/output/LayerNorm"),
+    ]
+
+
+def google_heads() -> list[Row]:
+    """Make the rows of pooler, NSP and MLM heads; NSP's weights are stored [2, width]."""
+    return [
+        *dense("pooler.dense", "bert/pooler/dense"),
+        row("pooler.nsp.weight", "cls/seq_relationship/output_weights"),
+        row("pooler.nsp.bias", "cls/seq_relationship/output_bias"),
+        *dense("output.dense", "cls/predictions/transform/dense"),
+        *norm("output.norm", "cls/predictions/transform/LayerNorm"),
+        row("output.bias", "cls/predictions/output_bias"),
+    ]
+
+
+def rows(config: ModelConfig) -> list[Row]:
+    """Make the table of a BERT in Google's names."""
+    return [
+        *google_embedding("encoder", "bert/embeddings", "bert/encoder/embedding_hidden_mapping_in"),
+        *[r for i in range(config.main.depth) for r in google_layer(f"encoder.blocks.{i}", f"bert/encoder/layer_{i}")],
+        *google_heads(),
+    ]
+
+
+def huggingface_layer(ours: str, theirs: str) -> list[Row]:
+    """Make the rows of one post-norm block in Hugging Face's names."""
+    return [
+        *[
+            r
+            for name in ("query", "key", "value")
+            for r in torch_pair(f"{ours}.attention.{name}", f"{theirs}.attention.self.{name}")
+        ],
+        *torch_pair(f"{ours}.attention.output", f"{theirs}.attention.output.dense"),
+        *torch_pair(f"{ours}.attention_post", f"{theirs}.attention.output.LayerNorm"),
+        *torch_pair(f"{ours}.feed_forward.input", f"{theirs}.intermediate.dense"),
+        *torch_pair(f"{ours}.feed_forward.output", f"{theirs}.output.dense"),
+        *torch_pair(f"{ours}.feed_forward_post", f"{theirs}.output.LayerNorm"),
+    ]
+
+
+def huggingface_embedding(ours: str, theirs: str) -> list[Row]:
+    """Make the rows of the embeddings in Hugging Face's names."""
+    return [
+        row("token.weight", f"{theirs}.word_embeddings.weight"),
+        row(f"{ours}.embedding.position.weight", f"{theirs}.position_embeddings.weight"),
+        row(f"{ours}.embedding.segment.weight", f"{theirs}.token_type_embeddings.weight"),
+        *torch_pair(f"{ours}.embedding.norm", f"{theirs}.LayerNorm"),
+    ]
+
+
+def huggingface_mlm() -> list[Row]:
+    """Make the rows of the MLM head in Hugging Face's names."""
+    return [
+        *torch_pair("output.dense", "cls.predictions.transform.dense"),
+        *torch_pair("output.norm", "cls.predictions.transform.LayerNorm"),
+        row("output.bias", "cls.predictions.bias"),
+    ]
+
+
+def huggingface_rows(config: ModelConfig) -> list[Row]:
+    """Make the table of a BERT in Hugging Face's names."""
+    return [
+        *huggingface_embedding("encoder", "bert.embeddings"),
+        *[
+            r
+            for i in range(config.main.depth)
+            for r in huggingface_layer(f"encoder.blocks.{i}", f"bert.encoder.layer.{i}")
+        ],
+        *torch_pair("pooler.dense", "bert.pooler.dense"),
+        *torch_pair("pooler.nsp", "cls.seq_relationship"),
+        *huggingface_mlm(),
+    ]
+
+
+def huggingface_config(data: Config) -> ModelConfig:
+    """Read Hugging Face's config.json of a BERT."""
+    kind = data.get("position_embedding_type", "absolute")
+    if kind != "absolute":
+        raise ConfigError(f"position_embedding_type is {kind!r} in config.json; Hanmo reads 'absolute' ones")
+    eps = float(data.get("layer_norm_eps", 1e-12))
+    config = encoder_config(data, family="bert", gelu="gelu_erf", norm_eps=eps, embedding_norm_eps=eps)
+    return replace(config, head_norm_eps=eps)
+
+
+def huggingface_original(model_type: str, architecture: str) -> Callable[[ModelConfig], dict[str, Any]]:
+    """Make the writer of a BERT-like config.json for Hugging Face."""
+
+    def write(config: ModelConfig) -> dict[str, Any]:
+        stack = config.main
+        data = write_transformer(config, gelu="gelu_erf")
+        data["hidden_act"] = {"gelu_erf": "gelu", "gelu_tanh": "gelu_new"}.get(stack.activation, stack.activation)
+        return data | {
+            "model_type": model_type,
+            "architectures": [architecture],
+            "layer_norm_eps": stack.norm_eps,
+            "pad_token_id": 0,
+        }
+
+    return write
+
+
+BERT = Family(
+    "bert",
+    tensorflow=Names(
+        config=lambda data: encoder_config(data, family="bert", gelu="gelu_tanh"),
+        original=lambda config: write_transformer(config, gelu="gelu_tanh"),
+        rows=rows,
+        sizes=Sizes(
+            token="bert/embeddings/word_embeddings",
+            position="bert/embeddings/position_embeddings",
+            segment="bert/embeddings/token_type_embeddings",
+            layer="bert/encoder/layer_{}/",
+            query="bert/encoder/layer_0/attention/self/query/kernel",
+            feed_forward="bert/encoder/layer_0/intermediate/dense/kernel",
+        ),
+        heads=HEADS,
+        dropped=TRAINING,
+    ),
+    huggingface=Names(
+        config=huggingface_config,
+        original=huggingface_original("bert", "BertForPreTraining"),
+        rows=huggingface_rows,
+        sizes=Sizes(
+            token="bert.embeddings.word_embeddings.weight",
+            position="bert.embeddings.position_embeddings.weight",
+            segment="bert.embeddings.token_type_embeddings.weight",
+            layer="bert.encoder.layer.{}.",
+            query="bert.encoder.layer.0.attention.self.query.weight",
+            feed_forward="bert.encoder.layer.0.intermediate.dense.weight",
+            columns=False,
+        ),
+        heads={
+            "pool": "bert.pooler.dense.weight",
+            "nsp": "cls.seq_relationship.weight",
+            "mlm": "cls.predictions.bias",
+        },
+        dropped=HUGGINGFACE_DROPPED,
+        model_type="bert",
+        prefix="bert.",
+    ),
+)

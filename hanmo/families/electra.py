@@ -1,0 +1,112 @@
+"""ELECTRA's discriminator (google-research/electra): exact gelu, norms with eps 1e-12, a logit a token.
+
+A released checkpoint also holds the small generator that made the replaced tokens; it is no part of the model.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from hanmo.config import ModelConfig
+from hanmo.families.bert import (
+    HUGGINGFACE_DROPPED,
+    encoder_config,
+    google_embedding,
+    google_layer,
+    huggingface_embedding,
+    huggingface_layer,
+    huggingface_original,
+)
+from hanmo.families.family import (
+    TRAINING,
+    Config,
+    Family,
+    Names,
+    Row,
+    Sizes,
+    dense,
+    torch_pair,
+    write_transformer,
+)
+
+
+def _heads(config: ModelConfig) -> ModelConfig:
+    return replace(config, output="none", pool="none", nsp=False, discriminator=True)
+
+
+def _config(data: Config) -> ModelConfig:
+    return _heads(encoder_config(data, family="electra", gelu="gelu_erf"))
+
+
+def _rows(config: ModelConfig) -> list[Row]:
+    return [
+        *google_embedding("encoder", "electra/embeddings", "electra/embeddings_project"),
+        *[
+            r
+            for i in range(config.main.depth)
+            for r in google_layer(f"encoder.blocks.{i}", f"electra/encoder/layer_{i}")
+        ],
+        *dense("discriminator.dense", "discriminator_predictions/dense"),
+        *dense("discriminator.output", "discriminator_predictions/dense_1"),
+    ]
+
+
+def _huggingface_config(data: Config) -> ModelConfig:
+    eps = float(data.get("layer_norm_eps", 1e-12))
+    return _heads(encoder_config(data, family="electra", gelu="gelu_erf", norm_eps=eps, embedding_norm_eps=eps))
+
+
+def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
+    data = huggingface_original("electra", "ElectraForPreTraining")(config)
+    return {"embedding_size": config.main.embedding_width} | data
+
+
+def _huggingface_rows(config: ModelConfig) -> list[Row]:
+    return [
+        *huggingface_embedding("encoder", "electra.embeddings"),
+        *torch_pair("encoder.embedding.project", "electra.embeddings_project"),
+        *[
+            r
+            for i in range(config.main.depth)
+            for r in huggingface_layer(f"encoder.blocks.{i}", f"electra.encoder.layer.{i}")
+        ],
+        *torch_pair("discriminator.dense", "discriminator_predictions.dense"),
+        *torch_pair("discriminator.output", "discriminator_predictions.dense_prediction"),
+    ]
+
+
+ELECTRA = Family(
+    "electra",
+    tensorflow=Names(
+        config=_config,
+        original=lambda config: write_transformer(config, gelu="gelu_erf"),
+        rows=_rows,
+        sizes=Sizes(
+            token="electra/embeddings/word_embeddings",
+            position="electra/embeddings/position_embeddings",
+            segment="electra/embeddings/token_type_embeddings",
+            layer="electra/encoder/layer_{}/",
+            query="electra/encoder/layer_0/attention/self/query/kernel",
+            feed_forward="electra/encoder/layer_0/intermediate/dense/kernel",
+        ),
+        heads={"discriminator": "discriminator_predictions/dense/kernel"},
+        dropped=TRAINING | {r"^generator(_predictions)?/": "the generator, which only training needs"},
+    ),
+    huggingface=Names(
+        config=_huggingface_config,
+        original=_huggingface_original,
+        rows=_huggingface_rows,
+        sizes=Sizes(
+            token="electra.embeddings.word_embeddings.weight",
+            position="electra.embeddings.position_embeddings.weight",
+            segment="electra.embeddings.token_type_embeddings.weight",
+            layer="electra.encoder.layer.{}.",
+            query="electra.encoder.layer.0.attention.self.query.weight",
+            feed_forward="electra.encoder.layer.0.intermediate.dense.weight",
+            columns=False,
+        ),
+        heads={"discriminator": "discriminator_predictions.dense.weight"},
+        dropped=HUGGINGFACE_DROPPED,
+        model_type="electra",
+        prefix="electra.",
+    ),
+)

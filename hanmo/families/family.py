@@ -1,0 +1,199 @@
+"""What a family is: how its config.json reads, what its variables are called, what tells it apart. Data only."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hanmo.config import ModelConfig, StackConfig, Sublayer
+from hanmo.errors import ConfigError
+
+Config = Mapping[str, Any]
+
+POST_NORM = (Sublayer("attention", post=True), Sublayer("feed_forward", post=True))
+PRE_NORM = (Sublayer("attention", pre=True), Sublayer("feed_forward", pre=True))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table of names: our parameters, a foreign tensor, and how one becomes the other.
+
+    how: a name of `hanmo.weights.table.HOW`; "same", "transpose", … each with its inverse.
+    """
+
+    ours: tuple[str, ...]
+    theirs: str
+    how: str = "same"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Which foreign tensors tell a network's sizes where no config.json does; kernels lie as told by `columns`.
+
+    layer: a name with {} for the block's number.   columns: True where kernels are [in, out].
+    """
+
+    token: str
+    layer: str
+    query: str
+    feed_forward: str
+    position: str = ""
+    segment: str = ""
+    columns: bool = True
+
+
+@dataclass(frozen=True)
+class Names:
+    """One format of a family's checkpoints.
+
+    config: reads that format's config.json.   original: writes it.   rows: every tensor a model may have, all heads
+    included.   heads: our field of ModelConfig → the foreign tensor whose presence turns it on.
+    dropped: regular expression of foreign names → why they are not needed.
+    model_type: what a Hugging Face config.json calls it.   prefix: what names lack where the bare network was saved.
+    """
+
+    config: Callable[[Config], ModelConfig]
+    original: Callable[[ModelConfig], dict[str, Any]]
+    rows: Callable[[ModelConfig], list[Row]]
+    sizes: Sizes
+    heads: Mapping[str, str] = field(default_factory=dict)
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    model_type: str = ""
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of network, in TensorFlow's names and, where there is one, Hugging Face's."""
+
+    name: str
+    tensorflow: Names | None = None
+    huggingface: Names | None = None
+
+
+# What training left in a checkpoint; no network needs it.
+TRAINING = {
+    r".*/adam_[mv]$": "Adam's state",
+    r".*/adafactor_(vr|vc|v|m)$": "AdaFactor's state",
+    r".*_slot_v[rc]?$": "AdaFactor's state (mesh-TensorFlow)",
+    r"^global_step$": "the training step",
+    r"^(beta[12]_power|.*/Adam(_1)?|.*/(lamb|LAMB)_[mv])$": "the optimizer's state",
+    r"^(bad_steps|good_steps|loss_scale)$": "the loss scale of mixed-precision training",
+    r"^_CHECKPOINTABLE_OBJECT_GRAPH$": "TensorFlow's object graph",
+}
+
+
+def row(ours: str, theirs: str, how: str = "same") -> Row:
+    """Make a row of one parameter."""
+    return Row((ours,), theirs, how)
+
+
+def dense(ours: str, theirs: str, how: str = "transpose") -> list[Row]:
+    """Make the rows of a dense layer in TensorFlow's names: kernel [in, out] and bias."""
+    return [row(f"{ours}.weight", f"{theirs}/kernel", how), row(f"{ours}.bias", f"{theirs}/bias")]
+
+
+def norm(ours: str, theirs: str) -> list[Row]:
+    """Make the rows of a layer norm in TensorFlow's names: gamma and beta."""
+    return [row(f"{ours}.weight", f"{theirs}/gamma"), row(f"{ours}.bias", f"{theirs}/beta")]
+
+
+def torch_pair(ours: str, theirs: str, how: str = "same") -> list[Row]:
+    """Make the rows of a layer in torch's names: weight and bias."""
+    return [row(f"{ours}.weight", f"{theirs}.weight", how), row(f"{ours}.bias", f"{theirs}.bias")]
+
+
+def read(config: Config, key: str, kind: type, default: Any = None) -> Any:
+    """Take a value of a foreign config.json; raises ConfigError if it is missing or of another type."""
+    value = config.get(key, default)
+    if value is None:
+        raise ConfigError(f"{key} is missing in config.json; expected {kind.__name__}")
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"{key} is {value!r} in config.json; expected {kind.__name__}")
+    return value
+
+
+def head_sizes(config: Config, width: int, heads: int) -> dict[str, int]:
+    """Read head_dim and key_dim; raises ConfigError if the width does not divide and no size is given."""
+    head_dim = config.get("attention_head_size")
+    if head_dim is None:
+        if heads < 1 or width % heads:
+            raise ConfigError(
+                f"hidden_size is {width}, num_attention_heads is {heads}; expected heads that divide the width, "
+                f"or attention_head_size beside them in config.json"
+            )
+        head_dim = width // heads
+    return {"head_dim": head_dim, "key_dim": config.get("attention_key_size") or head_dim}
+
+
+def transformer(config: Config, *, gelu: str, **changes: Any) -> StackConfig:
+    """Read a stack from the field names that Google's BERT began and most followed.
+
+    gelu: what this family's code means by hidden_act "gelu".   changes: fields of StackConfig that the family fixes.
+    """
+    width, heads = read(config, "hidden_size", int), read(config, "num_attention_heads", int)
+    values: dict[str, Any] = {
+        "depth": read(config, "num_hidden_layers", int),
+        "width": width,
+        "heads": heads,
+        **head_sizes(config, width, heads),
+        "feed_forward": read(config, "intermediate_size", int),
+        "order": POST_NORM,
+        "positions": config.get("max_position_embeddings", 512),
+        "segments": config.get("type_vocab_size", 2),
+        "shared_segments": bool(config.get("shared_segment_embeddings", False)),
+        "embedding_width": config.get("embedding_size") or width,
+        "activation": activation(config, gelu),
+        "dropout": float(config.get("hidden_dropout_prob") or 0),
+        "attention_dropout": float(config.get("attention_probs_dropout_prob") or 0),
+    }
+    return StackConfig(**values | changes)
+
+
+def activation(config: Config, gelu: str, key: str = "hidden_act") -> str:
+    """Read an activation's name; "gelu" means what `gelu` says."""
+    name = config.get(key) or "gelu"
+    known = {
+        "gelu": gelu,
+        "gelu_erf": "gelu_erf",
+        "gelu_new": "gelu_tanh",
+        "gelu_tanh": "gelu_tanh",
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "gelu_fast": "gelu_tanh",
+        "relu": "relu",
+        "silu": "silu",
+        "swish": "silu",
+        "tanh": "tanh",
+        "linear": "linear",
+    }
+    if name not in known:
+        raise ConfigError(f"{key} is {name!r} in config.json; known are {', '.join(known)}")
+    return known[name]
+
+
+def write_transformer(config: ModelConfig, *, gelu: str) -> dict[str, Any]:
+    """Write what `transformer` reads."""
+    stack = config.main
+    data: dict[str, Any] = {
+        "vocab_size": config.vocab,
+        "hidden_size": stack.width,
+        "num_hidden_layers": stack.depth,
+        "num_attention_heads": stack.heads,
+        "intermediate_size": stack.feed_forward,
+        "hidden_act": "gelu" if stack.activation == gelu else stack.activation,
+        "hidden_dropout_prob": stack.dropout,
+        "attention_probs_dropout_prob": stack.attention_dropout,
+        "max_position_embeddings": stack.positions or 512,
+        "type_vocab_size": stack.segments,
+        "initializer_range": config.initializer,
+    }
+    if stack.embedding_width != stack.width:
+        data["embedding_size"] = stack.embedding_width
+    if stack.head_dim * stack.heads != stack.width:
+        data["attention_head_size"] = stack.head_dim
+    if stack.key_dim != stack.head_dim:
+        data["attention_key_size"] = stack.key_dim
+    if stack.shared_segments:
+        data["shared_segment_embeddings"] = True
+    return data

@@ -1,0 +1,224 @@
+"""GPT-2: pre-norm and a norm at the end; gelu by tanh, eps 1e-5 (openai/gpt-2, TsinghuaAI/CPM-Generate).
+
+Two layouts in TensorFlow: "gpt2" as CPM was converted, BERT-like; "gpt2_openai" as OpenAI published, with kernels
+[1, in, out].
+"""
+
+from typing import Any
+
+from hanmo.config import ModelConfig, StackConfig
+from hanmo.errors import ConfigError
+from hanmo.families.family import (
+    PRE_NORM,
+    TRAINING,
+    Config,
+    Family,
+    Names,
+    Row,
+    Sizes,
+    activation,
+    dense,
+    norm,
+    read,
+    row,
+    torch_pair,
+    transformer,
+    write_transformer,
+)
+from hanmo.families.gpt import gpt_sizes
+
+_FIXED: dict[str, Any] = {
+    "mask": "causal",
+    "order": PRE_NORM,
+    "segments": 0,
+    "embedding_norm": False,
+    "final_norm": True,
+    "norm_eps": 1e-5,
+}
+
+
+def _config(data: Config) -> ModelConfig:
+    stack = transformer(data, gelu="gelu_tanh", **_FIXED)
+    return ModelConfig(family="gpt2", vocab=read(data, "vocab_size", int), decoder=stack, output="lm")
+
+
+def _rows(config: ModelConfig) -> list[Row]:
+    rows = [
+        row("token.weight", "gpt/embeddings/word_embeddings"),
+        row("decoder.embedding.position.weight", "gpt/embeddings/position_embeddings"),
+        *norm("decoder.norm", "gpt/output/LayerNorm"),
+    ]
+    for i in range(config.main.depth):
+        ours, theirs = f"decoder.blocks.{i}", f"gpt/transformer/layer_{i}"
+        rows += [
+            *norm(f"{ours}.attention_pre", f"{theirs}/attention/input/LayerNorm"),
+            *[
+                r
+                for name in ("query", "key", "value")
+                for r in dense(f"{ours}.attention.{name}", f"{theirs}/attention/self/{name}")
+            ],
+            *dense(f"{ours}.attention.output", f"{theirs}/attention/output/dense"),
+            *norm(f"{ours}.feed_forward_pre", f"{theirs}/input/LayerNorm"),
+            *dense(f"{ours}.feed_forward.input", f"{theirs}/intermediate/dense"),
+            *dense(f"{ours}.feed_forward.output", f"{theirs}/output/dense"),
+        ]
+    return rows
+
+
+def _openai_config(data: Config, *, family: str = "gpt2_openai") -> ModelConfig:
+    """Read hparams.json (n_embd …), which Hugging Face's config.json of a GPT-2 holds too."""
+    width, heads = read(data, "n_embd", int), read(data, "n_head", int)
+    if heads < 1 or width % heads:
+        raise ConfigError(f"n_embd is {width}, n_head is {heads} in config.json; expected heads that divide the width")
+    for key, value in (("scale_attn_by_inverse_layer_idx", False), ("scale_attn_weights", True)):
+        if data.get(key, value) != value:
+            raise ConfigError(f"{key} is {data[key]!r} in config.json; Hanmo reads GPT-2 with {value}")
+    eps = float(data.get("layer_norm_epsilon", 1e-5))
+    stack = StackConfig(
+        depth=read(data, "n_layer", int),
+        width=width,
+        heads=heads,
+        head_dim=width // heads,
+        key_dim=width // heads,
+        feed_forward=data.get("n_inner") or 4 * width,
+        positions=data.get("n_positions") or read(data, "n_ctx", int),
+        embedding_width=width,
+        activation=activation({"hidden_act": "gelu_new"} | dict(data), "gelu_erf", "activation_function")
+        if data.get("activation_function")
+        else "gelu_tanh",
+        dropout=float(data.get("resid_pdrop", 0.0)),
+        attention_dropout=float(data.get("attn_pdrop", 0.0)),
+        **_FIXED | {"norm_eps": eps},
+    )
+    vocab = data.get("vocab_size") or read(data, "n_vocab", int)
+    return ModelConfig(
+        family=family, vocab=vocab, decoder=stack, output="lm", tied=data.get("tie_word_embeddings", True)
+    )
+
+
+def _openai_original(config: ModelConfig) -> dict[str, Any]:
+    stack = config.main
+    return {
+        "n_vocab": config.vocab,
+        "n_ctx": stack.positions,
+        "n_embd": stack.width,
+        "n_head": stack.heads,
+        "n_layer": stack.depth,
+    }
+
+
+def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
+    stack = config.main
+    data = _openai_original(config)
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": data.pop("n_vocab"),
+        "n_positions": stack.positions,
+        **data,
+        "n_inner": stack.feed_forward,
+        "activation_function": {"gelu_tanh": "gelu_new", "gelu_erf": "gelu"}.get(stack.activation, stack.activation),
+        "layer_norm_epsilon": stack.norm_eps,
+        "resid_pdrop": stack.dropout,
+        "embd_pdrop": stack.dropout,
+        "attn_pdrop": stack.attention_dropout,
+        "tie_word_embeddings": config.tied,
+    }
+
+
+def _openai_rows(config: ModelConfig) -> list[Row]:
+    rows = [row("token.weight", "model/wte"), row("decoder.embedding.position.weight", "model/wpe")]
+    rows += [row("decoder.norm.weight", "model/ln_f/g"), row("decoder.norm.bias", "model/ln_f/b")]
+    for i in range(config.main.depth):
+        ours, theirs = f"decoder.blocks.{i}", f"model/h{i}"
+        rows += _fused(f"{ours}.attention", f"{theirs}/attn/c_attn", "/w", "/b", "split_convolution")
+        for name, other in (
+            ("attention.output", "attn/c_proj"),
+            ("feed_forward.input", "mlp/c_fc"),
+            ("feed_forward.output", "mlp/c_proj"),
+        ):
+            rows += [
+                row(f"{ours}.{name}.weight", f"{theirs}/{other}/w", "convolution"),
+                row(f"{ours}.{name}.bias", f"{theirs}/{other}/b"),
+            ]
+        for name, other in (("attention_pre", "ln_1"), ("feed_forward_pre", "ln_2")):
+            rows += [
+                row(f"{ours}.{name}.weight", f"{theirs}/{other}/g"),
+                row(f"{ours}.{name}.bias", f"{theirs}/{other}/b"),
+            ]
+    return rows
+
+
+def _fused(ours: str, theirs: str, weight: str, bias: str, how: str) -> list[Row]:
+    names = ("query", "key", "value")
+    return [
+        Row(tuple(f"{ours}.{name}.weight" for name in names), theirs + weight, how),
+        Row(tuple(f"{ours}.{name}.bias" for name in names), theirs + bias, "split"),
+    ]
+
+
+def _huggingface_rows(config: ModelConfig) -> list[Row]:
+    rows = [
+        row("token.weight", "transformer.wte.weight"),
+        row("decoder.embedding.position.weight", "transformer.wpe.weight"),
+        *torch_pair("decoder.norm", "transformer.ln_f"),
+    ]
+    if not config.tied:
+        rows.append(row("output.weight", "lm_head.weight"))
+    for i in range(config.main.depth):
+        ours, theirs = f"decoder.blocks.{i}", f"transformer.h.{i}"
+        rows += [
+            *_fused(f"{ours}.attention", f"{theirs}.attn.c_attn", ".weight", ".bias", "split_transpose"),
+            *torch_pair(f"{ours}.attention.output", f"{theirs}.attn.c_proj", "transpose"),
+            *torch_pair(f"{ours}.feed_forward.input", f"{theirs}.mlp.c_fc", "transpose"),
+            *torch_pair(f"{ours}.feed_forward.output", f"{theirs}.mlp.c_proj", "transpose"),
+            *torch_pair(f"{ours}.attention_pre", f"{theirs}.ln_1"),
+            *torch_pair(f"{ours}.feed_forward_pre", f"{theirs}.ln_2"),
+        ]
+    return rows
+
+
+GPT2 = Family(
+    "gpt2",
+    tensorflow=Names(
+        config=_config,
+        original=lambda config: write_transformer(config, gelu="gelu_tanh"),
+        rows=_rows,
+        sizes=gpt_sizes(),
+        dropped=TRAINING,
+    ),
+    huggingface=Names(
+        config=lambda data: _openai_config(data, family="gpt2"),
+        original=_huggingface_original,
+        rows=_huggingface_rows,
+        sizes=Sizes(
+            token="transformer.wte.weight",
+            position="transformer.wpe.weight",
+            layer="transformer.h.{}.",
+            query="transformer.h.0.attn.c_proj.weight",
+            feed_forward="transformer.h.0.mlp.c_fc.weight",
+        ),
+        dropped={
+            r"^(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)$": "the causal mask",
+            r"^lm_head\.weight$": "the same tensor as the embedding",
+        },
+        model_type="gpt2",
+        prefix="transformer.",
+    ),
+)
+GPT2_OPENAI = Family(
+    "gpt2_openai",
+    tensorflow=Names(
+        config=_openai_config,
+        original=_openai_original,
+        rows=_openai_rows,
+        sizes=Sizes(
+            token="model/wte",
+            position="model/wpe",
+            layer="model/h{}/",
+            query="model/h0/attn/c_proj/w",
+            feed_forward="model/h0/mlp/c_fc/w",
+        ),
+        dropped=TRAINING,
+    ),
+)

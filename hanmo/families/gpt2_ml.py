@@ -1,0 +1,84 @@
+"""GPT2_ML (imcaspar/gpt2-ml, after Grover): `h = x + attention(x)`, `out = LN1(h + feed_forward(LN0(h)))`.
+
+A norm after the embeddings, none at the end; exact gelu, eps 1e-5; the output is the token embedding, without bias.
+The original applies no attention dropout, whatever its config says.
+"""
+
+from hanmo.config import ModelConfig, Sublayer
+from hanmo.families.family import (
+    TRAINING,
+    Config,
+    Family,
+    Names,
+    Row,
+    Sizes,
+    dense,
+    norm,
+    read,
+    row,
+    transformer,
+    write_transformer,
+)
+
+ORDER = (Sublayer("attention"), Sublayer("feed_forward", pre=True, post=True))
+
+
+def _config(data: Config) -> ModelConfig:
+    stack = transformer(
+        data,
+        gelu="gelu_erf",
+        mask="causal",
+        order=ORDER,
+        segments=0,
+        norm_eps=1e-5,
+        embedding_norm_eps=1e-5,
+        attention_dropout=0.0,
+    )
+    return ModelConfig(
+        family="gpt2_ml",
+        vocab=read(data, "vocab_size", int),
+        decoder=stack,
+        output="lm",
+        initializer=float(data.get("initializer_range", 0.02)),
+    )
+
+
+def _rows(config: ModelConfig) -> list[Row]:
+    rows = [
+        row("token.weight", "newslm/embeddings/word_embed"),
+        row("decoder.embedding.position.weight", "newslm/embeddings/pos_embed"),
+        *norm("decoder.embedding.norm", "newslm/embeddings/LayerNorm_embed_norm"),
+    ]
+    for i in range(config.main.depth):
+        ours, theirs = f"decoder.blocks.{i}", f"newslm/layer{i:02d}"
+        rows += [
+            *[
+                r
+                for name in ("query", "key", "value")
+                for r in dense(f"{ours}.attention.{name}", f"{theirs}/{name}_layer")
+            ],
+            *dense(f"{ours}.attention.output", f"{theirs}/context_projection_layer"),
+            *norm(f"{ours}.feed_forward_pre", f"{theirs}/LayerNorm_mlp_ln0"),
+            *dense(f"{ours}.feed_forward.input", f"{theirs}/intermediate"),
+            *dense(f"{ours}.feed_forward.output", f"{theirs}/output"),
+            *norm(f"{ours}.feed_forward_post", f"{theirs}/LayerNorm_mlp_ln1"),
+        ]
+    return rows
+
+
+GPT2_ML = Family(
+    "gpt2_ml",
+    tensorflow=Names(
+        config=_config,
+        original=lambda config: write_transformer(config, gelu="gelu_erf"),
+        rows=_rows,
+        sizes=Sizes(
+            token="newslm/embeddings/word_embed",
+            position="newslm/embeddings/pos_embed",
+            layer="newslm/layer{:02d}/",
+            query="newslm/layer00/query_layer/kernel",
+            feed_forward="newslm/layer00/intermediate/kernel",
+        ),
+        dropped=TRAINING,
+    ),
+)

@@ -1,0 +1,142 @@
+"""RoFormer and RoFormerV2 (Zhuiyi): BERT with rotary positions; V2 without biases, its RMS norms without weights.
+
+Both were trained with bert4keras itself, so its numbers are the original's: exact gelu, eps 1e-7 in the blocks.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from hanmo.config import ModelConfig
+from hanmo.errors import ConfigError
+from hanmo.families.bert import (
+    BERT,
+    HEADS,
+    HUGGINGFACE_DROPPED,
+    encoder_config,
+    huggingface_embedding,
+    huggingface_layer,
+    huggingface_mlm,
+    huggingface_original,
+    rows,
+)
+from hanmo.families.family import (
+    TRAINING,
+    Config,
+    Family,
+    Names,
+    Row,
+    Sizes,
+    row,
+    torch_pair,
+    write_transformer,
+)
+
+
+def _config(data: Config) -> ModelConfig:
+    return encoder_config(data, family="roformer", gelu="gelu_erf", position="rotary", positions=None, norm_eps=1e-7)
+
+
+def _v2_config(data: Config) -> ModelConfig:
+    config = encoder_config(
+        data,
+        family="roformer_v2",
+        gelu="gelu_erf",
+        position="rotary",
+        positions=None,
+        norm="rms",
+        norm_eps=1e-7,
+        embedding_norm_eps=1e-7,
+        norm_scale=False,
+        norm_bias=False,
+        bias=False,
+    )
+    return replace(config, output="lm", pool="none", nsp=False)
+
+
+def _v2_rows(config: ModelConfig) -> list[Row]:
+    return [
+        *[
+            r
+            for r in rows(config)
+            if r.theirs.endswith(("kernel", "embeddings"))
+            and not r.ours[0].startswith("pooler")
+            and not r.theirs.startswith("cls/")
+        ],
+        row("output.project.weight", "cls/predictions/transform/dense/kernel", "transpose"),
+    ]
+
+
+def _huggingface_config(data: Config) -> ModelConfig:
+    if data.get("rotary_value", False):
+        raise ConfigError("rotary_value is true in config.json; Hanmo reads RoFormers that do not rotate values")
+    eps = float(data.get("layer_norm_eps", 1e-12))
+    config = encoder_config(
+        data,
+        family="roformer",
+        gelu="gelu_erf",
+        position="rotary",
+        positions=None,
+        norm_eps=eps,
+        embedding_norm_eps=eps,
+    )
+    return replace(config, head_norm_eps=eps, pool="none", nsp=False)
+
+
+def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
+    data = huggingface_original("roformer", "RoFormerForMaskedLM")(config)
+    return {"embedding_size": config.main.embedding_width, "rotary_value": False} | data
+
+
+def _huggingface_rows(config: ModelConfig) -> list[Row]:
+    return [
+        *[r for r in huggingface_embedding("encoder", "roformer.embeddings") if "position" not in r.theirs],
+        *torch_pair("encoder.embedding.project", "roformer.embeddings_project"),
+        *[
+            r
+            for i in range(config.main.depth)
+            for r in huggingface_layer(f"encoder.blocks.{i}", f"roformer.encoder.layer.{i}")
+        ],
+        *huggingface_mlm(),
+    ]
+
+
+assert BERT.tensorflow is not None
+_SIZES = BERT.tensorflow.sizes
+ROFORMER = Family(
+    "roformer",
+    tensorflow=Names(
+        config=_config,
+        original=lambda config: write_transformer(config, gelu="gelu_erf"),
+        rows=rows,
+        sizes=_SIZES,
+        heads=HEADS,
+        dropped=TRAINING,
+    ),
+    huggingface=Names(
+        config=_huggingface_config,
+        original=_huggingface_original,
+        rows=_huggingface_rows,
+        sizes=Sizes(
+            token="roformer.embeddings.word_embeddings.weight",
+            segment="roformer.embeddings.token_type_embeddings.weight",
+            layer="roformer.encoder.layer.{}.",
+            query="roformer.encoder.layer.0.attention.self.query.weight",
+            feed_forward="roformer.encoder.layer.0.intermediate.dense.weight",
+            columns=False,
+        ),
+        heads={"mlm": "cls.predictions.bias"},
+        dropped=HUGGINGFACE_DROPPED | {r"^roformer\.encoder\.embed_positions\.weight$": "a fixed sinusoidal table"},
+        model_type="roformer",
+        prefix="roformer.",
+    ),
+)
+ROFORMER_V2 = Family(
+    "roformer_v2",
+    tensorflow=Names(
+        config=_v2_config,
+        original=lambda config: write_transformer(config, gelu="gelu_erf"),
+        rows=_v2_rows,
+        sizes=_SIZES,
+        dropped=TRAINING,
+    ),
+)

@@ -1,0 +1,243 @@
+"""T5: 1.0 (relu, tied, scaled), 1.1 and mT5 (gated gelu by tanh, an output of its own, unscaled); RMS norms, eps 1e-6.
+
+No biases, no score scale, one table of relative positions a stack, kept in its first block. In mesh-TensorFlow's names
+every [in, out] is bare: `encoder/block_000/layer_000/SelfAttention/q`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from hanmo.config import ModelConfig, StackConfig, Sublayer
+from hanmo.errors import ConfigError
+from hanmo.families.family import TRAINING, Config, Family, Names, Row, Sizes, activation, head_sizes, read, row
+
+ENCODER = (Sublayer("attention", pre=True), Sublayer("feed_forward", pre=True))
+DECODER = (Sublayer("attention", pre=True), Sublayer("cross", pre=True), Sublayer("feed_forward", pre=True))
+QKVO = (("query", "q"), ("key", "k"), ("value", "v"), ("output", "o"))
+
+
+def _stack(sizes: dict[str, Any], *, decoder: bool, depth: int) -> StackConfig:
+    return StackConfig(
+        **sizes,
+        depth=depth,
+        order=DECODER if decoder else ENCODER,
+        mask="causal" if decoder else "full",
+        position="buckets",
+        embedding_norm=False,
+        final_norm=True,
+        norm="rms",
+        norm_eps=1e-6,
+        norm_bias=False,
+        bias=False,
+        score_scale=1.0,
+    )
+
+
+def _model(family: str, vocab: int, sizes: dict[str, Any], depths: tuple[int, int]) -> ModelConfig:
+    first = family == "t5.1.0"
+    return ModelConfig(
+        family=family,
+        vocab=vocab,
+        encoder=_stack(sizes, decoder=False, depth=depths[0]),
+        decoder=_stack(sizes, decoder=True, depth=depths[1]),
+        output="lm",
+        tied=first,
+        logit_scale=sizes["width"] ** -0.5 if first else 1.0,
+    )
+
+
+def _config(data: Config, *, family: str) -> ModelConfig:
+    """Read the BERT-like config.json that users write beside a T5 checkpoint."""
+    width, heads, depth = (read(data, key, int) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    act = data.get("hidden_act", "relu" if family == "t5.1.0" else ["gelu", "linear"])
+    gated = isinstance(act, list)
+    if gated and (len(act) != 2 or act[1] != "linear"):
+        raise ConfigError(f"hidden_act is {act!r} in config.json; expected a name, or a pair whose second is 'linear'")
+    sizes = {
+        "width": width,
+        "heads": heads,
+        **head_sizes(data, width, heads),
+        "feed_forward": read(data, "intermediate_size", int),
+        "embedding_width": width,
+        "gated": gated,
+        "activation": activation({"hidden_act": act[0] if gated else act}, "gelu_tanh"),
+        "dropout": float(data.get("hidden_dropout_prob") or 0),
+        "attention_dropout": float(data.get("attention_probs_dropout_prob") or 0),
+    }
+    return _model(family, read(data, "vocab_size", int), sizes, (depth, depth))
+
+
+def _original(config: ModelConfig) -> dict[str, Any]:
+    stack = config.main
+    act = {"gelu_tanh": "gelu"}.get(stack.activation, stack.activation)
+    return {
+        "vocab_size": config.vocab,
+        "hidden_size": stack.width,
+        "num_hidden_layers": stack.depth,
+        "num_attention_heads": stack.heads,
+        "attention_head_size": stack.head_dim,
+        "intermediate_size": stack.feed_forward,
+        "hidden_act": [act, "linear"] if stack.gated else act,
+        "hidden_dropout_prob": stack.dropout,
+        "attention_probs_dropout_prob": stack.attention_dropout,
+    }
+
+
+def _rows(config: ModelConfig, *, norm: str, family: str) -> list[Row]:
+    final = "rms_norm" if norm == "rms_norm" else "final_layer_norm"
+    rows = [row("token.weight", "shared/embedding")]
+    if family != "t5.1.0":
+        rows.append(row("output.weight", "decoder/logits/kernel", "transpose"))
+    for stack, name in ((config.encoder, "encoder"), (config.decoder, "decoder")):
+        if stack is None:
+            continue
+        first = f"{name}/block_000/layer_000/SelfAttention"
+        rows.append(row(f"{name}.relative.weight", f"{first}/relative_attention_bias"))
+        rows.append(row(f"{name}.norm.weight", f"{name}/{final}/scale"))
+        for i in range(stack.depth):
+            for j, sublayer in enumerate(stack.order):
+                ours, theirs = f"{name}.blocks.{i}.{sublayer.kind}", f"{name}/block_{i:03d}/layer_{j:03d}"
+                rows.append(row(f"{ours}_pre.weight", f"{theirs}/{norm}/scale"))
+                rows += _kernels(ours, theirs, sublayer.kind, stack.gated)
+    return rows
+
+
+def _kernels(ours: str, theirs: str, kind: str, gated: bool) -> list[Row]:
+    if kind != "feed_forward":
+        theirs = f"{theirs}/{'SelfAttention' if kind == 'attention' else 'EncDecAttention'}"
+        return [row(f"{ours}.{a}.weight", f"{theirs}/{b}", "transpose") for a, b in QKVO]
+    names = [("gate", "wi_0"), ("input", "wi_1")] if gated else [("input", "wi")]
+    return [
+        row(f"{ours}.{a}.weight", f"{theirs}/DenseReluDense/{b}/kernel", "transpose")
+        for a, b in [*names, ("output", "wo")]
+    ]
+
+
+def _huggingface_config(data: Config, *, family: str) -> ModelConfig:
+    gate = data.get("feed_forward_proj", "relu")
+    gated = gate.startswith("gated-")
+    name = gate.removeprefix("gated-")
+    sizes = {
+        "width": read(data, "d_model", int),
+        "heads": read(data, "num_heads", int),
+        "head_dim": read(data, "d_kv", int),
+        "key_dim": read(data, "d_kv", int),
+        "feed_forward": read(data, "d_ff", int),
+        "embedding_width": read(data, "d_model", int),
+        "buckets": data.get("relative_attention_num_buckets", 32),
+        "bucket_distance": data.get("relative_attention_max_distance", 128),
+        "gated": gated,
+        # transformers runs every "gated-gelu" as the tanh approximation.
+        "activation": activation({"hidden_act": name}, "gelu_tanh" if gated else "gelu_erf"),
+        "dropout": float(data.get("dropout_rate", 0.1)),
+        "attention_dropout": float(data.get("dropout_rate", 0.1)),
+    }
+    depth = read(data, "num_layers", int)
+    tied = data.get("tie_word_embeddings", True)
+    if family == "t5.1.0" and not tied:
+        family = "t5.1.1"
+    return _model(family, read(data, "vocab_size", int), sizes, (depth, data.get("num_decoder_layers") or depth))
+
+
+def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
+    stack, encoder = config.main, config.encoder or config.main
+    act = {"gelu_tanh": "gelu", "gelu_erf": "gelu"}.get(stack.activation, stack.activation)
+    mt5 = config.family == "mt5.1.1"
+    return {
+        "model_type": "mt5" if mt5 else "t5",
+        "architectures": ["MT5ForConditionalGeneration" if mt5 else "T5ForConditionalGeneration"],
+        "vocab_size": config.vocab,
+        "d_model": stack.width,
+        "d_kv": stack.head_dim,
+        "d_ff": stack.feed_forward,
+        "num_heads": stack.heads,
+        "num_layers": encoder.depth,
+        "num_decoder_layers": stack.depth,
+        "relative_attention_num_buckets": stack.buckets,
+        "relative_attention_max_distance": stack.bucket_distance,
+        "feed_forward_proj": f"gated-{act}" if stack.gated else act,
+        "dropout_rate": stack.dropout,
+        "layer_norm_epsilon": stack.norm_eps,
+        "tie_word_embeddings": config.tied,
+        "is_encoder_decoder": True,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+
+
+def _huggingface_rows(config: ModelConfig) -> list[Row]:
+    rows = [row("token.weight", "shared.weight")]
+    if not config.tied:
+        rows.append(row("output.weight", "lm_head.weight"))
+    for stack, name in ((config.encoder, "encoder"), (config.decoder, "decoder")):
+        if stack is None:
+            continue
+        rows.append(
+            row(
+                f"{name}.relative.weight",
+                f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+                "transpose",
+            )
+        )
+        rows.append(row(f"{name}.norm.weight", f"{name}.final_layer_norm.weight"))
+        for i in range(stack.depth):
+            for j, sublayer in enumerate(stack.order):
+                ours, theirs = f"{name}.blocks.{i}.{sublayer.kind}", f"{name}.block.{i}.layer.{j}"
+                rows.append(row(f"{ours}_pre.weight", f"{theirs}.layer_norm.weight"))
+                rows += _huggingface_kernels(ours, theirs, sublayer.kind, stack.gated)
+    return rows
+
+
+def _huggingface_kernels(ours: str, theirs: str, kind: str, gated: bool) -> list[Row]:
+    if kind != "feed_forward":
+        theirs = f"{theirs}.{'SelfAttention' if kind == 'attention' else 'EncDecAttention'}"
+        return [row(f"{ours}.{a}.weight", f"{theirs}.{b}.weight") for a, b in QKVO]
+    names = [("gate", "wi_0"), ("input", "wi_1")] if gated else [("input", "wi")]
+    return [row(f"{ours}.{a}.weight", f"{theirs}.DenseReluDense.{b}.weight") for a, b in [*names, ("output", "wo")]]
+
+
+def _family(name: str, norm: str, model_type: str) -> Family:
+    first = "encoder/block_000/layer_00"
+    wi = "wi" if name == "t5.1.0" else "wi_0"
+    original: Callable[[ModelConfig], dict[str, Any]] = _original
+    return Family(
+        name,
+        tensorflow=Names(
+            config=partial(_config, family=name),
+            original=original,
+            rows=partial(_rows, norm=norm, family=name),
+            sizes=Sizes(
+                token="shared/embedding",
+                layer="encoder/block_{:03d}/",
+                query=f"{first}0/SelfAttention/q",
+                feed_forward=f"{first}1/DenseReluDense/{wi}/kernel",
+            ),
+            dropped=TRAINING
+            | {r".*/EncDecAttention/relative_attention_bias$": "a table that the published T5 never reads"},
+        ),
+        huggingface=Names(
+            config=partial(_huggingface_config, family=name),
+            original=_huggingface_original,
+            rows=_huggingface_rows,
+            sizes=Sizes(
+                token="shared.weight",
+                layer="encoder.block.{}.",
+                query="encoder.block.0.layer.0.SelfAttention.q.weight",
+                feed_forward=f"encoder.block.0.layer.1.DenseReluDense.{wi}.weight",
+                columns=False,
+            ),
+            dropped={
+                r"^(encoder|decoder)\.embed_tokens\.weight$": "the same tensor as shared.weight",
+                r"^lm_head\.weight$": "the same tensor as shared.weight",
+                r".*\.EncDecAttention\.relative_attention_bias\.weight$": "a table that the published T5 never reads",
+            },
+            model_type=model_type,
+        ),
+    )
+
+
+T5_1_0 = _family("t5.1.0", "layer_norm", "t5")
+T5_1_1 = _family("t5.1.1", "layer_norm", "t5")
+MT5_1_1 = _family("mt5.1.1", "rms_norm", "mt5")

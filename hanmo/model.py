@@ -1,0 +1,131 @@
+"""A whole model: token embedding, encoder and/or decoder, heads; ids in, `Output` out.
+
+Knows nothing of files or texts. A model is made empty on the "meta" device and filled by weights/, or by `initialize`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hanmo.config import ModelConfig
+from hanmo.nn.cache import Cache
+from hanmo.nn.heads import Discriminator, Pooler
+from hanmo.nn.heads import Output as Projection
+from hanmo.nn.norm import Norm
+from hanmo.nn.stack import Stack
+
+
+@dataclass
+class Output:
+    """What a forward gives; None where the model has no such head, or it was not asked for.
+
+    hidden: [b, n, width] of the last block.   logits: [b, n, vocab] ([b, 1, vocab] with logits="last").
+    pooled: [b, width].   nsp: [b, 2] logits.   discriminator: [b, n, 1] logits.
+    """
+
+    hidden: Tensor
+    logits: Tensor | None = None
+    pooled: Tensor | None = None
+    nsp: Tensor | None = None
+    discriminator: Tensor | None = None
+
+
+class Model(nn.Module):
+    """Any network that a ModelConfig describes."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token = nn.Embedding(config.vocab, config.main.embedding_width)
+        self.encoder = Stack(config.encoder) if config.encoder else None
+        self.decoder = Stack(config.decoder) if config.decoder else None
+        self.output = Projection(config) if config.output != "none" else None
+        self.pooler = Pooler(config) if config.pool != "none" else None
+        self.discriminator = Discriminator(config) if config.discriminator else None
+
+    @property
+    def main(self) -> Stack:
+        """The stack that the heads stand on."""
+        stack = self.decoder or self.encoder
+        assert stack is not None
+        return stack
+
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        segments: Tensor | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        source: Tensor | None = None,
+        source_mask: Tensor | None = None,
+        memory: Tensor | None = None,
+        condition: Tensor | None = None,
+        cache: Cache | None = None,
+        logits: str = "all",
+    ) -> Output:
+        """Run ids [b, n] through the model.
+
+        segments, positions: [b, n].   mask: [b, n], True where a token is real (default: all are).
+        source: [b, m] ids for the encoder of an encoder-decoder, with source_mask; or memory: [b, m, width], its
+        output; neither is needed once the cache holds the memory's keys and values.
+        condition: [b, features] for conditional norms.   logits: "all", "last" (of each row), or "none".
+        """
+        if source is not None:
+            memory = self.encode(source, mask=source_mask, condition=condition)
+        hidden = self.main(
+            self._vectors(self.main, ids, segments),
+            segments=segments,
+            positions=positions,
+            mask=mask,
+            condition=condition,
+            memory=memory,
+            memory_mask=source_mask,
+            cache=cache,
+        )
+        output = Output(hidden)
+        if self.output is not None and logits != "none":
+            output.logits = self.logits(hidden[:, -1:] if logits == "last" else hidden, condition)
+        if self.pooler is not None:
+            output.pooled, output.nsp = self.pooler(hidden)
+        if self.discriminator is not None:
+            output.discriminator = self.discriminator(hidden)
+        return output
+
+    def encode(self, source: Tensor, *, mask: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+        """Run the encoder of an encoder-decoder over source ids [b, m]: [b, m, width]."""
+        if self.encoder is None:
+            raise ValueError("this model has no encoder; call it with ids alone")
+        return self.encoder(self._vectors(self.encoder, source, None), mask=mask, condition=condition)
+
+    def logits(self, hidden: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Score the vocabulary from hidden states [..., width]: [..., vocab]."""
+        if self.output is None:
+            raise ValueError("this model has no output onto its vocabulary; load it with output='lm' or 'mlm'")
+        return self.output(hidden, self.token.weight, condition)
+
+    def new_cache(self, *, rows: int, capacity: int, dtype: torch.dtype | None = None) -> Cache:
+        """Make room for `capacity` tokens of `rows` texts, on the model's device and in its dtype."""
+        weight = self.token.weight
+        return Cache(self.main.config, rows=rows, capacity=capacity, dtype=dtype or weight.dtype, device=weight.device)
+
+    def initialize(self, seed: int = 0) -> "Model":
+        """Fill with fresh weights: truncated normal for matrices, ones and zeros for norms and biases."""
+        generator = torch.Generator(self.token.weight.device).manual_seed(seed)
+        std = self.config.initializer
+        for module in self.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if isinstance(module, Norm):
+                    nn.init.constant_(parameter, float(name == "weight"))
+                elif parameter.ndim < 2:
+                    nn.init.zeros_(parameter)
+                else:
+                    nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std, generator=generator)
+        return self
+
+    def _vectors(self, stack: Stack, ids: Tensor, segments: Tensor | None) -> Tensor:
+        x = self.token(ids)
+        if stack.config.shared_segments and stack.config.segments:
+            x = x + (self.token.weight[0] if segments is None else self.token(segments))
+        return x

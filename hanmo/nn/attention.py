@@ -1,0 +1,125 @@
+"""Multi-head attention of every kind: to itself or to a memory, with each family's way of telling positions.
+
+The fused kernel serves wherever the scores themselves are not needed; the plain path writes the formula out.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hanmo.config import StackConfig
+from hanmo.nn.cache import Cache
+from hanmo.nn.position import rotate
+
+
+@dataclass
+class Sight:
+    """What all blocks of a stack share about who sees whom and from how far.
+
+    mask: [b, 1, n, m] True = may attend; None with causal=False: everything.   causal: the plain lower triangle.
+    bias: [b or 1, heads, n, m] added to the scores (T5).   rotary: [b or 1, n, key_dim] (RoFormer).
+    relative: [b or 1, n, m] rows of relative_table [2 clip + 1, key_dim] (NEZHA).
+    """
+
+    mask: Tensor | None = None
+    causal: bool = False
+    bias: Tensor | None = None
+    rotary: Tensor | None = None
+    relative: Tensor | None = None
+    relative_table: Tensor | None = None
+
+
+class Attention(nn.Module):
+    """softmax(q kᵀ · scale + bias) v, for `heads` heads side by side."""
+
+    def __init__(self, stack: StackConfig) -> None:
+        super().__init__()
+        self.heads, self.scale = stack.heads, stack.scale
+        self.score_residual, self.dropout = stack.score_residual, stack.attention_dropout
+        self.query = nn.Linear(stack.width, stack.heads * stack.key_dim, bias=stack.bias)
+        self.key = nn.Linear(stack.width, stack.heads * stack.key_dim, bias=stack.bias)
+        self.value = nn.Linear(stack.width, stack.heads * stack.head_dim, bias=stack.bias)
+        self.output = nn.Linear(stack.heads * stack.head_dim, stack.width, bias=stack.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        sight: Sight,
+        *,
+        memory: Tensor | None = None,
+        cross: bool = False,
+        cache: Cache | None = None,
+        depth: int = 0,
+        scores: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend from x [b, n, width] to itself, or with cross=True to memory [b, m, width].
+
+        scores: [b, heads, n, m] of the blocks before (RealFormer).   Returns ([b, n, width], scores for the next).
+        """
+        q = self._split(self.query(x))
+        if cross:
+            k, v = self._of_memory(memory, cache, depth)
+        else:
+            k, v = self._split(self.key(x)), self._split(self.value(x))
+            if sight.rotary is not None:
+                q, k = rotate(q, sight.rotary), rotate(k, sight.rotary)
+            if cache is not None:
+                k, v = cache.append(depth, k, v)
+        if self.score_residual == "none" and sight.relative is None:
+            out, scores = self._fused(q, k, v, sight), None
+        else:
+            out, scores = self._plain(q, k, v, sight, scores)
+        return self.output(out.transpose(1, 2).flatten(2)), scores
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # [b, h, n, d]
+
+    def _of_memory(self, memory: Tensor | None, cache: Cache | None, depth: int) -> tuple[Tensor, Tensor]:
+        if cache is not None and (kept := cache.memory[depth]) is not None:
+            return kept
+        if memory is None:
+            raise ValueError("memory is missing; cross-attention needs the encoder's output or a cache that holds it")
+        k, v = self._split(self.key(memory)), self._split(self.value(memory))
+        if cache is not None:
+            cache.memory[depth] = k, v
+        return k, v
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
+        mask = sight.mask
+        if sight.bias is not None:
+            mask = sight.bias if mask is None else sight.bias.masked_fill(~mask, float("-inf"))
+            mask = mask.to(q.dtype)
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=sight.causal and mask is None, dropout_p=dropout, scale=self.scale
+        )
+
+    def _plain(
+        self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, before: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        scores = q @ k.transpose(-1, -2)  # [b, h, n, m]
+        index = None
+        if sight.relative is not None and sight.relative_table is not None:
+            table = sight.relative_table.to(q.dtype)
+            index = sight.relative[:, None].expand(len(q), self.heads, -1, -1)
+            scores = scores + (q @ table.T).gather(-1, index)
+        scores = scores * self.scale
+        if sight.bias is not None:
+            scores = scores + sight.bias
+        own = scores
+        if before is not None:
+            scores = scores + before
+        kept = {"cumulative": scores, "previous": own}.get(self.score_residual)
+        mask = sight.mask
+        if mask is None and sight.causal:
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
+        out = weights @ v
+        if index is not None:
+            by_row = weights.new_zeros(*weights.shape[:-1], len(table)).scatter_add(-1, index, weights)
+            out = out + by_row @ table
+        return out, kept

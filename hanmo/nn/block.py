@@ -1,0 +1,64 @@
+"""One block: its sub-layers in their order, each `x = post(x + f(pre(x)))`.
+
+GPT2_ML   x ─ attention ─(+)─ pre ─ feed_forward ─(+)─ post ─►
+BERT      x ─ attention ─(+)─ post ─ feed_forward ─(+)─ post ─►
+GPT-2     x ─ pre ─ attention ─(+)─ pre ─ feed_forward ─(+)─►      (the sums take x from before the norm)
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hanmo.config import StackConfig
+from hanmo.nn.attention import Attention, Sight
+from hanmo.nn.cache import Cache
+from hanmo.nn.feed_forward import FeedForward
+from hanmo.nn.norm import Norm
+
+
+class Block(nn.Module):
+    """The sub-layers of `StackConfig.order`; a sub-layer `s` has its norms in `s_pre` and `s_post`."""
+
+    def __init__(self, stack: StackConfig) -> None:
+        super().__init__()
+        self.order, self.dropout = stack.order, stack.dropout
+        for sublayer in stack.order:
+            layer = FeedForward(stack) if sublayer.kind == "feed_forward" else Attention(stack)
+            self.add_module(sublayer.kind, layer)
+            if sublayer.pre:
+                self.add_module(f"{sublayer.kind}_pre", Norm.of(stack))
+            if sublayer.post:
+                self.add_module(f"{sublayer.kind}_post", Norm.of(stack))
+
+    def forward(
+        self,
+        x: Tensor,
+        sights: dict[str, Sight],
+        *,
+        memory: Tensor | None = None,
+        condition: Tensor | None = None,
+        cache: Cache | None = None,
+        depth: int = 0,
+        scores: dict[str, Tensor | None] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor | None]]:
+        """x: [b, n, width].   sights, scores: by kind of sub-layer.   Returns (x, scores for the next block)."""
+        kept: dict[str, Tensor | None] = {}
+        for sublayer in self.order:
+            kind = sublayer.kind
+            h = getattr(self, f"{kind}_pre")(x, condition) if sublayer.pre else x
+            layer = getattr(self, kind)
+            if kind == "feed_forward":
+                h = layer(h)
+            else:
+                h, kept[kind] = layer(
+                    h,
+                    sights[kind],
+                    memory=memory,
+                    cross=kind == "cross",
+                    cache=cache,
+                    depth=depth,
+                    scores=scores and scores.get(kind),
+                )
+            x = x + F.dropout(h, self.dropout, self.training)
+            if sublayer.post:
+                x = getattr(self, f"{kind}_post")(x, condition)
+        return x, kept

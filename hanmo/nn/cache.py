@@ -1,0 +1,69 @@
+"""The keys and values of tokens already seen: passed in, indexed by depth, owned by no layer.
+
+keys[depth]    [b, heads, capacity, key_dim]     filled up to `length`
+values[depth]  [b, heads, capacity, head_dim]
+memory[depth]  (keys, values) of the encoder's output, made once by cross-attention
+positions, order, mask   [b or 1, length]  of every key, so that a continued text sees what the whole would
+"""
+
+import torch
+from torch import Tensor
+
+from hanmo.config import StackConfig
+
+
+class Cache:
+    """Room for `capacity` tokens of `rows` texts through one stack."""
+
+    def __init__(
+        self,
+        stack: StackConfig,
+        *,
+        rows: int,
+        capacity: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Take the memory at once; raises ValueError if capacity is more than the stack's positions."""
+        if stack.context is not None and capacity > stack.context:
+            raise ValueError(f"capacity is {capacity}; the model knows {stack.context} positions")
+        shape = (rows, stack.heads, capacity)
+        self.keys = [torch.empty(*shape, stack.key_dim, dtype=dtype, device=device) for _ in range(stack.depth)]
+        self.values = [torch.empty(*shape, stack.head_dim, dtype=dtype, device=device) for _ in range(stack.depth)]
+        self.memory: list[tuple[Tensor, Tensor] | None] = [None] * stack.depth
+        self.memory_mask: Tensor | None = None
+        self.capacity = capacity
+        self.length = 0
+        self.positions: Tensor | None = None
+        self.order: Tensor | None = None
+        self.mask: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many texts there are."""
+        return len(self.keys[0])
+
+    def append(self, depth: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new keys and values behind the old ones and give all of them: [b, heads, length + n, …]."""
+        end = self.length + keys.shape[2]
+        self.keys[depth][:, :, self.length : end] = keys
+        self.values[depth][:, :, self.length : end] = values
+        return self.keys[depth][:, :, :end], self.values[depth][:, :, :end]
+
+    def reorder(self, rows: Tensor) -> None:
+        """Keep these rows, in this order, a row as often as it is named; rows: [new b], integers."""
+        self.keys = [keys[rows] for keys in self.keys]
+        self.values = [values[rows] for values in self.values]
+        self.memory = [pair and (pair[0][rows], pair[1][rows]) for pair in self.memory]
+        for name in ("positions", "order", "mask", "memory_mask"):
+            value = getattr(self, name)
+            if value is not None and (len(value) > 1 or name in ("mask", "memory_mask")):
+                setattr(self, name, value[rows])
+
+    def cut(self, length: int) -> None:
+        """Forget every token from `length` on."""
+        self.length = min(self.length, length)
+        for name in ("positions", "order", "mask"):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, value[:, : self.length])

@@ -1,0 +1,41 @@
+"""From token vectors to a stack's first hidden state: segments, positions, norm, dropout, mapping to the width."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hanmo.config import StackConfig
+from hanmo.nn.norm import Norm
+from hanmo.nn.position import hierarchical, sinusoidal
+
+
+class Embedding(nn.Module):
+    """`project(dropout(norm(token + segment + position)))`, each part there or not."""
+
+    def __init__(self, stack: StackConfig) -> None:
+        super().__init__()
+        self.stack = stack
+        width = stack.embedding_width
+        learned = stack.position == "learned"
+        self.position = nn.Embedding(stack.positions or 0, width) if learned else None
+        self.segment = nn.Embedding(stack.segments, width) if stack.segments and not stack.shared_segments else None
+        self.norm = Norm.of(stack, width, stack.embedding_norm_eps) if stack.embedding_norm else None
+        self.project = nn.Linear(width, stack.width, bias=stack.bias) if width != stack.width else None
+
+    def forward(
+        self, x: Tensor, positions: Tensor, segments: Tensor | None = None, condition: Tensor | None = None
+    ) -> Tensor:
+        """x: [b, n, embedding_width], token vectors.   positions: [b or 1, n].   → [b, n, width]."""
+        if self.segment is not None:
+            # A model with segments reads one text as segment 0 all through.
+            x = x + (self.segment.weight[0] if segments is None else self.segment(segments))
+        if self.position is not None:
+            if self.stack.hierarchical:
+                x = x + hierarchical(self.position.weight, positions, self.stack.hierarchical)
+            else:
+                x = x + self.position(positions)
+        elif self.stack.position == "sinusoidal":
+            x = x + sinusoidal(positions, x.shape[-1]).to(x.dtype)
+        if self.norm is not None:
+            x = self.norm(x, condition)
+        x = F.dropout(x, self.stack.dropout, self.training)
+        return x if self.project is None else self.project(x)

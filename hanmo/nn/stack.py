@@ -1,0 +1,163 @@
+"""A stack of blocks with its embeddings and its view of positions and masks; one forward for every kind."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hanmo.config import StackConfig
+from hanmo.nn.attention import Sight
+from hanmo.nn.block import Block
+from hanmo.nn.cache import Cache
+from hanmo.nn.embedding import Embedding
+from hanmo.nn.mask import order_of, places, real_positions, visible
+from hanmo.nn.norm import Norm
+from hanmo.nn.position import bucket, distance, sinusoidal
+
+
+@dataclass
+class Keys:
+    """The tokens that new ones may attend to: places, orders and reality of all of them, old and new."""
+
+    positions: Tensor  # [b or 1, m]
+    order: Tensor | None  # [b or 1, m]; None: everything is visible
+    mask: Tensor | None  # [b, m]
+
+
+class Stack(nn.Module):
+    """`depth` blocks; `recompute` trades a second forward in training for not keeping what lies inside blocks."""
+
+    def __init__(self, stack: StackConfig) -> None:
+        super().__init__()
+        self.config = stack
+        self.recompute = False
+        self.embedding = Embedding(stack)
+        self.blocks = nn.ModuleList(Block(stack) for _ in range(1 if stack.shared_layers else stack.depth))
+        self.relative = nn.Embedding(stack.heads, stack.buckets) if stack.position == "buckets" else None
+        self.norm = Norm.of(stack) if stack.final_norm else None
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        segments: Tensor | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        condition: Tensor | None = None,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Run x [b, n, embedding_width] of token vectors through the stack: [b, n, width].
+
+        positions: [b or 1, n]; None counts the real tokens, from where the cache ends.
+        mask: [b, n], True where a token is real; None: all are.   memory: [b, m, width], memory_mask: [b, m].
+        """
+        keys = self._keys(x, segments, positions, mask, cache)
+        new = keys.positions[:, -x.shape[1] :]
+        self._check_positions(new)
+        sights = {"attention": self._sight(keys, x)}
+        if self.config.has_cross:
+            if cache is not None and memory_mask is None:
+                memory_mask = cache.memory_mask
+            sights["cross"] = self._cross_sight(new, memory, memory_mask, cache)
+        x = self.embedding(x, new, segments, condition)
+        scores: dict[str, Tensor | None] | None = None
+        for depth in range(self.config.depth):
+            block = self.blocks[0 if self.config.shared_layers else depth]
+            if self.recompute and torch.is_grad_enabled() and cache is None:
+                x, scores = checkpoint(
+                    block, x, sights, memory=memory, condition=condition, scores=scores, use_reentrant=False
+                )
+            else:
+                x, scores = block(
+                    x, sights, memory=memory, condition=condition, cache=cache, depth=depth, scores=scores
+                )
+        if cache is not None:
+            cache.length = keys.positions.shape[1]
+            cache.positions, cache.order, cache.mask = keys.positions, keys.order, keys.mask
+            cache.memory_mask = memory_mask
+        return x if self.norm is None else self.norm(x, condition)
+
+    def _keys(
+        self, x: Tensor, segments: Tensor | None, positions: Tensor | None, mask: Tensor | None, cache: Cache | None
+    ) -> Keys:
+        rows, count = x.shape[:2]
+        start = cache.length if cache is not None else 0
+        old_mask = cache.mask if cache is not None else None
+        if mask is not None or old_mask is not None:
+            new_mask = mask.bool() if mask is not None else torch.ones(rows, count, dtype=torch.bool, device=x.device)
+            if old_mask is None:
+                old_mask = torch.ones(rows, start, dtype=torch.bool, device=x.device)
+            mask = torch.cat((old_mask, new_mask), 1)
+        if positions is None:
+            positions = places(count, start, x.device) if mask is None else real_positions(mask)[:, start:]
+        order = None
+        if self.config.mask != "full":
+            before = cache.order[:, -1:] if cache is not None and cache.order is not None else None
+            order = order_of(self.config.mask, places(count, start, x.device), segments, before)
+        return Keys(
+            _append(cache.positions if cache is not None else None, positions),
+            None if order is None else _append(cache.order if cache is not None else None, order),
+            mask,
+        )
+
+    def _check_positions(self, new: Tensor) -> None:
+        # Tokens are counted, not positions looked at: reading a tensor's maximum would stall a GPU at every step.
+        limit = self.config.context
+        if limit is not None and new.shape[1] > limit:
+            raise ValueError(f"the text has {new.shape[1]} tokens; this model knows {limit} positions")
+
+    def _sight(self, keys: Keys, x: Tensor) -> Sight:
+        count, total = x.shape[1], keys.positions.shape[1]
+        new = keys.positions[:, -count:]
+        sight = Sight()
+        if keys.order is None:
+            if keys.mask is not None:
+                sight.mask = visible(keys.mask.new_zeros(1, count).long(), keys.mask.new_zeros(1, 1).long(), keys.mask)
+        elif self.config.mask == "causal" and keys.mask is None and count in (1, total):
+            sight.causal = count > 1
+        else:
+            sight.mask = visible(keys.order[:, -count:], keys.order, keys.mask)
+        match self.config.position:
+            case "rotary":
+                sight.rotary = sinusoidal(new, self.config.key_dim)
+            case "relative":
+                clip = self.config.relative_clip
+                sight.relative = distance(new, keys.positions).clamp(-clip, clip) + clip
+                rows = torch.arange(2 * clip + 1, device=x.device)
+                sight.relative_table = sinusoidal(rows, self.config.key_dim)
+            case "buckets":
+                sight.bias = self._bias(new, keys.positions, both_ways=self.config.mask == "full")
+        return sight
+
+    def _cross_sight(
+        self, new: Tensor, memory: Tensor | None, memory_mask: Tensor | None, cache: Cache | None
+    ) -> Sight:
+        sight = Sight()
+        if memory_mask is not None:
+            zero = new.new_zeros(1, 1)
+            sight.mask = visible(zero.expand(1, new.shape[1]), zero, memory_mask.bool())
+        if self.config.cross_positions:
+            if memory is not None:
+                total = memory.shape[1]
+            elif cache is not None and (kept := cache.memory[0]) is not None:
+                total = kept[0].shape[2]
+            else:
+                raise ValueError("memory is missing; this stack attends to an encoder's output")
+            sight.bias = self._bias(new, places(total, 0, new.device), both_ways=False)
+        return sight
+
+    def _bias(self, queries: Tensor, keys: Tensor, *, both_ways: bool) -> Tensor:
+        assert self.relative is not None
+        stack = self.config
+        rows = bucket(distance(queries, keys), both_ways=both_ways, buckets=stack.buckets, limit=stack.bucket_distance)
+        return self.relative.weight[:, rows].transpose(0, 1)  # [heads, b, n, m] → [b, heads, n, m]
+
+
+def _append(old: Tensor | None, new: Tensor) -> Tensor:
+    if old is None:
+        return new
+    rows = max(len(old), len(new))
+    return torch.cat((old.expand(rows, -1), new.expand(rows, -1)), 1)
