@@ -6,7 +6,7 @@ of variables or torch: tensors are NumPy arrays, and dtypes that NumPy lacks com
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -103,14 +103,20 @@ def open_source(path: str | Path, *, verify: bool = True) -> Source:
     if found.name.endswith((".safetensors", ".safetensors.index.json")):
         from hanmo.weights.safetensors import Safetensors
 
-        return Safetensors(found)
+        return _whole(found, Safetensors)
     if found.name.endswith((".bin", ".pt", ".pth", ".bin.index.json")):
         from hanmo.weights.torch_files import TorchFile
 
-        return TorchFile(found)
+        return _whole(found, TorchFile)
     from hanmo.weights.bundle import Bundle
 
     return Bundle(found, verify=verify)
+
+
+def _whole(path: Path, open_file: Callable[[Path], Source]) -> Source:
+    from hanmo.weights.shards import Sharded
+
+    return Sharded(path, open_file) if path.name.endswith(".json") else open_file(path)
 
 
 _SINGLE = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".index")

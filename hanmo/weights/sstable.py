@@ -97,18 +97,34 @@ def write_table(
     for key, value in items:
         if last is not None and key <= last:
             raise CheckpointError(f"key {key!r} is written after {last!r}; keys must be sorted and different")
+        if last is not None and builder.size >= block_size:
+            handles.append((_between(last, key), put(builder.finish())))
+            builder = _BlockBuilder(restart)
         builder.add(key, value)
         last = key
-        if len(builder.entries) >= block_size:
-            handles.append((key, put(builder.finish())))
-            builder = _BlockBuilder(restart)
-    if last is not None and builder.entries:
-        handles.append((last, put(builder.finish())))
+    if last is not None:
+        handles.append((_after(last), put(builder.finish())))
     meta = put(_BlockBuilder(restart).finish())
     index = _BlockBuilder(1)
     for key, handle in handles:
         index.add(key, handle)
     write((meta + put(index.finish())).ljust(_FOOTER - 8, b"\0") + MAGIC.to_bytes(8, "little"))
+
+
+def _between(low: bytes, high: bytes) -> bytes:
+    """Return LevelDB's short key that is at least `low` and less than `high`."""
+    for at, (ours, theirs) in enumerate(zip(low, high, strict=False)):
+        if ours != theirs:
+            return low[:at] + bytes([ours + 1]) if ours + 1 < theirs else low
+    return low
+
+
+def _after(low: bytes) -> bytes:
+    """Return LevelDB's short key that is not less than `low`."""
+    for at, byte in enumerate(low):
+        if byte != 0xFF:
+            return low[:at] + bytes([byte + 1])
+    return low
 
 
 class _BlockBuilder:
@@ -132,6 +148,11 @@ class _BlockBuilder:
         self.entries += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
         self._count += 1
         self._last = key
+
+    @property
+    def size(self) -> int:
+        """Bytes of the finished block."""
+        return len(self.entries) + 4 * len(self._restarts) + 4
 
     def finish(self) -> bytes:
         count = len(self._restarts)
