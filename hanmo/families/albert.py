@@ -167,6 +167,7 @@ ALBERT_UNSHARED = Family(
         rows=_rows,
         sizes=_SIZES,
         heads=HEADS,
+        absent=(_SIZES.token,),  # its files are ALBERT's; it is asked for by name
         dropped=TRAINING,
     ),
 )

@@ -192,6 +192,7 @@ BERT = Family(
         ),
         heads=HEADS,
         dropped=TRAINING,
+        marks=("bert/embeddings/position_embeddings",),
     ),
     huggingface=Names(
         config=huggingface_config,

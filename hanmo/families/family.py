@@ -29,7 +29,8 @@ class Row:
 class Sizes:
     """Which foreign tensors tell a network's sizes where no config.json does; kernels lie as told by `columns`.
 
-    layer: a name with {} for the block's number.   columns: True where kernels are [in, out].
+    layer: a prefix with {} for the block's number.   heads: a tensor with one row a head, where there is one.
+    columns: True where kernels are [in, out].
     """
 
     token: str
@@ -38,6 +39,7 @@ class Sizes:
     feed_forward: str
     position: str = ""
     segment: str = ""
+    heads: str = ""
     columns: bool = True
 
 
@@ -48,7 +50,9 @@ class Names:
     config: reads that format's config.json.   original: writes it.   rows: every tensor a model may have, all heads
     included.   heads: our field of ModelConfig → the foreign tensor whose presence turns it on.
     dropped: regular expression of foreign names → why they are not needed.
+    marks, absent: tensors that are there, and are not, in this family alone among those with the same names.
     model_type: what a Hugging Face config.json calls it.   prefix: what names lack where the bare network was saved.
+    style: whose words its config.json uses: "bert", "gpt2" or "t5".
     """
 
     config: Callable[[Config], ModelConfig]
@@ -57,8 +61,11 @@ class Names:
     sizes: Sizes
     heads: Mapping[str, str] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
+    marks: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
     model_type: str = ""
     prefix: str = ""
+    style: str = "bert"
 
 
 @dataclass(frozen=True)

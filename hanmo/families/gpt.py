@@ -56,6 +56,7 @@ GPT = Family(
         original=lambda config: write_transformer(config, gelu="gelu_tanh"),
         rows=_rows,
         sizes=gpt_sizes("gpt/embeddings/token_type_embeddings"),
+        absent=("gpt/output/LayerNorm/gamma",),
         dropped=TRAINING,
     ),
 )

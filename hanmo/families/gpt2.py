@@ -185,6 +185,7 @@ GPT2 = Family(
         original=lambda config: write_transformer(config, gelu="gelu_tanh"),
         rows=_rows,
         sizes=gpt_sizes(),
+        marks=("gpt/output/LayerNorm/gamma",),
         dropped=TRAINING,
     ),
     huggingface=Names(
@@ -203,6 +204,7 @@ GPT2 = Family(
             r"^lm_head\.weight$": "the same tensor as the embedding",
         },
         model_type="gpt2",
+        style="gpt2",
         prefix="transformer.",
     ),
 )
@@ -211,6 +213,7 @@ GPT2_OPENAI = Family(
     tensorflow=Names(
         config=_openai_config,
         original=_openai_original,
+        style="gpt2",
         rows=_openai_rows,
         sizes=Sizes(
             token="model/wte",

@@ -23,7 +23,21 @@ from hanmo.families.family import (
 ORDER = (Sublayer("attention"), Sublayer("feed_forward", pre=True, post=True))
 
 
+# Republished checkpoints carry a configuration with GPT-2's field names.
+_GPT2_KEYS = {
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+    "activation_function": "hidden_act",
+    "embd_pdrop": "hidden_dropout_prob",
+}
+
+
 def _config(data: Config) -> ModelConfig:
+    if "n_embd" in data:
+        data = {_GPT2_KEYS.get(key, key): value for key, value in data.items()}
+        data = {"intermediate_size": 4 * read(data, "hidden_size", int)} | data
     stack = transformer(
         data,
         gelu="gelu_erf",

@@ -27,6 +27,8 @@ NEZHA = Family(
         rows=rows,
         sizes=BERT.tensorflow.sizes,
         heads=HEADS,
+        marks=("bert/encoder/layer_0/attention/self/query/bias",),
+        absent=("bert/embeddings/position_embeddings",),
         dropped=TRAINING | {r"^bert/embeddings/position_embeddings$": "an absolute table that the code never reads"},
     ),
 )

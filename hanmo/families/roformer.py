@@ -110,6 +110,8 @@ ROFORMER = Family(
         rows=rows,
         sizes=_SIZES,
         heads=HEADS,
+        marks=("bert/encoder/layer_0/attention/self/query/bias",),
+        absent=("bert/embeddings/position_embeddings",),
         dropped=TRAINING,
     ),
     huggingface=Names(
@@ -137,6 +139,7 @@ ROFORMER_V2 = Family(
         original=lambda config: write_transformer(config, gelu="gelu_erf"),
         rows=_v2_rows,
         sizes=_SIZES,
+        absent=("bert/encoder/layer_0/attention/self/query/bias",),
         dropped=TRAINING,
     ),
 )

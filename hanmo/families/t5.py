@@ -213,7 +213,9 @@ def _family(name: str, norm: str, model_type: str) -> Family:
                 layer="encoder/block_{:03d}/",
                 query=f"{first}0/SelfAttention/q",
                 feed_forward=f"{first}1/DenseReluDense/{wi}/kernel",
+                heads=f"{first}0/SelfAttention/relative_attention_bias",
             ),
+            marks=("encoder/rms_norm/scale" if norm == "rms_norm" else "encoder/final_layer_norm/scale",),
             dropped=TRAINING
             | {r".*/EncDecAttention/relative_attention_bias$": "a table that the published T5 never reads"},
         ),
@@ -234,6 +236,7 @@ def _family(name: str, norm: str, model_type: str) -> Family:
                 r".*\.EncDecAttention\.relative_attention_bias\.weight$": "a table that the published T5 never reads",
             },
             model_type=model_type,
+            style="t5",
         ),
     )
 

@@ -41,7 +41,7 @@ def as_tensor(array: Array, dtype: str) -> Tensor:
 
 
 def rename(rows: list[Row], names: Mapping[str, object], prefix: str) -> list[Row]:
-    """Fit the rows to how a file spells its names: without the prefix of the whole model, or gamma and beta for norms."""
+    """Fit the rows to how a file spells its names: without the whole model's prefix, or gamma and beta for norms."""
     bare = prefix != "" and not any(name.startswith(prefix) for name in names)
     old = {name.replace(".gamma", ".weight").replace(".beta", ".bias"): name for name in names}
 

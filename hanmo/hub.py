@@ -1,0 +1,132 @@
+"""Load what lies at a path: recognise it, join configuration, model and weights; and save it again.
+
+The only place where all layers meet.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hanmo.config import ModelConfig
+from hanmo.errors import CheckpointError, ConfigError, MissingFile
+from hanmo.families import FAMILIES, Row
+from hanmo.model import Model
+from hanmo.weights.edit import VocabularyEdit
+from hanmo.weights.load import Report, fill, rename
+from hanmo.weights.recognise import Recognised, read_config, read_json, recognise
+from hanmo.weights.source import Source, open_source
+
+OWN_CONFIG = "hanmo.json"
+
+
+@dataclass
+class Loaded:
+    """A model that is ready: its configuration, its network, and what loading did."""
+
+    config: ModelConfig
+    model: Model
+    report: Report
+    path: Path
+
+
+def load(
+    path: str | Path,
+    *,
+    config: str | Path | ModelConfig | None = None,
+    family: str | None = None,
+    mask: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    edit: VocabularyEdit | None = None,
+    verify: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Loaded:
+    """Load a checkpoint in any format that `inspect` recognises.
+
+    config: a config.json, or a ready ModelConfig, where none lies beside the checkpoint or another is wanted.
+    family: where the names fit several.   mask: "causal" or "prefix" lets a BERT-like encoder write (UniLM).
+    dtype: of the weights; None keeps the file's.   edit: a change of the vocabulary.   verify: check the checksums.
+    Raises MissingFile, CheckpointError (CorruptFile, TensorMismatch) or ConfigError; nothing is filled halfway.
+    """
+    with open_source(path, verify=verify) as source:
+        found, rows = plan(source, config=config, family=family)
+        changes: dict[str, Any] = {}
+        if edit is not None:
+            changes["vocab"] = edit.size(found.config.vocab)
+        if mask is not None:
+            side = "decoder" if found.config.decoder else "encoder"
+            changes[side] = replace(found.config.main, mask=mask)
+        final = replace(found.config, **changes)
+        with torch.device("meta"):
+            model = Model(final)
+        report = fill(model, source, rows, dropped=_dropped(found), dtype=dtype, edit=edit, progress=progress)
+    model = model.eval().to(device)
+    return Loaded(final, model, report, source.path)
+
+
+def plan(
+    source: Source, *, config: str | Path | ModelConfig | None = None, family: str | None = None
+) -> tuple[Recognised, list[Row]]:
+    """Recognise an open checkpoint and give the rows that fill its model.
+
+    Raises ConfigError naming each field of config.json that does not fit, CheckpointError if nothing does.
+    """
+    folder = source.path.parent
+    own = folder / OWN_CONFIG
+    if config is None and own.is_file():
+        config = ModelConfig.from_json(own.read_text("utf-8"))
+    if isinstance(config, ModelConfig):
+        return _own(source, config)
+    data = read_config(folder) if config is None else _read(Path(config))
+    found = recognise(source, config=data, family=family)
+    if found.misfits:
+        raise ConfigError(
+            f"{source.path}: " + "; ".join(found.misfits) + "; mend config.json or take the one it came with"
+        )
+    if found.derived and any(note.startswith(("heads", "depth")) for note in found.notes):
+        raise MissingFile(
+            f"no config.json beside {source.path}, and its shapes do not tell {found.notes[0]}; "
+            f"put the one it came with there, or the one that 'hanmo inspect' prints"
+        )
+    names = found.names
+    return found, rename(names.rows(found.config), source.tensors, names.prefix)
+
+
+def _own(source: Source, config: ModelConfig) -> tuple[Recognised, list[Row]]:
+    with torch.device("meta"):
+        ours = {name: parameter for name, parameter in Model(config).named_parameters()}
+    if set(ours) & set(source.tensors):
+        form, rows = "hanmo", [Row((name,), name) for name in ours]
+    else:
+        family = FAMILIES[config.family]
+        names = next(
+            (n for n in (family.tensorflow, family.huggingface) if n is not None and n.sizes.token in source.tensors),
+            None,
+        )
+        if names is None:
+            raise CheckpointError(f"{source.path} has none of the names of a {config.family}")
+        form = "tensorflow" if names is family.tensorflow else "huggingface"
+        rows = rename(names.rows(config), source.tensors, names.prefix)
+    sizes = {"vocab": config.vocab, "width": config.main.width, "depth": config.main.depth}
+    parameters = sum(parameter.numel() for parameter in ours.values())
+    dtype = next(iter(source.tensors.values())).dtype
+    return Recognised(config.family, [config.family], form, config, False, sizes, parameters, dtype), rows
+
+
+def _dropped(found: Recognised) -> dict[str, str]:
+    return {} if found.format == "hanmo" else dict(found.names.dropped)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise MissingFile(f"no configuration at {path}; give the config.json that belongs to the checkpoint")
+    return read_json(path)
+
+
+def dump_json(data: dict[str, Any]) -> str:
+    """Write a config.json as people read it."""
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
