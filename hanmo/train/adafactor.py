@@ -10,7 +10,7 @@ large as the tensor.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -104,8 +104,8 @@ class AdaFactor(Optimizer):
                 raise ConfigError(f"AdaFactor recipe is {recipe!r}; expected one of {sorted(RECIPES)} or a Recipe")
             recipe = RECIPES[recipe]
         self._streams: dict[Tensor, int] = {}
-        settings = asdict(recipe) | {"seed": seed}
-        super().__init__(params, settings if lr is None else settings | {"lr": lr})
+        settings = asdict(recipe if lr is None else replace(recipe, lr=lr))
+        super().__init__(params, settings | {"seed": seed})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; settings it does not name are the recipe's."""

@@ -1,8 +1,8 @@
 """Means over steps: of the weights (moving average, lookahead) and of the gradients (accumulation).
 
-Knows parameters and, for accumulation, an optimizer; knows no model. bert4keras's optimizers gave these three; two of them
-are mended here: its lookahead began from zeros and so halved every weight at the first step, and its accumulation made the
-first update from a zero gradient, one round late ever after.
+Knows parameters and, for accumulation, an optimizer; knows no model. bert4keras's optimizers gave these three; two of
+them are mended here: its lookahead began from zeros and so halved every weight at the first step, and its accumulation
+made the first update from a zero gradient, one round late ever after.
 """
 
 from collections.abc import Iterable, Iterator
@@ -33,7 +33,8 @@ class ExponentialMovingAverage:
     ) -> None:
         """Make room for the averages: 4 bytes a parameter.
 
-        momentum: share of the past kept at each update.   device: where the averages lie; None is beside the parameters.
+        momentum: share of the past kept at each update.
+        device: where the averages lie; None is beside the parameters.
         Raises ConfigError if momentum is not in [0, 1).
         """
         if not 0 <= momentum < 1:
