@@ -1,9 +1,10 @@
 """Carry a folder in pieces: split it into small compressed parts, join them elsewhere.
 
-    python examples/small_model/parcel.py split FOLDER PARTS [--limit MIB]     makes PARTS/1, PARTS/2, ... of at most MIB each
-    python examples/small_model/parcel.py join FOLDER PARTS [PARTS ...]        needs the parts in any folders, all cores
+    python examples/small_model/parcel.py split FOLDER PARTS [--limit MIB]    PARTS/1, PARTS/2, ... of at most MIB each
+    python examples/small_model/parcel.py join FOLDER PARTS [PARTS ...]       the parts may lie in several folders
 
-Needs nothing but Python. A part holds xz pieces named FILE.NUMBER.xz and a contents.json with sizes and SHA256 of the files.
+Needs nothing but Python, and uses all cores. A part holds xz pieces named FILE.NUMBER.xz and a contents.json with the
+sizes and SHA256 of the files.
 """
 
 import argparse
@@ -34,9 +35,7 @@ def split(folder: Path, parts: Path, limit: int) -> None:
                 (parts / str(number) / "contents.json").write_text(json.dumps(contents, indent=1))
             (parts / str(number) / f"{path.name}.{at // PIECE:05d}.xz").write_bytes(packed)
             held += len(packed)
-    print(
-        f"{len(files)} files, {sum(map(_size, contents.values())):,} bytes, in {number} parts of at most {limit:,} bytes"
-    )
+    print(f"{len(files)} files, {sum(map(_size, contents.values())):,} bytes, in {number} parts of at most {limit:,}")
 
 
 def join(folder: Path, parts: list[Path]) -> None:
@@ -54,7 +53,7 @@ def join(folder: Path, parts: list[Path]) -> None:
     missing = [name for name in names if name not in pieces]
     if missing:
         sys.exit(
-            f"{len(missing)} of {len(names)} pieces are missing, first {missing[0]}; name all the folders that split made"
+            f"{len(missing)} of {len(names)} pieces are missing, first {missing[0]}; name all folders that split made"
         )
     with ProcessPoolExecutor() as pool:
         for _ in pool.map(_unpack, [(pieces[name], folder) for name in names]):

@@ -2,9 +2,9 @@
 
     python examples/small_model/prepare.py CORPUS OUT
 
-CORPUS holds train-SOURCE*.jsonl.xz and valid-SOURCE.jsonl.xz. Into OUT go vocab.txt, train.*, valid-SOURCE.* and report.json.
-The texts of 周作人 (died 1967) are not free everywhere: they are never trained on, and those that are held out are packed apart,
-as valid-zhouzuoren, so that they can be scored apart.
+CORPUS holds train-SOURCE*.jsonl.xz and valid-SOURCE.jsonl.xz. Into OUT go vocab.txt, train.*, valid-SOURCE.* and
+report.json. The texts of 周作人 (died 1967) are not free everywhere: they are never trained on, and those that are held
+out are packed as valid-zhouzuoren, so that they can be scored apart.
 """
 
 import argparse
@@ -20,8 +20,9 @@ from hanmo.train.encoding import CharacterEncoder
 from hanmo.train.pack import PackReport, pack_documents
 from hanmo.train.vocabulary import CorpusCounts, common_characters, make_vocabulary, write_vocabulary
 
-# How often the whole run reads each source. Modern prose is what a reader meets first and there is little of it; statutes and
-# manuals repeat themselves; the literary classics are 45 % of the corpus; machine translation must only be known of.
+# How often the whole run reads each source. Modern prose is what a reader meets first, and there is little of
+# it; statutes and manuals repeat themselves; the literary classics are 45 % of the corpus; of machine translation the
+# model need only know that it exists.
 EPOCHS = {
     "pdauthors": 20.0,
     "novels": 16.0,
@@ -137,8 +138,8 @@ def _show(train: PackReport, held_out: dict[str, PackReport], coverage: float, s
     print(f"{'':40}{'':8}{'':8}{sum(read.values()):15,.0f} tokens read in the whole run")
     for name, packed in held_out.items():
         print(
-            f"valid-{name:20}{packed.documents:8,} documents {packed.tokens:9,} tokens {packed.characters:9,} characters "
-            f"{packed.unknown / packed.characters:8.3%} unknown"
+            f"valid-{name:20}{packed.documents:8,} documents {packed.tokens:9,} tokens "
+            f"{packed.characters:9,} characters {packed.unknown / packed.characters:8.3%} unknown"
         )
     print(
         f"vocabulary coverage {coverage:.4%}, {train.distinct_unknown:,} distinct unknown characters, {seconds:.0f} s"

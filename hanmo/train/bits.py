@@ -2,14 +2,16 @@
 
 Knows sums and the rule. Knows no model and no file.
 
-The rule: a document is foretold from its first token to its end mark, and the end mark counts. Before the first token stands one
-end mark, which is given and costs nothing; no model sees a document through the one before it. Bits are divided by
-the characters of the original text, newlines and spaces among them, the end mark not. A character outside the vocabulary costs the
-bits of its [UNK] and, to say which one it is, log2(distinct unknown characters in training + 1).
+The rule: a document is foretold from its first token to its end mark, and the end mark counts. Before the first token
+stands one end mark, which is given and costs nothing; no document is seen through the one before it. Bits are divided
+by the characters of the original text, newlines and spaces among them, the end mark not. A character outside the
+vocabulary costs the bits of its [UNK] and, to say which one it is, log2(distinct unknown characters in training + 1).
 """
 
 import math
 from dataclasses import dataclass
+
+from hanmo.errors import DataError
 
 __all__ = ["Bits", "bits_per_character"]
 
@@ -40,8 +42,8 @@ def bits_per_character(spent: Bits, *, distinct_unknown: int) -> float:
     """Return the bits per character of the original text, by the rule above.
 
     distinct_unknown: distinct unknown characters in training (`distinct_unknown` of the training data's NAME.json).
-    Raises ValueError if there are no characters.
+    Raises DataError if there are no characters.
     """
     if spent.characters < 1:
-        raise ValueError(f"{spent.characters} characters were measured, expected 1 or more")
+        raise DataError(f"{spent.characters} characters were measured, expected 1 or more; give files that hold text")
     return (spent.nats / math.log(2) + spent.unknown * math.log2(distinct_unknown + 1)) / spent.characters

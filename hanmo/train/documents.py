@@ -1,8 +1,8 @@
 """Read documents out of txt, jsonl, csv, their .xz .gz .bz2 forms and folders of them, in bounded memory.
 
 Knows files, their character encodings and where a document ends. Knows no ids and no windows.
-A text file's long document comes in parts of about a million characters, so it is never whole in memory; a document of a jsonl
-or csv file is one line or cell, and is.
+A text file's long document comes in parts of about a million characters and is never whole in memory; a document of a
+jsonl or csv file is one line or cell, and is.
 """
 
 import bz2
@@ -157,8 +157,8 @@ def _undecodable(path: Path, error: UnicodeDecodeError) -> DataError:
             except UnicodeDecodeError as fault:
                 if fault.end < len(line) or len(line) < _CHUNK:
                     return DataError(
-                        f"{path} line {number}: bytes {line[fault.start : fault.start + 4].hex(' ')} are not {error.encoding}, which "
-                        "the file began with; save the whole file as UTF-8"
+                        f"{path} line {number}: bytes {line[fault.start : fault.start + 4].hex(' ')} are not "
+                        f"{error.encoding}, which the file began with; save the whole file as UTF-8"
                     )
     return DataError(f"{path} ends inside a character of {error.encoding}; it is cut short; fetch it again")
 

@@ -6,7 +6,7 @@ and the end of a document. Knows no files of data, no windows and no model.
     text       如 果   P y t h o n   3 . 1 4 ，↵
     tokens     如 果 [SP] Py ##thon 3 . 14 ， [NL]
 
-A space is written [SP] unless it parts two words: between two words it is understood, because pieces of one word carry '##'.
+A space is written [SP] unless it alone parts two words: there it is understood, because pieces of one word carry '##'.
 """
 
 import re
@@ -31,10 +31,10 @@ _REMEMBERED = 500_000  # words whose pieces are kept; beyond it the table starts
 class CharacterEncoder:
     """Turn text into ids and back, by characters and, inside ASCII words, by WordPiece.
 
-    tokens: the lines of a vocab.txt; it must hold [PAD] at id 0, [UNK], [EOS], [NL], [SP] and every ASCII letter and digit
-    alone and with '##'. Then decode(encode(text)) == text for every text whose characters are in the vocabulary, but for line
-    ends (made '\\n'), other white space (made ' ') and control characters (dropped). A character outside the vocabulary is one
-    [UNK]. No case is folded and nothing is normalised.
+    tokens: the lines of a vocab.txt; it must hold [PAD] at id 0, [UNK], [EOS], [NL], [SP] and every ASCII letter and
+    digit alone and with '##'. Then decode(encode(text)) == text for every text whose characters are in the vocabulary,
+    but that line ends become newlines, other white space spaces, and control characters are dropped. A character
+    outside the vocabulary is one [UNK]. No case is folded and nothing is normalised.
     Raises TokenizerError naming what the vocabulary lacks.
     """
 
@@ -54,7 +54,7 @@ class CharacterEncoder:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "CharacterEncoder":
-        """Read a vocab.txt: UTF-8, one token a line, split on '\\n' only.
+        """Read a vocab.txt: UTF-8, one token a line, split at newlines only.
 
         Raises MissingFile, and TokenizerError if the file is not UTF-8 or lacks a token that is needed.
         """

@@ -110,7 +110,7 @@ def pack_documents(
 
     marks: text by source that the reader may set before a document, such as {"poetry": "【诗】"}.
     titles: note the first line of documents that begin with 《, so that the reader may leave it out.
-    processes: encoders at work; all cores by default, 1 stays in this process. Memory is bounded by them, not by the corpus.
+    processes: encoders at work; all cores by default, 1 stays in this process. They bound the memory, not the corpus.
     A document's parts must follow each other. Nothing is replaced before everything is written.
     Raises DataError if there are no documents, or no space is left.
     """
@@ -287,7 +287,7 @@ class _Beside:
             part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise DataError(
-                f"no space is left while writing {self._targets[0]}; nothing was replaced; free some space and pack again"
+                f"no space is left while writing {self._targets[0]}; nothing was replaced; free space and pack again"
             ) from error
 
 

@@ -3,11 +3,11 @@
 Knows NAME.bin, NAME.documents, NAME.json and how windows are laid over documents. Knows no text, no model and no torch.
 
 Two layouts:
-    "stream"    documents one after another, [EOS] between, windows cut wherever they fall; nothing is padded but the last
+    "stream"    documents one after another, [EOS] between, windows cut wherever they fall; only the last is padded
     "document"  every window within one document, cut at sentence ends where there is one, padded with 0
 
-A window has `window` + 1 ids: ids[:, :-1] are read, ids[:, 1:] foretold; 0 is ignored in the loss. Windows of one document share
-one id, so every id is foretold exactly once (more than once where `stride` is smaller than `window`).
+A window has `window` + 1 ids: ids[:, :-1] are read, ids[:, 1:] foretold; 0 is ignored in the loss.
+Neighbouring windows share one id, so every id is foretold exactly once (more often if `stride` is under `window`).
 """
 
 import json
@@ -82,13 +82,13 @@ class PackedData:
     """Batches [rows, window + 1] of a packed file, fixed by (seed, epoch, step): training may go on from any step.
 
     window: ids foretold in a row.   rows: of a batch; the last batch of an epoch is filled up with rows of 0.
-    weights: how often an epoch reads the documents of a source, 1 where not named; 2.5 is every document twice and, spread
-        evenly over the epochs, a third time in every other one; 0 leaves the source out.
+    weights: how often an epoch reads the documents of a source, 1 where not named; 2.5 is every document twice and,
+        spread evenly over the epochs, a third time in every other one; 0 leaves the source out.
     mark_share: share of the readings of a document that begin with its source's mark (see `pack_documents`).
     bare_share: share of the readings that leave the title line out, of documents that have one.
-    layout: "stream" or "document".   stride: of "document", ids from one window's start to the next at most; `window` if None.
-    sentence_ends: ids after which "document" likes to cut.   shuffle: False keeps the order of the file.
-    Raises ValueError for a number out of its range, DataError for a source that the file does not hold, or an epoch of nothing.
+    layout: "stream" or "document".   stride: of "document", ids from one window's start to the next at most; `window`
+        if None.   sentence_ends: ids after which "document" likes to cut.   shuffle: False keeps the order of the file.
+    Raises DataError for a number out of its range, a source that the file does not hold, or an epoch of nothing.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class PackedData:
         self._held: tuple[int, _Segments, Ids] | None = None  # epoch, its segments, its order of windows
 
     def steps(self, epoch: int) -> int:
-        """Return the number of batches of an epoch; it differs a little between epochs when weights are broken numbers."""
+        """Return the number of batches of an epoch; with broken weights it differs a little between epochs."""
         return -(-len(self._epoch(epoch)[1]) // self.rows)
 
     def tokens(self, epoch: int) -> int:
@@ -125,11 +125,11 @@ class PackedData:
     def batch(self, epoch: int, step: int) -> Ids:
         """Return ids [rows, window + 1], int64, 0 where there is nothing.
 
-        Raises ValueError if the epoch has no such step.
+        Raises DataError if the epoch has no such step.
         """
         segments, order = self._epoch(epoch)
         if not 0 <= step < self.steps(epoch):
-            raise ValueError(f"epoch {epoch} has steps 0 to {self.steps(epoch) - 1}, asked for {step}")
+            raise DataError(f"epoch {epoch} has steps 0 to {self.steps(epoch) - 1}, asked for {step}")
         chosen = order[step * self.rows : (step + 1) * self.rows]
         return self._gather(segments, chosen)
 
@@ -179,9 +179,7 @@ class PackedData:
         lengths = np.stack([np.where(marked, mark[:, 1], 0), length], 1).ravel()
         if self._layout == "document":
             return self._by_document(runs, lengths)
-        if self.file.facts["end"] is not None and len(
-            runs
-        ):  # id 0 of the file is the end mark: the first document follows one too
+        if self.file.facts["end"] is not None and len(runs):  # place 0 of the file holds the end mark
             runs, lengths = np.concatenate([[0], runs]), np.concatenate([[1], lengths])
         before = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         first = np.arange(0, max(before[-1] - 1, 0), self.window, dtype=np.int64)
@@ -228,7 +226,7 @@ class PackedData:
 
 
 def _windows(begin: int, stop: int, window: int, stride: int, ends: Ids) -> Iterator[tuple[int, int]]:
-    """Yield (first, one past the last) of the windows of one document, at most window + 1 ids, cut at `ends` where possible."""
+    """Yield (first, one past the last) of a document's windows, at most window + 1 ids, cut at `ends` if possible."""
     while stop - begin > window + 1:
         limit = begin + window + 1
         near = np.searchsorted(ends, limit, "right") - 1
@@ -251,16 +249,16 @@ def _check(
 ) -> None:
     for name, number in (("window", window), ("rows", rows), ("stride", stride or 1)):
         if number < 1:
-            raise ValueError(f"{name} is {number}, expected 1 or more")
+            raise DataError(f"{name} is {number}, expected 1 or more")
     for name, share in (("mark_share", mark_share), ("bare_share", bare_share)):
         if not 0 <= share <= 1:
-            raise ValueError(f"{name} is {share}, expected 0 to 1")
+            raise DataError(f"{name} is {share}, expected 0 to 1")
     if layout not in ("stream", "document"):
-        raise ValueError(f"layout is {layout!r}, expected 'stream' or 'document'")
+        raise DataError(f"layout is {layout!r}, expected 'stream' or 'document'")
     for source, weight in weights.items():
         if source not in file.sources:
             raise DataError(
                 f"{file.name} holds no source {source!r}, only {', '.join(file.sources)}; name one of these"
             )
         if weight < 0:
-            raise ValueError(f"the weight of {source} is {weight}, expected 0 or more")
+            raise DataError(f"the weight of {source} is {weight}, expected 0 or more")

@@ -92,8 +92,8 @@ def make_vocabulary(
     held = sum(counts.characters[character] for character in chosen)
     if len(first) > room or held / total < coverage:
         raise TokenizerError(
-            f"{size} tokens leave {room} for characters, which hold {held / total:.4%} of the corpus, expected at least "
-            f"{coverage:.4%} and {len(first)} characters that must be in; raise size or lower pieces"
+            f"{size} tokens leave {room} for characters, which hold {held / total:.4%} of the corpus, expected "
+            f"at least {coverage:.4%} and {len(first)} characters that must be in; raise size or lower pieces"
         )
     chosen.sort(key=lambda character: (-counts.characters[character], character))
     tokens = [*_NAMED, *chosen, *("##" + letter for letter in _ALNUM), *parts]
