@@ -10,24 +10,25 @@ of what the variables mean. Everything the index claims is checked against itsel
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 
 import numpy as np
-from crc32c import crc32c
 
 from hanmo.errors import CheckpointError, CorruptFile
 from hanmo.weights.bundle_index import Entry, read_index
 from hanmo.weights.bundle_strings import decode_strings
+from hanmo.weights.checksum import masked, threaded_crc32c
 from hanmo.weights.mapped import MappedFile
 from hanmo.weights.source import STORAGE, Array, TensorInfo
-from hanmo.weights.sstable import masked_crc32c
 
 __all__ = ["Bundle", "shard_path"]
 
-_CHUNK = 8 << 20
-_AHEAD = 32 << 20
+_MAX_THREADS = 4  # memory, not arithmetic, is the limit
 
 
 def shard_path(prefix: Path, shard: int, shards: int) -> Path:
@@ -38,7 +39,7 @@ def shard_path(prefix: Path, shard: int, shards: int) -> Path:
 class Bundle:
     """A tensor bundle that is open for reading; a `Source`.
 
-    path: the prefix, the file names without `.index` and `.data-…`.
+    path: the prefix, the file names without `.index` and `.data-…`.   Several threads may read at once.
     Raises MissingFile if there is no index and CorruptFile if it is damaged or contradicts itself.
     """
 
@@ -49,6 +50,9 @@ class Bundle:
         self._shards, self._entries = read_index(index)
         self._tensors = {name: entry.info for name, entry in self._entries.items()}
         self._files: dict[int, MappedFile] = {}
+        self._lock = Lock()
+        self._threads = min(_MAX_THREADS, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(self._threads)
         self._order = sorted(self._entries, key=lambda name: self._entries[name].place)
 
     @property
@@ -93,6 +97,7 @@ class Bundle:
     def close(self) -> None:
         """Let go of the data files; arrays that were read stay valid."""
         self._files.clear()
+        self._pool.shutdown()
 
     def __enter__(self) -> Bundle:
         return self
@@ -106,30 +111,29 @@ class Bundle:
         file = self._file(entry.shard)
         stored = file.raw(entry.offset, entry.info.nbytes)
         if self._verify:
-            crc = 0
-            for at in range(0, stored.nbytes, _CHUNK):
-                file.prefetch(entry.offset + at, _AHEAD)
-                crc = crc32c(stored[at : at + _CHUNK].data, crc)
-            if masked_crc32c(crc) != entry.checksum:
-                raise self._damaged(
-                    entry, f"checksum is {masked_crc32c(crc):#010x}, the index says {entry.checksum:#010x}"
-                )
+            found = masked(threaded_crc32c(stored, self._pool, self._threads))
+            if found != entry.checksum:
+                raise self._damaged(entry, f"checksum is {found:#010x}, the index says {entry.checksum:#010x}")
         return file.read(entry.offset, entry.info.dtype, entry.info.shape)
 
     def _file(self, shard: int) -> MappedFile:
         """Map a data file when it is first needed, and check that all its tensors lie inside."""
-        if shard not in self._files:
-            file = MappedFile(shard_path(self.path, shard, self._shards))
-            for entry in self._entries.values():
-                for part in entry.parts or (entry,):
-                    if part.shard == shard and part.offset + part.info.nbytes > file.size:
-                        raise CorruptFile(
-                            f"{file.path} holds {file.size:,} bytes, but tensor {entry.info.name!r} needs "
-                            f"{part.info.nbytes:,} at {part.offset:,}: the file is cut short or belongs to "
-                            "another index; download it again"
-                        )
-            self._files[shard] = file
-        return self._files[shard]
+        with self._lock:
+            if shard not in self._files:
+                self._files[shard] = self._map(shard)
+            return self._files[shard]
+
+    def _map(self, shard: int) -> MappedFile:
+        file = MappedFile(shard_path(self.path, shard, self._shards))
+        for entry in self._entries.values():
+            for part in entry.parts or (entry,):
+                if part.shard == shard and part.offset + part.info.nbytes > file.size:
+                    raise CorruptFile(
+                        f"{file.path} holds {file.size:,} bytes, but tensor {entry.info.name!r} needs "
+                        f"{part.info.nbytes:,} at {part.offset:,}: the file is cut short or belongs to "
+                        "another index; download it again"
+                    )
+        return file
 
     def _damaged(self, entry: Entry, reason: str) -> CorruptFile:
         file = shard_path(self.path, entry.shard, self._shards)

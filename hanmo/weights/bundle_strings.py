@@ -11,8 +11,8 @@ import numpy as np
 from crc32c import crc32c
 
 from hanmo.errors import CorruptFile
+from hanmo.weights.checksum import masked
 from hanmo.weights.source import Array
-from hanmo.weights.sstable import masked_crc32c
 from hanmo.weights.wire import read_varint, varint
 
 __all__ = ["decode_strings", "encode_strings"]
@@ -22,11 +22,9 @@ def encode_strings(strings: Iterable[bytes]) -> tuple[bytes, int]:
     """Return (stored bytes, masked crc32c)."""
     strings = list(strings)
     sums = _lengths_crc([len(text) for text in strings])
-    check = masked_crc32c(sums).to_bytes(4, "little")
+    check = masked(sums).to_bytes(4, "little")
     body = b"".join(strings)
-    return b"".join(varint(len(text)) for text in strings) + check + body, masked_crc32c(
-        crc32c(body, crc32c(check, sums))
-    )
+    return b"".join(varint(len(text)) for text in strings) + check + body, masked(crc32c(body, crc32c(check, sums)))
 
 
 def decode_strings(stored: bytes, shape: tuple[int, ...], checksum: int | None) -> Array:
@@ -44,9 +42,9 @@ def decode_strings(stored: bytes, shape: tuple[int, ...], checksum: int | None) 
         lengths.append(length)
     sums = _lengths_crc(lengths)
     check, body = stored[at : at + 4], stored[at + 4 :]
-    if masked_crc32c(sums).to_bytes(4, "little") != check or sum(lengths) != len(body):
+    if masked(sums).to_bytes(4, "little") != check or sum(lengths) != len(body):
         raise CorruptFile(f"lengths of {count:,} strings do not fit their checksum or their {len(body):,} bytes")
-    if checksum is not None and masked_crc32c(crc32c(body, crc32c(check, sums))) != checksum:
+    if checksum is not None and masked(crc32c(body, crc32c(check, sums))) != checksum:
         raise CorruptFile("bytes do not fit their checksum")
     out = np.empty(count, object)
     at = 0

@@ -17,8 +17,9 @@ from hanmo.errors import CheckpointError
 from hanmo.weights.bundle import shard_path
 from hanmo.weights.bundle_index import DTYPES, MAX_SHARDS
 from hanmo.weights.bundle_strings import encode_strings
+from hanmo.weights.checksum import masked
 from hanmo.weights.source import STORAGE, TensorInfo
-from hanmo.weights.sstable import masked_crc32c, write_table
+from hanmo.weights.sstable import write_table
 from hanmo.weights.wire import encode_bytes, encode_fixed32, encode_int
 from hanmo.weights.write import Item, Staged, describe, raw_chunks
 
@@ -111,7 +112,7 @@ def _write_tensor(file: IO[bytes], item: Item) -> tuple[TensorInfo, int, int]:
     for chunk in raw_chunks(info, chunks):
         crc = crc32c(chunk.data, crc)
         file.write(chunk.data)
-    return info, offset + pad, masked_crc32c(crc)
+    return info, offset + pad, masked(crc)
 
 
 def _entry(info: TensorInfo, shard: int, offset: int, checksum: int) -> bytes:

@@ -35,8 +35,6 @@ class MappedFile:
                 f"{path} is missing; the checkpoint needs it: download it again into {path.parent}"
             ) from None
         self._bytes = np.frombuffer(self._map, np.uint8) if self._map is not None else np.empty(0, np.uint8)
-        if self._map is not None and hasattr(mmap, "MADV_SEQUENTIAL"):
-            self._map.madvise(mmap.MADV_SEQUENTIAL)
 
     def raw(self, offset: int, nbytes: int) -> Array:
         """Return a view of some bytes as uint8. Raises CorruptFile if the file does not hold them."""
@@ -54,12 +52,6 @@ class MappedFile:
         if offset % storage.alignment:
             flat = flat.copy()
         return flat.view(storage).reshape(shape)
-
-    def prefetch(self, offset: int, nbytes: int) -> None:
-        """Ask the kernel to read these bytes soon."""
-        if self._map is not None and nbytes > 0 and hasattr(mmap, "MADV_WILLNEED"):
-            start = offset - offset % mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_WILLNEED, start, min(offset + nbytes, self.size) - start)
 
     def release(self, offset: int, nbytes: int) -> None:
         """Give back the whole pages inside these bytes; what was written into them is lost."""

@@ -64,9 +64,7 @@ class Safetensors:
     def read(self, name: str) -> Array:
         """Return one tensor; see `Source.read`."""
         info = self._infos[name]
-        place = self._start + self._offsets[name]
-        self._file.prefetch(place, info.nbytes)
-        return self._file.read(place, info.dtype, info.shape)
+        return self._file.read(self._start + self._offsets[name], info.dtype, info.shape)
 
     def release(self, name: str) -> None:
         """Give back the tensor's mapped pages; see `Source.release`."""

@@ -19,9 +19,10 @@ import cramjam
 from crc32c import crc32c
 
 from hanmo.errors import CheckpointError, CorruptFile
+from hanmo.weights.checksum import masked
 from hanmo.weights.wire import read_varint, varint
 
-__all__ = ["masked_crc32c", "read_table", "write_table"]
+__all__ = ["read_table", "write_table"]
 
 MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48
@@ -29,11 +30,6 @@ _TRAILER = 5
 _PLAIN, _SNAPPY = 0, 1
 _MIB = 1 << 20
 _Handle = tuple[int, int]
-
-
-def masked_crc32c(crc: int) -> int:
-    """Mask a crc32c as LevelDB stores it: rotated right by 15 and moved by a constant."""
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -161,7 +157,7 @@ class _BlockBuilder:
 
 def _trailer(stored: bytes, kind: int) -> bytes:
     end = bytes([kind])
-    return end + masked_crc32c(crc32c(end, crc32c(stored))).to_bytes(4, "little")
+    return end + masked(crc32c(end, crc32c(stored))).to_bytes(4, "little")
 
 
 def _handle(data: bytes, at: int) -> tuple[_Handle, int]:
