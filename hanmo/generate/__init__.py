@@ -1,1 +1,22 @@
 """Choosing the next id: rules, loops and beams over arrays; nothing here imports torch."""
+
+from hanmo.generate.beam import Beam, beam_search
+from hanmo.generate.draw import fresh_seed
+from hanmo.generate.loop import End, Engine, Limits, Rows, Token, keep_last, sample
+from hanmo.generate.sampling import GREEDY, PRESETS, Sampling
+
+__all__ = [
+    "GREEDY",
+    "PRESETS",
+    "Beam",
+    "End",
+    "Engine",
+    "Limits",
+    "Rows",
+    "Sampling",
+    "Token",
+    "beam_search",
+    "fresh_seed",
+    "keep_last",
+    "sample",
+]

@@ -1,0 +1,76 @@
+"""Chance: which id a sample gets, decided by (seed, sample, step) alone.
+
+Knows arrays and numbers. One number per (seed, sample, step) comes from a counter-based generator and is looked up in
+the row's cumulated probabilities, so a sample's draws never depend on its batch neighbours, on their order, or on how
+many numbers others used.
+"""
+
+import secrets
+from collections.abc import Sequence
+
+import array_api_compat
+import numpy as np
+
+from hanmo.errors import CheckpointError, ConfigError
+from hanmo.generate.rules import Array, exponentials
+
+
+def uniform(seed: int, sample: int, step: int) -> float:
+    """Return the number in [0, 1) that belongs to this seed, sample and step.
+
+    Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) with key (seed, sample) and the step
+    as counter; NumPy keeps the streams of its bit generators the same over versions.
+    seed, sample, step: from 0 to 2**64 - 1.
+    """
+    key = np.array([seed, sample], dtype=np.uint64)
+    counter = np.array([step, 0, 0, 0], dtype=np.uint64)
+    bits: int = np.random.Philox(key=key, counter=counter).random_raw()
+    return (bits >> 11) * 2.0**-53
+
+
+def fresh_seed() -> int:
+    """Return a seed nobody chose, short enough to be told to the user and typed again."""
+    return secrets.randbits(32)
+
+
+def check_seed(seed: int) -> None:
+    """Raise ConfigError unless the seed is in the range that the generator's key has."""
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+        raise ConfigError(f"seed is {seed!r}; expected a whole number from 0 to 2**64 - 1")
+
+
+def draw(logits: Array, numbers: Sequence[float]) -> list[int]:
+    """Choose one id a row: the first whose cumulated probability exceeds the row's number.
+
+    logits: [rows, vocab], -inf where an id is ruled out.   numbers: in [0, 1), one a row.
+    An id of probability zero is never chosen. The rows do not influence one another.
+    Raises CheckpointError if a row holds NaN or +inf, ConfigError if a row has only -inf.
+    """
+    powers = exponentials(logits)
+    xp = array_api_compat.array_namespace(powers)
+    cumulated = xp.cumulative_sum(powers, axis=-1)
+    total = cumulated[:, -1:]
+    target = xp.asarray(numbers, dtype=powers.dtype, device=array_api_compat.device(logits))[:, None] * total
+    ids = xp.sum(xp.astype(cumulated <= target, xp.int64), axis=-1)
+    # A number just below 1 may round to 1 when multiplied: then no sum exceeds the target.
+    ids = xp.where(ids == logits.shape[-1], xp.argmax(powers, axis=-1), ids)
+    chosen: list[int] = xp.where(xp.isfinite(total[:, 0]), ids, -1).tolist()
+    for row, id in enumerate(chosen):
+        if id < 0:
+            check_scores(logits[row : row + 1, :])
+            raise ConfigError(
+                f"the rules leave none of {logits.shape[-1]} ids to choose from: allow more ids, ban fewer, or raise "
+                "or leave out no_repeat_ngram"
+            )
+    return chosen
+
+
+def check_scores(logits: Array) -> None:
+    """Raise CheckpointError if any of the logits [rows, vocab] is NaN or +inf."""
+    xp = array_api_compat.array_namespace(logits)
+    broken = int(xp.sum(xp.astype(xp.isnan(logits) | (logits == xp.inf), xp.int64)))
+    if broken:
+        raise CheckpointError(
+            f"{broken} of the model's {logits.shape[-1]} scores for the next id are NaN or infinite; its weights are "
+            "probably damaged, or overflow in this precision: check the checkpoint, or load it as float32"
+        )

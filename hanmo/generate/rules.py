@@ -1,0 +1,207 @@
+"""The sampling rules: logits in, logits out, with what must not be chosen at -inf.
+
+Knows arrays and ids, written once for NumPy and torch through the array API; it imports neither engine nor torch.
+Does not know text, randomness or the loop. `sampling.py` says in which order the rules are applied.
+
+Every rule takes logits [rows, vocab] of any float dtype, -inf where an id is already ruled out, and returns a new
+array of the same shape and dtype. Among equal scores the lower id is kept first, on every array library alike.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import array_api_compat
+import numpy as np
+
+from hanmo.errors import ConfigError
+
+Array: TypeAlias = Any  # a NumPy array or a torch tensor: no library-neutral type exists for both
+Crossing: TypeAlias = Literal["keep", "drop"]
+
+
+def temperature(logits: Array, t: float) -> Array:
+    """Divide the logits by t: below 1 sharpens the choice, above 1 flattens it.
+
+    t: above 0 and finite.   The scores come back shifted, the highest at 0; probabilities do not change by that.
+    Raises ConfigError if t is not; greedy choice is top_k(logits, 1), for which `Sampling` takes temperature 0.
+    """
+    check_number("temperature", t, above=0.0)
+    xp = array_api_compat.array_namespace(logits)
+    highest = xp.max(logits, axis=-1, keepdims=True)
+    shifted = logits - xp.where(xp.isfinite(highest), highest, xp.zeros_like(highest))
+    # With the highest at 0 no score overflows upwards, and far ones may well fall to -inf, however low t is.
+    with np.errstate(over="ignore"):
+        return shifted / max(float(t), float(xp.finfo(logits.dtype).smallest_normal))
+
+
+def top_k(logits: Array, k: int) -> Array:
+    """Mask all but the k highest-scored ids of every row.
+
+    k: 1 or more; a k of the vocabulary's size or above keeps everything.
+    Raises ConfigError if k is below 1.
+    """
+    check_count("top_k", k)
+    xp, vocab = array_api_compat.array_namespace(logits), logits.shape[-1]
+    if k >= vocab:
+        return xp.asarray(logits, copy=True)
+    counts = xp.full((logits.shape[0], 1), k, dtype=xp.int64, device=array_api_compat.device(logits))
+    return _keep_largest(logits, logits, counts)
+
+
+def top_p(logits: Array, p: float, *, crossing: Crossing = "keep") -> Array:
+    """Mask all but the smallest set of ids whose probability reaches p.
+
+    p: in (0, 1]; 1 keeps everything.
+    crossing: what happens to the id that takes the sum to p or over it. "keep" it, as Holtzman et al. 2019 (arXiv
+    1904.09751), bert4keras and most others do, or "drop" it, as the original gpt2-ml does. At least one id per row
+    stays in either case.
+    Raises ConfigError if p is outside (0, 1] or crossing is another word.
+    """
+    check_number("top_p", p, above=0.0, most=1.0)
+    check_crossing(crossing)
+    xp = array_api_compat.array_namespace(logits)
+    if p == 1:
+        return xp.asarray(logits, copy=True)
+    probabilities = softmax(logits)
+    falling = xp.sort(probabilities, axis=-1, descending=True, stable=False)
+    short = xp.cumulative_sum(falling, axis=-1) < p  # true for a prefix of every row: the sums never fall
+    counts = xp.sum(xp.astype(short, xp.int64), axis=-1, keepdims=True)
+    counts = xp.clip(counts + 1 if crossing == "keep" else counts, 1, logits.shape[-1])
+    return _keep_largest(logits, probabilities, counts)
+
+
+def repetition_penalty(logits: Array, history: Sequence[Sequence[int]], penalty: float) -> Array:
+    """Make the ids of each row's history less likely: positive scores / penalty, negative ones * penalty.
+
+    history: the ids written so far, one sequence a row, lengths may differ.
+    penalty: above 0; 1 changes nothing, 1.2 is the value of CTRL (Keskar et al. 2019, arXiv 1909.05858).
+    Raises ConfigError if penalty is not above 0 and finite.
+    """
+    check_number("repetition_penalty", penalty, above=0.0)
+    xp = array_api_compat.array_namespace(logits)
+    seen = np.zeros(tuple(logits.shape), dtype=bool)
+    for row, ids in enumerate(history):
+        seen[row, list(ids)] = True
+    return xp.where(_like(logits, seen), xp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def no_repeat_ngram(logits: Array, history: Sequence[Sequence[int]], size: int) -> Array:
+    """Mask every id that would write an n-gram a second time.
+
+    history: the ids written so far, one sequence a row, lengths may differ.
+    size: length n of the n-grams, 1 or more; 1 lets no id come twice.
+    Raises ConfigError if size is below 1.
+    """
+    check_count("no_repeat_ngram", size)
+    repeats = np.zeros(tuple(logits.shape), dtype=bool)
+    for row, ids in enumerate(history):
+        start = tuple(ids[len(ids) - size + 1 :])
+        for at in range(len(ids) - size + 1):
+            if tuple(ids[at : at + size - 1]) == start:
+                repeats[row, ids[at + size - 1]] = True
+    return _mask(logits, _like(logits, repeats))
+
+
+def banned(logits: Array, ids: Sequence[int]) -> Array:
+    """Mask these ids in every row.
+
+    Raises ConfigError for an id outside the vocabulary.
+    """
+    return _mask(logits, _like(logits, _members("banned", ids, logits.shape[-1])))
+
+
+def allowed(logits: Array, ids: Sequence[int]) -> Array:
+    """Mask everything but these ids in every row.
+
+    Raises ConfigError for an id outside the vocabulary, and if there is no id.
+    """
+    if not len(ids):
+        raise ConfigError("allowed holds no id, so nothing could be written; give some ids or None for all of them")
+    return _mask(logits, _like(logits, ~_members("allowed", ids, logits.shape[-1])))
+
+
+def softmax(logits: Array) -> Array:
+    """Turn logits into probabilities, in float64 where the device has it; a row without a finite score is NaN."""
+    powers = exponentials(logits)
+    return powers / array_api_compat.array_namespace(powers).sum(powers, axis=-1, keepdims=True)
+
+
+def exponentials(logits: Array) -> Array:
+    """Return exp(logits - the row's highest), widened: probabilities that do not sum to 1 yet."""
+    scores = widen(logits)
+    xp = array_api_compat.array_namespace(scores)
+    with np.errstate(invalid="ignore"):  # rows of only -inf, or with NaN or +inf, become NaN: drawing reports them
+        return xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
+
+
+def widen(logits: Array) -> Array:
+    """Convert to float64, so that borders do not hang on a library's order of summing; Apple's GPU has float32 only."""
+    xp = array_api_compat.array_namespace(logits)
+    narrow = str(array_api_compat.device(logits)).startswith("mps")
+    return xp.astype(logits, xp.float32 if narrow else xp.float64)
+
+
+def to_numpy(array: Array) -> "np.ndarray[Any, Any]":
+    """Bring an array of any library to the processor, as a NumPy array."""
+    return np.asarray(array_api_compat.to_device(array, "cpu"))
+
+
+def check_count(name: str, value: int, *, least: int = 1) -> None:
+    """Raise ConfigError unless value is an integer of `least` or more."""
+    try:
+        fits = operator.index(value) >= least
+    except TypeError:
+        fits = False
+    if not fits:
+        raise ConfigError(f"{name} is {value!r}; expected a whole number of {least} or more")
+
+
+def check_number(name: str, value: float, *, above: float, most: float = math.inf) -> None:
+    """Raise ConfigError unless above < value <= most and value is finite."""
+    if not isinstance(value, (int, float, np.number)) or not math.isfinite(value) or not above < value <= most:
+        upper = "a finite number" if most == math.inf else f"at most {most:g}"
+        raise ConfigError(f"{name} is {value!r}; expected above {above:g} and {upper}")
+
+
+def check_crossing(value: str) -> None:
+    """Raise ConfigError unless value names one of the two conventions of top-p."""
+    if value not in ("keep", "drop"):
+        raise ConfigError(f"top_p's crossing is {value!r}; expected 'keep' or 'drop' for the id that crosses p")
+
+
+def _keep_largest(logits: Array, values: Array, counts: Array) -> Array:
+    """Mask all but the counts [rows, 1] largest of values, lower ids first among equal ones.
+
+    Sorting values alone and counting ties is several times faster than sorting ids by value. Conditions say what is
+    dropped, not what is kept, so that a NaN stays and is reported where an id is drawn.
+    """
+    xp, vocab = array_api_compat.array_namespace(logits), logits.shape[-1]
+    falling = xp.sort(values, axis=-1, descending=True, stable=False)
+    place = xp.arange(vocab, device=array_api_compat.device(logits))
+    border = xp.min(xp.where(place < counts, falling, xp.asarray(xp.inf, dtype=falling.dtype)), axis=-1, keepdims=True)
+    above = xp.sum(xp.astype(values > border, xp.int64), axis=-1, keepdims=True)
+    tied = values == border
+    nth = xp.cumulative_sum(xp.astype(tied, xp.int64), axis=-1)
+    return _mask(logits, (values < border) | (tied & (nth > counts - above)))
+
+
+def _mask(logits: Array, drop: Array) -> Array:
+    xp = array_api_compat.array_namespace(logits)
+    floor = xp.asarray(-xp.inf, dtype=logits.dtype, device=array_api_compat.device(logits))
+    return xp.where(drop, floor, logits)
+
+
+def _like(logits: Array, values: "np.ndarray[Any, Any]") -> Array:
+    xp = array_api_compat.array_namespace(logits)
+    return xp.asarray(values, device=array_api_compat.device(logits))
+
+
+def _members(name: str, ids: Sequence[int], vocab: int) -> "np.ndarray[Any, Any]":
+    for id in ids:
+        if not 0 <= id < vocab:
+            raise ConfigError(f"{name} holds id {id}; the vocabulary has ids 0 to {vocab - 1}")
+    members = np.zeros(vocab, dtype=bool)
+    members[list(ids)] = True
+    return members

@@ -1,0 +1,41 @@
+"""A model of the loop's protocol whose scores depend on a row's whole past, so that a mixed-up cache is seen."""
+
+import hashlib
+
+import numpy as np
+
+
+class ToyEngine:
+    def __init__(self, vocab=12, max_positions=64, *, convert=lambda array: array, scores=None):
+        self.vocab, self.max_positions = vocab, max_positions
+        self.convert, self.scores = convert, scores or self.random_scores
+        self.prefilled, self.steps, self.rooms = [], [], []
+
+    def random_scores(self, ids):
+        digest = hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).digest()
+        return np.random.Generator(np.random.Philox(int.from_bytes(digest[:8], "little"))).normal(size=self.vocab) * 2
+
+    def prefill(self, prompts, *, room):
+        self.prefilled.append([list(prompt) for prompt in prompts])
+        self.rooms.append(room)
+        rows = ToyRows(self, [list(prompt) for prompt in prompts])
+        return rows, rows.logits()
+
+
+class ToyRows:
+    def __init__(self, engine, past):
+        self.engine, self.past = engine, past
+
+    def logits(self):
+        return self.engine.convert(np.stack([np.asarray(self.engine.scores(row), np.float32) for row in self.past]))
+
+    def step(self, ids):
+        assert len(ids) == len(self.past)
+        self.engine.steps.append(len(ids))
+        for row, id in zip(self.past, ids, strict=True):
+            row.append(int(id))
+            assert self.engine.max_positions is None or len(row) <= self.engine.max_positions
+        return self.logits()
+
+    def reorder(self, rows):
+        self.past = [list(self.past[row]) for row in rows]
