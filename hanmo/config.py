@@ -11,7 +11,21 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from hanmo.errors import ConfigError
 
-ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu", "silu", "tanh", "linear")
+ACTIVATIONS = (
+    "gelu_erf",
+    "gelu_tanh",
+    "relu",
+    "silu",
+    "tanh",
+    "sigmoid",
+    "elu",
+    "selu",
+    "softplus",
+    "softsign",
+    "leaky_relu",
+    "squared_relu",
+    "linear",
+)
 MASKS = ("full", "causal", "prefix")
 POSITIONS = ("none", "learned", "sinusoidal", "rotary", "relative", "buckets")
 SUBLAYERS = ("attention", "cross", "feed_forward")

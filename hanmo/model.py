@@ -93,11 +93,19 @@ class Model(nn.Module):
             output.discriminator = self.discriminator(hidden)
         return output
 
-    def encode(self, source: Tensor, *, mask: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+    def encode(
+        self,
+        source: Tensor,
+        *,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
         """Run the encoder of an encoder-decoder over source ids [b, m]: [b, m, width]."""
         if self.encoder is None:
             raise ValueError("this model has no encoder; call it with ids alone")
-        return self.encoder(self._vectors(self.encoder, source, None), mask=mask, condition=condition)
+        x = self._vectors(self.encoder, source, None)
+        return self.encoder(x, mask=mask, positions=positions, condition=condition)
 
     def logits(self, hidden: Tensor, condition: Tensor | None = None) -> Tensor:
         """Score the vocabulary from hidden states [..., width]: [..., vocab]."""

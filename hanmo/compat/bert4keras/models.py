@@ -1,0 +1,250 @@
+"""bert4keras.models: `build_transformer_model`, and models with `.predict` by its conventions.
+
+NumPy in, NumPy out. Id 0 is masked as a key except at the first position, outputs end in their activation.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hanmo.compat.bert4keras import backend, configs
+from hanmo.compat.bert4keras.configs import Settings
+from hanmo.compat.bert4keras.layers import KerasLayer, keras_layers
+from hanmo.errors import ConfigError, MissingFile
+from hanmo.families import FAMILIES
+from hanmo.model import Model
+from hanmo.nn.activation import activate
+from hanmo.weights.edit import Average, VocabularyEdit
+from hanmo.weights.load import fill
+from hanmo.weights.source import open_source
+
+Array = npt.NDArray[Any]
+
+# Parameters that no checkpoint holds and bert4keras starts at zero: those of conditional norms.
+_FRESH = r"\.(condition_scale|condition_bias|hidden)\.weight$"
+
+
+class KerasModel:
+    """A network behind Keras's inference interface."""
+
+    def __init__(self, network: Model, settings: Settings) -> None:
+        self.network = network.eval()
+        self.settings = settings
+        self.layer_map = keras_layers(network, settings)
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the inputs, in the order in which `predict` takes them."""
+        return list(self.settings.inputs)
+
+    def predict(
+        self, x: Any, batch_size: int | None = None, verbose: int = 0, steps: int | None = None
+    ) -> Array | list[Array]:
+        """Run arrays through the network, batch by batch.
+
+        x: one array, a list of arrays in the order of `input_names`, or a dict by those names; integers for tokens.
+        batch_size: rows at once, 32 as in Keras.   verbose, steps: taken and not used.
+        Returns one array, or a list where the model has several outputs.
+        Raises ConfigError if the inputs are not as many as the model has, or differ in their rows.
+        """
+        arrays = self._arrays(x)
+        rows, size = len(arrays[0]), batch_size or 32
+        parts: list[list[Array]] = []
+        with torch.inference_mode():
+            for start in range(0, max(rows, 1), size):
+                batch = [torch.from_numpy(array[start : start + size]) for array in arrays]
+                parts.append([output.float().numpy() for output in self._run(batch)])
+        outputs = [np.concatenate(column) if len(column) > 1 else column[0] for column in zip(*parts, strict=True)]
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def get_layer(self, name: str) -> KerasLayer:
+        """Give a layer by bert4keras's name for it, with `get_weights` and `set_weights`."""
+        if name not in self.layer_map:
+            raise ConfigError(f"no layer is named {name!r}; there are {', '.join(self.layer_map)}")
+        return self.layer_map[name]
+
+    @property
+    def layers(self) -> list[KerasLayer]:
+        """Every layer that has weights."""
+        return list(self.layer_map.values())
+
+    def _arrays(self, x: Any) -> list[Array]:
+        names = self.settings.inputs
+        if isinstance(x, dict):
+            x = [x[name] for name in names]
+        elif not isinstance(x, list | tuple) or (len(names) == 1 and len(x) != 1):
+            x = [x]
+        if len(x) != len(names):
+            raise ConfigError(f"predict was given {len(x)} inputs; this model has {len(names)}: {', '.join(names)}")
+        arrays = []
+        for name, value in zip(names, x, strict=True):
+            array = np.ascontiguousarray(value)
+            whole = name not in ("Input-Context", self.settings.condition)
+            arrays.append(array.astype(np.int64 if whole else np.float32, copy=not array.flags.writeable))
+        if len({len(array) for array in arrays}) > 1:
+            raise ConfigError(
+                f"the inputs have {', '.join(str(len(a)) for a in arrays)} rows; expected as many in each"
+            )
+        return arrays
+
+    def _run(self, batch: list[Tensor]) -> Iterator[Tensor]:
+        inputs = dict(zip(self.settings.inputs, batch, strict=True))
+        condition = inputs.pop(self.settings.condition, None) if self.settings.condition else None
+        if self.settings.part == "encoder":
+            yield self._encode(inputs["Encoder-Input-Token"], condition)
+            return
+        arguments = _arguments(inputs)
+        if "Encoder-Input-Token" in inputs:
+            source = inputs["Encoder-Input-Token"]
+            arguments |= {"memory": self._encode(source, condition), "source_mask": key_mask(source)}
+        if self.network.main.config.shared_segments and "segments" in arguments:
+            # Keras merges the masks of both look-ups in the one embedding, so that segment 0 is masked too.
+            arguments["mask"] &= key_mask(arguments["segments"])
+        output = self.network(**arguments, condition=condition)
+        yield from _outputs(output.hidden * self.network.config.logit_scale, output, self.settings)
+
+    def _encode(self, source: Tensor, condition: Tensor | None) -> Tensor:
+        return self.network.encode(source, mask=key_mask(source), positions=_places(source), condition=condition)
+
+
+def key_mask(ids: Tensor) -> Tensor:
+    """Mask id 0 as a key, but never at the first position: [b, n] bool."""
+    mask = ids != 0
+    mask[:, 0] = True
+    return mask
+
+
+def _arguments(inputs: dict[str, Tensor]) -> dict[str, Any]:
+    ids = inputs.get("Input-Token", inputs.get("Decoder-Input-Token"))
+    assert ids is not None
+    positions = inputs.get("Input-Position", _places(ids))
+    arguments: dict[str, Any] = {"ids": ids, "mask": key_mask(ids), "positions": positions}
+    if "Input-Segment" in inputs:
+        arguments["segments"] = inputs["Input-Segment"]
+    if "Input-Context" in inputs:
+        arguments["memory"] = inputs["Input-Context"]
+    return arguments
+
+
+def _places(ids: Tensor) -> Tensor:
+    """Count every token, masked ones included, as bert4keras does: [1, n]."""
+    return torch.arange(ids.shape[1])[None]
+
+
+def _outputs(hidden: Tensor, output: Any, settings: Settings) -> Iterator[Tensor]:
+    """Give the outputs that were asked for, in bert4keras's order; the last hidden state if none was."""
+    asked = (
+        (output.nsp, settings.nsp),
+        (None if settings.nsp else output.pooled, "linear"),
+        (output.discriminator, settings.discriminator),
+        (output.logits, settings.mlm or settings.lm),
+    )
+    count = 0
+    for tensor, activation in asked:
+        if tensor is not None and activation is not None:
+            yield finish(tensor, activation)
+            count += 1
+    if not count:
+        yield hidden
+
+
+def finish(x: Tensor, activation: str) -> Tensor:
+    """Apply an output's activation, "softmax" over the last axis included."""
+    return x.softmax(-1) if activation == "softmax" else activate(x, activation)
+
+
+class Transformer:
+    """What `build_transformer_model(…, return_keras_model=False)` gives: the model, and a T5's two halves."""
+
+    def __init__(self, model: KerasModel, encoder: KerasModel | None, decoder: KerasModel | None) -> None:
+        self.model = model
+        self.encoder = encoder
+        self.decoder = decoder
+
+    @property
+    def layers(self) -> dict[str, KerasLayer]:
+        """Layers by name."""
+        return self.model.layer_map
+
+
+def build_transformer_model(
+    config_path: str | None = None,
+    checkpoint_path: str | None = None,
+    model: str = "bert",
+    application: str = "encoder",
+    return_keras_model: bool = True,
+    **kwargs: Any,
+) -> Any:
+    """Build a model as bert4keras 0.11.5 does, and load a checkpoint into it.
+
+    config_path: a config.json, with the keyword arguments over it.   checkpoint_path: the prefix of a TensorFlow
+    checkpoint; None leaves random weights.   model, application and the keyword arguments: as in bert4keras.
+    Returns a KerasModel, or a Transformer around it.
+    Raises ConfigError, NotCarried, MissingFile or CheckpointError.
+    """
+    data = _read_config(config_path) | kwargs
+    name = model.lower()
+    config, settings = configs.read(data, name, application.lower(), backend.get_gelu())
+    edit = _vocabulary_edit(data)
+    if edit is not None:
+        config = replace(config, vocab=edit.size(config.vocab))
+    if checkpoint_path is None:
+        network = Model(config).initialize()
+    else:
+        names = FAMILIES[config.family].tensorflow
+        assert names is not None
+        with torch.device("meta"):
+            network = Model(config)
+        with open_source(checkpoint_path) as source:
+            # bert4keras looks up the names it knows and passes over the rest.
+            rows = names.rows(config)
+            fill(network, source, rows, dropped={".*": "a name that bert4keras does not read"}, edit=edit, fresh=_FRESH)
+    keras_model = KerasModel(network, settings)
+    if return_keras_model:
+        return keras_model
+    return _transformer(keras_model)
+
+
+def _transformer(model: KerasModel) -> Transformer:
+    if model.settings.part != "model" or model.network.encoder is None or model.network.decoder is None:
+        return Transformer(model, None, None)
+    halves = []
+    for part, inputs in (
+        ("encoder", ["Encoder-Input-Token"]),
+        ("decoder", ["Input-Context", "Decoder-Input-Token"]),
+    ):
+        settings = Settings(model.settings.name, part=part, lm=model.settings.lm, inputs=inputs)
+        halves.append(KerasModel(model.network, settings))
+    return Transformer(model, *halves)
+
+
+def _read_config(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    file = Path(path)
+    if not file.is_file():
+        raise MissingFile(f"no configuration at {path}; give the config.json that belongs to the checkpoint")
+    try:
+        data = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds a {type(data).__name__}; expected a JSON object")
+    return data
+
+
+def _vocabulary_edit(data: dict[str, Any]) -> VocabularyEdit | None:
+    keep: Sequence[int] | None = data.get("keep_tokens")
+    compound = data.get("compound_tokens")
+    if keep is None and compound is None:
+        return None
+    # As in bert4keras a list is of ids alone, a tuple of ids and weights.
+    add = [Average(item[0], item[1]) if isinstance(item, tuple) else Average(item) for item in compound or ()]
+    return VocabularyEdit(keep, add)
