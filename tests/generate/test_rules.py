@@ -117,7 +117,7 @@ def test_top_p_and_top_k_keep_the_smallest_sets_that_are_defined(logits, p, k):
     ):
         assert p == 1 or (set(drop) <= set(stay) and len(stay) - len(drop) in (0, 1))
         assert row[stay].sum() >= p - 1e-9
-        assert len(drop) == 1 or p == 1 or row[drop].sum() < p
+        assert len(drop) == 1 or p == 1 or row[drop].sum() < p + 1e-9  # summed in another order
 
 
 def test_half_precision_of_torch_is_kept():
