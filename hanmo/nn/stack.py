@@ -110,13 +110,13 @@ class Stack(nn.Module):
             raise ValueError(f"the text has {new.shape[1]} tokens; this model knows {limit} positions")
 
     def _sight(self, keys: Keys, x: Tensor) -> Sight:
-        count, total = x.shape[1], keys.positions.shape[1]
+        count = x.shape[1]
         new = keys.positions[:, -count:]
         sight = Sight()
         if keys.order is None:
             if keys.mask is not None:
                 sight.mask = visible(keys.mask.new_zeros(1, count).long(), keys.mask.new_zeros(1, 1).long(), keys.mask)
-        elif self.config.mask == "causal" and keys.mask is None and count in (1, total):
+        elif self._plainly_causal(keys, count):
             sight.causal = count > 1
         else:
             sight.mask = visible(keys.order[:, -count:], keys.order, keys.mask)
@@ -131,6 +131,11 @@ class Stack(nn.Module):
             case "buckets":
                 sight.bias = self._bias(new, keys.positions, both_ways=self.config.mask == "full")
         return sight
+
+    def _plainly_causal(self, keys: Keys, count: int) -> bool:
+        """Tell whether the kernel's own triangle will do: nothing masked, no bias, all tokens new or one of them."""
+        whole = count in (1, keys.positions.shape[1])
+        return self.config.mask == "causal" and keys.mask is None and self.relative is None and whole
 
     def _cross_sight(
         self, new: Tensor, memory: Tensor | None, memory_mask: Tensor | None, cache: Cache | None
