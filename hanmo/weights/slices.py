@@ -14,11 +14,13 @@ __all__ = ["Extent", "partition_axis", "slice_key"]
 Extent = tuple[int, int | None]
 """Start and length along one axis; length None is the whole axis."""
 
+_ESCAPED = {0x00: b"\x00\xff", 0xFF: b"\xff\x00"}
+
 
 def slice_key(name: bytes, extents: Sequence[Extent]) -> bytes:
     """Return the key under which a slice of the variable `name` stands in the index."""
-    escaped = name.replace(b"\xff", b"\xff\x00").replace(b"\x00", b"\x00\xff") + b"\x00\x01"
-    key = b"\x00" + escaped + _unsigned(len(extents))
+    escaped = b"".join(_ESCAPED.get(byte, bytes([byte])) for byte in name)
+    key = b"\x00" + escaped + b"\x00\x01" + _unsigned(len(extents))
     for start, length in extents:
         key += _signed(start) + _signed(-1 if length is None else length)
     return key
