@@ -67,7 +67,8 @@ def read_documents(
 
     text_key, source_key: fields of jsonl and columns of csv; where there is no source, the file's name is it.
     document: what one document is in a text file: "file", "line", or "paragraph" (parted by an empty line).
-    UTF-8 (with or without a mark) and GB18030 are recognised from the first bytes that are not ASCII.
+    UTF-8 (with or without a mark) and GB18030 are recognised from the first bytes that are not ASCII. Parts of a long
+    document are cut where no word reaches over; only a word of 4,096 letters and more may be parted.
     Raises DataError naming file and line for binary files, wrong encodings and lines that cannot be read.
     """
     if document not in _SEPARATORS:
@@ -151,15 +152,14 @@ def _line_of_fault(chunk: bytes) -> int:
 def _undecodable(path: Path, error: UnicodeDecodeError) -> DataError:
     """Return the error for bytes that break off the encoding recognised at the file's start, with their line."""
     with _open_bytes(path) as file:
-        for number, line in enumerate(iter(lambda: file.readline(_CHUNK), b""), 1):
+        for number, line in enumerate(file, 1):
             try:
                 line.decode(error.encoding)
             except UnicodeDecodeError as fault:
-                if fault.end < len(line) or len(line) < _CHUNK:
-                    return DataError(
-                        f"{path} line {number}: bytes {line[fault.start : fault.start + 4].hex(' ')} are not "
-                        f"{error.encoding}, which the file began with; save the whole file as UTF-8"
-                    )
+                return DataError(
+                    f"{path} line {number}: bytes {line[fault.start : fault.start + 4].hex(' ')} are not {error.encoding}, "
+                    "which the file began with; save the whole file as UTF-8"
+                )
     return DataError(f"{path} ends inside a character of {error.encoding}; it is cut short; fetch it again")
 
 
@@ -198,7 +198,7 @@ def _table(file: io.TextIOWrapper, path: Path, name: str, text_key: str, source_
             if text:
                 yield Part(text, row.get(source_key) or name)
     except csv.Error as error:
-        raise DataError(f"{path} line {rows.line_num} is not a csv row ({error}); mend the quotes") from None
+        raise DataError(f"{path} line {rows.reader.line_num} is not a csv row ({error}); mend the quotes") from None
     finally:
         csv.field_size_limit(before)
 

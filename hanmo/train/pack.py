@@ -112,7 +112,7 @@ def pack_documents(
     titles: note the first line of documents that begin with 《, so that the reader may leave it out.
     processes: encoders at work; all cores by default, 1 stays in this process. They bound the memory, not the corpus.
     A document's parts must follow each other. Nothing is replaced before everything is written.
-    Raises DataError if there are no documents, or no space is left.
+    Raises DataError if there are no documents, the last one never ends, or no space is left.
     """
     out = Path(out)
     report = PackReport(
@@ -129,6 +129,7 @@ def pack_documents(
             writer.write(batch)
             outside |= batch.outside
             shown.update(report.tokens, report.documents)
+        writer.close()
         if not report.documents:
             raise DataError("there was no document to pack; give files that hold text")
         report.distinct_unknown = len(outside)
@@ -241,6 +242,11 @@ class _Writer:
                 self._document = None
         self._put(batch.ids)
         self._files.documents.write(np.array(done, DOCUMENT).tobytes())
+
+    def close(self) -> None:
+        if self._document:
+            source = list(self._numbers)[self._document[4]]
+            raise DataError(f"the last document of source {source!r} never ended; give its last part with ends=True")
 
     def _put(self, ids: NDArray[Any]) -> None:
         self._files.ids.write(ids.astype(np.dtype(self._report.dtype).newbyteorder("<"), copy=False).tobytes())
