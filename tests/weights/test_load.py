@@ -116,7 +116,7 @@ def test_spare_rows_of_the_embedding_are_kept(copy):
 def test_without_config_json_the_error_says_where_to_get_one(copy):
     path = copy("gpt2_ml_original")
     path.with_name("config.json").unlink()
-    with pytest.raises(MissingFile, match="no config.json beside .*heads: 1.*'hanmo inspect' prints"):
+    with pytest.raises(MissingFile, match=r"no config.json beside .*heads: 1.*'hanmo inspect' prints"):
         hanmo.hub.load(path)
 
 
@@ -139,7 +139,7 @@ def test_a_config_that_is_not_json_is_named(copy):
     path.with_name("config.json").write_text("[1]", "utf-8")
     with pytest.raises(ConfigError, match=r"config.json holds a list; expected a JSON object"):
         hanmo.hub.load(path)
-    with pytest.raises(MissingFile, match="no configuration at .*nothing.json"):
+    with pytest.raises(MissingFile, match=r"no configuration at .*nothing.json"):
         hanmo.hub.load(path, config=path.with_name("nothing.json"))
 
 
@@ -188,5 +188,5 @@ def test_heads_that_the_file_lacks_are_left_out(copy):
 def test_a_shard_that_is_gone_is_named(copy):
     path = copy("gpt2_ml_original")
     shutil.move(path.with_name("model.ckpt.data-00000-of-00001"), path.with_name("elsewhere"))
-    with pytest.raises(MissingFile, match="model.ckpt.data-00000-of-00001"):
+    with pytest.raises(MissingFile, match=r"model\.ckpt\.data-00000-of-00001"):
         hanmo.hub.load(path)

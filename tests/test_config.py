@@ -1,0 +1,140 @@
+"""Configurations: JSON both ways, and one clear error for each thing that cannot be right."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from hanmo.config import ModelConfig, StackConfig, Sublayer
+from hanmo.errors import ConfigError
+from hanmo.families import FAMILIES
+
+GOLDENS = Path(__file__).parent / "data" / "goldens"
+BERT = json.loads((GOLDENS / "bert" / "config.json").read_text("utf-8"))
+
+
+def stack(**changes) -> StackConfig:
+    values = {
+        "depth": 2,
+        "width": 8,
+        "heads": 2,
+        "head_dim": 4,
+        "key_dim": 4,
+        "feed_forward": 16,
+        "order": (Sublayer("attention", post=True), Sublayer("feed_forward", post=True)),
+        "positions": 10,
+        "embedding_width": 8,
+    }
+    return StackConfig(**values | changes)
+
+
+def model(**changes) -> ModelConfig:
+    return ModelConfig(**{"family": "bert", "vocab": 5, "encoder": stack()} | changes)
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gpt2_openai"}))
+def test_every_family_survives_json(family):
+    config = FAMILIES[family].tensorflow.config(BERT)
+    assert ModelConfig.from_json(config.to_json()) == config
+    assert FAMILIES[family].tensorflow.config(FAMILIES[family].tensorflow.original(config)) == replace(
+        config, initializer=FAMILIES[family].tensorflow.config(FAMILIES[family].tensorflow.original(config)).initializer
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": 0}, "depth is 0; expected 1 or more"),
+        ({"segments": -1}, "segments is -1; expected 0 or more"),
+        ({"buckets": 1}, "buckets is 1; expected 2 or more"),
+        ({"dropout": 1.0}, "dropout is 1.0; expected a number from 0 up to 1"),
+        ({"norm_eps": 0.0}, "norm_eps is 0.0; expected a small number above 0"),
+        ({"mask": "none"}, "mask is 'none'; expected one of full, causal, prefix"),
+        ({"activation": "gelu"}, "activation is 'gelu'; expected one of gelu_erf, gelu_tanh"),
+        ({"order": ()}, "order is empty; expected at least one sublayer"),
+        ({"positions": None}, "positions is missing; learned positions need their number"),
+        ({"position": "none", "hierarchical": 0.4}, "hierarchical is set but position is 'none'"),
+        ({"position": "rotary", "key_dim": 3}, "key_dim is 3; rotary positions need an even number"),
+        ({"position": "relative", "key_dim": 2}, "key_dim is 2, head_dim is 4; relative positions need them equal"),
+        ({"mask": "prefix"}, "mask is 'prefix' but segments is 0"),
+    ],
+)
+def test_a_stack_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        stack(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder": None}, "neither encoder nor decoder is given"),
+        ({"nsp": True}, "nsp is set but pool is 'none'"),
+        ({"decoder": stack(embedding_width=4)}, "embedding_width is 8 in the encoder and 4 in the decoder"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        model(**changes)
+
+
+def test_an_unknown_kind_of_sublayer_is_refused():
+    with pytest.raises(
+        ConfigError, match="kind of a sublayer is 'mlp'; expected one of attention, cross, feed_forward"
+    ):
+        Sublayer("mlp")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(colour=1), "the model has the unknown key 'colour'; known are family, vocab"),
+        (lambda d: d.pop("vocab"), "the model is not complete: .*'vocab'"),
+        (lambda d: d.update(vocab="5"), "vocab of the model is '5'; expected int"),
+        (lambda d: d.update(vocab=True), "vocab of the model is True; expected int"),
+        (lambda d: d["encoder"].update(dropout=float("nan")), "dropout of encoder of the model is nan; expected float"),
+        (lambda d: d["encoder"].update(order="x"), "order of encoder of the model is 'x'; expected a list"),
+        (lambda d: d.update(encoder=3), "encoder of the model is int; expected a JSON object"),
+    ],
+)
+def test_json_that_is_not_a_configuration_is_refused(change, message):
+    data = json.loads(json.dumps(asdict(model())))
+    change(data)
+    with pytest.raises(ConfigError, match=message):
+        ModelConfig.from_json(json.dumps(data))
+
+
+def test_text_that_is_not_json_is_refused():
+    with pytest.raises(ConfigError, match="the model's configuration is not JSON: Expecting property name"):
+        ModelConfig.from_json("{")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"num_attention_heads": 5},
+            "hidden_size is 32, num_attention_heads is 5; expected heads that divide the width",
+        ),
+        ({"hidden_size": None}, "hidden_size is missing in config.json; expected int"),
+        ({"hidden_size": "32"}, "hidden_size is '32' in config.json; expected int"),
+        ({"hidden_act": "gelo"}, "hidden_act is 'gelo' in config.json; known are gelu"),
+    ],
+)
+def test_an_original_config_that_cannot_be_is_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        FAMILIES["bert"].tensorflow.config(BERT | change)
+
+
+def test_what_the_originals_do_differs_from_bert4keras_where_the_facts_say_so():
+    def first(family: str) -> StackConfig:
+        return FAMILIES[family].tensorflow.config(BERT).main
+
+    assert [first(f).activation for f in ("bert", "albert", "nezha", "gpt", "gpt2", "t5.1.1")] == ["gelu_tanh"] * 6
+    assert [first(f).activation for f in ("electra", "roformer", "gpt2_ml")] == ["gelu_erf"] * 3
+    assert [first(f).norm_eps for f in ("bert", "albert", "nezha", "electra")] == [1e-12] * 4
+    assert [first(f).norm_eps for f in ("gpt2_ml", "gpt2", "t5.1.0", "roformer")] == [1e-5, 1e-5, 1e-6, 1e-7]
+    t5 = {f: FAMILIES[f].tensorflow.config(BERT) for f in ("t5.1.0", "t5.1.1", "mt5.1.1")}
+    assert [config.logit_scale for config in t5.values()] == [32**-0.5, 1.0, 1.0]
+    assert not any(config.main.cross_positions for config in t5.values())
+    assert first("gpt2_ml").attention_dropout == 0 and BERT["attention_probs_dropout_prob"] == 0.1
