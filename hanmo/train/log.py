@@ -1,0 +1,71 @@
+"""What a run tells: a JSON-lines file for programs, a live line or plain lines for people.
+
+Knows records, dicts of numbers that carry a "step". Knows no model.
+"""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+__all__ = ["Log"]
+
+
+class Log:
+    """OUT/log.jsonl and the screen; used in a `with` block.
+
+    after: step whose later records are dropped first, when a run is resumed there; None begins the file anew.
+    console: where people look; None shows nothing.   every: seconds between plain lines where there is no terminal.
+    """
+
+    def __init__(
+        self, path: Path, *, after: int | None = None, console: Console | None = None, every: float = 10
+    ) -> None:
+        kept = []
+        if after is not None and path.is_file():
+            lines = path.read_text("utf-8").split("\n")[:-1]  # a line without its end was being written
+            kept = [line for line in lines if json.loads(line)["step"] <= after]
+        beside = path.with_name(path.name + ".part")
+        beside.write_text("".join(line + "\n" for line in kept), "utf-8")
+        beside.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+        self._console, self._every, self._shown = console, every, float("-inf")
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "Log":
+        if self._console is not None and self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=self._console)
+            self._bar.start()
+            self._task = self._bar.add_task("training", total=None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._file.close()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record to the file; it is on its way to the disk when this returns."""
+        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def progress(self, line: str, *, step: int, total: int | None) -> None:
+        """Show where the run is: a bar on a terminal, else a line every few seconds."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step, total=total, description=line)
+        elif time.monotonic() - self._shown >= self._every:
+            self._shown = time.monotonic()
+            self.say(line)
+
+    def say(self, text: str) -> None:
+        """Show a text that stays."""
+        if self._console is not None:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)

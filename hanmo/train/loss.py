@@ -1,0 +1,60 @@
+"""The loss of foretelling the next token, without ever holding [tokens x vocabulary] whole.
+
+Knows a model's hidden states and its projection onto the vocabulary. Knows no data, no optimizer and no step.
+
+    hidden [tokens, width] ─ cut into chunks ─► scores [chunk, vocab] ─► sum of -log p     (scores are made again in backward)
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from hanmo.errors import ConfigError
+from hanmo.model import Model
+
+__all__ = ["CHUNK_BYTES", "cross_entropy", "next_token_loss"]
+
+IGNORED = 0  # the id that pads; it is read but never foretold
+# Float32 scores held at once. On a GPU one product over all tokens is fastest, and a small vocabulary leaves the room.
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 4 << 30}
+
+
+def next_token_loss(model: Model, ids: Tensor, *, chunk_bytes: int | None = None) -> Tensor:
+    """Give the mean -log p of ids[:, 1:] from ids[:, :-1]: a float32 scalar.
+
+    ids: [rows, window + 1]; an id 0 is read but not foretold.   chunk_bytes: see `cross_entropy`.
+    """
+    hidden = model(ids[:, :-1], logits="none").hidden
+    return cross_entropy(model.logits, hidden, ids[:, 1:], vocab=model.config.vocab, chunk_bytes=chunk_bytes)
+
+
+def cross_entropy(
+    scores: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, *, vocab: int, chunk_bytes: int | None = None
+) -> Tensor:
+    """Give the mean cross entropy over the targets that are not 0, chunk by chunk.
+
+    scores: [tokens, width] → [tokens, vocab].   hidden: [..., width].   targets: [...], integers.
+    chunk_bytes: most bytes of float32 scores at once; None takes CHUNK_BYTES of the device. What fits one chunk is not
+    recomputed.   The sum is divided by the count + 1e-5, as in gpt2-ml (`train/modeling.py`, lm_loss).
+    Raises ConfigError if chunk_bytes holds no token.
+    """
+    hidden, targets = hidden.flatten(0, -2), targets.flatten()
+    if chunk_bytes is None:
+        chunk_bytes = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"])
+    rows = chunk_bytes // (4 * vocab)
+    if rows < 1:
+        raise ConfigError(f"chunk_bytes is {chunk_bytes}; scores of one token over {vocab} words need {4 * vocab}")
+
+    def chunk(hidden: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(scores(hidden).float(), targets, ignore_index=IGNORED, reduction="sum")
+
+    if len(targets) <= rows:
+        total = chunk(hidden, targets)
+    else:
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for some, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
+            total = total + checkpoint(chunk, some, wanted, use_reentrant=False, preserve_rng_state=False)
+    return total / ((targets != IGNORED).sum() + 1e-5)

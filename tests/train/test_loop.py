@@ -1,0 +1,247 @@
+"""The loop: loss falls, runs resume to the bit, signals save, the time ends the schedule."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hanmo.config import ModelConfig
+from hanmo.errors import CheckpointError, ConfigError, CorruptFile, MissingFile, TensorMismatch
+from hanmo.families import FAMILIES
+from hanmo.model import Model
+from hanmo.train.checkpoints import fill_from, newest, read_state, save_checkpoint
+from hanmo.train.loop import fit
+from hanmo.train.settings import Settings, make_optimizer, multiplier, scale_outputs
+
+VOCAB = 40
+
+
+class Counting:
+    """Batches whose next id is the last one plus one; (seed, epoch, step) decides all."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.stop = stop
+
+    def batches(self, epoch: int = 0, step: int = 0) -> Iterator[tuple[int, int, Any]]:
+        while True:
+            for number in range(step, 5):
+                if self.stop is not None and (epoch, number) == (self.stop, 0):
+                    raise OSError("the disk is gone")
+                start = np.random.default_rng([epoch, number]).integers(VOCAB - 1, size=(4, 1))
+                yield epoch, number, (start + np.arange(13)) % (VOCAB - 1) + 1
+            epoch, step = epoch + 1, 0
+
+
+def config(dropout: float = 0.1) -> ModelConfig:
+    return FAMILIES["gpt2_ml"].tensorflow.config(
+        {
+            "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "intermediate_size": 64, "max_position_embeddings": 16, "hidden_act": "gelu", "hidden_dropout_prob": dropout,
+        }
+    )  # fmt: skip
+
+
+def model(seed: int = 0) -> Model:
+    return Model(config()).initialize(seed)
+
+
+def settings(**changes: Any) -> Settings:
+    base = Settings(steps=24, lr=3e-3, warmup=4, evaluate_every=7, save_every=5, log_every=3, average=0.9, seed=3)
+    return replace(base, **changes)
+
+
+def weights(model: Model) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
+    for record in found:
+        for name in ("seconds", "tokens_per_second"):
+            record.pop(name, None)
+    return found
+
+
+def evaluate(model: Model) -> dict[str, float]:
+    return {"bits_per_character": float(model.token.weight.square().mean())}
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_loss_falls_by_half_on_a_task_that_can_be_learnt(tmp_path: Path) -> None:
+    fit(Model(config(0.0)).initialize(0), Counting(), out=tmp_path, settings=settings(steps=150, lr=1e-2, average=0.0))
+    losses = [record["loss"] for record in records(tmp_path) if "loss" in record]
+    assert len(losses) == 50 and losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor-gpt2-ml", "adafactor-bert4keras"])
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, optimizer: str) -> None:
+    chosen = settings(optimizer=optimizer)
+    whole = model()
+    outcome = fit(whole, Counting(), out=tmp_path / "whole", settings=chosen, evaluate=evaluate)
+    assert outcome.steps == 24 and not outcome.stopped
+
+    for attempt, death in enumerate((8, 13, 21)):
+        calls = 0
+
+        def dying(model: Model, ids: torch.Tensor, death: int = death) -> torch.Tensor:
+            nonlocal calls
+            from hanmo.train.loss import next_token_loss
+
+            calls += 1
+            if calls == death - started:
+                raise Killed
+            return next_token_loss(model, ids)
+
+        last = newest(tmp_path / "cut", "last")
+        started = int(last.name.split("-")[1]) if last else 0
+        torch.manual_seed(attempt)  # a new process knows nothing of the old one's generators
+        with pytest.raises(Killed):
+            fit(model(attempt), Counting(), out=tmp_path / "cut", settings=chosen, evaluate=evaluate, resume=True, loss=dying)
+    resumed = model(9)
+    fit(resumed, Counting(), out=tmp_path / "cut", settings=chosen, evaluate=evaluate, resume=True)
+
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+    for name, weight in weights(whole).items():
+        assert torch.equal(weight, weights(resumed)[name]), name
+
+
+def test_sigterm_saves_and_the_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    whole, cut = model(), model()
+    fit(whole, Counting(), out=tmp_path / "whole", settings=settings())
+
+    def asked(model: Model) -> dict[str, float]:
+        if model.training and len(list((tmp_path / "cut").glob("last-*"))):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(model)
+
+    before = signal.getsignal(signal.SIGTERM)
+    outcome = fit(cut, Counting(), out=tmp_path / "cut", settings=settings(), evaluate=asked)
+    assert outcome.stopped and outcome.steps == 7 and signal.getsignal(signal.SIGTERM) is before
+    fit(cut, Counting(), out=tmp_path / "cut", settings=settings(), evaluate=evaluate, resume=True)
+    for name, weight in weights(whole).items():
+        assert torch.equal(weight, weights(cut)[name]), name
+
+
+def test_one_last_and_one_best_checkpoint_remain_and_load_again(tmp_path: Path) -> None:
+    extra = tmp_path / "vocab.txt"
+    extra.write_text("[PAD]\n", "utf-8")
+    trained = model()
+    outcome = fit(
+        trained, Counting(), out=tmp_path / "run", settings=settings(), evaluate=evaluate,
+        sample=lambda _: "春眠不觉晓", beside=[extra],
+    )  # fmt: skip
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == [outcome.folder.name, "last-00000024", "log.jsonl", "samples.txt"]
+    last = tmp_path / "run" / "last-00000024"
+    assert ModelConfig.from_json((last / "hanmo.json").read_text("utf-8")) == trained.config
+    assert (last / "vocab.txt").read_bytes() == extra.read_bytes()
+    again = model(1)
+    fill_from(again, last)
+    assert all(torch.equal(weight, weights(again)[name]) for name, weight in weights(trained).items())
+    assert (tmp_path / "run" / "samples.txt").read_text("utf-8").count("春眠不觉晓") == 5  # 7, 14, 21, 24, averaged
+
+
+def test_average_is_evaluated_at_the_end_and_kept_if_better(tmp_path: Path) -> None:
+    scores = iter([9.0, 8.0, 7.0, 6.0, 5.0, 4.0])
+    trained = model()
+    fit(trained, Counting(), out=tmp_path, settings=settings(), evaluate=lambda _: {"bits_per_character": next(scores)})
+    assert [record["averaged"] for record in records(tmp_path) if "averaged" in record][-2:] == [False, True]
+    best = model()
+    fill_from(best, tmp_path / "best-00000024")
+    assert not torch.equal(best.token.weight, trained.token.weight)
+
+
+def test_minutes_fix_the_number_of_steps_and_the_schedule_ends_with_them(tmp_path: Path) -> None:
+    outcome = fit(
+        model(), Counting(), out=tmp_path, settings=settings(steps=None, minutes=0.03, log_every=10, save_every=1000)
+    )
+    found = [record for record in records(tmp_path) if "loss" in record]
+    assert outcome.steps > 50 and found[-1]["lr"] < 0.2 * 3e-3
+    assert 0.5 * 1.8 < outcome.seconds < 2 * 1.8
+
+
+def test_a_gradient_that_is_not_finite_is_left_out_and_said(tmp_path: Path) -> None:
+    calls = 0
+
+    def broken(model: Model, ids: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        from hanmo.train.loss import next_token_loss
+
+        calls += 1
+        return next_token_loss(model, ids) * (float("inf") if calls == 4 else 1.0)
+
+    trained = model()
+    fit(trained, Counting(), out=tmp_path, settings=settings(), loss=broken)
+    assert records(tmp_path)[-1]["skipped"] == 1
+    assert all(torch.isfinite(weight).all() for weight in weights(trained).values())
+
+
+def test_an_error_in_the_data_reaches_the_caller(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="the disk is gone"):
+        fit(model(), Counting(stop=2), out=tmp_path, settings=settings())
+    assert newest(tmp_path, "last") == tmp_path / "last-00000010"
+
+
+def test_a_folder_with_a_run_is_not_begun_anew(tmp_path: Path) -> None:
+    fit(model(), Counting(), out=tmp_path, settings=settings(steps=5))
+    with pytest.raises(CheckpointError, match="last-00000005; resume it"):
+        fit(model(), Counting(), out=tmp_path, settings=settings(steps=5))
+    with pytest.raises(CheckpointError, match=r"trained with lr=0.003, now it is 0.1"):
+        fit(model(), Counting(), out=tmp_path, settings=settings(lr=0.1), resume=True)
+
+
+def test_a_damaged_or_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, "last", 3, model())
+    with pytest.raises(MissingFile, match=r"state.pt is missing"):
+        read_state(folder)
+    (folder / "state.pt").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(CorruptFile, match=r"state.pt cannot be read"):
+        read_state(folder)
+    with pytest.raises(TensorMismatch, match=r"decoder.blocks.1.*differs"):
+        fill_from(Model(replace(config(), decoder=replace(config().main, depth=1))), folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": None}, "steps is None, minutes is None"),
+        ({"minutes": 3.0}, "steps is 24, minutes is 3.0"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd'"),
+        ({"schedule": "steep"}, "schedule is 'steep'"),
+        ({"lr": 0.0}, "lr is 0.0"),
+        ({"warmup": -1}, "warmup is -1"),
+        ({"floor": 1.0}, "floor is 1.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings(**changes)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_schedule_rises_to_one_and_ends_just_above_zero(schedule: str) -> None:
+    chosen = settings(schedule=schedule, warmup=10)
+    shares = [multiplier(chosen, step, 100) for step in range(100)]
+    assert shares[0] == pytest.approx(0.1) and max(shares) > 0.89 and 0 < shares[-1] < 0.02
+    assert multiplier(chosen, 500, None) == 1.0
+    assert multiplier(settings(schedule="constant"), 99, 100) == 1.0
+
+
+def test_norms_and_biases_do_not_decay_and_outputs_are_scaled() -> None:
+    made = model()
+    groups = make_optimizer(made, settings()).param_groups
+    assert {(group["weight_decay"], min(p.ndim for p in group["params"])) for group in groups} == {(0.1, 2), (0.0, 1)}
+    before = weights(made)
+    scale_outputs(made, 2)
+    changed = [name for name, weight in weights(made).items() if not torch.equal(weight, before[name])]
+    assert len(changed) == 4 and all(name.endswith("output.weight") for name in changed)
