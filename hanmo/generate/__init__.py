@@ -4,19 +4,31 @@ from hanmo.generate.beam import Beam, beam_search
 from hanmo.generate.draw import fresh_seed
 from hanmo.generate.loop import End, Engine, Limits, Rows, Token, keep_last, sample
 from hanmo.generate.sampling import GREEDY, PRESETS, Sampling
+from hanmo.generate.stop import Stopper, StopRules
+from hanmo.generate.text import Codec, Stream, TextDecoder, Writing, Written, search, stream, write
 
 __all__ = [
     "GREEDY",
     "PRESETS",
     "Beam",
+    "Codec",
     "End",
     "Engine",
     "Limits",
     "Rows",
     "Sampling",
+    "StopRules",
+    "Stopper",
+    "Stream",
+    "TextDecoder",
     "Token",
+    "Writing",
+    "Written",
     "beam_search",
     "fresh_seed",
     "keep_last",
     "sample",
+    "search",
+    "stream",
+    "write",
 ]

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("module", ["hanmo.generate", "hanmo.generate.beam"])
+@pytest.mark.parametrize("module", ["hanmo.generate", "hanmo.generate.text", "hanmo.generate.beam"])
 def test_importing_generate_does_not_import_torch(module):
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

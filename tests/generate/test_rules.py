@@ -39,6 +39,14 @@ def test_top_p_that_is_met_exactly_keeps_no_further_id():
     assert kept(rules.top_p(quarters, 0.5, crossing="drop")) == [[0]]  # strictly below p, as the original has it
 
 
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+def test_equal_ids_that_sum_to_p_but_for_rounding_meet_it_on_every_library(p):
+    tenths = np.full((1, 10), 1.7, np.float32)
+    for logits in (tenths, torch.from_numpy(tenths)):
+        assert len(kept(rules.top_p(logits, p))[0]) == round(p * 10)
+        assert len(kept(rules.top_p(logits, p, crossing="drop"))[0]) == max(round(p * 10) - 1, 1)
+
+
 def test_temperature_sharpens_and_flattens_without_overflow():
     half = rules.softmax(rules.temperature(ROWS, 0.5))
     assert np.allclose(half, rules.softmax(ROWS) ** 2 / (rules.softmax(ROWS) ** 2).sum(-1, keepdims=True))

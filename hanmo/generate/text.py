@@ -1,0 +1,290 @@
+"""Text in, text out: the one file here that knows both text and ids.
+
+Joins a model's codec (how its texts become ids and back, which hub puts together from the tokenizer and the model's
+conventions), the loop, and the stop rules. What comes back is what was written, without the prompt.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from hanmo.errors import PromptError
+from hanmo.generate import loop
+from hanmo.generate.beam import beam_search
+from hanmo.generate.draw import check_seed, fresh_seed
+from hanmo.generate.loop import PLAIN, UNLIMITED, End, Engine, Limits, Token
+from hanmo.generate.rules import check_count
+from hanmo.generate.sampling import Sampling
+from hanmo.generate.stop import NEVER, Stopper, StopRules
+
+
+class TextDecoder(Protocol):
+    """Turn ids into text one by one, for one text, never giving out half a character."""
+
+    def push(self, id: int) -> str:
+        """Take the next id and return the text that is certain now, perhaps none."""
+
+    def flush(self) -> str:
+        """Return what is left when no more ids come."""
+
+
+class Codec(Protocol):
+    """How the texts of one model become ids, and its ids text."""
+
+    @property
+    def unknown(self) -> int | None:
+        """The id that stands for everything the vocabulary lacks; None if it lacks nothing."""
+
+    def encode(self, text: str) -> Sequence[int]:
+        """Return the ids that the model expects for a prompt."""
+
+    def decoder(self, prompt: Sequence[int]) -> TextDecoder:
+        """Return a decoder for what is written behind the prompt; the prompt settles the first space."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """How to write: how ids are chosen, when a text ends, what to do with a prompt that is too long.
+
+    keep_last: cut a prompt that is too long from the left; without it such a prompt is an error.
+    history: whether the prompt counts for the repetition rules; False where it is the source of an encoder.
+    """
+
+    sampling: Sampling = PLAIN
+    limits: Limits = UNLIMITED
+    stop: StopRules = NEVER
+    keep_last: bool = False
+    history: bool = True
+
+
+DEFAULT = Writing()
+
+
+@dataclass(frozen=True)
+class Written:
+    """One text that was written.
+
+    text: without the prompt, cut by the stop rules.   ids: all that were written, also those behind the cut.
+    reason: "sentence", "string", "chars" (see `stop`), "end", "length" or "context" (see `loop`).
+    seed, sample: what repeats it; None for beams.   score: of a beam, else None.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    reason: str
+    seed: int | None = None
+    sample: int | None = None
+    score: float | None = None
+
+
+class Stream:
+    """One text while it is written: iterate over its pieces, which joined are the whole text.
+
+    seed: repeats the text.   text: what is shown so far.   reason: None until the text is finished.
+    Stopping to iterate stops the work; nothing is computed ahead.
+    """
+
+    def __init__(self, writer: "_Writer", events: Iterator[Token | End], seed: int) -> None:
+        """Take a writer and the events of its one row; `stream` makes one."""
+        self.seed = seed
+        self._writer = writer
+        self._pieces = (piece for piece in map(writer.receive, events) if piece)
+
+    def __iter__(self) -> "Stream":
+        """Return itself: a text can be written once."""
+        return self
+
+    def __next__(self) -> str:
+        """Write until there is something to show."""
+        return next(self._pieces)
+
+    @property
+    def text(self) -> str:
+        """All pieces so far."""
+        return self._writer.text
+
+    @property
+    def reason(self) -> str | None:
+        """Why the text is finished, once it is."""
+        return self._writer.reason
+
+
+def stream(
+    engine: Engine, codec: Codec, text: str, *, writing: Writing = DEFAULT, seed: int | None = None, sample: int = 0
+) -> Stream:
+    """Continue a text piece by piece.
+
+    seed: None takes a fresh one, which the stream tells.   sample: the number of the sample that `write` would give.
+    Raises PromptError for a text that cannot be continued and ConfigError for a setting, both before the first piece.
+    """
+    seed = _settle(seed)
+    ids = read_prompt(engine, codec, text, writing)
+    writer = _Writer(codec.decoder(ids), Stopper(writing.stop, before=text))
+    return Stream(writer, _sample(engine, [ids], writing, [writer], seed, 1, sample), seed)
+
+
+def write(
+    engine: Engine,
+    codec: Codec,
+    texts: Sequence[str],
+    *,
+    n: int = 1,
+    writing: Writing = DEFAULT,
+    seed: int | None = None,
+    first: int = 0,
+) -> list[list[Written]]:
+    """Continue each text n times, all at once: one list a text, its samples numbered from `first`.
+
+    Each sample is what it would be if it were written alone with the same seed and number.
+    Raises PromptError for a text that cannot be continued and ConfigError for a setting, both before the first id.
+    """
+    check_count("n", n)
+    seed = _settle(seed)
+    prompts = [read_prompt(engine, codec, text, writing) for text in texts]
+    writers = [
+        _Writer(codec.decoder(ids), Stopper(writing.stop, before=text))
+        for text, ids in zip(texts, prompts, strict=True)
+        for _ in range(n)
+    ]
+    for event in _sample(engine, prompts, writing, writers, seed, n, first):
+        writers[event.row].receive(event)
+    written = [
+        Written(writer.text, tuple(writer.ids), writer.reason or "", seed, first + row % n)
+        for row, writer in enumerate(writers)
+    ]
+    return [written[start : start + n] for start in range(0, len(written), n)]
+
+
+def search(
+    engine: Engine, codec: Codec, text: str, width: int, *, writing: Writing = DEFAULT, length_penalty: float = 0.0
+) -> list[Written]:
+    """Continue a text by beam search: up to `width` texts, best first; see `beam_search`.
+
+    Raises PromptError for a text that cannot be continued and ConfigError for a setting.
+    """
+    prompt = read_prompt(engine, codec, text, writing)
+
+    def replay(ids: Sequence[int], reason: str | None) -> _Writer:
+        writer = _Writer(codec.decoder(prompt), Stopper(writing.stop, before=text))
+        for id in ids[:-1] if reason == "end" else ids:
+            writer.stop(id)
+            writer.receive(Token(0, id))
+        if reason is not None:
+            writer.receive(End(0, reason))
+        return writer
+
+    beams = beam_search(
+        engine,
+        prompt,
+        width,
+        sampling=writing.sampling,
+        limits=writing.limits,
+        length_penalty=length_penalty,
+        history=writing.history,
+        stop=None if writing.stop == NEVER else lambda ids: replay(ids, None).stopped,
+    )
+    finished = [replay(beam.ids, beam.reason) for beam in beams]
+    return [
+        Written(writer.text, beam.ids, writer.reason or beam.reason, score=beam.score)
+        for writer, beam in zip(finished, beams, strict=True)
+    ]
+
+
+def read_prompt(engine: Engine, codec: Codec, text: str, writing: Writing = DEFAULT) -> list[int]:
+    """Turn a prompt into ids, cut to what the model can hold if `keep_last` is set.
+
+    Raises PromptError for a text without tokens or of unknown ones only, and for signs that are no text: the
+    NUL character and lone halves of surrogate pairs.
+    """
+    check_text(text)
+    ids = list(codec.encode(text))
+    if not ids:
+        raise PromptError(f"the prompt {text[:40]!r} has no token in this vocabulary; write some words")
+    if codec.unknown is not None and all(id == codec.unknown for id in ids):
+        raise PromptError(
+            f"every token of the prompt {text[:40]!r} is unknown to this vocabulary; "
+            "write some of the words that it has, or check that it belongs to the model"
+        )
+    if writing.keep_last:
+        ids = list(loop.keep_last(ids, engine.max_positions, max_tokens=writing.limits.max_tokens))
+    loop.check_prompt(engine, ids)
+    return ids
+
+
+def check_text(text: str) -> None:
+    """Raise PromptError unless the prompt is a text, and not an empty one."""
+    if not isinstance(text, str):
+        raise PromptError(f"the prompt is of type {type(text).__name__}; expected a str")
+    if not text:
+        raise PromptError("the prompt is empty; write some words to go on from")
+    for place, sign in enumerate(text):
+        if sign == "\0" or "\ud800" <= sign <= "\udfff":
+            kind = "the NUL character" if sign == "\0" else f"the lone surrogate U+{ord(sign):04X}"
+            raise PromptError(
+                f"the prompt has {kind} at position {place}; it is no text there: check the file's encoding"
+            )
+
+
+class _Writer:
+    """One text: its decoder, its stop rules, and what came of them."""
+
+    def __init__(self, decoder: TextDecoder, stopper: Stopper) -> None:
+        self.reason: str | None = None
+        self.ids: list[int] = []
+        self.shown: list[str] = []
+        self._decoder, self._stopper = decoder, stopper
+        self._pending = ""
+
+    @property
+    def text(self) -> str:
+        return "".join(self.shown)
+
+    @property
+    def stopped(self) -> str | None:
+        return self._stopper.reason
+
+    def stop(self, id: int) -> str | None:
+        """Decode an id, before its event comes; answer the loop's question whether the text ends with it."""
+        self._pending += self._stopper.push(self._decoder.push(id))
+        return self._stopper.reason
+
+    def receive(self, event: Token | End) -> str:
+        """Take an event of the loop and return what it adds to the text."""
+        if isinstance(event, Token):
+            self.ids.append(event.id)
+        elif self._stopper.reason is None:
+            self._pending += self._stopper.push(self._decoder.flush()) + self._stopper.flush()
+        if isinstance(event, End):
+            self.reason = self._stopper.reason or event.reason
+        piece, self._pending = self._pending, ""
+        if piece:
+            self.shown.append(piece)
+        return piece
+
+
+def _sample(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    writing: Writing,
+    writers: Sequence[_Writer],
+    seed: int,
+    n: int,
+    first: int,
+) -> Iterator[Token | End]:
+    return loop.sample(
+        engine,
+        prompts,
+        seed=seed,
+        n=n,
+        first=first,
+        sampling=writing.sampling,
+        limits=writing.limits,
+        history=writing.history,
+        stop=lambda row, id: writers[row].stop(id),
+    )
+
+
+def _settle(seed: int | None) -> int:
+    seed = fresh_seed() if seed is None else seed
+    check_seed(seed)
+    return seed

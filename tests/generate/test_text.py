@@ -1,0 +1,193 @@
+import codecs
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_engine import ToyEngine
+
+from hanmo.errors import CheckpointError, ConfigError, PromptError
+from hanmo.generate import GREEDY, Limits, Sampling
+from hanmo.generate.stop import NEVER, StopRules, cut
+from hanmo.generate.text import Writing, check_text, read_prompt, search, stream, write
+
+GOOD, MAN = "好".encode(), "👨‍👩".encode()
+PIECES = [b"?", GOOD[:2], GOOD[2:], "。".encode(), "”".encode(), "“".encode(), b"a", b"\n", MAN[:5], MAN[5:]]
+PIECES += ["天气不错".encode(), b" "]
+
+
+class ByteCodec:
+    """Ids that are parts of characters: the hardest vocabulary for a stream."""
+
+    unknown = 0
+
+    def encode(self, text):
+        whole = {piece.decode(): id for id, piece in enumerate(PIECES) if id in (3, 4, 5, 6, 10)}
+        return [whole.get(text[place : place + 4], whole.get(text[place], 0)) for place in range(len(text))]
+
+    def decoder(self, prompt):
+        return ByteDecoder()
+
+
+class ByteDecoder:
+    def __init__(self):
+        self.bytes = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, id):
+        return self.bytes.decode(PIECES[id])
+
+    def flush(self):
+        return self.bytes.decode(b"", final=True)
+
+
+def decode(ids):
+    return b"".join(PIECES[id] for id in ids).decode("utf-8", "replace")
+
+
+RULES = st.builds(
+    StopRules,
+    sentence_after=st.none() | st.integers(0, 10),
+    strings=st.lists(st.sampled_from(["a\n", "。。", "好。", "a"]), max_size=2).map(tuple),
+    max_chars=st.none() | st.integers(1, 12),
+)
+WRITING = st.builds(
+    Writing,
+    sampling=st.sampled_from([Sampling(), Sampling(top_k=4), Sampling(temperature=2.0, no_repeat_ngram=4)]),
+    limits=st.sampled_from([Limits(max_tokens=14), Limits(max_tokens=30, end_ids=(9,)), Limits()]),
+    stop=RULES,
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(WRITING, st.integers(0, 2**32), st.integers(0, 3))
+def test_streamed_pieces_joined_are_the_written_text_and_the_cut_of_the_whole(writing, seed, sample):
+    engine = ToyEngine(max_positions=40)
+    pieces = stream(engine, ByteCodec(), "天气不错", writing=writing, seed=seed, sample=sample)
+    shown = list(pieces)
+    [[written]] = write(engine, ByteCodec(), ["天气不错"], writing=writing, seed=seed, first=sample)
+    assert "".join(shown) == pieces.text == written.text
+    assert all(shown) and pieces.reason == written.reason and pieces.seed == written.seed == seed
+    ids = (
+        written.ids[:-1]
+        if written.reason == "end" or (written.ids[-1:] == (9,) and 9 in writing.limits.end_ids)
+        else written.ids
+    )
+    text, reason = cut(decode(ids), writing.stop, before="天气不错")
+    assert written.text == text
+    assert reason is None or written.reason == reason
+    assert reason is not None or written.reason in ("end", "length", "context")
+
+
+@settings(max_examples=40, deadline=None)
+@given(WRITING, st.integers(0, 2**32), st.integers(1, 4))
+def test_n_texts_at_once_are_the_same_one_by_one(writing, seed, n):
+    together = write(ToyEngine(), ByteCodec(), ["天气不错", "a“"], n=n, writing=writing, seed=seed)
+    assert [len(texts) for texts in together] == [n, n]
+    for text, texts in zip(["天气不错", "a“"], together, strict=True):
+        for number, written in enumerate(texts):
+            alone = write(ToyEngine(), ByteCodec(), [text], writing=writing, seed=seed, first=number)
+            assert alone == [[written]] and (written.seed, written.sample) == (seed, number)
+
+
+def test_no_more_is_computed_than_what_was_taken_from_a_stream():
+    engine = ToyEngine()
+    pieces = stream(engine, ByteCodec(), "aa", writing=Writing(sampling=Sampling(allowed=(6,))), seed=1)
+    assert list(itertools.islice(pieces, 3)) == ["a"] * 3
+    assert (len(engine.steps), pieces.text, pieces.reason) == (2, "aaa", None)
+
+
+def test_the_end_id_is_no_part_of_the_text():
+    writing = Writing(sampling=GREEDY, limits=Limits(max_tokens=5, end_ids=(7,)))
+    follows = ToyEngine(scores=lambda ids: np.eye(12)[(ids[-1] + 1) % 12])
+    [[written]] = write(follows, ByteCodec(), ["“"], writing=writing)
+    assert (written.text, written.ids, written.reason) == ("a", (6, 7), "end")
+    assert search(follows, ByteCodec(), "“", 1, writing=writing)[0].text == "a"
+
+
+def test_half_a_character_at_the_end_is_shown_as_replaced_not_lost():
+    writing = Writing(sampling=Sampling(allowed=(1,)), limits=Limits(max_tokens=1))
+    assert write(ToyEngine(), ByteCodec(), ["a"], writing=writing)[0][0].text == "\ufffd"
+
+
+def test_the_prompt_opens_quotes_for_the_stop_rules():
+    codec = ByteCodec()
+    writing = Writing(sampling=GREEDY, stop=StopRules(sentence_after=0))
+    quote = ToyEngine(scores=lambda ids: np.eye(12)[{5: 10, 10: 3, 3: 4, 4: 6}.get(ids[-1], 6)])
+    pieces = stream(quote, codec, "a“", writing=writing, seed=0)
+    assert list(pieces) == ["天气不错", "。", "”"] and pieces.reason == "sentence"
+
+
+def test_a_fresh_seed_is_told_and_repeats_the_text():
+    first = stream(ToyEngine(), ByteCodec(), "a")
+    text = "".join(first)
+    again = stream(ToyEngine(), ByteCodec(), "a", seed=first.seed)
+    assert "".join(again) == text and len(text) > 10
+    assert len({stream(ToyEngine(), ByteCodec(), "a").seed for _ in range(5)}) > 1
+
+
+def test_beams_are_texts_cut_by_the_same_rules():
+    plain = Writing(limits=Limits(max_tokens=6))
+    beams = search(ToyEngine(), ByteCodec(), "a", 3, writing=plain)
+    assert [beam.text for beam in beams] == [decode(beam.ids) for beam in beams] and len(beams) == 3
+    assert [beam.score for beam in beams] == sorted((beam.score for beam in beams), reverse=True)
+    stop = StopRules(sentence_after=1, max_chars=5)
+    for beam in search(ToyEngine(), ByteCodec(), "a", 3, writing=Writing(limits=Limits(max_tokens=9), stop=stop)):
+        assert (beam.text, beam.reason) == cut(decode(beam.ids), stop) or beam.reason == "length"
+        assert beam.seed is None
+
+
+def test_a_long_prompt_is_an_error_or_is_cut_from_the_left():
+    engine = ToyEngine(max_positions=20)
+    with pytest.raises(PromptError, match="the prompt has 30 tokens, the model knows 20 positions"):
+        stream(engine, ByteCodec(), "a" * 30)
+    writing = Writing(keep_last=True, limits=Limits(max_tokens=4))
+    [[written]] = write(engine, ByteCodec(), ["。" * 10 + "a" * 16], writing=writing)
+    assert engine.prefilled == [[[6] * 16]] and len(written.ids) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the prompt is empty; write some words to go on from"),
+        ("天\ud83d气", r"the prompt has the lone surrogate U\+D83D at position 1"),
+        ("天气\0", "the prompt has the NUL character at position 2"),
+        (b"abc", "the prompt is of type bytes; expected a str"),
+        ("zzz", "every token of the prompt 'zzz' is unknown to this vocabulary"),
+    ],
+)
+def test_a_prompt_that_is_no_usable_text_is_refused_at_the_call(text, message):
+    for call in (stream, search):
+        with pytest.raises(PromptError, match=message):
+            call(ToyEngine(), ByteCodec(), text, *([2] if call is search else []))
+    with pytest.raises(PromptError, match=message):
+        write(ToyEngine(), ByteCodec(), ["a", text])
+
+
+def test_a_prompt_without_tokens_is_refused():
+    class Nothing(ByteCodec):
+        def encode(self, text):
+            return []
+
+    with pytest.raises(PromptError, match="the prompt '   ' has no token in this vocabulary"):
+        read_prompt(ToyEngine(), Nothing(), "   ")
+    check_text("   ")
+
+
+def test_settings_are_refused_at_the_call():
+    with pytest.raises(ConfigError, match="n is 0; expected a whole number of 1 or more"):
+        write(ToyEngine(), ByteCodec(), ["a"], n=0)
+    with pytest.raises(ConfigError, match="seed is -7"):
+        stream(ToyEngine(), ByteCodec(), "a", seed=-7)
+    with pytest.raises(ConfigError, match="width is 0"):
+        search(ToyEngine(), ByteCodec(), "a", 0)
+
+
+def test_weights_of_nan_are_one_clear_error():
+    broken = ToyEngine(scores=lambda ids: np.full(12, np.nan))
+    with pytest.raises(CheckpointError, match="NaN or infinite; its weights are probably damaged"):
+        "".join(stream(broken, ByteCodec(), "a"))
+
+
+def test_the_default_stops_at_nothing():
+    assert Writing().stop == NEVER
