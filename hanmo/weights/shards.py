@@ -166,6 +166,6 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict):
         raise CorruptFile(f'{path} has no object "weight_map" that names the file of each tensor')
     for name, file in weight_map.items():
-        if not isinstance(file, str) or not file or file != Path(file).name or "\\" in file or "\0" in file:
+        if not isinstance(file, str) or file in {"", ".."} or file != Path(file).name or set(file) & {"\\", "\0"}:
             raise CorruptFile(f"{path} names {file!r} for {name!r}; expected a file name in the same folder")
     return weight_map

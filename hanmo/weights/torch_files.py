@@ -5,6 +5,7 @@ Knows torch, which it imports when a file is opened or written, and where people
 
 from __future__ import annotations
 
+import errno
 import pickle
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -123,11 +124,13 @@ def _load(path: Path) -> object:
             f"({_refused(str(error)) or reason}); save its state_dict alone, or better as safetensors"
         ) from None
     except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # not about the contents
+            raise
         reason = str(error).partition(". ")[0][:300] or type(error).__name__
         raise CorruptFile(f"{path} is not a whole file of torch.save: {reason}; download or copy it again") from None
 
 
-_DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError)
+_DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OSError)
 """What torch.load is seen to raise on damaged bytes."""
 
 

@@ -1,0 +1,102 @@
+"""Which reader a path needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hanmo.errors import CheckpointError, CorruptFile, MissingFile
+from hanmo.weights.bundle import Bundle
+from hanmo.weights.bundle_writer import write_bundle
+from hanmo.weights.mapped import MappedFile
+from hanmo.weights.safetensors import Safetensors, write_safetensors
+from hanmo.weights.shards import Sharded
+from hanmo.weights.source import STORAGE, open_source, storage_bytes
+from hanmo.weights.torch_files import TorchFile, write_torch
+
+ITEMS = [("a", np.arange(3)), ("b", np.ones(2, np.float32))]
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.ckpt.index", "model.ckpt.data-00000-of-00001", ""])
+def test_a_bundle_is_found_by_any_of_its_names(tmp_path, name):
+    write_bundle(tmp_path / "model.ckpt", ITEMS)
+    with open_source(tmp_path / name) as source:
+        assert isinstance(source, Bundle)
+        assert source.path == tmp_path / "model.ckpt"
+        assert source.read("a").tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "limit", "reader"),
+    [
+        (write_safetensors, "model.safetensors", None, Safetensors),
+        (write_safetensors, "model.safetensors", 1, Sharded),
+        (write_torch, "pytorch_model.bin", None, TorchFile),
+        (write_torch, "pytorch_model.bin", 1, Sharded),
+        (write_torch, "any.pt", None, TorchFile),
+        (write_torch, "any.pth", None, TorchFile),
+    ],
+)
+def test_files_and_their_folders_are_recognised(tmp_path, write, name, limit, reader):
+    opened = write(tmp_path / name, ITEMS, max_shard_bytes=limit)
+    for path in (opened, tmp_path, str(tmp_path)):
+        with open_source(path) as source:
+            assert isinstance(source, reader)
+            assert source.path == opened
+            assert [source.read(key).tolist() for key in "ab"] == [[0, 1, 2], [1, 1]]
+
+
+def test_verification_can_be_left_out(tmp_path):
+    write_bundle(tmp_path / "m", ITEMS)
+    data = tmp_path / "m.data-00000-of-00001"
+    data.write_bytes(b"\x07" + data.read_bytes()[1:])
+    assert open_source(tmp_path / "m", verify=False).read("a").tolist() == [7, 1, 2]
+    with pytest.raises(CorruptFile, match=r"tensor 'a' in .* is damaged"):
+        open_source(tmp_path / "m").read("a")
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(
+        MissingFile, match=r"no checkpoint at .*model\.ckpt: there is no such file, and no model\.ckpt\.index"
+    ):
+        open_source(tmp_path / "model.ckpt")
+    with pytest.raises(MissingFile, match=r"no checkpoint in .*: it holds no file ending in \.safetensors"):
+        open_source(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(CheckpointError, match=r"notes\.txt is not a checkpoint that Hanmo can read"):
+        open_source(tmp_path / "notes.txt")
+    for name in ("a.index", "b.index"):
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=r"holds 2 checkpoints \(a\.index, b\.index\); give the path of one"):
+        open_source(tmp_path)
+
+
+def test_bytes_outside_a_file_are_refused(tmp_path):
+    (tmp_path / "f").write_bytes(bytes(10))
+    file = MappedFile(tmp_path / "f")
+    for offset, nbytes in ((0, 11), (-1, 2), (11, 0), (3, -1)):
+        with pytest.raises(CorruptFile, match=rf"f holds 10 bytes, but {nbytes:,} bytes at {offset:,} were asked for"):
+            file.raw(offset, nbytes)
+
+
+def test_bytes_of_a_tensor_are_counted_by_its_storage():
+    assert storage_bytes("bfloat16", (3, 5)) == 30
+    assert storage_bytes("complex128", ()) == 16
+    assert storage_bytes("float8_e5m2", (0, 7)) == 0
+    assert all(np.dtype(name) for name in STORAGE.values())
+
+
+def test_reading_a_bundle_or_safetensors_does_not_import_torch(tmp_path):
+    write_bundle(tmp_path / "m", ITEMS)
+    write_safetensors(tmp_path / "m.safetensors", ITEMS)
+    code = (
+        "import sys; from hanmo.weights.source import open_source\n"
+        "for path in sys.argv[1:]: print(open_source(path).read('a').sum())\n"
+        "print('torch' in sys.modules)"
+    )
+    paths = [str(tmp_path / name) for name in ("m", "m.safetensors")]
+    ran = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["3", "3", "False"]
