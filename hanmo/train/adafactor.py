@@ -250,17 +250,20 @@ def _factored(
     # The mean over all is the same of either vector; take it of the one that is whole on every shard.
     level = columns.mean(second, keepdim=True) if is_sharded(parameter, first) else rows.mean(first, keepdim=True)
     rows = rows / level
+
+    def joint(index: int) -> Tensor:
+        block = blocks.cut(grad, index).float()
+        # The outer product in the gradient's own layout: a transposed one would cost more than all the rest.
+        moment = torch.mul(blocks.cut(rows, index), blocks.cut(columns, index), out=torch.empty_like(block))
+        return moment.add_(group["eps1"]).rsqrt_().mul_(block)
+
+    def apart(index: int) -> Tensor:
+        return (blocks.cut(grad, index).float() * blocks.cut(by_row, index)).mul_(blocks.cut(by_column, index))
+
     if group["joint_eps"]:
-        return lambda index: (
-            (blocks.cut(rows, index) * blocks.cut(columns, index))
-            .add_(group["eps1"])
-            .rsqrt_()
-            .mul_(blocks.cut(grad, index))
-        )
+        return joint
     by_row, by_column = (rows + group["eps1"]).rsqrt_(), (columns + group["eps1"]).rsqrt_()
-    return lambda index: (blocks.cut(grad, index).float() * blocks.cut(by_row, index)).mul_(
-        blocks.cut(by_column, index)
-    )
+    return apart
 
 
 def _plain(grad: Tensor, state: dict[str, Any], beta2: float, eps1: float, blocks: _Blocks) -> Callable[[int], Tensor]:
@@ -269,7 +272,7 @@ def _plain(grad: Tensor, state: dict[str, Any], beta2: float, eps1: float, block
     for index in range(len(blocks)):
         square = blocks.cut(grad, index).float().square().add_(eps1)
         blocks.cut(v, index).mul_(beta2).add_(square, alpha=1 - beta2)
-    return lambda index: (blocks.cut(v, index) + eps1).rsqrt_().mul_(blocks.cut(grad, index))
+    return lambda index: (blocks.cut(v, index) + eps1).rsqrt_().mul_(blocks.cut(grad, index).float())
 
 
 def _constant(block: Tensor) -> Callable[[int], Tensor]:
