@@ -1,6 +1,6 @@
 """Tell what a checkpoint is from its names and shapes alone; its config.json, if any, is checked against them.
 
-Reads no tensor: the bare `.index` of a TensorFlow checkpoint will do.
+Reads no tensor and imports no torch: the bare `.index` of a TensorFlow checkpoint will do.
 """
 
 import json
@@ -8,44 +8,79 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, ConfigError
-from hanmo.families import FAMILIES, Family, Names
-from hanmo.weights.source import Source
+from hanmo.families import FAMILIES, Family, Names, Row
+from hanmo.weights.measure import CUSTOM_HEAD, bare, derive, measure, translate
+from hanmo.weights.source import Source, TensorInfo
 
-# Embeddings are padded to round numbers by some trainers; more rows than this are another vocabulary.
+__all__ = [
+    "RELEASED",
+    "SPARE",
+    "Recognised",
+    "Released",
+    "find_config",
+    "names_of",
+    "read_config",
+    "read_json",
+    "recognise",
+    "recognise_own",
+    "rename",
+    "with_heads",
+]
+
 SPARE = 128
+"""Embeddings are padded to round numbers by some trainers; more rows than this are another vocabulary."""
 
-# Released files of one shape: (family, vocabulary rows, depth, width) → what they are called, SHA256 of the data file.
+
+@dataclass(frozen=True)
+class Released:
+    """A checkpoint that its makers published: its name, the SHA256 of its data file, what shapes do not tell."""
+
+    name: str
+    sha256: str
+    config: Mapping[str, Any]
+
+
+# What the published mega.json says beside the sizes.
+_MEGA = {
+    "initializer_range": 0.014142135623731,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+}
 RELEASED = {
-    ("gpt2_ml", 21130, 48, 1536): (
+    ("gpt2_ml", 21130, 48, 1536): Released(
         "GPT2_ML 1.5B, 15 GB corpus, BERT vocabulary (model.ckpt-100000)",
         "4a6e5124df8db7ac2bdd902e6191b807a6983a7f5d09fb10ce011f9a073b183e",
+        _MEGA,
     ),
-    ("gpt2_ml", 8021, 48, 1536): (
+    ("gpt2_ml", 8021, 48, 1536): Released(
         "GPT2_ML 1.5B, 30 GB corpus, CLUE vocabulary (model.ckpt-220000)",
         "e698cc97a7f5f706f84f58bb469d614e51d3c0ce5f9ab9bf77e01e3fcb41d482",
+        _MEGA,
     ),
 }
+"""By (family, vocabulary rows, depth, width)."""
 
 # BERT's names with relative or rotary positions and equal shapes: only their vocabularies tell them apart.
 _BY_ROWS = {21128: "nezha", 12000: "roformer", 50000: "roformer"}
-
-Sizes = dict[str, int]
 
 
 @dataclass
 class Recognised:
     """What lies in a checkpoint.
 
-    family: the likeliest; candidates: all that fit.   format: "tensorflow", "huggingface" or "hanmo".
+    family: the likeliest; candidates: all that fit.   format: "tensorflow", "huggingface" or "hanmo", its names.
     config: what the file's own config.json says, or what its shapes do (derived=True).
     sizes: as measured: vocab, width, depth, feed_forward, and what else the shapes tell.
     parameters: numbers in the model's own tensors.   dtype: of most of them.   left: reason → how many other tensors.
-    released: name of the released checkpoint of this shape.   notes: what a person should know.
+    released: name of the released checkpoint of this shape; sha256: of its data file.
+    notes: what a person should know.   misfits: what config.json has wrong.   mend: its keys → what they should be.
+    own: how many tensors are the model's.   missing, unexpected: tensors that it lacks, and that nothing explains.
     """
 
     family: str
@@ -53,7 +88,7 @@ class Recognised:
     format: str
     config: ModelConfig
     derived: bool
-    sizes: Sizes
+    sizes: dict[str, int]
     parameters: int
     dtype: str
     left: dict[str, int] = field(default_factory=dict)
@@ -61,6 +96,10 @@ class Recognised:
     sha256: str | None = None
     notes: list[str] = field(default_factory=list)
     misfits: list[str] = field(default_factory=list)
+    mend: dict[str, Any] = field(default_factory=dict)
+    own: int = 0
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
 
     @property
     def names(self) -> Names:
@@ -82,62 +121,106 @@ def recognise(source: Source, *, config: Mapping[str, Any] | None = None, family
     Raises CheckpointError if no family has these names, ConfigError if `config` is not a configuration at all.
     """
     tensors = source.tensors
-    found = [
-        (name, form)
-        for name, candidate in FAMILIES.items()
-        for form in ("tensorflow", "huggingface")
-        if (names := names_of(candidate, form)) is not None and _fits(names, tensors, forced=name == family)
-    ]
-    if family is not None:
-        if family not in FAMILIES:
-            raise ConfigError(f"family is {family!r}; known are {', '.join(FAMILIES)}")
-        found = [pair for pair in found if pair[0] == family]
-    if not found:
-        known = f"{family!r}" if family else "any family that Hanmo knows"
-        first = ", ".join(list(tensors)[:3]) or "no tensors at all"
-        raise CheckpointError(f"{source.path} does not have the names of {known}; it holds {first} …")
+    found = _candidates(source, family)
     name, form = _choose(found, tensors, config)
     names = names_of(FAMILIES[name], form)
     assert names is not None
-    sizes = _measure(names, tensors)
-    derived = config is None
+    sizes = measure(names, tensors)
+    released = RELEASED.get((name, sizes["vocab"], sizes["depth"], sizes["width"]))
+    shown = derive(names, sizes, tensors)
+    if released is not None:
+        shown |= {key: released.config[key] for key in released.config if translate(names, key) == key}
+    by_shape = with_heads(names.config(shown), names, tensors)
     result = Recognised(
         family=name,
         candidates=[candidate for candidate, _ in found],
         format=form,
-        config=with_heads(names.config(_derive(sizes, names.style) if config is None else config), names, tensors),
-        derived=derived,
+        config=by_shape if config is None else with_heads(names.config(config), names, tensors),
+        derived=config is None,
         sizes=sizes,
         parameters=0,
         dtype="",
     )
-    _count(result, names, source)
-    _compare(result, tensors)
-    released = RELEASED.get((name, sizes["vocab"], sizes["depth"], sizes["width"]))
     if released is not None:
-        result.released, result.sha256 = released
+        result.released, result.sha256 = released.name, released.sha256
+    _sort(result, rename(names.rows(by_shape), tensors, names.prefix), tensors)
+    if result.derived:
+        _say_guesses(result)
+    else:
+        _compare(result, shown)
+    if len(result.candidates) > 1:
+        result.notes.append(f"the same names fit {' and '.join(result.candidates)}; name the family if it is another")
     return result
 
 
-def read_config(folder: Path) -> dict[str, Any] | None:
-    """Read the config.json of a folder, under any of the names it goes by; None if there is none."""
+def recognise_own(source: Source, config: ModelConfig) -> Recognised:
+    """Recognise a checkpoint in Hanmo's own names by the configuration that was saved with it."""
+    tensors = source.tensors
+    token = tensors["token.weight"]
+    stack = config.main
+    side = "decoder" if config.decoder else "encoder"
+    blocks = {match[1] for name in tensors if (match := re.match(rf"{side}\.blocks\.(\d+)\.", name))}
+    sizes = {
+        "vocab": token.shape[0],
+        "width": stack.width,
+        "depth": len(blocks),
+        "feed_forward": stack.feed_forward,
+        "embedding_width": token.shape[-1],
+    }
+    if stack.positions is not None:
+        sizes["positions"] = stack.positions
+    result = Recognised(config.family, [config.family], "hanmo", config, False, sizes, 0, "")
+    _sort(result, [Row((name,), name) for name in tensors], tensors)
+    depth = 1 if stack.shared_layers else stack.depth
+    for key, says, holds in (
+        ("vocab", config.vocab, sizes["vocab"]),
+        ("embedding_width", stack.embedding_width, sizes["embedding_width"]),
+        ("depth", depth, sizes["depth"]),
+    ):
+        if says != holds:
+            result.misfits.append(f"hanmo.json says {key} is {says:,}; the checkpoint holds {holds:,}")
+    released = RELEASED.get((config.family, sizes["vocab"], sizes["depth"], sizes["width"]))
+    if released is not None:
+        result.released = released.name
+    return result
+
+
+def find_config(folder: Path) -> Path | None:
+    """Find the config.json of a folder, under any of the names it goes by; None if there is none, or several."""
     for name in ("config.json", "bert_config.json", "albert_config.json", "hparams.json", "mega.json"):
-        path = folder / name
-        if path.is_file():
-            return read_json(path)
+        if (folder / name).is_file():
+            return folder / name
     others = sorted(folder.glob("*config*.json"))
-    return read_json(others[0]) if len(others) == 1 else None
+    return others[0] if len(others) == 1 else None
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Read what `find_config` finds."""
+    path = find_config(folder)
+    return None if path is None else read_json(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read one JSON object; raises ConfigError saying where it breaks."""
     try:
         data = json.loads(path.read_text("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds a {type(data).__name__}; expected a JSON object")
     return data
+
+
+def rename(rows: list[Row], names: Mapping[str, object], prefix: str) -> list[Row]:
+    """Fit the rows to how a file spells its names: without the whole model's prefix, or gamma and beta for norms."""
+    without = prefix != "" and not any(name.startswith(prefix) for name in names)
+    old = {name.replace(".gamma", ".weight").replace(".beta", ".bias"): name for name in names}
+
+    def spelled(name: str) -> str:
+        name = name.removeprefix(prefix) if without else name
+        return str(old.get(name, name))
+
+    return [Row(row.ours, spelled(row.theirs), row.how) for row in rows]
 
 
 def with_heads(config: ModelConfig, names: Names, tensors: Mapping[str, object]) -> ModelConfig:
@@ -155,21 +238,32 @@ def with_heads(config: ModelConfig, names: Names, tensors: Mapping[str, object])
     return replace(config, **changes) if changes else config
 
 
-def _bare(names: Names, name: str, tensors: Mapping[str, object]) -> str:
-    if name not in tensors and names.prefix:
-        return name.removeprefix(names.prefix)
-    return name
+def _candidates(source: Source, family: str | None) -> list[tuple[str, str]]:
+    if family is not None and family not in FAMILIES:
+        raise ConfigError(f"family is {family!r}; known are {', '.join(FAMILIES)}")
+    found = [
+        (name, form)
+        for name, candidate in FAMILIES.items()
+        for form in ("tensorflow", "huggingface")
+        if family in (None, name)
+        if (names := names_of(candidate, form)) is not None and _fits(names, source.tensors, forced=name == family)
+    ]
+    if not found:
+        known = f"{family!r}" if family else "any family that Hanmo knows"
+        first = ", ".join(list(source.tensors)[:3]) or "no tensors at all"
+        raise CheckpointError(f"{source.path} does not have the names of {known}; it holds {first} …")
+    return found
 
 
 def _fits(names: Names, tensors: Mapping[str, object], *, forced: bool) -> bool:
     needed = (names.sizes.token, names.sizes.query, names.sizes.feed_forward, *names.marks)
-    return all(_bare(names, name, tensors) in tensors for name in needed) and (
+    return all(bare(names, name, tensors) in tensors for name in needed) and (
         forced or not any(name in tensors for name in names.absent)
     )
 
 
 def _choose(
-    found: list[tuple[str, str]], tensors: Mapping[str, Any], config: Mapping[str, Any] | None
+    found: list[tuple[str, str]], tensors: Mapping[str, TensorInfo], config: Mapping[str, Any] | None
 ) -> tuple[str, str]:
     kind = (config or {}).get("model_type")
     for name, form in found:
@@ -180,128 +274,55 @@ def _choose(
         return next((pair for pair in found if pair[0] == "nezha"), found[0])
     names = names_of(FAMILIES[found[0][0]], found[0][1])
     assert names is not None
-    rows = tensors[_bare(names, names.sizes.token, tensors)].shape[0]
-    return next((pair for pair in found if pair[0] == _BY_ROWS.get(rows)), found[0])
+    shape = tensors[bare(names, names.sizes.token, tensors)].shape
+    likely = _BY_ROWS.get(shape[0]) if shape else None
+    return next((pair for pair in found if pair[0] == likely), found[0])
 
 
-def _measure(names: Names, tensors: Mapping[str, Any]) -> Sizes:
-    def shape(name: str) -> tuple[int, ...]:
-        info = tensors.get(_bare(names, name, tensors)) if name else None
-        return tuple(n for i, n in enumerate(info.shape) if i or n != 1) if info else ()
-
-    of = names.sizes
-    token, query, inner = shape(of.token), shape(of.query), shape(of.feed_forward)
-    if not (len(token) == len(query) == len(inner) == 2):
-        raise CheckpointError(
-            f"{of.token}, {of.query} or {of.feed_forward} is not a matrix; this is no {of.token} model"
-        )
-    if not of.columns:
-        query, inner = query[::-1], inner[::-1]
-    pattern = re.compile(
-        "^"
-        + re.sub(
-            r"\\\{.*?\\\}", r"(\\d+)", re.escape(_bare(names, of.layer, {}) if _is_bare(names, tensors) else of.layer)
-        )
-    )
-    numbers = {int(match[1]) for name in tensors if (match := pattern.match(name))}
-    sizes = {
-        "vocab": token[0],
-        "embedding_width": token[1],
-        "width": query[0],
-        "depth": len(numbers),
-        "feed_forward": inner[1],
-        "query": query[1],
-    }
-    if position := shape(of.position):
-        sizes["positions"] = position[0]
-    if segment := shape(of.segment):
-        sizes["segments"] = segment[0]
-    if heads := shape(of.heads):
-        sizes["heads"] = heads[0]
-    return sizes
-
-
-def _is_bare(names: Names, tensors: Mapping[str, object]) -> bool:
-    return names.sizes.token not in tensors
-
-
-# How other configurations call what BERT's says.
-_STYLES = {
-    "gpt2": {
-        "vocab_size": "vocab_size",
-        "hidden_size": "n_embd",
-        "num_attention_heads": "n_head",
-        "num_hidden_layers": "n_layer",
-        "intermediate_size": "n_inner",
-        "max_position_embeddings": "n_positions",
-    },
-    "t5": {
-        "vocab_size": "vocab_size",
-        "hidden_size": "d_model",
-        "attention_head_size": "d_kv",
-        "num_attention_heads": "num_heads",
-        "intermediate_size": "d_ff",
-        "num_hidden_layers": "num_layers",
-    },
-}
-
-
-def _derive(sizes: Sizes, style: str) -> dict[str, Any]:
-    """Write the config.json that the shapes call for; heads of 64 features and 12 shared layers are customs."""
-    heads = sizes.get("heads") or max(1, sizes["query"] // 64)
-    depth = sizes["depth"]
-    data = {
-        "vocab_size": sizes["vocab"],
-        "hidden_size": sizes["width"],
-        "embedding_size": sizes["embedding_width"],
-        "num_hidden_layers": depth,
-        "num_attention_heads": heads,
-        "attention_head_size": sizes["query"] // heads,
-        "intermediate_size": sizes["feed_forward"],
-        "max_position_embeddings": sizes.get("positions", 512),
-        "type_vocab_size": sizes.get("segments", 0),
-    }
-    return (
-        data
-        if style == "bert"
-        else {_STYLES[style][key]: value for key, value in data.items() if key in _STYLES[style]}
-    )
-
-
-def _count(result: Recognised, names: Names, source: Source) -> None:
+def _sort(result: Recognised, rows: list[Row], tensors: Mapping[str, TensorInfo]) -> None:
+    """Say of every tensor whether it is the model's, left for a known reason, or unexpected; and what is missing."""
+    dropped = {} if result.format == "hanmo" else result.names.dropped
+    wanted = {row.theirs: row for row in rows}
     left: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
-    for name, info in source.tensors.items():
-        reason = next((why for pattern, why in names.dropped.items() if re.match(pattern, name)), None)
-        if reason is not None:
+    for name, info in tensors.items():
+        reason = next((why for pattern, why in dropped.items() if re.match(pattern, name)), None)
+        if name in wanted:
+            result.own += 1
+            dtypes[info.dtype] += prod(info.shape)
+        elif reason is not None:
             left[reason] += 1
-            continue
-        count = 1
-        for n in info.shape:
-            count *= n
-        result.parameters += count
-        dtypes[info.dtype] += count
+        else:
+            result.unexpected.append(name)
     result.left = dict(left)
+    result.parameters = sum(dtypes.values())
     result.dtype = dtypes.most_common(1)[0][0] if dtypes else "none"
+    # Heads may be left out; what stands in a block may not.
+    result.missing = [name for name, row in wanted.items() if name not in tensors and ".blocks." in row.ours[0]]
 
 
-def _compare(result: Recognised, tensors: Mapping[str, object]) -> None:
-    """Say what does not fit between config.json and the shapes, and what was only guessed."""
+def _say_guesses(result: Recognised) -> None:
+    stack = result.config.main
+    if "heads" not in result.sizes and result.released is None:
+        result.notes.append(f"heads: {stack.heads}, taken from the custom of {CUSTOM_HEAD} features a head")
+    if stack.shared_layers:
+        result.notes.append(f"depth: {stack.depth} in the file, shared; config.json must say how often it is run")
+
+
+def _compare(result: Recognised, shown: Mapping[str, Any]) -> None:
+    """Say what does not fit between config.json and the shapes; shown: the config.json that the shapes call for."""
     sizes, stack = result.sizes, result.config.main
-    if result.derived:
-        if "heads" not in sizes:
-            result.notes.append(f"heads: {stack.heads}, taken from the custom of 64 features a head")
-        if stack.shared_layers:
-            result.notes.append(f"depth: {stack.depth} in the file, shared; config.json must say how often it is run")
+    encoder = result.config.encoder or stack
     pairs = [
         ("vocab_size", result.config.vocab, sizes["vocab"]),
         ("hidden_size", stack.width, sizes["width"]),
         ("embedding_size", stack.embedding_width, sizes["embedding_width"]),
         ("intermediate_size", stack.feed_forward, sizes["feed_forward"]),
-        ("num_attention_heads × head size", stack.heads * stack.key_dim, sizes["query"]),
     ]
-    if not stack.shared_layers:
-        pairs.append(("num_hidden_layers", (result.config.encoder or stack).depth, sizes["depth"]))
+    if not stack.shared_layers and result.family != "albert_unshared":
+        pairs.append(("num_hidden_layers", encoder.depth, sizes["depth"]))
+        if result.config.encoder and result.config.decoder and "decoder_depth" in sizes:
+            pairs.append(("num_decoder_layers", stack.depth, sizes["decoder_depth"]))
     if "positions" in sizes and stack.positions is not None:
         pairs.append(("max_position_embeddings", stack.positions, sizes["positions"]))
     if "segments" in sizes:
@@ -309,10 +330,17 @@ def _compare(result: Recognised, tensors: Mapping[str, object]) -> None:
     for key, says, holds in pairs:
         if says == holds:
             continue
+        theirs = translate(result.names, key) or key
+        result.mend[theirs] = holds
         if key == "vocab_size" and 0 < holds - says <= SPARE:
             result.notes.append(f"the embedding has {holds:,} rows for {says:,} words: {holds - says} are spare")
             result.config = replace(result.config, vocab=holds)
         else:
-            result.misfits.append(f"config.json says {key} is {says:,}; the checkpoint holds {holds:,}")
-    if len(result.candidates) > 1:
-        result.notes.append(f"the same names fit {' and '.join(result.candidates)}; name the family if it is another")
+            result.misfits.append(f"config.json says {theirs} is {says:,}; the checkpoint holds {holds:,}")
+    if stack.heads * stack.key_dim != sizes["query"]:
+        heads, of = (translate(result.names, key) for key in ("num_attention_heads", "attention_head_size"))
+        result.mend |= {key: shown[key] for key in (heads, of) if key in shown}
+        result.misfits.append(
+            f"config.json says {heads} × head size is {stack.heads * stack.key_dim:,}; "
+            f"the checkpoint holds {sizes['query']:,}"
+        )
