@@ -234,8 +234,7 @@ class _Run:
             self.log.say(f"step {at.step}: {found[SCORE]:.4f} bits per character{' (averaged)' if averaged else ''}")
             if at.best is None or found[SCORE] < at.best:
                 at.best = found[SCORE]
-                if at.step:
-                    save_checkpoint(self.out, "best", at.step, self.model, beside=self.beside)
+                save_checkpoint(self.out, "best", at.step, self.model, beside=self.beside)
         if self.sample is not None and at.step:
             with (self.out / "samples.txt").open("a", encoding="utf-8") as file:
                 file.write(f"## step {at.step}{' (averaged)' if averaged else ''}\n\n{self.sample(self.model)}\n\n")

@@ -1,0 +1,160 @@
+"""Train the small model from the folder that prepare.py made: one command, resumable, on a GPU or a CPU.
+
+    python examples/small_model/train.py DATA OUT --minutes 18          the shipped model's size, all else by default
+    python examples/small_model/train.py DATA OUT --minutes 18 --resume
+    python examples/small_model/train.py DATA OUT --steps 100 --depth 2 --width 64 --positions 64 --rows 4   a try on a CPU
+
+Into OUT go last-STEP and best-STEP (each a folder that Hanmo loads), log.jsonl, samples.txt, and at the end final.json: bits
+per character on every held-out file, in float32, in windows that overlap by half.
+"""
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from hanmo.errors import HanmoError
+from hanmo.model import Model
+from hanmo.train.checkpoints import fill_from
+from hanmo.train.encoding import CharacterEncoder
+from hanmo.train.loop import Outcome, fit
+from hanmo.train.packed import PackedData, PackedFile
+from hanmo.train.run import evaluation, gpt2_ml_config, held_out, sampler
+from hanmo.train.settings import Settings, scale_outputs
+
+# What the shuffled epochs of the run are measured in: the literary classics are read once in each.
+UNIT = "classical-literary"
+APART = ("zhouzuoren",)  # not free everywhere: scored apart, never part of the whole
+PROMPTS = (
+    "今天天气不错", "双十一", "科学空间", "床前明月光", "话说", "第一条 ", "【诗】", "【小说】", "【文】", "春眠不觉晓",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Read the arguments, train, and measure the best weights."""
+    given = _arguments()
+    console = Console()
+    try:
+        _train(given, console)
+    except HanmoError as error:
+        raise SystemExit(f"train.py: {error}") from None
+
+
+def _train(given: argparse.Namespace, console: Console) -> None:
+    # TF32 serves what autocast leaves in float32; the final measuring turns it off again.
+    torch.set_float32_matmul_precision("high")
+    encoder = CharacterEncoder.from_file(given.data / "vocab.txt")
+    file = PackedFile(given.data / "train", vocabulary_sha256=encoder.sha256)
+    report = json.loads((given.data / "report.json").read_text("utf-8"))
+    unit = report["epochs"].get(UNIT, 1.0)
+    data = PackedData(
+        file,
+        window=given.positions,
+        rows=given.rows,
+        seed=given.seed,
+        weights={source: times / unit for source, times in report["epochs"].items()},
+        mark_share=report["mark_share"],
+        bare_share=report["bare_share"],
+    )
+    config = gpt2_ml_config(
+        vocab=len(encoder.tokens), depth=given.depth, width=given.width, positions=given.positions, dropout=given.dropout
+    )
+    model = Model(config).initialize(given.seed)
+    scale_outputs(model, given.depth)
+    model.to(given.device)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    console.print(f"{count:,} parameters on {given.device}; {given.rows * given.positions:,} tokens a step")
+
+    files = held_out(given.data, vocabulary_sha256=encoder.sha256)
+    unknown = file.facts["distinct_unknown"]
+    options = {"unknown": encoder.unknown, "documents": given.documents, "window": given.positions, "apart": APART}
+    half = torch.bfloat16 if model.token.weight.is_cuda else None
+    outcome = fit(
+        model,
+        data,
+        out=given.out,
+        settings=_settings(given),
+        evaluate=evaluation(files, distinct_unknown=unknown, dtype=half, **options),
+        sample=sampler(encoder, PROMPTS, count=min(100, given.positions - 20)),
+        beside=[given.data / "vocab.txt"],
+        resume=given.resume,
+        console=console,
+    )
+    if outcome.stopped:
+        console.print(f"stopped after step {outcome.steps}; go on with --resume")
+        return
+    torch.set_float32_matmul_precision("highest")
+    fill_from(model, outcome.folder)
+    exact = evaluation(files, distinct_unknown=unknown, stride=max(1, given.positions // 2), **options)(model)
+    _finish(given, outcome, {"parameters": count, **exact}, console)
+
+
+def _finish(given: argparse.Namespace, outcome: Outcome, found: dict[str, object], console: Console) -> None:
+    on = torch.cuda.get_device_name() if given.device.startswith("cuda") else platform.processor() or platform.machine()
+    record = {
+        "weights": outcome.folder.name, "steps": outcome.steps, "seconds": outcome.seconds, "device": on,
+        "torch": torch.__version__, "arguments": {name: str(value) for name, value in vars(given).items()}, **found,
+    }  # fmt: skip
+    if given.device.startswith("cuda"):
+        record["peak_bytes"] = torch.cuda.max_memory_allocated()
+    beside = given.out / "final.json.part"
+    beside.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    beside.replace(given.out / "final.json")
+    console.print(f"{outcome.folder}: {found['bits_per_character']:.4f} bits per character over all held-out files")
+
+
+def _settings(given: argparse.Namespace) -> Settings:
+    return Settings(
+        steps=given.steps,
+        minutes=given.minutes,
+        optimizer=given.optimizer,
+        lr=given.lr,
+        betas=(0.9, given.beta2),
+        weight_decay=given.weight_decay,
+        schedule=given.schedule,
+        warmup=given.warmup,
+        average=given.average,
+        compile=given.compile,
+        seed=given.seed,
+        evaluate_every=given.evaluate_every,
+        save_every=given.save_every,
+        log_every=given.log_every,
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", type=Path, help="folder that prepare.py made")
+    parser.add_argument("out", type=Path)
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--minutes", type=float, help="as many steps as fit")
+    length.add_argument("--steps", type=int)
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in OUT")
+    parser.add_argument("--depth", type=int, default=8)
+    parser.add_argument("--width", type=int, default=448)
+    parser.add_argument("--positions", type=int, default=1024)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--rows", type=int, default=64, help="windows in a batch")
+    parser.add_argument("--optimizer", default="adamw")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--beta2", type=float, default=0.95)
+    parser.add_argument("--weight-decay", type=float, default=0.1)
+    parser.add_argument("--schedule", default="cosine")
+    parser.add_argument("--warmup", type=int, default=400)
+    parser.add_argument("--average", type=float, default=0.98, help="momentum of the weights' average, every 8 steps")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if gpu else "cpu")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=gpu)
+    parser.add_argument("--evaluate-every", type=int, default=2000)
+    parser.add_argument("--save-every", type=int, default=1000)
+    parser.add_argument("--log-every", type=int, default=50)
+    parser.add_argument("--documents", type=int, help="measure only the first so many of each held-out file")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
