@@ -36,6 +36,15 @@ class Part:
     source: str = ""
     ends: bool = True
 
+    def pieces(self, size: int) -> Iterator["Part"]:
+        """Yield the part in pieces of `size` to twice as many characters at most, cut where no word reaches over."""
+        at = 0
+        while len(self.text) - at > 2 * size:
+            cut = _safe_cut(self.text, at + size)
+            yield Part(self.text[at:cut], self.source, ends=False)
+            at = cut
+        yield Part(self.text[at:], self.source, self.ends) if at else self
+
 
 def find_files(paths: Iterable[str | Path]) -> list[Path]:
     """Return the data files that paths name, folders walked, in the order given and sorted within a folder.
@@ -160,7 +169,7 @@ def _undecodable(path: Path, error: UnicodeDecodeError) -> DataError:
                     f"{path} line {number}: bytes {line[fault.start : fault.start + 4].hex(' ')} are not {error.encoding}, "
                     "which the file began with; save the whole file as UTF-8"
                 )
-    return DataError(f"{path} ends inside a character of {error.encoding}; it is cut short; fetch it again")
+    return DataError(f"{path} ends inside a character of {error.encoding}; fetch it again")
 
 
 def _json_lines(file: io.TextIOWrapper, path: Path, name: str, text_key: str, source_key: str) -> Iterator[Part]:
@@ -215,7 +224,7 @@ def _plain(file: io.TextIOWrapper, name: str, separator: str) -> Iterator[Part]:
                     yield Part(text, name)
                 begun = False
         while len(held) > 2 * _CHUNK:
-            at = _safe_cut(held)
+            at = _safe_cut(held, _CHUNK)
             yield Part(held[:at], name, ends=False)
             held, begun = held[at:], True
     held = held.removesuffix("\n")
@@ -223,10 +232,10 @@ def _plain(file: io.TextIOWrapper, name: str, separator: str) -> Iterator[Part]:
         yield Part(held, name)
 
 
-def _safe_cut(text: str) -> int:
-    """Return a place near _CHUNK whose right side begins with a character that no word can reach over."""
-    for at in range(_CHUNK, _CHUNK - 4096, -1):
+def _safe_cut(text: str, near: int) -> int:
+    """Return a place at or shortly before `near` whose right side begins with a character that no word reaches over."""
+    for at in range(near, max(near - 4096, 0), -1):
         character = text[at]
         if not (character.isascii() and (character.isalnum() or character in " \n")):
             return at
-    return _CHUNK
+    return near

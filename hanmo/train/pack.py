@@ -111,6 +111,7 @@ def pack_documents(
     marks: text by source that the reader may set before a document, such as {"poetry": "【诗】"}.
     titles: note the first line of documents that begin with 《, so that the reader may leave it out.
     processes: encoders at work; all cores by default, 1 stays in this process. They bound the memory, not the corpus.
+        A script that uses more than one calls this under `if __name__ == "__main__":`, as multiprocessing asks.
     A document's parts must follow each other. Nothing is replaced before everything is written.
     Raises DataError if there are no documents, the last one never ends, or no space is left.
     """
@@ -148,11 +149,12 @@ def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
     held: list[Part] = []
     size = 0
     for part in parts:
-        held.append(part)
-        size += len(part.text) + 1
-        if size >= _BATCH:
-            yield held
-            held, size = [], 0
+        for piece in part.pieces(_BATCH):
+            held.append(piece)
+            size += len(piece.text) + 1
+            if size >= _BATCH:
+                yield held
+                held, size = [], 0
     if held:
         yield held
 

@@ -1,4 +1,4 @@
-"""Measure a model on packed documents by the rule of bits.py: every id once, with as much before it as the window holds.
+"""Measure a model on packed documents by the rule of bits.py: each id once, as much before it as the window holds.
 
 Knows packed files and windows. Knows no model: what it asks of one is log p of ids given those before them.
 
@@ -28,7 +28,7 @@ def scoring_windows(
 ) -> Iterator[tuple[Ids, NDArray[np.bool_]]]:
     """Yield (ids [rows, window + 1], counted [rows, window]); counted marks the foretold ids that are to be added up.
 
-    context: ids that a window but the first of a document reads again, 0 to window - 1; half the window is a good choice.
+    context: ids that a window but the first of a document reads again, 0 to window - 1; half the window serves well.
     The last batch is filled up with rows of 0 that count nothing.
     Raises DataError if context is out of range or the file has no end mark.
     """

@@ -88,6 +88,16 @@ def test_a_document_in_parts_is_one_document(tmp_path: Path) -> None:
     assert parts.documents.tolist() == rows.tolist()
 
 
+def test_a_document_far_longer_than_a_batch_is_encoded_as_if_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hanmo.train.pack._BATCH", 50)
+    text = "《天》\n" + "天地 玄黄，word 宇宙 ab cd。" * 40
+    file = packed(tmp_path, [Part(text)], titles=True)
+    assert file.ids[1:-1].tolist() == ENCODER.encode(text).tolist()
+    assert file.documents[["tokens", "characters", "title"]].tolist() == [(len(file.ids) - 1, len(text), 4)]
+
+
 def test_files_are_packed_by_their_paths(tmp_path: Path) -> None:
     (tmp_path / "一.txt").write_bytes("天地\n玄黄".encode("gb18030"))
     (tmp_path / "二.jsonl").write_text('{"text": "宇宙", "source": "s"}\n', "utf-8")
