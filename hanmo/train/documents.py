@@ -165,9 +165,10 @@ def _undecodable(path: Path, error: UnicodeDecodeError) -> DataError:
             try:
                 line.decode(error.encoding)
             except UnicodeDecodeError as fault:
+                broken = line[fault.start : fault.start + 4].hex(" ")
                 return DataError(
-                    f"{path} line {number}: bytes {line[fault.start : fault.start + 4].hex(' ')} are not {error.encoding}, "
-                    "which the file began with; save the whole file as UTF-8"
+                    f"{path} line {number}: bytes {broken} are not {error.encoding}, which the file began with; "
+                    "save the whole file as UTF-8"
                 )
     return DataError(f"{path} ends inside a character of {error.encoding}; fetch it again")
 
