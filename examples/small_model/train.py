@@ -60,7 +60,11 @@ def _train(given: argparse.Namespace, console: Console) -> None:
         bare_share=report["bare_share"],
     )
     config = gpt2_ml_config(
-        vocab=len(encoder.tokens), depth=given.depth, width=given.width, positions=given.positions, dropout=given.dropout
+        vocab=len(encoder.tokens),
+        depth=given.depth,
+        width=given.width,
+        positions=given.positions,
+        dropout=given.dropout,
     )
     model = Model(config).initialize(given.seed)
     scale_outputs(model, given.depth)

@@ -93,4 +93,6 @@ def fill_from(model: Model, folder: Path) -> None:
 
 def _folders(out: Path, kind: str) -> list[Path]:
     named = re.compile(rf"{re.escape(kind)}-\d{{8}}")
-    return sorted(path for path in out.iterdir() if path.is_dir() and named.fullmatch(path.name)) if out.is_dir() else []
+    return (
+        sorted(path for path in out.iterdir() if path.is_dir() and named.fullmatch(path.name)) if out.is_dir() else []
+    )

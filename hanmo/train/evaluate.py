@@ -80,7 +80,9 @@ def _batches(
     file: PackedFile, rows: NDArray[np.void], window: int, stride: int, tokens: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Yield (ids [b, n + 1] padded with 0, first column foretold [b]) of windows of like length."""
-    windows: list[tuple[int, int, int]] = []  # ids, document, first id foretold; an end mark stands before each document
+    windows: list[
+        tuple[int, int, int]
+    ] = []  # ids, document, first id foretold; an end mark stands before each document
     for number, row in enumerate(rows):
         length, done = int(row["tokens"]), 0
         while done < length:

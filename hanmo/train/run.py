@@ -86,7 +86,9 @@ def sampler(
     def write(model: Model) -> str:
         written = sample(model, ids, count=count, end=encoder.end, top_k=top_k, banned=banned, seed=seed)
         pairs = zip(prompts, written, strict=True)
-        return "\n\n".join(f"{json.dumps(prompt, ensure_ascii=False)}\n{prompt}{encoder.decode(row)}" for prompt, row in pairs)
+        return "\n\n".join(
+            f"{json.dumps(prompt, ensure_ascii=False)}\n{prompt}{encoder.decode(row)}" for prompt, row in pairs
+        )
 
     return write
 

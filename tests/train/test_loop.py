@@ -18,6 +18,7 @@ from hanmo.families import FAMILIES
 from hanmo.model import Model
 from hanmo.train.checkpoints import fill_from, newest, read_state, save_checkpoint
 from hanmo.train.loop import fit
+from hanmo.train.loss import next_token_loss
 from hanmo.train.settings import Settings, make_optimizer, multiplier, scale_outputs
 
 VOCAB = 40
@@ -104,8 +105,6 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, opt
 
         def dying(model: Model, ids: torch.Tensor, death: int = death) -> torch.Tensor:
             nonlocal calls
-            from hanmo.train.loss import next_token_loss
-
             calls += 1
             if calls == death - started:
                 raise Killed
@@ -115,7 +114,15 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, opt
         started = int(last.name.split("-")[1]) if last else 0
         torch.manual_seed(attempt)  # a new process knows nothing of the old one's generators
         with pytest.raises(Killed):
-            fit(model(attempt), Counting(), out=tmp_path / "cut", settings=chosen, evaluate=evaluate, resume=True, loss=dying)
+            fit(
+                model(attempt),
+                Counting(),
+                out=tmp_path / "cut",
+                settings=chosen,
+                evaluate=evaluate,
+                resume=True,
+                loss=dying,
+            )
     resumed = model(9)
     fit(resumed, Counting(), out=tmp_path / "cut", settings=chosen, evaluate=evaluate, resume=True)
 
@@ -184,8 +191,6 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_said(tmp_path: Path) -> N
 
     def broken(model: Model, ids: torch.Tensor) -> torch.Tensor:
         nonlocal calls
-        from hanmo.train.loss import next_token_loss
-
         calls += 1
         return next_token_loss(model, ids) * (float("inf") if calls == 4 else 1.0)
 
