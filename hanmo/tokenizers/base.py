@@ -1,0 +1,168 @@
+"""What all tokenizers share: marks around one text or two, truncation, special tokens written in the text.
+
+Knows ids and their order. Each tokenizer adds how a plain text is split and how ids are read.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+
+from hanmo.errors import PromptError, TokenizerError
+from hanmo.tokenizers.protocol import Cut, Encoding, SpecialIds, TextStream, check_text
+
+__all__ = ["BaseTokenizer", "Spans"]
+
+Spans = list[tuple[int, int]]
+
+
+class BaseTokenizer(ABC):
+    """Everything of the Tokenizer protocol but the vocabulary itself.
+
+    named: the special tokens that may be written in a text, each with its id.
+    ends: whether marks are added by default.
+    """
+
+    def __init__(self, special: SpecialIds, named: dict[str, int], *, ends: bool) -> None:
+        self._special = special
+        self._ends = ends
+        self._named = named
+        longest_first = sorted(named, key=len, reverse=True)
+        self._named_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if named else None
+
+    @property
+    @abstractmethod
+    def vocab(self) -> int:
+        """How many ids there are."""
+
+    @property
+    def special(self) -> SpecialIds:
+        """The ids with a meaning of their own."""
+        return self._special
+
+    @property
+    def ends(self) -> bool:
+        """Whether encode adds the start and end marks when it is not told."""
+        return self._ends
+
+    @abstractmethod
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of a token, None if there is no such token."""
+
+    @abstractmethod
+    def id_to_token(self, number: int) -> str:
+        """Return the token of an id."""
+
+    @abstractmethod
+    def stream(self, *, special: bool = False) -> TextStream:
+        """Return a new incremental decoder."""
+
+    @abstractmethod
+    def _plain_ids(self, text: str) -> list[int]:
+        """Return the ids of a text without marks."""
+
+    @abstractmethod
+    def _plain_spans(self, text: str) -> tuple[list[int], Spans]:
+        """Return the ids of a text without marks, and where each comes from."""
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Return the text of ids; special: write the special tokens out instead of leaving them away."""
+        stream = self.stream(special=special)
+        return "".join([stream.push(number) for number in ids]) + stream.flush()
+
+    def encode(
+        self,
+        text: str,
+        pair: str | None = None,
+        *,
+        ends: bool | None = None,
+        limit: int | None = None,
+        cut: Cut = "right",
+        special: bool = False,
+        detail: bool = False,
+    ) -> Encoding:
+        """Return the ids of a text or of a pair, as the protocol says."""
+        texts = [text] if pair is None else [text, pair]
+        parts = [self._part(each, special=special, detail=detail) for each in texts]
+        add = self._ends if ends is None else ends
+        start = [self._special.start] if add and self._special.start is not None else []
+        end = [self._special.end] if add and self._special.end is not None else []
+        if limit is not None:
+            if cut not in ("right", "left"):
+                raise PromptError(f"cut={cut!r} is no side of a text; give 'right' or 'left'")
+            lengths = [len(ids) for ids, _ in parts]
+            kept = _kept(lengths, limit, marks=len(start) + len(end) * len(parts))
+            parts = [_cut(part, keep, cut) for part, keep in zip(parts, kept, strict=True)]
+        ids, segments, spans = list(start), [0] * len(start), [(0, 0)] * len(start)
+        for segment, (part_ids, part_spans) in enumerate(parts):
+            ids += part_ids + end
+            segments += [segment] * (len(part_ids) + len(end))
+            spans += part_spans + [(0, 0)] * len(end)
+        if not detail:
+            return Encoding(ids, segments)
+        return Encoding(ids, segments, [self.id_to_token(number) for number in ids], spans)
+
+    def encode_batch(
+        self,
+        texts: Iterable[str | tuple[str, str]],
+        *,
+        ends: bool | None = None,
+        limit: int | None = None,
+        cut: Cut = "right",
+        special: bool = False,
+        detail: bool = False,
+    ) -> list[Encoding]:
+        """Encode many texts or pairs; the same as one by one."""
+        pairs = ((item, None) if isinstance(item, str) else item for item in texts)
+        return [
+            self.encode(text, pair, ends=ends, limit=limit, cut=cut, special=special, detail=detail)
+            for text, pair in pairs
+        ]
+
+    def _check_id(self, number: int) -> int:
+        if not 0 <= number < self.vocab:
+            raise TokenizerError(
+                f"the id {number} is outside the vocabulary of {self.vocab} tokens (0 to {self.vocab - 1}); "
+                "a model with more rows must be kept from choosing the rows without a token"
+            )
+        return int(number)
+
+    def _part(self, text: str, *, special: bool, detail: bool) -> tuple[list[int], Spans]:
+        check_text(text)
+        if not special or self._named_pattern is None:
+            return self._plain_spans(text) if detail else (self._plain_ids(text), [])
+        ids: list[int] = []
+        spans: Spans = []
+        at = 0
+        for chunk in self._named_pattern.split(text):
+            if chunk in self._named:
+                ids.append(self._named[chunk])
+                spans.append((at, at + len(chunk)))
+            elif chunk:
+                chunk_ids, chunk_spans = self._part(chunk, special=False, detail=detail)
+                ids += chunk_ids
+                spans += [(start + at, stop + at) for start, stop in chunk_spans]
+            at += len(chunk)
+        return ids, spans if detail else []
+
+
+def _kept(lengths: list[int], limit: int, *, marks: int) -> list[int]:
+    """Return how much of each text stays: the longer loses first, of equals the first."""
+    room = limit - marks
+    if room < 0:
+        raise PromptError(f"limit={limit} leaves no room for the {marks} start and end marks; give at least {marks}")
+    if sum(lengths) <= room:
+        return lengths
+    if len(lengths) == 1:
+        return [room]
+    first, second = lengths
+    if 2 * min(first, second) <= room:  # the shorter stays whole
+        return [first, room - first] if first < second else [room - second, second]
+    return [room // 2, room - room // 2]
+
+
+def _cut(part: tuple[list[int], Spans], keep: int, cut: Cut) -> tuple[list[int], Spans]:
+    ids, spans = part
+    if cut == "right":
+        return ids[:keep], spans[:keep]
+    first = len(ids) - keep
+    return ids[first:], spans[first:] if spans else spans
