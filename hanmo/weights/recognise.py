@@ -16,13 +16,13 @@ from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, ConfigError
 from hanmo.families import FAMILIES, Family, Names, Row
 from hanmo.weights.measure import CUSTOM_HEAD, bare, derive, measure, translate
+from hanmo.weights.released import RELEASED
 from hanmo.weights.source import Source, TensorInfo
 
 __all__ = [
     "RELEASED",
     "SPARE",
     "Recognised",
-    "Released",
     "find_config",
     "names_of",
     "read_config",
@@ -36,35 +36,6 @@ __all__ = [
 SPARE = 128
 """Embeddings are padded to round numbers by some trainers; more rows than this are another vocabulary."""
 
-
-@dataclass(frozen=True)
-class Released:
-    """A checkpoint that its makers published: its name, the SHA256 of its data file, what shapes do not tell."""
-
-    name: str
-    sha256: str
-    config: Mapping[str, Any]
-
-
-# What the published mega.json says beside the sizes.
-_MEGA = {
-    "initializer_range": 0.014142135623731,
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-}
-RELEASED = {
-    ("gpt2_ml", 21130, 48, 1536): Released(
-        "GPT2_ML 1.5B, 15 GB corpus, BERT vocabulary (model.ckpt-100000)",
-        "4a6e5124df8db7ac2bdd902e6191b807a6983a7f5d09fb10ce011f9a073b183e",
-        _MEGA,
-    ),
-    ("gpt2_ml", 8021, 48, 1536): Released(
-        "GPT2_ML 1.5B, 30 GB corpus, CLUE vocabulary (model.ckpt-220000)",
-        "e698cc97a7f5f706f84f58bb469d614e51d3c0ce5f9ab9bf77e01e3fcb41d482",
-        _MEGA,
-    ),
-}
-"""By (family, vocabulary rows, depth, width)."""
 
 # BERT's names with relative or rotary positions and equal shapes: only their vocabularies tell them apart.
 _BY_ROWS = {21128: "nezha", 12000: "roformer", 50000: "roformer"}
@@ -225,10 +196,14 @@ def rename(rows: list[Row], names: Mapping[str, object], prefix: str) -> list[Ro
 
 def with_heads(config: ModelConfig, names: Names, tensors: Mapping[str, object]) -> ModelConfig:
     """Switch off the heads whose tensors are not there."""
-    lacks = {head for head, tensor in names.heads.items() if tensor not in tensors}
+    lacks = {head for head, tensor in names.heads.items() if bare(names, tensor, tensors) not in tensors}
     changes: dict[str, Any] = {}
-    if "mlm" in lacks:
+    if lacks & {"mlm", "decoder"}:
         changes["output"] = "none"
+    if "decoder" in lacks:
+        changes["decoder"] = None
+    if "untied" in lacks:
+        changes["tied"] = True
     if "pool" in lacks:
         changes["pool"] = "none"
     if lacks & {"nsp", "pool"}:
@@ -282,6 +257,7 @@ def _choose(
 def _sort(result: Recognised, rows: list[Row], tensors: Mapping[str, TensorInfo]) -> None:
     """Say of every tensor whether it is the model's, left for a known reason, or unexpected; and what is missing."""
     dropped = {} if result.format == "hanmo" else result.names.dropped
+    repeats = {} if result.format == "hanmo" else result.names.repeats
     wanted = {row.theirs: row for row in rows}
     left: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
@@ -290,8 +266,8 @@ def _sort(result: Recognised, rows: list[Row], tensors: Mapping[str, TensorInfo]
         if name in wanted:
             result.own += 1
             dtypes[info.dtype] += prod(info.shape)
-        elif reason is not None:
-            left[reason] += 1
+        elif reason is not None or name in repeats:
+            left[reason or f"the same tensor as {repeats[name]}"] += 1
         else:
             result.unexpected.append(name)
     result.left = dict(left)

@@ -1,0 +1,107 @@
+"""The commands by name, and what happens when one fails: one line on stderr and an exit code.
+
+Knows exit codes, signals and streams: 0 done, 1 Hanmo or the system refused, 2 wrong usage, 130 Ctrl-C, 141 nobody
+reads on, 143 told to end. Knows nothing of what a command does.
+"""
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from hanmo import __version__
+from hanmo.cli.convert import convert
+from hanmo.cli.inspect import inspect
+from hanmo.cli.screen import say
+from hanmo.errors import HanmoError
+
+__all__ = ["app", "run"]
+
+
+class _Commands(TyperGroup):
+    """Turns errors that a user can do something about into one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            _end("interrupted", 130)
+        except BrokenPipeError:
+            _end("", 141)
+        except (HanmoError, OSError) as error:
+            if ctx.params.get("debug"):
+                raise
+            _end(_line(error), 1)
+        return result
+
+
+app = typer.Typer(
+    name="hanmo",
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hanmo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error, not only its message.")
+    ] = False,
+) -> None:
+    """Chinese Transformer language models, from the original checkpoints.
+
+    Results go to standard output, everything else to standard error.
+    """
+
+
+app.command("inspect")(inspect)
+app.command("convert")(convert)
+
+
+def run() -> NoReturn:
+    """Run the command line on the program's arguments and exit."""
+    signal.signal(signal.SIGTERM, _terminated)
+    for stream in (sys.stdout, sys.stderr):
+        # Paths and names of tensors may hold what the terminal's encoding cannot say.
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    app(prog_name="hanmo")
+    sys.exit(0)
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """Unwind, so that half-written files are taken away, where the default would end the process on the spot."""
+    sys.exit(128 + number)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    if message:
+        say(message)
+    try:
+        sys.stdout.flush()
+    except OSError:  # nobody reads, or the disk is full: what is left must not be tried again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def _line(error: BaseException) -> str:
+    if isinstance(error, OSError) and not isinstance(error, HanmoError) and error.strerror:
+        where = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
+        return f"{error.strerror}{where}"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,127 @@
+"""`hanmo convert`: write a checkpoint in another form. Knows paths and messages; hub loads, weights/save.py saves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hanmo.cli.screen import progress, say
+
+__all__ = ["convert"]
+
+_TOKENIZER = (
+    "vocab.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "encoder.json",
+    "vocab.bpe",
+)
+_SENTENCE_PIECE = "*.model"
+
+
+class Form(str, Enum):
+    """What can be written."""
+
+    safetensors = "safetensors"
+    tensorflow = "tensorflow"
+    huggingface = "huggingface"
+
+
+class Dtype(str, Enum):
+    """Of the floating parameters in the new file."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="The checkpoint, as for inspect.", show_default=False)],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DST",
+            help="A new folder; for tensorflow also a prefix that has '.ckpt' in its name.",
+            show_default=False,
+        ),
+    ],
+    to: Annotated[Form, typer.Option("--to", help="The form to write.", show_default=False)],
+    dtype: Annotated[
+        Dtype | None, typer.Option("--dtype", help="Of the parameters; without it each keeps its own.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The config.json to read SRC by, if another than lies there.")
+    ] = None,
+    family: Annotated[str | None, typer.Option("--family", help="What SRC is, where its names fit several.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what lies at DST.")] = False,
+) -> None:
+    """Write a checkpoint in another form, bit for bit unless --dtype is given.
+
+    safetensors is Hanmo's own folder, tensorflow has the original's names, huggingface is what transformers loads.
+    Tokenizer files go along. If it is interrupted, nothing half written is left. Prints the path to load.
+
+    For example:
+
+      hanmo convert models/mega/model.ckpt-100000 mega --to safetensors --dtype bfloat16
+
+      hanmo convert mega mega-tf --to tensorflow
+
+      hanmo convert chinese_L-12_H-768_A-12 bert --to huggingface
+    """
+    if target.suffix in (".safetensors", ".bin", ".index"):
+        raise typer.BadParameter(
+            f"{target} ends in {target.suffix}; give a folder"
+            + (", or a prefix such as model.ckpt" if to is Form.tensorflow else "")
+        )
+    import torch
+
+    from hanmo.hub import load
+    from hanmo.weights.save import save
+
+    path = _prefix(target) if to is Form.tensorflow else target
+    loaded = load(source, config=config, family=family)
+    kind = None if dtype is None else getattr(torch, dtype.value)
+    total = sum(
+        p.numel() * (kind or p.dtype).itemsize if p.is_floating_point() else p.nbytes for p in loaded.model.parameters()
+    )
+    done = 0
+    with progress(f"writing {path.name}") as show:
+
+        def wrote(nbytes: int) -> None:
+            nonlocal done
+            done += nbytes
+            show(done, total)
+
+        saved = save(
+            loaded.model,
+            path,
+            form=to.value,
+            dtype=kind,
+            tokenizer=_tokenizer_files(loaded.path),
+            overwrite=force,
+            progress=wrote,
+        )
+    for reason, count in Counter(loaded.report.dropped.values()).items():
+        say(f"left out {count:,} tensor{'' if count == 1 else 's'}: {reason}")
+    for note in saved.notes:
+        say(note)
+    typer.echo(saved.path)
+
+
+def _prefix(target: Path) -> Path:
+    """Tell a prefix from a folder: `out` is a folder, where model.ckpt is put; `out/bert.ckpt-9` is a prefix."""
+    return target if ".ckpt" in target.name and not target.is_dir() else target / "model.ckpt"
+
+
+def _tokenizer_files(checkpoint: Path) -> list[Path]:
+    folder = checkpoint.parent
+    named = [folder / name for name in _TOKENIZER if (folder / name).is_file()]
+    return named + sorted(file for file in folder.glob(_SENTENCE_PIECE) if file.is_file())

@@ -1,0 +1,165 @@
+"""`hanmo inspect`: print what a checkpoint is. Knows how a person and how a program wants to read it."""
+
+from __future__ import annotations
+
+import json
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hanmo.cli.screen import progress, say
+from hanmo.errors import CheckpointError, HanmoError
+
+if TYPE_CHECKING:
+    from hanmo.weights.inspection import Inspection
+
+__all__ = ["inspect"]
+
+_PATH = (
+    "A TensorFlow prefix (model.ckpt-100000), its .index alone, a .safetensors or .bin file, "
+    "a Hugging Face or Hanmo folder, or a folder with any of these."
+)
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help=_PATH, show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object, or a list for several.")] = False,
+    sha256: Annotated[
+        bool, typer.Option("--sha256", help="Sum the data up too, and fail if it is not the released file's.")
+    ] = False,
+    config: Annotated[
+        bool, typer.Option("--config", help="Print only the config.json that the checkpoint needs.")
+    ] = False,
+) -> None:
+    """Say what a checkpoint is: family, sizes, parameters, vocabulary, what does not fit.
+
+    No data is read, so the .index of a TensorFlow checkpoint is enough.
+
+    For example:
+
+      hanmo inspect models/mega/model.ckpt-100000
+
+      hanmo inspect model.ckpt-100000.index --json
+
+      hanmo inspect models/mega --config > models/mega/config.json
+    """
+    if as_json and config:
+        raise typer.BadParameter("give --json or --config, not both; the JSON has the config in it")
+    from hanmo.weights.inspection import find_checkpoints
+
+    paths = find_checkpoints(path)
+    if len(paths) > 1 and not config:
+        _list(path, paths, as_json=as_json, sha256=sha256)
+        return
+    if len(paths) > 1:
+        names = ", ".join(each.name for each in paths[:10])
+        raise CheckpointError(f"{path} holds {len(paths)} checkpoints ({names}); give the path of one of them")
+    found = _inspect(paths[0], sha256=sha256)
+    if config:
+        typer.echo(_dump(found.config))
+    elif as_json:
+        typer.echo(_dump(found.as_dict()))
+    else:
+        _print(found)
+    _check_sum([found])
+
+
+def _inspect(path: Path, *, sha256: bool) -> Inspection:
+    from hanmo.weights.inspection import inspect as look
+
+    if not sha256:
+        return look(path)
+    with progress(f"SHA256 of {path.name}") as show:
+        return look(path, sha256=True, progress=show)
+
+
+def _list(folder: Path, paths: list[Path], *, as_json: bool, sha256: bool) -> None:
+    """Print one line, or one object, for each checkpoint of a folder; one that cannot be read says why."""
+    found: list[Inspection] = []
+    objects: list[dict[str, Any]] = []
+    lines: list[list[str]] = []
+    for path in paths:
+        name = path.name.removesuffix(".index")
+        try:
+            one = _inspect(path, sha256=sha256)
+        except HanmoError as error:
+            objects.append({"path": str(path), "error": str(error)})
+            lines.append([name, f"not readable: {error}"])
+            continue
+        found.append(one)
+        objects.append(one.as_dict())
+        size, rows = f"{one.found.parameters:,} parameters", f"{one.found.sizes['vocab']:,} rows"
+        lines.append([name, one.found.family, size, one.found.dtype, rows, one.found.released or ""])
+    if as_json:
+        typer.echo(_dump(objects))
+    else:
+        columns = zip_longest(*(line for line in lines if len(line) > 2), fillvalue="")
+        widths = [max(map(len, column)) for column in columns] or [0]
+        widths[0] = max(len(line[0]) for line in lines)
+        for line in lines:
+            typer.echo("  ".join(map(str.ljust, line, widths)).rstrip())
+        say(f"{folder} holds {len(paths)} checkpoints; give the path of one to see more")
+    if not found:
+        raise CheckpointError(f"none of the {len(paths)} checkpoints in {folder} can be read")
+    _check_sum(found)
+
+
+def _print(one: Inspection) -> None:
+    found, stack = one.found, one.found.config.main
+    nbytes = sum(file.bytes if file.bytes is not None else file.expected or 0 for file in one.files)
+    depth = f"{stack.depth} layers"
+    if found.config.encoder is not None and found.config.decoder is not None:
+        depth = f"{found.config.encoder.depth} + {stack.depth} layers"
+    context = f", {stack.context:,} positions" if stack.context else ""
+    rows = f"{found.sizes['vocab']:,} rows"
+    if one.vocabulary is not None:
+        rows += f", {one.vocabulary[1]:,} words in {one.vocabulary[0].name}"
+    _field("checkpoint", str(one.path))
+    if found.released:
+        _field("released as", found.released)
+    _field("family", found.family)
+    _field("parameters", f"{found.parameters:,} in {found.own:,} tensors, {found.dtype}")
+    _field("vocabulary", rows)
+    _field(
+        "sizes",
+        f"{depth}, width {stack.width:,}, {stack.heads} heads of {stack.head_dim}, "
+        f"feed-forward {stack.feed_forward:,}{context}",
+    )
+    _field("format", f"{one.format}, {found.format} names, {_count(len(one.files), 'data file')}, {nbytes:,} bytes")
+    for reason, count in found.left.items():
+        _field("beside it", f"{reason}: {_count(count, 'tensor')}")
+    for file in one.files:
+        if file.sha256 is not None:
+            released = ", the released file" if file.sha256 == found.sha256 else ""
+            _field("SHA256", f"{file.sha256}  {file.path.name}{released}")
+    for note in one.notes:
+        _field("note", note)
+    for problem in one.problems:
+        _field("does not fit", problem, color=typer.colors.RED)
+    if one.config_file is None:
+        _field("config.json", "none is here; save this one beside the checkpoint (or use --config)")
+        typer.echo(_dump(one.config))
+    else:
+        mended = f"; {', '.join(found.mend)} must change, see --config" if found.mend and found.misfits else ""
+        _field("config.json", f"{one.config_file.name}{mended}")
+
+
+def _field(name: str, value: str, *, color: str | None = None) -> None:
+    typer.echo(typer.style(f"{name:<13}", bold=True, fg=color) + value)
+
+
+def _count(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _check_sum(found: list[Inspection]) -> None:
+    for one in found:
+        sums = {file.sha256 for file in one.files}
+        if one.found.sha256 and None not in sums and sums != {one.found.sha256}:
+            raise CheckpointError(f"{one.path} is not the released file: its SHA256 is {', '.join(map(str, sums))}")
