@@ -3,8 +3,8 @@
     python examples/small_model/parts.py split FOLDER PARTS [--dtype bfloat16] [--mib 15]     FOLDER: best-STEP of a run
     python examples/small_model/parts.py join PARTS FOLDER                                    float32 again
 
-PARTS gets weights.000, weights.001 …, the other files of the folder, and parts.json with sizes and SHA256. bfloat16 halves the
-bytes and keeps 8 bits of each weight's mantissa.
+PARTS gets weights.000, weights.001 …, the other files of the folder, and parts.json with sizes and SHA256. bfloat16
+halves the bytes and keeps 8 bits of each weight's mantissa.
 """
 
 import argparse

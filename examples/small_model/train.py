@@ -1,11 +1,11 @@
 """Train the small model from the folder that prepare.py made: one command, resumable, on a GPU or a CPU.
 
-    python examples/small_model/train.py DATA OUT --minutes 18          the shipped model's size, all else by default
+    python examples/small_model/train.py DATA OUT --minutes 18              the shipped model's size
     python examples/small_model/train.py DATA OUT --minutes 18 --resume
-    python examples/small_model/train.py DATA OUT --steps 100 --depth 2 --width 64 --positions 64 --rows 4   a try on a CPU
+    python examples/small_model/train.py DATA OUT --steps 100 --depth 2 --width 64 --positions 64 --rows 4
 
-Into OUT go last-STEP and best-STEP (each a folder that Hanmo loads), log.jsonl, samples.txt, and at the end final.json: bits
-per character on every held-out file, in float32, in windows that overlap by half.
+The last is a try on a CPU. Into OUT go last-STEP and best-STEP (each a folder that Hanmo loads), log.jsonl, samples.txt,
+and at the end final.json: bits per character on every held-out file, in float32, in windows that overlap by half.
 """
 
 import argparse

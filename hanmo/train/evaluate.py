@@ -41,7 +41,7 @@ def spent_on(
 ) -> Bits:
     """Add up -log p of every token and end mark of the documents.
 
-    window: ids that the model reads at once.   stride: new ids of each window after a document's first; `window` if None.
+    window: ids that the model reads at once.   stride: new ids of each window after a document's first; None: window.
     unknown: id of [UNK].   documents: only the first so many.   tokens: of a batch, padding included.
     dtype: of autocast; None computes as the weights are.   The model is put into evaluation mode and back.
     Raises ValueError if stride is not in 1 … window, DataError if the file has no end mark.
@@ -71,7 +71,7 @@ def _nats(model: Model, ids: Tensor, first: Tensor) -> Tensor:
     hidden, wanted = model(ids[:, :-1], logits="none").hidden[counted], targets[counted]
     size = max(1, (_SCORES if ids.device.type == "cuda" else _SCORES >> 4) // model.config.vocab)
     total = torch.zeros((), dtype=torch.float64, device=ids.device)
-    for some, right in zip(hidden.split(size), wanted.split(size), strict=True):
+    for some, right in zip(torch.split(hidden, size), torch.split(wanted, size), strict=True):
         total += F.cross_entropy(model.logits(some).float(), right, reduction="none").double().sum()
     return total
 

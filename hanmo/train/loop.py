@@ -39,7 +39,7 @@ _SETTLE, _MEASURE = 10, 40  # first steps of a process, which compile and warm u
 
 @dataclass
 class Outcome:
-    """How a run ended: its steps and seconds, the best score, the folder of the best weights, whether it was stopped."""
+    """How a run ended: steps, seconds, the best score, the folder of the best weights, whether it was stopped."""
 
     steps: int
     seconds: float
@@ -178,7 +178,7 @@ class _Run:
             group["lr"] = rate * share
         with self.half:
             loss = self.loss(ids)
-        loss.backward()
+        torch.autograd.backward(loss)
         limit = self.settings.clip or math.inf
         # Read at once: a step with a gradient that is not finite would spoil the weights for good.
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))

@@ -2,7 +2,7 @@
 
 Knows a model's hidden states and its projection onto the vocabulary. Knows no data, no optimizer and no step.
 
-    hidden [tokens, width] ─ cut into chunks ─► scores [chunk, vocab] ─► sum of -log p     (scores are made again in backward)
+    hidden [tokens, width] ─ cut into chunks ─► scores [chunk, vocab] ─► sum of -log p    (made again in backward)
 """
 
 from collections.abc import Callable
@@ -55,6 +55,6 @@ def cross_entropy(
         total = chunk(hidden, targets)
     else:
         total = hidden.new_zeros((), dtype=torch.float32)
-        for some, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
+        for some, wanted in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
             total = total + checkpoint(chunk, some, wanted, use_reentrant=False, preserve_rng_state=False)
     return total / ((targets != IGNORED).sum() + 1e-5)

@@ -29,7 +29,9 @@ def gpt2_ml_config(
 
     Raises ConfigError where sizes do not fit.
     """
-    return FAMILIES["gpt2_ml"].tensorflow.config(
+    names = FAMILIES["gpt2_ml"].tensorflow
+    assert names is not None
+    return names.config(
         {
             "vocab_size": vocab,
             "hidden_size": width,

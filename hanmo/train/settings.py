@@ -14,11 +14,12 @@ from torch.optim import AdamW, Optimizer
 from hanmo.errors import ConfigError
 from hanmo.train.adafactor import AdaFactor
 from hanmo.train.layerwise import parameter_groups
+from hanmo.train.muon import MuonWithAdamW
 from hanmo.train.schedule import warmup_cosine, warmup_linear
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "Settings", "make_optimizer", "multiplier", "scale_outputs"]
 
-OPTIMIZERS = ("adamw", "adafactor-gpt2-ml", "adafactor-bert4keras")
+OPTIMIZERS = ("adamw", "muon", "adafactor-gpt2-ml", "adafactor-bert4keras")
 SCHEDULES = ("cosine", "linear", "constant")
 # What may differ when a run is resumed: none of these changes what a step does.
 _FREE = ("steps", "minutes", "evaluate_every", "save_every", "log_every", "compile")
@@ -79,6 +80,10 @@ class Settings:
 
 def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
     """Make the optimizer that the settings name; weight decay leaves norms and biases out."""
+    if settings.optimizer == "muon":
+        return MuonWithAdamW(
+            model.named_parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        )
     groups = parameter_groups(model.named_parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     if settings.optimizer == "adamw":
         on_gpu = groups[0]["params"][0].is_cuda

@@ -44,7 +44,8 @@ def config(dropout: float = 0.1) -> ModelConfig:
     return FAMILIES["gpt2_ml"].tensorflow.config(
         {
             "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "intermediate_size": 64, "max_position_embeddings": 16, "hidden_act": "gelu", "hidden_dropout_prob": dropout,
+            "intermediate_size": 64, "max_position_embeddings": 16, "hidden_act": "gelu",
+            "hidden_dropout_prob": dropout,
         }
     )  # fmt: skip
 
@@ -101,17 +102,15 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, opt
     assert outcome.steps == 24 and not outcome.stopped
 
     for attempt, death in enumerate((8, 13, 21)):
-        calls = 0
+        last = newest(tmp_path / "cut", "last")
+        left = death - (int(last.name.split("-")[1]) if last else 0)
+        calls = iter(range(1, left + 1))
 
-        def dying(model: Model, ids: torch.Tensor, death: int = death) -> torch.Tensor:
-            nonlocal calls
-            calls += 1
-            if calls == death - started:
+        def dying(model: Model, ids: torch.Tensor, calls: Iterator[int] = calls, left: int = left) -> torch.Tensor:
+            if next(calls) == left:
                 raise Killed
             return next_token_loss(model, ids)
 
-        last = newest(tmp_path / "cut", "last")
-        started = int(last.name.split("-")[1]) if last else 0
         torch.manual_seed(attempt)  # a new process knows nothing of the old one's generators
         with pytest.raises(Killed):
             fit(
