@@ -3,7 +3,9 @@
 "albert_unshared" reads the same files into blocks of their own, which then may be trained apart.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from hanmo.config import ModelConfig
@@ -11,10 +13,12 @@ from hanmo.errors import ConfigError
 from hanmo.families.bert import (
     HEADS,
     HUGGINGFACE_DROPPED,
+    check_tied,
     encoder_config,
     google_embedding,
     google_heads,
     huggingface_embedding,
+    huggingface_encoder,
     huggingface_original,
 )
 from hanmo.families.family import (
@@ -65,39 +69,41 @@ def _layer(ours: str) -> list[Row]:
     ]
 
 
-def _rows(config: ModelConfig) -> list[Row]:
+def _layers(config: ModelConfig, layer: Callable[[str], list[Row]]) -> list[Row]:
+    """Make the rows of the one shared block, or copy it into every block of a model that trains them apart."""
     if config.main.shared_layers:
-        layers = _layer("encoder.blocks.0")
-    else:
-        copies = zip(*[_layer(f"encoder.blocks.{i}") for i in range(config.main.depth)], strict=True)
-        layers = [replace(same[0], ours=tuple(r.ours[0] for r in same), how=f"copy_{same[0].how}") for same in copies]
+        return layer("encoder.blocks.0")
+    copies = zip(*[layer(f"encoder.blocks.{i}") for i in range(config.main.depth)], strict=True)
+    return [replace(same[0], ours=tuple(r.ours[0] for r in same), how=f"copy_{same[0].how}") for same in copies]
+
+
+def _rows(config: ModelConfig) -> list[Row]:
     return [
         *google_embedding("encoder", "bert/embeddings", "bert/encoder/embedding_hidden_mapping_in"),
-        *layers,
+        *_layers(config, _layer),
         *google_heads(),
     ]
 
 
-def _huggingface_config(data: Config) -> ModelConfig:
+def _huggingface_config(data: Config, *, shared: bool) -> ModelConfig:
     _check(data)
-    eps = float(data.get("layer_norm_eps", 1e-12))
-    config = encoder_config(
-        data, family="albert", gelu="gelu_erf", shared_layers=True, norm_eps=eps, embedding_norm_eps=eps
-    )
-    # Its MLM norm takes torch's default eps, not layer_norm_eps (AlbertMLMHead of transformers).
-    return replace(config, head_norm_eps=1e-5 if data.get("head_norm_eps") is None else float(data["head_norm_eps"]))
+    data = {"embedding_size": 128, "hidden_act": "gelu_new"} | dict(data)
+    if data["embedding_size"] == data.get("hidden_size"):
+        raise ConfigError(
+            f"embedding_size and hidden_size are both {data['embedding_size']} in config.json; Hugging Face maps "
+            f"embeddings to the width even then, and Hanmo reads ALBERT with embeddings narrower than its width"
+        )
+    return huggingface_encoder(data, family="albert" if shared else "albert_unshared", shared_layers=shared)
 
 
 def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
-    data = huggingface_original("albert", "AlbertForPreTraining")(config)
+    data = huggingface_original("albert", "Albert")(config)
     return {"embedding_size": config.main.embedding_width, "num_hidden_groups": 1, "inner_group_num": 1} | data
 
 
-def _huggingface_rows(config: ModelConfig) -> list[Row]:
-    ours, theirs = "encoder.blocks.0", HUGGINGFACE_GROUP
+def _huggingface_layer(ours: str) -> list[Row]:
+    theirs = HUGGINGFACE_GROUP
     return [
-        *huggingface_embedding("encoder", "albert.embeddings"),
-        *torch_pair("encoder.embedding.project", "albert.encoder.embedding_hidden_mapping_in"),
         *[
             r
             for name in ("query", "key", "value")
@@ -108,6 +114,15 @@ def _huggingface_rows(config: ModelConfig) -> list[Row]:
         *torch_pair(f"{ours}.feed_forward.input", f"{theirs}.ffn"),
         *torch_pair(f"{ours}.feed_forward.output", f"{theirs}.ffn_output"),
         *torch_pair(f"{ours}.feed_forward_post", f"{theirs}.full_layer_layer_norm"),
+    ]
+
+
+def _huggingface_rows(config: ModelConfig) -> list[Row]:
+    check_tied(config)
+    return [
+        *huggingface_embedding("encoder", "albert.embeddings"),
+        *torch_pair("encoder.embedding.project", "albert.encoder.embedding_hidden_mapping_in"),
+        *_layers(config, _huggingface_layer),
         *torch_pair("pooler.dense", "albert.pooler"),
         *torch_pair("pooler.nsp", "sop_classifier.classifier"),
         *torch_pair("output.dense", "predictions.dense"),
@@ -130,22 +145,14 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     return write_transformer(config, gelu="gelu_tanh") | {"num_hidden_groups": 1, "inner_group_num": 1}
 
 
-ALBERT = Family(
-    "albert",
-    tensorflow=Names(
-        config=lambda data: _config(data, shared=True),
-        original=_write,
-        rows=_rows,
-        sizes=_SIZES,
-        heads=HEADS,
-        dropped=TRAINING,
-    ),
-    huggingface=Names(
-        config=_huggingface_config,
+def _huggingface(*, shared: bool) -> Names:
+    token = "albert.embeddings.word_embeddings.weight"
+    return Names(
+        config=partial(_huggingface_config, shared=shared),
         original=_huggingface_original,
         rows=_huggingface_rows,
         sizes=Sizes(
-            token="albert.embeddings.word_embeddings.weight",
+            token=token,
             position="albert.embeddings.position_embeddings.weight",
             segment="albert.embeddings.token_type_embeddings.weight",
             layer="albert.encoder.albert_layer_groups.{}.",
@@ -154,15 +161,30 @@ ALBERT = Family(
             columns=False,
         ),
         heads={"pool": "albert.pooler.weight", "nsp": "sop_classifier.classifier.weight", "mlm": "predictions.bias"},
+        absent=() if shared else (token, token.removeprefix("albert.")),
         dropped=HUGGINGFACE_DROPPED | {r"^predictions\.decoder\.(weight|bias)$": "the same tensor as the embedding"},
-        model_type="albert",
+        repeats={"predictions.decoder.weight": token, "predictions.decoder.bias": "predictions.bias"},
+        model_type="albert" if shared else "",
         prefix="albert.",
+    )
+
+
+ALBERT = Family(
+    "albert",
+    tensorflow=Names(
+        config=partial(_config, shared=True),
+        original=_write,
+        rows=_rows,
+        sizes=_SIZES,
+        heads=HEADS,
+        dropped=TRAINING,
     ),
+    huggingface=_huggingface(shared=True),
 )
 ALBERT_UNSHARED = Family(
     "albert_unshared",
     tensorflow=Names(
-        config=lambda data: _config(data, shared=False),
+        config=partial(_config, shared=False),
         original=_write,
         rows=_rows,
         sizes=_SIZES,
@@ -170,4 +192,5 @@ ALBERT_UNSHARED = Family(
         absent=(_SIZES.token,),  # its files are ALBERT's; it is asked for by name
         dropped=TRAINING,
     ),
+    huggingface=_huggingface(shared=False),
 )

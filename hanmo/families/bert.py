@@ -5,6 +5,7 @@ Its kin (NEZHA, RoFormer, ALBERT, ELECTRA, GPT) build on the functions here.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from hanmo.config import ModelConfig
@@ -35,6 +36,14 @@ HUGGINGFACE_DROPPED = {
     r"(^|.*\.)position_ids$": "the numbers 0, 1, 2, …",
     r"^cls\.predictions\.decoder\.(weight|bias)$": "the same tensor as the embedding and cls.predictions.bias",
 }
+
+
+def huggingface_repeats(prefix: str) -> dict[str, str]:
+    """Say which tensors a file may hold twice, in Hugging Face's names of an MLM head."""
+    return {
+        "cls.predictions.decoder.weight": f"{prefix}.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    }
 
 
 def encoder_config(data: Config, *, family: str, gelu: str, **changes: Any) -> ModelConfig:
@@ -125,13 +134,23 @@ def huggingface_embedding(ours: str, theirs: str) -> list[Row]:
     ]
 
 
-def huggingface_mlm() -> list[Row]:
-    """Make the rows of the MLM head in Hugging Face's names."""
+def huggingface_mlm(config: ModelConfig) -> list[Row]:
+    """Make the rows of the MLM head in Hugging Face's names; raises ConfigError if its output is not tied."""
+    check_tied(config)
     return [
         *torch_pair("output.dense", "cls.predictions.transform.dense"),
         *torch_pair("output.norm", "cls.predictions.transform.LayerNorm"),
         row("output.bias", "cls.predictions.bias"),
     ]
+
+
+def check_tied(config: ModelConfig) -> None:
+    """Raise ConfigError if an MLM head has an output matrix of its own, which no released encoder has."""
+    if config.output == "mlm" and not config.tied:
+        raise ConfigError(
+            "tie_word_embeddings is false in config.json; Hanmo reads MLM heads whose output is the embedding: "
+            "set it to true if both are the same, or leave the head out of the file"
+        )
 
 
 def huggingface_rows(config: ModelConfig) -> list[Row]:
@@ -145,35 +164,56 @@ def huggingface_rows(config: ModelConfig) -> list[Row]:
         ],
         *torch_pair("pooler.dense", "bert.pooler.dense"),
         *torch_pair("pooler.nsp", "cls.seq_relationship"),
-        *huggingface_mlm(),
+        *huggingface_mlm(config),
     ]
 
 
-def huggingface_config(data: Config) -> ModelConfig:
-    """Read Hugging Face's config.json of a BERT."""
+def huggingface_encoder(data: Config, *, family: str, **changes: Any) -> ModelConfig:
+    """Read what Hugging Face's config.json of every BERT-like encoder says alike."""
     kind = data.get("position_embedding_type", "absolute")
     if kind != "absolute":
         raise ConfigError(f"position_embedding_type is {kind!r} in config.json; Hanmo reads 'absolute' ones")
+    if data.get("add_cross_attention", False):
+        raise ConfigError("add_cross_attention is true in config.json; Hanmo reads encoders that stand alone")
     eps = float(data.get("layer_norm_eps", 1e-12))
-    config = encoder_config(data, family="bert", gelu="gelu_erf", norm_eps=eps, embedding_norm_eps=eps)
-    return replace(config, head_norm_eps=eps)
+    mask = "causal" if data.get("is_decoder", False) else "full"
+    changes = {"norm_eps": eps, "embedding_norm_eps": eps, "mask": mask} | changes
+    config = encoder_config(data, family=family, gelu="gelu_erf", **changes)
+    return replace(config, head_norm_eps=eps, tied=data.get("tie_word_embeddings", True))
 
 
-def huggingface_original(model_type: str, architecture: str) -> Callable[[ModelConfig], dict[str, Any]]:
-    """Make the writer of a BERT-like config.json for Hugging Face."""
+def huggingface_original(model_type: str, word: str) -> Callable[[ModelConfig], dict[str, Any]]:
+    """Make the writer of a BERT-like config.json for Hugging Face; word: what its classes begin with."""
 
     def write(config: ModelConfig) -> dict[str, Any]:
         stack = config.main
         data = write_transformer(config, gelu="gelu_erf")
+        # Its code derives these from the width; a reader would not miss them.
+        for key in ("attention_head_size", "attention_key_size", "shared_segment_embeddings"):
+            data.pop(key, None)
         data["hidden_act"] = {"gelu_erf": "gelu", "gelu_tanh": "gelu_new"}.get(stack.activation, stack.activation)
+        if stack.mask == "causal":
+            data["is_decoder"] = True
         return data | {
             "model_type": model_type,
-            "architectures": [architecture],
+            "architectures": [word + _class(config)],
             "layer_norm_eps": stack.norm_eps,
             "pad_token_id": 0,
         }
 
     return write
+
+
+def _class(config: ModelConfig) -> str:
+    if config.discriminator or (config.output == "mlm" and config.nsp):
+        return "ForPreTraining"
+    return "ForMaskedLM" if config.output == "mlm" else "Model"
+
+
+def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
+    data = huggingface_original("bert", "Bert")(config)
+    data.pop("embedding_size", None)  # its embeddings have the width of the stack
+    return data
 
 
 BERT = Family(
@@ -195,8 +235,8 @@ BERT = Family(
         marks=("bert/embeddings/position_embeddings",),
     ),
     huggingface=Names(
-        config=huggingface_config,
-        original=huggingface_original("bert", "BertForPreTraining"),
+        config=partial(huggingface_encoder, family="bert"),
+        original=_huggingface_original,
         rows=huggingface_rows,
         sizes=Sizes(
             token="bert.embeddings.word_embeddings.weight",
@@ -213,6 +253,7 @@ BERT = Family(
             "mlm": "cls.predictions.bias",
         },
         dropped=HUGGINGFACE_DROPPED,
+        repeats=huggingface_repeats("bert"),
         model_type="bert",
         prefix="bert.",
     ),

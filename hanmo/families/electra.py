@@ -1,6 +1,7 @@
 """ELECTRA's discriminator (google-research/electra): exact gelu, norms with eps 1e-12, a logit a token.
 
 A released checkpoint also holds the small generator that made the replaced tokens; it is no part of the model.
+Hugging Face keeps generators as models of their own, with an MLM head.
 """
 
 from dataclasses import replace
@@ -9,10 +10,12 @@ from typing import Any
 from hanmo.config import ModelConfig
 from hanmo.families.bert import (
     HUGGINGFACE_DROPPED,
+    check_tied,
     encoder_config,
     google_embedding,
     google_layer,
     huggingface_embedding,
+    huggingface_encoder,
     huggingface_layer,
     huggingface_original,
 )
@@ -24,17 +27,15 @@ from hanmo.families.family import (
     Row,
     Sizes,
     dense,
+    row,
     torch_pair,
     write_transformer,
 )
 
 
-def _heads(config: ModelConfig) -> ModelConfig:
-    return replace(config, output="none", pool="none", nsp=False, discriminator=True)
-
-
 def _config(data: Config) -> ModelConfig:
-    return _heads(encoder_config(data, family="electra", gelu="gelu_erf"))
+    config = encoder_config(data, family="electra", gelu="gelu_erf")
+    return replace(config, output="none", pool="none", nsp=False, discriminator=True)
 
 
 def _rows(config: ModelConfig) -> list[Row]:
@@ -51,16 +52,19 @@ def _rows(config: ModelConfig) -> list[Row]:
 
 
 def _huggingface_config(data: Config) -> ModelConfig:
-    eps = float(data.get("layer_norm_eps", 1e-12))
-    return _heads(encoder_config(data, family="electra", gelu="gelu_erf", norm_eps=eps, embedding_norm_eps=eps))
+    config = huggingface_encoder({"embedding_size": 128} | dict(data), family="electra")
+    if "ElectraForMaskedLM" in (data.get("architectures") or ()):  # its head takes gelu, whatever hidden_act is
+        config = replace(config, head_activation="gelu_erf")
+    return replace(config, pool="none", nsp=False, discriminator=True)
 
 
 def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
-    data = huggingface_original("electra", "ElectraForPreTraining")(config)
+    data = huggingface_original("electra", "Electra")(config)
     return {"embedding_size": config.main.embedding_width} | data
 
 
 def _huggingface_rows(config: ModelConfig) -> list[Row]:
+    check_tied(config)
     return [
         *huggingface_embedding("encoder", "electra.embeddings"),
         *torch_pair("encoder.embedding.project", "electra.embeddings_project"),
@@ -71,6 +75,9 @@ def _huggingface_rows(config: ModelConfig) -> list[Row]:
         ],
         *torch_pair("discriminator.dense", "discriminator_predictions.dense"),
         *torch_pair("discriminator.output", "discriminator_predictions.dense_prediction"),
+        *torch_pair("output.dense", "generator_predictions.dense"),
+        *torch_pair("output.norm", "generator_predictions.LayerNorm"),
+        row("output.bias", "generator_lm_head.bias"),
     ]
 
 
@@ -104,8 +111,9 @@ ELECTRA = Family(
             feed_forward="electra.encoder.layer.0.intermediate.dense.weight",
             columns=False,
         ),
-        heads={"discriminator": "discriminator_predictions.dense.weight"},
-        dropped=HUGGINGFACE_DROPPED,
+        heads={"discriminator": "discriminator_predictions.dense.weight", "mlm": "generator_lm_head.bias"},
+        dropped=HUGGINGFACE_DROPPED | {r"^generator_lm_head\.weight$": "the same tensor as the embedding"},
+        repeats={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
         model_type="electra",
         prefix="electra.",
     ),

@@ -48,8 +48,11 @@ class Names:
     """One format of a family's checkpoints.
 
     config: reads that format's config.json.   original: writes it.   rows: every tensor a model may have, all heads
-    included.   heads: our field of ModelConfig → the foreign tensor whose presence turns it on.
+    included.   heads: "mlm", "pool", "nsp", "discriminator", "decoder" or "untied" → the foreign tensor without which a
+    model does not have it.
     dropped: regular expression of foreign names → why they are not needed.
+    repeats: foreign name → the foreign name of the same numbers, where files hold a tied tensor twice.
+    made: foreign tensors that hold no parameter → the way of `hanmo.weights.table.MADE` that makes them for a writer.
     marks, absent: tensors that are there, and are not, in this family alone among those with the same names.
     model_type: what a Hugging Face config.json calls it.   prefix: what names lack where the bare network was saved.
     style: whose words its config.json uses: "bert", "gpt2" or "t5".
@@ -61,6 +64,8 @@ class Names:
     sizes: Sizes
     heads: Mapping[str, str] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
+    repeats: Mapping[str, str] = field(default_factory=dict)
+    made: Mapping[str, str] = field(default_factory=dict)
     marks: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     model_type: str = ""
@@ -70,11 +75,15 @@ class Names:
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of network, in TensorFlow's names and, where there is one, Hugging Face's."""
+    """A kind of network, in TensorFlow's names and, where there is one, Hugging Face's.
+
+    writes_as: the family whose Hugging Face names this one is written in, if it has none of its own.
+    """
 
     name: str
     tensorflow: Names | None = None
     huggingface: Names | None = None
+    writes_as: str = ""
 
 
 # What training left in a checkpoint; no network needs it.
@@ -164,6 +173,7 @@ def activation(config: Config, gelu: str, key: str = "hidden_act") -> str:
     known = {
         "gelu": gelu,
         "gelu_erf": "gelu_erf",
+        "gelu_python": "gelu_erf",
         "gelu_new": "gelu_tanh",
         "gelu_tanh": "gelu_tanh",
         "gelu_pytorch_tanh": "gelu_tanh",

@@ -4,6 +4,7 @@ Two layouts in TensorFlow: "gpt2" as CPM was converted, BERT-like; "gpt2_openai"
 [1, in, out].
 """
 
+from functools import partial
 from typing import Any
 
 from hanmo.config import ModelConfig, StackConfig
@@ -36,6 +37,9 @@ _FIXED: dict[str, Any] = {
     "norm_eps": 1e-5,
 }
 
+# What Hugging Face's GPT-2 can be told beyond OpenAI's.
+_PLAIN = {"scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True, "add_cross_attention": False}
+
 
 def _config(data: Config) -> ModelConfig:
     stack = transformer(data, gelu="gelu_tanh", **_FIXED)
@@ -65,12 +69,12 @@ def _rows(config: ModelConfig) -> list[Row]:
     return rows
 
 
-def _openai_config(data: Config, *, family: str = "gpt2_openai") -> ModelConfig:
+def _openai_config(data: Config, *, family: str) -> ModelConfig:
     """Read hparams.json (n_embd …), which Hugging Face's config.json of a GPT-2 holds too."""
     width, heads = read(data, "n_embd", int), read(data, "n_head", int)
     if heads < 1 or width % heads:
         raise ConfigError(f"n_embd is {width}, n_head is {heads} in config.json; expected heads that divide the width")
-    for key, value in (("scale_attn_by_inverse_layer_idx", False), ("scale_attn_weights", True)):
+    for key, value in _PLAIN.items():
         if data.get(key, value) != value:
             raise ConfigError(f"{key} is {data[key]!r} in config.json; Hanmo reads GPT-2 with {value}")
     eps = float(data.get("layer_norm_epsilon", 1e-5))
@@ -83,16 +87,19 @@ def _openai_config(data: Config, *, family: str = "gpt2_openai") -> ModelConfig:
         feed_forward=data.get("n_inner") or 4 * width,
         positions=data.get("n_positions") or read(data, "n_ctx", int),
         embedding_width=width,
-        activation=activation({"hidden_act": "gelu_new"} | dict(data), "gelu_erf", "activation_function")
-        if data.get("activation_function")
-        else "gelu_tanh",
+        activation=activation({"activation_function": "gelu_new"} | dict(data), "gelu_erf", "activation_function"),
         dropout=float(data.get("resid_pdrop", 0.0)),
         attention_dropout=float(data.get("attn_pdrop", 0.0)),
         **_FIXED | {"norm_eps": eps},
     )
     vocab = data.get("vocab_size") or read(data, "n_vocab", int)
     return ModelConfig(
-        family=family, vocab=vocab, decoder=stack, output="lm", tied=data.get("tie_word_embeddings", True)
+        family=family,
+        vocab=vocab,
+        decoder=stack,
+        output="lm",
+        tied=data.get("tie_word_embeddings", True),
+        initializer=float(data.get("initializer_range", 0.02)),
     )
 
 
@@ -122,6 +129,7 @@ def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
         "resid_pdrop": stack.dropout,
         "embd_pdrop": stack.dropout,
         "attn_pdrop": stack.attention_dropout,
+        "initializer_range": config.initializer,
         "tie_word_embeddings": config.tied,
     }
 
@@ -189,7 +197,7 @@ GPT2 = Family(
         dropped=TRAINING,
     ),
     huggingface=Names(
-        config=lambda data: _openai_config(data, family="gpt2"),
+        config=partial(_openai_config, family="gpt2"),
         original=_huggingface_original,
         rows=_huggingface_rows,
         sizes=Sizes(
@@ -199,6 +207,7 @@ GPT2 = Family(
             query="transformer.h.0.attn.c_proj.weight",
             feed_forward="transformer.h.0.mlp.c_fc.weight",
         ),
+        repeats={"lm_head.weight": "transformer.wte.weight"},
         dropped={
             r"^(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)$": "the causal mask",
             r"^lm_head\.weight$": "the same tensor as the embedding",
@@ -211,7 +220,7 @@ GPT2 = Family(
 GPT2_OPENAI = Family(
     "gpt2_openai",
     tensorflow=Names(
-        config=_openai_config,
+        config=partial(_openai_config, family="gpt2_openai"),
         original=_openai_original,
         style="gpt2",
         rows=_openai_rows,
@@ -224,4 +233,5 @@ GPT2_OPENAI = Family(
         ),
         dropped=TRAINING,
     ),
+    writes_as="gpt2",
 )

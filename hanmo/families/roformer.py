@@ -14,9 +14,11 @@ from hanmo.families.bert import (
     HUGGINGFACE_DROPPED,
     encoder_config,
     huggingface_embedding,
+    huggingface_encoder,
     huggingface_layer,
     huggingface_mlm,
     huggingface_original,
+    huggingface_repeats,
     rows,
 )
 from hanmo.families.family import (
@@ -33,7 +35,15 @@ from hanmo.families.family import (
 
 
 def _config(data: Config) -> ModelConfig:
-    return encoder_config(data, family="roformer", gelu="gelu_erf", position="rotary", positions=None, norm_eps=1e-7)
+    # The number of positions limits nothing here, but other code builds a table of them.
+    return encoder_config(
+        data,
+        family="roformer",
+        gelu="gelu_erf",
+        position="rotary",
+        positions=data.get("max_position_embeddings", 512),
+        norm_eps=1e-7,
+    )
 
 
 def _v2_config(data: Config) -> ModelConfig:
@@ -69,21 +79,13 @@ def _v2_rows(config: ModelConfig) -> list[Row]:
 def _huggingface_config(data: Config) -> ModelConfig:
     if data.get("rotary_value", False):
         raise ConfigError("rotary_value is true in config.json; Hanmo reads RoFormers that do not rotate values")
-    eps = float(data.get("layer_norm_eps", 1e-12))
-    config = encoder_config(
-        data,
-        family="roformer",
-        gelu="gelu_erf",
-        position="rotary",
-        positions=None,
-        norm_eps=eps,
-        embedding_norm_eps=eps,
-    )
-    return replace(config, head_norm_eps=eps, pool="none", nsp=False)
+    positions = data.get("max_position_embeddings", 1536)
+    config = huggingface_encoder(data, family="roformer", position="rotary", positions=positions)
+    return replace(config, pool="none", nsp=False)
 
 
 def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
-    data = huggingface_original("roformer", "RoFormerForMaskedLM")(config)
+    data = huggingface_original("roformer", "RoFormer")(config)
     return {"embedding_size": config.main.embedding_width, "rotary_value": False} | data
 
 
@@ -96,7 +98,7 @@ def _huggingface_rows(config: ModelConfig) -> list[Row]:
             for i in range(config.main.depth)
             for r in huggingface_layer(f"encoder.blocks.{i}", f"roformer.encoder.layer.{i}")
         ],
-        *huggingface_mlm(),
+        *huggingface_mlm(config),
     ]
 
 
@@ -127,7 +129,9 @@ ROFORMER = Family(
             columns=False,
         ),
         heads={"mlm": "cls.predictions.bias"},
-        dropped=HUGGINGFACE_DROPPED | {r"^roformer\.encoder\.embed_positions\.weight$": "a fixed sinusoidal table"},
+        dropped=HUGGINGFACE_DROPPED | {r"^(roformer\.)?encoder\.embed_positions\.weight$": "a fixed table"},
+        repeats=huggingface_repeats("roformer"),
+        made={"roformer.encoder.embed_positions.weight": "sines_then_cosines"},
         model_type="roformer",
         prefix="roformer.",
     ),

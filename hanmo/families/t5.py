@@ -15,35 +15,38 @@ from hanmo.families.family import TRAINING, Config, Family, Names, Row, Sizes, a
 ENCODER = (Sublayer("attention", pre=True), Sublayer("feed_forward", pre=True))
 DECODER = (Sublayer("attention", pre=True), Sublayer("cross", pre=True), Sublayer("feed_forward", pre=True))
 QKVO = (("query", "q"), ("key", "k"), ("value", "v"), ("output", "o"))
+REPEATS = {
+    name: "shared.weight" for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+}
 
 
 def _stack(sizes: dict[str, Any], *, decoder: bool, depth: int) -> StackConfig:
-    return StackConfig(
-        **sizes,
-        depth=depth,
-        order=DECODER if decoder else ENCODER,
-        mask="causal" if decoder else "full",
-        position="buckets",
-        embedding_norm=False,
-        final_norm=True,
-        norm="rms",
-        norm_eps=1e-6,
-        norm_bias=False,
-        bias=False,
-        score_scale=1.0,
-    )
+    values: dict[str, Any] = {
+        "depth": depth,
+        "order": DECODER if decoder else ENCODER,
+        "mask": "causal" if decoder else "full",
+        "position": "buckets",
+        "embedding_norm": False,
+        "final_norm": True,
+        "norm": "rms",
+        "norm_eps": 1e-6,
+        "norm_bias": False,
+        "bias": False,
+        "score_scale": 1.0,
+    }
+    return StackConfig(**values | sizes)
 
 
-def _model(family: str, vocab: int, sizes: dict[str, Any], depths: tuple[int, int]) -> ModelConfig:
-    first = family == "t5.1.0"
+def _model(family: str, vocab: int, sizes: dict[str, Any], depths: tuple[int, int], *, scaled: bool) -> ModelConfig:
+    """Join both stacks; scaled: the output is the embedding, and hidden states are scaled for it (T5 1.0)."""
     return ModelConfig(
         family=family,
         vocab=vocab,
         encoder=_stack(sizes, decoder=False, depth=depths[0]),
         decoder=_stack(sizes, decoder=True, depth=depths[1]),
         output="lm",
-        tied=first,
-        logit_scale=sizes["width"] ** -0.5 if first else 1.0,
+        tied=scaled,
+        logit_scale=sizes["width"] ** -0.5 if scaled else 1.0,
     )
 
 
@@ -65,7 +68,7 @@ def _config(data: Config, *, family: str) -> ModelConfig:
         "dropout": float(data.get("hidden_dropout_prob") or 0),
         "attention_dropout": float(data.get("attention_probs_dropout_prob") or 0),
     }
-    return _model(family, read(data, "vocab_size", int), sizes, (depth, depth))
+    return _model(family, read(data, "vocab_size", int), sizes, (depth, depth), scaled=family == "t5.1.0")
 
 
 def _original(config: ModelConfig) -> dict[str, Any]:
@@ -115,9 +118,15 @@ def _kernels(ours: str, theirs: str, kind: str, gated: bool) -> list[Row]:
 
 
 def _huggingface_config(data: Config, *, family: str) -> ModelConfig:
-    gate = data.get("feed_forward_proj", "relu")
+    """Read Hugging Face's config.json, in which "tie_word_embeddings" tells whether the output is scaled.
+
+    transformers 5 writes it as true for every T5, with "scale_decoder_outputs" beside it, and ties what the file does
+    not hold apart; its mT5 never scales. Whether the output is tied is seen in the file (`heads`).
+    """
+    mt5 = family == "mt5.1.1"
+    gate = read(data, "feed_forward_proj", str, "gated-gelu" if mt5 else "relu")
     gated = gate.startswith("gated-")
-    name = gate.removeprefix("gated-")
+    dropout = float(data.get("dropout_rate", 0.1))
     sizes = {
         "width": read(data, "d_model", int),
         "heads": read(data, "num_heads", int),
@@ -129,24 +138,34 @@ def _huggingface_config(data: Config, *, family: str) -> ModelConfig:
         "bucket_distance": data.get("relative_attention_max_distance", 128),
         "gated": gated,
         # transformers runs every "gated-gelu" as the tanh approximation.
-        "activation": activation({"hidden_act": name}, "gelu_tanh" if gated else "gelu_erf"),
-        "dropout": float(data.get("dropout_rate", 0.1)),
-        "attention_dropout": float(data.get("dropout_rate", 0.1)),
+        "activation": activation(
+            {"feed_forward_proj": gate.removeprefix("gated-")},
+            "gelu_tanh" if gated else "gelu_erf",
+            "feed_forward_proj",
+        ),
+        "norm_eps": float(data.get("layer_norm_epsilon", 1e-6)),
+        "dropout": dropout,
+        "attention_dropout": dropout,
     }
     depth = read(data, "num_layers", int)
-    tied = data.get("tie_word_embeddings", True)
-    if family == "t5.1.0" and not tied:
+    depths = depth, data.get("num_decoder_layers") or depth
+    scaled = not mt5 and data.get("scale_decoder_outputs", data.get("tie_word_embeddings") is not False)
+    if family == "t5.1.0" and not scaled:
         family = "t5.1.1"
-    return _model(family, read(data, "vocab_size", int), sizes, (depth, data.get("num_decoder_layers") or depth))
+    return _model(family, read(data, "vocab_size", int), sizes, depths, scaled=scaled)
 
 
 def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
-    stack, encoder = config.main, config.encoder or config.main
-    act = {"gelu_tanh": "gelu", "gelu_erf": "gelu"}.get(stack.activation, stack.activation)
-    mt5 = config.family == "mt5.1.1"
-    return {
-        "model_type": "mt5" if mt5 else "t5",
-        "architectures": ["MT5ForConditionalGeneration" if mt5 else "T5ForConditionalGeneration"],
+    stack, encoder = config.main, config.encoder
+    if encoder is None:
+        raise ConfigError("encoder is missing; Hugging Face has no T5 that is a decoder alone")
+    plain = {"gelu_tanh": "gelu_new", "gelu_erf": "gelu"}.get(stack.activation, stack.activation)
+    # "gated-gelu" is the tanh approximation; only its long name says the exact one.
+    gated = {"gelu_tanh": "gelu", "gelu_erf": "gelu_python"}.get(stack.activation, stack.activation)
+    word = "MT5" if config.family == "mt5.1.1" else "T5"
+    data: dict[str, Any] = {
+        "model_type": word.lower(),
+        "architectures": [word + ("ForConditionalGeneration" if config.decoder else "EncoderModel")],
         "vocab_size": config.vocab,
         "d_model": stack.width,
         "d_kv": stack.head_dim,
@@ -156,15 +175,18 @@ def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
         "num_decoder_layers": stack.depth,
         "relative_attention_num_buckets": stack.buckets,
         "relative_attention_max_distance": stack.bucket_distance,
-        "feed_forward_proj": f"gated-{act}" if stack.gated else act,
+        "feed_forward_proj": f"gated-{gated}" if stack.gated else plain,
         "dropout_rate": stack.dropout,
         "layer_norm_epsilon": stack.norm_eps,
         "tie_word_embeddings": config.tied,
-        "is_encoder_decoder": True,
+        "is_encoder_decoder": config.decoder is not None,
         "decoder_start_token_id": 0,
         "pad_token_id": 0,
         "eos_token_id": 1,
     }
+    if word == "T5":
+        data["scale_decoder_outputs"] = config.logit_scale != 1.0
+    return data
 
 
 def _huggingface_rows(config: ModelConfig) -> list[Row]:
@@ -215,6 +237,7 @@ def _family(name: str, norm: str, model_type: str) -> Family:
                 feed_forward=f"{first}1/DenseReluDense/{wi}/kernel",
                 heads=f"{first}0/SelfAttention/relative_attention_bias",
             ),
+            heads={"decoder": "decoder/rms_norm/scale" if norm == "rms_norm" else "decoder/final_layer_norm/scale"},
             marks=("encoder/rms_norm/scale" if norm == "rms_norm" else "encoder/final_layer_norm/scale",),
             dropped=TRAINING
             | {r".*/EncDecAttention/relative_attention_bias$": "a table that the published T5 never reads"},
@@ -230,6 +253,8 @@ def _family(name: str, norm: str, model_type: str) -> Family:
                 feed_forward=f"encoder.block.0.layer.1.DenseReluDense.{wi}.weight",
                 columns=False,
             ),
+            heads={"decoder": "decoder.final_layer_norm.weight", "untied": "lm_head.weight"},
+            repeats=REPEATS,
             dropped={
                 r"^(encoder|decoder)\.embed_tokens\.weight$": "the same tensor as shared.weight",
                 r"^lm_head\.weight$": "the same tensor as shared.weight",

@@ -4,13 +4,21 @@ A row says how one foreign tensor becomes one or more of our parameters, by one 
 inverse. Everything here is a view where it can be: nothing is copied on the way in.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from hanmo.errors import CheckpointError
+from hanmo.config import ModelConfig
+from hanmo.errors import CheckpointError, TensorMismatch
 from hanmo.families import Row
+from hanmo.weights.source import Array, Source
+
+__all__ = ["HOW", "MADE", "PIECE", "check_repeats", "export", "foreign_shape", "give", "rows_of", "take"]
+
+PIECE = 1 << 24
+"""Bytes that are looked at or converted at a time, where a whole tensor would take too much memory."""
 
 Ways = tuple[Callable[[Tensor, int], list[Tensor]], Callable[[list[Tensor]], Tensor]]
 
@@ -24,7 +32,6 @@ def _all_equal(tensors: list[Tensor]) -> Tensor:
     return tensors[0]
 
 
-# how: (foreign tensor, number of ours) → ours, and back.
 HOW: dict[str, Ways] = {
     "same": (lambda t, n: [t], lambda ts: ts[0]),
     "transpose": (lambda t, n: [t.T], lambda ts: ts[0].T),
@@ -36,6 +43,19 @@ HOW: dict[str, Ways] = {
     "convolution": (lambda t, n: [t[0].T], lambda ts: ts[0].T[None]),
     "split_convolution": (lambda t, n: [part.T for part in t[0].chunk(n, 1)], lambda ts: torch.cat(ts).T[None]),
 }
+"""`Row.how` → (foreign tensor, number of ours) → ours, and ours → the foreign tensor."""
+
+
+def _sines_then_cosines(config: ModelConfig) -> Tensor:
+    """Compute the table that transformers' RoFormer keeps: [positions, head_dim], in its own order of steps."""
+    stack = config.main
+    count, width = stack.positions or 1536, stack.head_dim
+    angle = np.arange(count)[:, None] / np.power(10000, 2 * np.arange(width // 2) / width)
+    return torch.from_numpy(np.concatenate((np.sin(angle), np.cos(angle)), 1).astype(np.float32))
+
+
+MADE: dict[str, Callable[[ModelConfig], Tensor]] = {"sines_then_cosines": _sines_then_cosines}
+"""`Names.made` → how to make a tensor that some format wants and that is no parameter."""
 
 
 def take(row: Row, tensor: Tensor) -> list[Tensor]:
@@ -48,7 +68,7 @@ def give(row: Row, ours: list[Tensor]) -> Tensor:
     return HOW[row.how][1](ours)
 
 
-def foreign_shape(row: Row, shapes: list[torch.Size]) -> tuple[int, ...]:
+def foreign_shape(row: Row, shapes: Sequence[torch.Size]) -> tuple[int, ...]:
     """Tell the shape the foreign tensor must have for ours to have these."""
     with torch.device("meta"):
         ours = [torch.empty(shape) for shape in shapes]
@@ -56,17 +76,47 @@ def foreign_shape(row: Row, shapes: list[torch.Size]) -> tuple[int, ...]:
         return tuple(HOW[way][1](ours).shape)
 
 
-def export(state: Mapping[str, Tensor], rows: list[Row]) -> Iterator[tuple[str, Tensor]]:
-    """Give every foreign tensor that the rows make of `state`, one at a time.
+def rows_of(state: Mapping[str, Tensor], rows: Sequence[Row]) -> list[Row]:
+    """Pick the rows that write `state`: every parameter in one of them, and no row with a part missing.
 
-    Rows of parameters the model does not have are passed over. Raises CheckpointError if a parameter has no row.
+    Raises CheckpointError if a parameter has no name in that format.
     """
-    used: set[str] = set()
-    for row in rows:
-        if all(name in state for name in row.ours):
-            used.update(row.ours)
-            yield row.theirs, give(row, [state[name].detach() for name in row.ours])
-    if lost := [name for name in state if name not in used]:
+    picked = [row for row in rows if all(name in state for name in row.ours)]
+    named = {name for row in picked for name in row.ours}
+    if lost := [name for name in state if name not in named]:
         raise CheckpointError(
             f"{lost[0]} has no name in that format ({len(lost)} such parameters); save as safetensors, which keeps all"
         )
+    return picked
+
+
+def export(state: Mapping[str, Tensor], rows: Sequence[Row]) -> Iterator[tuple[str, Tensor]]:
+    """Give every foreign tensor that the rows make of `state`, one at a time; raises as `rows_of` and `give`."""
+    for row in rows_of(state, rows):
+        yield row.theirs, give(row, [state[name].detach() for name in row.ours])
+
+
+def check_repeats(source: Source, repeats: Mapping[str, str]) -> None:
+    """Check that tensors which are left out as repeats of others hold the same bits.
+
+    repeats: foreign name → the foreign name that it repeats, for which the model has a place.
+    Raises TensorMismatch naming the pair that differs.
+    """
+    for name, other in repeats.items():
+        if name not in source.tensors or other not in source.tensors:
+            continue
+        same = _same_bits(source.read(name), source.read(other))
+        for each in (name, other):
+            source.release(each)
+        if not same:
+            raise TensorMismatch(
+                f"{source.path} holds {name} beside {other}, which config.json says are one tensor, but they differ; "
+                f"set tie_word_embeddings to false in config.json if the model was trained so"
+            )
+
+
+def _same_bits(first: Array, second: Array) -> bool:
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    one, two = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (first, second))
+    return all(np.array_equal(one[at : at + PIECE], two[at : at + PIECE]) for at in range(0, len(one), PIECE))
