@@ -24,15 +24,15 @@ from hanmo.train.vocabulary import CorpusCounts, common_characters, make_vocabul
 # it; statutes and manuals repeat themselves; the literary classics are 45 % of the corpus; of machine translation the
 # model need only know that it exists.
 EPOCHS = {
-    "pdauthors": 20.0,
-    "novels": 16.0,
-    "classical-vernacular": 12.0,
-    "poetry": 12.0,
-    "classical-literary": 8.0,
-    "laws": 6.0,
-    "docs": 8.0,
-    "msdocs": 4.0,
-    "msdocs-mt": 1.5,
+    "pdauthors": 24.0,
+    "novels": 18.0,
+    "classical-vernacular": 16.0,
+    "poetry": 14.0,
+    "classical-literary": 11.0,
+    "laws": 7.0,
+    "docs": 10.0,
+    "msdocs": 5.0,
+    "msdocs-mt": 2.0,
 }
 MARKS = {
     "pdauthors": "【文】",
