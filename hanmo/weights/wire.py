@@ -28,6 +28,8 @@ def varint(value: int) -> bytes:
 
 def read_varint(data: bytes, at: int, *, bits: int = 64) -> tuple[int, int]:
     """Return (value, position after it). Raises CorruptFile if it is cut short or needs more than `bits`."""
+    if at < len(data) and data[at] < 0x80:  # most are of one byte
+        return data[at], at + 1
     value = shift = 0
     for position in range(at, min(at + (bits + 6) // 7, len(data))):
         byte = data[position]

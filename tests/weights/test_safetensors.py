@@ -112,7 +112,7 @@ def _claim(dtype="F32", shape=(2,), offsets=(0, 8)):
         (b"[]", b"", r"header starts with b'\[\]'; expected '\{'"),
         (b"{]", b"", "the header is not JSON"),
         (b'{"\xff":1}', b"", "the header is not JSON"),
-        (b'{"a":' * 100_000, b"", "the header is not JSON: maximum recursion"),
+        (b'{"a":' * 100_000, b"", "the header is not JSON"),
         (b'{"a":' + b"9" * 5_000 + b"}", b"", "the header is not JSON"),
         (b'{"a":1,"a":2}', b"", "the header holds 'a' twice"),
         ({"__metadata__": {"a": 1}}, b"", "__metadata__ is not an object of strings"),
