@@ -4,8 +4,8 @@
     python examples/small_model/train.py DATA OUT --minutes 18 --resume
     python examples/small_model/train.py DATA OUT --steps 100 --depth 2 --width 64 --positions 64 --rows 4
 
-The last is a try on a CPU. Into OUT go last-STEP and best-STEP (each a folder that Hanmo loads), log.jsonl, samples.txt,
-and at the end final.json: bits per character on every held-out file, in float32, in windows that overlap by half.
+The last is a try on a CPU. Into OUT go last-STEP and best-STEP (folders that Hanmo loads), log.jsonl, samples.txt, and
+at the end final.json: bits per character on every held-out file, in float32, in windows that overlap by half.
 """
 
 import argparse

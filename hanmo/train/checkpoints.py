@@ -1,6 +1,6 @@
 """Checkpoints of a training run: folders that are whole or not there.
 
-    OUT/last-00001200/    a Hanmo folder (hanmo.json, model.safetensors, vocab.txt); and state.pt, all that resuming needs
+    OUT/last-00001200/    a Hanmo folder: hanmo.json, model.safetensors, vocab.txt; and state.pt, for resuming
     OUT/best-00001000/    the same without state.pt
 
 A folder is written beside and renamed; only then are older ones deleted. Knows files; knows no loop.
