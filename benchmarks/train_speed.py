@@ -2,7 +2,7 @@
 
     python benchmarks/train_speed.py --depth 8 --width 448 --positions 1024 --rows 64 --compile
 
-FLOPs are counted as 6 per parameter and token plus attention's 6 depth width positions (causal), recomputation not counted.
+FLOPs are counted as 6 per parameter and token plus 6 depth width positions for causal attention, no recomputation.
 """
 
 import argparse
