@@ -132,9 +132,9 @@ def inspect(
         tensors, here = len(source.tensors), source.path
     problems += found.misfits
     if found.missing:
-        problems.append(f"{len(found.missing)} tensors of the model are missing, the first is {found.missing[0]}")
+        problems.append(f"tensors of the model that are missing: {len(found.missing)}, first {found.missing[0]}")
     if found.unexpected:
-        problems.append(f"{len(found.unexpected)} tensors fit no {found.family}, the first is {found.unexpected[0]}")
+        problems.append(f"tensors that fit no {found.family}: {len(found.unexpected)}, first {found.unexpected[0]}")
     notes = list(found.notes)
     if all(file.bytes is None for file in files):
         notes.append(f"only the index is here; the data has {sum(file.expected or 0 for file in files):,} bytes")
