@@ -1,0 +1,213 @@
+"""Hugging Face's folders, both ways: random tiny models of `transformers` load with equal outputs, and go back."""
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hanmo.errors import ConfigError, TensorMismatch
+from hanmo.hub import load
+from hanmo.weights.save import save
+from hanmo.weights.source import open_source
+
+transformers = pytest.importorskip("transformers")
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+TOLERANCE = 1e-5
+VOCAB, ROWS, LENGTH, WRITTEN = 99, 3, 11, 6
+REAL = (11, 7, 4)  # tokens of each row; the rest is padding
+
+BERT: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+}
+NARROW = BERT | {"embedding_size": 16}
+GPT2: dict[str, Any] = {"vocab_size": VOCAB, "n_positions": 40, "n_embd": 32, "n_layer": 3, "n_head": 4}
+T5: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "d_model": 32,
+    "d_kv": 6,
+    "d_ff": 48,
+    "num_layers": 3,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+}
+GATED = T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A class of transformers, what its configuration is made of, and the outputs that must be equal.
+
+    outputs: our field of Output → theirs.   untied: give the model an output matrix of its own, as published T5 1.1
+    and mT5 have; transformers 5 makes new ones tied.   back: the class that loads what we write, if it is another.
+    """
+
+    name: str
+    config: dict[str, Any]
+    outputs: dict[str, str] = field(default_factory=dict)
+    untied: bool = False
+    back: str = ""
+
+
+LOGITS = {"logits": "logits"}
+CASES = {
+    "bert_pretraining": Case(
+        "BertForPreTraining", BERT, {"logits": "prediction_logits", "nsp": "seq_relationship_logits"}
+    ),
+    "bert_mlm": Case("BertForMaskedLM", BERT | {"layer_norm_eps": 1e-3, "hidden_act": "gelu_new"}, LOGITS),
+    "bert_bare": Case("BertModel", BERT | {"hidden_act": "silu"}, {"pooled": "pooler_output"}),
+    "bert_causal": Case("BertForMaskedLM", BERT | {"is_decoder": True}, LOGITS),
+    "albert_pretraining": Case(
+        "AlbertForPreTraining",
+        NARROW | {"layer_norm_eps": 1e-3},
+        {"logits": "prediction_logits", "nsp": "sop_logits"},
+    ),
+    "albert_mlm": Case("AlbertForMaskedLM", NARROW | {"hidden_act": "gelu"}, LOGITS),
+    "albert_bare": Case("AlbertModel", NARROW, {"pooled": "pooler_output"}),
+    "electra": Case("ElectraForPreTraining", NARROW | {"hidden_act": "relu"}, {"discriminator": "logits"}),
+    "electra_wide": Case("ElectraForPreTraining", BERT | {"embedding_size": 32}, {"discriminator": "logits"}),
+    "electra_generator": Case("ElectraForMaskedLM", NARROW, LOGITS),
+    "electra_bare": Case("ElectraModel", NARROW),
+    "roformer": Case("RoFormerForMaskedLM", BERT | {"layer_norm_eps": 1e-4}, LOGITS),
+    "roformer_narrow": Case("RoFormerForMaskedLM", NARROW | {"hidden_act": "relu"}, LOGITS),
+    "roformer_bare": Case("RoFormerModel", BERT),
+    "gpt2": Case("GPT2LMHeadModel", GPT2, LOGITS),
+    "gpt2_untied": Case("GPT2LMHeadModel", GPT2 | {"n_inner": 40, "tie_word_embeddings": False}, LOGITS),
+    "gpt2_bare": Case(
+        "GPT2Model", GPT2 | {"activation_function": "gelu", "layer_norm_epsilon": 1e-3}, back="GPT2LMHeadModel"
+    ),
+    "t5_1.0": Case("T5ForConditionalGeneration", T5, LOGITS),
+    "t5_1.1": Case("T5ForConditionalGeneration", GATED | {"layer_norm_epsilon": 1e-3}, LOGITS, untied=True),
+    "t5_1.1_tied": Case("T5ForConditionalGeneration", GATED, LOGITS),
+    "t5_short_distance": Case(
+        "T5ForConditionalGeneration",
+        T5 | {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 6, "num_decoder_layers": 4},
+        LOGITS,
+    ),
+    "t5_bare": Case("T5Model", T5, back="T5ForConditionalGeneration"),
+    "t5_encoder": Case("T5EncoderModel", T5),
+    "mt5": Case("MT5ForConditionalGeneration", T5, LOGITS, untied=True),
+    "mt5_tied": Case("MT5ForConditionalGeneration", T5, LOGITS),
+    "mt5_encoder": Case("MT5EncoderModel", T5),
+}
+
+
+def random_model(case: Case) -> Any:
+    """Make a model of transformers whose biases and norms are random too."""
+    cls = getattr(transformers, case.name)
+    torch.manual_seed(0)
+    model = cls(cls.config_class(**case.config)).eval()
+    if case.untied:
+        model.lm_head.weight = torch.nn.Parameter(torch.empty(VOCAB, case.config["d_model"]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embed_positions" not in name:
+                parameter.normal_(float(parameter.ndim == 1 and name.endswith("weight")), 0.2)
+    return model
+
+
+def has(model: Any, word: str) -> bool:
+    return word in type(model).__name__
+
+
+def mask_of(side: str) -> torch.Tensor:
+    mask = torch.arange(LENGTH)[None] < torch.tensor(REAL)[:, None]
+    return mask if side == "right" else mask.flip(1)
+
+
+def compare(theirs: Any, ours: Any, outputs: dict[str, str], side: str) -> None:
+    """Run both models on the same texts and compare every output wherever a token is real."""
+    torch.manual_seed(1)
+    ids, segments = torch.randint(VOCAB, (ROWS, LENGTH)), torch.randint(2, (ROWS, LENGTH))
+    mask = mask_of(side)
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "output_hidden_states": True}
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        if has(theirs, "T5") and not has(theirs, "Encoder"):
+            written = torch.randint(VOCAB, (ROWS, WRITTEN))
+            reference = theirs(decoder_input_ids=written, **given)
+            output, real = ours(written, source=ids, source_mask=mask), torch.ones(ROWS, WRITTEN, dtype=torch.bool)
+            hidden = reference.decoder_hidden_states[-1]
+        else:
+            if not has(theirs, "T5") and not has(theirs, "RoFormer"):
+                given["position_ids"] = positions
+            if not has(theirs, "T5") and not has(theirs, "GPT2"):
+                given["token_type_ids"] = segments
+            reference = theirs(**given)
+            output, real = ours(ids, mask=mask, segments=given.get("token_type_ids")), mask
+            hidden = reference.hidden_states[-1]
+    pairs = [("hidden", output.hidden, hidden)]
+    pairs += [(name, getattr(output, name), reference[other]) for name, other in outputs.items()]
+    for name, one, other in pairs:
+        assert one is not None, f"{name} is not there"
+        one = one.squeeze(-1) if name == "discriminator" else one
+        assert one.shape == other.shape, name
+        whole = name in ("pooled", "nsp")
+        one, other = (one, other) if whole else (one[real], other[real])
+        assert other.abs().max() > 0.1, name
+        worst = (one - other).abs().max().item()
+        assert worst <= TOLERANCE, f"{name} differs by {worst:.2g}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices are slower in several threads than in one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Any, Path]:
+    """A case, its model and the folder where transformers saved it."""
+    case = CASES[request.param]
+    model = random_model(case)
+    folder = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder)
+    return case, model, folder
+
+
+# RoFormer's and T5's positions depend on distances alone, so that padding on the left needs no word to transformers.
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_model_of_transformers_loads_with_equal_outputs(written: tuple[Case, Any, Path], side: str) -> None:
+    case, model, folder = written
+    compare(model, load(folder).model, case.outputs, side)
+
+
+def test_a_model_goes_back_to_transformers_with_every_tensor_bit_for_bit(
+    written: tuple[Case, Any, Path], tmp_path: Path
+) -> None:
+    case, model, folder = written
+    saved = save(load(folder).model, tmp_path / "back", form="huggingface")
+    assert saved.notes == []
+    cls = getattr(transformers, case.back or case.name)
+    again, info = cls.from_pretrained(saved.path, output_loading_info=True)
+    assert {key: list(value) for key, value in info.items() if value} == {}
+    compare(again.eval(), load(saved.path).model, case.outputs, "right")
+    assert json.loads((saved.path / "config.json").read_text())["architectures"] == [case.back or case.name]
+    with open_source(folder) as first, open_source(saved.path) as second:
+        bare = not set(first.tensors) & set(second.tensors)
+        names = {name.partition(".")[2] if bare else name: name for name in second.tensors}
+        assert set(names) == set(first.tensors)
+        for name in first.tensors:
+            assert first.tensors[name].dtype == second.tensors[names[name]].dtype
+            assert np.array_equal(first.read(name), second.read(names[name])), name
+
+
+def test_the_cases_are_of_seven_families() -> None:
+    kinds = [getattr(transformers, case.name).config_class.model_type for case in CASES.values()]
+    assert len(CASES) == 26
+    assert set(kinds) == {"bert", "albert", "electra", "roformer", "gpt2", "t5", "mt5"}
