@@ -1,0 +1,253 @@
+"""bert4keras's AutoRegressiveDecoder: beam search and sampling over a predict that the user writes.
+
+Follows 0.11.5 (`wraps`) and 0.6.0 (`set_rtype`, predict with `step`) in every result: no length normalisation, ended
+beams thrown away, samples in finishing order, NumPy's global generator. Knows arrays and numbers; not models, not text.
+What only crashed is mended: read-only predictions, and predictions of NaN, which are one clear error.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from hanmo.errors import CheckpointError, ConfigError, NotCarried
+
+Array: TypeAlias = npt.NDArray[Any]
+Predict: TypeAlias = Callable[..., Any]
+
+
+def softmax(x: Array, axis: int = -1) -> Array:
+    """Turn scores into probabilities along an axis, in the dtype of x."""
+    powers = np.exp(x - x.max(axis=axis, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=axis, keepdims=True))
+
+
+class AutoRegressiveDecoder:
+    """Base of a generator: subclass it, write a decorated `predict`, call `beam_search` or `random_sample`.
+
+    start_id: first id of every output, None for none; it counts for minlen and is returned.
+    end_id: the id that ends an output.   maxlen: the most predictions.   minlen: the least length of an output.
+    """
+
+    def __init__(self, start_id: int | None, end_id: int | None, maxlen: int, minlen: int | None = 1) -> None:
+        self.start_id = start_id
+        self.end_id = end_id
+        self.maxlen = maxlen
+        self.minlen = minlen or 1
+        self.models: dict[Any, LastToken] = {}
+        self.first_output_ids = np.array([[] if start_id is None else [start_id]], dtype=int)
+
+    @staticmethod
+    def wraps(default_rtype: str = "probas", use_states: bool = False) -> Callable[[Predict], Predict]:
+        """Decorate predict(self, inputs, output_ids, states), as of version 0.8.
+
+        default_rtype: what it returns, "probas" (summing to 1) or "logits" (before the softmax).
+        use_states: whether it returns (prediction, states); if not, states are None from the second step on.
+        The decorated method takes temperature and rtype too, and returns (scores, states).
+        """
+        _check_rtype(default_rtype)
+
+        def decorate(predict: Predict) -> Predict:
+            def decorated(
+                self: Any,
+                inputs: Any,
+                output_ids: Any,
+                states: Any = None,
+                temperature: float = 1,
+                rtype: str = default_rtype,
+            ) -> tuple[Array, Any]:
+                _check_rtype(rtype)
+                result = predict(self, inputs, output_ids, states)
+                scores, states = result if use_states else (result, None)
+                if default_rtype == "logits":
+                    scores = softmax(scores / temperature)
+                elif temperature != 1:
+                    scores = np.power(scores, 1.0 / temperature)
+                    scores = scores / scores.sum(axis=-1, keepdims=True)
+                return (scores if rtype == "probas" else np.log(scores + 1e-12)), states
+
+            return decorated
+
+        return decorate
+
+    @staticmethod
+    def set_rtype(default: str = "probas") -> Callable[[Predict], Predict]:
+        """Decorate predict(self, inputs, output_ids, step), as of version 0.6: no temperature, no states.
+
+        default: what it returns, "probas" (summing to 1) or "logits" (before the softmax, which beams then add up
+        as they are).   The decorated method takes rtype too, and returns the scores alone.
+        """
+        _check_rtype(default)
+
+        def decorate(predict: Predict) -> Predict:
+            def decorated(self: Any, inputs: Any, output_ids: Any, step: int, rtype: str = default) -> Array:
+                _check_rtype(rtype)
+                scores = predict(self, inputs, output_ids, step)
+                if default == rtype:
+                    return np.asarray(scores)
+                return np.log(scores + 1e-12) if default == "probas" else softmax(scores)
+
+            return decorated
+
+        return decorate
+
+    def last_token(self, model: Any) -> "LastToken":
+        """Return a model whose outputs are those of the last token; asked twice, the same one."""
+        return self.models.setdefault(model, LastToken(model))
+
+    def predict(
+        self, inputs: Any, output_ids: Any, states: Any = None, temperature: float = 1, rtype: str = "probas"
+    ) -> Any:
+        """Return the scores of the next id; write this in the subclass, decorated with `wraps` or `set_rtype`."""
+        raise NotCarried(
+            f"{type(self).__name__} has no predict; write one, decorated with @AutoRegressiveDecoder.wraps(...)"
+        )
+
+    def beam_search(
+        self, inputs: Sequence[Any], topk: int, states: Any = None, temperature: float = 1, min_ends: int = 1
+    ) -> Array:
+        """Return the best sequence of ids that a beam of width topk finds.
+
+        inputs: one sample each.   states: given to the first predict.   min_ends: how often end_id must come.
+        Raises ConfigError if topk is below 1, or above the number of scores.
+        """
+        _check_least("topk", topk, 1)
+        rows = [np.array([one]) for one in inputs]
+        ids, totals = self.first_output_ids, np.zeros(1)
+        for step in range(self.maxlen):
+            scores, states = self._ask(rows, ids, states, step, temperature, "logits")
+            if step == 0:
+                rows = [np.repeat(row, topk, axis=0) for row in rows]
+            scores = totals[:, None] + scores
+            if topk > scores.size:
+                raise ConfigError(f"topk is {topk}, but predict scores only {scores.size} ids; lower topk")
+            chosen = _partition(scores, topk, axis=None)[-topk:]
+            parents, new = np.divmod(chosen, scores.shape[1])
+            ids = np.concatenate([ids[parents], new[:, None]], axis=1)
+            totals = scores.ravel()[chosen]
+            ended = self._ended(ids, min_ends)
+            best = totals.argmax()
+            if ended[best]:
+                break
+            if ended.any():
+                rows, ids, totals = [row[~ended] for row in rows], ids[~ended], totals[~ended]
+                topk = len(ids)
+        return np.asarray(ids[totals.argmax()])
+
+    def random_sample(
+        self,
+        inputs: Sequence[Any],
+        n: int,
+        topk: int | None = None,
+        topp: float | None = None,
+        states: Any = None,
+        temperature: float = 1,
+        min_ends: int = 1,
+    ) -> list[Array]:
+        """Return n sequences of ids, drawn with NumPy's global generator, in the order in which they ended.
+
+        topk: draw from the topk likeliest ids.   topp: then from the likeliest that together reach topp.
+        Raises ConfigError if n is below 1, topk below 0 (0 keeps all), or topk above the number of ids.
+        """
+        _check_least("n", n, 1)
+        _check_least("topk", topk, 0)
+        rows, ids = [np.array([one]) for one in inputs], self.first_output_ids
+        results: list[Array] = []
+        for step in range(self.maxlen):
+            chances, states = self._ask(rows, ids, states, step, temperature, "probas")
+            chances = chances / chances.sum(axis=1, keepdims=True)
+            if step == 0:
+                chances, ids = np.repeat(chances, n, axis=0), np.repeat(ids, n, axis=0)
+                rows = [np.repeat(row, n, axis=0) for row in rows]
+            ids = np.concatenate([ids, _draw(chances, topk, topp)], axis=1)
+            ended = self._ended(ids, min_ends)
+            results.extend(ids[ended])
+            rows, ids = [row[~ended] for row in rows], ids[~ended]
+            if not len(ids):
+                break
+        return [*results, *ids]
+
+    def _ask(
+        self, rows: list[Array], ids: Array, states: Any, step: int, temperature: float, rtype: str
+    ) -> tuple[Array, Any]:
+        """Call predict in the convention that its parameters show."""
+        predict: Predict = self.predict
+        if "step" in inspect.signature(predict).parameters:
+            if temperature != 1:
+                raise NotCarried(
+                    f"temperature is {temperature}, but predict is decorated with set_rtype, which knows none; "
+                    "decorate it with @AutoRegressiveDecoder.wraps(...) and take states instead of step"
+                )
+            scores = predict(rows, ids, step, rtype=rtype)
+        else:
+            scores, states = predict(rows, ids, states, temperature, rtype)
+        if np.isnan(scores).any():
+            raise CheckpointError(
+                f"predict returned {np.isnan(scores).sum()} NaN among {np.size(scores)} scores at step {step}; the "
+                "model's weights are probably damaged: check the checkpoint"
+            )
+        return scores, states
+
+    def _ended(self, ids: Array, min_ends: int) -> Array:
+        """Say which rows have ended; none has before minlen."""
+        ends = ids == self.end_id
+        return np.asarray(ends[:, -1] & (ends.sum(axis=1) >= min_ends) & (ids.shape[1] >= self.minlen))
+
+
+class LastToken:
+    """A model that predicts for the last token of every row only."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def predict(self, x: Any, batch_size: int | None = None, verbose: int = 0, steps: int | None = None) -> Any:
+        """Predict and keep the last position of every output; all but x are Keras's, taken and not used."""
+        if hasattr(self.model, "predict_last"):  # computes no other position in the first place
+            return self.model.predict_last(x)
+        outputs = self.model.predict(x)
+        return [output[:, -1] for output in outputs] if isinstance(outputs, list) else outputs[:, -1]
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Predict, as `predict` does."""
+        return self.predict(x)
+
+
+def _draw(chances: Array, topk: int | None, topp: float | None) -> Array:
+    """Draw one id a row [rows, 1], from what topk and then topp leave of the chances."""
+    names = None  # the ids behind the columns, once these are no longer in the order of the vocabulary
+    if topk is not None:
+        if topk > chances.shape[1]:
+            raise ConfigError(f"topk is {topk}, but predict scores only {chances.shape[1]} ids; lower topk")
+        names = _partition(chances, topk, axis=1)[:, -topk:]
+        chances = np.take_along_axis(chances, names, axis=1)
+        chances = chances / chances.sum(axis=1, keepdims=True)
+    if topp is not None:
+        falling = chances.astype(np.longdouble).argsort(axis=1)[:, ::-1]  # for equal chances, as in _partition
+        names = falling if names is None else np.take_along_axis(names, falling, axis=1)
+        chances = np.take_along_axis(chances, falling, axis=1)
+        reached = np.cumsum(chances, axis=1) >= topp
+        chances[:, 1:][reached[:, :-1]] = 0  # whatever comes after the id that reaches topp
+        chances = chances / chances.sum(axis=1, keepdims=True)
+    drawn = np.array([[np.random.choice(len(row), p=row)] for row in chances])
+    return drawn if names is None else np.take_along_axis(names, drawn, axis=1)
+
+
+def _partition(scores: Array, topk: int, *, axis: int | None) -> Array:
+    """Return the indices that bring the topk largest scores to the end, in the order of NumPy 1.
+
+    The order within them decides what a seed draws. NumPy 2 partitions the common dtypes by vector instructions, in
+    an order of the processor's; long doubles still go through the algorithm that NumPy 1 had for all.
+    """
+    return scores.astype(np.longdouble).argpartition(-topk, axis=axis)
+
+
+def _check_rtype(rtype: str) -> None:
+    if rtype not in ("probas", "logits"):
+        raise ConfigError(f"rtype is {rtype!r}; expected 'probas' or 'logits'")
+
+
+def _check_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ConfigError(f"{name} is {value}; expected {least} or more")

@@ -1,0 +1,163 @@
+"""bert4keras's helpers for arrays and lists of ids: padding, truncation, label paths, common parts.
+
+Knows NumPy and plain lists. Results are those of bert4keras 0.11.5, ties and quirks included.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from hanmo.errors import DataError, TensorMismatch
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+def to_array(*args: Any) -> Any:
+    """Turn each argument into an array; one argument gives one array, several a list."""
+    arrays = [np.array(arg) for arg in args]
+    return arrays[0] if len(arrays) == 1 else arrays
+
+
+def sequence_padding(
+    inputs: Sequence[Any],
+    length: int | Sequence[int] | None = None,
+    value: float = 0,
+    seq_dims: int = 1,
+    mode: str = "post",
+    padding: float | None = None,
+) -> Array:
+    """Pad or cut sequences to one length and stack them.
+
+    length: for each of the first seq_dims axes, or a number for the only one; None takes the longest.
+    mode: "post" pads at the end, "pre" at the start; cutting is at the end always.
+    padding: the name that value had in version 0.6.
+    Raises DataError for another mode, and for fewer lengths than seq_dims.
+    """
+    if mode not in ("post", "pre"):
+        raise DataError(f"mode is {mode!r}; expected 'post' or 'pre'")
+    if length is None:
+        lengths = np.max([np.shape(x)[:seq_dims] for x in inputs], axis=0).tolist()
+    else:
+        lengths = [length] if isinstance(length, (int, np.integer)) else list(length)
+    if len(lengths) < seq_dims:
+        raise DataError(f"length is {length}, seq_dims {seq_dims}; expected one length for each dimension")
+    fill = value if padding is None else padding
+    part = slice(lengths[0]) if seq_dims == 1 else tuple(slice(size) for size in lengths[:seq_dims])
+    padded = []
+    for x in inputs:
+        x = x[part]
+        widths = [(0, 0)] * np.ndim(x)
+        for axis, missing in enumerate(np.array(lengths[:seq_dims]) - np.shape(x)[:seq_dims]):
+            widths[axis] = (0, missing) if mode == "post" else (missing, 0)
+        padded.append(np.pad(x, widths, "constant", constant_values=fill))
+    return np.array(padded)
+
+
+def truncate_sequences(maxlen: int, indices: int | Sequence[int], *sequences: list[Any]) -> list[list[Any]]:
+    """Shorten the longest of the lists, in place, until they are maxlen long together.
+
+    indices: what is taken out of a list, -1 for its last item; one for all or one a list.
+    Empty lists are left out of the result, and indices count without them.
+    """
+    if maxlen < 0:
+        raise DataError(f"maxlen is {maxlen}; expected 0 or more")
+    filled = [sequence for sequence in sequences if sequence]
+    where: list[int] = list(indices) if isinstance(indices, Sequence) else [indices] * len(filled)
+    while sum(map(len, filled)) > maxlen:
+        longest = max(range(len(filled)), key=lambda i: len(filled[i]))  # the first of equally long ones
+        filled[longest].pop(where[longest])
+    return filled
+
+
+class ViterbiDecoder:
+    """Find the best path of labels; trans: [labels, labels], from row to column.
+
+    starts, ends: the labels that a path may begin and end with; None for all.
+    """
+
+    def __init__(self, trans: Array, starts: Sequence[int] | None = None, ends: Sequence[int] | None = None) -> None:
+        self.trans = trans
+        self.num_labels = len(trans)
+        labels = range(self.num_labels)
+        self.non_starts = [] if starts is None else [label for label in labels if label not in starts]
+        self.non_ends = [] if ends is None else [label for label in labels if label not in ends]
+
+    def decode(self, nodes: Array) -> Array:
+        """Return the best label of every step; nodes: scores [steps, labels], which are left as they are."""
+        nodes = np.array(nodes, dtype=np.result_type(nodes, np.float16))
+        nodes[0, self.non_starts] = -np.inf
+        nodes[-1, self.non_ends] = -np.inf
+        scores, parents = nodes[0], []
+        for node in nodes[1:]:
+            reached = scores[:, None] + self.trans + node
+            parents.append(reached.argmax(axis=0))
+            scores = reached.max(axis=0)
+        path = [int(scores.argmax())]
+        for parent in reversed(parents):
+            path.append(int(parent[path[-1]]))
+        return np.array(path[::-1])
+
+
+def longest_common_substring(source: Any, target: Any) -> tuple[int, tuple[int, int, int, int]]:
+    """Find the longest run that both share: (length, (start, end in source, start, end in target)).
+
+    Of several the one that ends first in source, then in target, is given.
+    """
+    best, span = 0, (0, 0, 0, 0)
+    above = [0] * (len(target) + 1)
+    for i, item in enumerate(source, 1):
+        row = [0] * (len(target) + 1)
+        for j, other in enumerate(target, 1):
+            if item == other:
+                row[j] = above[j - 1] + 1
+                if row[j] > best:
+                    best, span = row[j], (i - row[j], i, j - row[j], j)
+        above = row
+    return best, span
+
+
+def longest_common_subsequence(source: Any, target: Any) -> tuple[int, list[tuple[int, int]]]:
+    """Find the longest sequence that both hold in order: (length, [(index in source, index in target), …])."""
+    table = [[0] * (len(target) + 1) for _ in range(len(source) + 1)]
+    for i, item in enumerate(source, 1):
+        for j, other in enumerate(target, 1):
+            same = table[i - 1][j - 1] + 1
+            table[i][j] = same if item == other else max(table[i][j - 1], table[i - 1][j])
+    length = table[-1][-1]
+    pairs: list[tuple[int, int]] = []
+    i, j = len(source), len(target)
+    while len(pairs) < length:
+        if source[i - 1] == target[j - 1]:
+            i, j = i - 1, j - 1
+            pairs.append((i, j))
+        elif table[i][j - 1] > table[i - 1][j]:
+            j -= 1
+        else:
+            i -= 1
+    return length, pairs[::-1]
+
+
+def orthogonally_resize(a: Array, new_shape: Sequence[int], window: int = 2) -> Array:
+    """Enlarge or cut a matrix of weights by repeating windows of it; its norm stays the same.
+
+    Raises TensorMismatch if the shapes differ in length, or a size that grows is no multiple of window.
+    """
+    if a.ndim != len(new_shape):
+        raise TensorMismatch(
+            f"the array has shape {a.shape}, the new shape is {tuple(new_shape)}; expected as many sizes"
+        )
+    norm = np.linalg.norm(a)
+    for axis, size in enumerate(new_shape):
+        old = a.shape[axis]
+        if size > old:
+            if old % window:
+                raise TensorMismatch(
+                    f"size {old} of axis {axis} is no multiple of window {window}; choose another window"
+                )
+            times = -(-size // old)
+            windows = a.reshape(*a.shape[:axis], old // window, window, *a.shape[axis + 1 :])
+            a = np.repeat(windows, times, axis=axis).reshape(*a.shape[:axis], old * times, *a.shape[axis + 1 :])
+        a = a[(slice(None),) * axis + (slice(size),)]
+    return np.asarray(a / np.linalg.norm(a) * norm)
