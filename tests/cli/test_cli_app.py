@@ -1,0 +1,176 @@
+"""Errors are one line and an exit code, results alone go to standard output, and starting is cheap."""
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import hanmo.weights.inspection
+from hanmo.cli.app import app
+from hanmo.errors import HanmoError
+
+HANMO = [sys.executable, "-m", "hanmo.cli"]
+ESCAPE = "\x1b["
+
+
+def run(*args: object):
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def spawn(*args: object, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*HANMO, *map(str, args)], capture_output=True, text=True, timeout=60, **options)
+
+
+def test_the_version_is_that_of_the_package():
+    assert run("--version").stdout == f"hanmo {hanmo.__version__}\n"
+
+
+def test_help_names_every_command_and_shows_examples():
+    told = run("--help").stdout
+    assert "inspect" in told and "convert" in told
+    for command in ("inspect", "convert"):
+        page = run(command, "-h").stdout
+        assert "For example" in page and f"hanmo {command} " in page
+
+
+def test_completion_is_offered():
+    assert "--install-completion" in run("--help").stdout
+
+
+@pytest.mark.parametrize("args", [["inspect"], ["inspet", "x"], ["inspect", "x", "--nope"], ["convert", "a", "b"]])
+def test_wrong_usage_exits_2(args):
+    result = run(*args)
+    assert result.exit_code == 2
+    assert result.stdout == "" and "Usage" in result.stderr
+
+
+def test_an_error_is_one_line_on_stderr_and_exits_1(tmp_path):
+    result = spawn("inspect", tmp_path / "nothing")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert re.fullmatch(r"hanmo: no checkpoint at .*nothing: [^\n]*\n", result.stderr)
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    result = spawn("--debug", "inspect", tmp_path / "nothing")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert "Traceback" in result.stderr and "MissingFile: no checkpoint at" in result.stderr
+
+
+def failing(error: BaseException):
+    def fail(*args, **options):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (HanmoError("two\nlines  of it"), 1, "hanmo: two lines of it\n"),
+        (HanmoError(), 1, "hanmo: HanmoError\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "out/x"), 1, "hanmo: No space left on device: out/x\n"),
+        (PermissionError(errno.EACCES, "Permission denied"), 1, "hanmo: Permission denied\n"),
+        (OSError("something odd"), 1, "hanmo: something odd\n"),
+        (KeyboardInterrupt(), 130, "hanmo: interrupted\n"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
+    ],
+)
+def test_each_kind_of_failure_has_its_code_and_line(monkeypatch, tmp_path, error, code, line):
+    monkeypatch.setattr(hanmo.weights.inspection, "inspect", failing(error))
+    result = run("inspect", tmp_path)
+    assert (result.exit_code, result.stderr, result.stdout) == (code, line, "")
+
+
+def test_a_defect_of_ours_is_not_hidden(monkeypatch, tmp_path):
+    monkeypatch.setattr(hanmo.weights.inspection, "inspect", failing(ZeroDivisionError("ours")))
+    result = run("inspect", tmp_path)
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_under_stdout_is_one_line(data):
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [*HANMO, "inspect", data / "goldens" / "bert"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert result.returncode == 1
+    assert result.stderr == "hanmo: No space left on device\n"
+
+
+def test_a_reader_that_leaves_early_is_no_error(data):
+    process = subprocess.Popen(
+        [*HANMO, "inspect", data / "goldens" / "bert"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_it_at_once_without_a_traceback(tmp_path, number, code):
+    # Reading a pipe that is open and never fed takes as long as the signal does.
+    os.mkfifo(tmp_path / "model.ckpt.index")
+    process = subprocess.Popen([*HANMO, "inspect", tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    held = open_once_read(tmp_path / "model.ckpt.index")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    os.close(held)
+    assert process.returncode == code
+    assert out == "" and "Traceback" not in err
+
+
+def open_once_read(pipe: Path) -> int:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # no reader yet
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def test_messages_survive_a_terminal_that_knows_only_ascii(tmp_path):
+    result = spawn("inspect", tmp_path / "翰墨", env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert result.returncode == 1
+    assert r"no checkpoint at" in result.stderr and r"\u7ff0\u58a8" in result.stderr
+
+
+def test_output_that_is_piped_has_no_colours(data):
+    assert ESCAPE not in spawn("inspect", data / "goldens" / "bert").stdout
+
+
+def test_inspect_never_imports_torch(data):
+    program = """
+import sys
+from hanmo.cli.app import app
+try:
+    app(["inspect", sys.argv[1], "--json"], prog_name="hanmo")
+except SystemExit as end:
+    assert not end.code, end.code
+print("torch" in sys.modules, "transformers" in sys.modules, file=sys.stderr)
+"""
+    for path in ("goldens/bert", "checkpoints-index"):
+        result = subprocess.run(
+            [sys.executable, "-c", program, str(data / path)], capture_output=True, text=True, timeout=60
+        )
+        assert result.stderr == "False False\n"
+        assert '"family"' in result.stdout
+
+
+def test_the_entry_point_is_installed():
+    from importlib.metadata import entry_points
+
+    (entry,) = entry_points(group="console_scripts", name="hanmo")
+    assert entry.load() is hanmo.cli.main

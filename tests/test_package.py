@@ -1,0 +1,34 @@
+"""The package promises a few names, and importing it costs next to nothing."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+import hanmo
+
+
+def test_the_version_is_that_of_the_distribution():
+    assert hanmo.__version__ == version("hanmo")
+
+
+def test_importing_it_imports_neither_torch_nor_numpy():
+    program = "import sys, hanmo, hanmo.cli; print(sorted({'torch', 'numpy', 'typer', 'rich'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (result.stdout, result.stderr) == ("[]\n", "")
+
+
+def test_every_public_name_is_there_when_it_is_used():
+    assert hanmo.__all__ == ["__version__", "errors", "inspect", "load", "save"]
+    for name in hanmo.__all__:
+        assert getattr(hanmo, name) is not None
+        assert name in dir(hanmo)
+    assert issubclass(hanmo.errors.ConfigError, ValueError)
+    assert hanmo.load.__module__ == "hanmo.hub"
+
+
+def test_an_unknown_name_is_named_with_those_there_are():
+    name = "lode"
+    with pytest.raises(AttributeError, match=r"module 'hanmo' has no attribute 'lode'; it has .*inspect, load, save"):
+        getattr(hanmo, name)
