@@ -1,1 +1,28 @@
 """The tokenizers: text to ids and back, for every kind of vocabulary file; nothing here imports torch."""
+
+from hanmo.tokenizers.byte_bpe import ByteBPE
+from hanmo.tokenizers.load import load_tokenizer
+from hanmo.tokenizers.lossless import Lossless
+from hanmo.tokenizers.prompt import encode_prompt
+from hanmo.tokenizers.protocol import Encoding, SpecialIds, TextStream, Tokenizer
+from hanmo.tokenizers.sentence_piece import SentencePiece
+from hanmo.tokenizers.tokenizer_json import TokenizerJson
+from hanmo.tokenizers.vocab import read_vocab, write_vocab
+from hanmo.tokenizers.wordpiece import STAND_INS, WordPiece
+
+__all__ = [
+    "STAND_INS",
+    "ByteBPE",
+    "Encoding",
+    "Lossless",
+    "SentencePiece",
+    "SpecialIds",
+    "TextStream",
+    "Tokenizer",
+    "TokenizerJson",
+    "WordPiece",
+    "encode_prompt",
+    "load_tokenizer",
+    "read_vocab",
+    "write_vocab",
+]

@@ -18,7 +18,8 @@ def read_vocab(path: str | Path) -> list[str]:
     Lines end at '\n' and nowhere else, for U+2028 is itself a line of bert-base-chinese; a last newline is optional. A
     token is the first field of its line, or the whole line where that is one white character other than a space or tab.
     Raises MissingFile, and TokenizerError for a file that is not UTF-8, begins with a byte order mark, has '\r\n' line
-    ends, an empty line or a token twice: all of these would move ids or change a token, so nothing is mended in silence.
+    ends, an empty line or a token twice: all of these would move ids or change a token, so nothing is mended in
+    silence.
     """
     path = Path(path)
     if not path.is_file():

@@ -2,12 +2,12 @@
 
 Knows the vocabulary, its ids and how tokens become readable Chinese again. The rules of splitting are in exact.py, the
 fast form of them in codes.py. Texts without odd options take the fast path: one table look-up a character, and the Rust
-WordPiece of Hugging Face `tokenizers` for every word met first. A custom pre_tokenize, and offsets, take the exact path;
-the ids are the same.
+WordPiece of Hugging Face `tokenizers` for every word met first. A custom pre_tokenize, and offsets, take the exact
+path; the ids are the same.
 
-Stand-ins. “ ” ‘ ’ … and — are not in bert-base-chinese's vocabulary and become [UNK], and a newline is a space there and
-in CLUE's. With stand_ins=True each is written as a mark that the vocabulary has and Chinese text has no use for, and
-read back as itself:
+Stand-ins. “ ” ‘ ’ … and — are not in bert-base-chinese's vocabulary and become [UNK], and a newline is a space
+there and in CLUE's. With stand_ins=True each is written as a mark that the vocabulary has and Chinese text has no
+use for, and read back as itself:
 
     “ 〝    ” 〞    ‘ ‹    ’ ›    … ‥    — ︱    newline ‖
 
@@ -205,8 +205,8 @@ class WordPiece(BaseTokenizer):
 class ChineseStream:
     """Joins tokens to text: a space where two words of letters or digits meet, and after , ; : ! ? between such words.
 
-    A full stop gets none, for it stands inside numbers, names and addresses as often as at an end. What is written never
-    depends on what follows, so that every id's text is certain at once.
+    A full stop gets none, for it stands inside numbers, names and addresses as often as at an end. What is written
+    never depends on what follows, so that every id's text is certain at once.
     """
 
     def __init__(self, tokenizer: WordPiece, *, special: bool) -> None:

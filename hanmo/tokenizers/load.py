@@ -1,0 +1,128 @@
+"""Find out which tokenizer lies at a path, and make it.
+
+Knows the names of files and which go together. Knows no checkpoint and no model.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from hanmo.errors import MissingFile, TokenizerError
+from hanmo.tokenizers.byte_bpe import ByteBPE
+from hanmo.tokenizers.lossless import NEWLINE, SPACE_TOKEN, Lossless
+from hanmo.tokenizers.protocol import Tokenizer
+from hanmo.tokenizers.sentence_piece import CPM_NEWLINE, CPM_SPACE, SentencePiece
+from hanmo.tokenizers.tokenizer_json import TokenizerJson, read_tokenizer_json
+from hanmo.tokenizers.vocab import read_vocab
+from hanmo.tokenizers.wordpiece import WordPiece
+
+__all__ = ["load_tokenizer"]
+
+
+def load_tokenizer(
+    path: str | Path,
+    *,
+    lowercase: bool | None = None,
+    ends: bool | None = None,
+    stand_ins: bool | Mapping[str, str] = False,
+) -> Tokenizer:
+    """Load the tokenizer at a path: a file, or a folder that holds one.
+
+    vocab.txt (or any *.txt)     WordPiece; with [NL] and [SP] in it, Lossless
+    *.model                      SentencePiece: CPM's if it has '▂' and '▃', ALBERT's if [CLS] and [SEP], else T5's
+    vocab.json and merges.txt    byte-level BPE
+    tokenizer.json               what it says; taken only where none of the others is there
+
+    lowercase: for WordPiece; None follows a tokenizer_config.json beside it, else folds if no token has a capital.
+    ends: whether encode adds the start and end marks by default; None does as the kind usually does. GPT2_ML: False.
+    stand_ins: for WordPiece; see there.
+    Raises MissingFile if there is nothing of this, TokenizerError if there are several or the file is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _in_folder(path)
+    if not path.is_file():
+        raise MissingFile(
+            f"there is no tokenizer at {path}; name a vocab.txt, a *.model, a tokenizer.json, or their folder"
+        )
+    if path.name in ("vocab.json", "merges.txt"):
+        folder = path.parent
+        return ByteBPE.from_files(folder / "vocab.json", folder / "merges.txt", ends=bool(ends))
+    if path.suffix == ".json":
+        return _from_json(path, lowercase, ends, stand_ins)
+    if path.suffix == ".model":
+        return _sentence_piece(path, ends)
+    if path.suffix == ".txt":
+        return _word_piece(read_vocab(path), _wanted_case(path, lowercase), ends, stand_ins)
+    raise TokenizerError(
+        f"{path} is none of the files that hold a tokenizer: *.txt, *.model, vocab.json with merges.txt, tokenizer.json"
+    )
+
+
+def _in_folder(folder: Path) -> Path:
+    found = [folder / "vocab.txt"] if (folder / "vocab.txt").is_file() else []
+    found += sorted(folder.glob("*.model"))
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        found.append(folder / "vocab.json")
+    if not found and (folder / "tokenizer.json").is_file():
+        found.append(folder / "tokenizer.json")
+    if not found:
+        raise MissingFile(
+            f"the folder {folder} holds no vocab.txt, *.model, vocab.json with merges.txt, or tokenizer.json; "
+            "put the model's vocabulary there, or name its file"
+        )
+    if len(found) > 1:
+        names = ", ".join(each.name for each in found)
+        raise TokenizerError(f"the folder {folder} holds several tokenizers: {names}; name the file to use")
+    return found[0]
+
+
+def _word_piece(
+    tokens: list[str], lowercase: bool | None, ends: bool | None, stand_ins: bool | Mapping[str, str]
+) -> Tokenizer:
+    if NEWLINE in tokens and SPACE_TOKEN in tokens:
+        return Lossless(tokens, ends=bool(ends))
+    if lowercase is None:
+        lowercase = not any(token.isalpha() and token.isascii() and token != token.lower() for token in tokens)
+    marked = ends is not False and "[CLS]" in tokens and "[SEP]" in tokens
+    start, end = ("[CLS]", "[SEP]") if marked or ends else (None, None)
+    return WordPiece(tokens, lowercase=lowercase, start=start, end=end, stand_ins=stand_ins)
+
+
+def _wanted_case(path: Path, lowercase: bool | None) -> bool | None:
+    beside = path.parent / "tokenizer_config.json"
+    if lowercase is not None or not beside.is_file():
+        return lowercase
+    try:
+        said = json.loads(beside.read_bytes())
+    except ValueError as error:
+        raise TokenizerError(f"{beside} is no JSON ({error}); mend it, or give lowercase=True or False") from None
+    found = said.get("do_lower_case") if isinstance(said, dict) else None
+    return found if isinstance(found, bool) else None
+
+
+def _sentence_piece(path: Path, ends: bool | None) -> SentencePiece:
+    plain = SentencePiece(path, end=None, ends=False)
+    if plain.token_to_id(CPM_SPACE) is not None and plain.token_to_id(CPM_NEWLINE) is not None:
+        end = next((name for name in ("<eod>", "</s>") if plain.token_to_id(name) is not None), None)
+        return SentencePiece(path, end=end, ends=bool(ends), cpm=True)
+    adds = ends is not False
+    if plain.token_to_id("[CLS]") is not None and plain.token_to_id("[SEP]") is not None:
+        return SentencePiece(path, start="[CLS]", end="[SEP]", ends=adds)
+    return SentencePiece(path, end="</s>" if plain.token_to_id("</s>") is not None else None, ends=adds)
+
+
+def _from_json(path: Path, lowercase: bool | None, ends: bool | None, stand_ins: bool | Mapping[str, str]) -> Tokenizer:
+    found = read_tokenizer_json(path)
+    model = found["model"]
+    if model.get("type") != "WordPiece" or not isinstance(model.get("vocab"), dict):
+        return TokenizerJson(path, ends=ends)
+    ids: dict[str, int] = model["vocab"]
+    tokens = sorted(ids, key=lambda token: ids[token])
+    if [ids[token] for token in tokens] != list(range(len(tokens))):
+        raise TokenizerError(f"the ids of {path} are not 0, 1, 2 …; the file is damaged or was edited")
+    normalizer = found.get("normalizer")
+    said = normalizer.get("lowercase") if isinstance(normalizer, dict) else None
+    if lowercase is None and isinstance(said, bool):
+        lowercase = said
+    return _word_piece(tokens, lowercase, ends, stand_ins)

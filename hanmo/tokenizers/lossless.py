@@ -1,0 +1,171 @@
+r"""Chinese by characters and ASCII words by WordPiece, with tokens for newline and space: nothing of a text is lost.
+
+Knows vocabularies with [NL], [SP] and [EOS], as Hanmo makes them for models trained from scratch.
+
+    text       如 果   P y t h o n   3 . 1 4 ，↵
+    tokens     如 果 [SP] Py ##thon 3 . 14 ， [NL]
+
+A space between two ASCII words is understood, because the pieces of one word carry '##'; every other is [SP].
+decode(encode(text).ids) == text if every character of text is in the vocabulary, but for line ends (made '\n'), other
+white space (made ' ') and control characters (dropped). No case is folded.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from unicodedata import category
+
+from hanmo.errors import TokenizerError
+from hanmo.tokenizers.base import BaseTokenizer, Spans
+from hanmo.tokenizers.codes import DROP, SPACE, WORD, CodeSplitter, codes_of
+from hanmo.tokenizers.protocol import SpecialIds
+from hanmo.tokenizers.vocab import read_vocab
+
+__all__ = ["END", "NEWLINE", "SPACE_TOKEN", "Lossless"]
+
+END, NEWLINE, SPACE_TOKEN = "[EOS]", "[NL]", "[SP]"
+_ASCII = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_PARTS = re.compile("[A-Za-z0-9]+|.", re.DOTALL)
+_DROPPED = frozenset(
+    map(chr, (*range(0x20), *range(0x7F, 0xA0), 0xAD, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F)))
+) - set("\n\t")
+
+
+class Lossless(BaseTokenizer):
+    """A tokenizer that keeps case, spaces and newlines.
+
+    vocabulary: the tokens in the order of their ids, or the path of a vocab.txt.
+    ends: whether encode adds [EOS] by default.
+    Raises TokenizerError for a vocabulary without a token that this needs.
+    """
+
+    def __init__(self, vocabulary: Sequence[str] | str | Path, *, ends: bool = False) -> None:
+        self._tokens = read_vocab(vocabulary) if isinstance(vocabulary, str | Path) else list(vocabulary)
+        self._ids = {token: number for number, token in enumerate(self._tokens)}
+        needed = ["[PAD]", "[UNK]", END, NEWLINE, SPACE_TOKEN, *_ASCII, *("##" + letter for letter in _ASCII)]
+        missing = [token for token in needed if token not in self._ids]
+        if missing:
+            raise TokenizerError(
+                f"the vocabulary lacks {len(missing)} tokens that keep a text whole, first {missing[:5]}; "
+                "make one with hanmo.train.vocabulary, or use WordPiece"
+            )
+        self._unk, self._newline, self._space = (self._ids[name] for name in ("[UNK]", NEWLINE, SPACE_TOKEN))
+        self._longest = max(map(len, self._tokens))
+        special = SpecialIds(pad=self._ids["[PAD]"], unk=self._unk, end=self._ids[END], mask=self._ids.get("[MASK]"))
+        named = {
+            token: number
+            for token, number in self._ids.items()
+            if len(token) > 2 and token[0] == "[" and token[-1] == "]" and token not in (NEWLINE, SPACE_TOKEN)
+        }
+        super().__init__(special, named, ends=ends)
+        self._splitter = CodeSplitter(self._judge, self._pieces)
+
+    @property
+    def vocab(self) -> int:
+        """How many ids there are."""
+        return len(self._tokens)
+
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of a token, None if there is no such token."""
+        return self._ids.get(token)
+
+    def id_to_token(self, number: int) -> str:
+        """Return the token of an id. Raises TokenizerError for an id that the vocabulary does not have."""
+        return self._tokens[self._check_id(number)]
+
+    def stream(self, *, special: bool = False) -> "LosslessStream":
+        """Return a new incremental decoder."""
+        return LosslessStream(self, {i: name if special else "" for name, i in self._named.items()})
+
+    def text_of_token(self, number: int) -> str:
+        """Return the token of an id, or the newline or space it is."""
+        return {self._newline: "\n", self._space: " "}.get(number) or self.id_to_token(number)
+
+    def _plain_ids(self, text: str) -> list[int]:
+        codes = codes_of(_one_line_end(text))
+        judged = self._splitter.judged(codes)
+        if len(judged) and judged.min() < 0:
+            kept = judged != DROP
+            codes, judged = codes[kept], judged[kept]
+            word = judged == WORD
+            judged[1:-1][(codes[1:-1] == 0x20) & word[:-2] & word[2:]] = SPACE
+        ids: list[int] = self._splitter.ids(codes, judged).tolist()
+        return ids
+
+    def _plain_spans(self, text: str) -> tuple[list[int], Spans]:
+        kept = [at for at, character in enumerate(text) if character not in _DROPPED or character == "\r"]
+        kept = [at for at in kept if text[at : at + 2] != "\r\n"]  # such a line end is its '\n'
+        found = [match.span() for match in _PARTS.finditer("".join(text[at] for at in kept).replace("\r", "\n"))]
+        line = "".join(text[at] for at in kept).replace("\r", "\n")
+        ids: list[int] = []
+        spans: Spans = []
+        for index, (start, stop) in enumerate(found):
+            judged = self._judge(line[start])
+            if judged != WORD:
+                between = line[start] == " " and 0 < index < len(found) - 1
+                if not (between and line[start - 1] in _ASCII and line[stop] in _ASCII):
+                    ids.append(judged)
+                    spans.append((kept[start], kept[start] + 1))
+                continue
+            for number in self._pieces(line[start:stop]):
+                length = len(self._tokens[number].removeprefix("##"))
+                ids.append(number)
+                spans.append((kept[start], kept[start + length - 1] + 1))
+                start += length
+        return ids, spans
+
+    def _judge(self, character: str) -> int:
+        if character in _ASCII:
+            return WORD
+        if character == "\n":
+            return self._newline
+        if character == "\t" or category(character) == "Zs":
+            return self._space
+        return DROP if character in _DROPPED else self._ids.get(character, self._unk)
+
+    def _pieces(self, word: str) -> list[int]:
+        ids: list[int] = []
+        at = 0
+        while at < len(word):  # longest first; single letters and digits are always there
+            for stop in range(min(len(word), at + self._longest), at, -1):
+                number = self._ids.get(("##" if at else "") + word[at:stop])
+                if number is not None:
+                    ids.append(number)
+                    at = stop
+                    break
+        return ids
+
+
+class LosslessStream:
+    """Joins tokens to text; what is written never depends on what follows.
+
+    named: special ids and what to write for them, '' to leave them away.
+    """
+
+    def __init__(self, tokenizer: Lossless, named: dict[int, str]) -> None:
+        self._tokenizer = tokenizer
+        self._named = named
+        self._after_word = False
+
+    def push(self, number: int) -> str:
+        """Take the next id and return its text."""
+        name = self._named.get(number)
+        if name is not None:
+            self._after_word = False
+            return name
+        token = self._tokenizer.text_of_token(number)
+        if token.startswith("##") and len(token) > 2:
+            self._after_word = True
+            return token[2:]
+        spaced = self._after_word and token[0] in _ASCII
+        self._after_word = token[0] in _ASCII
+        return " " + token if spaced else token
+
+    def flush(self) -> str:
+        """Return '', for nothing is ever held back."""
+        self._after_word = False
+        return ""
+
+
+def _one_line_end(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text

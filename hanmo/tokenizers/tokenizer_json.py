@@ -1,0 +1,126 @@
+"""A tokenizer.json of Hugging Face, run as it is by their Rust library.
+
+Knows the file's special tokens and marks. Splitting and joining are the file's own. A file that holds a WordPiece
+vocabulary is better read by wordpiece.py, which is why load.py does so.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as RustTokenizer
+
+from hanmo.errors import MissingFile, TokenizerError
+from hanmo.tokenizers.base import BaseTokenizer, Spans
+from hanmo.tokenizers.protocol import SpecialIds
+from hanmo.tokenizers.streams import WindowStream
+
+__all__ = ["TokenizerJson", "read_tokenizer_json"]
+
+_NAMES = {
+    "pad": ("[PAD]", "<pad>", "<|pad|>"),
+    "unk": ("[UNK]", "<unk>"),
+    "start": ("[CLS]", "<s>", "<bos>", "<|begin_of_text|>"),
+    "end": ("[SEP]", "</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+
+
+class TokenizerJson(BaseTokenizer):
+    """The tokenizer that a tokenizer.json describes.
+
+    The marks are those that the file's own post-processor puts before and after a text; ends=None adds them if it does.
+    Raises MissingFile, and TokenizerError for a file that is no tokenizer, or puts more than one mark on a side.
+    """
+
+    def __init__(self, path: str | Path, *, ends: bool | None = None) -> None:
+        found = read_tokenizer_json(path)
+        try:
+            self._rust = RustTokenizer.from_str(json.dumps(found))
+        except Exception as error:
+            if type(error) is not Exception:  # the library raises the bare class for what it cannot read
+                raise
+            raise TokenizerError(f"{path} is no tokenizer that Hugging Face tokenizers reads: {error}") from None
+        self._rust.no_truncation()
+        self._rust.no_padding()
+        self._rust.encode_special_tokens = True  # a text's '</s>' is plain characters unless special=True
+        self._size = int(self._rust.get_vocab_size(with_added_tokens=True))
+        named = {
+            str(token["content"]): int(token["id"]) for token in found.get("added_tokens") or [] if token.get("special")
+        }
+        guess = {kind: self._first(names) for kind, names in _NAMES.items()}
+        start, end = self._marks(path)
+        adds = start is not None or end is not None
+        special = SpecialIds(
+            pad=guess["pad"],
+            unk=guess["unk"],
+            start=start if adds else guess["start"],
+            end=end if adds else guess["end"],
+            mask=guess["mask"],
+        )
+        super().__init__(special, named, ends=adds if ends is None else ends)
+
+    @property
+    def vocab(self) -> int:
+        """How many ids there are."""
+        return self._size
+
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of a token, None if there is no such token."""
+        number: int | None = self._rust.token_to_id(token)
+        return number
+
+    def id_to_token(self, number: int) -> str:
+        """Return the token of an id. Raises TokenizerError for an id that the vocabulary does not have."""
+        return str(self._rust.id_to_token(self._check_id(number)))
+
+    def stream(self, *, special: bool = False) -> WindowStream:
+        """Return a new incremental decoder."""
+        return WindowStream(self._read, {i: name if special else "" for name, i in self._named.items()})
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Return the text of ids; the same as by stream."""
+        if special:
+            return super().decode(ids, special=True)
+        named = set(self._named.values())
+        return self._read([number for number in ids if number not in named])
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return list(self._rust.encode(text, add_special_tokens=False).ids)
+
+    def _plain_spans(self, text: str) -> tuple[list[int], Spans]:
+        found = self._rust.encode(text, add_special_tokens=False)
+        return list(found.ids), list(found.offsets)
+
+    def _read(self, ids: list[int]) -> str:
+        return str(self._rust.decode([self._check_id(number) for number in ids], skip_special_tokens=False))
+
+    def _first(self, names: Sequence[str]) -> int | None:
+        return next((number for name in names if (number := self.token_to_id(name)) is not None), None)
+
+    def _marks(self, path: str | Path) -> tuple[int | None, int | None]:
+        plain = list(self._rust.encode("1", add_special_tokens=False).ids)
+        marked = list(self._rust.encode("1", add_special_tokens=True).ids)
+        extra = len(marked) - len(plain)
+        before = next(at for at in range(extra + 1) if marked[at : at + len(plain)] == plain)
+        if before > 1 or extra - before > 1:
+            raise TokenizerError(
+                f"{path} puts {before} marks before a text and {extra - before} behind it, expected "
+                "at most one on a side"
+            )
+        return marked[0] if before else None, marked[-1] if extra - before else None
+
+
+def read_tokenizer_json(path: str | Path) -> dict[str, Any]:
+    """Read the JSON of a tokenizer.json. Raises MissingFile, and TokenizerError if it is none."""
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFile(f"there is no tokenizer.json at {path}; name the file, or the folder that holds it")
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:  # JSON's and UTF-8's errors are both of this kind
+        raise TokenizerError(f"{path} is no JSON ({error}); download it again") from None
+    if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
+        raise TokenizerError(f"{path} has no 'model', as every tokenizer.json has; name the right file")
+    return found
