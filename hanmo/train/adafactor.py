@@ -1,28 +1,33 @@
 """AdaFactor, really factored: the second moment of a matrix is kept as two vectors.
 
-Knows parameters, gradients and their shards; knows no model and no schedule. Two recipes by name, because the two
-systems that trained with it differ: bert4keras's and gpt2-ml's. `torch.optim.Adafactor` is neither (it caps the
-learning rate, uses other axes and another epsilon).
-
-Passes over a factored tensor, in blocks that stay in cache: read the gradient for the moments; read it for the size of
-the update; read it, and read and write the weight. Parameter scaling reads the weight once more. No temporary is as
-large as the tensor.
+Knows recipes, parameter groups and state; knows no model and no schedule, and leaves the arithmetic to
+`adafactor_update`. Two recipes by name, because the two systems that trained with it differ: bert4keras's and
+gpt2-ml's. `torch.optim.Adafactor` is neither (it caps the learning rate, uses other axes and another epsilon).
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from hanmo.errors import ConfigError
-from hanmo.train.rounding import noise_generator, round_stochastically
-from hanmo.train.shards import is_sharded, local, shard_place, sum_over_shards, zeros
+from hanmo.train.adafactor_update import (
+    Blocks,
+    Numbers,
+    Rule,
+    can_compile,
+    compiled_update,
+    factored_axes,
+    update_tensor,
+)
+from hanmo.train.rounding import noise_key
+from hanmo.train.shards import local, shard_place, zeros
 
-__all__ = ["RECIPES", "AdaFactor", "Recipe", "factored_axes"]
+__all__ = ["RECIPES", "AdaFactor", "Recipe"]
 
 
 @dataclass(frozen=True)
@@ -91,12 +96,18 @@ class AdaFactor(Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Any], recipe: Recipe | str = "gpt2-ml", *, lr: float | None = None, seed: int = 0
+        self,
+        params: Iterable[Any],
+        recipe: Recipe | str = "gpt2-ml",
+        *,
+        lr: float | None = None,
+        seed: int = 0,
+        compile: bool = True,
     ) -> None:
         """Take parameters or groups of them.
 
         recipe: a key of RECIPES, or a Recipe (`dataclasses.replace` makes variants).   lr: in place of the recipe's.
-        seed: of the stochastic rounding.
+        seed: of the stochastic rounding.   compile: on a GPU that allows it, make few kernels of each update.
         Raises ConfigError for an unknown recipe or a parameter that is neither float32 nor bfloat16.
         """
         if isinstance(recipe, str):
@@ -105,7 +116,7 @@ class AdaFactor(Optimizer):
             recipe = RECIPES[recipe]
         self._streams: dict[Tensor, int] = {}
         settings = asdict(recipe if lr is None else replace(recipe, lr=lr))
-        super().__init__(params, settings | {"seed": seed})
+        super().__init__(params, settings | {"seed": seed, "compile": compile})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; settings it does not name are the recipe's."""
@@ -144,15 +155,16 @@ class AdaFactor(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self.update_one(parameter, group)
         return loss
 
-    def start(self, parameter: Tensor) -> dict[str, Any]:
+    def start(self, parameter: Tensor, group: dict[str, Any] | None = None) -> dict[str, Any]:
         """Give the state of a parameter, made of zeros if it was never updated."""
         state = cast(dict[str, Any], self.state[parameter])
         if state:
             return state
-        group = next(g for g in self.param_groups if any(p is parameter for p in g["params"]))
+        if group is None:
+            group = next(g for g in self.param_groups if any(p is parameter for p in g["params"]))
         state["step"] = 0
         axes = factored_axes(tuple(parameter.shape), group["factor_from"])
         if axes is None:
@@ -163,135 +175,48 @@ class AdaFactor(Optimizer):
             state["m"] = zeros(parameter)
         return state
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state = self.start(parameter)
+    @torch.no_grad()
+    def update_one(self, parameter: Tensor, group: dict[str, Any], *, scale: float | None = None) -> Tensor | None:
+        """Update one parameter of a group from its gradient, by itself.
+
+        scale: what the gradient is divided by first; with it, a gradient that holds inf or NaN is taken as zero,
+            without waiting for the device, and its norm is returned, which then is not finite.
+        """
+        state = self.start(parameter, group)
         state["step"] += 1
+        grad = cast(Tensor, parameter.grad)
+        weight = local(parameter)
+        compiled = group["compile"] and can_compile(parameter)
+        blocks = Blocks(weight, whole=compiled)
+        rule = Rule(
+            axes=factored_axes(tuple(parameter.shape), group["factor_from"]),
+            guarded=scale is not None,
+            **{name: group[name] for name in ("joint_eps", "eps1", "eps2", "clip", "beta1", "parameter_scale")},
+        )
+        lr = float(group["lr"])
         beta2 = group["beta2"] if group["beta2"] is not None else 1 - state["step"] ** -0.8
-        weight, grad = local(parameter), local(cast(Tensor, parameter.grad))
-        grad = grad.to_dense() if grad.is_sparse else grad
-        blocks = _Blocks(weight)
-        if "v" in state:
-            direction = _plain(grad, state, beta2, group["eps1"], blocks)
-        else:
-            direction = _factored(parameter, grad, state, beta2, group, blocks)
-        if len(blocks) == 1:
-            direction = _constant(direction(0))  # made once, used by both passes
-
-        denominator = weight.new_ones((), dtype=torch.float32)
-        if group["clip"] is not None:
-            denominator = (_rms(parameter, direction, blocks) / group["clip"]).clamp_(min=1)
-        lr = weight.new_full((), float(group["lr"]), dtype=torch.float32)
-        if group["parameter_scale"]:
-            lr = lr * _rms(parameter, lambda index: blocks.cut(weight, index), blocks).clamp_(min=group["eps2"])
-        kept = 1 - float(group["lr"]) * group["weight_decay"]
-        momentum = local(state["m"]) if group["beta1"] else None
-        generator = None
+        keys: list[int] = []
         if weight.dtype == torch.bfloat16:
-            key = (group["seed"], self._streams[parameter], state["step"], *shard_place(parameter))
-            generator = noise_generator(weight.device, *key)
-        for index in range(len(blocks)):
-            update, scale = direction(index), lr / denominator
-            if momentum is not None:
-                mean, share = blocks.cut(momentum, index), (1 - group["beta1"]) / denominator
-                update, scale = mean.mul_(group["beta1"]).addcmul_(update, share), lr
-            _apply(blocks.cut(weight, index), update, scale, kept, generator)
+            place = (group["seed"], self._streams[parameter], state["step"], *shard_place(parameter))
+            keys = [noise_key(*place, index) for index in range(len(blocks))]
+        numbers = Numbers(
+            lr=_number(lr, weight.device),
+            beta2=_number(beta2, weight.device),
+            kept=_number(1 - lr * group["weight_decay"], weight.device),
+            unscale=None if scale is None or scale == 1 else _number(1 / scale, weight.device),
+            keys=tuple(torch.full((), key, dtype=torch.int32, device=weight.device) for key in keys),
+        )
+        return (compiled_update() if compiled else update_tensor)(
+            parameter,
+            grad.to_dense() if grad.is_sparse else grad,
+            (state["rows"], state["columns"]) if rule.axes else (state["v"],),
+            state.get("m"),
+            numbers,
+            rule=rule,
+            blocks=blocks,
+        )
 
 
-def factored_axes(shape: tuple[int, ...], factor_from: int) -> tuple[int, int] | None:
-    """Give the two axes over which a tensor's second moment is factored, in order, or None.
-
-    They are the two largest; among equals the choice is NumPy's argpartition's, as in bert4keras.
-    """
-    if len(shape) < 2:
-        return None
-    order = np.argpartition(np.array(shape), -2)
-    if shape[order[-2]] < factor_from:
-        return None
-    first, second = sorted(int(axis) for axis in order[-2:])
-    return first, second
-
-
-class _Blocks:
-    """Slices of a tensor along its slowest axis, so small that temporaries of one stay in cache."""
-
-    def __init__(self, like: Tensor) -> None:
-        limit = 1 << 18 if like.device.type == "cpu" else 1 << 24  # elements
-        sizes = list(like.shape) or [1]
-        strides = [stride if size > 1 else 0 for size, stride in zip(sizes, like.stride() or (1,), strict=True)]
-        self._axis = max(range(len(sizes)), key=strides.__getitem__)
-        self._size = sizes[self._axis]
-        self._length = max(1, limit * self._size // max(1, like.numel()))
-
-    def __len__(self) -> int:
-        return -(-self._size // self._length)
-
-    def cut(self, tensor: Tensor, index: int) -> Tensor:
-        """Give block `index` of a tensor, or all of it where it is 1 wide along the axis."""
-        if tensor.ndim == 0 or tensor.shape[self._axis] == 1:
-            return tensor
-        start = index * self._length
-        return tensor.narrow(self._axis, start, min(self._length, self._size - start))
-
-
-def _factored(
-    parameter: Tensor, grad: Tensor, state: dict[str, Any], beta2: float, group: dict[str, Any], blocks: _Blocks
-) -> Callable[[int], Tensor]:
-    """Update the two vectors; give the function from a block's number to its unclipped update."""
-    first, second = cast(tuple[int, int], factored_axes(tuple(parameter.shape), group["factor_from"]))
-    rows, columns = local(state["rows"]), local(state["columns"])
-    sums = {second: torch.zeros_like(rows), first: torch.zeros_like(columns)}
-    for index in range(len(blocks)):
-        square = blocks.cut(grad, index).float().square()
-        for axis, total in sums.items():
-            blocks.cut(total, index).add_(square.sum(axis, keepdim=True))
-    for moment, axis in ((rows, second), (columns, first)):
-        mean = sum_over_shards(parameter, sums[axis], axis=axis).div_(parameter.shape[axis]).add_(group["eps1"])
-        moment.mul_(beta2).add_(mean, alpha=1 - beta2)
-    # The mean over all is the same of either vector; take it of the one that is whole on every shard.
-    level = columns.mean(second, keepdim=True) if is_sharded(parameter, first) else rows.mean(first, keepdim=True)
-    rows = rows / level
-
-    def joint(index: int) -> Tensor:
-        block = blocks.cut(grad, index).float()
-        # The outer product in the gradient's own layout: a transposed one would cost more than all the rest.
-        moment = torch.mul(blocks.cut(rows, index), blocks.cut(columns, index), out=torch.empty_like(block))
-        return moment.add_(group["eps1"]).rsqrt_().mul_(block)
-
-    def apart(index: int) -> Tensor:
-        return (blocks.cut(grad, index).float() * blocks.cut(by_row, index)).mul_(blocks.cut(by_column, index))
-
-    if group["joint_eps"]:
-        return joint
-    by_row, by_column = (rows + group["eps1"]).rsqrt_(), (columns + group["eps1"]).rsqrt_()
-    return apart
-
-
-def _plain(grad: Tensor, state: dict[str, Any], beta2: float, eps1: float, blocks: _Blocks) -> Callable[[int], Tensor]:
-    """Update a second moment as large as the tensor; give the function as above."""
-    v = local(state["v"])
-    for index in range(len(blocks)):
-        square = blocks.cut(grad, index).float().square().add_(eps1)
-        blocks.cut(v, index).mul_(beta2).add_(square, alpha=1 - beta2)
-    return lambda index: (blocks.cut(v, index) + eps1).rsqrt_().mul_(blocks.cut(grad, index).float())
-
-
-def _constant(block: Tensor) -> Callable[[int], Tensor]:
-    return lambda _: block
-
-
-def _apply(weight: Tensor, update: Tensor, scale: Tensor, kept: float, generator: torch.Generator | None) -> None:
-    """Write weight * kept - update * scale into the weight."""
-    exact = weight.float()  # the weight itself if it is float32
-    if kept != 1:
-        exact.mul_(kept)
-    exact.addcmul_(update, scale, value=-1)
-    if generator is not None:
-        round_stochastically(weight, exact, generator=generator)
-
-
-def _rms(parameter: Tensor, block: Callable[[int], Tensor], blocks: _Blocks) -> Tensor:
-    """Root mean square over the whole parameter of what `block` gives for each block."""
-    total = torch.zeros((), dtype=torch.float32, device=local(parameter).device)
-    for index in range(len(blocks)):
-        total += block(index).float().square().sum()
-    return sum_over_shards(parameter, total).div_(max(1, parameter.numel())).sqrt_()
+@lru_cache(maxsize=64)  # all parameters of a step share their numbers, and on a GPU each is a kernel to make
+def _number(value: float, device: torch.device) -> Tensor:
+    return torch.full((), value, dtype=torch.float32, device=device)

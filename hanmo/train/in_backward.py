@@ -7,6 +7,7 @@ The optimizer stays the one object that holds learning rates and state, so sched
 import math
 import threading
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from hanmo.errors import ConfigError
 from hanmo.train.shards import is_sharded
 
-__all__ = ["Applied", "UpdateInBackward", "gradient_bytes"]
+__all__ = ["Applied", "UpdateInBackward", "UpdatesOne", "gradient_bytes"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,15 @@ class Applied:
     updated: int
     overflowed: int
     norm: float
+
+
+@runtime_checkable
+class UpdatesOne(Protocol):
+    """An optimizer that can update one parameter by itself, guarded and without a step's cost, as AdaFactor can."""
+
+    def update_one(self, parameter: Tensor, group: dict[str, Any], *, scale: float) -> Tensor:
+        """Update from the gradient divided by scale, taken as zero if it is not finite; return its norm."""
+        ...
 
 
 class UpdateInBackward:
@@ -90,19 +100,28 @@ class UpdateInBackward:
                     f"a parameter of shape {tuple(parameter.shape)} got a second gradient before finish(); "
                     f"call finish() after each backward; to add up gradients of several passes, {self._cost()}"
                 )
-            if self.scale != 1:
-                grad.div_(self.scale)
-            norm = torch.linalg.vector_norm(grad, dtype=torch.float32)
-            self._norms[parameter] = norm
-            if norm.device.type != "cpu" or not math.isfinite(norm):
-                grad.masked_fill_(~norm.isfinite(), 0)  # on a device without asking, for asking would wait
-            groups = self.optimizer.param_groups
-            self.optimizer.param_groups = [{**groups[self._group[parameter]], "params": [parameter]}]
-            try:
-                self.optimizer.step()
-            finally:
-                self.optimizer.param_groups = groups
+            if isinstance(self.optimizer, UpdatesOne):
+                group = self.optimizer.param_groups[self._group[parameter]]
+                self._norms[parameter] = self.optimizer.update_one(parameter, group, scale=self.scale)
+                self.optimizer._opt_called = True  # type: ignore[attr-defined]  # else torch's schedulers warn
+            else:
+                self._norms[parameter] = self._step_one(parameter, grad)
         parameter.grad = None
+
+    def _step_one(self, parameter: Tensor, grad: Tensor) -> Tensor:
+        """Guard a gradient, and let the optimizer step with this one parameter as all it has."""
+        if self.scale != 1:
+            grad.div_(self.scale)
+        norm = torch.linalg.vector_norm(grad, dtype=torch.float32)
+        if norm.device.type != "cpu" or not math.isfinite(norm):
+            grad.masked_fill_(~norm.isfinite(), 0)  # on a device without asking, for asking would wait
+        groups = self.optimizer.param_groups
+        self.optimizer.param_groups = [{**groups[self._group[parameter]], "params": [parameter]}]
+        try:
+            self.optimizer.step()
+        finally:
+            self.optimizer.param_groups = groups
+        return norm
 
     def _refuse(self, accumulate: int, clip_norm: float | None) -> None:
         if accumulate != 1:

@@ -126,14 +126,20 @@ def test_tied_table_is_updated_once_with_its_whole_gradient():
     assert torch.equal(model.table.weight, before - whole)
 
 
-def test_gradients_of_one_parameter_at_a_time_exist():
+@pytest.mark.parametrize("plain", [True, False])
+def test_gradients_of_one_parameter_at_a_time_exist(plain):
     model, most = Small(), 0
 
     def count(*_):
         nonlocal most
         most = max(most, sum(parameter.grad is not None for parameter in model.parameters()))
 
-    optimizer = AdaFactor(model.parameters())
+    class Counting(AdaFactor):
+        def update_one(self, parameter, group, *, scale=None):
+            count()
+            return super().update_one(parameter, group, scale=scale)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1) if plain else Counting(model.parameters())
     optimizer.register_step_pre_hook(count)
     UpdateInBackward(optimizer)
     model(torch.randint(VOCAB, (4, 12))).backward()
