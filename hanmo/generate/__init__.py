@@ -5,13 +5,12 @@ from hanmo.generate.draw import fresh_seed
 from hanmo.generate.loop import End, Engine, Limits, Rows, Token, keep_last, sample
 from hanmo.generate.sampling import GREEDY, PRESETS, Sampling
 from hanmo.generate.stop import Stopper, StopRules
-from hanmo.generate.text import Codec, Stream, TextDecoder, Writing, Written, search, stream, write
+from hanmo.generate.text import Stream, Writing, Written, search, stream, write
 
 __all__ = [
     "GREEDY",
     "PRESETS",
     "Beam",
-    "Codec",
     "End",
     "Engine",
     "Limits",
@@ -20,7 +19,6 @@ __all__ = [
     "StopRules",
     "Stopper",
     "Stream",
-    "TextDecoder",
     "Token",
     "Writing",
     "Written",

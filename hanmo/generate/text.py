@@ -1,14 +1,11 @@
 """Text in, text out: the one file here that knows both text and ids.
 
-Joins a model's codec (how its texts become ids and back, which hub puts together from the tokenizer and the model's
-conventions), the loop, and the stop rules. What comes back is what was written, without the prompt.
+Joins a tokenizer, the loop and the stop rules. What comes back is what was written, without the prompt.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from hanmo.errors import PromptError
 from hanmo.generate import loop
 from hanmo.generate.beam import beam_search
 from hanmo.generate.draw import check_seed, fresh_seed
@@ -16,30 +13,8 @@ from hanmo.generate.loop import PLAIN, UNLIMITED, End, Engine, Limits, Token
 from hanmo.generate.rules import check_count
 from hanmo.generate.sampling import Sampling
 from hanmo.generate.stop import NEVER, Stopper, StopRules
-
-
-class TextDecoder(Protocol):
-    """Turn ids into text one by one, for one text, never giving out half a character."""
-
-    def push(self, id: int) -> str:
-        """Take the next id and return the text that is certain now, perhaps none."""
-
-    def flush(self) -> str:
-        """Return what is left when no more ids come."""
-
-
-class Codec(Protocol):
-    """How the texts of one model become ids, and its ids text."""
-
-    @property
-    def unknown(self) -> int | None:
-        """The id that stands for everything the vocabulary lacks; None if it lacks nothing."""
-
-    def encode(self, text: str) -> Sequence[int]:
-        """Return the ids that the model expects for a prompt."""
-
-    def decoder(self, prompt: Sequence[int]) -> TextDecoder:
-        """Return a decoder for what is written behind the prompt; the prompt settles the first space."""
+from hanmo.tokenizers.prompt import encode_prompt
+from hanmo.tokenizers.protocol import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +22,18 @@ class Writing:
     """How to write: how ids are chosen, when a text ends, what to do with a prompt that is too long.
 
     keep_last: cut a prompt that is too long from the left; without it such a prompt is an error.
-    history: whether the prompt counts for the repetition rules; False where it is the source of an encoder.
+    continues: whether the text goes on from the prompt, which then counts for the repetition rules, opens quotes and
+        settles the first space; False where the prompt is the source of an encoder.
+    ends, special: how the prompt is encoded, as in `Tokenizer.encode`.
     """
 
     sampling: Sampling = PLAIN
     limits: Limits = UNLIMITED
     stop: StopRules = NEVER
     keep_last: bool = False
-    history: bool = True
+    continues: bool = True
+    ends: bool | None = None
+    special: bool = False
 
 
 DEFAULT = Writing()
@@ -110,7 +89,13 @@ class Stream:
 
 
 def stream(
-    engine: Engine, codec: Codec, text: str, *, writing: Writing = DEFAULT, seed: int | None = None, sample: int = 0
+    engine: Engine,
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    writing: Writing = DEFAULT,
+    seed: int | None = None,
+    sample: int = 0,
 ) -> Stream:
     """Continue a text piece by piece.
 
@@ -118,14 +103,14 @@ def stream(
     Raises PromptError for a text that cannot be continued and ConfigError for a setting, both before the first piece.
     """
     seed = _settle(seed)
-    ids = read_prompt(engine, codec, text, writing)
-    writer = _Writer(codec.decoder(ids), Stopper(writing.stop, before=text))
+    ids = read_prompt(engine, tokenizer, text, writing)
+    writer = _Writer(tokenizer, text, ids, writing)
     return Stream(writer, _sample(engine, [ids], writing, [writer], seed, 1, sample), seed)
 
 
 def write(
     engine: Engine,
-    codec: Codec,
+    tokenizer: Tokenizer,
     texts: Sequence[str],
     *,
     n: int = 1,
@@ -140,11 +125,9 @@ def write(
     """
     check_count("n", n)
     seed = _settle(seed)
-    prompts = [read_prompt(engine, codec, text, writing) for text in texts]
+    prompts = [read_prompt(engine, tokenizer, text, writing) for text in texts]
     writers = [
-        _Writer(codec.decoder(ids), Stopper(writing.stop, before=text))
-        for text, ids in zip(texts, prompts, strict=True)
-        for _ in range(n)
+        _Writer(tokenizer, text, ids, writing) for text, ids in zip(texts, prompts, strict=True) for _ in range(n)
     ]
     for event in _sample(engine, prompts, writing, writers, seed, n, first):
         writers[event.row].receive(event)
@@ -156,16 +139,22 @@ def write(
 
 
 def search(
-    engine: Engine, codec: Codec, text: str, width: int, *, writing: Writing = DEFAULT, length_penalty: float = 0.0
+    engine: Engine,
+    tokenizer: Tokenizer,
+    text: str,
+    width: int,
+    *,
+    writing: Writing = DEFAULT,
+    length_penalty: float = 0.0,
 ) -> list[Written]:
     """Continue a text by beam search: up to `width` texts, best first; see `beam_search`.
 
     Raises PromptError for a text that cannot be continued and ConfigError for a setting.
     """
-    prompt = read_prompt(engine, codec, text, writing)
+    prompt = read_prompt(engine, tokenizer, text, writing)
 
     def replay(ids: Sequence[int], reason: str | None) -> _Writer:
-        writer = _Writer(codec.decoder(prompt), Stopper(writing.stop, before=text))
+        writer = _Writer(tokenizer, text, prompt, writing)
         for id in ids[:-1] if reason == "end" else ids:
             writer.stop(id)
             writer.receive(Token(0, id))
@@ -180,7 +169,7 @@ def search(
         sampling=writing.sampling,
         limits=writing.limits,
         length_penalty=length_penalty,
-        history=writing.history,
+        history=writing.continues,
         stop=None if writing.stop == NEVER else lambda ids: replay(ids, None).stopped,
     )
     finished = [replay(beam.ids, beam.reason) for beam in beams]
@@ -190,49 +179,29 @@ def search(
     ]
 
 
-def read_prompt(engine: Engine, codec: Codec, text: str, writing: Writing = DEFAULT) -> list[int]:
+def read_prompt(engine: Engine, tokenizer: Tokenizer, text: str, writing: Writing = DEFAULT) -> list[int]:
     """Turn a prompt into ids, cut to what the model can hold if `keep_last` is set.
 
-    Raises PromptError for a text without tokens or of unknown ones only, and for signs that are no text: the
-    NUL character and lone halves of surrogate pairs.
+    Raises PromptError for a text that the tokenizer or the model cannot take.
     """
-    check_text(text)
-    ids = list(codec.encode(text))
-    if not ids:
-        raise PromptError(f"the prompt {text[:40]!r} has no token in this vocabulary; write some words")
-    if codec.unknown is not None and all(id == codec.unknown for id in ids):
-        raise PromptError(
-            f"every token of the prompt {text[:40]!r} is unknown to this vocabulary; "
-            "write some of the words that it has, or check that it belongs to the model"
-        )
+    ids = encode_prompt(tokenizer, text, ends=writing.ends, special=writing.special)
     if writing.keep_last:
         ids = list(loop.keep_last(ids, engine.max_positions, max_tokens=writing.limits.max_tokens))
     loop.check_prompt(engine, ids)
     return ids
 
 
-def check_text(text: str) -> None:
-    """Raise PromptError unless the prompt is a text, and not an empty one."""
-    if not isinstance(text, str):
-        raise PromptError(f"the prompt is of type {type(text).__name__}; expected a str")
-    if not text:
-        raise PromptError("the prompt is empty; write some words to go on from")
-    for place, sign in enumerate(text):
-        if sign == "\0" or "\ud800" <= sign <= "\udfff":
-            kind = "the NUL character" if sign == "\0" else f"the lone surrogate U+{ord(sign):04X}"
-            raise PromptError(
-                f"the prompt has {kind} at position {place}; it is no text there: check the file's encoding"
-            )
-
-
 class _Writer:
     """One text: its decoder, its stop rules, and what came of them."""
 
-    def __init__(self, decoder: TextDecoder, stopper: Stopper) -> None:
+    def __init__(self, tokenizer: Tokenizer, text: str, prompt: Sequence[int], writing: Writing) -> None:
         self.reason: str | None = None
         self.ids: list[int] = []
         self.shown: list[str] = []
-        self._decoder, self._stopper = decoder, stopper
+        self._stopper = Stopper(writing.stop, before=text if writing.continues else "")
+        self._decoder = tokenizer.stream()
+        for id in prompt if writing.continues else ():
+            self._decoder.push(id)  # shown by the prompt itself; what follows a word may need a space before it
         self._pending = ""
 
     @property
@@ -279,7 +248,7 @@ def _sample(
         first=first,
         sampling=writing.sampling,
         limits=writing.limits,
-        history=writing.history,
+        history=writing.continues,
         stop=lambda row, id: writers[row].stop(id),
     )
 

@@ -136,13 +136,13 @@ def test_half_precision_of_torch_is_kept():
 
 def test_the_original_demo_preset_allows_what_the_original_drew(data):
     """20,000 draws a row of gpt2-ml's own samplers: what it can draw are the ids it drew at least once."""
-    cases = np.load(data / "goldens" / "gpt2_ml_sampler.npz")
-    logits, counts = cases["logits"], cases["topp_counts_20000"]
+    cases = np.load(data / "goldens" / "gpt2_ml_original" / "cases.npz")
+    logits, counts, p = cases["sampler/in/logits"], cases["sampler/out/topp_counts_20000"], cases["sampler/in/p"]
     assert logits.shape == (4, 12) and counts.sum(axis=1).tolist() == [20000] * 4
     demo = PRESETS["gpt2-ml-demo"]
     assert (demo.top_p, demo.crossing, demo.banned) == (0.95, "drop", (0,))
     for row in range(4):
-        sampling = Sampling(top_p=float(cases["p"][row]), crossing=demo.crossing, banned=demo.banned)
+        sampling = Sampling(top_p=float(p[row]), crossing=demo.crossing, banned=demo.banned)
         result = sampling.apply(logits[row : row + 1], [[]])
         drawn = np.flatnonzero(counts[row])
         assert kept(result) == [drawn.tolist()]
@@ -151,10 +151,12 @@ def test_the_original_demo_preset_allows_what_the_original_drew(data):
 
 
 def test_top_k_after_the_ban_allows_what_the_original_drew(data):
-    cases = np.load(data / "goldens" / "gpt2_ml_sampler.npz")
-    for row, counts in enumerate(cases["topk_counts_20000"]):
+    cases = np.load(data / "goldens" / "gpt2_ml_original" / "cases.npz")
+    logits, drawings = cases["sampler/in/logits"], cases["sampler/out/topk_counts_20000"]
+    assert len(drawings) == 4
+    for row, counts in enumerate(drawings):
         drawn = np.flatnonzero(counts).tolist()
-        result = Sampling(top_k=len(drawn), banned=(0,)).apply(cases["logits"][row : row + 1], [[]])
+        result = Sampling(top_k=len(drawn), banned=(0,)).apply(logits[row : row + 1], [[]])
         assert kept(result) == [drawn]
 
 

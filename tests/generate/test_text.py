@@ -1,4 +1,3 @@
-import codecs
 import itertools
 
 import numpy as np
@@ -10,35 +9,30 @@ from toy_engine import ToyEngine
 from hanmo.errors import CheckpointError, ConfigError, PromptError
 from hanmo.generate import GREEDY, Limits, Sampling
 from hanmo.generate.stop import NEVER, StopRules, cut
-from hanmo.generate.text import Writing, check_text, read_prompt, search, stream, write
+from hanmo.generate.text import Writing, read_prompt, search, stream, write
+from hanmo.tokenizers import Encoding, SpecialIds, WordPiece
+from hanmo.tokenizers.protocol import check_text
+from hanmo.tokenizers.streams import BytesStream
 
 GOOD, MAN = "好".encode(), "👨‍👩".encode()
 PIECES = [b"?", GOOD[:2], GOOD[2:], "。".encode(), "”".encode(), "“".encode(), b"a", b"\n", MAN[:5], MAN[5:]]
 PIECES += ["天气不错".encode(), b" "]
 
 
-class ByteCodec:
+class Bytes:
     """Ids that are parts of characters: the hardest vocabulary for a stream."""
 
-    unknown = 0
+    vocab = len(PIECES)
+    special = SpecialIds(unk=0)
 
-    def encode(self, text):
+    def encode(self, text, *, ends=None, special=False):
+        check_text(text)
         whole = {piece.decode(): id for id, piece in enumerate(PIECES) if id in (3, 4, 5, 6, 10)}
-        return [whole.get(text[place : place + 4], whole.get(text[place], 0)) for place in range(len(text))]
+        ids = [whole.get(text[place : place + 4], whole.get(text[place], 0)) for place in range(len(text))]
+        return Encoding([*ids, 9] if ends else ids)
 
-    def decoder(self, prompt):
-        return ByteDecoder()
-
-
-class ByteDecoder:
-    def __init__(self):
-        self.bytes = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, id):
-        return self.bytes.decode(PIECES[id])
-
-    def flush(self):
-        return self.bytes.decode(b"", final=True)
+    def stream(self):
+        return BytesStream(lambda number: PIECES[number], {})
 
 
 def decode(ids):
@@ -63,9 +57,9 @@ WRITING = st.builds(
 @given(WRITING, st.integers(0, 2**32), st.integers(0, 3))
 def test_streamed_pieces_joined_are_the_written_text_and_the_cut_of_the_whole(writing, seed, sample):
     engine = ToyEngine(max_positions=40)
-    pieces = stream(engine, ByteCodec(), "天气不错", writing=writing, seed=seed, sample=sample)
+    pieces = stream(engine, Bytes(), "天气不错", writing=writing, seed=seed, sample=sample)
     shown = list(pieces)
-    [[written]] = write(engine, ByteCodec(), ["天气不错"], writing=writing, seed=seed, first=sample)
+    [[written]] = write(engine, Bytes(), ["天气不错"], writing=writing, seed=seed, first=sample)
     assert "".join(shown) == pieces.text == written.text
     assert all(shown) and pieces.reason == written.reason and pieces.seed == written.seed == seed
     ids = (
@@ -82,17 +76,17 @@ def test_streamed_pieces_joined_are_the_written_text_and_the_cut_of_the_whole(wr
 @settings(max_examples=40, deadline=None)
 @given(WRITING, st.integers(0, 2**32), st.integers(1, 4))
 def test_n_texts_at_once_are_the_same_one_by_one(writing, seed, n):
-    together = write(ToyEngine(), ByteCodec(), ["天气不错", "a“"], n=n, writing=writing, seed=seed)
+    together = write(ToyEngine(), Bytes(), ["天气不错", "a“"], n=n, writing=writing, seed=seed)
     assert [len(texts) for texts in together] == [n, n]
     for text, texts in zip(["天气不错", "a“"], together, strict=True):
         for number, written in enumerate(texts):
-            alone = write(ToyEngine(), ByteCodec(), [text], writing=writing, seed=seed, first=number)
+            alone = write(ToyEngine(), Bytes(), [text], writing=writing, seed=seed, first=number)
             assert alone == [[written]] and (written.seed, written.sample) == (seed, number)
 
 
 def test_no_more_is_computed_than_what_was_taken_from_a_stream():
     engine = ToyEngine()
-    pieces = stream(engine, ByteCodec(), "aa", writing=Writing(sampling=Sampling(allowed=(6,))), seed=1)
+    pieces = stream(engine, Bytes(), "aa", writing=Writing(sampling=Sampling(allowed=(6,))), seed=1)
     assert list(itertools.islice(pieces, 3)) == ["a"] * 3
     assert (len(engine.steps), pieces.text, pieces.reason) == (2, "aaa", None)
 
@@ -100,39 +94,38 @@ def test_no_more_is_computed_than_what_was_taken_from_a_stream():
 def test_the_end_id_is_no_part_of_the_text():
     writing = Writing(sampling=GREEDY, limits=Limits(max_tokens=5, end_ids=(7,)))
     follows = ToyEngine(scores=lambda ids: np.eye(12)[(ids[-1] + 1) % 12])
-    [[written]] = write(follows, ByteCodec(), ["“"], writing=writing)
+    [[written]] = write(follows, Bytes(), ["“"], writing=writing)
     assert (written.text, written.ids, written.reason) == ("a", (6, 7), "end")
-    assert search(follows, ByteCodec(), "“", 1, writing=writing)[0].text == "a"
+    assert search(follows, Bytes(), "“", 1, writing=writing)[0].text == "a"
 
 
 def test_half_a_character_at_the_end_is_shown_as_replaced_not_lost():
     writing = Writing(sampling=Sampling(allowed=(1,)), limits=Limits(max_tokens=1))
-    assert write(ToyEngine(), ByteCodec(), ["a"], writing=writing)[0][0].text == "\ufffd"
+    assert write(ToyEngine(), Bytes(), ["a"], writing=writing)[0][0].text == "\ufffd"
 
 
 def test_the_prompt_opens_quotes_for_the_stop_rules():
-    codec = ByteCodec()
     writing = Writing(sampling=GREEDY, stop=StopRules(sentence_after=0))
     quote = ToyEngine(scores=lambda ids: np.eye(12)[{5: 10, 10: 3, 3: 4, 4: 6}.get(ids[-1], 6)])
-    pieces = stream(quote, codec, "a“", writing=writing, seed=0)
+    pieces = stream(quote, Bytes(), "a“", writing=writing, seed=0)
     assert list(pieces) == ["天气不错", "。", "”"] and pieces.reason == "sentence"
 
 
 def test_a_fresh_seed_is_told_and_repeats_the_text():
-    first = stream(ToyEngine(), ByteCodec(), "a")
+    first = stream(ToyEngine(), Bytes(), "a")
     text = "".join(first)
-    again = stream(ToyEngine(), ByteCodec(), "a", seed=first.seed)
+    again = stream(ToyEngine(), Bytes(), "a", seed=first.seed)
     assert "".join(again) == text and len(text) > 10
-    assert len({stream(ToyEngine(), ByteCodec(), "a").seed for _ in range(5)}) > 1
+    assert len({stream(ToyEngine(), Bytes(), "a").seed for _ in range(5)}) > 1
 
 
 def test_beams_are_texts_cut_by_the_same_rules():
     plain = Writing(limits=Limits(max_tokens=6))
-    beams = search(ToyEngine(), ByteCodec(), "a", 3, writing=plain)
+    beams = search(ToyEngine(), Bytes(), "a", 3, writing=plain)
     assert [beam.text for beam in beams] == [decode(beam.ids) for beam in beams] and len(beams) == 3
     assert [beam.score for beam in beams] == sorted((beam.score for beam in beams), reverse=True)
     stop = StopRules(sentence_after=1, max_chars=5)
-    for beam in search(ToyEngine(), ByteCodec(), "a", 3, writing=Writing(limits=Limits(max_tokens=9), stop=stop)):
+    for beam in search(ToyEngine(), Bytes(), "a", 3, writing=Writing(limits=Limits(max_tokens=9), stop=stop)):
         assert (beam.text, beam.reason) == cut(decode(beam.ids), stop) or beam.reason == "length"
         assert beam.seed is None
 
@@ -140,53 +133,58 @@ def test_beams_are_texts_cut_by_the_same_rules():
 def test_a_long_prompt_is_an_error_or_is_cut_from_the_left():
     engine = ToyEngine(max_positions=20)
     with pytest.raises(PromptError, match="the prompt has 30 tokens, the model knows 20 positions"):
-        stream(engine, ByteCodec(), "a" * 30)
+        stream(engine, Bytes(), "a" * 30)
     writing = Writing(keep_last=True, limits=Limits(max_tokens=4))
-    [[written]] = write(engine, ByteCodec(), ["。" * 10 + "a" * 16], writing=writing)
+    [[written]] = write(engine, Bytes(), ["。" * 10 + "a" * 16], writing=writing)
     assert engine.prefilled == [[[6] * 16]] and len(written.ids) == 4
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "the prompt is empty; write some words to go on from"),
-        ("天\ud83d气", r"the prompt has the lone surrogate U\+D83D at position 1"),
-        ("天气\0", "the prompt has the NUL character at position 2"),
-        (b"abc", "the prompt is of type bytes; expected a str"),
-        ("zzz", "every token of the prompt 'zzz' is unknown to this vocabulary"),
+        ("", "the prompt is empty; give at least one character"),
+        ("天\ud83d气", r"the lone surrogate U\+D83D at position 1"),
+        ("天气\0", r"the prompt holds the character U\+0000 at position 2"),
+        ("zzz", "the prompt 'zzz' has no character that the vocabulary of 12 tokens knows"),
     ],
 )
 def test_a_prompt_that_is_no_usable_text_is_refused_at_the_call(text, message):
     for call in (stream, search):
         with pytest.raises(PromptError, match=message):
-            call(ToyEngine(), ByteCodec(), text, *([2] if call is search else []))
+            call(ToyEngine(), Bytes(), text, *([2] if call is search else []))
     with pytest.raises(PromptError, match=message):
-        write(ToyEngine(), ByteCodec(), ["a", text])
+        write(ToyEngine(), Bytes(), ["a", text])
 
 
-def test_a_prompt_without_tokens_is_refused():
-    class Nothing(ByteCodec):
-        def encode(self, text):
-            return []
+def test_the_prompt_settles_the_first_space_unless_it_is_the_source_of_an_encoder():
+    words = WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "day", "##s", "天"])
+    follows = ToyEngine(vocab=8, scores=lambda ids: np.eye(8)[{4: 5, 5: 6, 6: 7}.get(ids[-1], 5)])
+    limits = Limits(max_tokens=3)
+    writing = Writing(sampling=GREEDY, limits=limits, ends=False)
+    assert list(stream(follows, words, "good", writing=writing)) == [" day", "s", "天"]
+    assert list(stream(follows, words, "天", writing=writing)) == ["day", "s", "天"]
+    apart = Writing(sampling=GREEDY, limits=limits, ends=False, continues=False)
+    assert list(stream(follows, words, "good", writing=apart)) == ["day", "s", "天"]
 
-    with pytest.raises(PromptError, match="the prompt '   ' has no token in this vocabulary"):
-        read_prompt(ToyEngine(), Nothing(), "   ")
-    check_text("   ")
+
+def test_marks_are_added_to_the_prompt_where_the_model_wants_them():
+    assert read_prompt(ToyEngine(), Bytes(), "a") == [6]
+    assert read_prompt(ToyEngine(), Bytes(), "a", Writing(ends=True)) == [6, 9]
 
 
 def test_settings_are_refused_at_the_call():
     with pytest.raises(ConfigError, match="n is 0; expected a whole number of 1 or more"):
-        write(ToyEngine(), ByteCodec(), ["a"], n=0)
+        write(ToyEngine(), Bytes(), ["a"], n=0)
     with pytest.raises(ConfigError, match="seed is -7"):
-        stream(ToyEngine(), ByteCodec(), "a", seed=-7)
+        stream(ToyEngine(), Bytes(), "a", seed=-7)
     with pytest.raises(ConfigError, match="width is 0"):
-        search(ToyEngine(), ByteCodec(), "a", 0)
+        search(ToyEngine(), Bytes(), "a", 0)
 
 
 def test_weights_of_nan_are_one_clear_error():
     broken = ToyEngine(scores=lambda ids: np.full(12, np.nan))
     with pytest.raises(CheckpointError, match="NaN or infinite; its weights are probably damaged"):
-        "".join(stream(broken, ByteCodec(), "a"))
+        "".join(stream(broken, Bytes(), "a"))
 
 
 def test_the_default_stops_at_nothing():
