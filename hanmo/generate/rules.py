@@ -179,10 +179,11 @@ def _keep_largest(logits: Array, values: Array, counts: Array) -> Array:
     Sorting values alone and counting ties is several times faster than sorting ids by value. Conditions say what is
     dropped, not what is kept, so that a NaN stays and is reported where an id is drawn.
     """
-    xp, vocab = array_api_compat.array_namespace(logits), logits.shape[-1]
+    xp, device = array_api_compat.array_namespace(logits), array_api_compat.device(logits)
     falling = xp.sort(values, axis=-1, descending=True, stable=False)
-    place = xp.arange(vocab, device=array_api_compat.device(logits))
-    border = xp.min(xp.where(place < counts, falling, xp.asarray(xp.inf, dtype=falling.dtype)), axis=-1, keepdims=True)
+    within = xp.arange(logits.shape[-1], device=device) < counts
+    highest = xp.asarray(xp.inf, dtype=falling.dtype, device=device)
+    border = xp.min(xp.where(within, falling, highest), axis=-1, keepdims=True)
     above = xp.sum(xp.astype(values > border, xp.int64), axis=-1, keepdims=True)
     tied = values == border
     nth = xp.cumulative_sum(xp.astype(tied, xp.int64), axis=-1)
