@@ -231,8 +231,6 @@ def _pieces(make: Callable[[], Tensor], dtype: torch.dtype, progress: Callable[[
     tensor = make()
     while tensor.ndim > 1 and len(tensor) == 1:
         tensor = tensor[0]
-    if not tensor.numel():
-        return
     step = max(1, PIECE * len(tensor) // (tensor.numel() * dtype.itemsize))
     for at in range(0, len(tensor), step):
         piece = tensor[at : at + step].to("cpu", dtype).contiguous().view(torch.uint8).numpy()
@@ -272,20 +270,25 @@ def _beside(prefix: Path, *, overwrite: bool) -> Iterator[Path]:
 
     The `.index` comes last: without it the rest is no checkpoint.   Raises CheckpointError if a file is there already.
     """
+    index, config = prefix.with_name(f"{prefix.name}.index"), prefix.with_name("config.json")
+    old = set(prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*"))
+    _refuse([index, config, *old], overwrite=overwrite)
     made = prefix.with_name(f".{prefix.name}.{secrets.token_hex(6)}.partial")
     made.mkdir(parents=True)
     try:
         yield made
-        index = f"{prefix.name}.index"
-        files = sorted(made.iterdir(), key=lambda file: file.name == index)
+        files = sorted(made.iterdir(), key=lambda file: file.name == index.name)
         finals = [prefix.with_name(file.name) for file in files]
-        if not overwrite and (there := [file for file in finals if file.exists()]):
-            raise CheckpointError(f"{there[0]} exists; give another prefix in another folder, or allow overwriting")
-        stale = {file for file in prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*")} - set(finals)
+        _refuse(finals, overwrite=overwrite)
         with Staged() as staged:
             for file, final in zip(files, finals, strict=True):
                 staged.place(file, final)
-        for file in stale:
+        for file in old - set(finals):
             file.unlink()
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _refuse(files: Sequence[Path], *, overwrite: bool) -> None:
+    if not overwrite and (there := [file for file in files if file.exists()]):
+        raise CheckpointError(f"{there[0]} exists; give a prefix in another folder, or allow overwriting")
