@@ -313,6 +313,12 @@ def _compare(result: Recognised, shown: Mapping[str, Any]) -> None:
             result.config = replace(result.config, vocab=holds)
         else:
             result.misfits.append(f"config.json says {theirs} is {says:,}; the checkpoint holds {holds:,}")
+    if result.names.sizes.segment and stack.segments and not stack.shared_segments and "segments" not in sizes:
+        result.mend["type_vocab_size"] = 0
+        result.misfits.append(
+            f"config.json says type_vocab_size is {stack.segments}, but the checkpoint has no "
+            f"{result.names.sizes.segment}: set it to 0, or shared_segment_embeddings to true"
+        )
     if stack.heads * stack.key_dim != sizes["query"]:
         heads, of = (translate(result.names, key) for key in ("num_attention_heads", "attention_head_size"))
         result.mend |= {key: shown[key] for key in (heads, of) if key in shown}

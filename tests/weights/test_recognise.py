@@ -18,7 +18,6 @@ KINDS = {
     "albert_unshared": "albert",
     "bert": "bert",
     "bert_headsize": "bert",
-    "bert_shared_segment": "bert",
     "electra": "electra",
     "gpt": "gpt",
     "gpt2": "gpt2",
@@ -158,6 +157,18 @@ def test_spare_rows_are_noted_and_kept(data):
     found = recognise(listed(path), config=config | {"vocab_size": 118})
     assert found.notes == ["the embedding has 120 rows for 118 words: 2 are spare"]
     assert (found.config.vocab, found.misfits) == (120, [])
+
+
+def test_segments_that_the_file_has_no_table_for_do_not_fit(data):
+    folder = data / "goldens" / "bert_shared_segment"
+    config = read_config(folder)
+    found = recognise(listed(folder / "model.ckpt"), config=config)
+    assert found.misfits == [
+        "config.json says type_vocab_size is 2, but the checkpoint has no bert/embeddings/token_type_embeddings: "
+        "set it to 0, or shared_segment_embeddings to true"
+    ]
+    for mended in (config | found.mend, config | {"shared_segment_embeddings": True}):
+        assert recognise(listed(folder / "model.ckpt"), config=mended).misfits == []
 
 
 def test_a_mended_config_fits(data):
