@@ -94,11 +94,10 @@ def test_a_configuration_reads_back_as_it_was_written(family, form):
     assert again == config
 
 
-@pytest.mark.parametrize(("family", "form"), CONFIGS)
+# OpenAI's hparams.json says no activation.
+@pytest.mark.parametrize(("family", "form"), [case for case in CONFIGS if case[0] != "gpt2_openai"])
 @pytest.mark.parametrize("name", ["gelu_erf", "gelu_tanh", "relu", "silu"])
 def test_an_activation_reads_back_as_it_was_written(family, form, name):
-    if family == "gpt2_openai":
-        pytest.skip("its hparams.json says no activation")
     names, config = names_of(family, form), made(family, form)
     sides = {
         side: replace(stack, activation=name) for side in ("encoder", "decoder") if (stack := getattr(config, side))
