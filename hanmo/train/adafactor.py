@@ -206,7 +206,7 @@ class AdaFactor(Optimizer):
             unscale=None if scale is None or scale == 1 else _number(1 / scale, weight.device),
             keys=tuple(torch.full((), key, dtype=torch.int32, device=weight.device) for key in keys),
         )
-        return (compiled_update() if compiled else update_tensor)(
+        return (compiled_update if compiled else update_tensor)(
             parameter,
             grad.to_dense() if grad.is_sparse else grad,
             (state["rows"], state["columns"]) if rule.axes else (state["v"],),

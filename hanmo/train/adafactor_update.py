@@ -10,7 +10,7 @@ temporary is as large as the tensor. On a GPU torch.compile makes a kernel of ea
 import importlib.util
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -109,10 +109,25 @@ def update_tensor(
     return norm
 
 
-@cache
-def compiled_update() -> Callable[..., Tensor | None]:
-    """Give `update_tensor` compiled: for a GPU, whole tensors that are not shards."""
-    return torch.compile(update_tensor, dynamic=True)
+def compiled_update(
+    parameter: Tensor,
+    grad: Tensor,
+    moments: tuple[Tensor, ...],
+    momentum: Tensor | None,
+    numbers: Numbers,
+    *,
+    rule: Rule,
+    blocks: "Blocks",
+) -> Tensor | None:
+    """Do what `update_tensor` does, compiled for the shape: for whole tensors on a GPU."""
+    update = _compiled()
+    kind = (parameter.shape, parameter.stride(), parameter.dtype, parameter.device, rule, numbers.unscale is None)
+    if kind in _KINDS:
+        return update(parameter, grad, moments, momentum, numbers, rule=rule, blocks=blocks)
+    _KINDS.add(kind)
+    # torch gives up after 8 kinds of arguments and goes on uncompiled; a model has as many as it has shapes.
+    with torch._dynamo.config.patch(recompile_limit=8 + len(_KINDS)):
+        return update(parameter, grad, moments, momentum, numbers, rule=rule, blocks=blocks)
 
 
 def can_compile(parameter: Tensor) -> bool:
@@ -157,6 +172,14 @@ class Blocks:
             return tensor
         start = index * self._length
         return tensor.narrow(self._axis, start, min(self._length, tensor.shape[self._axis] - start))
+
+
+_KINDS: set[tuple[Any, ...]] = set()  # what was compiled in this process
+
+
+@cache
+def _compiled() -> Callable[..., Tensor | None]:
+    return torch.compile(update_tensor, dynamic=False)
 
 
 @cache
