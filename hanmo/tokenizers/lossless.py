@@ -147,13 +147,13 @@ class LosslessStream:
         self._named = named
         self._after_word = False
 
-    def push(self, number: int) -> str:
+    def push(self, id: int) -> str:
         """Take the next id and return its text."""
-        name = self._named.get(number)
+        name = self._named.get(id)
         if name is not None:
             self._after_word = False
             return name
-        token = self._tokenizer.text_of_token(number)
+        token = self._tokenizer.text_of_token(id)
         if token.startswith("##") and len(token) > 2:
             self._after_word = True
             return token[2:]

@@ -52,7 +52,7 @@ class Encoding:
 class TextStream(Protocol):
     """Turns ids into text one at a time; the pieces joined are decode(ids) of the whole."""
 
-    def push(self, number: int) -> str:
+    def push(self, id: int) -> str:
         """Take the next id and return the text that is now certain: '' while a character is incomplete."""
         ...
 

@@ -15,7 +15,7 @@ from hanmo.tokenizers.base import BaseTokenizer, Spans
 from hanmo.tokenizers.protocol import SpecialIds
 from hanmo.tokenizers.streams import WindowStream
 
-__all__ = ["CPM_NEWLINE", "CPM_SPACE", "SentencePiece", "jieba_words"]
+__all__ = ["CPM_NEWLINE", "CPM_SPACE", "SentencePiece", "jieba_words", "load_model"]
 
 CPM_SPACE, CPM_NEWLINE = "\u2582", "\u2583"  # ▂ ▃: how CPM writes ' ' and '\n'
 _TO_CPM = str.maketrans({" ": CPM_SPACE, "\n": CPM_NEWLINE})
@@ -42,7 +42,7 @@ class SentencePiece(BaseTokenizer):
         ends: bool = True,
         cpm: bool = False,
     ) -> None:
-        self._processor = _load(model)
+        self._processor = load_model(model)
         self._size = int(self._processor.get_piece_size())
         self._cpm = cpm
         self._words: Callable[[str], Iterable[str]] | None = None
@@ -160,7 +160,8 @@ def jieba_words() -> Callable[[str], Iterable[str]]:
     return cut
 
 
-def _load(model: str | Path | bytes) -> SentencePieceProcessor:
+def load_model(model: str | Path | bytes) -> SentencePieceProcessor:
+    """Load a .model file, or its bytes. Raises MissingFile, and TokenizerError for what is no such model."""
     if isinstance(model, bytes):
         data, where = model, "the bytes given"
     else:

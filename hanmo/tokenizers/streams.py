@@ -26,19 +26,19 @@ class WindowStream:
         self._ids: list[int] = []
         self._shown = ""
 
-    def push(self, number: int) -> str:
+    def push(self, id: int) -> str:
         """Take the next id and return the text that is now certain."""
-        name = self._named.get(number)
+        name = self._named.get(id)
         if name is not None:
             return self.flush() + name if name else ""
-        self._ids.append(number)
+        self._ids.append(id)
         text = self._decode(self._ids)
         if text.endswith(_UNREADABLE):
             return ""
         added = text[len(self._shown) :]
-        alone = self._decode([number])
+        alone = self._decode([id])
         if alone.strip() and _UNREADABLE not in alone and text.endswith(alone):
-            self._ids, self._shown = [number], alone
+            self._ids, self._shown = [id], alone
         else:
             self._shown = text
         return added
@@ -61,12 +61,12 @@ class BytesStream:
         self._named = named
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, number: int) -> str:
+    def push(self, id: int) -> str:
         """Take the next id and return the text that is now certain."""
-        name = self._named.get(number)
+        name = self._named.get(id)
         if name is not None:
             return self.flush() + name if name else ""
-        return self._decoder.decode(self._bytes_of(number))
+        return self._decoder.decode(self._bytes_of(id))
 
     def flush(self) -> str:
         """Return what was held back: U+FFFD for a character whose last bytes never came."""

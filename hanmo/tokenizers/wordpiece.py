@@ -81,7 +81,7 @@ class WordPiece(BaseTokenizer):
         self._named_ids = frozenset(named.values())
         self._lowercase = lowercase
         self._word_limit = word_limit
-        self._pre_tokenize = pre_tokenize
+        self._pre_tokenize = pre_tokenize and _without_spaces(pre_tokenize)
         self._stand_ins = self._checked(stand_ins)
         self._sources = {to: source for source, to in self._stand_ins.items()}
         self._exchange = self._exchanges()
@@ -215,20 +215,21 @@ class ChineseStream:
         self._word = False  # the last token can be parted from a next word
         self._after_mark = False  # the last token is a mark that English follows with a space
 
-    def push(self, number: int) -> str:
+    def push(self, id: int) -> str:
         """Take the next id and return its text."""
-        if self._tokenizer.is_named(number):
+        if self._tokenizer.is_named(id):
             if not self._special:
                 return ""
             self._word = self._after_mark = False
-            return self._tokenizer.id_to_token(number)
-        token = self._tokenizer.text_of_token(number)
+            return self._tokenizer.id_to_token(id)
+        token = self._tokenizer.id_to_token(id)
         glued = token.startswith("##")
-        shown = token[2:] if glued else token
-        if not shown:
+        token = token[2:] if glued else token
+        if not token:
             return ""
-        begins, ends = not _alone(shown[0]), not _alone(shown[-1])
-        english = begins and shown[0].isascii() and shown[0].isalpha()
+        shown = token if glued else self._tokenizer.text_of_token(id)
+        begins, ends = not _alone(token[0]), not _alone(token[-1])
+        english = begins and token[0].isascii() and token[0].isalpha()
         spaced = not glued and ((self._word and begins) or (self._after_mark and english))
         self._after_mark = self._word and shown in _SPACED_AFTER
         self._word = ends
@@ -238,6 +239,11 @@ class ChineseStream:
         """Return '', for nothing is ever held back."""
         self._word = self._after_mark = False
         return ""
+
+
+def _without_spaces(pre_tokenize: PreTokenize) -> PreTokenize:
+    # bert-base-chinese has the token U+2028, but a line separator in a text is a space
+    return lambda text: (part for part in pre_tokenize(text) if not part.isspace())
 
 
 def _alone(character: str) -> bool:
