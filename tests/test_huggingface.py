@@ -118,10 +118,6 @@ def random_model(case: Case) -> Any:
     return model
 
 
-def has(model: Any, word: str) -> bool:
-    return word in type(model).__name__
-
-
 def mask_of(side: str) -> torch.Tensor:
     mask = torch.arange(LENGTH)[None] < torch.tensor(REAL)[:, None]
     return mask if side == "right" else mask.flip(1)
@@ -134,16 +130,17 @@ def compare(theirs: Any, ours: Any, outputs: dict[str, str], side: str) -> None:
     mask = mask_of(side)
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "output_hidden_states": True}
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    kind = type(theirs).__name__
     with torch.no_grad():
-        if has(theirs, "T5") and not has(theirs, "Encoder"):
+        if "T5" in kind and "Encoder" not in kind:
             written = torch.randint(VOCAB, (ROWS, WRITTEN))
             reference = theirs(decoder_input_ids=written, **given)
             output, real = ours(written, source=ids, source_mask=mask), torch.ones(ROWS, WRITTEN, dtype=torch.bool)
             hidden = reference.decoder_hidden_states[-1]
         else:
-            if not has(theirs, "T5") and not has(theirs, "RoFormer"):
+            if "T5" not in kind and "RoFormer" not in kind:
                 given["position_ids"] = positions
-            if not has(theirs, "T5") and not has(theirs, "GPT2"):
+            if "T5" not in kind and "GPT2" not in kind:
                 given["token_type_ids"] = segments
             reference = theirs(**given)
             output, real = ours(ids, mask=mask, segments=given.get("token_type_ids")), mask
@@ -311,14 +308,10 @@ def test_unshared_albert_reads_and_writes_the_shared_file(tmp_path: Path) -> Non
     ("name", "changes", "message"),
     [
         ("bert_bare", {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
-        ("bert_bare", {"add_cross_attention": True}, "add_cross_attention is true"),
         ("bert_mlm", {"tie_word_embeddings": False}, "tie_word_embeddings is false"),
-        ("albert_mlm", {"num_hidden_groups": 2}, "num_hidden_groups is 2"),
         ("albert_mlm", {"embedding_size": 32}, "embedding_size and hidden_size are both 32"),
         ("roformer", {"rotary_value": True}, "rotary_value is true"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
-        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False"),
-        ("gpt2", {"n_head": 5}, "n_embd is 32, n_head is 5"),
         ("gpt2", {"activation_function": "quick_gelu"}, "activation_function is 'quick_gelu'"),
         ("t5_1.0", {"feed_forward_proj": "gated-mish"}, "feed_forward_proj is 'mish'"),
     ],
