@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hanmo.cli.screen import progress, say
+
+if TYPE_CHECKING:
+    from hanmo.hub import Loaded
+    from hanmo.weights.save import Saved
 
 __all__ = ["convert"]
 
@@ -81,17 +85,25 @@ def convert(
             f"{target} ends in {target.suffix}; give a folder"
             + (", or a prefix such as model.ckpt" if to is Form.tensorflow else "")
         )
-    import torch
-
     from hanmo.hub import load
-    from hanmo.weights.save import save
 
     path = _prefix(target) if to is Form.tensorflow else target
     loaded = load(source, config=config, family=family)
-    kind = None if dtype is None else getattr(torch, dtype.value)
-    total = sum(
-        p.numel() * (kind or p.dtype).itemsize if p.is_floating_point() else p.nbytes for p in loaded.model.parameters()
-    )
+    saved = _save(loaded, path, form=to.value, dtype=None if dtype is None else dtype.value, overwrite=force)
+    for reason, count in Counter(loaded.report.dropped.values()).items():
+        say(f"left out {count:,} tensor{'' if count == 1 else 's'}: {reason}")
+    for note in saved.notes:
+        say(note)
+    typer.echo(saved.path)
+
+
+def _save(loaded: Loaded, path: Path, *, form: str, dtype: str | None, overwrite: bool) -> Saved:
+    import torch
+
+    from hanmo.weights.save import save
+
+    kind: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
+    total = sum(each.numel() * (kind or each.dtype).itemsize for each in loaded.model.parameters())
     done = 0
     with progress(f"writing {path.name}") as show:
 
@@ -100,20 +112,15 @@ def convert(
             done += nbytes
             show(done, total)
 
-        saved = save(
+        return save(
             loaded.model,
             path,
-            form=to.value,
+            form=form,
             dtype=kind,
             tokenizer=_tokenizer_files(loaded.path),
-            overwrite=force,
+            overwrite=overwrite,
             progress=wrote,
         )
-    for reason, count in Counter(loaded.report.dropped.values()).items():
-        say(f"left out {count:,} tensor{'' if count == 1 else 's'}: {reason}")
-    for note in saved.notes:
-        say(note)
-    typer.echo(saved.path)
 
 
 def _prefix(target: Path) -> Path:

@@ -1,0 +1,146 @@
+"""Imports run one way, from the errors up to the faces; files and functions stay small enough to read."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hanmo
+
+ROOT = Path(hanmo.__file__).parent
+
+# Each layer may import those above it in this list, and itself; layers on one line know nothing of each other.
+STREET = [
+    ["errors"],
+    ["config"],
+    ["families"],
+    ["nn"],
+    ["model"],
+    ["weights"],
+    ["tokenizers"],
+    ["generate", "train", "engines"],
+    ["hub"],
+    ["compat", "server"],
+    ["cli"],
+]
+RANK = {layer: rank for rank, layers in enumerate(STREET) for layer in layers}
+
+MAX_FILE, MAX_FUNCTION = 350, 60
+# What is longer, and why it reads better in one piece.
+LONG: dict[str, str] = {}
+
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    parts = ("hanmo", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, dotted name) of every import anywhere in a file, those of types and inside functions included."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively; write the whole name"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def layer(name: str) -> str:
+    """Tell the layer of a dotted name inside the package; "" for the package itself."""
+    return [*name.split("."), ""][1]
+
+
+def backward(path: Path) -> list[str]:
+    own = layer(name_of(path))
+    wrong = []
+    for line, name in imports(path):
+        if name.split(".")[0] != "hanmo" or own == "" or name == "hanmo.__version__":
+            continue
+        other = layer(name)
+        if other not in RANK or RANK[other] > RANK[own] or (RANK[other] == RANK[own] and other != own):
+            wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}: {own} may not know {other or 'the whole'}")
+    return wrong
+
+
+def test_there_are_modules_to_look_at():
+    assert len(MODULES) > 40
+    assert sum(1 for path in MODULES for _ in imports(path)) > 200
+
+
+def test_every_part_of_the_package_has_its_place():
+    parts = {layer(name_of(path)) for path in MODULES} - {""}
+    assert parts <= set(RANK), f"say in STREET where {sorted(parts - set(RANK))} belongs"
+
+
+def test_no_layer_imports_a_later_one():
+    assert [line for path in MODULES for line in backward(path)] == []
+
+
+@pytest.mark.parametrize(
+    ("where", "text"),
+    [
+        ("nn/norm.py", "from hanmo.weights import load"),
+        ("generate/loop.py", "def f():\n    import hanmo.train.pack"),
+        ("train/loop.py", "from hanmo.generate.loop import Limits"),
+        ("weights/load.py", "import hanmo"),
+        ("model.py", "from hanmo import hub"),
+        ("compat/x.py", "from hanmo.cli import main"),
+    ],
+)
+def test_a_backward_import_is_found(tmp_path, monkeypatch, where, text):
+    path = tmp_path / where
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    assert len(backward(path)) == 1
+
+
+def test_families_are_data():
+    allowed = {"hanmo", "collections", "dataclasses", "functools", "typing"}
+    for path in (ROOT / "families").glob("*.py"):
+        assert {name.split(".")[0] for _, name in imports(path)} <= allowed, path.name
+
+
+def test_errors_and_configuration_need_nothing_installed():
+    for name in ("errors.py", "config.py"):
+        assert {found.split(".")[0] for _, found in imports(ROOT / name)} <= {*sys.stdlib_module_names, "hanmo"}
+
+
+def test_nothing_imports_tensorflow_or_keras():
+    found = {name.split(".")[0] for path in MODULES for _, name in imports(path)}
+    assert not found & {"tensorflow", "tf_keras", "keras", "bert4keras"}
+
+
+def test_torch_is_not_on_the_way_from_the_shell_to_the_text():
+    free = [
+        name_of(path)
+        for path in MODULES
+        if layer(name_of(path)) in ("", "errors", "config", "families", "tokenizers", "generate", "cli")
+        and path.name != "__main__.py"
+    ]
+    free += ["hanmo.weights.inspection", "hanmo.weights.source", "hanmo.weights.bundle", "hanmo.weights.safetensors"]
+    program = f"import sys\nfor name in {free}:\n    __import__(name)\n    assert 'torch' not in sys.modules, name"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert len(free) > 20
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield (file:function, number of lines) of every function and method."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno is not None
+            yield f"{path.relative_to(ROOT)}:{node.name}", node.end_lineno - node.lineno + 1
+
+
+def test_files_and_functions_are_short():
+    files = {str(path.relative_to(ROOT)): path.read_text("utf-8").count("\n") for path in MODULES}
+    long = {name: size for name, size in files.items() if size > MAX_FILE}
+    long |= {name: size for path in MODULES for name, size in functions(path) if size > MAX_FUNCTION}
+    assert {name: size for name, size in long.items() if name not in LONG} == {}
+    assert set(LONG) <= set(long), "an exception that is needed no more"
