@@ -20,8 +20,7 @@ transformers = pytest.importorskip("transformers")
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
-TOLERANCE = 1e-5
-VOCAB, ROWS, LENGTH, WRITTEN = 99, 3, 11, 6
+TOLERANCE, VOCAB, ROWS, LENGTH, WRITTEN = 1e-5, 99, 3, 11, 6
 REAL = (11, 7, 4)  # tokens of each row; the rest is padding
 
 BERT: dict[str, Any] = {
