@@ -21,6 +21,8 @@ _PATH = (
     "A TensorFlow prefix (model.ckpt-100000), its .index alone, a .safetensors or .bin file, "
     "a Hugging Face or Hanmo folder, or a folder with any of these."
 )
+_FILES = {"tensorflow": "TensorFlow checkpoint", "safetensors": "safetensors", "torch": "torch file"}
+_NAMES = {"tensorflow": "the original's", "huggingface": "Hugging Face's", "hanmo": "Hanmo's"}
 
 
 def inspect(
@@ -127,7 +129,8 @@ def _print(one: Inspection) -> None:
         f"{depth}, width {stack.width:,}, {stack.heads} heads of {stack.head_dim}, "
         f"feed-forward {stack.feed_forward:,}{context}",
     )
-    _field("format", f"{one.format}, {found.format} names, {_count(len(one.files), 'data file')}, {nbytes:,} bytes")
+    files = f"{_count(len(one.files), 'data file')} of {nbytes:,} bytes"
+    _field("format", f"{_FILES[one.format]}, {_NAMES[found.format]} names, {files}")
     for reason, count in found.left.items():
         _field("beside it", f"{reason}: {_count(count, 'tensor')}")
     for file in one.files:
