@@ -19,6 +19,7 @@ from hanmo.weights.edit import VocabularyEdit
 from hanmo.weights.load import Report, fill, rename
 from hanmo.weights.recognise import Recognised, read_config, read_json, recognise
 from hanmo.weights.source import Source, open_source
+from hanmo.weights.table import check_repeats
 
 OWN_CONFIG = "hanmo.json"
 
@@ -63,6 +64,9 @@ def load(
         final = replace(found.config, **changes)
         with torch.device("meta"):
             model = Model(final)
+        if found.format != "hanmo":
+            wanted = {row.theirs for row in rows}
+            check_repeats(source, {name: other for name, other in found.names.repeats.items() if name not in wanted})
         report = fill(model, source, rows, dropped=_dropped(found), dtype=dtype, edit=edit, progress=progress)
     model = model.eval().to(device)
     return Loaded(final, model, report, source.path)

@@ -234,7 +234,6 @@ def test_torch_files_load_and_tied_tensors_in_them_are_dropped_with_a_reason(nam
     assert all(loaded.report.dropped[repeat].startswith("the same tensor as") for repeat in repeats)
 
 
-@pytest.mark.xfail(strict=True, reason="loading does not look at repeats yet")
 @pytest.mark.parametrize(
     ("name", "repeat"),
     [("gpt2", "lm_head.weight"), ("bert_mlm", "cls.predictions.decoder.bias"), ("t5_1.0", "lm_head.weight")],
