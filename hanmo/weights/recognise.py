@@ -106,7 +106,7 @@ def recognise(source: Source, *, config: Mapping[str, Any] | None = None, family
         family=name,
         candidates=[candidate for candidate, _ in found],
         format=form,
-        config=by_shape if config is None else with_heads(names.config(config), names, tensors),
+        config=by_shape if config is None else with_heads(_read(names, config), names, tensors),
         derived=config is None,
         sizes=sizes,
         parameters=0,
@@ -119,7 +119,7 @@ def recognise(source: Source, *, config: Mapping[str, Any] | None = None, family
         _say_guesses(result)
     else:
         _compare(result, shown)
-    if len(result.candidates) > 1:
+    if len(result.candidates) > 1 and family is None and not _says(names, name, config):
         result.notes.append(f"the same names fit {' and '.join(result.candidates)}; name the family if it is another")
     return result
 
@@ -240,10 +240,9 @@ def _fits(names: Names, tensors: Mapping[str, object], *, forced: bool) -> bool:
 def _choose(
     found: list[tuple[str, str]], tensors: Mapping[str, TensorInfo], config: Mapping[str, Any] | None
 ) -> tuple[str, str]:
-    kind = (config or {}).get("model_type")
     for name, form in found:
         names = names_of(FAMILIES[name], form)
-        if names is not None and kind is not None and kind in (names.model_type, name):
+        if names is not None and _says(names, name, config):
             return name, form
     if (config or {}).get("use_relative_position"):
         return next((pair for pair in found if pair[0] == "nezha"), found[0])
@@ -252,6 +251,20 @@ def _choose(
     shape = tensors[bare(names, names.sizes.token, tensors)].shape
     likely = _BY_ROWS.get(shape[0]) if shape else None
     return next((pair for pair in found if pair[0] == likely), found[0])
+
+
+def _says(names: Names, family: str, config: Mapping[str, Any] | None) -> bool:
+    kind = (config or {}).get("model_type")
+    return kind is not None and kind in (names.model_type, family)
+
+
+def _read(names: Names, config: Mapping[str, Any]) -> ModelConfig:
+    try:
+        return names.config(config)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"config.json holds a value of a kind that cannot be right: {error}") from None
 
 
 def _sort(result: Recognised, rows: list[Row], tensors: Mapping[str, TensorInfo]) -> None:

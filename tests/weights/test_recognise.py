@@ -126,7 +126,8 @@ def test_nezha_and_roformer_share_names_and_the_vocabulary_tells_them_apart(data
 def test_a_config_names_the_family_where_names_fit_several(data):
     path = data / "goldens" / "roformer" / "model.ckpt"
     config = read_config(path.parent)
-    assert recognise(listed(path), config=config | {"model_type": "roformer"}).family == "roformer"
+    told = recognise(listed(path), config=config | {"model_type": "roformer"})
+    assert (told.family, told.notes) == ("roformer", [])
     assert recognise(listed(path), config=config | {"use_relative_position": True}).family == "nezha"
 
 
@@ -300,6 +301,25 @@ def test_a_config_that_is_not_one_is_refused(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "type_vocab_size", "hidden_dropout_prob", "initializer_range"])
+@pytest.mark.parametrize("value", ["many", [3], {}, -1, 1e300])
+def test_a_value_of_the_wrong_kind_is_an_error_of_ours_or_none(data, key, value):
+    folder = data / "goldens" / "bert"
+    try:
+        found = recognise(listed(folder / "model.ckpt"), config=read_config(folder) | {key: value})
+    except ConfigError as error:
+        assert str(error)
+    else:
+        assert found.misfits or key in ("hidden_dropout_prob", "initializer_range")
+
+
+def test_a_value_of_the_wrong_kind_is_named(data):
+    folder = data / "goldens" / "bert"
+    config = read_config(folder) | {"hidden_dropout_prob": "half"}
+    with pytest.raises(ConfigError, match=r"a value of a kind that cannot be right: .* 'half'"):
+        recognise(listed(folder / "model.ckpt"), config=config)
 
 
 def test_a_config_with_a_byte_order_mark_is_read(tmp_path):
