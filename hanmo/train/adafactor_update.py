@@ -8,6 +8,7 @@ temporary is as large as the tensor. On a GPU torch.compile makes a kernel of ea
 """
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -119,15 +120,30 @@ def compiled_update(
     rule: Rule,
     blocks: "Blocks",
 ) -> Tensor | None:
-    """Do what `update_tensor` does, compiled for the shape: for whole tensors on a GPU."""
+    """Do what `update_tensor` does, compiled for the shape: for whole tensors on a GPU.
+
+    Where the compiler fails, warns once for the shape and does it uncompiled.
+    """
     update = _compiled()
     kind = (parameter.shape, parameter.stride(), parameter.dtype, parameter.device, rule, numbers.unscale is None)
     if kind in _KINDS:
+        update = update if _KINDS[kind] else update_tensor
         return update(parameter, grad, moments, momentum, numbers, rule=rule, blocks=blocks)
-    _KINDS.add(kind)
     # torch gives up after 8 kinds of arguments and goes on uncompiled; a model has as many as it has shapes.
     with torch._dynamo.config.patch(recompile_limit=8 + len(_KINDS)):
-        return update(parameter, grad, moments, momentum, numbers, rule=rule, blocks=blocks)
+        try:
+            norm = update(parameter, grad, moments, momentum, numbers, rule=rule, blocks=blocks)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            # Kernels are made before any runs, so nothing was changed yet.
+            _KINDS[kind] = False
+            warnings.warn(
+                f"torch.compile failed for AdaFactor on {parameter.dtype} of shape {tuple(parameter.shape)}: "
+                f"{str(error).splitlines()[0]}; going on without kernels, slower; compile=False asks for none",
+                stacklevel=2,
+            )
+            return update_tensor(parameter, grad, moments, momentum, numbers, rule=rule, blocks=blocks)
+    _KINDS[kind] = True
+    return norm
 
 
 def can_compile(parameter: Tensor) -> bool:
@@ -174,7 +190,7 @@ class Blocks:
         return tensor.narrow(self._axis, start, min(self._length, tensor.shape[self._axis] - start))
 
 
-_KINDS: set[tuple[Any, ...]] = set()  # what was compiled in this process
+_KINDS: dict[tuple[Any, ...], bool] = {}  # what this process compiled, and whether that succeeded
 
 
 @cache

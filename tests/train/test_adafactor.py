@@ -1,15 +1,18 @@
 """AdaFactor against the trajectories of bert4keras and gpt2-ml, and its memory, layouts, precision and resuming."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hanmo.errors import ConfigError
+from hanmo.train import adafactor_update
 from hanmo.train.adafactor import RECIPES, AdaFactor, Recipe
 from hanmo.train.adafactor_update import Blocks, factored_axes
 from hanmo.train.layerwise import parameter_groups
@@ -349,6 +352,53 @@ def test_copied_optimizer_goes_on_with_the_same_noise():
     optimizer.step()
     twin.step()
     assert all(torch.equal(*pair) for pair in zip(weights, twin.param_groups[0]["params"], strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", RECIPES)
+def test_compiled_update_equals_the_plain_one_however_many_shapes(monkeypatch, name):
+    """As on a GPU, but traced only; 10 shapes are more than torch compiles unless it is told to."""
+    traced = torch.compile(adafactor_update.update_tensor, backend="aot_eager", fullgraph=True, dynamic=False)
+    torch._dynamo.reset()
+    monkeypatch.setattr(adafactor_update, "_compiled", lambda: traced)
+    monkeypatch.setattr(adafactor_update, "_KINDS", {})
+    results = []
+    for compiled in (False, True):
+        monkeypatch.setattr("hanmo.train.adafactor.can_compile", lambda _, compiled=compiled: compiled)
+        torch.manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(130, 129 + extra).bfloat16()) for extra in range(9)]
+        parameters.append(torch.nn.Parameter(torch.randn(7)))
+        optimizer = AdaFactor(parameters, name)
+        for _ in range(2):
+            for parameter in parameters:
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        results.append([parameter.detach().float() for parameter in parameters])
+    assert list(adafactor_update._KINDS.values()) == [True] * 10
+    # A value on the edge between two bfloat16 neighbours may fall to either.
+    torch.testing.assert_close(*results, rtol=1 / 128, atol=1e-6)
+    assert sum((one != other).sum() for one, other in zip(*results, strict=True)) < 20
+    torch._dynamo.reset()
+
+
+def test_update_goes_on_uncompiled_where_the_compiler_fails(monkeypatch):
+    def broken(*args, **settings):
+        raise torch._dynamo.exc.TorchDynamoException("no kernels here\nsecond line")
+
+    monkeypatch.setattr(adafactor_update, "_compiled", lambda: broken)
+    monkeypatch.setattr(adafactor_update, "_KINDS", {})
+    monkeypatch.setattr("hanmo.train.adafactor.can_compile", lambda _: True)
+    results = []
+    for compiled in (True, False):
+        parameter = torch.nn.Parameter(torch.ones(3, 2))
+        optimizer = AdaFactor([parameter], compile=compiled)
+        for step in range(2):
+            parameter.grad = torch.ones(3, 2)
+            expected = pytest.warns(UserWarning, match=r"float32 of shape \(3, 2\): no kernels here; going on without")
+            with expected if compiled and step == 0 else nullcontext():
+                optimizer.step()
+        results.append(parameter.detach())
+    assert torch.equal(*results)
 
 
 def test_unknown_recipe_is_refused_by_name():
