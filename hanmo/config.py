@@ -205,6 +205,11 @@ class ModelConfig:
         return stack
 
     @property
+    def answers(self) -> bool:
+        """Whether an encoder reads and a decoder answers, as in T5."""
+        return self.encoder is not None and self.decoder is not None
+
+    @property
     def writes(self) -> bool:
         """Whether the model can write on: it gives logits, and no token sees a later one of its own text."""
         return self.output != "none" and self.main.mask != "full"

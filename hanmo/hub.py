@@ -5,7 +5,7 @@ The only place where all layers meet.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,17 @@ import torch
 from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, ConfigError, MissingFile
 from hanmo.families import FAMILIES, Row
+from hanmo.loaded import Loaded
 from hanmo.model import Model
+from hanmo.tokenizers.load import load_tokenizer
+from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.weights.edit import VocabularyEdit
-from hanmo.weights.load import Report, fill, rename
+from hanmo.weights.load import fill, rename
 from hanmo.weights.recognise import Recognised, read_config, read_json, recognise
 from hanmo.weights.source import Source, open_source
 from hanmo.weights.table import check_repeats
 
 OWN_CONFIG = "hanmo.json"
-
-
-@dataclass
-class Loaded:
-    """A model that is ready: its configuration, its network, and what loading did."""
-
-    config: ModelConfig
-    model: Model
-    report: Report
-    path: Path
 
 
 def load(
@@ -42,6 +35,7 @@ def load(
     mask: str | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    tokenizer: str | Path | Tokenizer | None = None,
     edit: VocabularyEdit | None = None,
     verify: bool = True,
     progress: Callable[[int], None] | None = None,
@@ -51,6 +45,8 @@ def load(
     config: a config.json, or a ready ModelConfig, where none lies beside the checkpoint or another is wanted.
     family: where the names fit several.   mask: "causal" or "prefix" lets a BERT-like encoder write (UniLM).
     dtype: of the weights; None keeps the file's.   edit: a change of the vocabulary.   verify: check the checksums.
+    tokenizer: a vocabulary file or folder, or a ready tokenizer; None takes the one beside the checkpoint, if any.
+    progress: called with the bytes of each tensor that is in.
     Raises MissingFile, CheckpointError (CorruptFile, TensorMismatch) or ConfigError; nothing is filled halfway.
     """
     with open_source(path, verify=verify) as source:
@@ -69,7 +65,23 @@ def load(
             check_repeats(source, {name: other for name, other in found.names.repeats.items() if name not in wanted})
         report = fill(model, source, rows, dropped=_dropped(found), dtype=dtype, edit=edit, progress=progress)
     model = model.eval().to(device)
-    return Loaded(final, model, report, source.path)
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = find_tokenizer(source.path, tokenizer)
+    return Loaded(final, model, tokenizer, report, source.path)
+
+
+def find_tokenizer(path: Path, given: str | Path | None) -> Tokenizer | None:
+    """Load the tokenizer that was given, or the one in the checkpoint's folder; None if there is none.
+
+    Raises MissingFile or TokenizerError for one that cannot be used.
+    """
+    if given is not None:
+        return load_tokenizer(given)
+    folder = path if path.is_dir() else path.parent
+    try:
+        return load_tokenizer(folder)
+    except MissingFile:
+        return None
 
 
 def plan(

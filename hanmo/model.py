@@ -114,7 +114,13 @@ class Model(nn.Module):
         return self.output(hidden, self.token.weight, condition)
 
     def new_cache(self, *, rows: int, capacity: int, dtype: torch.dtype | None = None) -> Cache:
-        """Make room for `capacity` tokens of `rows` texts, on the model's device and in its dtype."""
+        """Make room for `capacity` tokens of `rows` texts, on the model's device and in its dtype.
+
+        Raises ValueError if the model does not know so many positions.
+        """
+        context = self.main.config.context
+        if context is not None and capacity > context:
+            raise ValueError(f"capacity is {capacity}; the model knows {context} positions")
         weight = self.token.weight
         return Cache(self.main.config, rows=rows, capacity=capacity, dtype=dtype or weight.dtype, device=weight.device)
 

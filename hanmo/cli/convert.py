@@ -12,7 +12,7 @@ import typer
 from hanmo.cli.screen import progress, say
 
 if TYPE_CHECKING:
-    from hanmo.hub import Loaded
+    from hanmo.loaded import Loaded
     from hanmo.weights.save import Saved
 
 __all__ = ["convert"]

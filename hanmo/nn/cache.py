@@ -24,9 +24,7 @@ class Cache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Take the memory at once; raises ValueError if capacity is more than the stack's positions."""
-        if stack.context is not None and capacity > stack.context:
-            raise ValueError(f"capacity is {capacity}; the model knows {stack.context} positions")
+        """Take the memory at once; padding counts, so that capacity may be more than the stack has positions."""
         shape = (rows, stack.heads, capacity)
         self.keys = [torch.empty(*shape, stack.key_dim, dtype=dtype, device=device) for _ in range(stack.depth)]
         self.values = [torch.empty(*shape, stack.head_dim, dtype=dtype, device=device) for _ in range(stack.depth)]
