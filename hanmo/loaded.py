@@ -74,7 +74,7 @@ class Loaded:
         drawing, and give the n best.   how: see `writing`.
         Raises PromptError for a text that cannot be continued, ConfigError for a setting out of range.
         """
-        return [self._whole(text, written) for written in self.write_detailed(text, n=n, seed=seed, beams=beams, **how)]
+        return [self.joined(text, written) for written in self.write_detailed(text, n=n, seed=seed, beams=beams, **how)]
 
     def write_detailed(
         self, text: str, *, n: int = 1, seed: int | None = None, beams: int | None = None, **how: Any
@@ -249,5 +249,6 @@ class Loaded:
             )
         return self.tokenizer
 
-    def _whole(self, text: str, written: Written) -> str:
+    def joined(self, text: str, written: Written) -> str:
+        """Join a prompt and what was written on; an answer to a source stands alone."""
         return written.text if self.config.answers or self.config.main.mask == "prefix" else text + written.text

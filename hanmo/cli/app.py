@@ -17,6 +17,7 @@ from hanmo import __version__
 from hanmo.cli.convert import convert
 from hanmo.cli.inspect import inspect
 from hanmo.cli.screen import say
+from hanmo.cli.write import write
 from hanmo.errors import HanmoError
 
 __all__ = ["app", "run"]
@@ -71,6 +72,7 @@ def _options(
     """
 
 
+app.command("write")(write)
 app.command("inspect")(inspect)
 app.command("convert")(convert)
 

@@ -1,0 +1,189 @@
+"""`hanmo write`: prompts in, text out, as it is written.
+
+Standard output holds the texts alone, each beginning with its prompt. Knows options and streams; `hanmo.loaded` writes.
+"""
+
+import json
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hanmo.cli.screen import progress, say
+from hanmo.errors import CheckpointError, ConfigError, PromptError
+
+if TYPE_CHECKING:
+    from hanmo.loaded import Loaded
+
+__all__ = ["write"]
+
+
+class Weights(str, Enum):
+    """How weights are held in memory."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Stop(str, Enum):
+    """Where a text may end."""
+
+    sentence = "sentence"
+    none = "none"
+
+
+class Mask(str, Enum):
+    """How an encoder is made to write."""
+
+    causal = "causal"
+    prefix = "prefix"
+
+
+def write(
+    text: Annotated[
+        list[str] | None, typer.Argument(help="Texts to go on from; none reads one from standard input.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="A checkpoint: TensorFlow prefix, file or folder.")] = None,
+    weights: Annotated[Weights | None, typer.Option(help="Hold the weights so; default: as the file does.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU if there is one.")] = "auto",
+    n: Annotated[int, typer.Option("-n", help="Texts for each prompt.")] = 1,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens. [default: 5]")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that reach p together.")] = None,
+    temperature: Annotated[
+        float, typer.Option(help="Below 1 bolder, above 1 freer; 0 always takes the likeliest.")
+    ] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes what was written less likely.")] = 1.0,
+    no_repeat_ngram: Annotated[int | None, typer.Option(help="Never write so many tokens twice in a row.")] = None,
+    beams: Annotated[int | None, typer.Option(help="Search with so many beams instead of drawing.")] = None,
+    min_chars: Annotated[
+        int | None, typer.Option(help="End with the first sentence after so many. [default: 128]")
+    ] = None,
+    max_chars: Annotated[int, typer.Option(help="Write at most so many characters.")] = 256,
+    max_tokens: Annotated[int | None, typer.Option(help="Write at most so many tokens.")] = None,
+    stop: Annotated[Stop, typer.Option(help="Where a text may end.")] = Stop.sentence,
+    stop_string: Annotated[list[str] | None, typer.Option(help="End before this; may be given several times.")] = None,
+    keep_last: Annotated[
+        bool, typer.Option("--keep-last", help="Cut a prompt that is too long from the left.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(help="Repeat the draws of an earlier run.")] = None,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show a text while it is written.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each text.")] = False,
+    config: Annotated[Path | None, typer.Option(help="The config.json, if not beside the checkpoint.")] = None,
+    family: Annotated[str | None, typer.Option(help="The family, where names fit several.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="The vocabulary, if not beside the checkpoint.")] = None,
+    mask: Annotated[Mask | None, typer.Option(help="Have a BERT-like encoder write.")] = None,
+) -> None:
+    """Go on from a text.
+
+    [bold]hanmo write 今天天气不错 --model gpt2/model.ckpt-100000 -n 3 --top-k 5[/bold]
+    """
+    if n < 1:
+        raise ConfigError(f"n is {n}; expected 1 or more")
+    prompts = text or [_from_stdin()]
+    loaded = _load(model, weights, device, config, family, tokenizer, mask)
+    how: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "no_repeat_ngram": no_repeat_ngram,
+        "min_chars": min_chars,
+        "max_chars": max_chars,
+        "max_tokens": max_tokens,
+        "stop": stop.value if stop is Stop.sentence else None,
+        "stop_strings": tuple(stop_string or ()),
+        "keep_last": keep_last,
+    }
+    for number, prompt in enumerate(prompts):
+        if number and not as_json:
+            print()
+        if n == 1 and beams is None and not as_json:
+            _one(loaded, prompt, seed, how, shown=stream)
+        else:
+            _several(loaded, prompt, n, seed, beams, how, as_json=as_json)
+
+
+def _from_stdin() -> str:
+    if sys.stdin.isatty():
+        raise typer.BadParameter("give a text to go on from, or pipe one in")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"standard input is not UTF-8: {error.reason} at byte {error.start}; convert it") from None
+
+
+def _load(
+    model: Path | None,
+    weights: Weights | None,
+    device: str,
+    config: Path | None,
+    family: str | None,
+    tokenizer: Path | None,
+    mask: Mask | None,
+) -> "Loaded":
+    if model is None:
+        raise CheckpointError("no model is named; give --model with a checkpoint's prefix, file or folder")
+    import torch
+
+    from hanmo.hub import load
+    from hanmo.weights.source import open_source
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device is {device!r}; expected cpu, cuda, cuda:0 …, mps or auto") from None
+    with open_source(model) as source:
+        total = sum(info.nbytes for info in source.tensors.values())
+    done = 0
+    with progress("loading") as show:
+
+        def count(nbytes: int) -> None:
+            nonlocal done
+            done += nbytes
+            show(done, total)
+
+        return load(
+            model,
+            config=config,
+            family=family,
+            tokenizer=tokenizer,
+            mask=mask.value if mask else None,
+            dtype=getattr(torch, weights.value) if weights else None,
+            device=place,
+            progress=count,
+        )
+
+
+def _one(loaded: "Loaded", prompt: str, seed: int | None, how: dict[str, Any], *, shown: bool) -> None:
+    """Write one text, showing it piece by piece; at Ctrl-C what is there so far stays."""
+    text = loaded.stream(prompt, seed=seed, **how)
+    begins = "" if loaded.config.answers or loaded.config.main.mask == "prefix" else prompt
+    try:
+        if shown:
+            print(begins, end="", flush=True)
+        for piece in text:
+            if shown:
+                print(piece, end="", flush=True)
+    finally:
+        print("" if shown else begins + text.text, flush=True)
+    if text.reason == "context":
+        say("the text stands at the last position that the model knows")
+
+
+def _several(
+    loaded: "Loaded", prompt: str, n: int, seed: int | None, beams: int | None, how: dict[str, Any], *, as_json: bool
+) -> None:
+    whole = loaded.write_detailed(prompt, n=n, seed=seed, beams=beams, **how)
+    for number, written in enumerate(whole):
+        text = loaded.joined(prompt, written)
+        if as_json:
+            record = {"prompt": prompt, "text": text, "reason": written.reason, "seed": written.seed}
+            print(json.dumps(record | {"sample": written.sample, "score": written.score}, ensure_ascii=False))
+        else:
+            print(("\n" if number else "") + text)
+        if written.reason == "context":
+            say("the text stands at the last position that the model knows")
