@@ -22,6 +22,7 @@ STREET = [
     ["weights"],
     ["tokenizers"],
     ["generate", "train", "engines"],
+    ["loaded"],
     ["hub"],
     ["compat", "server"],
     ["cli"],

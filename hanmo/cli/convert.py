@@ -1,4 +1,4 @@
-"""`hanmo convert`: write a checkpoint in another form. Knows paths and messages; hub loads, weights/save.py saves."""
+"""`hanmo convert`: write a checkpoint in another form. Knows paths and messages, and copies vocabularies unread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import typer
 from hanmo.cli.screen import progress, say
 
 if TYPE_CHECKING:
-    from hanmo.loaded import Loaded
+    from hanmo.model import Model
+    from hanmo.weights.load import Report
     from hanmo.weights.save import Saved
 
 __all__ = ["convert"]
@@ -85,25 +86,51 @@ def convert(
             f"{target} ends in {target.suffix}; give a folder"
             + (", or a prefix such as model.ckpt" if to is Form.tensorflow else "")
         )
-    from hanmo.hub import load
-
     path = _prefix(target) if to is Form.tensorflow else target
-    loaded = load(source, config=config, family=family)
-    saved = _save(loaded, path, form=to.value, dtype=None if dtype is None else dtype.value, overwrite=force)
-    for reason, count in Counter(loaded.report.dropped.values()).items():
+    model, report, origin = _load(source, config=config, family=family)
+    saved = _save(
+        model,
+        path,
+        form=to.value,
+        dtype=None if dtype is None else dtype.value,
+        tokenizer=_tokenizer_files(origin),
+        overwrite=force,
+    )
+    for reason, count in Counter(report.dropped.values()).items():
         say(f"left out {count:,} tensor{'' if count == 1 else 's'}: {reason}")
     for note in saved.notes:
         say(note)
     typer.echo(saved.path)
 
 
-def _save(loaded: Loaded, path: Path, *, form: str, dtype: str | None, overwrite: bool) -> Saved:
+def _load(source: Path, *, config: Path | None, family: str | None) -> tuple[Model, Report, Path]:
+    """Load the network alone: the tokenizer's files are copied as they are, and need not be ones that Hanmo reads."""
+    import torch
+
+    from hanmo.hub import plan
+    from hanmo.model import Model
+    from hanmo.weights.load import fill
+    from hanmo.weights.source import open_source
+    from hanmo.weights.table import check_repeats
+
+    with open_source(source) as opened:
+        found, rows = plan(opened, config=config, family=family)
+        with torch.device("meta"):
+            model = Model(found.config)
+        dropped = {}
+        if found.format != "hanmo":
+            dropped, wanted = dict(found.names.dropped), {row.theirs for row in rows}
+            check_repeats(opened, {name: other for name, other in found.names.repeats.items() if name not in wanted})
+        return model, fill(model, opened, rows, dropped=dropped), opened.path
+
+
+def _save(model: Model, path: Path, *, form: str, dtype: str | None, tokenizer: list[Path], overwrite: bool) -> Saved:
     import torch
 
     from hanmo.weights.save import save
 
     kind: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
-    total = sum(each.numel() * (kind or each.dtype).itemsize for each in loaded.model.parameters())
+    total = sum(each.numel() * (kind or each.dtype).itemsize for each in model.parameters())
     done = 0
     with progress(f"writing {path.name}") as show:
 
@@ -112,15 +139,7 @@ def _save(loaded: Loaded, path: Path, *, form: str, dtype: str | None, overwrite
             done += nbytes
             show(done, total)
 
-        return save(
-            loaded.model,
-            path,
-            form=form,
-            dtype=kind,
-            tokenizer=_tokenizer_files(loaded.path),
-            overwrite=overwrite,
-            progress=wrote,
-        )
+        return save(model, path, form=form, dtype=kind, tokenizer=tokenizer, overwrite=overwrite, progress=wrote)
 
 
 def _prefix(target: Path) -> Path:

@@ -61,7 +61,8 @@ def folder(data, tmp_path):
     """A checkpoint with a vocabulary beside it."""
     made = tmp_path / "source"
     shutil.copytree(data / "goldens" / "bert", made, ignore=shutil.ignore_patterns("cases*", "notes*"))
-    (made / "vocab.txt").write_text("".join(f"{i}\n" for i in range(120)))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(115))]
+    (made / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
     return made
 
 
@@ -121,7 +122,7 @@ def test_what_is_left_out_is_said_with_counts(data, tmp_path):
     ]
 
 
-def test_tokenizer_files_go_along(folder, tmp_path):
+def test_tokenizer_files_go_along_unread(folder, tmp_path):
     names = ["merges.txt", "spiece.model", "tokenizer.json", "vocab.json", "vocab.txt"]
     for name in names:
         (folder / name).write_bytes(name.encode())
