@@ -1,8 +1,12 @@
 """What every test may ask for: the shared vocabularies and goldens, when they lie beside the clone."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Networks here are tiny: waking a second thread costs more than it does. Set before NumPy and torch are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,0 +1,238 @@
+"""What `hanmo.load` gives writes, streams, scores, encodes and fills; and says why it cannot."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hanmo
+from hanmo.engines.torch_engine import TorchEngine
+from hanmo.errors import CheckpointError, ConfigError, MissingFile, PromptError, TokenizerError
+from hanmo.families import FAMILIES
+from hanmo.model import Model
+from hanmo.weights.save import save
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [*SPECIAL, *"今天气不错可以去跑步床前明月光疑是地上霜，。！？”", "hello", "##lo", "a", "b"]
+
+
+def small(name: str, folder, *, vocab: int = len(WORDS), words=WORDS, **changes):
+    """Save a small random model with a small vocabulary beside it, and load it again."""
+    config = FAMILIES[name].tensorflow.config(
+        {
+            "vocab_size": vocab,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "max_position_embeddings": 40,
+        }
+    )
+    model = Model(config).initialize(3)
+    with torch.no_grad():  # a wide spread, so that choices are not ties
+        for parameter in model.parameters():
+            parameter.mul_(8) if parameter.ndim > 1 else None
+    save(model, folder / "model.ckpt", form="tensorflow")
+    (folder / "vocab.txt").write_text("\n".join(words), "utf-8")
+    return hanmo.load(folder / "model.ckpt", **changes)
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory):
+    return small("gpt2_ml", tmp_path_factory.mktemp("gpt2_ml"))
+
+
+def test_a_text_begins_with_its_prompt_and_a_seed_repeats_it(writer):
+    first = writer.write("今天天气", seed=7, max_chars=12)
+    assert first[0].startswith("今天天气") and 4 < len(first[0]) <= 17
+    assert writer.write("今天天气", seed=7, max_chars=12) == first
+    assert writer.write("今天天气", seed=8, max_chars=12) != first
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**31), n=st.integers(1, 4))
+def test_streamed_pieces_joined_are_each_sample(writer, seed, n):
+    texts = writer.write("床前", n=n, seed=seed, max_chars=15)
+    assert ["床前" + "".join(writer.stream("床前", seed=seed, sample=i, max_chars=15)) for i in range(n)] == texts
+
+
+def test_special_tokens_and_rows_without_a_word_are_never_written(tmp_path):
+    writer = small("gpt2_ml", tmp_path, vocab=len(WORDS) + 7)
+    for written in writer.write_detailed("今天", n=8, seed=1, top_k=100, stop=None, max_tokens=30):
+        assert all(len(SPECIAL) <= i < len(WORDS) or i == 3 for i in written.ids)
+
+
+def test_writing_ends_at_the_last_position_and_says_so(writer):
+    (written,) = writer.write_detailed("今天", seed=1, stop=None, max_chars=999, top_k=1000, allow_unknown=True)
+    assert (written.reason, len(written.ids)) in {("context", 38), ("end", len(written.ids))}
+
+
+def test_a_prompt_that_is_too_long_names_both_lengths_or_is_cut(writer):
+    with pytest.raises(PromptError, match=r"41 .*40"):
+        writer.write("今" * 41)
+    assert writer.write("今" * 41, keep_last=True, seed=1, max_tokens=3)[0].startswith("今" * 41)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"n": 0}, "n is 0"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"top_p": 1.5}, r"top_p is 1\.5"),
+        ({"temperature": -1.0}, r"temperature is -1\.0"),
+        ({"stop": "word"}, "stop is 'word'; expected 'sentence' or None"),
+        ({"beams": 2, "n": 3}, "n is 3, beams is 2; a search gives at most as many texts"),
+    ],
+)
+def test_settings_out_of_range_are_refused(writer, how, message):
+    with pytest.raises(ConfigError, match=message):
+        writer.write("今天", **how)
+
+
+@pytest.mark.parametrize("text", ["", " \n", "\0今", "喵喵", "\ud800"])
+def test_prompts_that_cannot_be_written_on_from_are_refused(writer, text):
+    with pytest.raises(PromptError):
+        writer.write(text)
+
+
+def test_weights_that_are_not_numbers_are_one_clear_error(tmp_path):
+    writer = small("gpt2_ml", tmp_path)
+    with torch.no_grad():
+        writer.model.token.weight.fill_(math.nan)
+    with pytest.raises(CheckpointError, match="NaN"):
+        writer.write("今天")
+
+
+def test_beams_give_the_likeliest_first(writer):
+    texts = writer.write_detailed("今天", beams=4, n=3, max_tokens=6, stop=None)
+    assert len({written.ids for written in texts}) == 3
+    assert texts[0].score >= texts[1].score >= texts[2].score
+
+
+def test_score_is_the_models_own_probability(writer):
+    text = "今天天气不错"
+    score = writer.score(text)
+    ids = torch.tensor([writer.tokenizer.encode(text, ends=False).ids])
+    with torch.no_grad():
+        logprobs = writer.model(ids).logits.log_softmax(-1)
+    expected = [logprobs[0, i, ids[0, i + 1]].item() for i in range(ids.shape[1] - 1)]
+    np.testing.assert_allclose(score.logprobs, expected, atol=1e-5)
+    assert score.tokens == list(text)
+    assert score.bits_per_char == pytest.approx(-sum(expected) / math.log(2) / 5, rel=1e-5)
+
+
+def test_a_text_longer_than_the_positions_is_scored_in_windows(writer):
+    text = "今天天气不错可以去跑步" * 8
+    score = writer.score(text)
+    assert len(score.logprobs) == len(text) - 1 and all(p < 0 for p in score.logprobs)
+    short = writer.score(text[:40])
+    np.testing.assert_allclose(score.logprobs[:39], short.logprobs, atol=1e-5)
+
+
+def test_unknown_characters_cost_what_telling_them_apart_does(writer):
+    plain, told = writer.score("今天喵"), writer.score("今天喵", distinct_unknown=7)
+    assert told.bits_per_char - plain.bits_per_char == pytest.approx(3 / 2)
+
+
+def test_one_token_and_other_models_are_not_scored(writer, tmp_path):
+    with pytest.raises(PromptError, match="one token; nothing foretells the first"):
+        writer.score("今")
+    with pytest.raises(CheckpointError, match="scores need a model that reads from left to right"):
+        small("bert", tmp_path).score("今天")
+
+
+def test_vectors_do_not_depend_on_their_neighbours(tmp_path):
+    encoder = small("bert", tmp_path)
+    texts = ["今天", "床前明月光，疑是地上霜。", "跑步"]
+    for pool in ("mean", "first", "pooler"):
+        together = encoder.encode(texts, pool=pool, batch=2)
+        assert together.shape == (3, 16) and together.dtype == np.float32
+        np.testing.assert_allclose(together, np.concatenate([encoder.encode([t], pool=pool) for t in texts]), atol=2e-5)
+    assert encoder.encode([]).shape == (0, 16)
+    with pytest.raises(ConfigError, match="pool is 'max'; expected 'mean', 'first' or 'pooler'"):
+        encoder.encode(texts, pool="max")
+
+
+def test_a_model_without_a_pooler_says_so(writer):
+    with pytest.raises(CheckpointError, match="has no pooler; use pool='mean' or 'first'"):
+        writer.encode(["今天"], pool="pooler")
+
+
+def test_masks_are_filled_with_the_likeliest(tmp_path, writer):
+    encoder = small("bert", tmp_path)
+    found = encoder.fill("今[MASK]天气[MASK]", k=4)
+    assert [len(candidates) for candidates in found] == [4, 4]
+    assert all(a.probability >= b.probability for c in found for a, b in pairwise(c))
+    ids = torch.tensor([encoder.tokenizer.encode("今[MASK]天气[MASK]", special=True).ids])
+    with torch.no_grad():
+        best = encoder.model(ids).logits[0, 2].argmax().item()
+    assert found[0][0].token == WORDS[best]
+    with pytest.raises(PromptError, match=r"has no \[MASK\]"):
+        encoder.fill("今天")
+    with pytest.raises(CheckpointError, match="filling needs a masked language model"):
+        writer.fill("今[MASK]")
+
+
+@pytest.mark.parametrize("family", ["bert", "nezha", "roformer"])
+def test_an_encoder_writes_with_a_prefix_mask(family, tmp_path):
+    writer = small(family, tmp_path, mask="prefix", family=family)
+    texts = writer.write("今天天气", n=2, seed=5, max_chars=6, top_k=100)
+    assert texts == writer.write("今天天气", n=2, seed=5, max_chars=6, top_k=100)
+    with pytest.raises(CheckpointError, match="does not write"):
+        TorchEngine(small_again(tmp_path, family).model)
+
+
+def small_again(folder, family):
+    return hanmo.load(folder / "model.ckpt", family=family)
+
+
+@pytest.mark.parametrize("family", ["t5.1.0", "t5.1.1"])
+def test_an_encoder_decoder_answers(family, tmp_path):
+    writer = small(family, tmp_path)
+    texts = writer.write("今天天气", n=3, seed=5, max_tokens=6, top_k=100)
+    assert texts == [writer.write_detailed("今天天气", n=3, seed=5, max_tokens=6, top_k=100)[i].text for i in range(3)]
+    assert "".join(writer.stream("今天天气", seed=5, max_tokens=6, top_k=100)) == texts[0]
+
+
+def test_a_vocabulary_with_more_words_than_rows_is_refused(tmp_path):
+    with pytest.raises(TokenizerError, match="has 34 words, the checkpoint 33 rows"):
+        small("gpt2_ml", tmp_path, vocab=len(WORDS) - 1)
+
+
+def test_without_a_vocabulary_the_model_loads_and_says_what_is_missing(tmp_path):
+    small("gpt2_ml", tmp_path)
+    (tmp_path / "vocab.txt").unlink()
+    loaded = hanmo.load(tmp_path / "model.ckpt")
+    with pytest.raises(MissingFile, match=r"no vocabulary lies beside .*; put its vocab\.txt"):
+        loaded.write("今天")
+    shutil.copy(__file__, tmp_path / "notes.md")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "vocab.txt").write_text("\n".join(WORDS), "utf-8")
+    assert hanmo.load(tmp_path / "model.ckpt", tokenizer=tmp_path / "other" / "vocab.txt").write("今天", max_chars=5)
+
+
+def test_engine_rows_of_different_lengths_equal_each_alone(writer):
+    engine = TorchEngine(writer.model)
+    prompts = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
+    rows, logits = engine.prefill(prompts, room=3)
+    rows.reorder([2, 0, 1, 1])
+    after = rows.step([20, 21, 22, 23])
+    for row, (source, new) in enumerate(zip([2, 0, 1, 1], [20, 21, 22, 23], strict=True)):
+        alone, first = engine.prefill([prompts[source]], room=3)
+        np.testing.assert_allclose(first[0], logits[source], atol=2e-5)
+        np.testing.assert_allclose(alone.step([new])[0], after[row], atol=2e-5)
+
+
+def test_a_config_survives_in_hanmos_own_folder(writer, tmp_path):
+    save(writer.model, tmp_path / "own", tokenizer=[writer.path.parent / "vocab.txt"])
+    again = hanmo.load(tmp_path / "own")
+    assert again.config == replace(writer.config)
+    assert json.loads((tmp_path / "own" / "hanmo.json").read_text("utf-8"))["family"] == "gpt2_ml"
+    assert again.write("今天", seed=2, max_chars=9) == writer.write("今天", seed=2, max_chars=9)
