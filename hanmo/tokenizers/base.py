@@ -92,11 +92,13 @@ class BaseTokenizer(ABC):
             lengths = [len(ids) for ids, _ in parts]
             kept = _kept(lengths, limit, marks=len(start) + len(end) * len(parts))
             parts = [_cut(part, keep, cut) for part, keep in zip(parts, kept, strict=True)]
-        ids, segments, spans = list(start), [0] * len(start), [(0, 0)] * len(start)
-        for segment, (part_ids, part_spans) in enumerate(parts):
-            ids += part_ids + end
-            segments += [segment] * (len(part_ids) + len(end))
-            spans += part_spans + [(0, 0)] * len(end)
+        ids = [*start, *parts[0][0], *end]
+        segments = [0] * len(ids)
+        spans = [*((0, 0) for _ in start), *parts[0][1], *((0, 0) for _ in end)]
+        for part_ids, part_spans in parts[1:]:
+            ids += [*part_ids, *end]
+            segments += [1] * (len(part_ids) + len(end))
+            spans += [*part_spans, *((0, 0) for _ in end)]
         if not detail:
             return Encoding(ids, segments)
         return Encoding(ids, segments, [self.id_to_token(number) for number in ids], spans)

@@ -16,7 +16,7 @@ from hanmo.tokenizers.characters import fold
 
 __all__ = ["DROP", "SPACE", "WORD", "CodeSplitter", "codes_of", "folded_codes", "text_of"]
 
-DROP, SPACE, WORD = -1, -2, -3  # judgements of a character that is no token by itself
+DROP, SPACE, WORD = -1, -2, -3  # judgements of a character that is no token by itself; WORD is the lowest
 _WHOLE = -4  # folds to several characters, or depends on its neighbours
 _UNSEEN = -5  # not judged yet; the lowest of all
 _POINTS = 0x110000
@@ -50,9 +50,11 @@ class CodeSplitter:
 
     judge: character → its id where it is a token by itself, else DROP, SPACE or WORD; asked once a character.
     pieces: a whole word → its ids; asked once a word.
+    vocab: how many ids there are.
     """
 
-    def __init__(self, judge: Callable[[str], int], pieces: Callable[[str], list[int]]) -> None:
+    def __init__(self, judge: Callable[[str], int], pieces: Callable[[str], list[int]], vocab: int) -> None:
+        self._numbers = np.array(range(vocab), object)  # one int for each id: lists of them are quicker than new ones
         self._table = _Table(judge)
         self._pieces = pieces
         self._words: dict[str, list[int]] = {}
@@ -61,33 +63,35 @@ class CodeSplitter:
         """Return the judgement of every code point, [characters]."""
         return self._table.look_up(codes)
 
-    def ids(self, codes: NDArray[np.int32], judged: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return the ids of a text, [tokens], from its code points and their judgements, both [characters]."""
-        if not len(judged) or judged.min() >= 0:
+    def ids(self, codes: NDArray[np.int32], judged: NDArray[np.int32]) -> list[int]:
+        """Return the ids of a text from its code points and their judgements, both [characters]."""
+        ids: list[int] = self._numbers.take(self._joined(codes, judged)).tolist()
+        return ids
+
+    def _joined(self, codes: NDArray[np.int32], judged: NDArray[np.int32]) -> NDArray[np.int32]:
+        lowest = judged.min(initial=0)
+        if lowest == 0:
             return judged
+        if lowest > WORD:
+            return judged[judged >= 0]
         dropped = judged == DROP
         if dropped.any():  # first, because the characters around it may join to one word
             codes, judged = codes[~dropped], judged[~dropped]
         word = judged == WORD
-        edges = np.flatnonzero(np.diff(word.view(np.int8), prepend=0, append=0))
-        if not len(edges):
-            return judged[judged >= 0]
+        edges = _edges(word)
         starts = edges[::2]
         text = text_of(codes)
         found = [
             self._of_word(text[start:stop]) for start, stop in zip(starts.tolist(), edges[1::2].tolist(), strict=True)
         ]
-        counts = np.fromiter(map(len, found), np.int64, len(found))
-        lengths = (judged >= 0).astype(np.int64)  # tokens of each character; all of a word's stand at its first
-        lengths[starts] = counts
-        stops = np.cumsum(lengths)
-        result = np.empty(int(stops[-1]), np.int32)
-        alone = judged >= 0
-        result[stops[alone] - 1] = judged[alone]
-        flat = np.fromiter((number for ids in found for number in ids), np.int32, int(counts.sum()))
-        first = stops[starts] - counts
-        before = np.cumsum(counts) - counts
-        result[np.arange(len(flat)) + np.repeat(first - before, counts)] = flat
+        judged = judged.copy()
+        judged[starts] = [ids[0] for ids in found]  # the rest of a word stays negative and goes
+        kept = judged >= 0
+        result = judged[kept]
+        more = [len(ids) - 1 for ids in found]
+        if any(more):
+            behind = np.repeat(np.cumsum(kept)[starts], more)  # where further pieces of a word belong
+            result = np.insert(result, behind, [number for ids in found for number in ids[1:]])
         return result
 
     def _of_word(self, word: str) -> list[int]:
@@ -99,6 +103,12 @@ class CodeSplitter:
                     self._words.clear()
                 self._words[word] = known
         return known
+
+
+def _edges(word: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Return where each run of True starts and stops, by turns; np.diff does it too, but slowly for short texts."""
+    inside = np.flatnonzero(word[1:] != word[:-1]) + 1
+    return np.concatenate(([0] if word[0] else [], inside, [len(word)] if word[-1] else [])).astype(np.intp)
 
 
 class _Table:
@@ -114,7 +124,8 @@ class _Table:
             for code in np.unique(codes[values == 0]).tolist():
                 self._values[code] = self._stored(chr(code))
             values = self._values[codes]
-        return values + _UNSEEN
+        values += _UNSEEN
+        return values
 
     def _stored(self, character: str) -> int:
         return self._judge(character) - _UNSEEN

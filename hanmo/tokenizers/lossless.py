@@ -58,7 +58,7 @@ class Lossless(BaseTokenizer):
             if len(token) > 2 and token[0] == "[" and token[-1] == "]" and token not in (NEWLINE, SPACE_TOKEN)
         }
         super().__init__(special, named, ends=ends)
-        self._splitter = CodeSplitter(self._judge, self._pieces)
+        self._splitter = CodeSplitter(self._judge, self._pieces, len(self._tokens))
 
     @property
     def vocab(self) -> int:
@@ -89,8 +89,7 @@ class Lossless(BaseTokenizer):
             codes, judged = codes[kept], judged[kept]
             word = judged == WORD
             judged[1:-1][(codes[1:-1] == 0x20) & word[:-2] & word[2:]] = SPACE
-        ids: list[int] = self._splitter.ids(codes, judged).tolist()
-        return ids
+        return self._splitter.ids(codes, judged)
 
     def _plain_spans(self, text: str) -> tuple[list[int], Spans]:
         kept = [at for at, character in enumerate(text) if character not in _DROPPED or character == "\r"]

@@ -86,7 +86,7 @@ class WordPiece(BaseTokenizer):
         self._sources = {to: source for source, to in self._stand_ins.items()}
         self._exchange = self._exchanges()
         self._rust = RustWordPiece(self._ids, unk_token="[UNK]", max_input_chars_per_word=word_limit)
-        self._splitter = CodeSplitter(self._judge, self._word_ids)
+        self._splitter = CodeSplitter(self._judge, self._word_ids, len(self._tokens))
 
     @property
     def vocab(self) -> int:
@@ -128,8 +128,7 @@ class WordPiece(BaseTokenizer):
         if self._pre_tokenize is not None:
             return self._exact_ids(self._exact_tokens(text))
         codes = folded_codes(text) if self._lowercase else codes_of(text)
-        ids: list[int] = self._splitter.ids(codes, self._splitter.judged(codes)).tolist()
-        return ids
+        return self._splitter.ids(codes, self._splitter.judged(codes))
 
     def _plain_spans(self, text: str) -> tuple[list[int], Spans]:
         pieces = self._exact_tokens(text)
