@@ -133,6 +133,9 @@ class Loaded:
         rules = StopRules(
             sentence_after=least if stop else None, strings=tuple(stop_strings), max_chars=max_chars or 256
         )
+        most = max_tokens
+        if most is None and self.config.main.context is None:
+            most = 4 * (max_chars or 256)  # an end for models whose positions have none
         answers = self.config.answers
         return Writing(
             sampling=Sampling(
@@ -143,7 +146,7 @@ class Loaded:
                 no_repeat_ngram=no_repeat_ngram,
                 banned=tuple(sorted(banned)),
             ),
-            limits=Limits(max_tokens=max_tokens, end_ids=tuple(int(i) for i in ends if i is not None)),
+            limits=Limits(max_tokens=most, end_ids=tuple(int(i) for i in ends if i is not None)),
             stop=rules,
             keep_last=keep_last,
             continues=not answers and self.config.main.mask == "causal",

@@ -79,8 +79,6 @@ def write(
 
     [bold]hanmo write 今天天气不错 --model gpt2/model.ckpt-100000 -n 3 --top-k 5[/bold]
     """
-    if n < 1:
-        raise ConfigError(f"n is {n}; expected 1 or more")
     prompts = text or [_from_stdin()]
     loaded = _load(model, weights, device, config, family, tokenizer, mask)
     how: dict[str, Any] = {

@@ -233,7 +233,7 @@ def _pieces(make: Callable[[], Tensor], dtype: torch.dtype, progress: Callable[[
         tensor = tensor[0]
     step = max(1, PIECE * len(tensor) // (tensor.numel() * dtype.itemsize))
     for at in range(0, len(tensor), step):
-        piece = tensor[at : at + step].to("cpu", dtype).contiguous().view(torch.uint8).numpy()
+        piece = tensor[at : at + step].to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8).numpy()
         yield piece
         if progress is not None:
             progress(piece.nbytes)
