@@ -93,15 +93,14 @@ class BaseTokenizer(ABC):
             kept = _kept(lengths, limit, marks=len(start) + len(end) * len(parts))
             parts = [_cut(part, keep, cut) for part, keep in zip(parts, kept, strict=True)]
         ids = [*start, *parts[0][0], *end]
-        segments = [0] * len(ids)
+        first = len(ids)
         spans = [*((0, 0) for _ in start), *parts[0][1], *((0, 0) for _ in end)]
         for part_ids, part_spans in parts[1:]:
             ids += [*part_ids, *end]
-            segments += [1] * (len(part_ids) + len(end))
             spans += [*part_spans, *((0, 0) for _ in end)]
         if not detail:
-            return Encoding(ids, segments)
-        return Encoding(ids, segments, [self.id_to_token(number) for number in ids], spans)
+            return Encoding(ids, first)
+        return Encoding(ids, first, [self.id_to_token(number) for number in ids], spans)
 
     def encode_batch(
         self,

@@ -4,7 +4,7 @@ Knows the shapes of requests and answers. Knows no vocabulary format and no rule
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from hanmo.errors import PromptError
@@ -35,15 +35,20 @@ class SpecialIds:
 class Encoding:
     """A text, or a pair of texts, as ids.
 
-    segments: 0 for the first text and its marks, 1 for the second.
+    ids: with the marks.   first: how many of them belong to the first text and its marks.
     tokens, offsets: only where detail was asked for. An offset is (start, stop) so that text[start:stop] is what the
     token was made from, in code points of the text that its segment names; (0, 0) for the start and end marks.
     """
 
     ids: list[int]
-    segments: list[int] = field(default_factory=list)
+    first: int
     tokens: list[str] | None = None
     offsets: list[tuple[int, int]] | None = None
+
+    @property
+    def segments(self) -> list[int]:
+        """A segment id for each id: 0 for the first text and its marks, 1 for the second."""
+        return [0] * self.first + [1] * (len(self.ids) - self.first)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -269,7 +269,7 @@ def test_batches_are_the_same_as_one_by_one():
     assert tokenizer.encode_batch(["我爱", ("北京", "不错"), ""], limit=5) == [
         tokenizer.encode("我爱", limit=5),
         tokenizer.encode("北京", "不错", limit=5),
-        Encoding([2, 3], [0, 0]),
+        Encoding([2, 3], 2),
     ]
 
 
