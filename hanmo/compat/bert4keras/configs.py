@@ -44,7 +44,7 @@ class Settings:
     """What a face needs beside the network: which outputs, and the activation on each.
 
     part: "model", or for a T5 also "encoder" or "decoder".   lm, mlm, pool, nsp, discriminator: name of the activation
-    on that output, or None where it is not asked for.
+    on that output, or None where it is not asked for.   chosen: which of those outputs, in this order; None: all.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Settings:
     custom_positions: bool = False
     condition: str | None = None
     inputs: list[str] = field(default_factory=list)
+    chosen: list[int] | None = None
 
 
 def read(data: dict[str, Any], name: str, application: str, gelu: str) -> tuple[ModelConfig, Settings]:

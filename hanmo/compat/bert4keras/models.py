@@ -4,7 +4,8 @@ NumPy in, NumPy out. Id 0 is masked as a key except at the first position, outpu
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from hanmo.compat.bert4keras import backend, configs
+from hanmo.compat.bert4keras._forward import TOKENS, forward
+from hanmo.compat.bert4keras._prefix import Prefix
 from hanmo.compat.bert4keras.configs import Settings
 from hanmo.compat.bert4keras.layers import KerasLayer, keras_layers
-from hanmo.errors import ConfigError, MissingFile
+from hanmo.errors import ConfigError, MissingFile, PromptError
 from hanmo.families import FAMILIES
 from hanmo.model import Model
-from hanmo.nn.activation import activate
 from hanmo.weights.edit import Average, VocabularyEdit
 from hanmo.weights.load import fill
 from hanmo.weights.source import open_source
@@ -38,6 +39,7 @@ class KerasModel:
         self.network = network.eval()
         self.settings = settings
         self.layer_map = keras_layers(network, settings)
+        self.prefix = Prefix(network, settings) if Prefix.helps(network, settings) else None
 
     @property
     def input_names(self) -> list[str]:
@@ -47,22 +49,40 @@ class KerasModel:
     def predict(
         self, x: Any, batch_size: int | None = None, verbose: int = 0, steps: int | None = None
     ) -> Array | list[Array]:
-        """Run arrays through the network, batch by batch.
+        """Run arrays through the network, batch by batch; of a text that goes on from the last one, only what is new.
 
         x: one array, a list of arrays in the order of `input_names`, or a dict by those names; integers for tokens.
         batch_size: rows at once, 32 as in Keras.   verbose, steps: taken and not used.
         Returns one array, or a list where the model has several outputs.
-        Raises ConfigError if the inputs are not as many as the model has, or differ in their rows.
+        Raises ConfigError if the inputs are not as many as the model has, differ in their rows, or hold ids that
+        the model does not know, and PromptError if they hold no token.
         """
-        arrays = self._arrays(x)
-        rows, size = len(arrays[0]), batch_size or 32
+        return self._predict(x, batch_size or 32, last=False)
+
+    def predict_last(self, x: Any, batch_size: int | None = None) -> Array | list[Array]:
+        """Give `predict(x)[:, -1]` of every output, computing the vocabulary's scores at the last position only."""
+        outputs = self._predict(x, batch_size or 32, last=True)
+        return [output[:, -1] for output in outputs] if isinstance(outputs, list) else outputs[:, -1]
+
+    def predict_on_batch(self, x: Any) -> Array | list[Array]:
+        """Predict, with all rows at once."""
+        return self._predict(x, sys.maxsize, last=False)
+
+    def _predict(self, x: Any, size: int, *, last: bool) -> Array | list[Array]:
+        inputs = self._arrays(x)
+        rows = len(next(iter(inputs.values())))
         parts: list[list[Array]] = []
         with torch.inference_mode():
-            for start in range(0, max(rows, 1), size):
-                batch = [torch.from_numpy(array[start : start + size]) for array in arrays]
-                parts.append([output.float().numpy() for output in self._run(batch)])
-        outputs = [np.concatenate(column) if len(column) > 1 else column[0] for column in zip(*parts, strict=True)]
-        return outputs if len(outputs) > 1 else outputs[0]
+            if self.prefix is not None:
+                kept = self.prefix.predict(inputs, last=last, rows_at_once=size)
+                if kept is not None:
+                    return kept
+            for start in range(0, rows, size):
+                batch = {name: torch.from_numpy(array[start : start + size]) for name, array in inputs.items()}
+                outputs = forward(self.network, self.settings, batch, last=last)
+                parts.append([output.numpy() for output in outputs])
+        joined = [np.concatenate(column) if len(column) > 1 else column[0] for column in zip(*parts, strict=True)]
+        return joined if len(joined) > 1 else joined[0]
 
     def get_layer(self, name: str) -> KerasLayer:
         """Give a layer by bert4keras's name for it, with `get_weights` and `set_weights`."""
@@ -75,7 +95,7 @@ class KerasModel:
         """Every layer that has weights."""
         return list(self.layer_map.values())
 
-    def _arrays(self, x: Any) -> list[Array]:
+    def _arrays(self, x: Any) -> dict[str, Array]:
         names = self.settings.inputs
         if isinstance(x, dict):
             x = [x[name] for name in names]
@@ -83,81 +103,30 @@ class KerasModel:
             x = [x]
         if len(x) != len(names):
             raise ConfigError(f"predict was given {len(x)} inputs; this model has {len(names)}: {', '.join(names)}")
-        arrays = []
+        arrays = {}
         for name, value in zip(names, x, strict=True):
             array = np.ascontiguousarray(value)
             whole = name not in ("Input-Context", self.settings.condition)
-            arrays.append(array.astype(np.int64 if whole else np.float32, copy=not array.flags.writeable))
-        if len({len(array) for array in arrays}) > 1:
-            raise ConfigError(
-                f"the inputs have {', '.join(str(len(a)) for a in arrays)} rows; expected as many in each"
-            )
+            arrays[name] = array.astype(np.int64 if whole else np.float32, copy=not array.flags.writeable)
+            if whole:
+                _check(name, arrays[name], self.network.config.vocab if name.endswith("-Token") else None)
+        if len({len(array) for array in arrays.values()}) > 1:
+            counts = ", ".join(str(len(array)) for array in arrays.values())
+            raise ConfigError(f"the inputs have {counts} rows; expected as many in each")
+        if len({array.shape for name, array in arrays.items() if name in TOKENS}) > 1:
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items() if name in TOKENS)
+            raise ConfigError(f"the inputs have the shapes {shapes}; expected one number a token in each")
         return arrays
 
-    def _run(self, batch: list[Tensor]) -> Iterator[Tensor]:
-        inputs = dict(zip(self.settings.inputs, batch, strict=True))
-        condition = inputs.pop(self.settings.condition, None) if self.settings.condition else None
-        if self.settings.part == "encoder":
-            yield self._encode(inputs["Encoder-Input-Token"], condition)
-            return
-        arguments = _arguments(inputs)
-        if "Encoder-Input-Token" in inputs:
-            source = inputs["Encoder-Input-Token"]
-            arguments |= {"memory": self._encode(source, condition), "source_mask": key_mask(source)}
-        if self.network.main.config.shared_segments and "segments" in arguments:
-            # Keras merges the masks of both look-ups in the one embedding, so that segment 0 is masked too.
-            arguments["mask"] &= key_mask(arguments["segments"])
-        output = self.network(**arguments, condition=condition)
-        yield from _outputs(output.hidden * self.network.config.logit_scale, output, self.settings)
 
-    def _encode(self, source: Tensor, condition: Tensor | None) -> Tensor:
-        return self.network.encode(source, mask=key_mask(source), positions=_places(source), condition=condition)
-
-
-def key_mask(ids: Tensor) -> Tensor:
-    """Mask id 0 as a key, but never at the first position: [b, n] bool."""
-    mask = ids != 0
-    mask[:, 0] = True
-    return mask
-
-
-def _arguments(inputs: dict[str, Tensor]) -> dict[str, Any]:
-    ids = inputs.get("Input-Token", inputs.get("Decoder-Input-Token"))
-    assert ids is not None
-    positions = inputs.get("Input-Position", _places(ids))
-    arguments: dict[str, Any] = {"ids": ids, "mask": key_mask(ids), "positions": positions}
-    if "Input-Segment" in inputs:
-        arguments["segments"] = inputs["Input-Segment"]
-    if "Input-Context" in inputs:
-        arguments["memory"] = inputs["Input-Context"]
-    return arguments
-
-
-def _places(ids: Tensor) -> Tensor:
-    """Count every token, masked ones included, as bert4keras does: [1, n]."""
-    return torch.arange(ids.shape[1])[None]
-
-
-def _outputs(hidden: Tensor, output: Any, settings: Settings) -> Iterator[Tensor]:
-    """Give the outputs that were asked for, in bert4keras's order; the last hidden state if none was."""
-    asked = (
-        (output.nsp, settings.nsp),
-        (None if settings.nsp else output.pooled, "linear"),
-        (output.discriminator, settings.discriminator),
-        (output.logits, settings.mlm or settings.lm),
-    )
-    count = 0
-    for tensor, activation in asked:
-        if tensor is not None and activation is not None:
-            yield finish(tensor, activation)
-            count += 1
-    if not count:
-        yield hidden
-
-
-def finish(x: Tensor, activation: str) -> Tensor:
-    """Apply an output's activation, "softmax" over the last axis included."""
-    return x.softmax(-1) if activation == "softmax" else activate(x, activation)
+def _check(name: str, ids: Array, vocab: int | None) -> None:
+    if ids.ndim != 2:
+        raise ConfigError(f"{name} has the shape {ids.shape}; expected [rows, tokens], such as np.array([ids])")
+    if not ids.size:
+        raise PromptError(f"{name} has the shape {ids.shape}, without a token; give each text at least one")
+    if vocab is not None and not (0 <= ids.min() and ids.max() < vocab):
+        wrong = ids.max() if ids.min() >= 0 else ids.min()
+        raise ConfigError(f"{name} holds the id {wrong}; the model knows 0 … {vocab - 1}: is it this vocabulary's?")
 
 
 class Transformer:

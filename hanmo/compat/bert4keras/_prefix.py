@@ -1,0 +1,187 @@
+"""What a model computed last, kept so that a longer text costs only what is new: the loop of `predict` on a prefix.
+
+Only models whose outputs at old places cannot change are helped: those that see no later token. A row of the new
+inputs goes on from whichever old row shares the longest beginning with it, so samples may multiply, end and change
+places. Everything else is computed whole, by the caller.
+"""
+
+import hashlib
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hanmo.compat.bert4keras._forward import TOKENS, forward, outputs_of
+from hanmo.compat.bert4keras._pages import Pages
+from hanmo.compat.bert4keras.configs import Settings
+from hanmo.model import Model
+from hanmo.nn.cache import Cache
+
+Array = npt.NDArray[Any]
+
+_MOST_COMPARED = 1 << 26  # pairs of tokens; rows beyond that are only compared in their own places
+_LEAST_CAPACITY = 64
+
+
+class Prefix:
+    """The last inputs of a model with their keys, values and outputs.
+
+    most_bytes: what may be kept; a call that would need more is not helped. 0 turns all of this off.
+    """
+
+    def __init__(self, network: Model, settings: Settings, *, most_bytes: int = 4 << 30) -> None:
+        self.most_bytes = most_bytes
+        self._network, self._settings = network, settings
+        stack = network.main.config
+        keys = stack.depth * stack.heads * (stack.key_dim + stack.head_dim) * network.token.weight.element_size()
+        self._token_bytes = keys + 4 * max(network.config.vocab, stack.width)
+        self._lock = threading.Lock()
+        self.forget()
+
+    @staticmethod
+    def helps(network: Model, settings: Settings) -> bool:
+        """Tell whether a model sees no later token, and gives one output for each."""
+        kinds = [what for what, _ in outputs_of(network.config, settings)]
+        return settings.part != "encoder" and network.main.config.mask != "full" and kinds in (["logits"], ["hidden"])
+
+    def forget(self) -> None:
+        """Let go of everything that is kept."""
+        self._cache: Cache | None = None
+        self._pages: Pages | None = None
+        self._known = 0  # positions of which the pages hold the outputs
+        self._tokens: Array = np.empty((0, 0, 0), np.int64)
+        self._context: list[Array] = []
+        self._digests: list[bytes] = []
+        self._stamp = 0
+
+    def predict(self, inputs: dict[str, Array], *, last: bool, rows_at_once: int) -> Array | None:
+        """Compute the outputs of inputs, or of their last positions, from what is kept and what is new.
+
+        Returns [rows, n, …] or [rows, 1, …], to be written into at will; None where nothing can be kept and the
+        caller must compute.   rows_at_once: how many whole rows may be computed together.
+        """
+        with self._lock:
+            return self._predict(inputs, last, rows_at_once)
+
+    def _predict(self, inputs: dict[str, Array], last: bool, rows_at_once: int) -> Array | None:
+        names = [name for name in TOKENS if name in inputs]
+        tokens = np.stack([inputs[name] for name in names], -1)
+        rows, count = tokens.shape[:2]
+        limit = self._network.main.config.context
+        if (limit is not None and count > limit) or rows * count * self._token_bytes > self.most_bytes:
+            self.forget()
+            return None
+        digests = self._digest([value for name, value in inputs.items() if name not in names])
+        stamp = hash(tuple((id(parameter), parameter._version) for parameter in self._network.parameters()))
+        if stamp != self._stamp:
+            self._cache = None
+        source, length = self._match(tokens, digests)
+        length = min(length, count - 1 if last else self._known)
+        if length and self._network.main.config.mask == "prefix":
+            length = _lowered(length, self._tokens[source], tokens, names.index("Input-Segment"))
+        if rows * (count - length) > rows_at_once * count:
+            self.forget()
+            return None
+        cache, pages = self._seats(source, length, rows, count, last)
+        result: Array | None = None
+        self._cache = None  # should the forward fail, nothing stays half done
+        if length < count:
+            tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+            (output,) = forward(self._network, self._settings, tensors, start=length, cache=cache, last=last)
+            result = output.numpy()
+        if not last:
+            result = self._keep(pages, length, count, result)
+        self._pages, self._cache = (pages if not last or self._known else None), cache
+        self._tokens, self._digests, self._stamp = tokens, digests, stamp
+        return result
+
+    def _keep(self, pages: Pages | None, length: int, count: int, new: Array | None) -> Array:
+        assert pages is not None
+        if new is not None:
+            pages.write(length, new)
+        self._known = count
+        return pages.view(count)
+
+    def _digest(self, context: list[Array]) -> list[bytes]:
+        """Name the rows of what is no token, such as an encoder's output, by their contents."""
+        old = self._context
+        if len(old) == len(context) and all(map(np.array_equal, old, context)):
+            return self._digests
+        self._context = [value.copy() for value in context]
+        shapes = repr([(value.shape[1:], value.dtype) for value in context]).encode()
+        return [
+            hashlib.blake2b(shapes + b"".join(value[row].tobytes() for value in context), digest_size=16).digest()
+            for row in range(len(context[0]) if context else 0)
+        ]
+
+    def _match(self, tokens: Array, digests: list[bytes]) -> tuple[Array, int]:
+        """Find for each row the old row that it goes on from; and how many tokens all of them share with theirs."""
+        rows, own = len(tokens), np.arange(len(tokens))
+        old, wide = self._tokens, min(tokens.shape[1], self._tokens.shape[1])
+        if self._cache is None or tokens.shape[2] != old.shape[2]:
+            return own, 0
+        if rows == len(old) and digests == self._digests:
+            same = (tokens[:, :wide] == old[:, :wide]).all((0, 2))
+            if same.all() or rows * rows * wide > _MOST_COMPARED:
+                return own, wide if same.all() else int(same.argmin())
+        if rows * len(old) * wide > _MOST_COMPARED:
+            return own, 0
+        equal = (tokens[:, None, :wide] == old[None, :, :wide]).all(3)
+        shared = np.where(equal.all(2), wide, equal.argmin(2)) if wide else np.zeros(equal.shape[:2], int)
+        if digests or self._digests:
+            shared[np.array(digests)[:, None] != np.array(self._digests)[None]] = 0
+        source = shared.argmax(1)
+        if rows == len(old):
+            source = np.where(shared[own, own] == shared[own, source], own, source)
+        return source, int(shared[own, source].min())
+
+    def _seats(self, source: Array, length: int, rows: int, count: int, last: bool) -> tuple[Cache, Pages | None]:
+        """Give a cache, and pages for the outputs if they are kept, that hold `length` positions of the new rows."""
+        limit = self._network.main.config.context
+        capacity = max(2 * count, _LEAST_CAPACITY)
+        capacity = capacity if limit is None else min(capacity, limit)
+        cache, pages = self._cache, self._pages
+        if cache is None or length == 0:
+            cache, pages, self._known = self._network.new_cache(rows=rows, capacity=capacity), None, 0
+        same = rows == cache.rows and bool((source == np.arange(rows)).all())
+        cache.cut(length)
+        if not same or count > cache.capacity:
+            _take(cache, None if same else torch.from_numpy(source), capacity)
+        if last:
+            self._known = min(self._known, length) if same else 0
+        elif pages is None:
+            width = self._network.config.vocab if self._asks_logits() else self._network.main.config.width
+            pages = Pages(rows, capacity, width)
+        elif not same or count > pages.capacity or (length < pages.written and length < count):
+            pages = pages.taken(source, length, capacity)
+        return cache, pages
+
+    def _asks_logits(self) -> bool:
+        return outputs_of(self._network.config, self._settings)[0][0] == "logits"
+
+
+def _lowered(length: int, old: Array, new: Array, segment: int) -> int:
+    """Cut back to where a new segment begins, for tokens of one segment-0 prefix see each other, later ones too."""
+    starts: list[Array] = [np.all(tokens[:, :, segment] > 0, axis=0) for tokens in (old, new)]
+    while length > 0 and not all(length == len(each) or each[length] for each in starts):
+        length -= 1
+    return length
+
+
+def _take(cache: Cache, rows: torch.Tensor | None, capacity: int) -> None:
+    """Move a cache's rows into new room; None keeps them as they are."""
+    for tensors in (cache.keys, cache.values):
+        for depth, old in enumerate(tensors):
+            kept = old[:, :, : cache.length]
+            kept = kept if rows is None else kept[rows]
+            new = old.new_empty(*kept.shape[:2], capacity, kept.shape[3])
+            new[:, :, : cache.length] = kept
+            tensors[depth] = new
+    cache.capacity = capacity
+    if rows is not None:
+        cache.keys, keys = [], cache.keys
+        cache.values, values = [], cache.values
+        cache.reorder(rows)
+        cache.keys, cache.values = keys, values
