@@ -2,8 +2,8 @@
 
     python benchmarks/load_large.py FOLDER [--rounds 3]
 
-Writes the checkpoint (5.6 GB float32, AdaFactor's slots included, TensorFlow's format) into FOLDER once, with Hanmo's own
-writer; then reads and loads it by turns, each in a fresh process, cold (evicted with posix_fadvise) and warm.
+Writes the checkpoint (5.6 GB float32, AdaFactor's slots included, TensorFlow's format) into FOLDER once, with Hanmo's
+own writer; then reads and loads it by turns, each in a fresh process, cold (evicted with posix_fadvise) and warm.
 """
 
 import argparse
@@ -137,8 +137,9 @@ def main() -> None:
         plain = statistics.median(reads)
         seconds = statistics.median(item["seconds"] for item in loads)
         peak = max(item["peak"] / item["bytes"] for item in loads)
+        state = "cold" if cold else "warm"
         print(
-            f"{'cold' if cold else 'warm'}: plain read {plain:.2f} s, load {seconds:.2f} s, ratio {seconds / plain:.2f}; "
+            f"{state}: plain read {plain:.2f} s, load {seconds:.2f} s, ratio {seconds / plain:.2f}; "
             f"peak resident {peak:.3f} × the model's {loads[0]['bytes'] / 2**30:.2f} GiB"
         )
     half = load(prefix, "bfloat16")
