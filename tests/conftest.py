@@ -4,9 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Networks here are tiny: waking a second thread costs more than it does. Set before NumPy and torch are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shared machine may stall for longer than any example takes.
+settings.register_profile("hanmo", deadline=None)
+settings.load_profile("hanmo")
 
 ROOT = Path(__file__).resolve().parent.parent
 

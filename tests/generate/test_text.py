@@ -29,7 +29,8 @@ class Bytes:
         check_text(text)
         whole = {piece.decode(): id for id, piece in enumerate(PIECES) if id in (3, 4, 5, 6, 10)}
         ids = [whole.get(text[place : place + 4], whole.get(text[place], 0)) for place in range(len(text))]
-        return Encoding([*ids, 9] if ends else ids)
+        ids = [*ids, 9] if ends else ids
+        return Encoding(ids, len(ids))
 
     def stream(self):
         return BytesStream(lambda number: PIECES[number], {})
