@@ -16,6 +16,8 @@ from typer.core import TyperGroup
 from hanmo import __version__
 from hanmo.cli.convert import convert
 from hanmo.cli.inspect import inspect
+from hanmo.cli.run import CONTEXT
+from hanmo.cli.run import run as run_script
 from hanmo.cli.screen import say
 from hanmo.cli.write import write
 from hanmo.errors import HanmoError
@@ -75,6 +77,7 @@ def _options(
 app.command("write")(write)
 app.command("inspect")(inspect)
 app.command("convert")(convert)
+app.command("run", context_settings=CONTEXT)(run_script)
 
 
 def run() -> NoReturn:

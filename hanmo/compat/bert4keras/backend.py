@@ -1,8 +1,17 @@
-"""bert4keras.backend, as far as scripts that read and write need it."""
+"""bert4keras.backend, as far as scripts that read and write need it, and the dtype that models are loaded in."""
 
+from typing import Any
+
+from hanmo.compat.bert4keras._absent import BERT4KERAS, absent
+from hanmo.compat.bert4keras.keras import keras
 from hanmo.errors import ConfigError
 
+__all__ = ["get_gelu", "get_weights_dtype", "is_tf_keras", "keras", "set_gelu", "set_weights_dtype"]
+
+is_tf_keras = 0
+
 _gelu = "erf"
+_weights_dtype: str | None = None
 
 
 def set_gelu(version: str) -> None:
@@ -11,11 +20,29 @@ def set_gelu(version: str) -> None:
     Raises ConfigError for any other name.
     """
     global _gelu
-    if version not in ("erf", "tanh"):
+    if version.lower() not in ("erf", "tanh"):
         raise ConfigError(f"gelu version is {version!r}; expected 'erf' or 'tanh'")
-    _gelu = version
+    _gelu = version.lower()
 
 
 def get_gelu() -> str:
     """Tell what "gelu" means now."""
     return _gelu
+
+
+def set_weights_dtype(dtype: str | None) -> None:
+    """Choose the dtype of the weights of models loaded from now on, "float32" or "bfloat16"; None: the file's."""
+    global _weights_dtype
+    if dtype not in (None, "float32", "bfloat16"):
+        raise ConfigError(f"dtype of the weights is {dtype!r}; expected 'float32', 'bfloat16' or None")
+    _weights_dtype = dtype
+
+
+def get_weights_dtype() -> str | None:
+    """Tell the dtype that weights are loaded in; None is the file's."""
+    return _weights_dtype
+
+
+def __getattr__(name: str) -> Any:
+    """Stand in for what needs Keras or TensorFlow."""
+    return absent("bert4keras.backend", name, BERT4KERAS["backend"])

@@ -32,7 +32,19 @@ MODELS = {
 }
 BERT_KIN = ("bert", "albert", "albert_unshared", "nezha", "roformer", "roformer_v2")
 _BLOCK_EPS = {"albert": 1e-7, "nezha": 1e-7, "roformer": 1e-7, "roformer_v2": 1e-7}
-_NOT_CARRIED = {
+# Keyword arguments of build_transformer_model; any other is passed over, as bert4keras does, for config.json has more.
+KEYWORDS = frozenset(
+    (
+        "config_path checkpoint_path model application return_keras_model with_mlm with_nsp with_pool with_lm "
+        "with_discriminator final_activation keep_tokens compound_tokens vocab_size hidden_size num_hidden_layers "
+        "num_attention_heads intermediate_size hidden_act embedding_size attention_head_size attention_key_size "
+        "dropout_rate attention_dropout_rate hidden_dropout_prob attention_probs_dropout_prob initializer_range "
+        "max_position max_position_embeddings segment_vocab_size type_vocab_size custom_position_ids "
+        "hierarchical_position shared_segment_embeddings residual_attention_scores cross_position_bias "
+        "layer_norm_cond layer_norm_cond_hidden_size layer_norm_cond_hidden_act"
+    ).split()
+)
+REFUSED = {
     "layers": "Keras layers from outside cannot be reused; load two models",
     "attention_caches": "caches of Keras tensors are not carried; see Model.new_cache",
     "autoresize_weights": "resizing weights to other shapes is not carried; edit the tensors with hanmo.weights",
@@ -66,7 +78,7 @@ def read(data: dict[str, Any], name: str, application: str, gelu: str) -> tuple[
     gelu: "erf" or "tanh", what `set_gelu` chose.   Raises ConfigError for an unknown model or a combination that
     bert4keras refuses too, NotCarried for what needs Keras.
     """
-    for key, why in _NOT_CARRIED.items():
+    for key, why in REFUSED.items():
         if data.get(key):
             raise NotCarried(f"{key} is set: {why}")
     if name not in MODELS:

@@ -7,10 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hanmo.compat.bert4keras._absent import BERT4KERAS, Absent, absent
 from hanmo.compat.bert4keras.configs import Settings
+from hanmo.compat.bert4keras.keras import keras
 from hanmo.config import StackConfig
 from hanmo.errors import ConfigError
 from hanmo.model import Model
+
+__all__ = ["Input", "keras", *BERT4KERAS["layers"]]
 
 Array = npt.NDArray[Any]
 
@@ -58,6 +62,11 @@ class KerasLayer:
                 raise ConfigError(f"weight {i} of layer {self.name!r} is {np.shape(value)}; expected {expected}")
             with torch.no_grad():
                 parameter.copy_(tensor)
+
+    @property
+    def output(self) -> Absent:
+        """Stand in for the tensor that the layer gives."""
+        return Absent(f"get_layer({self.name!r}).output", "take it by a forward hook of torch on model.network")
 
     def _parameters(self) -> list[tuple[torch.nn.Parameter, bool]]:
         return [(self._network.get_parameter(name), turned) for name, turned in self._weights]
@@ -124,3 +133,8 @@ def _stack(side: str, stack: StackConfig, prefix: str) -> dict[str, list[tuple[s
             if sublayer.post:
                 names[f"{title}-Norm{'-1' if both else ''}"] = _norm(f"{ours}_post")
     return names
+
+
+def __getattr__(name: str) -> Any:
+    """Stand in for a layer of Keras or bert4keras."""
+    return absent("bert4keras.layers", name, BERT4KERAS["layers"])

@@ -8,23 +8,27 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from hanmo.compat.bert4keras import backend, configs
-from hanmo.compat.bert4keras._forward import TOKENS, forward
+from hanmo.compat.bert4keras import _saving, backend, configs
+from hanmo.compat.bert4keras._absent import BERT4KERAS, TRAINING, Absent, absent
+from hanmo.compat.bert4keras._forward import TOKENS, forward, outputs_of
 from hanmo.compat.bert4keras._prefix import Prefix
 from hanmo.compat.bert4keras.configs import Settings
-from hanmo.compat.bert4keras.layers import KerasLayer, keras_layers
+from hanmo.compat.bert4keras.keras import Handle, keras
+from hanmo.compat.bert4keras.layers import Input, KerasLayer, keras_layers
 from hanmo.errors import ConfigError, MissingFile, PromptError
 from hanmo.families import FAMILIES
 from hanmo.model import Model
 from hanmo.weights.edit import Average, VocabularyEdit
 from hanmo.weights.load import fill
 from hanmo.weights.source import open_source
+
+__all__ = ["Input", "KerasModel", "Transformer", "build_transformer_model", "keras"]
 
 Array = npt.NDArray[Any]
 
@@ -40,6 +44,26 @@ class KerasModel:
         self.settings = settings
         self.layer_map = keras_layers(network, settings)
         self.prefix = Prefix(network, settings) if Prefix.helps(network, settings) else None
+
+    @property
+    def inputs(self) -> list[Handle]:
+        """What `keras.models.Model` takes as inputs."""
+        return [Handle(self, "input", i) for i in range(len(self.settings.inputs))]
+
+    @property
+    def outputs(self) -> list[Handle]:
+        """What `keras.models.Model` chooses outputs by."""
+        return [Handle(self, "output", i) for i in range(len(outputs_of(self.network.config, self.settings)))]
+
+    @property
+    def input(self) -> Any:
+        """The inputs, or the only one."""
+        return self.inputs[0] if len(self.inputs) == 1 else self.inputs
+
+    @property
+    def output(self) -> Any:
+        """The outputs, or the only one."""
+        return self.outputs[0] if len(self.outputs) == 1 else self.outputs
 
     @property
     def input_names(self) -> list[str]:
@@ -89,6 +113,36 @@ class KerasModel:
         if name not in self.layer_map:
             raise ConfigError(f"no layer is named {name!r}; there are {', '.join(self.layer_map)}")
         return self.layer_map[name]
+
+    def save(self, filepath: Any, overwrite: bool = True, include_optimizer: bool = False) -> None:
+        """Write the model to one file, which `keras.models.load_model` reads."""
+        _saving.save(self, filepath, overwrite=overwrite)
+
+    def save_weights(self, filepath: Any, overwrite: bool = True) -> None:
+        """Write the weights to one file; it is the same as `save` writes."""
+        _saving.save(self, filepath, overwrite=overwrite)
+
+    def load_weights(self, filepath: Any, by_name: bool = False, skip_mismatch: bool = False) -> None:
+        """Read the weights of a file that `save` or `save_weights` wrote."""
+        _saving.load_weights(self, filepath, by_name=by_name, skip_mismatch=skip_mismatch)
+
+    def count_params(self) -> int:
+        """Count the weights."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def summary(self) -> None:
+        """Print the layers that have weights."""
+        for layer in self.layers:
+            print(f"{layer.name:<48}{', '.join(str(weight.shape) for weight in layer.get_weights())}")
+        print(f"Total params: {self.count_params():,}")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise NotCarried."""
+        Absent("calling a model on tensors", "call model.network, a torch.nn.Module").refuse()
+
+    compile = fit = fit_generator = train_on_batch = evaluate = evaluate_generator = test_on_batch = Absent(
+        "compiling and fitting a model", TRAINING
+    )
 
     @property
     def layers(self) -> list[KerasLayer]:
@@ -142,6 +196,24 @@ class Transformer:
         """Layers by name."""
         return self.model.layer_map
 
+    @property
+    def inputs(self) -> list[Handle]:
+        """The model's inputs."""
+        return self.model.inputs
+
+    @property
+    def outputs(self) -> list[Handle]:
+        """The model's outputs."""
+        return self.model.outputs
+
+    def load_weights_from_checkpoint(self, checkpoint: str, mapping: None = None) -> None:
+        """Read the weights of a TensorFlow checkpoint with the original's names; mapping must be None."""
+        _fill(self.model.network, checkpoint, None)
+
+    def save_weights_as_checkpoint(self, filename: str, mapping: None = None, dtype: str | None = None) -> None:
+        """Write the weights as a TensorFlow checkpoint with the original's names, in `dtype`; mapping must be None."""
+        _saving.save_checkpoint(self.model, filename, dtype=dtype)
+
 
 def build_transformer_model(
     config_path: str | None = None,
@@ -167,18 +239,24 @@ def build_transformer_model(
     if checkpoint_path is None:
         network = Model(config).initialize()
     else:
-        names = FAMILIES[config.family].tensorflow
-        assert names is not None
         with torch.device("meta"):
             network = Model(config)
-        with open_source(checkpoint_path) as source:
-            # bert4keras looks up the names it knows and passes over the rest.
-            rows = names.rows(config)
-            fill(network, source, rows, dropped={".*": "a name that bert4keras does not read"}, edit=edit, fresh=_FRESH)
+        _fill(network, checkpoint_path, edit)
     keras_model = KerasModel(network, settings)
     if return_keras_model:
         return keras_model
     return _transformer(keras_model)
+
+
+def _fill(network: Model, checkpoint: str, edit: VocabularyEdit | None) -> None:
+    names = FAMILIES[network.config.family].tensorflow
+    assert names is not None
+    kind = backend.get_weights_dtype()
+    dtype = None if kind is None else getattr(torch, kind)
+    # bert4keras looks up the names it knows and passes over the rest.
+    dropped = {".*": "a name that bert4keras does not read"}
+    with open_source(checkpoint) as source:
+        fill(network, source, names.rows(network.config), dropped=dropped, dtype=dtype, edit=edit, fresh=_FRESH)
 
 
 def _transformer(model: KerasModel) -> Transformer:
@@ -217,3 +295,8 @@ def _vocabulary_edit(data: dict[str, Any]) -> VocabularyEdit | None:
     # As in bert4keras a list is of ids alone, a tuple of ids and weights.
     add = [Average(item[0], item[1]) if isinstance(item, tuple) else Average(item) for item in compound or ()]
     return VocabularyEdit(keep, add)
+
+
+def __getattr__(name: str) -> Any:
+    """Stand in for the classes that built Keras graphs."""
+    return absent("bert4keras.models", name, BERT4KERAS["models"])

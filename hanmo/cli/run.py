@@ -1,0 +1,90 @@
+"""`hanmo run`: run a script of bert4keras's, or say what of it is carried. Knows options and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hanmo.cli.screen import say
+from hanmo.errors import HanmoError
+
+__all__ = ["CONTEXT", "run"]
+
+CONTEXT = {"allow_interspersed_args": False}
+"""What typer must know so that options after SCRIPT are the script's."""
+
+
+class Weights(str, Enum):
+    """What the weights are loaded in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
+    int4 = "int4"
+
+
+def run(
+    context: typer.Context,
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="A Python file.", show_default=False)],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="ARGS", help="What the script finds in sys.argv.", show_default=False)
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Do not run it; list what it uses, and exit with 1 if some is not carried.")
+    ] = False,
+    weights: Annotated[
+        Weights | None, typer.Option("--weights", help="Load weights as these; without it as the checkpoint has them.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of the processor, to compute with.")] = None,
+) -> None:
+    """Run a script that was written for bert4keras, with nothing changed but its paths.
+
+    Its `import bert4keras` and `import keras` are served by Hanmo, even where those are installed.
+    Options come before SCRIPT; what follows it is the script's.
+
+    For example:
+
+      hanmo run basic_language_model_gpt2_ml.py
+
+      hanmo run --weights bfloat16 --threads 4 write.py 今天天气不错
+
+      hanmo run --check task_seq2seq.py
+    """
+    if check:
+        from hanmo.compat.bert4keras._check import check_script
+
+        findings = check_script(script)
+        for each in findings:
+            typer.echo(f"{script}:{each.line}: {'' if each.carried else 'not carried: '}{each.text}")
+        wrong = sum(not each.carried for each in findings)
+        say(f"{len(findings) - wrong} carried, {wrong} not" if findings else f"{script} uses nothing of bert4keras")
+        raise typer.Exit(int(wrong > 0))
+    if weights in (Weights.int8, Weights.int4):
+        raise typer.BadParameter(
+            f"scripts cannot compute in {weights.value} yet; give --weights bfloat16, which halves float32"
+        )
+    from hanmo.compat.bert4keras import backend
+    from hanmo.compat.bert4keras._script import frames_of, line_of, run_script
+
+    backend.set_weights_dtype(None if weights is None else weights.value)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    try:
+        run_script(script, arguments or [])
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # the script's own, whatever it is: shown as Python shows it, without our frames
+        trace = frames_of(script, error.__traceback__)
+        debug = context.find_root().params.get("debug")
+        if isinstance(error, HanmoError) and not debug:
+            line = line_of(script, trace)
+            say(("" if line is None else f"{script}:{line}: ") + " ".join(str(error).split()))
+        else:
+            sys.excepthook(type(error), error.with_traceback(trace), trace)
+        raise typer.Exit(1) from None
