@@ -105,7 +105,7 @@ class Loaded:
         no_repeat_ngram: int | None = None,
         allow_unknown: bool = False,
         min_chars: int | None = None,
-        max_chars: int | None = None,
+        max_chars: int | None = 256,
         max_tokens: int | None = None,
         stop: str | None = "sentence",
         stop_strings: Sequence[str] = (),
@@ -114,8 +114,9 @@ class Loaded:
         """Make the settings of writing.
 
         temperature: 0 always takes the likeliest.   top_k, top_p: draw from the likeliest only; with neither, from 5.
-        stop: "sentence" ends with the first sentence after min_chars (128); None goes on to max_chars (256).
-        Both count what is written, without the prompt; max_tokens is None for as far as the model knows positions.
+        stop: "sentence" ends with the first sentence after min_chars (128, or max_chars if less); None goes on.
+        max_chars: the most characters; None is no limit. Both count what is written, without the prompt.
+        max_tokens: the most tokens; None is as far as the model knows positions.
         allow_unknown: let [UNK] be written.   keep_last: cut a prompt that is too long from the left.
         Raises ConfigError for a setting out of range.
         """
@@ -129,13 +130,11 @@ class Loaded:
             banned.discard(special.unk or -1)
         if top_k is None and top_p is None:
             top_k = 5
-        least = min(128, max_chars or 256) if min_chars is None else min_chars
-        rules = StopRules(
-            sentence_after=least if stop else None, strings=tuple(stop_strings), max_chars=max_chars or 256
-        )
+        least = min(128, max_chars or 128) if min_chars is None else min_chars
+        rules = StopRules(sentence_after=least if stop else None, strings=tuple(stop_strings), max_chars=max_chars)
         most = max_tokens
         if most is None and self.config.main.context is None:
-            most = 4 * (max_chars or 256)  # an end for models whose positions have none
+            most = 4 * (max_chars or 1024)  # an end for models whose positions have none
         answers = self.config.answers
         return Writing(
             sampling=Sampling(

@@ -160,14 +160,15 @@ def _one(loaded: "Loaded", prompt: str, seed: int | None, how: dict[str, Any], *
     """Write one text, showing it piece by piece; at Ctrl-C what is there so far stays."""
     text = loaded.stream(prompt, seed=seed, **how)
     begins = "" if loaded.config.answers or loaded.config.main.mask == "prefix" else prompt
+    begun = False
     try:
-        if shown:
-            print(begins, end="", flush=True)
         for piece in text:
             if shown:
-                print(piece, end="", flush=True)
+                print(piece if begun else begins + piece, end="", flush=True)
+            begun = True
     finally:
-        print("" if shown else begins + text.text, flush=True)
+        if begun or text.reason is not None:
+            print("" if shown and begun else begins + text.text, flush=True)
     if text.reason == "context":
         say("the text stands at the last position that the model knows")
 
