@@ -109,7 +109,7 @@ def find_module(name: str) -> ModuleType:
     if root == "uniout":  # made Python 2 print Chinese
         return ModuleType(name)
     if root == "keras":
-        return importlib.import_module(f"{_ROOT}.keras").module(name)  # type: ignore[no-any-return]
+        return importlib.import_module(f"{_ROOT}.keras").module(name)
     if rest.startswith("_") or not (Path(__file__).parent / f"{rest or '__init__'}.py").is_file():
         raise NotCarried(
             f"the module {name} is not carried; "
