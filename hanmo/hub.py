@@ -4,7 +4,7 @@ The only place where all layers meet.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from hanmo.config import ModelConfig
-from hanmo.errors import CheckpointError, ConfigError, MissingFile
-from hanmo.families import FAMILIES, Row
+from hanmo.errors import ConfigError, MissingFile
+from hanmo.families import Row
 from hanmo.loaded import Loaded
 from hanmo.model import Model
 from hanmo.tokenizers.load import load_tokenizer
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.weights.edit import VocabularyEdit
-from hanmo.weights.load import fill, rename
-from hanmo.weights.recognise import Recognised, read_config, read_json, recognise
+from hanmo.weights.load import Report, fill
+from hanmo.weights.recognise import Recognised, read_config, read_json, recognise, recognise_own, rename
 from hanmo.weights.source import Source, open_source
 from hanmo.weights.table import check_repeats
 
@@ -50,24 +50,40 @@ def load(
     Raises MissingFile, CheckpointError (CorruptFile, TensorMismatch) or ConfigError; nothing is filled halfway.
     """
     with open_source(path, verify=verify) as source:
-        found, rows = plan(source, config=config, family=family)
-        changes: dict[str, Any] = {}
-        if edit is not None:
-            changes["vocab"] = edit.size(found.config.vocab)
-        if mask is not None:
-            side = "decoder" if found.config.decoder else "encoder"
-            changes[side] = replace(found.config.main, mask=mask)
-        final = replace(found.config, **changes)
-        with torch.device("meta"):
-            model = Model(final)
-        if found.format != "hanmo":
-            wanted = {row.theirs for row in rows}
-            check_repeats(source, {name: other for name, other in found.names.repeats.items() if name not in wanted})
-        report = fill(model, source, rows, dropped=_dropped(found), dtype=dtype, edit=edit, progress=progress)
+        model, report = load_network(
+            source, config=config, family=family, mask=mask, dtype=dtype, edit=edit, progress=progress
+        )
     model = model.eval().to(device)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = find_tokenizer(source.path, tokenizer)
-    return Loaded(final, model, tokenizer, report, source.path)
+    return Loaded(model.config, model, tokenizer, report, source.path)
+
+
+def load_network(
+    source: Source,
+    *,
+    config: str | Path | ModelConfig | None = None,
+    family: str | None = None,
+    mask: str | None = None,
+    dtype: torch.dtype | None = None,
+    edit: VocabularyEdit | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Model, Report]:
+    """Make and fill the network alone, from an open checkpoint; all as in `load`."""
+    found, rows = plan(source, config=config, family=family)
+    changes: dict[str, Any] = {}
+    if edit is not None:
+        changes["vocab"] = edit.size(found.config.vocab)
+    if mask is not None:
+        side = "decoder" if found.config.decoder else "encoder"
+        changes[side] = replace(found.config.main, mask=mask)
+    with torch.device("meta"):
+        model = Model(replace(found.config, **changes))
+    dropped: Mapping[str, str] = {}
+    if found.format != "hanmo":
+        dropped, wanted = found.names.dropped, {row.theirs for row in rows}
+        check_repeats(source, {name: other for name, other in found.names.repeats.items() if name not in wanted})
+    return model, fill(model, source, rows, dropped=dropped, dtype=dtype, edit=edit, progress=progress)
 
 
 def find_tokenizer(path: Path, given: str | Path | None) -> Tokenizer | None:
@@ -96,7 +112,7 @@ def plan(
     if config is None and own.is_file():
         config = ModelConfig.from_json(own.read_text("utf-8"))
     if isinstance(config, ModelConfig):
-        return _own(source, config)
+        return _by(source, config)
     data = read_config(folder) if config is None else _read(Path(config))
     found = recognise(source, config=data, family=family)
     if found.misfits:
@@ -112,29 +128,22 @@ def plan(
     return found, rename(names.rows(found.config), source.tensors, names.prefix)
 
 
-def _own(source: Source, config: ModelConfig) -> tuple[Recognised, list[Row]]:
-    with torch.device("meta"):
-        ours = {name: parameter for name, parameter in Model(config).named_parameters()}
-    if set(ours) & set(source.tensors):
-        form, rows = "hanmo", [Row((name,), name) for name in ours]
-    else:
-        family = FAMILIES[config.family]
-        names = next(
-            (n for n in (family.tensorflow, family.huggingface) if n is not None and n.sizes.token in source.tensors),
-            None,
-        )
-        if names is None:
-            raise CheckpointError(f"{source.path} has none of the names of a {config.family}")
-        form = "tensorflow" if names is family.tensorflow else "huggingface"
-        rows = rename(names.rows(config), source.tensors, names.prefix)
-    sizes = {"vocab": config.vocab, "width": config.main.width, "depth": config.main.depth}
-    parameters = sum(parameter.numel() for parameter in ours.values())
-    dtype = next(iter(source.tensors.values())).dtype
-    return Recognised(config.family, [config.family], form, config, False, sizes, parameters, dtype), rows
-
-
-def _dropped(found: Recognised) -> dict[str, str]:
-    return {} if found.format == "hanmo" else dict(found.names.dropped)
+def _by(source: Source, config: ModelConfig) -> tuple[Recognised, list[Row]]:
+    """Plan by a ready configuration, in whichever names the file has; it may leave out a stack that the file holds."""
+    if "token.weight" in source.tensors:
+        found = recognise_own(source, config)
+        if found.misfits:
+            raise ConfigError(
+                f"{source.path}: {'; '.join(found.misfits)}; give the configuration that it was saved with"
+            )
+        with torch.device("meta"):
+            ours = dict(Model(config).named_parameters())
+        return found, [Row((name,), name) for name in {**ours, **source.tensors}]
+    found = recognise(source, family=config.family)
+    stacks = {side: getattr(config, side) or getattr(found.config, side) for side in ("encoder", "decoder")}
+    rows = rename(found.names.rows(replace(config, **stacks)), source.tensors, found.names.prefix)
+    found.config, found.derived = config, False
+    return found, rows
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ NEZHA = Family(
         sizes=BERT.tensorflow.sizes,
         heads=HEADS,
         marks=("bert/encoder/layer_0/attention/self/query/bias",),
-        absent=("bert/embeddings/position_embeddings",),
+        absent=("bert/embeddings/position_embeddings", "bert/encoder/embedding_hidden_mapping_in/kernel"),
         dropped=TRAINING | {r"^bert/embeddings/position_embeddings$": "an absolute table that the code never reads"},
     ),
 )

@@ -40,18 +40,6 @@ def as_tensor(array: Array, dtype: str) -> Tensor:
     return tensor.view(_BITS[dtype]) if dtype in _BITS else tensor
 
 
-def rename(rows: list[Row], names: Mapping[str, object], prefix: str) -> list[Row]:
-    """Fit the rows to how a file spells its names: without the whole model's prefix, or gamma and beta for norms."""
-    bare = prefix != "" and not any(name.startswith(prefix) for name in names)
-    old = {name.replace(".gamma", ".weight").replace(".beta", ".bias"): name for name in names}
-
-    def spelled(name: str) -> str:
-        name = name.removeprefix(prefix) if bare else name
-        return str(old.get(name, name))
-
-    return [Row(row.ours, spelled(row.theirs), row.how) for row in rows]
-
-
 def fill(
     model: Model,
     source: Source,
@@ -77,7 +65,7 @@ def fill(
     for row in rows:
         if any(name in ours for name in row.ours):
             wanted[row.theirs] = row
-        elif row.theirs in source.tensors:
+        elif row.theirs in source.tensors and all(_left_out(model, name) for name in row.ours):
             report.dropped[row.theirs] = "a part that this model was built without"
     _check_names(source, wanted, dropped, report)
     _check_filled(ours, wanted, fresh)
@@ -111,6 +99,11 @@ def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
     parent, _, leaf = name.rpartition(".")
     module = model.get_submodule(parent)
     module.register_parameter(leaf, nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
+
+
+def _left_out(model: Model, name: str) -> bool:
+    """Tell whether the head or the whole stack that a parameter belongs to is not there; blocks are never cut."""
+    return name.startswith("pooler.nsp.") or getattr(model, name.partition(".")[0], model) is None
 
 
 def _check_names(source: Source, wanted: Mapping[str, Row], dropped: Mapping[str, str], report: Report) -> None:

@@ -149,7 +149,7 @@ def recognise_own(source: Source, config: ModelConfig) -> Recognised:
         ("depth", depth, sizes["depth"]),
     ):
         if says != holds:
-            result.misfits.append(f"hanmo.json says {key} is {says:,}; the checkpoint holds {holds:,}")
+            result.misfits.append(f"the configuration says {key} is {says:,}; the checkpoint holds {holds:,}")
     released = RELEASED.get((config.family, sizes["vocab"], sizes["depth"], sizes["width"]))
     if released is not None:
         result.released = released.name

@@ -27,6 +27,7 @@ KINDS = {
     "gpt_shared_segment": "gpt",
     "mt5_1.1": "mt5.1.1",
     "nezha": "nezha",
+    "roformer": "roformer",
     "roformer_v2": "roformer_v2",
     "t5_1.0": "t5.1.0",
     "t5_1.1": "t5.1.1",
@@ -114,17 +115,22 @@ def test_every_kind_is_recognised_with_its_own_config_and_without(data, kind):
 
 
 def test_nezha_and_roformer_share_names_and_the_vocabulary_tells_them_apart(data):
-    path = data / "goldens" / "roformer" / "model.ckpt"
+    path = data / "goldens" / "nezha" / "model.ckpt"
     assert recognise(listed(path)).candidates == ["nezha", "roformer"]
     assert recognise(listed(path), family="roformer").family == "roformer"
     for rows, family in ((21128, "nezha"), (50000, "roformer"), (12000, "roformer")):
-        found = recognise(listed(path, **{"bert/embeddings/word_embeddings": (rows, 16)}))
+        found = recognise(listed(path, **{"bert/embeddings/word_embeddings": (rows, 32)}))
         assert found.family == family
         assert "the same names fit nezha and roformer" in found.notes[-1]
 
 
+def test_a_nezha_has_no_narrow_embedding(data):
+    found = recognise(listed(data / "goldens" / "roformer" / "model.ckpt"))
+    assert (found.candidates, found.notes) == (["roformer"], ["heads: 1, taken from the custom of 64 features a head"])
+
+
 def test_a_config_names_the_family_where_names_fit_several(data):
-    path = data / "goldens" / "roformer" / "model.ckpt"
+    path = data / "goldens" / "nezha" / "model.ckpt"
     config = read_config(path.parent)
     told = recognise(listed(path), config=config | {"model_type": "roformer"})
     assert (told.family, told.notes) == ("roformer", [])
@@ -246,8 +252,8 @@ def test_our_own_names_are_held_against_hanmo_json(data):
     found = recognise_own(Listed(shapes), config)
     assert (found.family, found.format, found.parameters) == ("gpt2_ml", "hanmo", 130 * 32 + 32 * 32)
     assert found.misfits == [
-        "hanmo.json says vocab is 120; the checkpoint holds 130",
-        "hanmo.json says depth is 3; the checkpoint holds 1",
+        "the configuration says vocab is 120; the checkpoint holds 130",
+        "the configuration says depth is 3; the checkpoint holds 1",
     ]
 
 
