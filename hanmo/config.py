@@ -133,6 +133,11 @@ class StackConfig:
             raise ConfigError(
                 f"key_dim is {self.key_dim}, head_dim is {self.head_dim}; relative positions need them equal"
             )
+        if self.position == "buckets" and not 1 < self.buckets // 2 < self.bucket_distance:
+            raise ConfigError(
+                f"buckets is {self.buckets}, bucket_distance is {self.bucket_distance}; "
+                "expected at least 4 buckets, and a distance of more than half of them"
+            )
         if self.mask == "prefix" and not self.segments:
             raise ConfigError("mask is 'prefix' but segments is 0; the prefix is told by segment ids")
 

@@ -110,7 +110,9 @@ class Model(nn.Module):
     def logits(self, hidden: Tensor, condition: Tensor | None = None) -> Tensor:
         """Score the vocabulary from hidden states [..., width]: [..., vocab]."""
         if self.output is None:
-            raise ValueError("this model has no output onto its vocabulary; load it with output='lm' or 'mlm'")
+            raise ValueError(
+                "this model has no output onto its vocabulary; give a configuration whose output is 'lm' or 'mlm'"
+            )
         return self.output(hidden, self.token.weight, condition)
 
     def new_cache(self, *, rows: int, capacity: int, dtype: torch.dtype | None = None) -> Cache:

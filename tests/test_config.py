@@ -57,6 +57,8 @@ def test_every_family_survives_json(family):
         ({"position": "none", "hierarchical": 0.4}, "hierarchical is set but position is 'none'"),
         ({"position": "rotary", "key_dim": 3}, "key_dim is 3; rotary positions need an even number"),
         ({"position": "relative", "key_dim": 2}, "key_dim is 2, head_dim is 4; relative positions need them equal"),
+        ({"position": "buckets", "buckets": 3}, "buckets is 3, bucket_distance is 128; expected at least 4 buckets"),
+        ({"position": "buckets", "bucket_distance": 16}, "bucket_distance is 16; expected .* more than half of them"),
         ({"mask": "prefix"}, "mask is 'prefix' but segments is 0"),
     ],
 )

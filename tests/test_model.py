@@ -204,6 +204,72 @@ def test_a_text_longer_than_the_positions_is_refused_naming_both():
         model.new_cache(rows=1, capacity=49)
 
 
+def test_a_token_more_than_the_cache_has_room_for_is_refused():
+    model = model_of(config_of("roformer", mask="causal"))
+    cache = model.new_cache(rows=1, capacity=4)
+    model(ids_of(1, 4), cache=cache)
+    with pytest.raises(ValueError, match="room for 4 tokens; 5 were given"):
+        model(ids_of(1, 1), cache=cache)
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize(("family", "changes"), PREFIX)
+def test_padded_prefix_rows_equal_unpadded(family, changes, left):
+    model, (ids, other) = model_of(config_of(family, **changes)), (ids_of(1, 7), ids_of(1, 10, seed=5))
+    segments, pad = torch.tensor([[0, 0, 0, 1, 1, 1, 1]]), (3, 0) if left else (0, 3)
+    rows = [
+        torch.cat((torch.nn.functional.pad(part, pad), more)) for part, more in ((ids, other), (segments, other % 2))
+    ]
+    with torch.no_grad():
+        padded = model(rows[0], segments=rows[1], mask=rows[0] != 0).logits[:1, pad[0] : 7 + pad[0]]
+        torch.testing.assert_close(padded, model(ids, segments=segments).logits, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("changes", [{"relative_clip": 5}, {}])
+def test_distances_beyond_the_clip_are_cached_too(changes):
+    model, ids = model_of(config_of("nezha", mask="causal", **changes)), ids_of(1, 150)
+    cache = model.new_cache(rows=1, capacity=150)
+    with torch.no_grad():
+        parts = [model(part, cache=cache).logits for part in ids.split([100, 1, 49], 1)]
+        torch.testing.assert_close(torch.cat(parts, 1), model(ids).logits, rtol=0, atol=3e-5)
+
+
+def test_hierarchical_positions_beyond_the_table_are_cached_too():
+    model, ids = model_of(config_of("bert", mask="causal", hierarchical=0.4)), ids_of(2, 120)
+    cache = model.new_cache(rows=2, capacity=120)
+    with torch.no_grad():
+        parts = [model(part, cache=cache).logits for part in ids.split([40, 30, 1, 49], 1)]
+        torch.testing.assert_close(torch.cat(parts, 1), model(ids).logits, rtol=0, atol=3e-5)
+
+
+def test_conditional_norms_follow_their_condition_with_and_without_the_cache():
+    changes = {"condition": 7, "condition_hidden": 5, "condition_activation": "tanh"}
+    model, ids = model_of(config_of("gpt2_ml", **changes)), ids_of(2, 10)
+    condition = torch.randn(2, 7, generator=torch.Generator().manual_seed(4))
+    cache = model.new_cache(rows=2, capacity=10)
+    with torch.no_grad():
+        whole = model(ids, condition=condition).logits
+        parts = [model(part, condition=condition, cache=cache).logits for part in ids.split([4, 1, 5], 1)]
+        torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=3e-5)
+        assert not torch.allclose(model(ids, condition=condition * 0).logits, whole)
+    with pytest.raises(ValueError, match=r"norms need a condition; pass condition=\[rows, features\]"):
+        model(ids)
+
+
+def test_what_a_model_needs_and_was_not_given_is_named():
+    causal, t5 = model_of(config_of("gpt2_ml")), model_of(config_of("t5.1.1"))
+    with pytest.raises(ValueError, match="this model has no encoder"):
+        causal.encode(ids_of(1, 3))
+    with pytest.raises(ValueError, match="memory is missing; cross-attention"):
+        t5(ids_of(1, 3))
+    with pytest.raises(ValueError, match="memory is missing; this stack"):
+        model_of(config_of("t5.1.1", cross_positions=True))(ids_of(1, 3))
+    with pytest.raises(ValueError, match="segments is missing; a prefix mask"):
+        model_of(config_of("bert", mask="prefix"))(ids_of(1, 3))
+    with pytest.raises(ValueError, match="no output onto its vocabulary; give a configuration"):
+        model_of(replace(config_of("bert"), output="none")).logits(torch.zeros(1, 32))
+
+
 def test_bfloat16_model_is_near_float32():
     model, ids = model_of(config_of("gpt2_ml")), ids_of(2, 12)
     with torch.no_grad():

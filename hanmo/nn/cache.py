@@ -42,8 +42,13 @@ class Cache:
         return len(self.keys[0])
 
     def append(self, depth: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new keys and values behind the old ones and give all of them: [b, heads, length + n, …]."""
+        """Write new keys and values behind the old ones and give all of them: [b, heads, length + n, …].
+
+        Raises ValueError if there is no room for them.
+        """
         end = self.length + keys.shape[2]
+        if end > self.capacity:  # torch would spread one key over no place without a word
+            raise ValueError(f"the cache has room for {self.capacity} tokens; {end} were given: make a larger one")
         self.keys[depth][:, :, self.length : end] = keys
         self.values[depth][:, :, self.length : end] = values
         return self.keys[depth][:, :, :end], self.values[depth][:, :, :end]

@@ -51,6 +51,7 @@ class MappedFile:
         flat = self.raw(offset, int(np.prod(shape, dtype=object)) * storage.itemsize)
         if offset % storage.alignment:
             flat = flat.copy()
+            self.release(offset, flat.nbytes)
         return flat.view(storage).reshape(shape)
 
     def release(self, offset: int, nbytes: int) -> None:
