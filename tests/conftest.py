@@ -29,3 +29,9 @@ def shared() -> Path:
 def data() -> Path:
     """Folder of the goldens that are part of the clone."""
     return ROOT / "tests" / "data"
+
+
+@pytest.fixture(scope="session")
+def indexes(shared: Path) -> Path:
+    """Folder of the two published GPT2_ML checkpoints' `.index` files."""
+    return shared / "checkpoints-index"

@@ -27,8 +27,8 @@ def folder(data, tmp_path):
     return tmp_path
 
 
-def test_json_alone_is_on_stdout(data):
-    result = run(data / "checkpoints-index" / INDEX, "--json")
+def test_json_alone_is_on_stdout(indexes):
+    result = run(indexes / INDEX, "--json")
     told = json.loads(result.stdout)
     assert (result.exit_code, result.stderr) == (0, "")
     assert (told["family"], told["parameters"]) == ("gpt2_ml", 1_393_944_576)
@@ -42,8 +42,8 @@ def test_folder_prefix_index_and_data_file_are_the_same_checkpoint(folder, name)
     assert (told["path"], told["parameters"]) == (str(folder / "model.ckpt"), 31072)
 
 
-def test_people_read_what_it_is_and_which_config_it_needs(data):
-    lines = run(data / "checkpoints-index" / INDEX).stdout.splitlines()
+def test_people_read_what_it_is_and_which_config_it_needs(data, indexes):
+    lines = run(indexes / INDEX).stdout.splitlines()
     told = dict(line.split(maxsplit=1) for line in lines if line[:1].isalpha())
     assert told["family"] == "gpt2_ml"
     assert told["parameters"] == "1,393,944,576 in 772 tensors, float32"
@@ -78,15 +78,15 @@ def test_the_config_alone_can_be_saved_and_then_fits(folder):
     assert "does not fit" not in run(folder).stdout
 
 
-def test_a_folder_of_several_lists_one_a_line(data):
-    result = run(data / "checkpoints-index")
+def test_a_folder_of_several_lists_one_a_line(indexes):
+    result = run(indexes)
     first, second = result.stdout.splitlines()
     assert first.split()[:5] == [INDEX.removesuffix(".index"), "gpt2_ml", "1,393,944,576", "parameters", "float32"]
     assert "21,130 rows" in first and "15 GB" in first
     assert "8,021 rows " in second and "30 GB" in second
     assert first.index("float32") == second.index("float32")
     assert "holds 2 checkpoints; give the path of one" in result.stderr
-    both = json.loads(run(data / "checkpoints-index", "--json").stdout)
+    both = json.loads(run(indexes, "--json").stdout)
     assert [one["vocab_rows"] for one in both] == [21130, 8021]
 
 
@@ -109,8 +109,8 @@ def test_a_folder_of_broken_ones_alone_fails(tmp_path):
     assert result.stderr.splitlines()[-1] == f"hanmo: none of the 2 checkpoints in {tmp_path} can be read"
 
 
-def test_config_of_several_must_name_one(data):
-    result = run(data / "checkpoints-index", "--config")
+def test_config_of_several_must_name_one(indexes):
+    result = run(indexes, "--config")
     assert result.exit_code == 1
     assert "holds 2 checkpoints (mega-bert-tok" in result.stderr and "give the path of one of them" in result.stderr
 

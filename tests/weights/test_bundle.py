@@ -51,8 +51,8 @@ def test_every_byte_that_tensorflow_wrote_is_read(kind):
         ("mega-clue-tok-tf_model.ckpt-220000", 8_021, 1_373_809_152, 5_504_439_644),
     ],
 )
-def test_the_published_indexes_are_listed_without_their_data(data, index, rows, parameters, nbytes):
-    bundle = Bundle(data / "checkpoints-index" / index)
+def test_the_published_indexes_are_listed_without_their_data(indexes, index, rows, parameters, nbytes):
+    bundle = Bundle(indexes / index)
     assert len(bundle.tensors) == 1_835
     assert bundle.tensors["newslm/embeddings/word_embed"] == TensorInfo(
         "newslm/embeddings/word_embed", "float32", (rows, 1536), rows * 1536 * 4

@@ -51,9 +51,9 @@ def test_everything_that_json_shows_can_be_written_as_json(golden):
     }
 
 
-def test_mega_json_that_does_not_fit_is_named_and_mended(data, tmp_path, shared):
+def test_mega_json_that_does_not_fit_is_named_and_mended(tmp_path, shared, indexes):
     shutil.copy(shared / "vocab" / "configs" / "mega.json", tmp_path)
-    index = data / "checkpoints-index" / "mega-bert-tok-tf_model.ckpt-100000.index"
+    index = indexes / "mega-bert-tok-tf_model.ckpt-100000.index"
     shutil.copy(index, tmp_path / "model.ckpt-100000.index")
     one = inspect(tmp_path)
     assert one.problems == ["config.json says vocab_size is 8,021; the checkpoint holds 21,130"]
@@ -83,14 +83,14 @@ def test_a_broken_config_is_a_problem_and_the_shapes_still_speak(golden):
         assert (one.found.family, one.config["num_hidden_layers"]) == ("gpt2_ml", 3)
 
 
-def test_optimizer_slots_are_counted_apart(data):
-    one = inspect(data / "checkpoints-index" / "mega-clue-tok-tf_model.ckpt-220000.index")
+def test_optimizer_slots_are_counted_apart(indexes):
+    one = inspect(indexes / "mega-clue-tok-tf_model.ckpt-220000.index")
     assert one.slots == {"AdaFactor's state": 1062}
     assert one.found.left["the training step"] == 1
 
 
-def test_an_index_alone_says_how_large_its_data_is(data):
-    one = inspect(data / "checkpoints-index" / "mega-bert-tok-tf_model.ckpt-100000")
+def test_an_index_alone_says_how_large_its_data_is(data, indexes):
+    one = inspect(indexes / "mega-bert-tok-tf_model.ckpt-100000")
     assert one.notes == ["only the index is here; the data has 5,585,033,776 bytes"]
     assert (one.files[0].bytes, one.files[0].expected) == (None, 5_585_033_776)
     assert one.problems == []
@@ -161,9 +161,9 @@ def test_a_released_file_is_known_by_its_sum_and_a_changed_one_too(golden, monke
     assert f"the released file's is {right}" in problem and "damaged on the way, or trained further" in problem
 
 
-def test_a_sum_of_data_that_is_not_there_is_refused(data):
+def test_a_sum_of_data_that_is_not_there_is_refused(data, indexes):
     with pytest.raises(MissingFile, match=r"data-00000-of-00001 is not here, so it has no SHA256; leave --sha256 out"):
-        inspect(data / "checkpoints-index" / "mega-bert-tok-tf_model.ckpt-100000", sha256=True)
+        inspect(indexes / "mega-bert-tok-tf_model.ckpt-100000", sha256=True)
 
 
 def test_a_folder_lists_checkpoints_and_nothing_else(tmp_path):

@@ -60,9 +60,9 @@ def listed(path: Path, **changes) -> Listed:
 
 
 @pytest.mark.parametrize("name", INDEXES)
-def test_the_released_indexes_are_named_without_a_config(data, name):
+def test_the_released_indexes_are_named_without_a_config(name, indexes):
     rows, parameters, corpus = INDEXES[name]
-    with Bundle(data / "checkpoints-index" / name) as source:
+    with Bundle(indexes / name) as source:
         found = recognise(source)
     assert (found.family, found.format, found.candidates) == ("gpt2_ml", "tensorflow", ["gpt2_ml"])
     assert (found.sizes["vocab"], found.parameters, found.dtype) == (rows, parameters, "float32")
@@ -76,8 +76,8 @@ def test_the_released_indexes_are_named_without_a_config(data, name):
 
 
 @pytest.mark.parametrize("name", INDEXES)
-def test_the_released_indexes_fit_the_republished_config(data, name):
-    folder = data / "checkpoints-index"
+def test_the_released_indexes_fit_the_republished_config(name, indexes):
+    folder = indexes
     config = read_json(folder / (name.rpartition("_")[0] + "_mega.json"))
     with Bundle(folder / name) as source:
         found = recognise(source, config=config)
@@ -85,10 +85,10 @@ def test_the_released_indexes_fit_the_republished_config(data, name):
     assert (found.misfits, found.mend, found.derived) == ([], {}, False)
 
 
-def test_the_published_mega_json_does_not_fit_the_15_gb_file(data):
+def test_the_published_mega_json_does_not_fit_the_15_gb_file(indexes):
     config = {"vocab_size": 8021, "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 48}
     config |= {"num_attention_heads": 24, "max_position_embeddings": 1024, "hidden_act": "gelu"}
-    with Bundle(data / "checkpoints-index" / "mega-bert-tok-tf_model.ckpt-100000") as source:
+    with Bundle(indexes / "mega-bert-tok-tf_model.ckpt-100000") as source:
         found = recognise(source, config=config)
     assert found.misfits == ["config.json says vocab_size is 8,021; the checkpoint holds 21,130"]
     assert found.mend == {"vocab_size": 21130}
