@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hanmo.config import ModelConfig
 from hanmo.nn.cache import Cache
+from hanmo.nn.embedding import empty_table
 from hanmo.nn.heads import Discriminator, Pooler
 from hanmo.nn.heads import Output as Projection
 from hanmo.nn.norm import Norm
@@ -37,7 +38,7 @@ class Model(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.token = nn.Embedding(config.vocab, config.main.embedding_width)
+        self.token = empty_table(config.vocab, config.main.embedding_width)
         self.encoder = Stack(config.encoder) if config.encoder else None
         self.decoder = Stack(config.decoder) if config.decoder else None
         self.output = Projection(config) if config.output != "none" else None

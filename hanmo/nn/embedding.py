@@ -1,5 +1,6 @@
 """From token vectors to a stack's first hidden state: segments, positions, norm, dropout, mapping to the width."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,8 +17,8 @@ class Embedding(nn.Module):
         self.stack = stack
         width = stack.embedding_width
         learned = stack.position == "learned"
-        self.position = nn.Embedding(stack.positions or 0, width) if learned else None
-        self.segment = nn.Embedding(stack.segments, width) if stack.segments and not stack.shared_segments else None
+        self.position = empty_table(stack.positions or 0, width) if learned else None
+        self.segment = empty_table(stack.segments, width) if stack.segments and not stack.shared_segments else None
         self.norm = Norm.of(stack, width, stack.embedding_norm_eps) if stack.embedding_norm else None
         self.project = nn.Linear(width, stack.width, bias=stack.bias) if width != stack.width else None
 
@@ -39,3 +40,11 @@ class Embedding(nn.Module):
             x = self.norm(x, condition)
         x = F.dropout(x, self.stack.dropout, self.training)
         return x if self.project is None else self.project(x)
+
+
+def empty_table(rows: int, width: int) -> nn.Embedding:
+    """Make an embedding whose weights are not filled.
+
+    `nn.Embedding` fills its own at once, for which torch imports its whole compiler where they lie on "meta".
+    """
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))

@@ -10,7 +10,7 @@ from hanmo.config import StackConfig
 from hanmo.nn.attention import Sight
 from hanmo.nn.block import Block
 from hanmo.nn.cache import Cache
-from hanmo.nn.embedding import Embedding
+from hanmo.nn.embedding import Embedding, empty_table
 from hanmo.nn.mask import order_of, places, real_positions, visible
 from hanmo.nn.norm import Norm
 from hanmo.nn.position import bucket, distance, sinusoidal
@@ -34,7 +34,7 @@ class Stack(nn.Module):
         self.recompute = False
         self.embedding = Embedding(stack)
         self.blocks = nn.ModuleList(Block(stack) for _ in range(1 if stack.shared_layers else stack.depth))
-        self.relative = nn.Embedding(stack.heads, stack.buckets) if stack.position == "buckets" else None
+        self.relative = empty_table(stack.heads, stack.buckets) if stack.position == "buckets" else None
         self.norm = Norm.of(stack) if stack.final_norm else None
 
     def forward(
