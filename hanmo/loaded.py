@@ -5,7 +5,7 @@ Joins an engine with hanmo.generate. Knows no file.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hanmo.config import ModelConfig
 from hanmo.engines.torch_engine import TorchEngine
 from hanmo.errors import CheckpointError, ConfigError, MissingFile, PromptError, TokenizerError
 from hanmo.generate.loop import Limits
-from hanmo.generate.sampling import Sampling
+from hanmo.generate.sampling import PRESETS, Sampling
 from hanmo.generate.stop import StopRules
 from hanmo.generate.text import Stream, Writing, Written, search, stream, write
 from hanmo.model import Model
@@ -98,6 +98,7 @@ class Loaded:
     def writing(
         self,
         *,
+        preset: str | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -114,6 +115,7 @@ class Loaded:
         """Make the settings of writing.
 
         temperature: 0 always takes the likeliest.   top_k, top_p: draw from the likeliest only; with neither, from 5.
+        preset: "article", "gpt2-ml-demo" or "greedy" draws just as that did, instead of by the settings of drawing.
         stop: "sentence" ends with the first sentence after min_chars (128, or max_chars if less); None goes on.
         max_chars: the most characters; None is no limit. Both count what is written, without the prompt.
         max_tokens: the most tokens; None is as far as the model knows positions.
@@ -122,35 +124,39 @@ class Loaded:
         """
         if stop not in ("sentence", None):
             raise ConfigError(f"stop is {stop!r}; expected 'sentence' or None (and see stop_strings)")
-        tokenizer = self._tokenizer()
-        special = tokenizer.special
-        ends = {special.end} - {None} if special.end is not None else set()
-        banned = set(range(tokenizer.vocab, self.config.vocab)) | set(special.known()) - ends
-        if allow_unknown:
-            banned.discard(special.unk or -1)
-        if top_k is None and top_p is None:
-            top_k = 5
-        least = min(128, max_chars or 128) if min_chars is None else min_chars
-        rules = StopRules(sentence_after=least if stop else None, strings=tuple(stop_strings), max_chars=max_chars)
-        most = max_tokens
-        if most is None and self.config.main.context is None:
-            most = 4 * (max_chars or 1024)  # an end for models whose positions have none
-        answers = self.config.answers
-        return Writing(
-            sampling=Sampling(
+        if preset is None:
+            sampling = Sampling(
                 temperature=temperature,
-                top_k=top_k,
+                top_k=5 if top_k is None and top_p is None else top_k,
                 top_p=top_p,
                 repetition_penalty=repetition_penalty,
                 no_repeat_ngram=no_repeat_ngram,
-                banned=tuple(sorted(banned)),
-            ),
-            limits=Limits(max_tokens=most, end_ids=tuple(int(i) for i in ends if i is not None)),
-            stop=rules,
+                banned=self._marks(allow_unknown),
+            )
+        elif preset in PRESETS:
+            sampling = PRESETS[preset]
+        else:
+            raise ConfigError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}")
+        spare = range(self._tokenizer().vocab, self.config.vocab)
+        least = min(128, max_chars or 128) if min_chars is None else min_chars
+        if max_tokens is None and self.config.main.context is None:
+            max_tokens = 4 * (max_chars or 1024)  # an end for models whose positions have none
+        end = self._tokenizer().special.end
+        answers = self.config.answers
+        return Writing(
+            sampling=replace(sampling, banned=(*sampling.banned, *spare)),
+            limits=Limits(max_tokens=max_tokens, end_ids=() if end is None else (end,)),
+            stop=StopRules(sentence_after=least if stop else None, strings=tuple(stop_strings), max_chars=max_chars),
             keep_last=keep_last,
             continues=not answers and self.config.main.mask == "causal",
             ends=None if answers or self.config.main.mask == "prefix" else False,
         )
+
+    def _marks(self, allow_unknown: bool) -> tuple[int, ...]:
+        """Give the special ids that are no text and end none."""
+        special = self._tokenizer().special
+        kept = {special.end} | ({special.unk} if allow_unknown else set())
+        return tuple(sorted(special.known() - kept))
 
     @torch.inference_mode()
     def score(self, text: str, *, distinct_unknown: int = 0) -> Score:

@@ -69,6 +69,15 @@ def test_special_tokens_and_rows_without_a_word_are_never_written(tmp_path):
         assert all(len(SPECIAL) <= i < len(WORDS) or i == 3 for i in written.ids)
 
 
+def test_a_preset_draws_as_its_original_did(tmp_path):
+    writer = small("gpt2_ml", tmp_path, vocab=len(WORDS) + 2)
+    demo = writer.writing(preset="gpt2-ml-demo").sampling
+    assert (demo.top_p, demo.crossing, demo.banned) == (0.95, "drop", (0, len(WORDS), len(WORDS) + 1))
+    assert writer.writing(preset="article").sampling.top_k == 5
+    greedy = [writer.write("今天", preset="greedy", seed=seed, max_chars=9) for seed in (1, 2)]
+    assert greedy[0] == greedy[1]
+
+
 def test_writing_ends_at_the_last_position_and_says_so(writer):
     (written,) = writer.write_detailed("今天", seed=1, stop=None, max_chars=999, top_k=1000, allow_unknown=True)
     assert (written.reason, len(written.ids)) in {("context", 38), ("end", len(written.ids))}
@@ -87,6 +96,7 @@ def test_a_prompt_that_is_too_long_names_both_lengths_or_is_cut(writer):
         ({"top_k": 0}, "top_k is 0"),
         ({"top_p": 1.5}, r"top_p is 1\.5"),
         ({"temperature": -1.0}, r"temperature is -1\.0"),
+        ({"preset": "demo"}, "preset is 'demo'; expected one of greedy, gpt2-ml-demo, article"),
         ({"stop": "word"}, "stop is 'word'; expected 'sentence' or None"),
         ({"beams": 2, "n": 3}, "n is 3, beams is 2; a search gives at most as many texts"),
     ],

@@ -49,6 +49,7 @@ def write(
     weights: Annotated[Weights | None, typer.Option(help="Hold the weights so; default: as the file does.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU if there is one.")] = "auto",
     n: Annotated[int, typer.Option("-n", help="Texts for each prompt.")] = 1,
+    preset: Annotated[str | None, typer.Option(help="Draw as article, gpt2-ml-demo or greedy did.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens. [default: 5]")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that reach p together.")] = None,
     temperature: Annotated[
@@ -82,6 +83,7 @@ def write(
     prompts = text or [_from_stdin()]
     loaded = _load(model, weights, device, config, family, tokenizer, mask)
     how: dict[str, Any] = {
+        "preset": preset,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
