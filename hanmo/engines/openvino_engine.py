@@ -1,0 +1,189 @@
+"""The CPU engine: OpenVINO runs the graph, over weights that are mapped from the cache folder.
+
+Knows requests, rows and their caches. Imports torch only to build a file of weights that is not there yet; knows no
+text and none of the rules by which ids are chosen.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from hanmo.config import ModelConfig
+from hanmo.engines import store
+from hanmo.engines.openvino_graph import build_decoder, build_encoder
+from hanmo.engines.openvino_inputs import Tokens, key_mask
+from hanmo.engines.openvino_weights import FORMAT, KINDS, Weights
+from hanmo.errors import CheckpointError, ConfigError, MissingFile
+
+__all__ = ["OpenVinoEngine", "OpenVinoRows", "open_engine"]
+
+Array = npt.NDArray[Any]
+
+
+def open_engine(
+    path: str | Path,
+    *,
+    weights: str = "int8",
+    threads: int | None = None,
+    config: str | Path | ModelConfig | None = None,
+    family: str | None = None,
+    mask: str | None = None,
+    folder: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> "OpenVinoEngine":
+    """Open a checkpoint of any format for writing on a CPU; the first time its weights are converted and kept.
+
+    weights: "float32", "bfloat16", "int8" (a scale for each output) or "int4" (a scale for each group of inputs).
+    threads: None leaves it to OpenVINO.   config, family, mask: as for `hanmo.load`.
+    folder: where built files are kept; None is `store.default_folder()`.
+    progress: called with the bytes of each tensor that is read, while building.
+    Raises ConfigError for an option out of range; MissingFile, CheckpointError or ConfigError as loading does.
+    """
+    if weights not in KINDS:
+        raise ConfigError(f"weights is {weights!r}; expected one of {', '.join(KINDS)}")
+    options = {"format": FORMAT, "weights": weights, "family": family, "config": _text(config)}
+    built = store.built_path(folder or store.default_folder(), Path(path), options)
+    if not built.is_file():
+        from hanmo.engines.openvino_build import build
+
+        build(Path(path), built, weights=weights, config=config, family=family, progress=progress)
+    return OpenVinoEngine(Weights(built), mask=mask, threads=threads)
+
+
+class OpenVinoEngine:
+    """Run a model over mapped weights; an `Engine` if it writes.
+
+    mask: "causal" or "prefix" lets a BERT-like encoder write.   threads: None leaves it to OpenVINO.
+    start: the id that a decoder with an encoder begins with (0 in T5).
+    Raises CheckpointError if the model does not write, ConfigError for a network that is not carried.
+    """
+
+    def __init__(
+        self, weights: Weights, *, mask: str | None = None, threads: int | None = None, start: int = 0
+    ) -> None:
+        config = weights.config
+        if mask is not None:
+            changes: dict[str, Any] = {"decoder" if config.decoder else "encoder": replace(config.main, mask=mask)}
+            config = replace(config, **changes)
+        if not config.writes:
+            raise CheckpointError(
+                "this model does not write: it has no output onto its vocabulary, or sees both ways; "
+                "a BERT writes when it is loaded with mask='prefix' or 'causal'"
+            )
+        self.config, self.start = config, start
+        core, options = ov.Core(), _options(weights.kind, threads)
+        self._decoder = core.compile_model(build_decoder(weights, config), "CPU", options)
+        self._encoder = core.compile_model(build_encoder(weights, config), "CPU", options) if config.answers else None
+        self._weights = weights  # the graphs share its pages
+
+    @property
+    def vocab(self) -> int:
+        """Number of ids."""
+        return self.config.vocab
+
+    @property
+    def max_positions(self) -> int | None:
+        """The most ids of a row; an encoder-decoder's prompt is not counted, its decoder has no last position."""
+        return self.config.main.context
+
+    def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple["OpenVinoRows", Array]:
+        """Read prompts, shorter ones padded on the left; see `Engine.prefill`."""
+        ids, real = _padded(prompts)
+        rows = OpenVinoRows(self._decoder.create_infer_request(), Tokens(self.config.main), len(prompts))
+        if self._encoder is not None:
+            rows.remember(self._read(ids, real), np.ones(ids.shape, bool) if real is None else real)
+            ids, real = np.full((len(prompts), 1), self.start), None
+        return rows, rows.run(ids, real=real)[:, -1]
+
+    def logits(self, ids: Sequence[int]) -> Array:
+        """Score what comes after each id of one text, without a cache that lasts: [ids, vocab]."""
+        rows = OpenVinoRows(self._decoder.create_infer_request(), Tokens(self.config.main), 1)
+        return rows.run(np.array([ids]), keep=len(ids))[0]
+
+    def _read(self, ids: Array, real: Array | None) -> dict[str, Array]:
+        assert self._encoder is not None and self.config.encoder is not None
+        inputs = Tokens(self.config.encoder).append(ids, real=real)
+        request = self._encoder.create_infer_request()
+        request.infer(inputs, share_inputs=True)
+        names = (output.any_name for output in self._encoder.outputs)
+        return {name: request.get_tensor(name).data.copy() for name in names if name.startswith("memory.")}
+
+
+class OpenVinoRows:
+    """The rows of one `prefill`: a request, whose state is their cache, and what is known of their tokens."""
+
+    def __init__(self, request: ov.InferRequest, tokens: Tokens, rows: int) -> None:
+        self._request, self._tokens = request, tokens
+        self._order = list(range(rows))  # which row of the state each row goes on from
+        self._memory: dict[str, Array] = {}
+        self._needs = {name for each in request.model_inputs for name in each.names}
+
+    def step(self, ids: Sequence[int]) -> Array:
+        """Append one id to every row and return the logits [rows, vocab]; see `Rows.step`."""
+        prefix = self._tokens.stack.mask == "prefix"
+        return self.run(np.array(ids)[:, None], segment=int(prefix))[:, -1]
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Keep these rows in this order; the cache follows at the next step. See `Rows.reorder`."""
+        kept = list(rows)
+        self._order = [self._order[row] for row in kept]
+        self._tokens.take(kept)
+        self._memory = {name: array[kept] for name, array in self._memory.items()}
+
+    def remember(self, memory: dict[str, Array], real: Array) -> None:
+        """Have all steps attend to the keys and values of an encoder's output; real: [b, m]."""
+        self._memory = {**memory, "memory_mask": key_mask(real)}
+
+    def run(self, ids: Array, *, segment: int = 0, real: Array | None = None, keep: int = 1) -> Array:
+        """Append ids [b, n] to the rows: logits [b, keep, vocab] of the last `keep` of them."""
+        inputs = self._tokens.append(ids, segment=segment, real=real)
+        inputs |= self._memory
+        inputs["beam_idx"] = np.array(self._order, np.int32)
+        inputs["keep"] = np.array([keep], np.int32)
+        if "memory_buckets" in self._needs:
+            inputs["memory_buckets"] = self._tokens.memory_buckets(self._memory["memory_mask"].shape[-1], ids.shape[1])
+        self._request.infer(inputs, share_inputs=True)
+        self._order = list(range(len(ids)))
+        logits: Array = self._request.get_tensor("logits").data
+        return logits.copy()
+
+
+def _text(config: str | Path | ModelConfig | None) -> str | None:
+    """Give what a configuration says, for it tells built files apart."""
+    if config is None:
+        return None
+    if isinstance(config, ModelConfig):
+        return config.to_json()
+    if not Path(config).is_file():
+        raise MissingFile(f"no configuration at {config}; give the config.json that belongs to the checkpoint")
+    return Path(config).read_text("utf-8")
+
+
+def _padded(prompts: Sequence[Sequence[int]]) -> tuple[Array, Array | None]:
+    """Put prompts into one array, and say where it is not padding, unless all of it is not."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids = np.array([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+    lengths = np.array([len(prompt) for prompt in prompts])
+    if (lengths == longest).all():
+        return ids, None
+    return ids, np.arange(longest) >= longest - lengths[:, None]
+
+
+def _options(kind: str, threads: int | None) -> dict[str, Any]:
+    """Choose how precisely OpenVINO computes: exactly where the weights are exact."""
+    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    if kind == "float32":
+        options |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+    elif kind == "bfloat16":
+        options |= {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"}
+    else:
+        options |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "u8"}
+        options |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 32}
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    return options
