@@ -92,7 +92,9 @@ class _Reader(ast.NodeVisitor):
 
     def assigned(self, node: ast.Assign) -> None:
         whole = self._resolve(node.value.func)[0] if isinstance(node.value, ast.Call) else ""
-        if whole.rpartition(".")[2] in ("build_transformer_model", "load_model") or whole == "keras.models.Model":
+        if whole.rpartition(".")[2] in ("build_transformer_model", "load_model") or whole.endswith(
+            "keras.models.Model"
+        ):
             self.models |= {target.id for target in node.targets if isinstance(target, ast.Name)}
 
     def visit_Name(self, node: ast.Name) -> None:
@@ -123,7 +125,7 @@ class _Reader(ast.NodeVisitor):
         if not whole or not isinstance(node.ctx, ast.Load):
             return False
         if isinstance(value, Absent):
-            self._add(node.lineno, f"{whole}: {value.way}", False)
+            self._add(node.lineno, f"{value.absent_name}: {value.way}", False)
         elif value is _MISSING:
             self._add(node.lineno, f"{whole}: there is no such name", False)
         elif not inspect.ismodule(value):
