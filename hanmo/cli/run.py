@@ -55,14 +55,7 @@ def run(
       hanmo run --check task_seq2seq.py
     """
     if check:
-        from hanmo.compat.bert4keras._check import check_script
-
-        findings = check_script(script)
-        for each in findings:
-            typer.echo(f"{script}:{each.line}: {'' if each.carried else 'not carried: '}{each.text}")
-        wrong = sum(not each.carried for each in findings)
-        say(f"{len(findings) - wrong} carried, {wrong} not" if findings else f"{script} uses nothing of bert4keras")
-        raise typer.Exit(int(wrong > 0))
+        raise typer.Exit(_check(script))
     if weights in (Weights.int8, Weights.int4):
         raise typer.BadParameter(
             f"scripts cannot compute in {weights.value} yet; give --weights bfloat16, which halves float32"
@@ -88,3 +81,14 @@ def run(
         else:
             sys.excepthook(type(error), error.with_traceback(trace), trace)
         raise typer.Exit(1) from None
+
+
+def _check(script: Path) -> int:
+    from hanmo.compat.bert4keras._check import check_script
+
+    findings = check_script(script)
+    for each in findings:
+        typer.echo(f"{script}:{each.line}: {'' if each.carried else 'not carried: '}{each.text}")
+    wrong = sum(not each.carried for each in findings)
+    say(f"{len(findings) - wrong} carried, {wrong} not" if findings else f"{script} uses nothing of bert4keras")
+    return int(wrong > 0)
