@@ -30,6 +30,7 @@ from hanmo.families.family import (
     Sizes,
     dense,
     norm,
+    query_key_value,
     row,
     torch_pair,
     write_transformer,
@@ -56,11 +57,7 @@ def _layer(ours: str) -> list[Row]:
     attention = f"{GROUP}/attention_1"
     feed_forward = f"{GROUP}/ffn_1/intermediate"
     return [
-        *[
-            r
-            for name in ("query", "key", "value")
-            for r in dense(f"{ours}.attention.{name}", f"{attention}/self/{name}")
-        ],
+        *query_key_value(dense, f"{ours}.attention", f"{attention}/self/{{}}"),
         *dense(f"{ours}.attention.output", f"{attention}/output/dense"),
         *norm(f"{ours}.attention_post", f"{GROUP}/LayerNorm"),
         *dense(f"{ours}.feed_forward.input", f"{feed_forward}/dense"),
@@ -104,11 +101,7 @@ def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
 def _huggingface_layer(ours: str) -> list[Row]:
     theirs = HUGGINGFACE_GROUP
     return [
-        *[
-            r
-            for name in ("query", "key", "value")
-            for r in torch_pair(f"{ours}.attention.{name}", f"{theirs}.attention.{name}")
-        ],
+        *query_key_value(torch_pair, f"{ours}.attention", f"{theirs}.attention.{{}}"),
         *torch_pair(f"{ours}.attention.output", f"{theirs}.attention.dense"),
         *torch_pair(f"{ours}.attention_post", f"{theirs}.attention.LayerNorm"),
         *torch_pair(f"{ours}.feed_forward.input", f"{theirs}.ffn"),

@@ -18,8 +18,10 @@ from hanmo.families.family import (
     Row,
     Sizes,
     activation,
+    blocks,
     dense,
     norm,
+    query_key_value,
     read,
     row,
     torch_pair,
@@ -74,11 +76,7 @@ def google_embedding(ours: str, theirs: str, project: str) -> list[Row]:
 def google_layer(ours: str, theirs: str) -> list[Row]:
     """Make the rows of one post-norm block in Google's names."""
     return [
-        *[
-            r
-            for name in ("query", "key", "value")
-            for r in dense(f"{ours}.attention.{name}", f"{theirs}/attention/self/{name}")
-        ],
+        *query_key_value(dense, f"{ours}.attention", f"{theirs}/attention/self/{{}}"),
         *dense(f"{ours}.attention.output", f"{theirs}/attention/output/dense"),
         *norm(f"{ours}.attention_post", f"{theirs}/attention/output/LayerNorm"),
         *dense(f"{ours}.feed_forward.input", f"{theirs}/intermediate/dense"),
@@ -103,7 +101,7 @@ def rows(config: ModelConfig) -> list[Row]:
     """Make the table of a BERT in Google's names."""
     return [
         *google_embedding("encoder", "bert/embeddings", "bert/encoder/embedding_hidden_mapping_in"),
-        *[r for i in range(config.main.depth) for r in google_layer(f"encoder.blocks.{i}", f"bert/encoder/layer_{i}")],
+        *blocks(config, google_layer, "bert/encoder/layer_{}"),
         *google_heads(),
     ]
 
@@ -111,11 +109,7 @@ def rows(config: ModelConfig) -> list[Row]:
 def huggingface_layer(ours: str, theirs: str) -> list[Row]:
     """Make the rows of one post-norm block in Hugging Face's names."""
     return [
-        *[
-            r
-            for name in ("query", "key", "value")
-            for r in torch_pair(f"{ours}.attention.{name}", f"{theirs}.attention.self.{name}")
-        ],
+        *query_key_value(torch_pair, f"{ours}.attention", f"{theirs}.attention.self.{{}}"),
         *torch_pair(f"{ours}.attention.output", f"{theirs}.attention.output.dense"),
         *torch_pair(f"{ours}.attention_post", f"{theirs}.attention.output.LayerNorm"),
         *torch_pair(f"{ours}.feed_forward.input", f"{theirs}.intermediate.dense"),
@@ -157,11 +151,7 @@ def huggingface_rows(config: ModelConfig) -> list[Row]:
     """Make the table of a BERT in Hugging Face's names."""
     return [
         *huggingface_embedding("encoder", "bert.embeddings"),
-        *[
-            r
-            for i in range(config.main.depth)
-            for r in huggingface_layer(f"encoder.blocks.{i}", f"bert.encoder.layer.{i}")
-        ],
+        *blocks(config, huggingface_layer, "bert.encoder.layer.{}"),
         *torch_pair("pooler.dense", "bert.pooler.dense"),
         *torch_pair("pooler.nsp", "cls.seq_relationship"),
         *huggingface_mlm(config),

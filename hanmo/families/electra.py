@@ -26,6 +26,7 @@ from hanmo.families.family import (
     Names,
     Row,
     Sizes,
+    blocks,
     dense,
     row,
     torch_pair,
@@ -41,11 +42,7 @@ def _config(data: Config) -> ModelConfig:
 def _rows(config: ModelConfig) -> list[Row]:
     return [
         *google_embedding("encoder", "electra/embeddings", "electra/embeddings_project"),
-        *[
-            r
-            for i in range(config.main.depth)
-            for r in google_layer(f"encoder.blocks.{i}", f"electra/encoder/layer_{i}")
-        ],
+        *blocks(config, google_layer, "electra/encoder/layer_{}"),
         *dense("discriminator.dense", "discriminator_predictions/dense"),
         *dense("discriminator.output", "discriminator_predictions/dense_1"),
     ]
@@ -68,11 +65,7 @@ def _huggingface_rows(config: ModelConfig) -> list[Row]:
     return [
         *huggingface_embedding("encoder", "electra.embeddings"),
         *torch_pair("encoder.embedding.project", "electra.embeddings_project"),
-        *[
-            r
-            for i in range(config.main.depth)
-            for r in huggingface_layer(f"encoder.blocks.{i}", f"electra.encoder.layer.{i}")
-        ],
+        *blocks(config, huggingface_layer, "electra.encoder.layer.{}"),
         *torch_pair("discriminator.dense", "discriminator_predictions.dense"),
         *torch_pair("discriminator.output", "discriminator_predictions.dense_prediction"),
         *torch_pair("output.dense", "generator_predictions.dense"),

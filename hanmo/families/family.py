@@ -118,6 +118,17 @@ def torch_pair(ours: str, theirs: str, how: str = "same") -> list[Row]:
     return [row(f"{ours}.weight", f"{theirs}.weight", how), row(f"{ours}.bias", f"{theirs}.bias")]
 
 
+def query_key_value(pair: Callable[[str, str], list[Row]], ours: str, theirs: str) -> list[Row]:
+    """Make the rows of attention's three inputs by `dense` or `torch_pair`; theirs: with {} for which it is."""
+    return [r for name in ("query", "key", "value") for r in pair(f"{ours}.{name}", theirs.format(name))]
+
+
+def blocks(config: ModelConfig, layer: Callable[[str, str], list[Row]], theirs: str) -> list[Row]:
+    """Make the rows of every block of a lone stack; layer: makes one's; theirs: a name with {} for the number."""
+    side = "decoder" if config.decoder else "encoder"
+    return [r for i in range(config.main.depth) for r in layer(f"{side}.blocks.{i}", theirs.format(i))]
+
+
 def read(config: Config, key: str, kind: type, default: Any = None) -> Any:
     """Take a value of a foreign config.json; raises ConfigError if it is missing or of another type."""
     value = config.get(key, default)

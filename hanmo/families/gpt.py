@@ -12,6 +12,7 @@ from hanmo.families.family import (
     Names,
     Row,
     Sizes,
+    blocks,
     read,
     row,
     transformer,
@@ -29,11 +30,7 @@ def _rows(config: ModelConfig) -> list[Row]:
         row("token.weight", "gpt/embeddings/word_embeddings"),
         row("decoder.embedding.position.weight", "gpt/embeddings/position_embeddings"),
         row("decoder.embedding.segment.weight", "gpt/embeddings/token_type_embeddings"),
-        *[
-            r
-            for i in range(config.main.depth)
-            for r in google_layer(f"decoder.blocks.{i}", f"gpt/transformer/layer_{i}")
-        ],
+        *blocks(config, google_layer, "gpt/transformer/layer_{}"),
     ]
 
 

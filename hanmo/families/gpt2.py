@@ -20,6 +20,7 @@ from hanmo.families.family import (
     activation,
     dense,
     norm,
+    query_key_value,
     read,
     row,
     torch_pair,
@@ -56,11 +57,7 @@ def _rows(config: ModelConfig) -> list[Row]:
         ours, theirs = f"decoder.blocks.{i}", f"gpt/transformer/layer_{i}"
         rows += [
             *norm(f"{ours}.attention_pre", f"{theirs}/attention/input/LayerNorm"),
-            *[
-                r
-                for name in ("query", "key", "value")
-                for r in dense(f"{ours}.attention.{name}", f"{theirs}/attention/self/{name}")
-            ],
+            *query_key_value(dense, f"{ours}.attention", f"{theirs}/attention/self/{{}}"),
             *dense(f"{ours}.attention.output", f"{theirs}/attention/output/dense"),
             *norm(f"{ours}.feed_forward_pre", f"{theirs}/input/LayerNorm"),
             *dense(f"{ours}.feed_forward.input", f"{theirs}/intermediate/dense"),

@@ -14,6 +14,7 @@ from hanmo.families.family import (
     Sizes,
     dense,
     norm,
+    query_key_value,
     read,
     row,
     transformer,
@@ -66,11 +67,7 @@ def _rows(config: ModelConfig) -> list[Row]:
     for i in range(config.main.depth):
         ours, theirs = f"decoder.blocks.{i}", f"newslm/layer{i:02d}"
         rows += [
-            *[
-                r
-                for name in ("query", "key", "value")
-                for r in dense(f"{ours}.attention.{name}", f"{theirs}/{name}_layer")
-            ],
+            *query_key_value(dense, f"{ours}.attention", f"{theirs}/{{}}_layer"),
             *dense(f"{ours}.attention.output", f"{theirs}/context_projection_layer"),
             *norm(f"{ours}.feed_forward_pre", f"{theirs}/LayerNorm_mlp_ln0"),
             *dense(f"{ours}.feed_forward.input", f"{theirs}/intermediate"),

@@ -28,6 +28,7 @@ from hanmo.families.family import (
     Names,
     Row,
     Sizes,
+    blocks,
     row,
     torch_pair,
     write_transformer,
@@ -93,11 +94,7 @@ def _huggingface_rows(config: ModelConfig) -> list[Row]:
     return [
         *[r for r in huggingface_embedding("encoder", "roformer.embeddings") if "position" not in r.theirs],
         *torch_pair("encoder.embedding.project", "roformer.embeddings_project"),
-        *[
-            r
-            for i in range(config.main.depth)
-            for r in huggingface_layer(f"encoder.blocks.{i}", f"roformer.encoder.layer.{i}")
-        ],
+        *blocks(config, huggingface_layer, "roformer.encoder.layer.{}"),
         *huggingface_mlm(config),
     ]
 
