@@ -1,6 +1,9 @@
 """`hanmo run`: old names give our modules, a script's mistakes are its own, and what is not carried says so by line."""
 
+import importlib.util
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,9 @@ from hanmo.compat.bert4keras import backend
 from hanmo.compat.bert4keras._check import check_script
 from hanmo.compat.bert4keras._script import find_module, run_script, served
 from hanmo.errors import NotCarried
+from hanmo.loaded import Loaded
+
+ROOT = Path(__file__).parents[2]
 
 TOKENS = [np.array([[2, 5, 6, 3]]), np.zeros((1, 4), int)]
 
@@ -251,3 +257,16 @@ def test_check_of_a_script_that_only_predicts_is_content(script):
 def test_check_says_where_a_script_is_no_python_3(script):
     with pytest.raises(NotCarried, match=r"script.py:2: .*is it Python 2"):
         check_script(script("x = 1\nprint 5\n"))
+
+
+def test_the_page_on_bert4keras_names_what_is_there():
+    page = (ROOT / "docs" / "from-bert4keras.md").read_text("utf-8")
+    old = re.findall(r"`(models|snippets|tokenizers|backend|optimizers)\.(\w+)`", page)
+    for module, name in old:
+        assert name == "WebServing" or getattr(find_module(f"bert4keras.{module}"), name) is not None
+    ours = re.findall(r"`loaded\.(\w+)", page)
+    for name in ours:
+        assert name in ("model", "tokenizer") or callable(getattr(Loaded, name))
+    for name in re.findall(r"of `(hanmo[\w.]+)`", page):
+        assert importlib.util.find_spec(name) is not None
+    assert len(old) > 8 and len(ours) > 8
