@@ -172,6 +172,16 @@ def test_changed_weights_are_noticed():
     np.testing.assert_allclose(model.predict(tokens), recomputed(model, tokens), rtol=0, atol=2e-5)
 
 
+def test_a_forked_process_leaves_what_its_parent_keeps(monkeypatch):
+    model = build("gpt2_ml")
+    kept = model.predict(np.array([[3, 4, 5]]))
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    seen = counting(model)
+    model.predict(np.array([[3, 4, 6]]))
+    assert seen == [3]
+    np.testing.assert_allclose(kept, recomputed(model, np.array([[3, 4, 5]])), rtol=0, atol=2e-5)
+
+
 def test_models_that_see_later_tokens_are_not_helped():
     config, checkpoint = str(GOLDENS / "bert" / "config.json"), str(GOLDENS / "bert" / "model.ckpt")
     assert build_transformer_model(config, checkpoint).prefix is None

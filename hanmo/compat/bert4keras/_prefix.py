@@ -6,6 +6,7 @@ places. Everything else is computed whole, by the caller.
 """
 
 import hashlib
+import os
 import threading
 from typing import Any
 
@@ -48,6 +49,7 @@ class Prefix:
 
     def forget(self) -> None:
         """Let go of everything that is kept."""
+        self._process = os.getpid()
         self._cache: Cache | None = None
         self._pages: Pages | None = None
         self._known = 0  # positions of which the pages hold the outputs
@@ -75,6 +77,8 @@ class Prefix:
             return None
         digests = self._digest([value for name, value in inputs.items() if name not in names])
         stamp = hash(tuple((id(parameter), parameter._version) for parameter in self._network.parameters()))
+        if self._process != os.getpid():  # after a fork the pages are still the parent's too
+            self.forget()
         if stamp != self._stamp:
             self._cache = None
         source, length = self._match(tokens, digests)
