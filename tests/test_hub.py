@@ -1,5 +1,7 @@
 """A ready configuration reads a file in any names; parts may be left out whole, and nothing else is."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -129,3 +131,13 @@ def test_a_checkpoint_of_several_shards_or_off_its_alignment_loads_the_same(data
             found = load(tmp_path / name, dtype=dtype).model.state_dict()
             assert found.keys() == expected.keys()
             assert all(torch.equal(found[name], expected[name].to(dtype)) for name in found)
+
+
+def test_loading_never_imports_torch_s_compiler(data, tmp_path):
+    # It takes longer than reading a gigabyte, and making an embedding on "meta" would import it.
+    face = save(load(data / "goldens" / "gpt2").model, tmp_path / "face", form="huggingface").path
+    code = (
+        "import sys, hanmo.hub; [hanmo.hub.load(path) for path in sys.argv[1:]]; print('torch._dynamo' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, data / "goldens" / "t5_1.1", data / "goldens" / "bert", face]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "False\n"

@@ -32,16 +32,20 @@ def _all_equal(tensors: list[Tensor]) -> Tensor:
     return tensors[0]
 
 
+def _join(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
 HOW: dict[str, Ways] = {
     "same": (lambda t, n: [t], lambda ts: ts[0]),
     "transpose": (lambda t, n: [t.T], lambda ts: ts[0].T),
     "copy_same": (lambda t, n: [t] * n, _all_equal),
     "copy_transpose": (lambda t, n: [t.T] * n, lambda ts: _all_equal(ts).T),
     # Query, key and value side by side: [3 out], [in, 3 out], and [1, in, 3 out] of a convolution of width 1.
-    "split": (lambda t, n: list(t.chunk(n)), lambda ts: torch.cat(ts)),
-    "split_transpose": (lambda t, n: [part.T for part in t.chunk(n, 1)], lambda ts: torch.cat(ts).T),
+    "split": (lambda t, n: list(t.chunk(n)), _join),
+    "split_transpose": (lambda t, n: [part.T for part in t.chunk(n, 1)], lambda ts: _join(ts).T),
     "convolution": (lambda t, n: [t[0].T], lambda ts: ts[0].T[None]),
-    "split_convolution": (lambda t, n: [part.T for part in t[0].chunk(n, 1)], lambda ts: torch.cat(ts).T[None]),
+    "split_convolution": (lambda t, n: [part.T for part in t[0].chunk(n, 1)], lambda ts: _join(ts).T[None]),
 }
 """`Row.how` → (foreign tensor, number of ours) → ours, and ours → the foreign tensor."""
 
@@ -70,10 +74,11 @@ def give(row: Row, ours: list[Tensor]) -> Tensor:
 
 def foreign_shape(row: Row, shapes: Sequence[torch.Size]) -> tuple[int, ...]:
     """Tell the shape the foreign tensor must have for ours to have these."""
-    with torch.device("meta"):
-        ours = [torch.empty(shape) for shape in shapes]
-        way = "same" if row.how == "copy_same" else "transpose" if row.how == "copy_transpose" else row.how
-        return tuple(HOW[way][1](ours).shape)
+    # The parts are joined as shapes: to join tensors on "meta" torch imports its whole compiler.
+    first = shapes[0]
+    if row.how.startswith("split"):
+        first = torch.Size((sum(shape[0] for shape in shapes), *first[1:]))
+    return tuple(HOW[row.how.removeprefix("copy_")][1]([torch.empty(first, device="meta")]).shape)
 
 
 def rows_of(state: Mapping[str, Tensor], rows: Sequence[Row]) -> list[Row]:
