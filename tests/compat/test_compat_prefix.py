@@ -163,6 +163,21 @@ def test_one_encoded_text_is_taken_as_long_as_it_is_the_same():
     assert seen == [2, 2, 3]
 
 
+def test_a_call_that_failed_leaves_nothing_behind(monkeypatch):
+    model, rng = build("t5 decoder"), np.random.default_rng(0)
+    one, two = (rng.normal(size=(1, 3, model.network.main.config.width)).astype(np.float32) for _ in range(2))
+    tokens = np.array([[1, 2, 3]])
+    model.predict([one, tokens])
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model.network), "forward", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model.predict([two, tokens])
+    for memory in (two, one, two):
+        np.testing.assert_allclose(
+            model.predict([memory, tokens]), recomputed(model, [memory, tokens]), rtol=0, atol=2e-5
+        )
+
+
 def test_changed_weights_are_noticed():
     model = build("gpt2_ml")
     tokens = np.array([[3, 4, 5]])

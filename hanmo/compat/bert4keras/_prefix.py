@@ -54,7 +54,7 @@ class Prefix:
         self._pages: Pages | None = None
         self._known = 0  # positions of which the pages hold the outputs
         self._tokens: Array = np.empty((0, 0, 0), np.int64)
-        self._context: list[Array] = []
+        self._named: tuple[list[Array], list[bytes]] = [], []
         self._digests: list[bytes] = []
         self._stamp = 0
 
@@ -110,15 +110,16 @@ class Prefix:
 
     def _digest(self, context: list[Array]) -> list[bytes]:
         """Name the rows of what is no token, such as an encoder's output, by their contents."""
-        old = self._context
+        old, digests = self._named
         if len(old) == len(context) and all(map(np.array_equal, old, context)):
-            return self._digests
-        self._context = [value.copy() for value in context]
+            return digests
         shapes = repr([(value.shape[1:], value.dtype) for value in context]).encode()
-        return [
+        digests = [
             hashlib.blake2b(shapes + b"".join(value[row].tobytes() for value in context), digest_size=16).digest()
-            for row in range(len(context[0]) if context else 0)
+            for row in range(len(context[0]))
         ]
+        self._named = [value.copy() for value in context], digests
+        return digests
 
     def _match(self, tokens: Array, digests: list[bytes]) -> tuple[Array, int]:
         """Find for each row the old row that it goes on from; and how many tokens all of them share with theirs."""
