@@ -183,7 +183,7 @@ def _options(kind: str, threads: int | None) -> dict[str, Any]:
         options |= {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"}
     else:
         options |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "u8"}
-        options |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 32}
+        options |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
     return options

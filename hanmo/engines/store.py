@@ -1,7 +1,7 @@
 """The folder of built files: where it is, what a built file is called, what lies there.
 
 A file's name is a digest of all that it was made of: the checkpoint's files by path, size and time, and the options.
-Nothing half built bears such a name: files are written beside and renamed. Knows nothing of what is in them.
+Nothing half built bears such a name: files are written beside and renamed. Knows of what is in them only the header.
 """
 
 import hashlib
@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hanmo.errors import MissingFile
+from hanmo.errors import CheckpointError, MissingFile
+from hanmo.weights.safetensors import Safetensors
 
 __all__ = ["Built", "built_path", "clear", "default_folder", "entries"]
 
@@ -22,11 +23,15 @@ _OF_CHECKPOINTS = (".index", ".safetensors", ".bin", ".pt", ".pth", ".json")
 
 @dataclass(frozen=True)
 class Built:
-    """One file of the folder; finished is False for what an interrupted build left, which nothing ever reads."""
+    """One file of the folder; finished is False for what an interrupted build left, which nothing ever reads.
+
+    words: what the file says of itself: "source", the checkpoint; "weights", their kind.
+    """
 
     path: Path
     nbytes: int
     finished: bool
+    words: Mapping[str, str]
 
 
 def default_folder() -> Path:
@@ -57,7 +62,7 @@ def entries(folder: Path) -> list[Built]:
     for path in sorted(folder.iterdir()):
         finished = path.name.endswith(SUFFIX)
         if path.is_file() and (finished or (path.name.startswith(".") and path.name.endswith(".partial"))):
-            found.append(Built(path, path.stat().st_size, finished))
+            found.append(Built(path, path.stat().st_size, finished, _words(path) if finished else {}))
     return found
 
 
@@ -71,6 +76,14 @@ def clear(folder: Path) -> int:
         built.path.unlink(missing_ok=True)
         freed += built.nbytes
     return freed
+
+
+def _words(path: Path) -> dict[str, str]:
+    try:
+        words = Safetensors(path).metadata
+    except CheckpointError:  # a stranger's file; it is listed all the same, for it takes room
+        return {}
+    return {name: words[name] for name in ("source", "weights") if name in words}
 
 
 def _identity(checkpoint: Path) -> list[list[str | int]]:

@@ -78,7 +78,7 @@ open_engine(Path(sys.argv[1]), weights="int4", folder=Path(sys.argv[2]), progres
 """
 
 
-@pytest.mark.parametrize("tensors", [1, 9, 30])
+@pytest.mark.parametrize("tensors", [1, 25])
 def test_a_build_that_is_killed_leaves_nothing_that_is_used(tmp_path, checkpoint, tensors):
     folder = tmp_path / "built"
     program = [sys.executable, "-c", PROGRAM, str(checkpoint), str(folder)]
