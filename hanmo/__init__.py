@@ -1,6 +1,7 @@
 """Hanmo 翰墨: Chinese Transformer language models, from the original checkpoints, in PyTorch.
 
     load(path)          a checkpoint in any format that Hanmo reads, as a model with its configuration
+    open_writer(path)   the same for writing on a CPU with small weights, without torch
     save(model, path)   as a Hanmo folder, a TensorFlow checkpoint or a Hugging Face folder
     inspect(path)       what a checkpoint is, without loading it
     errors              everything that Hanmo raises on purpose
@@ -16,12 +17,18 @@ if TYPE_CHECKING:
     from hanmo.hub import load
     from hanmo.weights.inspection import inspect
     from hanmo.weights.save import save
+    from hanmo.writer import open_writer
 
-__all__ = ["__version__", "errors", "inspect", "load", "save"]
+__all__ = ["__version__", "errors", "inspect", "load", "open_writer", "save"]
 
 __version__ = "0.1.0"
 
-_HOMES = {"inspect": "hanmo.weights.inspection", "load": "hanmo.hub", "save": "hanmo.weights.save"}
+_HOMES = {
+    "inspect": "hanmo.weights.inspection",
+    "load": "hanmo.hub",
+    "open_writer": "hanmo.writer",
+    "save": "hanmo.weights.save",
+}
 
 
 def __getattr__(name: str) -> Any:

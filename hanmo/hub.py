@@ -16,13 +16,13 @@ from hanmo.errors import ConfigError, MissingFile
 from hanmo.families import Row
 from hanmo.loaded import Loaded
 from hanmo.model import Model
-from hanmo.tokenizers.load import load_tokenizer
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.weights.edit import VocabularyEdit
 from hanmo.weights.load import Report, fill
 from hanmo.weights.recognise import Recognised, read_config, read_json, recognise, recognise_own, rename
 from hanmo.weights.source import Source, open_source
 from hanmo.weights.table import check_repeats
+from hanmo.writer import find_tokenizer
 
 OWN_CONFIG = "hanmo.json"
 
@@ -84,20 +84,6 @@ def load_network(
         dropped, wanted = found.names.dropped, {row.theirs for row in rows}
         check_repeats(source, {name: other for name, other in found.names.repeats.items() if name not in wanted})
     return model, fill(model, source, rows, dropped=dropped, dtype=dtype, edit=edit, progress=progress)
-
-
-def find_tokenizer(path: Path, given: str | Path | None) -> Tokenizer | None:
-    """Load the tokenizer that was given, or the one in the checkpoint's folder; None if there is none.
-
-    Raises MissingFile or TokenizerError for one that cannot be used.
-    """
-    if given is not None:
-        return load_tokenizer(given)
-    folder = path if path.is_dir() else path.parent
-    try:
-        return load_tokenizer(folder)
-    except MissingFile:
-        return None
 
 
 def plan(

@@ -22,6 +22,7 @@ STREET = [
     ["weights"],
     ["tokenizers"],
     ["generate", "train", "engines"],
+    ["writer"],
     ["loaded"],
     ["hub"],
     ["compat", "server"],

@@ -20,7 +20,7 @@ def test_importing_it_imports_neither_torch_nor_numpy():
 
 
 def test_every_public_name_is_there_when_it_is_used():
-    assert hanmo.__all__ == ["__version__", "errors", "inspect", "load", "save"]
+    assert hanmo.__all__ == ["__version__", "errors", "inspect", "load", "open_writer", "save"]
     for name in hanmo.__all__:
         assert getattr(hanmo, name) is not None
         assert name in dir(hanmo)
@@ -30,5 +30,5 @@ def test_every_public_name_is_there_when_it_is_used():
 
 def test_an_unknown_name_is_named_with_those_there_are():
     name = "lode"
-    with pytest.raises(AttributeError, match=r"module 'hanmo' has no attribute 'lode'; it has .*inspect, load, save"):
+    with pytest.raises(AttributeError, match=r"module 'hanmo' has no attribute 'lode'; it has .*inspect, load, open_writer, save"):
         getattr(hanmo, name)

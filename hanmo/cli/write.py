@@ -15,7 +15,7 @@ from hanmo.cli.screen import progress, say
 from hanmo.errors import CheckpointError, ConfigError, PromptError
 
 if TYPE_CHECKING:
-    from hanmo.loaded import Loaded
+    from hanmo.writer import Writer
 
 __all__ = ["write"]
 
@@ -25,6 +25,8 @@ class Weights(str, Enum):
 
     float32 = "float32"
     bfloat16 = "bfloat16"
+    int8 = "int8"
+    int4 = "int4"
 
 
 class Stop(str, Enum):
@@ -122,9 +124,11 @@ def _load(
     family: str | None,
     tokenizer: Path | None,
     mask: Mask | None,
-) -> "Loaded":
+) -> "Writer":
     if model is None:
         raise CheckpointError("no model is named; give --model with a checkpoint's prefix, file or folder")
+    if weights in (Weights.int8, Weights.int4):
+        return _open(model, weights, device, config, family, tokenizer, mask)
     import torch
 
     from hanmo.hub import load
@@ -158,7 +162,45 @@ def _load(
         )
 
 
-def _one(loaded: "Loaded", prompt: str, seed: int | None, how: dict[str, Any], *, shown: bool) -> None:
+def _open(
+    model: Path,
+    weights: Weights,
+    device: str,
+    config: Path | None,
+    family: str | None,
+    tokenizer: Path | None,
+    mask: Mask | None,
+) -> "Writer":
+    """Open the CPU engine, which converts the weights when it first sees them and needs no torch after that."""
+    if device not in ("auto", "cpu"):
+        raise ConfigError(
+            f"device is {device!r} and weights are {weights.value}; these run on a CPU: leave --device out"
+        )
+    from hanmo.weights.source import open_source
+    from hanmo.writer import open_writer
+
+    with open_source(model) as source:
+        total = sum(info.nbytes for info in source.tensors.values())
+    done = 0
+    with progress("converting") as show:
+
+        def count(nbytes: int) -> None:
+            nonlocal done
+            done += nbytes
+            show(done, total)
+
+        return open_writer(
+            model,
+            weights=weights.value,
+            config=config,
+            family=family,
+            mask=mask.value if mask else None,
+            tokenizer=tokenizer,
+            progress=count,
+        )
+
+
+def _one(loaded: "Writer", prompt: str, seed: int | None, how: dict[str, Any], *, shown: bool) -> None:
     """Write one text, showing it piece by piece; at Ctrl-C what is there so far stays."""
     text = loaded.stream(prompt, seed=seed, **how)
     begins = "" if loaded.config.answers or loaded.config.main.mask == "prefix" else prompt
@@ -176,7 +218,7 @@ def _one(loaded: "Loaded", prompt: str, seed: int | None, how: dict[str, Any], *
 
 
 def _several(
-    loaded: "Loaded", prompt: str, n: int, seed: int | None, beams: int | None, how: dict[str, Any], *, as_json: bool
+    loaded: "Writer", prompt: str, n: int, seed: int | None, beams: int | None, how: dict[str, Any], *, as_json: bool
 ) -> None:
     whole = loaded.write_detailed(prompt, n=n, seed=seed, beams=beams, **how)
     for number, written in enumerate(whole):

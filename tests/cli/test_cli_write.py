@@ -116,6 +116,7 @@ def test_a_model_that_is_not_there_is_one_line(arguments, message):
         (["今天", "--temperature", "-1"], "temperature is -1"),
         (["今天", "--max-chars", "0"], "max_chars is 0"),
         (["今天", "--device", "toaster"], "device is 'toaster'; expected cpu, cuda"),
+        (["今天", "--device", "cuda", "--weights", "int8"], "these run on a CPU"),
         (["今天", "--family", "gpt9"], "family is 'gpt9'; known are"),
         (["今天", "--tokenizer", "/nowhere/vocab.txt"], "there is no tokenizer at /nowhere/vocab.txt"),
         (["今天", "--config", "/nowhere/config.json"], "no configuration at /nowhere/config.json"),
@@ -141,6 +142,24 @@ def test_a_vocabulary_that_cannot_be_used_is_one_line(checkpoint, words, message
 def test_weights_that_are_not_numbers_are_one_line(checkpoint):
     path = checkpoint(lambda model: model.token.weight.fill_(math.nan))
     assert_one_line(run("今天", "--model", path), "NaN")
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_small_weights_write_without_torch(checkpoint, tmp_path, monkeypatch, weights):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    arguments = ["write", "今天", "--model", checkpoint(), "--seed", "7", "--max-chars", "9", "--weights", weights]
+    script = (
+        "import sys; from hanmo.cli.app import app\n"
+        "try: app(sys.argv[1:], prog_name='hanmo')\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print('torch' in sys.modules, file=sys.stderr)"
+    )
+    texts = []
+    for torch_needed in (True, False):
+        result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120)
+        assert result.stderr == f"{torch_needed}\n"
+        texts.append(result.stdout)
+    assert texts[0] == texts[1] and texts[0].startswith("今天")
 
 
 def test_wrong_usage_is_told_with_exit_code_2(checkpoint):
