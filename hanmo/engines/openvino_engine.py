@@ -20,7 +20,7 @@ from hanmo.engines.openvino_inputs import Tokens, key_mask
 from hanmo.engines.openvino_weights import FORMAT, KINDS, Weights
 from hanmo.errors import CheckpointError, ConfigError, MissingFile
 
-__all__ = ["OpenVinoEngine", "OpenVinoRows", "open_engine"]
+__all__ = ["OpenVinoEngine", "OpenVinoRows", "cpu_options", "open_engine", "open_weights"]
 
 Array = npt.NDArray[Any]
 
@@ -44,6 +44,23 @@ def open_engine(
     progress: called with the bytes of each tensor that is read, while building.
     Raises ConfigError for an option out of range; MissingFile, CheckpointError or ConfigError as loading does.
     """
+    found = open_weights(path, weights=weights, config=config, family=family, folder=folder, progress=progress)
+    return OpenVinoEngine(found, mask=mask, threads=threads)
+
+
+def open_weights(
+    path: str | Path,
+    *,
+    weights: str,
+    config: str | Path | ModelConfig | None = None,
+    family: str | None = None,
+    folder: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Weights:
+    """Map a checkpoint's weights from the folder of built files, built first if they are not there.
+
+    Arguments and errors as for `open_engine`.
+    """
     if weights not in KINDS:
         raise ConfigError(f"weights is {weights!r}; expected one of {', '.join(KINDS)}")
     options = {"format": FORMAT, "weights": weights, "family": family, "config": _text(config)}
@@ -52,7 +69,23 @@ def open_engine(
         from hanmo.engines.openvino_build import build
 
         build(Path(path), built, weights=weights, config=config, family=family, progress=progress)
-    return OpenVinoEngine(Weights(built), mask=mask, threads=threads)
+    return Weights(built)
+
+
+def cpu_options(kind: str, threads: int | None) -> dict[str, Any]:
+    """Choose how precisely OpenVINO computes: exactly where the weights are exact."""
+    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    if kind == "float32":
+        options |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+    elif kind == "bfloat16":
+        options |= {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"}
+    else:
+        # What the rounding of bfloat16 adds to that of the weights is little; long prompts gain much.
+        options |= {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "u8"}
+        options |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    return options
 
 
 class OpenVinoEngine:
@@ -76,7 +109,7 @@ class OpenVinoEngine:
                 "a BERT writes when it is loaded with mask='prefix' or 'causal'"
             )
         self.config, self.start = config, start
-        core, options = ov.Core(), _options(weights.kind, threads)
+        core, options = ov.Core(), cpu_options(weights.kind, threads)
         self._decoder = core.compile_model(build_decoder(weights, config), "CPU", options)
         self._encoder = core.compile_model(build_encoder(weights, config), "CPU", options) if config.answers else None
         self._weights = weights  # the graphs share its pages
@@ -172,18 +205,3 @@ def _padded(prompts: Sequence[Sequence[int]]) -> tuple[Array, Array | None]:
     if (lengths == longest).all():
         return ids, None
     return ids, np.arange(longest) >= longest - lengths[:, None]
-
-
-def _options(kind: str, threads: int | None) -> dict[str, Any]:
-    """Choose how precisely OpenVINO computes: exactly where the weights are exact."""
-    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
-    if kind == "float32":
-        options |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-    elif kind == "bfloat16":
-        options |= {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"}
-    else:
-        options |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "u8"}
-        options |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}
-    if threads is not None:
-        options["INFERENCE_NUM_THREADS"] = threads
-    return options

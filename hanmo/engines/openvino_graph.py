@@ -57,7 +57,8 @@ def build_encoder(weights: Weights, config: ModelConfig) -> ov.Model:
     """Build what reads a whole text: ids [b, n] → "hidden" [b, n, width].
 
     With a decoder behind it, also the keys and values of its cross-attention: "memory.DEPTH.key" [b, heads, n, key_dim]
-    and "memory.DEPTH.value". Without one, "logits" [b, n, vocab] if the model has an output.
+    and "memory.DEPTH.value". Without one, what the model's heads give: "logits" [k, vocab] of the tokens that the input
+    "places" [k] names, counted through all rows; "pooled" [b, width], "nsp" [b, 2], "discriminator" [b, n, 1].
     """
     assert config.encoder is not None
     graph = _Graph(weights, config, config.encoder)
@@ -69,8 +70,8 @@ def build_encoder(weights: Weights, config: ModelConfig) -> ov.Model:
             block = 0 if config.decoder.shared_layers else depth
             k, v = _split(graph, x, f"decoder.blocks.{block}.cross.key_value", "kv")
             results |= {f"memory.{depth}.key": k, f"memory.{depth}.value": v}
-    elif config.output != "none":
-        results["logits"] = _output(graph, x)
+    else:
+        results |= _heads(graph, x)
     return _model(graph, results)
 
 
@@ -268,6 +269,23 @@ def _plain_attention(graph: _Graph, q: Node, k: Node, v: Node, mask: Node) -> No
     nothing = op.broadcast(_number(0), clipped)
     by_row = op.scatter_elements_update(nothing, index, shares, _ints(-1, scalar=True), "sum")
     return op.add(out, op.matmul(by_row, table, False, False))
+
+
+def _heads(graph: _Graph, x: Node) -> dict[str, Node]:
+    config, weights = graph.config, graph.weights
+    results = {}
+    if config.output != "none":
+        tokens = op.reshape(x, np.array([-1, config.main.width]), False)
+        results["logits"] = _output(graph, op.gather(tokens, graph.input("places", "i32", [-1]), _ints(0, scalar=True)))
+    if config.pool != "none":
+        first = op.gather(x, _ints(0, scalar=True), _ints(1, scalar=True))
+        results["pooled"] = _activate(weights.linear(first, "pooler.dense"), config.pool)
+    if config.nsp:
+        results["nsp"] = weights.linear(results["pooled"], "pooler.nsp")
+    if config.discriminator:
+        hidden = _activate(weights.linear(x, "discriminator.dense"), config.head_activation)
+        results["discriminator"] = weights.linear(hidden, "discriminator.output")
+    return results
 
 
 def _output(graph: _Graph, x: Node) -> Node:
