@@ -198,25 +198,28 @@ def _items(reader: _Reader, name: str, parts: tuple[str, ...], weights: str) -> 
         return [item("float32", shape, pieces())]
     if weights == "bfloat16":
         return [item("bfloat16", shape, (piece.bfloat16().view(torch.int16) for piece in pieces()))]
-    found: list[Tensor] = []  # the file has wider numbers first, so the scales are made before the weights
-
-    def scales(choose: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-        for piece in pieces():
-            found.append(choose(piece))
-            yield found[-1]
-
-    def rounded(how: Callable[[Tensor, Tensor], Tensor]) -> Iterator[Tensor]:
-        for piece, scale in zip(pieces(), found, strict=True):
-            yield how(piece, scale)
-
     # The token embedding is looked up as well as multiplied, and worth its 8 bits.
     group = next((size for size in (128, 64, 32) if shape[1] % size == 0), 0)
     if weights == "int8" or name == "token.weight" or not group:
-        return [
-            item("float32", (shape[0], 1), scales(scales_int8), ".scale"),
-            item("int8", shape, rounded(round_int8)),
-        ]
+        group = 0
+    # The file has wider numbers first, so the scales are made before the weights. Their memory is taken before
+    # anything else: small blocks that outlive the large ones among them would keep the heap from shrinking.
+    scales = torch.empty(shape[0], shape[1] // group if group else 1)
+
+    def chosen() -> Iterator[Tensor]:
+        at = 0
+        for piece in pieces():
+            scales[at : at + len(piece)] = scales_int4(piece, group) if group else scales_int8(piece)
+            yield scales[at : at + len(piece)]
+            at += len(piece)
+
+    def rounded() -> Iterator[Tensor]:
+        at = 0
+        for piece in pieces():
+            yield (round_int4 if group else round_int8)(piece, scales[at : at + len(piece)])
+            at += len(piece)
+
     return [
-        item("float32", (shape[0], shape[1] // group), scales(lambda piece: scales_int4(piece, group)), ".scale"),
-        item("uint8", (shape[0], shape[1] // 2), rounded(round_int4)),
+        item("float32", tuple(scales.shape), chosen(), ".scale"),
+        item("uint8", (shape[0], shape[1] // 2), rounded()) if group else item("int8", shape, rounded()),
     ]
