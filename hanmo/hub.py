@@ -53,7 +53,12 @@ def load(
         model, report = load_network(
             source, config=config, family=family, mask=mask, dtype=dtype, edit=edit, progress=progress
         )
-    model = model.eval().to(device)
+    try:
+        model = model.eval().to(device)
+    except (RuntimeError, AssertionError) as error:  # torch's ways of saying that there is no such device
+        raise ConfigError(
+            f"device is {str(device)!r}, which torch cannot use here: {str(error).splitlines()[0]}"
+        ) from None
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = find_tokenizer(source.path, tokenizer)
     return Loaded(model.config, model, tokenizer, report, source.path)
@@ -75,6 +80,8 @@ def load_network(
     if edit is not None:
         changes["vocab"] = edit.size(found.config.vocab)
     if mask is not None:
+        if found.config.decoder is not None:
+            raise ConfigError(f"mask is {mask!r}, but a {found.family} writes already; leave mask out")
         side = "decoder" if found.config.decoder else "encoder"
         changes[side] = replace(found.config.main, mask=mask)
     with torch.device("meta"):

@@ -95,8 +95,9 @@ class Loaded(Writer):
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], *, pool: str = "mean", batch: int = 32) -> npt.NDArray[np.float32]:
-        """Turn texts into vectors [texts, width] with an encoder.
+        """Turn texts into vectors [texts, width] with an encoder; one text counts as a list of one.
 
+        Texts longer than the model's positions are cut at their end.
         pool: "mean" of all tokens, "first" token, or "pooler" (the trained one, if there is).   batch: texts at once.
         Raises CheckpointError if the model lacks what `pool` names, ConfigError for another `pool`.
         """
@@ -104,6 +105,9 @@ class Loaded(Writer):
             raise ConfigError(f"pool is {pool!r}; expected 'mean', 'first' or 'pooler'")
         if pool == "pooler" and self.model.pooler is None:
             raise CheckpointError("this checkpoint has no pooler; use pool='mean' or 'first'")
+        texts = [texts] if isinstance(texts, str) else texts
+        if self.config.main.mask == "prefix":
+            raise CheckpointError("this model was loaded to write (mask='prefix'); load it without a mask for vectors")
         tokenizer = self._tokenizer()
         encodings = tokenizer.encode_batch(list(texts), limit=self.config.main.context)
         vectors = [np.zeros((0, self.config.main.width), np.float32)]

@@ -11,11 +11,13 @@ from typing import Any
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingFile, TokenizerError
 from hanmo.generate.loop import Engine, Limits
+from hanmo.generate.rules import check_count
 from hanmo.generate.sampling import PRESETS, Sampling
 from hanmo.generate.stop import StopRules
 from hanmo.generate.text import Stream, Writing, Written, search, stream, write
 from hanmo.tokenizers.load import load_tokenizer
 from hanmo.tokenizers.protocol import Tokenizer
+from hanmo.weights.recognise import SPARE
 
 __all__ = ["Writer", "find_tokenizer", "open_writer"]
 
@@ -28,6 +30,11 @@ class Writer:
             raise TokenizerError(
                 f"the vocabulary beside {path} has {tokenizer.vocab:,} words, the checkpoint {config.vocab:,} rows; "
                 "they do not belong together: give the vocabulary that came with the checkpoint"
+            )
+        if tokenizer is not None and config.vocab - tokenizer.vocab > SPARE:
+            raise TokenizerError(
+                f"the vocabulary beside {path} has {tokenizer.vocab:,} words, the checkpoint {config.vocab:,} rows; "
+                f"more than {SPARE} spare rows mean another vocabulary: give the one that came with the checkpoint"
             )
         self.config, self.tokenizer, self.path = config, tokenizer, path
 
@@ -54,6 +61,13 @@ class Writer:
         tokenizer, writing = self._tokenizer(), self.writing(**how)
         if beams is None:
             return write(self.engine, tokenizer, [text], n=n, writing=writing, seed=seed)[0]
+        check_count("beams", beams)
+        if seed is not None or {"temperature", "top_k", "top_p", "preset"} & {
+            k for k, v in how.items() if v not in (None, 1.0)
+        }:
+            raise ConfigError(
+                "beams search for the likeliest text and draw nothing; leave seed and the settings of drawing out"
+            )
         if n > beams:
             raise ConfigError(f"n is {n}, beams is {beams}; a search gives at most as many texts as it has beams")
         return search(self.engine, tokenizer, text, beams, writing=writing)[:n]
@@ -93,8 +107,8 @@ class Writer:
         allow_unknown: let [UNK] be written.   keep_last: cut a prompt that is too long from the left.
         Raises ConfigError for a setting out of range.
         """
-        if stop not in ("sentence", None):
-            raise ConfigError(f"stop is {stop!r}; expected 'sentence' or None (and see stop_strings)")
+        drawing = (temperature, top_k, top_p, repetition_penalty, no_repeat_ngram) != (1.0, None, None, 1.0, None)
+        _check(preset if drawing else None, stop, min_chars, max_chars)
         if preset is None:
             sampling = Sampling(
                 temperature=temperature,
@@ -139,6 +153,18 @@ class Writer:
     def joined(self, text: str, written: Written) -> str:
         """Join a prompt and what was written on; an answer to a source stands alone."""
         return written.text if self.config.answers or self.config.main.mask == "prefix" else text + written.text
+
+
+def _check(preset: str | None, stop: str | None, min_chars: int | None, max_chars: int | None) -> None:
+    """Refuse settings that contradict each other; preset: None unless settings of drawing stand beside it."""
+    if preset is not None:
+        raise ConfigError(f"preset is {preset!r}, which settles how to draw; leave the other settings of drawing out")
+    if stop not in ("sentence", None):
+        raise ConfigError(f"stop is {stop!r}; expected 'sentence' or None (and see stop_strings)")
+    if max_chars is not None:
+        check_count("max_chars", max_chars)
+    if min_chars is not None and not 0 <= min_chars <= (max_chars or min_chars):
+        raise ConfigError(f"min_chars is {min_chars}; expected 0 or more, and no more than max_chars ({max_chars})")
 
 
 class _EngineWriter(Writer):

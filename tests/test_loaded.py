@@ -96,6 +96,13 @@ def test_a_prompt_that_is_too_long_names_both_lengths_or_is_cut(writer):
         ({"top_k": 0}, "top_k is 0"),
         ({"top_p": 1.5}, r"top_p is 1\.5"),
         ({"temperature": -1.0}, r"temperature is -1\.0"),
+        ({"beams": 0}, "beams is 0"),
+        ({"beams": 2, "seed": 5}, "beams search for the likeliest text and draw nothing"),
+        ({"beams": 2, "top_k": 5}, "beams search for the likeliest text and draw nothing"),
+        ({"preset": "greedy", "top_k": 3}, "preset is 'greedy', which settles how to draw"),
+        ({"min_chars": -5}, "min_chars is -5; expected 0 or more"),
+        ({"min_chars": 30, "max_chars": 20}, r"min_chars is 30; expected 0 or more, and no more than max_chars \(20\)"),
+        ({"max_chars": 0}, "max_chars is 0"),
         ({"preset": "demo"}, "preset is 'demo'; expected one of greedy, gpt2-ml-demo, article"),
         ({"stop": "word"}, "stop is 'word'; expected 'sentence' or None"),
         ({"beams": 2, "n": 3}, "n is 3, beams is 2; a search gives at most as many texts"),
@@ -166,6 +173,7 @@ def test_vectors_do_not_depend_on_their_neighbours(tmp_path):
         assert together.shape == (3, 16) and together.dtype == np.float32
         np.testing.assert_allclose(together, np.concatenate([encoder.encode([t], pool=pool) for t in texts]), atol=2e-5)
     assert encoder.encode([]).shape == (0, 16)
+    np.testing.assert_allclose(encoder.encode(texts[0]), encoder.encode(texts[:1]))
     with pytest.raises(ConfigError, match="pool is 'max'; expected 'mean', 'first' or 'pooler'"):
         encoder.encode(texts, pool="max")
 
@@ -214,6 +222,21 @@ def test_an_encoder_decoder_answers(family, tmp_path):
 def test_a_vocabulary_with_more_words_than_rows_is_refused(tmp_path):
     with pytest.raises(TokenizerError, match="has 34 words, the checkpoint 33 rows"):
         small("gpt2_ml", tmp_path, vocab=len(WORDS) - 1)
+
+
+def test_a_vocabulary_of_far_fewer_words_than_rows_is_another_models(tmp_path):
+    with pytest.raises(TokenizerError, match=r"has 34 words, the checkpoint 163 rows; more than 128 spare rows"):
+        small("gpt2_ml", tmp_path, vocab=len(WORDS) + 129)
+
+
+def test_a_device_that_is_not_there_and_a_mask_for_a_writer_are_refused(tmp_path, writer):
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="device is 'cuda', which torch cannot use here"):
+            hanmo.load(writer.path, device="cuda")
+    with pytest.raises(ConfigError, match="mask is 'prefix', but a gpt2_ml writes already; leave mask out"):
+        hanmo.load(writer.path, mask="prefix")
+    with pytest.raises(CheckpointError, match="was loaded to write"):
+        small("bert", tmp_path, mask="prefix").encode(["今天"])
 
 
 def test_without_a_vocabulary_the_model_loads_and_says_what_is_missing(tmp_path):

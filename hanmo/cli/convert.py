@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hanmo.cli.screen import progress, say
+from hanmo.errors import CheckpointError
 
 if TYPE_CHECKING:
     from hanmo.model import Model
@@ -88,6 +89,8 @@ def convert(
         )
     path = _prefix(target) if to is Form.tensorflow else target
     model, report, origin = _load(source, config=config, family=family)
+    if path.resolve() in (origin.resolve(), origin.parent.resolve()):
+        raise CheckpointError(f"{target} is what is read; give another place to write to")
     saved = _save(
         model,
         path,
@@ -105,23 +108,11 @@ def convert(
 
 def _load(source: Path, *, config: Path | None, family: str | None) -> tuple[Model, Report, Path]:
     """Load the network alone: the tokenizer's files are copied as they are, and need not be ones that Hanmo reads."""
-    import torch
-
-    from hanmo.hub import plan
-    from hanmo.model import Model
-    from hanmo.weights.load import fill
+    from hanmo.hub import load_network
     from hanmo.weights.source import open_source
-    from hanmo.weights.table import check_repeats
 
     with open_source(source) as opened:
-        found, rows = plan(opened, config=config, family=family)
-        with torch.device("meta"):
-            model = Model(found.config)
-        dropped = {}
-        if found.format != "hanmo":
-            dropped, wanted = dict(found.names.dropped), {row.theirs for row in rows}
-            check_repeats(opened, {name: other for name, other in found.names.repeats.items() if name not in wanted})
-        return model, fill(model, opened, rows, dropped=dropped), opened.path
+        return *load_network(opened, config=config, family=family), opened.path
 
 
 def _save(model: Model, path: Path, *, form: str, dtype: str | None, tokenizer: list[Path], overwrite: bool) -> Saved:

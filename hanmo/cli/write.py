@@ -45,7 +45,7 @@ class Mask(str, Enum):
 
 def write(
     text: Annotated[
-        list[str] | None, typer.Argument(help="Texts to go on from; none reads one from standard input.")
+        list[str] | None, typer.Argument(help="Texts to go on from; none, or -, reads one from standard input.")
     ] = None,
     model: Annotated[Path | None, typer.Option(help="A checkpoint: TensorFlow prefix, file or folder.")] = None,
     weights: Annotated[Weights | None, typer.Option(help="Hold the weights so; default: as the file does.")] = None,
@@ -55,10 +55,10 @@ def write(
     top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens. [default: 5]")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that reach p together.")] = None,
     temperature: Annotated[
-        float, typer.Option(help="Below 1 bolder, above 1 freer; 0 always takes the likeliest.")
+        float, typer.Option(help="Below 1 safer, above 1 freer; 0 always takes the likeliest.")
     ] = 1.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes what was written less likely.")] = 1.0,
-    no_repeat_ngram: Annotated[int | None, typer.Option(help="Never write so many tokens twice in a row.")] = None,
+    no_repeat_ngram: Annotated[int | None, typer.Option(help="Never write a run of so many tokens twice.")] = None,
     beams: Annotated[int | None, typer.Option(help="Search with so many beams instead of drawing.")] = None,
     min_chars: Annotated[
         int | None, typer.Option(help="End with the first sentence after so many. [default: 128]")
@@ -82,7 +82,7 @@ def write(
 
     [bold]hanmo write 今天天气不错 --model gpt2/model.ckpt-100000 -n 3 --top-k 5[/bold]
     """
-    prompts = text or [_from_stdin()]
+    prompts = [_from_stdin()] if not text or text == ["-"] else text
     loaded = _load(model, weights, device, config, family, tokenizer, mask)
     how: dict[str, Any] = {
         "preset": preset,
@@ -213,8 +213,10 @@ def _one(loaded: "Writer", prompt: str, seed: int | None, how: dict[str, Any], *
     finally:
         if begun or text.reason is not None:
             print("" if shown and begun else begins + text.text, flush=True)
+    if seed is None and sys.stderr.isatty():
+        say(f"--seed {text.seed} writes this again")
     if text.reason == "context":
-        say("the text stands at the last position that the model knows")
+        say("stopped early: prompt and text fill all positions that the model knows")
 
 
 def _several(
@@ -229,4 +231,4 @@ def _several(
         else:
             print(("\n" if number else "") + text)
         if written.reason == "context":
-            say("the text stands at the last position that the model knows")
+            say("stopped early: prompt and text fill all positions that the model knows")

@@ -6,6 +6,7 @@ Knows nothing of any format. A file that was not finished is never seen under it
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,11 @@ import numpy as np
 
 from hanmo.errors import CheckpointError
 from hanmo.weights.source import STORAGE, Array, Source, TensorInfo, storage_bytes
+
+# Files that belong to checkpoints, and so may be replaced with them.
+_PART = re.compile(
+    r"\.(safetensors|bin|pt|pth|model|index|json)$|\.data-\d{5}-of-\d{5}$|^(checkpoint|vocab\.txt|merges\.txt|.*\.meta)$"
+)
 
 __all__ = ["Item", "Staged", "atomic_folder", "atomic_path", "describe", "items_of", "raw_chunks"]
 
@@ -136,13 +142,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a new folder to fill, which becomes `path` when the block ends well and is deleted otherwise.
 
-    overwrite: replace a folder that holds something; the old one is deleted once the new one stands.
-    Raises CheckpointError if `path` is a file, or holds something and may not be overwritten.
+    overwrite: replace a folder that holds a checkpoint; the old one is deleted once the new one stands.
+    Raises CheckpointError if `path` is a file, holds something and may not be overwritten, or holds anything that is
+    no part of a checkpoint, which would be lost.
     """
     if path.exists() and not path.is_dir():
         raise CheckpointError(f"{path} is a file; give the path of a new folder")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise CheckpointError(f"the folder {path} is not empty; give another, or allow it to be overwritten")
+    foreign = path.is_dir() and next(
+        (p.name for p in sorted(path.iterdir()) if p.is_dir() or not _PART.search(p.name)), ""
+    )
+    if foreign:
+        raise CheckpointError(
+            f"the folder {path} holds {foreign}, which is no part of a checkpoint; give another folder"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(6)
     made, old = (path.with_name(f".{path.name}.{token}.{word}") for word in ("partial", "old"))

@@ -156,14 +156,6 @@ def test_nothing_is_overwritten_without_force(folder, tmp_path):
         assert hanmo.load(done(folder, tmp_path / form, "--to", form, "--force").stdout.strip()).config.family == "bert"
 
 
-def test_a_checkpoint_can_replace_itself(folder, tmp_path):
-    done(folder, tmp_path / "own", "--to", "safetensors")
-    exact = hanmo.load(folder).model.token.weight.detach().clone()
-    done(tmp_path / "own", tmp_path / "own", "--to", "safetensors", "--force")
-    assert torch.equal(hanmo.load(tmp_path / "own").model.token.weight, exact)
-    assert (tmp_path / "own" / "vocab.txt").is_file()
-
-
 def test_another_config_and_family_can_be_given(data, tmp_path):
     source = data / "goldens" / "roformer"
     shutil.copytree(source, tmp_path / "bare", ignore=shutil.ignore_patterns("config.json", "cases*"))
@@ -292,3 +284,18 @@ def test_a_process_that_is_ended_in_the_middle_leaves_nothing_half_written(folde
     else:
         assert left == set()
     assert not list((tmp_path / "out").glob("[!.]*"))
+
+
+def test_force_replaces_checkpoints_only_and_never_what_is_read(folder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    result = run(folder, tmp_path / "mine", "--to", "safetensors", "--force")
+    assert result.exit_code == 1 and "holds thesis.txt, which is no part of a checkpoint" in result.stderr
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+    before = bits(folder / "model.ckpt")
+    result = run(folder, folder, "--to", "safetensors", "--force")
+    assert result.exit_code == 1 and "is what is read; give another place to write to" in result.stderr
+    assert bits(folder / "model.ckpt") == before
+    done(folder, tmp_path / "out", "--to", "safetensors")
+    done(folder, tmp_path / "out", "--to", "huggingface", "--force")
+    assert (tmp_path / "out" / "config.json").is_file() and not (tmp_path / "out" / "hanmo.json").exists()

@@ -63,24 +63,35 @@ def test_an_empty_folder_is_taken_and_a_full_one_only_when_allowed(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     with atomic_folder(out) as made:
-        (made / "a").touch()
+        (made / "a.json").touch()
     with pytest.raises(CheckpointError, match=r"the folder .*out is not empty"), atomic_folder(out):
         pass
     with atomic_folder(out, overwrite=True) as made:
-        (made / "b").touch()
-    assert [path.name for path in out.iterdir()] == ["b"]
+        (made / "b.json").touch()
+    assert [path.name for path in out.iterdir()] == ["b.json"]
     assert list(tmp_path.iterdir()) == [out]
 
 
 def test_a_folder_stays_as_it_was_when_its_block_raises(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "a").touch()
+    (out / "a.json").touch()
     with pytest.raises(KeyboardInterrupt), atomic_folder(out, overwrite=True) as made:
-        (made / "b").touch()
+        (made / "b.json").touch()
         raise KeyboardInterrupt
-    assert [path.name for path in out.iterdir()] == ["a"]
+    assert [path.name for path in out.iterdir()] == ["a.json"]
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_folder_with_anything_else_in_it_is_never_replaced(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").touch()
+    with (
+        pytest.raises(CheckpointError, match=r"out holds thesis\.txt, which is no part of a checkpoint; give another"),
+        atomic_folder(tmp_path / "out", overwrite=True),
+    ):
+        pass
+    assert (tmp_path / "out" / "thesis.txt").is_file()
 
 
 def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
