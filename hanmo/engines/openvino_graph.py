@@ -297,7 +297,7 @@ def _output(graph: _Graph, x: Node) -> Node:
         x = _norm(graph, x, "output.norm", eps=config.head_norm_eps, kind="layer")
     elif config.main.embedding_width != config.main.width:
         x = weights.linear(x, "output.project")
-    x = op.matmul(x, weights.matrix("token.weight" if config.tied else "output.weight"), False, True)
+    x = weights.product(x, "token.weight" if config.tied else "output.weight")
     return op.add(x, weights.vector("output.bias")) if "output.bias" in weights else x
 
 

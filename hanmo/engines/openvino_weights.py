@@ -54,12 +54,16 @@ class Weights:
 
     def linear(self, x: Node, name: str) -> Node:
         """Multiply x [..., in] by a matrix [out, in] and add its bias, if it has one."""
-        y = op.matmul(x, self.matrix(f"{name}.weight"), False, True)
+        y = self.product(x, f"{name}.weight")
         return op.add(y, self.vector(f"{name}.bias")) if f"{name}.bias" in self else y
 
-    def matrix(self, name: str) -> Node:
-        """Give a matrix [out, in] as the pattern that is multiplied without being unpacked first."""
-        return self._once(f"{name} as a matrix", lambda: self._matrix(name))
+    def product(self, x: Node, name: str) -> Node:
+        """Multiply x [..., in] by a matrix [out, in], in a pattern that does not unpack it first."""
+        matrix = self._once(f"{name} as a matrix", lambda: self._matrix(name))
+        if self._file.tensors[name].dtype == "bfloat16":
+            # Compiling would turn a widened constant into one of float32.
+            return op.convert(op.matmul(op.convert(x, "bf16"), matrix, False, True), "f32")
+        return op.matmul(x, matrix, False, True)
 
     def rows(self, name: str, ids: Node) -> Node:
         """Look up rows of a table; only what is looked up is unpacked."""
@@ -72,11 +76,9 @@ class Weights:
 
     def _matrix(self, name: str) -> Node:
         stored, info = self._stored(name), self._file.tensors[name]
-        if info.dtype == "float32":
+        if f"{name}.scale" not in self:
             return stored
         wide = op.convert(stored, "f32")
-        if f"{name}.scale" not in self:
-            return wide
         scale = self.vector(f"{name}.scale")
         if info.dtype == "int8":
             return op.multiply(wide, scale)
