@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import openvino as ov
 
-from hanmo.engines.openvino_engine import cpu_options
+from hanmo.engines.openvino_engine import core, cpu_options
 from hanmo.engines.openvino_graph import build_encoder
 from hanmo.engines.openvino_inputs import Tokens
 from hanmo.engines.openvino_weights import Weights
@@ -33,7 +32,7 @@ class OpenVinoEncoder:
         if self.config.encoder is None or self.config.decoder is not None:
             raise CheckpointError(f"a {self.config.family} is no encoder alone; open it with open_engine to write")
         model = build_encoder(weights, self.config)
-        self._compiled = ov.Core().compile_model(model, "CPU", cpu_options(weights.kind, threads))
+        self._compiled = core().compile_model(model, "CPU", cpu_options(weights.kind, threads))
         self._names = {name for each in self._compiled.inputs for name in each.names}
         self._weights = weights  # the graph shares its pages
 

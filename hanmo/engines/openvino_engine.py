@@ -6,6 +6,7 @@ text and none of the rules by which ids are chosen.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,16 @@ def open_weights(
     return Weights(built)
 
 
+@cache
+def core() -> ov.Core:
+    """Give the one OpenVINO of this process, which lives as long as it.
+
+    The CPU plugin sets the stack that signal handlers run on and frees it when the last Core goes: the next Ctrl-C
+    would then crash the process (seen with OpenVINO 2026.4.1).
+    """
+    return ov.Core()
+
+
 def cpu_options(kind: str, threads: int | None) -> dict[str, Any]:
     """Choose how precisely OpenVINO computes: exactly where the weights are exact."""
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
@@ -109,9 +120,9 @@ class OpenVinoEngine:
                 "a BERT writes when it is loaded with mask='prefix' or 'causal'"
             )
         self.config, self.start = config, start
-        core, options = ov.Core(), cpu_options(weights.kind, threads)
-        self._decoder = core.compile_model(build_decoder(weights, config), "CPU", options)
-        self._encoder = core.compile_model(build_encoder(weights, config), "CPU", options) if config.answers else None
+        options = cpu_options(weights.kind, threads)
+        self._decoder = core().compile_model(build_decoder(weights, config), "CPU", options)
+        self._encoder = core().compile_model(build_encoder(weights, config), "CPU", options) if config.answers else None
         self._weights = weights  # the graphs share its pages
 
     @property
