@@ -107,6 +107,17 @@ def read(path: Path) -> float:
     return time.perf_counter() - start
 
 
+def keep(path: Path) -> float:
+    """Read the file whole into memory that is new; seconds."""
+    start = time.perf_counter()
+    buffer = np.empty(path.stat().st_size, np.uint8)
+    with path.open("rb", buffering=0) as file:
+        view, at = memoryview(buffer), 0
+        while count := file.readinto(view[at : at + (8 << 20)]):
+            at += count
+    return time.perf_counter() - start
+
+
 def evict(path: Path) -> None:
     """Have the kernel forget the file's pages."""
     with path.open("rb") as file:
@@ -142,6 +153,8 @@ def main() -> None:
             f"{state}: plain read {plain:.2f} s, load {seconds:.2f} s, ratio {seconds / plain:.2f}; "
             f"peak resident {peak:.3f} × the model's {loads[0]['bytes'] / 2**30:.2f} GiB"
         )
+    fresh = statistics.median(keep(data) for _ in range(options.rounds))
+    print(f"warm: read into fresh memory of the file's size, as a loader that does not map must: {fresh:.2f} s")
     half = load(prefix, "bfloat16")
     print(
         f"bfloat16 on the way in, warm: {half['seconds']:.2f} s; model {half['bytes'] / 2**30:.2f} GiB, "
