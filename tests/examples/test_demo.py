@@ -4,12 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-DEMO = Path(__file__).parent.parent.parent / "examples" / "demo.py"
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_demo_teaches_saves_recognises_loads_and_writes_its_poems():
-    result = subprocess.run([sys.executable, DEMO], capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
+def test_the_demo_teaches_saves_recognises_loads_and_writes_its_poems(tmp_path):
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / "demo.py")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
     out = result.stdout
     assert "gpt2_ml: 112,768 parameters, float32" in out
     assert "model.ckpt.data-00000-of-00001" in out
@@ -18,3 +20,7 @@ def test_the_demo_teaches_saves_recognises_loads_and_writes_its_poems():
         "床前明月光，疑是地上霜。举头望明月，低头思故乡。",
     ):
         assert f"  {poem}\n" in out
+
+
+def test_make_demo_runs_that_file():
+    assert "examples/demo.py" in (ROOT / "Makefile").read_text("utf-8")
