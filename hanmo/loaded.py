@@ -16,9 +16,11 @@ from hanmo.config import ModelConfig
 from hanmo.engines.torch_engine import TorchEngine
 from hanmo.errors import CheckpointError, ConfigError, PromptError
 from hanmo.model import Model
+from hanmo.tokenizers.load import tokenizer_files
 from hanmo.tokenizers.prompt import encode_prompt
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.weights.load import Report
+from hanmo.weights.save import save
 from hanmo.writer import Writer
 
 
@@ -60,6 +62,11 @@ class Loaded(Writer):
     def engine(self) -> TorchEngine:
         """The torch engine over the model. Raises CheckpointError if it cannot write."""
         return TorchEngine(self.model)
+
+    def save(self, path: str | Path, *, form: str = "safetensors", overwrite: bool = False) -> Path:
+        """Save network and vocabulary; form and errors as in `hanmo.save`. Returns the path to load."""
+        beside = tokenizer_files(self.path if self.path.is_dir() else self.path.parent)
+        return save(self.model, path, form=form, tokenizer=beside, overwrite=overwrite).path
 
     @torch.inference_mode()
     def score(self, text: str, *, distinct_unknown: int = 0) -> Score:

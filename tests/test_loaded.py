@@ -263,6 +263,12 @@ def test_engine_rows_of_different_lengths_equal_each_alone(writer):
         np.testing.assert_allclose(alone.step([new])[0], after[row], atol=2e-5)
 
 
+@pytest.mark.parametrize("form", ["safetensors", "tensorflow"])
+def test_what_was_loaded_saves_itself_with_its_vocabulary(writer, tmp_path, form):
+    again = hanmo.load(writer.save(tmp_path / "own" / "model.ckpt", form=form))
+    assert again.write("今天", seed=2, max_chars=9) == writer.write("今天", seed=2, max_chars=9)
+
+
 def test_a_config_survives_in_hanmos_own_folder(writer, tmp_path):
     save(writer.model, tmp_path / "own", tokenizer=[writer.path.parent / "vocab.txt"])
     again = hanmo.load(tmp_path / "own")

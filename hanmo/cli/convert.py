@@ -19,19 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["convert"]
 
-_TOKENIZER = (
-    "vocab.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "encoder.json",
-    "vocab.bpe",
-)
-_SENTENCE_PIECE = "*.model"
-
 
 class Form(str, Enum):
     """What can be written."""
@@ -87,6 +74,8 @@ def convert(
             f"{target} ends in {target.suffix}; give a folder"
             + (", or a prefix such as model.ckpt" if to is Form.tensorflow else "")
         )
+    from hanmo.tokenizers.load import tokenizer_files
+
     path = _prefix(target) if to is Form.tensorflow else target
     model, report, origin = _load(source, config=config, family=family)
     if path.resolve() in (origin.resolve(), origin.parent.resolve()):
@@ -96,7 +85,7 @@ def convert(
         path,
         form=to.value,
         dtype=None if dtype is None else dtype.value,
-        tokenizer=_tokenizer_files(origin),
+        tokenizer=tokenizer_files(origin.parent),
         overwrite=force,
     )
     for reason, count in Counter(report.dropped.values()).items():
@@ -136,9 +125,3 @@ def _save(model: Model, path: Path, *, form: str, dtype: str | None, tokenizer: 
 def _prefix(target: Path) -> Path:
     """Tell a prefix from a folder: `out` is a folder, where model.ckpt is put; `out/bert.ckpt-9` is a prefix."""
     return target if ".ckpt" in target.name and not target.is_dir() else target / "model.ckpt"
-
-
-def _tokenizer_files(checkpoint: Path) -> list[Path]:
-    folder = checkpoint.parent
-    named = [folder / name for name in _TOKENIZER if (folder / name).is_file()]
-    return named + sorted(file for file in folder.glob(_SENTENCE_PIECE) if file.is_file())

@@ -16,7 +16,26 @@ from hanmo.tokenizers.tokenizer_json import TokenizerJson, read_tokenizer_json
 from hanmo.tokenizers.vocab import read_vocab
 from hanmo.tokenizers.wordpiece import WordPiece
 
-__all__ = ["load_tokenizer"]
+__all__ = ["load_tokenizer", "tokenizer_files"]
+
+_TOKENIZER = (
+    "vocab.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "encoder.json",
+    "vocab.bpe",
+)
+_SENTENCE_PIECE = "*.model"
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """List the files of a folder that make a tokenizer, whatever kind it is; none is read."""
+    named = [folder / name for name in _TOKENIZER if (folder / name).is_file()]
+    return named + sorted(file for file in folder.glob(_SENTENCE_PIECE) if file.is_file())
 
 
 def load_tokenizer(
