@@ -1,9 +1,8 @@
-"""Load what lies at a path: recognise it, join configuration, model and weights; and save it again.
+"""Load what lies at a path: recognise it, join configuration, model, weights and tokenizer.
 
 The only place where all layers meet.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -143,8 +142,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MissingFile(f"no configuration at {path}; give the config.json that belongs to the checkpoint")
     return read_json(path)
-
-
-def dump_json(data: dict[str, Any]) -> str:
-    """Write a config.json as people read it."""
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"

@@ -5,6 +5,8 @@ Standard output holds the texts alone, each beginning with its prompt. Knows opt
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -132,7 +134,6 @@ def _load(
     import torch
 
     from hanmo.hub import load
-    from hanmo.weights.source import open_source
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -140,16 +141,7 @@ def _load(
         place = torch.device(device)
     except RuntimeError:
         raise ConfigError(f"device is {device!r}; expected cpu, cuda, cuda:0 …, mps or auto") from None
-    with open_source(model) as source:
-        total = sum(info.nbytes for info in source.tensors.values())
-    done = 0
-    with progress("loading") as show:
-
-        def count(nbytes: int) -> None:
-            nonlocal done
-            done += nbytes
-            show(done, total)
-
+    with _bytes_read(model, "loading") as count:
         return load(
             model,
             config=config,
@@ -176,19 +168,9 @@ def _open(
         raise ConfigError(
             f"device is {device!r} and weights are {weights.value}; these run on a CPU: leave --device out"
         )
-    from hanmo.weights.source import open_source
     from hanmo.writer import open_writer
 
-    with open_source(model) as source:
-        total = sum(info.nbytes for info in source.tensors.values())
-    done = 0
-    with progress("converting") as show:
-
-        def count(nbytes: int) -> None:
-            nonlocal done
-            done += nbytes
-            show(done, total)
-
+    with _bytes_read(model, "converting") as count:
         return open_writer(
             model,
             weights=weights.value,
@@ -198,6 +180,24 @@ def _open(
             tokenizer=tokenizer,
             progress=count,
         )
+
+
+@contextmanager
+def _bytes_read(model: Path, title: str) -> Iterator[Callable[[int], None]]:
+    """Show a bar while the block reads a checkpoint; gives a function to call with the bytes of each tensor."""
+    from hanmo.weights.source import open_source
+
+    with open_source(model) as source:
+        total = sum(info.nbytes for info in source.tensors.values())
+    done = 0
+    with progress(title) as show:
+
+        def count(nbytes: int) -> None:
+            nonlocal done
+            done += nbytes
+            show(done, total)
+
+        yield count
 
 
 def _one(loaded: "Writer", prompt: str, seed: int | None, how: dict[str, Any], *, shown: bool) -> None:
