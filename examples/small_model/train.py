@@ -2,9 +2,11 @@
 
     python examples/small_model/train.py DATA OUT --minutes 18              the shipped model's size
     python examples/small_model/train.py DATA OUT --minutes 18 --resume
+    python examples/small_model/train.py DATA OUT --minutes 118 --depth 4 --width 384 --positions 512 --rows 16 \\
+        --optimizer muon --lr 2e-3 --warmup 100 --bfloat16 --compile --times pdauthors=4 …   two cores, see README.md
     python examples/small_model/train.py DATA OUT --steps 100 --depth 2 --width 64 --positions 64 --rows 4
 
-The last is a try on a CPU. Into OUT go last-STEP and best-STEP (folders that Hanmo loads), log.jsonl, samples.txt, and
+--times replaces the data's own readings, relative to each other. The last line is a try. Into OUT go last-STEP and best-STEP (folders that Hanmo loads), log.jsonl, samples.txt, and
 at the end final.json: bits per character on every held-out file, in float32, in windows that overlap by half.
 """
 
@@ -49,13 +51,14 @@ def _train(given: argparse.Namespace, console: Console) -> None:
     encoder = CharacterEncoder.from_file(given.data / "vocab.txt")
     file = PackedFile(given.data / "train", vocabulary_sha256=encoder.sha256)
     report = json.loads((given.data / "report.json").read_text("utf-8"))
-    unit = report["epochs"].get(UNIT, 1.0)
+    times = {**report["epochs"], **dict(given.times)}
+    unit = times.get(UNIT, 1.0)
     data = PackedData(
         file,
         window=given.positions,
         rows=given.rows,
         seed=given.seed,
-        weights={source: times / unit for source, times in report["epochs"].items()},
+        weights={source: number / unit for source, number in times.items()},
         mark_share=report["mark_share"],
         bare_share=report["bare_share"],
     )
@@ -75,7 +78,7 @@ def _train(given: argparse.Namespace, console: Console) -> None:
     files = held_out(given.data, vocabulary_sha256=encoder.sha256)
     unknown = file.facts["distinct_unknown"]
     options = {"unknown": encoder.unknown, "documents": given.documents, "window": given.positions, "apart": APART}
-    half = torch.bfloat16 if model.token.weight.is_cuda else None
+    half = torch.bfloat16 if given.bfloat16 else None
     outcome = fit(
         model,
         data,
@@ -121,6 +124,7 @@ def _settings(given: argparse.Namespace) -> Settings:
         schedule=given.schedule,
         warmup=given.warmup,
         average=given.average,
+        bfloat16=given.bfloat16,
         compile=given.compile,
         seed=given.seed,
         evaluate_every=given.evaluate_every,
@@ -153,11 +157,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if gpu else "cpu")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=gpu)
+    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=gpu, help="compute matrices in it")
+    parser.add_argument("--times", action="append", default=[], type=_times, metavar="SOURCE=N", help="read it so often")
     parser.add_argument("--evaluate-every", type=int, default=2000)
     parser.add_argument("--save-every", type=int, default=1000)
     parser.add_argument("--log-every", type=int, default=50)
     parser.add_argument("--documents", type=int, help="measure only the first so many of each held-out file")
     return parser.parse_args()
+
+
+def _times(text: str) -> tuple[str, float]:
+    source, _, number = text.partition("=")
+    return source, float(number)
 
 
 if __name__ == "__main__":
