@@ -1,11 +1,11 @@
-"""The loss of foretelling the next token, without ever holding [tokens x vocabulary] whole.
+"""The loss of foretelling tokens, the next or others, without ever holding [tokens x vocabulary] whole.
 
 Knows a model's hidden states and its projection onto the vocabulary. Knows no data, no optimizer and no step.
 
     hidden [tokens, width] ─ cut into chunks ─► scores [chunk, vocab] ─► sum of -log p    (made again in backward)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from hanmo.errors import ConfigError
 from hanmo.model import Model
 
-__all__ = ["CHUNK_BYTES", "cross_entropy", "next_token_loss"]
+__all__ = ["CHUNK_BYTES", "cross_entropy", "next_token_loss", "targets_loss"]
 
 IGNORED = 0  # the id that pads; it is read but never foretold
 # Float32 scores held at once. On a GPU one product over all tokens is fastest, and a small vocabulary leaves the room.
@@ -29,6 +29,19 @@ def next_token_loss(model: Model, ids: Tensor, *, chunk_bytes: int | None = None
     """
     hidden = model(ids[:, :-1], logits="none").hidden
     return cross_entropy(model.logits, hidden, ids[:, 1:], vocab=model.config.vocab, chunk_bytes=chunk_bytes)
+
+
+def targets_loss(model: Model, batch: Mapping[str, Tensor], *, chunk_bytes: int | None = None) -> Tensor:
+    """Give the mean -log p of batch["targets"], each foretold where it stands: a float32 scalar.
+
+    batch: "targets" [rows, n], 0 where nothing is foretold, and what the model reads, by the names of its arguments:
+    "ids" [rows, n], and "segments", "mask", "source" or "source_mask" where there are such. Pairs (pairs.py) and masked
+    windows (masked.py) come so.   chunk_bytes: see `cross_entropy`.
+    """
+    inputs = {name: tensor for name, tensor in batch.items() if name != "targets"}
+    hidden, targets = model(**inputs, logits="none").hidden, batch["targets"]
+    asked = targets != IGNORED  # few of them, so that most scores need not be made
+    return cross_entropy(model.logits, hidden[asked], targets[asked], vocab=model.config.vocab, chunk_bytes=chunk_bytes)
 
 
 def cross_entropy(

@@ -1,0 +1,130 @@
+"""Pairs of a source and its target as batches, for encoders that write (UniLM) and for encoder-decoders (T5).
+
+Knows pairs of texts, a tokenizer and how a pair becomes a row. Knows no files and no torch.
+
+    UniLM    ids       [CLS] s s s [SEP] t t            as bert4keras's examples/task_seq2seq has it: segment 0 sees
+             segments    0   0 0 0   0   1 1            itself whole, segment 1 what stands before
+             targets     0   0 0 0   t   t [SEP]        0 is ignored in the loss
+    T5       source     s  s  s </s>
+             ids        0  t  t                         0 begins the answer
+             targets    t  t </s>
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hanmo.errors import DataError, TokenizerError
+from hanmo.tokenizers.protocol import Tokenizer
+
+__all__ = ["PairData"]
+
+
+class PairData:
+    """Batches of pairs, fixed by (seed, epoch, step): training may go on from any step.
+
+    pairs: (source, target), encoded here and held as ids.   rows: of a batch; the last of an epoch may have fewer.
+    answers: rows for an encoder-decoder, whose config says `answers`; else for an encoder with a "prefix" mask.
+    limit: most ids of a row, or of an encoder-decoder's source.   target_limit: most ids of a target and its end mark.
+    What is longer is cut at its end: first the target to its limit, then the source to what is left. `cut` counts
+    the pairs that lost something.   shuffle: False keeps the order of the pairs.
+    Raises DataError if there is no pair, a text of one has no ids, or a number is out of range; TokenizerError if the
+    tokenizer has not the marks.
+    """
+
+    def __init__(
+        self,
+        pairs: Iterable[tuple[str, str]],
+        tokenizer: Tokenizer,
+        *,
+        rows: int,
+        answers: bool = False,
+        limit: int = 512,
+        target_limit: int = 128,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        if rows < 1:
+            raise DataError(f"rows is {rows}, expected 1 or more")
+        marks = 1 if answers else 2
+        if target_limit < 2 or limit <= marks + (0 if answers else target_limit):
+            raise DataError(
+                f"limit is {limit} and target_limit is {target_limit}, which leave no room for a source; "
+                "raise limit, or lower target_limit (2 at least)"
+            )
+        self.rows, self.seed, self.cut = rows, seed, 0
+        self._shuffle, self._answers = shuffle, answers
+        self._limit, self._target_limit = limit, target_limit
+        special = tokenizer.special
+        if special.end is None or (special.start is None and not answers):
+            raise TokenizerError(
+                "the tokenizer marks no start or no end of a text, which pairs need; load it with ends=True"
+            )
+        self._end, self._start = special.end, special.start
+        self._pairs = [self._encoded(number, pair, tokenizer) for number, pair in enumerate(pairs, 1)]
+        if not self._pairs:
+            raise DataError("there is no pair to train on; give files that hold some")
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def steps(self, epoch: int = 0) -> int:
+        """Return the number of batches of an epoch."""
+        return -(-len(self._pairs) // self.rows)
+
+    def batch(self, epoch: int, step: int) -> dict[str, NDArray[Any]]:
+        """Return a batch for `hanmo.train.loss.targets_loss`: arrays [rows, longest of the batch] by name.
+
+        Raises DataError if the epoch has no such step.
+        """
+        if not 0 <= step < self.steps(epoch):
+            raise DataError(f"epoch {epoch} has steps 0 to {self.steps(epoch) - 1}, asked for {step}")
+        order = np.arange(len(self._pairs))
+        if self._shuffle:
+            order = np.random.default_rng([self.seed, epoch]).permutation(order)
+        chosen = [self._pairs[number] for number in order[step * self.rows : (step + 1) * self.rows]]
+        return _answered(chosen) if self._answers else _prefixed(chosen)
+
+    def batches(self, epoch: int = 0, step: int = 0) -> Iterator[tuple[int, int, dict[str, NDArray[Any]]]]:
+        """Yield (epoch, step, batch) from there on without end, epoch after epoch."""
+        while True:
+            for number in range(step, self.steps(epoch)):
+                yield epoch, number, self.batch(epoch, number)
+            epoch, step = epoch + 1, 0
+
+    def _encoded(self, number: int, pair: tuple[str, str], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+        """Return the ids of a pair with its marks: [CLS] source [SEP], or source </s>; and target with its end mark."""
+        source, target = (tokenizer.encode(text, ends=False).ids for text in pair)
+        if not source or not target:
+            raise DataError(f"the {'target' if source else 'source'} of pair {number} has no tokens: {pair!r}; mend it")
+        start = [] if self._answers or self._start is None else [self._start]
+        kept_target = target[: self._target_limit - 1]
+        room = self._limit - len(start) - 1 - (0 if self._answers else len(kept_target) + 1)
+        self.cut += len(kept_target) < len(target) or room < len(source)
+        return [*start, *source[:room], self._end], [*kept_target, self._end]
+
+
+def _prefixed(pairs: list[tuple[list[int], list[int]]]) -> dict[str, NDArray[Any]]:
+    size = max(len(source) + len(target) for source, target in pairs) - 1  # the last mark is foretold, not read
+    ids, targets = np.zeros((2, len(pairs), size), np.int64)
+    segments = np.ones((len(pairs), size), np.int64)  # of padding too, which nothing before it sees then
+    for row, (source, target) in enumerate(pairs):
+        whole = [*source, *target]
+        ids[row, : len(whole) - 1] = whole[:-1]
+        segments[row, : len(source)] = 0
+        targets[row, len(source) - 1 : len(whole) - 1] = target
+    return {"ids": ids, "segments": segments, "targets": targets}
+
+
+def _answered(pairs: list[tuple[list[int], list[int]]]) -> dict[str, NDArray[Any]]:
+    source_ids = np.zeros((len(pairs), max(len(source) for source, _ in pairs)), np.int64)
+    source_mask = np.zeros(source_ids.shape, bool)
+    ids, targets = np.zeros((2, len(pairs), max(len(target) for _, target in pairs)), np.int64)
+    for row, (source, target) in enumerate(pairs):
+        source_ids[row, : len(source)] = source
+        source_mask[row, : len(source)] = True
+        ids[row, 1 : len(target)] = target[:-1]
+        targets[row, : len(target)] = target
+    return {"source": source_ids, "source_mask": source_mask, "ids": ids, "targets": targets}
