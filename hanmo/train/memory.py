@@ -1,0 +1,370 @@
+"""How much memory training takes, known before it starts: bytes by what they hold, from the configuration alone.
+
+Knows which tensors Hanmo's networks, loss and optimizers keep, and for how long; imports no torch. Tests hold the
+figures against what torch really keeps.
+
+    static       weights ─ gradients (whole ones only) ─ state of the optimizer
+    activations  what the forward pass leaves for the backward pass; with recomputation the input of each block only
+    passing      the largest of: a chunk of the loss, one block's backward pass, the last gradient and its update
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from hanmo.config import ModelConfig, StackConfig
+from hanmo.errors import ConfigError, MemoryPlanError
+
+__all__ = ["OPTIMIZERS", "PRECISIONS", "Choice", "Memory", "gib", "parse_size", "plan", "refuse_unless_fits", "shapes",
+           "table"]  # fmt: skip
+
+OPTIMIZERS = ("adamw", "muon", "adafactor-gpt2-ml", "adafactor-bert4keras")
+PRECISIONS = ("float32", "mixed", "bfloat16")
+_CHUNK = {"cpu": 64 << 20, "cuda": 4 << 30}  # the loss's own, see hanmo.train.loss
+_BLOCK = 1 << 18  # elements that AdaFactor updates at once on a CPU
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+    "": 1,
+    "K": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "KI": 1 << 10,
+    "MI": 1 << 20,
+    "GI": 1 << 30,
+    "TI": 1 << 40,
+}
+_KEEPS_OUTPUT = ("relu", "tanh", "sigmoid", "linear", "elu", "selu")  # activations that need no second tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What decides how much memory a step takes.
+
+    precision: "float32"; "mixed", float32 weights that compute in bfloat16; "bfloat16" weights.
+    in_backward: each gradient is applied and freed at once.   recompute: blocks run again in the backward pass.
+    sequence: tokens of a row, of source and target each where there are two.   batch: rows at once.
+    average: a moving average of the weights is kept.   lora: rank of adapters on the blocks' linear layers; None
+    trains all weights.   device: "cpu" or "cuda".
+    Raises ConfigError for a value that there is not.
+    """
+
+    optimizer: str = "adafactor-gpt2-ml"
+    precision: str = "float32"
+    in_backward: bool = True
+    recompute: bool = True
+    sequence: int = 1024
+    batch: int = 1
+    average: bool = False
+    lora: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS), ("device", tuple(_CHUNK))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
+        for name in ("sequence", "batch", "lora"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; expected 1 or more")
+
+    def __str__(self) -> str:
+        update = "update in backward" if self.in_backward else "whole gradients"
+        again = "recomputation" if self.recompute else "no recomputation"
+        lora = f", LoRA of rank {self.lora}" if self.lora else ""
+        return (
+            f"{self.optimizer}{lora}, {self.precision}, {update}, {again}, sequence {self.sequence:,}, "
+            f"batch {self.batch:,}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes that a choice takes, above those of the interpreter and its libraries.
+
+    passing: on top of all others at the worst moment.   peak: the most at any moment of a step without accumulation.
+    """
+
+    choice: Choice
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    passing: int
+    peak: int
+
+    @property
+    def static(self) -> int:
+        """Bytes that do not depend on sequence and batch."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def needed(self) -> int:
+        """Bytes that must be there.
+
+        More than `peak` where whole gradients grow while activations shrink: with accumulation both are there at
+        once, and without it what is freed lies in pieces.
+        """
+        return max(self.peak, self.static + self.activations + self.passing)
+
+
+def plan(config: ModelConfig, choice: Choice) -> Memory:
+    """Compute the memory of one training step from the configuration."""
+    whole = dict(shapes(config))
+    bytes_each = 2 if choice.precision == "bfloat16" else 4
+    weights = sum(map(prod, whole.values())) * bytes_each
+    trained = whole
+    if choice.lora is not None:
+        trained, bytes_each = dict(_adapters(whole, choice.lora)), 4
+        weights += sum(map(prod, trained.values())) * 4
+    numbers = sum(map(prod, trained.values()))
+    state = sum(_state(choice.optimizer, name, shape, bytes_each) for name, shape in trained.items())
+    state += numbers * bytes_each if choice.average else 0
+    kept, block, casts = _network(config, choice)
+    loss_kept, loss = _loss(config, choice)
+    kept += loss_kept
+
+    inside = max((prod(shape) for name, shape in trained.items() if ".blocks." in name), default=0)
+    token = prod(trained.get("token.weight", ())) * bytes_each if "token.weight" in trained else 0
+    tied = token if config.tied and config.output != "none" else 0  # its gradient waits for the embedding's own
+    gradients = 0 if choice.in_backward else numbers * bytes_each
+    update = {False: 0, True: inside * bytes_each + _update(choice, inside, bytes_each)}[choice.in_backward]
+    passing = max(loss + tied, tied + block + update)
+    last = 2 * token + (block if choice.recompute else 0)
+    if choice.in_backward:
+        last = max(last, token + _update(choice, token // bytes_each, bytes_each))
+    held = weights + state
+    peak = held + max(kept + casts + loss, kept + passing, gradients + last)
+    return Memory(
+        choice=choice,
+        weights=weights,
+        gradients=gradients,
+        optimizer=state,
+        activations=kept,
+        passing=passing,
+        peak=peak,
+    )
+
+
+def table(
+    config: ModelConfig, *, sequence: int, batch: int, device: str = "cpu", lora: int | None = None
+) -> list[Memory]:
+    """Plan every way of training: optimizers, precisions, update in backward or whole gradients, recomputation."""
+    return [
+        plan(
+            config,
+            Choice(
+                optimizer=optimizer,
+                precision=precision,
+                in_backward=in_backward,
+                recompute=recompute,
+                sequence=sequence,
+                batch=batch,
+                lora=lora,
+                device=device,
+            ),
+        )
+        for optimizer in ("adamw", "adafactor-gpt2-ml")
+        for precision in PRECISIONS
+        for in_backward in (False, True)
+        for recompute in (False, True)
+    ]
+
+
+def refuse_unless_fits(memory: Memory, available: int) -> None:
+    """Raise MemoryPlanError, with all numbers and what to change, if a plan needs more than `available` bytes."""
+    if memory.needed <= available:
+        return
+    choice = memory.choice
+    changes = [
+        *([] if choice.in_backward else ["apply gradients in the backward pass"]),
+        *([] if choice.recompute else ["recompute blocks"]),
+        *(["take AdaFactor"] if not choice.optimizer.startswith("adafactor") else []),
+        *([] if choice.precision == "bfloat16" else ["take bfloat16 weights"]),
+        *(["train adapters only (LoRA)"] if choice.lora is None else []),
+        "shorten the sequence",
+        *(["make the batch smaller"] if choice.batch > 1 else []),
+    ]
+    raise MemoryPlanError(
+        f"training needs {gib(memory.needed)} and {gib(available)} are there ({choice}): weights "
+        f"{gib(memory.weights)}, gradients {gib(memory.gradients)}, optimizer {gib(memory.optimizer)}, activations "
+        f"{gib(memory.activations)}, passing {gib(memory.passing)}; {', or '.join(changes)}"
+    )
+
+
+def parse_size(text: str) -> int:
+    """Read a size of memory in bytes: "22GiB" (2^30 each), "22GB" or "22G" (10^9 each), or a plain number.
+
+    Raises ConfigError for anything else, and for sizes below 1.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", text.upper())
+    size = int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2]]) if match else 0
+    if size < 1:
+        raise ConfigError(f"memory is {text!r}; expected a size such as 22GiB, 22GB or 24G")
+    return size
+
+
+def gib(size: int) -> str:
+    """Write bytes as GiB, with two decimals, or as MiB below one of them."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Give every parameter of a model by name, in the shape that `hanmo.model.Model` gives it."""
+    main = config.main
+    yield "token.weight", (config.vocab, main.embedding_width)
+    for side, stack in (("encoder", config.encoder), ("decoder", config.decoder)):
+        if stack is not None:
+            yield from _stack(f"{side}.", stack)
+    narrow = main.embedding_width
+    if config.output == "mlm":
+        yield from _linear("output.dense", main.width, narrow)
+        yield from _norm("output.norm", main, narrow, plain=True)
+        yield "output.bias", (config.vocab,)
+    elif config.output == "lm" and narrow != main.width:
+        yield from _linear("output.project", main.width, narrow, bias=main.bias)
+    if config.output != "none" and not config.tied:
+        yield "output.weight", (config.vocab, narrow)
+    if config.pool != "none":
+        yield from _linear("pooler.dense", main.width, main.width)
+        if config.nsp:
+            yield from _linear("pooler.nsp", main.width, 2)
+    if config.discriminator:
+        yield from _linear("discriminator.dense", main.width, main.width)
+        yield from _linear("discriminator.output", main.width, 1)
+
+
+def _stack(prefix: str, stack: StackConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    width, narrow = stack.width, stack.embedding_width
+    if stack.position == "learned":
+        yield f"{prefix}embedding.position.weight", (stack.positions or 0, narrow)
+    if stack.segments and not stack.shared_segments:
+        yield f"{prefix}embedding.segment.weight", (stack.segments, narrow)
+    if stack.embedding_norm:
+        yield from _norm(f"{prefix}embedding.norm", stack, narrow)
+    if narrow != width:
+        yield from _linear(f"{prefix}embedding.project", narrow, width, bias=stack.bias)
+    for depth in range(1 if stack.shared_layers else stack.depth):
+        for sublayer in stack.order:
+            name = f"{prefix}blocks.{depth}.{sublayer.kind}"
+            for part, (inputs, outputs) in _linears(stack, sublayer.kind).items():
+                yield from _linear(f"{name}.{part}", inputs, outputs, bias=stack.bias)
+            for place in ("pre", "post"):
+                if getattr(sublayer, place):
+                    yield from _norm(f"{name}_{place}", stack, width)
+    if stack.position == "buckets":
+        yield f"{prefix}relative.weight", (stack.heads, stack.buckets)
+    if stack.final_norm:
+        yield from _norm(f"{prefix}norm", stack, width)
+
+
+def _linears(stack: StackConfig, kind: str) -> dict[str, tuple[int, int]]:
+    """Name the linear layers of a sub-layer: part → (inputs, outputs)."""
+    width, inner = stack.width, stack.feed_forward
+    if kind == "feed_forward":
+        gate = {"gate": (width, inner)} if stack.gated else {}
+        return {"input": (width, inner), **gate, "output": (inner, width)}
+    keys, values = stack.heads * stack.key_dim, stack.heads * stack.head_dim
+    return {"query": (width, keys), "key": (width, keys), "value": (width, values), "output": (values, width)}
+
+
+def _linear(name: str, inputs: int, outputs: int, *, bias: bool = True) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", (outputs, inputs)
+    if bias:
+        yield f"{name}.bias", (outputs,)
+
+
+def _norm(name: str, stack: StackConfig, width: int, *, plain: bool = False) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """plain: a layer norm whatever the stack's own are."""
+    scale, bias = plain or stack.norm_scale, plain or (stack.norm_bias and stack.norm == "layer")
+    if scale:
+        yield f"{name}.weight", (width,)
+    if bias:
+        yield f"{name}.bias", (width,)
+    if stack.condition:
+        features = stack.condition_hidden or stack.condition
+        if stack.condition_hidden:
+            yield f"{name}.hidden.weight", (stack.condition_hidden, stack.condition)
+        if scale:
+            yield f"{name}.condition_scale.weight", (width, features)
+        if bias:
+            yield f"{name}.condition_bias.weight", (width, features)
+
+
+def _adapters(whole: dict[str, tuple[int, ...]], rank: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Give the two matrices beside every linear layer of the blocks."""
+    for name, shape in whole.items():
+        if ".blocks." in name and len(shape) == 2 and "condition" not in name and ".hidden." not in name:
+            yield f"{name}.down", (rank, shape[1])
+            yield f"{name}.up", (shape[0], rank)
+
+
+def _state(optimizer: str, name: str, shape: tuple[int, ...], bytes_each: int) -> int:
+    """Bytes that an optimizer remembers of one parameter; torch's keep them in the parameter's precision."""
+    if optimizer.startswith("adafactor"):
+        factored = len(shape) == 2 and min(shape) >= (128 if optimizer.endswith("bert4keras") else 1)
+        return 4 * (sum(shape) if factored else prod(shape))
+    moments = 1 if optimizer == "muon" and len(shape) == 2 and ".blocks." in name else 2
+    return moments * prod(shape) * bytes_each
+
+
+def _update(choice: Choice, numbers: int, bytes_each: int) -> int:
+    """Bytes of the temporaries while one parameter of so many numbers is updated."""
+    if choice.optimizer.startswith("adafactor"):
+        return 6 * 4 * min(numbers, _BLOCK) if choice.device == "cpu" else 0
+    if choice.optimizer == "muon":
+        return 10 * numbers
+    return 2 * numbers * bytes_each if choice.device == "cpu" else 0
+
+
+def _network(config: ModelConfig, choice: Choice) -> tuple[int, int, int]:
+    """Bytes that the stacks keep, that running one block again takes, and of weights cast to bfloat16."""
+    kept = block = 0
+    tokens = choice.batch * choice.sequence
+    act = 4 if choice.precision == "float32" else 2
+    for stack in (config.encoder, config.decoder):
+        if stack is None:
+            continue
+        widest = _block(stack, choice)
+        stream = tokens * stack.width * (2 if choice.precision == "bfloat16" else 4)
+        kept += stack.depth * (stream if choice.recompute else widest)
+        if stack.embedding_norm:
+            kept += tokens * stack.embedding_width * act
+        if stack.final_norm:
+            kept += 2 * stream
+        block = max(block, (widest if choice.recompute else 0) + 2 * stream + tokens * stack.feed_forward * act)
+    casts = 0
+    if choice.precision == "mixed":
+        casts = 2 * sum(prod(shape) for _, shape in shapes(config) if len(shape) == 2)
+    return kept, block, casts
+
+
+def _block(stack: StackConfig, choice: Choice) -> int:
+    """Bytes that one block keeps for its backward pass."""
+    tokens = choice.batch * choice.sequence
+    act = 4 if choice.precision == "float32" else 2
+    stream = 2 if choice.precision == "bfloat16" else 4
+    total = 0
+    for sublayer in stack.order:
+        normed = tokens * stack.width * stream
+        total += (sublayer.pre + sublayer.post) * normed
+        inputs = (stack.gated + 1) if sublayer.kind == "feed_forward" else 3
+        total += tokens * stack.width * act * (inputs if choice.precision == "mixed" else 1)
+        if sublayer.kind == "feed_forward":
+            parts = 1 + (stack.activation not in _KEEPS_OUTPUT) + 2 * stack.gated
+            total += tokens * stack.feed_forward * act * parts
+        else:
+            total += tokens * stack.heads * (2 * stack.key_dim + 2 * stack.head_dim) * act
+        if stack.dropout:
+            total += tokens * stack.width * (act if choice.device == "cpu" else 1)
+    return total
+
+
+def _loss(config: ModelConfig, choice: Choice) -> tuple[int, int]:
+    """Bytes that the loss keeps, and that it takes while a chunk is scored or scored again."""
+    tokens = choice.batch * choice.sequence
+    rows = _CHUNK[choice.device] // (4 * config.vocab)
+    if tokens <= rows:
+        scores = tokens * config.vocab * 4
+        return scores, 2 * scores
+    return 0, 3 * rows * config.vocab * 4
