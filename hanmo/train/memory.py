@@ -24,16 +24,6 @@ PRECISIONS = ("float32", "mixed", "bfloat16")
 _CHUNK = {"cpu": 64 << 20, "cuda": 4 << 30}  # the loss's own, see hanmo.train.loss
 _BLOCK = 1 << 18  # elements that AdaFactor updates at once on a CPU
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-    "": 1,
-    "K": 10**3,
-    "M": 10**6,
-    "G": 10**9,
-    "T": 10**12,
-    "KI": 1 << 10,
-    "MI": 1 << 20,
-    "GI": 1 << 30,
-    "TI": 1 << 40,
-}
 _KEEPS_OUTPUT = ("relu", "tanh", "sigmoid", "linear", "elu", "selu")  # activations that need no second tensor
 
 
