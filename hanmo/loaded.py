@@ -3,7 +3,6 @@
 Joins an engine with hanmo.generate. Knows no file.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from hanmo.model import Model
 from hanmo.tokenizers.load import tokenizer_files
 from hanmo.tokenizers.prompt import encode_prompt
 from hanmo.tokenizers.protocol import Tokenizer
+from hanmo.train.bits import Bits, bits_per_character, foretell
 from hanmo.weights.load import Report
 from hanmo.weights.save import save
 from hanmo.writer import Writer
@@ -81,24 +81,17 @@ class Loaded(Writer):
         ids = encode_prompt(tokenizer, text, ends=False)
         if len(ids) < 2:
             raise PromptError(f"the text {text!r} is one token; nothing foretells the first, give a longer text")
-        logprobs = self._logprobs(ids, self.config.main.context or len(ids))
+        logprobs = foretell(self._logprobs, ids, window=self.config.main.context or len(ids))
         tokens = [tokenizer.id_to_token(i) for i in ids]
-        bits = -sum(logprobs) / math.log(2)
-        bits += sum(i == tokenizer.special.unk for i in ids[1:]) * math.log2(distinct_unknown + 1)
         first = len(tokenizer.decode(ids[:1])) or 1
-        return Score(bits / max(1, len(text) - first), logprobs, tokens)
+        unknown = sum(i == tokenizer.special.unk for i in ids[1:])
+        spent = Bits(-sum(logprobs), len(logprobs), max(1, len(text) - first), unknown)
+        return Score(bits_per_character(spent, distinct_unknown=distinct_unknown), logprobs, tokens)
 
-    def _logprobs(self, ids: list[int], window: int) -> list[float]:
-        device = self.model.token.weight.device
-        logprobs: list[float] = []
-        start = 0
-        while len(logprobs) < len(ids) - 1:
-            part = torch.tensor([ids[start : start + window]], device=device)
-            logits = self.model(part).logits[0, :-1].float()
-            found = logits.log_softmax(-1).gather(-1, part[0, 1:, None])[:, 0]
-            logprobs += found[len(logprobs) - start :].tolist()
-            start += max(1, window // 2)
-        return logprobs
+    def _logprobs(self, ids: Sequence[int]) -> list[float]:
+        part = torch.tensor([ids], device=self.model.token.weight.device)
+        logits = self.model(part).logits[0, :-1].float()
+        return logits.log_softmax(-1).gather(-1, part[0, 1:, None])[:, 0].tolist()
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], *, pool: str = "mean", batch: int = 32) -> npt.NDArray[np.float32]:

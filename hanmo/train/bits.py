@@ -1,6 +1,6 @@
 """Say what bits per character means, once, for every model that is measured.
 
-Knows sums and the rule. Knows no model and no file.
+Knows sums, windows and the rule. Knows no model and no file.
 
 The rule: a document is foretold from its first token to its end mark, and the end mark counts. Before the first token
 stands one end mark, which is given and costs nothing; no document is seen through the one before it. Bits are divided
@@ -9,11 +9,12 @@ vocabulary costs the bits of its [UNK] and, to say which one it is, log2(distinc
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hanmo.errors import DataError
 
-__all__ = ["Bits", "bits_per_character"]
+__all__ = ["Bits", "bits_per_character", "foretell"]
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,18 @@ def bits_per_character(spent: Bits, *, distinct_unknown: int) -> float:
     if spent.characters < 1:
         raise DataError(f"{spent.characters} characters were measured, expected 1 or more; give files that hold text")
     return (spent.nats / math.log(2) + spent.unknown * math.log2(distinct_unknown + 1)) / spent.characters
+
+
+def foretell(
+    log_probabilities: Callable[[Sequence[int]], Sequence[float]], ids: Sequence[int], *, window: int
+) -> list[float]:
+    """Give natural log p of every id but the first, each once, read in windows that overlap by half.
+
+    log_probabilities: of a window's ids but the first.   window: the most ids that are read at once, 2 or more.
+    """
+    found: list[float] = []
+    start = 0
+    while len(found) < len(ids) - 1:
+        found += log_probabilities(ids[start : start + window])[len(found) - start :]
+        start += window // 2
+    return found
