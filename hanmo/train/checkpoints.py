@@ -2,25 +2,83 @@
 
     OUT/last-00001200/    a Hanmo folder: hanmo.json, model.safetensors, vocab.txt; and state.pt, for resuming
     OUT/best-00001000/    the same without state.pt
+    OUT/best              leads to it, where the system has symbolic links
 
-A folder is written beside and renamed; only then are older ones deleted. Knows files; knows no loop.
+A folder is written beside and renamed; only then are older ones deleted. Of a model that learns adapters alone only
+these are kept, in adapters.safetensors. Where several processes train, the tensors of "last" are written by all of
+them (see sharded.py). Knows files; knows no loop.
 """
 
+import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
 
-from hanmo.errors import CorruptFile, MissingFile, TensorMismatch
+from hanmo.errors import CheckpointError, CorruptFile, HanmoError, MissingFile, TensorMismatch
 from hanmo.model import Model
+from hanmo.train import parallel, sharded
+from hanmo.train.lora import save_lora
+from hanmo.train.step import Updates
+from hanmo.weights.save import save
 from hanmo.weights.write import atomic_folder
 
-__all__ = ["fill_from", "newest", "read_state", "save_checkpoint", "write_model"]
+__all__ = ["Checkpoints", "fill_from", "guarded", "newest", "read_state", "recover", "save_checkpoint"]
+
+ADAPTERS = "adapters.safetensors"
+
+
+class Checkpoints:
+    """The last and the best checkpoint of one run, under `out`."""
+
+    def __init__(self, out: Path, updates: Updates, beside: list[Path]) -> None:
+        self._out, self._updates, self._model, self._beside = out, updates, updates.model, beside
+
+    def save_best(self, step: int) -> None:
+        """Keep the weights as the best, for use."""
+        model = sharded.gathered(self._model)
+        if parallel.is_main():
+            save_checkpoint(self._out, "best", step, model, beside=self._beside)
+
+    def save_last(self, step: int, place: dict[str, Any]) -> None:
+        """Keep the weights and all else that going on needs; place: where the run is, numbers by name."""
+        updates = self._updates
+        generators = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if updates.sum.is_cuda else [])]
+        state = {"place": place, "settings": asdict(updates.settings), "generators": generators}
+        if parallel.world() > 1:
+            sharded.write(self._out / f"last-{step:08d}", updates, state, beside=self._beside)
+            if parallel.is_main():
+                _forget(self._out, "last", keep=1)
+            return
+        state |= {"optimizer": updates.optimizer.state_dict(), **updates.state()}
+        save_checkpoint(self._out, "last", step, self._model, state=state, beside=self._beside)
+
+    def restore(self, folder: Path) -> dict[str, Any]:
+        """Put everything back as `save_last` found it; return the place.
+
+        Raises CheckpointError if the settings are others.
+        """
+        state, updates = read_state(folder), self._updates
+        if other := updates.settings.differences(state["settings"]):
+            was, now = state["settings"].get(other[0]), getattr(updates.settings, other[0])
+            raise CheckpointError(f"{folder} was trained with {other[0]}={was}, now it is {now}; resume with the same")
+        if (folder / sharded.SHARDS).is_dir():
+            sharded.read(folder, updates, state)
+        else:
+            fill_from(self._model, folder)
+            sharded.restore(updates, state)
+        if len(generators := state["generators"]) and parallel.is_main():  # the other processes' are as they began
+            torch.set_rng_state(generators[0])
+            if updates.sum.is_cuda and len(generators) > 1:
+                torch.cuda.set_rng_state(generators[1])
+        return cast(dict[str, Any], state["place"])
 
 
 def save_checkpoint(
@@ -39,27 +97,56 @@ def save_checkpoint(
     """
     folder = out / f"{kind}-{step:08d}"
     with atomic_folder(folder, overwrite=True) as made:
-        write_model(made, model, beside=beside)
+        if all(parameter.requires_grad for parameter in model.parameters()):
+            save(model, made, tokenizer=list(beside))
+        else:
+            save_lora(model, made / ADAPTERS)
         if state is not None:
             torch.save(state, made / "state.pt")
-    for old in _folders(out, kind)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    if kind == "best":
+        with suppress(OSError):  # a system without symbolic links does without
+            link = out / ".best.link"
+            link.unlink(missing_ok=True)
+            link.symlink_to(folder.name, target_is_directory=True)
+            os.replace(link, out / "best")
+    _forget(out, kind, keep=keep)
     return folder
-
-
-def write_model(folder: Path, model: Model, *, beside: Iterable[Path] = ()) -> None:
-    """Write hanmo.json and model.safetensors into a folder that is there; the weights as they are."""
-    (folder / "hanmo.json").write_text(model.config.to_json(), encoding="utf-8")
-    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    for path in beside:
-        shutil.copyfile(path, folder / path.name)
 
 
 def newest(out: Path, kind: str) -> Path | None:
     """Find the checkpoint of the highest step, or None."""
     found = _folders(out, kind)
     return found[-1] if found else None
+
+
+def recover(out: Path) -> None:
+    """Tidy what a process that was killed while saving has left: old folders back in place, unfinished ones away."""
+    for path in sorted(out.glob(".*-*.*")):
+        if found := re.fullmatch(r"\.((?:last|best)-\d{8})\.[0-9a-f]{12}\.(old|partial)", path.name):
+            place = out / found[1]
+            if found[2] == "old" and not place.exists():
+                path.rename(place)
+            else:
+                shutil.rmtree(path)
+
+
+@contextmanager
+def guarded(out: Path) -> Iterator[None]:
+    """Turn the ways in which torch and the system say that a file cannot be written into one CheckpointError."""
+    try:
+        yield
+    except HanmoError:
+        raise
+    except (OSError, RuntimeError) as error:
+        torchs = any(word in str(error) for word in ("inline_container", "PytorchStreamWriter"))
+        if not torchs and not (isinstance(error, OSError) and error.errno in sharded.FULL):
+            raise
+        last = newest(out, "last")
+        then = f"{last} is whole: free space and resume" if last else "nothing is saved yet: free space, begin again"
+        raise CheckpointError(
+            f"{out} could not be written to ({str(error).splitlines()[0]}): the disk is full, or forbids so large a "
+            f"file; {then}"
+        ) from error
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -76,19 +163,24 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise CorruptFile(f"{path} cannot be read ({str(error)[:200]}); resume from another checkpoint") from None
 
 
-@torch.no_grad()
 def fill_from(model: Model, folder: Path) -> None:
-    """Copy a checkpoint's weights into a model, on whatever device it is.
+    """Copy a checkpoint's weights into a model, on whatever device it is and however it is cut.
 
-    Raises TensorMismatch if names or shapes are not the model's.
+    Raises TensorMismatch if names or shapes are not those of what the model learns.
     """
-    tensors = load_file(folder / "model.safetensors")
-    ours = dict(model.named_parameters())
-    wrong = sorted(set(tensors) ^ set(ours)) or [name for name in ours if ours[name].shape != tensors[name].shape]
-    if wrong:
-        raise TensorMismatch(f"{folder} does not fit the model: {wrong[0]} differs; resume with the same configuration")
-    for name, parameter in ours.items():
-        parameter.copy_(tensors[name])
+    path = folder / ADAPTERS
+    ours = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not path.is_file():
+        path, ours = folder / "model.safetensors", dict(model.named_parameters())
+    with safe_open(path, "pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+        wrong = sorted(set(shapes) ^ set(ours)) or [name for name in ours if list(ours[name].shape) != shapes[name]]
+        if wrong:
+            raise TensorMismatch(
+                f"{folder} does not fit the model: {wrong[0]} differs; resume with the same configuration"
+            )
+        for name, parameter in ours.items():
+            parallel.fill(parameter, file.get_tensor(name))
 
 
 def _folders(out: Path, kind: str) -> list[Path]:
@@ -96,3 +188,8 @@ def _folders(out: Path, kind: str) -> list[Path]:
     return (
         sorted(path for path in out.iterdir() if path.is_dir() and named.fullmatch(path.name)) if out.is_dir() else []
     )
+
+
+def _forget(out: Path, kind: str, *, keep: int) -> None:
+    for old in _folders(out, kind)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)

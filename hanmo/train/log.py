@@ -7,7 +7,7 @@ import json
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -18,21 +18,28 @@ __all__ = ["Log"]
 class Log:
     """OUT/log.jsonl and the screen; used in a `with` block.
 
+    path: None writes no file.
     after: step whose later records are dropped first, when a run is resumed there; None begins the file anew.
+    evaluated: last step evaluated then; an evaluation at `after` comes again if it is not this one.
     console: where people look; None shows nothing.   every: seconds between plain lines where there is no terminal.
     """
 
     def __init__(
-        self, path: Path, *, after: int | None = None, console: Console | None = None, every: float = 10
+        self,
+        path: Path | None,
+        *,
+        after: int | None = None,
+        evaluated: int = -1,
+        console: Console | None = None,
+        every: float = 10,
     ) -> None:
-        kept = []
-        if after is not None and path.is_file():
-            lines = path.read_text("utf-8").split("\n")[:-1]  # a line without its end was being written
-            kept = [line for line in lines if json.loads(line)["step"] <= after]
-        beside = path.with_name(path.name + ".part")
-        beside.write_text("".join(line + "\n" for line in kept), "utf-8")
-        beside.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file: TextIO | None = None
+        if path is not None:
+            kept = _before(path, after, evaluated) if after is not None and path.is_file() else []
+            beside = path.with_name(path.name + ".part")
+            beside.write_text("".join(line + "\n" for line in kept), "utf-8")
+            beside.replace(path)
+            self._file = path.open("a", encoding="utf-8")
         self._console, self._every, self._shown = console, every, float("-inf")
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -50,12 +57,14 @@ class Log:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record to the file; it is on its way to the disk when this returns."""
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.flush()
 
     def progress(self, line: str, *, step: int, total: int | None) -> None:
         """Show where the run is: a bar on a terminal, else a line every few seconds."""
@@ -69,3 +78,14 @@ class Log:
         """Show a text that stays."""
         if self._console is not None:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _before(path: Path, after: int, evaluated: int) -> list[str]:
+    """Read the lines that a run which goes on after a step will not write again."""
+    kept = []
+    for line in path.read_text("utf-8").split("\n")[:-1]:  # a line without its end was being written
+        record = json.loads(line)
+        again = "evaluation" in record and (record["averaged"] or evaluated != after)
+        if record["step"] < after or (record["step"] == after and not again):
+            kept.append(line)
+    return kept

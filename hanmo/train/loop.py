@@ -1,10 +1,10 @@
 """The training loop: batches in, better weights out, resumable to the bit.
 
-Knows a model, an optimizer, batches, a loss and when to evaluate, save and stop. Knows no text and no command line.
-Data, loss, evaluation and samples are plain functions and iterators that others may replace.
+Knows batches, a loss and when to evaluate, save and stop; how a step is made stands in step.py. Knows no text and no
+command line. Data, loss, evaluation and samples are plain functions and iterators that others may replace.
 
-    batch ─► loss ─► backward ─► clip ─► step ─┬─ every `evaluate_every`: evaluate, keep the best
-                                               └─ every `save_every`, at the end and at SIGTERM: keep the last
+    batch ─► step ─┬─ every `evaluate_every`: evaluate, keep the best; too long without a better one: stop
+                   └─ every `save_every`, at the end and at SIGTERM: keep the last
 """
 
 import math
@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,21 +20,24 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch.optim import Optimizer
 
 from hanmo.errors import CheckpointError
 from hanmo.model import Model
-from hanmo.train.averages import ExponentialMovingAverage
-from hanmo.train.checkpoints import fill_from, newest, read_state, save_checkpoint
+from hanmo.train import parallel
+from hanmo.train.checkpoints import Checkpoints, guarded, newest, recover
 from hanmo.train.log import Log
 from hanmo.train.loss import next_token_loss
-from hanmo.train.settings import Settings, make_optimizer, multiplier
-from hanmo.train.stream import Batches, ahead
+from hanmo.train.settings import Settings
+from hanmo.train.step import Loss, Updates
+from hanmo.train.stream import Batches, Repeated, ahead, read
 
 __all__ = ["SCORE", "Outcome", "fit"]
 
-SCORE = "bits_per_character"  # of what `evaluate` gives; the lower the better
+SCORE = "bits_per_character"  # of what `evaluate` gives, or else "loss"; the lower the better
 _SETTLE, _MEASURE = 10, 40  # first steps of a process, which compile and warm up, and those that tell its speed
+
+Evaluate = Callable[[Model], Mapping[str, Any]]
 
 
 @dataclass
@@ -50,38 +53,54 @@ class Outcome:
 
 def fit(
     model: Model,
-    data: Batches,
+    data: Batches | list[Any],
     *,
-    out: Path,
+    out: str | Path,
     settings: Settings,
-    loss: Callable[[Model, Tensor], Tensor] = next_token_loss,
-    evaluate: Callable[[Model], Mapping[str, Any]] | None = None,
+    loss: Loss = next_token_loss,
+    optimizer: Callable[[Model], Optimizer] | None = None,
+    evaluate: Evaluate | None = None,
     sample: Callable[[Model], str] | None = None,
+    watch: Callable[[Mapping[str, Any]], object] | None = None,
     beside: Iterable[Path] = (),
     resume: bool = False,
     console: Console | None = None,
 ) -> Outcome:
     """Train a model where it stands (CPU or GPU) and keep its last and best weights under `out`.
 
-    evaluate: model → record with "bits_per_character", called before, every `evaluate_every` steps and after.
+    data: batches by epoch and step (see stream.py), or a list of batches, read again and again.
+    loss: (model, batch) → scalar mean over what `hanmo.train.stream.foretold` counts.
+    optimizer: model → what updates it, instead of the one that the settings name.
+    evaluate: model → record with "bits_per_character" or "loss", called before, every `evaluate_every` steps and after.
     sample: model → text, called with it and written to OUT/samples.txt.
-    beside: files that belong into each checkpoint, such as vocab.txt.
+    watch: called with each record of OUT/log.jsonl.   beside: files that belong into each checkpoint: vocab.txt.
     resume: go on from the newest checkpoint under `out`, to the same losses; without one, begin.
-    torch's generators are seeded. SIGTERM and SIGINT end the run after the step in hand, saved.
-    Raises CheckpointError if `out` holds a run and resume is False, or a run with other settings.
+    torch's generators are seeded. SIGTERM and SIGINT end the run after the step in hand, saved. Where several processes
+    joined (see parallel.py) each takes its rows of every batch and keeps its share of the weights.
+    Raises CheckpointError if `out` holds a run and resume is False, or a run with other settings, or the disk is full.
     """
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     last = newest(out, "last")
     if last is not None and not resume:
         raise CheckpointError(f"{out} holds a run up to {last.name}; resume it, or give another folder")
-    run = _Run(model, out, settings, loss, evaluate, sample, list(beside))
-    torch.manual_seed(settings.seed)
+    if parallel.is_main():
+        recover(out)
+    last = parallel.agree(newest(out, "last"))
+    parallel.share(model)
+    run = _Run(out, settings, Updates(model, settings, loss, optimizer), evaluate, sample, watch, list(beside))
+    torch.manual_seed(settings.seed + parallel.rank())
     if last is not None:
         run.restore(last)
-    after = run.at.step if last is not None else None
-    with Log(out / "log.jsonl", after=after, console=console) as run.log, _signals() as asked:
-        run.train(data, asked)
-        if not asked:
+    log = Log(
+        out / "log.jsonl" if parallel.is_main() else None,
+        after=run.at.step if last is not None else None,
+        evaluated=run.at.measured,
+        console=console if parallel.is_main() else None,
+    )
+    with guarded(out), log as run.log, _signals() as asked:
+        run.train(Repeated(data) if isinstance(data, list) else data, asked)
+        if not run.asked(asked):
             run.finish()
     folder = newest(out, "best") or newest(out, "last")
     assert folder is not None
@@ -100,6 +119,9 @@ class _Place:
     tokens: int = 0  # read
     skipped: int = 0  # batches whose gradient was not finite
     best: float | None = None
+    worse: int = 0  # evaluations since the best one
+    measured: int = -1  # step of the last evaluation
+    samples: int | None = None  # bytes of samples.txt
 
 
 class _Run:
@@ -109,53 +131,43 @@ class _Run:
 
     def __init__(
         self,
-        model: Model,
         out: Path,
         settings: Settings,
-        loss: Callable[[Model, Tensor], Tensor],
-        evaluate: Callable[[Model], Mapping[str, Any]] | None,
+        updates: Updates,
+        evaluate: Evaluate | None,
         sample: Callable[[Model], str] | None,
+        watch: Callable[[Mapping[str, Any]], object] | None,
         beside: list[Path],
     ) -> None:
-        self.model, self.out, self.settings, self.beside = model, out, settings, beside
-        self.evaluate, self.sample = evaluate, sample
-        self.device = model.token.weight.device
+        self.settings, self.updates, self.model = settings, updates, updates.model
+        self.evaluate, self.sample, self.watch = evaluate, sample, watch
+        self.samples = out / "samples.txt"
+        self.checkpoints = Checkpoints(out, updates, beside)
         self.at = _Place(total=settings.steps)
-        self.optimizer = make_optimizer(model, settings)
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.average = None
-        if settings.average:
-            self.average = ExponentialMovingAverage(model.parameters(), momentum=settings.average)
-        self.sum = torch.zeros((), device=self.device)  # of the losses since the last record
-        self.count = 0
+        self.saved: int | None = None  # step of the last checkpoint
         self.pauses = {"evaluate": 0.0, "save": 0.0}  # seconds that one of each takes
         self.pace = (0, 0.0)  # steps of this process after the first ones, and their seconds
         self.shown = (0, 0.0)  # tokens and seconds at the last record
-        half = settings.bfloat16 if settings.bfloat16 is not None else self.device.type == "cuda"
-        self.half = torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext()
-
-        def compute(ids: Tensor) -> Tensor:
-            return loss(model, ids)
-
-        self.loss = torch.compile(compute, dynamic=False) if settings.compile else compute
 
     def train(self, data: Batches, asked: list[int]) -> None:
         """Run to the end, or until a signal was asked for; save."""
         at, settings = self.at, self.settings
         began = time.perf_counter() - at.seconds
-        if at.step == 0:
+        if at.step == 0 and at.measured < 0:
             self.measure()
             at.seconds = time.perf_counter() - began
         self.model.train()
         self.shown = at.tokens, at.seconds
         first = at.step
-        with ahead(data, epoch=at.epoch, step=at.batch, device=self.device) as batches:
-            while not asked and (at.total is None or at.step < at.total):
+        with ahead(data, epoch=at.epoch, step=at.batch, device=self.updates.device) as batches:
+            while not self.ended() and not self.asked(asked):
                 start = time.perf_counter()
-                at.epoch, number, ids = next(batches)
-                norm = self.update(ids)
+                at.epoch, number, batch = next(batches)
+                norm = self.updates.make(batch, at.step, at.total)
+                if not math.isfinite(norm):
+                    self.skip(norm)
                 at.step, at.batch = at.step + 1, number + 1
-                at.tokens += ids.numel() - len(ids)
+                at.tokens += read(batch)
                 now = time.perf_counter()
                 at.seconds = now - began
                 if at.step - first > _SETTLE:
@@ -171,28 +183,25 @@ class _Run:
                 at.seconds = time.perf_counter() - began
         self.save()
 
-    def update(self, ids: Tensor) -> float:
-        """Make one step; return the norm of the gradient before it was clipped."""
-        share = multiplier(self.settings, self.at.step, self.at.total)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * share
-        with self.half:
-            loss = self.loss(ids)
-        torch.autograd.backward(loss)
-        limit = self.settings.clip or math.inf
-        # Read at once: a step with a gradient that is not finite would spoil the weights for good.
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        if math.isfinite(norm):
-            self.optimizer.step()
-            self.sum += loss.detach()
-            self.count += 1
-            if self.average is not None and (self.at.step + 1) % self.settings.average_every == 0:
-                self.average.update()
-        else:
-            self.at.skipped += 1
-            self.log.say(f"step {self.at.step}: the gradient's norm is {norm}; the batch is left out")
-        self.optimizer.zero_grad()
-        return norm
+    def ended(self) -> bool:
+        """Say whether all steps are made, or nothing has got better for too long."""
+        patience = self.settings.early_stopping
+        if patience is not None and self.at.worse >= patience:
+            self.log.say(f"step {self.at.step}: no better in {patience} evaluations, so the run ends here")
+            return True
+        return self.at.total is not None and self.at.step >= self.at.total
+
+    def asked(self, asked: list[int]) -> bool:
+        """Say whether any process was asked to stop."""
+        if parallel.world() == 1:
+            return bool(asked)
+        return bool(parallel.sum_over_processes(torch.tensor(len(asked), device=self.updates.device)))
+
+    def skip(self, norm: float) -> None:
+        """Count and tell an update whose gradient was not finite."""
+        self.at.skipped += 1
+        what = "what was not finite" if self.settings.in_backward else "the batch"
+        self.log.say(f"step {self.at.step}: the gradient's norm is {norm}; {what} is left out")
 
     def plan(self, limit: float) -> None:
         """Fix the number of steps so that the run ends after `limit` seconds; mend it where the speed has changed."""
@@ -203,83 +212,86 @@ class _Run:
         each = seconds / steps
         each += self.pauses["evaluate"] / settings.evaluate_every + self.pauses["save"] / settings.save_every
         left = max(0.0, limit - at.seconds - self.pauses["evaluate"] - self.pauses["save"])
-        total = at.step + int(left / each)
+        total = parallel.agree(at.step + int(left / each))
         if at.total is None or abs(total - at.total) > 0.01 * at.total:
             at.total = max(total, at.step)
             self.log.say(f"step {at.step}: {each:.4f} s each with all pauses, so {at.total} steps in all")
 
     def record(self, norm: float) -> None:
         """Write the mean loss since the last record, and the pace."""
-        at = self.at
-        loss = float(self.sum) / self.count if self.count else math.nan
+        at, updates = self.at, self.updates
+        loss = float(updates.sum) / updates.count if updates.count else math.nan
         tokens, seconds = at.tokens - self.shown[0], at.seconds - self.shown[1]
         record = {
-            "step": at.step, "total": at.total, "loss": loss, "norm": norm, "lr": self.optimizer.param_groups[0]["lr"],
+            "step": at.step, "total": at.total, "loss": loss, "norm": norm,
+            "lr": updates.optimizer.param_groups[0]["lr"],
             "epoch": at.epoch, "tokens": at.tokens, "seconds": at.seconds,
             "tokens_per_second": tokens / seconds if seconds > 0 else 0.0, "skipped": at.skipped,
         }  # fmt: skip
-        self.log.write(record)
+        self.tell(record)
         pace = f"{record['tokens_per_second']:,.0f} tokens/s  {at.seconds:.0f} s"
         line = f"step {at.step}/{at.total or '?'}  loss {loss:.4f}  norm {norm:.2f}  lr {record['lr']:.2e}  {pace}"
         self.log.progress(line, step=at.step, total=at.total)
-        self.sum.zero_()
-        self.count, self.shown = 0, (at.tokens, at.seconds)
+        updates.sum.zero_()
+        updates.count, self.shown = 0, (at.tokens, at.seconds)
+
+    def tell(self, record: dict[str, Any]) -> None:
+        """Write a record, and show it to who watches."""
+        self.log.write(record)
+        if self.watch is not None and parallel.is_main():
+            self.watch(record)
 
     def measure(self, *, averaged: bool = False) -> None:
         """Evaluate and write samples; keep the weights if they are the best so far."""
         at, start = self.at, time.perf_counter()
+        at.measured = at.step
+        words = " (averaged)" if averaged else ""
         if self.evaluate is not None:
-            found = dict(self.evaluate(self.model))
-            self.log.write({"step": at.step, "evaluation": found, "averaged": averaged})
-            self.log.say(f"step {at.step}: {found[SCORE]:.4f} bits per character{' (averaged)' if averaged else ''}")
-            if at.best is None or found[SCORE] < at.best:
-                at.best = found[SCORE]
-                save_checkpoint(self.out, "best", at.step, self.model, beside=self.beside)
+            found = parallel.agree(dict(self.evaluate(self.model)))
+            self.tell({"step": at.step, "evaluation": found, "averaged": averaged})
+            name = SCORE if SCORE in found else "loss"
+            self.log.say(f"step {at.step}: {found[name]:.4f} {name.replace('_', ' ')}{words}")
+            at.worse += 1
+            if at.best is None or found[name] < at.best:
+                at.best, at.worse = found[name], 0
+                self.checkpoints.save_best(at.step)
         if self.sample is not None and at.step:
-            with (self.out / "samples.txt").open("a", encoding="utf-8") as file:
-                file.write(f"## step {at.step}{' (averaged)' if averaged else ''}\n\n{self.sample(self.model)}\n\n")
+            text = self.sample(self.model)
+            if parallel.is_main():
+                with self.samples.open("a", encoding="utf-8") as file:
+                    file.write(f"## step {at.step}{words}\n\n{text}\n\n")
+        parallel.settle(self.model)
         self.pauses["evaluate"] = time.perf_counter() - start
 
     def finish(self) -> None:
         """Evaluate the end, and the moving average beside it; without an evaluation the end is the best."""
-        self.measure()
-        if self.average is not None and self.at.step >= self.settings.average_every:
-            with self.average.applied():
+        average = self.updates.average
+        if self.at.measured != self.at.step:
+            self.measure()
+        if average is not None and self.at.step >= self.settings.average_every:
+            with average.applied():
                 self.measure(averaged=True)
         if self.evaluate is None:
-            save_checkpoint(self.out, "best", self.at.step, self.model, beside=self.beside)
+            self.checkpoints.save_best(self.at.step)
 
     def save(self) -> None:
         """Keep all that going on needs, in a new folder; older ones are deleted."""
+        if self.saved == self.at.step:
+            return
         start = time.perf_counter()
-        state = {
-            "place": asdict(self.at),
-            "settings": asdict(self.settings),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict() if self.average is not None else None,
-            "loss": {"sum": self.sum, "count": self.count},
-            "generators": [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if self.sum.is_cuda else [])],
-        }
-        save_checkpoint(self.out, "last", self.at.step, self.model, state=state, beside=self.beside)
+        self.at.samples = self.samples.stat().st_size if self.samples.is_file() else 0
+        self.checkpoints.save_last(self.at.step, asdict(self.at))
+        self.saved = self.at.step
         self.pauses["save"] = time.perf_counter() - start
 
     def restore(self, folder: Path) -> None:
         """Go back to where `save` was. Raises CheckpointError if the settings are others."""
-        state = read_state(folder)
-        if other := self.settings.differences(state["settings"]):
-            was, now = state["settings"].get(other[0]), getattr(self.settings, other[0])
-            raise CheckpointError(f"{folder} was trained with {other[0]}={was}, now it is {now}; resume with the same")
-        fill_from(self.model, folder)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.at = _Place(**state["place"])
+        self.at = _Place(**self.checkpoints.restore(folder))
         self.at.total = self.settings.steps or self.at.total
-        self.sum += state["loss"]["sum"].to(self.device)
-        self.count = state["loss"]["count"]
-        torch.set_rng_state(state["generators"][0])
-        if self.sum.is_cuda and len(state["generators"]) > 1:
-            torch.cuda.set_rng_state(state["generators"][1])
+        self.saved = self.at.step
+        if self.at.samples is not None and self.samples.is_file() and parallel.is_main():
+            with self.samples.open("r+b") as file:  # what was written after the checkpoint comes again
+                file.truncate(self.at.samples)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Knows numbers and parameters; knows no data and no loop.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ __all__ = ["OPTIMIZERS", "SCHEDULES", "Settings", "make_optimizer", "multiplier"
 OPTIMIZERS = ("adamw", "muon", "adafactor-gpt2-ml", "adafactor-bert4keras")
 SCHEDULES = ("cosine", "linear", "constant")
 # What may differ when a run is resumed: none of these changes what a step does.
-_FREE = ("steps", "minutes", "evaluate_every", "save_every", "log_every", "compile")
+_FREE = ("steps", "minutes", "early_stopping", "evaluate_every", "save_every", "log_every", "compile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,12 @@ class Settings:
     lr: the highest, after `warmup` steps.   floor: share of it at the end.   weight_decay: of matrices only.
     clip: largest norm of the whole gradient, or None.   average: momentum of a moving average of the weights, taken
     every `average_every` steps and tried at the end; 0 is off.
-    bfloat16: compute matrices in it (autocast), the weights staying float32; None does so on a GPU.
+    accumulate: parts that a batch is cut into, one after the other; the update is that of the whole batch.
+    in_backward: apply and free each gradient as soon as it exists (see hanmo.train.in_backward); needs clip=None.
+    recompute: compute each block again in backward instead of keeping what lies inside it.
+    early_stopping: evaluations in a row without a better score after which the run ends; None never does.
+    bfloat16: compute matrices in it (autocast), the weights staying float32; None does so on a GPU. Of weights that
+    are bfloat16 themselves it changes nothing.
     Raises ConfigError for a value outside its range.
     """
 
@@ -49,6 +54,10 @@ class Settings:
     clip: float | None = 1.0
     average: float = 0.0
     average_every: int = 8
+    accumulate: int = 1
+    in_backward: bool = False
+    recompute: bool = False
+    early_stopping: int | None = None
     bfloat16: bool | None = None
     compile: bool = False
     seed: int = 0
@@ -62,7 +71,8 @@ class Settings:
         for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
-        for name in ("steps", "minutes", "lr", "clip", "average_every", "evaluate_every", "save_every", "log_every"):
+        above = ("steps", "minutes", "lr", "clip", "accumulate", "early_stopping")
+        for name in (*above, "average_every", "evaluate_every", "save_every", "log_every"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} is {value}; expected a number above 0")
@@ -74,15 +84,18 @@ class Settings:
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Name what differs from another run's settings, of what must be equal to go on from it."""
-        own = asdict(self)
-        return [name for name in own if name not in _FREE and own[name] != other.get(name)]
+        own, default = asdict(self), {field.name: field.default for field in fields(self)}  # older runs name fewer
+        return [name for name in own if name not in _FREE and own[name] != other.get(name, default[name])]
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
     """Make the optimizer that the settings name; weight decay leaves norms and biases out."""
     if settings.optimizer == "muon":
         return MuonWithAdamW(
-            model.named_parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+            [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad],
+            lr=settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
         )
     groups = parameter_groups(model.named_parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     if settings.optimizer == "adamw":

@@ -1,32 +1,89 @@
-"""Batches made ahead in a thread, so that a GPU never waits for them.
+"""Batches made ahead in a thread, so that a GPU never waits for them; and what may be done with any batch.
 
-Knows threads and queues. Knows neither what a batch holds nor what is done with it.
+A batch is ids [rows, window + 1], or a dict of arrays [rows, …] for losses that need more. Knows threads, queues and
+rows. Knows nothing of what a loss does with a batch.
 """
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Batches", "ahead"]
+from hanmo.errors import DataError
+
+__all__ = ["Arrays", "Batch", "Batches", "Repeated", "ahead", "count_rows", "cut", "foretold", "read"]
+
+Batch: TypeAlias = "Tensor | dict[str, Tensor]"
+Arrays: TypeAlias = "NDArray[Any] | dict[str, NDArray[Any]]"
 
 
 class Batches(Protocol):
     """What training asks of data: batches without end from any place on, the same every time."""
 
     def batches(self, epoch: int = 0, step: int = 0) -> Iterator[tuple[int, int, Any]]:
-        """Yield (epoch, step of the epoch, ids [rows, window + 1] as a NumPy array)."""
+        """Yield (epoch, step of the epoch, batch of NumPy arrays)."""
+
+
+class Repeated:
+    """A list of batches as data: every epoch reads it from first to last. Raises DataError if it is empty."""
+
+    def __init__(self, batches: Sequence[Arrays]) -> None:
+        if not len(batches):
+            raise DataError("the list of batches is empty; give at least one batch to train on")
+        self._batches = batches
+
+    def batches(self, epoch: int = 0, step: int = 0) -> Iterator[tuple[int, int, Arrays]]:
+        """Yield (epoch, step of the epoch, batch) without end."""
+        while True:
+            for number in range(step, len(self._batches)):
+                yield epoch, number, self._batches[number]
+            epoch, step = epoch + 1, 0
+
+
+def cut(batch: Batch, count: int) -> list[Batch]:
+    """Cut a batch into parts of whole rows, as even as can be.
+
+    Of fewer rows than parts, the parts without one repeat the first row with nothing to foretell.
+    """
+    rows = batch if isinstance(batch, dict) else {"": batch}
+    lack = count - len(next(iter(rows.values())))
+    if lack > 0:
+        rows = {name: torch.cat((part, part[:1].expand(lack, *part.shape[1:]))) for name, part in rows.items()}
+        rows["targets" if "targets" in rows else ""][-lack:] = 0
+    parts = {name: part.tensor_split(count) for name, part in rows.items()}
+    cuts = [{name: tensors[at] for name, tensors in parts.items()} for at in range(count)]
+    return [part if isinstance(batch, dict) else part[""] for part in cuts]
+
+
+def count_rows(batch: Batch) -> int:
+    """Count the rows of a batch."""
+    return len(batch if isinstance(batch, Tensor) else next(iter(batch.values())))
+
+
+def foretold(batch: Batch) -> Tensor:
+    """Count the ids that a loss over a batch is the mean of: those after the first, or "targets", that are not 0."""
+    targets = batch[:, 1:] if isinstance(batch, Tensor) else batch["targets"]
+    return (targets != 0).sum()
+
+
+def read(batch: Batch) -> int:
+    """Give the number of ids that a model reads of a batch, padding included."""
+    if isinstance(batch, Tensor):
+        return batch.numel() - len(batch)
+    return max(tensor.numel() for tensor in batch.values())
 
 
 @contextmanager
 def ahead(
     data: Batches, *, epoch: int, step: int, device: torch.device, count: int = 32
-) -> Iterator[Iterator[tuple[int, int, Tensor]]]:
-    """Give an iterator over (epoch, step, ids on the device) whose batches a thread makes, at most `count` ahead.
+) -> Iterator[Iterator[tuple[int, int, Batch]]]:
+    """Give an iterator over (epoch, step, batch on the device) whose batches a thread makes, at most `count` ahead.
 
     An error in the thread is raised where the batch is asked for.
     """
@@ -41,22 +98,25 @@ def ahead(
             except queue.Full:
                 continue
 
+    def tensor(array: NDArray[Any]) -> Tensor:
+        made = torch.from_numpy(np.ascontiguousarray(array))
+        return made.pin_memory() if pin else made
+
     def work() -> None:
         try:
-            for at_epoch, at_step, ids in data.batches(epoch, step):
-                tensor = torch.from_numpy(ids)
-                put((at_epoch, at_step, tensor.pin_memory() if pin else tensor))
+            for at_epoch, at_step, arrays in data.batches(epoch, step):
+                put((at_epoch, at_step, _each(tensor, arrays)))
                 if stopped.is_set():
                     return
             put(None)
         except BaseException as error:  # carried over to the thread that trains, and raised there
             put(error)
 
-    def taken() -> Iterator[tuple[int, int, Tensor]]:
+    def taken() -> Iterator[tuple[int, int, Batch]]:
         while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            yield item[0], item[1], item[2].to(device, non_blocking=True)
+            yield item[0], item[1], _each(lambda made: made.to(device, non_blocking=True), item[2])
 
     thread = threading.Thread(target=work, name="hanmo-batches", daemon=True)
     thread.start()
@@ -65,3 +125,7 @@ def ahead(
     finally:
         stopped.set()
         thread.join()
+
+
+def _each(change: Callable[[Any], Tensor], batch: Any) -> Batch:
+    return {name: change(part) for name, part in batch.items()} if isinstance(batch, dict) else change(batch)

@@ -156,7 +156,8 @@ def test_one_last_and_one_best_checkpoint_remain_and_load_again(tmp_path: Path) 
         sample=lambda _: "春眠不觉晓", beside=[extra],
     )  # fmt: skip
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert names == [outcome.folder.name, "last-00000024", "log.jsonl", "samples.txt"]
+    assert names == ["best", outcome.folder.name, "last-00000024", "log.jsonl", "samples.txt"]
+    assert (tmp_path / "run" / "best").resolve() == outcome.folder
     last = tmp_path / "run" / "last-00000024"
     assert ModelConfig.from_json((last / "hanmo.json").read_text("utf-8")) == trained.config
     assert (last / "vocab.txt").read_bytes() == extra.read_bytes()
