@@ -25,6 +25,7 @@ STREET = [
     ["writer"],
     ["loaded"],
     ["hub"],
+    ["bench"],
     ["compat", "server"],
     ["cli"],
 ]

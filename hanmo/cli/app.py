@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from hanmo import __version__
+from hanmo.cli.bench import bench
 from hanmo.cli.cache import cache
 from hanmo.cli.convert import convert
 from hanmo.cli.inspect import inspect
@@ -79,6 +80,7 @@ app.command("write")(write)
 app.command("inspect")(inspect)
 app.command("convert")(convert)
 app.command("cache")(cache)
+app.command("bench")(bench)
 app.command("run", context_settings=CONTEXT)(run_script)
 
 

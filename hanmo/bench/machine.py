@@ -1,0 +1,111 @@
+"""The machine and the process: processor, versions, memory, and how fast memory is read. Knows no model."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["METHOD", "MemoryReader", "cores", "describe", "memory"]
+
+METHOD = "each thread takes the maximum of its part of an array of uint64; on a GPU, torch sums float32; median pass"
+
+
+class MemoryReader:
+    """A large array, and how fast it is read from end to end: by so many threads at once, or by a GPU.
+
+    nbytes: of the array; None is 1 GiB, or 8 times the largest cache where that is more, so that no cache holds it.
+    """
+
+    def __init__(self, *, device: str = "cpu", threads: int = 1, nbytes: int | None = None) -> None:
+        self.nbytes = nbytes = max(1 << 30, 8 * _largest_cache()) if nbytes is None else nbytes
+        self._threads = threads
+        self._tensor: Any = None
+        if device == "cpu":
+            with ThreadPoolExecutor(threads) as pool:  # who touches a part first has it in the memory beside it
+                self._parts = list(pool.map(lambda _: np.full(nbytes // 8 // threads, 7, np.uint64), range(threads)))
+        else:
+            import torch
+
+            self._tensor = torch.ones(nbytes // 4, device=device)
+        self.read()
+
+    def read(self) -> float:
+        """Read it all once, on a GPU 16 times, and return bytes per second."""
+        if self._tensor is not None:
+            start = time.perf_counter()
+            sums = [self._tensor.sum() for _ in range(16)]
+            float(sums[-1])  # waits
+            return 16 * self.nbytes / (time.perf_counter() - start)
+        with ThreadPoolExecutor(self._threads) as pool:
+            list(pool.map(len, self._parts))  # starts the threads
+            start = time.perf_counter()
+            list(pool.map(np.max, self._parts))
+            return self.nbytes / (time.perf_counter() - start)
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe(device: str = "cpu") -> dict[str, Any]:
+    """Say what machine this is and what runs on it; "gpu" is None where none is measured."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("hanmo", "numpy", "openvino", "torch"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "processor": _line("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "cores": cores(),
+        "memory_bytes": _kibibytes("/proc/meminfo", "MemTotal"),
+        "gpu": None if device == "cpu" else _gpu(device),
+        "system": f"{platform.system()} {platform.release()}",
+        "versions": versions,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def memory() -> dict[str, int | None]:
+    """Give this process's memory in bytes, each None where the system does not tell (it is Linux's to tell).
+
+    anonymous: its own (RssAnon).   resident: with the pages of files that it has mapped (VmRSS).   peak: the most that
+    was resident (VmHWM).
+    """
+    names = {"anonymous": "RssAnon", "resident": "VmRSS", "peak": "VmHWM"}
+    return {ours: _kibibytes("/proc/self/status", theirs) for ours, theirs in names.items()}
+
+
+def _line(path: str, name: str) -> str | None:
+    try:
+        with Path(path).open(encoding="utf-8", errors="replace") as file:
+            return next((line.partition(":")[2].strip() for line in file if line.startswith(name)), None)
+    except OSError:
+        return None
+
+
+def _kibibytes(path: str, name: str) -> int | None:
+    found = _line(path, name)
+    return None if found is None else int(found.split()[0]) * 1024
+
+
+def _largest_cache() -> int:
+    """Give the bytes of the processor's largest cache; 0 where the system does not tell."""
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        sizes.append(int(text.rstrip("KM")) * {"K": 1 << 10, "M": 1 << 20}.get(text[-1], 1))
+    return max(sizes)
+
+
+def _gpu(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device

@@ -1,0 +1,186 @@
+"""`hanmo bench`: how fast a model writes here, and what rounding its weights costs. Knows options, tables and bars."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hanmo.cli.write import Mask, Weights
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["bench"]
+
+
+def bench(
+    model: Annotated[Path, typer.Option(help="A checkpoint: TensorFlow prefix, file or folder.", show_default=False)],
+    weights: Annotated[
+        Weights | None, typer.Option(help="Hold the weights so. [default: int8, on a GPU bfloat16]")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the processor, to compute with.")] = None,
+    mask: Annotated[Mask | None, typer.Option(help="Have a BERT-like encoder write.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One round of measuring in place of three.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Draw the time of a token by length: a .png or .svg.")] = None,
+    quality: Annotated[
+        Path | None, typer.Option(help="A text (.txt, .jsonl …): its bits per character in every kind of weights.")
+    ] = None,
+    documents: Annotated[int | None, typer.Option(min=1, help="With --quality: only the first so many.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure how fast a model writes on this machine, or with --quality how well it foretells a text.
+
+    [bold]hanmo bench --model gpt2/model.ckpt-100000 --picture speed.png[/bold]
+
+    [bold]hanmo bench --model gpt2/model.ckpt-100000 --quality held-out.jsonl --documents 20[/bold]
+    """
+    if quality is None and documents is not None:
+        raise typer.BadParameter("--documents belongs to --quality")
+    if quality is not None and (picture is not None or quick or weights is not None):
+        raise typer.BadParameter("--quality measures every kind of weights; leave --weights, --picture and --quick out")
+    from hanmo.bench.subject import Subject
+
+    kind = "int8" if device == "cpu" else "bfloat16"
+    subject = Subject(model, weights.value if weights else kind, device, threads, mask.value if mask else None)
+    if quality is not None:
+        from hanmo.bench.quality import measure_quality
+
+        with _bar() as show:
+            result = measure_quality(subject, quality, documents=documents, show=show)
+        _print(result, [_quality(result)], as_json=as_json)
+        return
+    from hanmo.bench.picture import check_picture, draw
+    from hanmo.bench.speed import measure
+
+    if picture is not None:
+        check_picture(picture)
+    with _bar() as show:
+        result = measure(subject, quick=quick, show=show)
+    _print(result, [_speed(result), _lengths(result), _batches(result)], as_json=as_json)
+    if picture is not None:
+        draw(result, picture)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Show what is being measured on standard error, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda words, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("looking", total=None)
+        yield lambda words, done, total: bar.update(task, description=words, completed=done, total=total)
+
+
+def _print(result: dict[str, Any], tables: list[Table], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    model = result["model"]
+    console.print(f"{model['path']}: {model['family']}, {model['parameters']:,} parameters")
+    if "machine" in result:
+        console.print(_machine(result["machine"]))
+    for table in tables:
+        console.print()
+        console.print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    how: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD, "pad_edge": False}
+    table = Table(title=title, show_header=any(columns), **how)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("", "weights") else "right")
+    return table
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    memory = machine["memory_bytes"]
+    parts = [machine["processor"], f"{machine['cores']} cores"]
+    parts += [] if memory is None else [f"{memory / 2**30:.1f} GiB"]
+    parts += [] if machine["gpu"] is None else [machine["gpu"]]
+    parts += [f"{name} {version}" for name, version in machine["versions"].items() if version is not None]
+    return ", ".join([*parts, machine["date"][:10]])
+
+
+def _speed(result: dict[str, Any]) -> Table:
+    model, start, read, writing = (result[name] for name in ("model", "start", "bandwidth", "writing"))
+    ratio = start["anonymous_per_weights"]
+    converted = start["conversion_seconds"]
+    times = f" ({ratio:.2f} × the weights)" if ratio is not None else ""
+    rows = {
+        "weights": f"{model['weights']}, {_size(model['weights_bytes'])} ({model['to_float32']:.2f} of float32)",
+        "converting them, once": "kept from before" if converted is None else f"{converted:.2f} s",
+        "opening them": f"{start['open_seconds']:.2f} s",
+        "shell to first token": f"{start['first_token_seconds']:.2f} s",
+        "memory after it, anonymous": _size(start["anonymous_bytes"]) + times,
+        "memory after it, resident": _size(start["resident_bytes"]),
+        "memory, peak": _size(start["peak_bytes"]),
+        "memory's read speed": f"{_size(read['bytes_per_second'])}/s",
+        "weights read for a token": _size(read["weights_bytes_per_token"]),
+        "share of the read speed": f"{read['share']:.0%}",
+    }
+    if start["gpu_peak_bytes"] is not None:
+        rows["memory of the GPU, peak"] = _size(start["gpu_peak_bytes"])
+    if writing is not None:
+        rows["writing"] = f"{writing['characters_per_second']:.1f} characters/s"
+    threads = result["machine"]["threads"]
+    table = _table(
+        f"Start, memory, writing ({result['machine']['device']}, {threads} thread{'s' * (threads > 1)})", "", ""
+    )
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _lengths(result: dict[str, Any]) -> Table:
+    of = "tokens of the source" if result["model"]["answers"] else "tokens before"
+    title = f"By length, one row (longest to shortest: {result['lengths']['longest_to_shortest']:.2f} ×)"
+    table = _table(title, of, "first token, ms", "prompt tokens/s", "ms a token", "tokens/s")
+    for row in result["lengths"]["rows"]:
+        numbers = (row["first_token_seconds"] * 1000, row["prompt_tokens_per_second"], row["token_seconds"] * 1000)
+        table.add_row(f"{row['tokens']:,}", *map(_number, (*numbers, row["tokens_per_second"])))
+    return table
+
+
+def _batches(result: dict[str, Any]) -> Table:
+    title = f"By rows at once, {result['batches']['tokens']:,} tokens before"
+    table = _table(title, "rows", "ms a step", "tokens/s", "× one row")
+    for row in result["batches"]["rows"]:
+        numbers = (row["step_seconds"] * 1000, row["tokens_per_second"], row["times_one"])
+        table.add_row(str(row["rows"]), *map(_number, numbers))
+    return table
+
+
+def _quality(result: dict[str, Any]) -> Table:
+    counts = f"{result['documents']:,} documents, {result['characters']:,} characters, {result['unknown']:,} unknown"
+    table = _table(f"{result['text']}: {counts}", "weights", "bits per character", "× float32")
+    for row in result["rows"]:
+        table.add_row(row["weights"], f"{row['bits_per_character']:.4f}", f"{row['to_float32']:.4f}")
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _size(nbytes: float | None) -> str:
+    if nbytes is None:
+        return "not told by this system"
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.2f} MB"
