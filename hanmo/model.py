@@ -76,7 +76,7 @@ class Model(nn.Module):
         if source is not None:
             memory = self.encode(source, mask=source_mask, condition=condition)
         hidden = self.main(
-            self._vectors(self.main, ids, segments),
+            self.vectors(self.main, ids, segments),
             segments=segments,
             positions=positions,
             mask=mask,
@@ -105,7 +105,7 @@ class Model(nn.Module):
         """Run the encoder of an encoder-decoder over source ids [b, m]: [b, m, width]."""
         if self.encoder is None:
             raise ValueError("this model has no encoder; call it with ids alone")
-        x = self._vectors(self.encoder, source, None)
+        x = self.vectors(self.encoder, source, None)
         return self.encoder(x, mask=mask, positions=positions, condition=condition)
 
     def logits(self, hidden: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -141,7 +141,8 @@ class Model(nn.Module):
                     nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std, generator=generator)
         return self
 
-    def _vectors(self, stack: Stack, ids: Tensor, segments: Tensor | None) -> Tensor:
+    def vectors(self, stack: Stack, ids: Tensor, segments: Tensor | None) -> Tensor:
+        """Look up the token vectors of ids [b, n] for a stack: [b, n, embedding_width]."""
         x = self.token(ids)
         if stack.config.shared_segments and stack.config.segments:
             x = x + (self.token.weight[0] if segments is None else self.token(segments))

@@ -41,9 +41,14 @@ class TorchEngine:
         """The most ids of a row; an encoder-decoder's prompt is not counted, its decoder has no last position."""
         return self.model.config.main.context
 
-    @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple["TorchRows", Any]:
         """Read prompts, shorter ones padded on the left; see `Engine.prefill`."""
+        cache, logits = self.read(prompts, room=max(room, 1))
+        return TorchRows(self, cache), logits
+
+    @torch.inference_mode()
+    def read(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple[Cache, Any]:
+        """Run prompts through the model: a cache with room for so many more tokens, and the logits [rows, vocab]."""
         device = self.model.token.weight.device
         longest = max(len(prompt) for prompt in prompts)
         ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
@@ -61,12 +66,12 @@ class TorchEngine:
         cache = Cache(
             stack,
             rows=len(prompts),
-            capacity=ids.shape[1] + max(room, 1),
+            capacity=ids.shape[1] + room,
             dtype=self.model.token.weight.dtype,
             device=device,
         )
         logits = self.model(ids, cache=cache, logits="last", **more).logits
-        return TorchRows(self, cache), _given(logits)
+        return cache, given(logits)
 
 
 class TorchRows:
@@ -82,7 +87,7 @@ class TorchRows:
         model = self._engine.model
         new = torch.tensor(ids, device=model.token.weight.device)[:, None]
         segments = torch.ones_like(new) if self._engine.prefix else None
-        return _given(model(new, segments=segments, cache=self._cache, logits="last").logits)
+        return given(model(new, segments=segments, cache=self._cache, logits="last").logits)
 
     @torch.inference_mode()
     def reorder(self, rows: Sequence[int]) -> None:
@@ -90,7 +95,7 @@ class TorchRows:
         self._cache.reorder(torch.tensor(rows, device=self._cache.keys[0].device))
 
 
-def _given(logits: Tensor) -> Any:
+def given(logits: Tensor) -> Any:
     """Hand on [rows, 1, vocab] as [rows, vocab] in float32: NumPy from a CPU, torch from where it lies otherwise."""
     last = logits[:, -1].float()
     return last.numpy() if last.device.type == "cpu" else last

@@ -61,7 +61,7 @@ class Stack(nn.Module):
         if self.config.has_cross:
             if cache is not None and memory_mask is None:
                 memory_mask = cache.memory_mask
-            sights["cross"] = self._cross_sight(new, memory, memory_mask, cache)
+            sights["cross"] = self.cross_sight(new, memory, memory_mask, cache)
         x = self.embedding(x, new, segments, condition)
         scores: dict[str, Tensor | None] | None = None
         for depth in range(self.config.depth):
@@ -120,26 +120,29 @@ class Stack(nn.Module):
             sight.causal = count > 1
         else:
             sight.mask = visible(keys.order[:, -count:], keys.order, keys.mask)
+        self.place(sight, new, keys.positions)
+        return sight
+
+    def place(self, sight: Sight, new: Tensor, keys: Tensor) -> None:
+        """Add to a sight how far keys at positions [b or 1, m] are from new tokens at [b or 1, n]."""
         match self.config.position:
             case "rotary":
                 sight.rotary = sinusoidal(new, self.config.key_dim)
             case "relative":
                 clip = self.config.relative_clip
-                sight.relative = distance(new, keys.positions).clamp(-clip, clip) + clip
-                rows = torch.arange(2 * clip + 1, device=x.device)
+                sight.relative = distance(new, keys).clamp(-clip, clip) + clip
+                rows = torch.arange(2 * clip + 1, device=new.device)
                 sight.relative_table = sinusoidal(rows, self.config.key_dim)
             case "buckets":
-                sight.bias = self._bias(new, keys.positions, both_ways=self.config.mask == "full")
-        return sight
+                sight.bias = self.bias(new, keys, both_ways=self.config.mask == "full")
 
     def _plainly_causal(self, keys: Keys, count: int) -> bool:
         """Tell whether the kernel's own triangle will do: nothing masked, no bias, all tokens new or one of them."""
         whole = count in (1, keys.positions.shape[1])
         return self.config.mask == "causal" and keys.mask is None and self.relative is None and whole
 
-    def _cross_sight(
-        self, new: Tensor, memory: Tensor | None, memory_mask: Tensor | None, cache: Cache | None
-    ) -> Sight:
+    def cross_sight(self, new: Tensor, memory: Tensor | None, memory_mask: Tensor | None, cache: Cache | None) -> Sight:
+        """Make the sight of an encoder's output, given or kept by the cache, for new tokens at [b or 1, n]."""
         sight = Sight()
         if memory_mask is not None:
             zero = new.new_zeros(1, 1)
@@ -151,10 +154,11 @@ class Stack(nn.Module):
                 total = kept[0].shape[2]
             else:
                 raise ValueError("memory is missing; this stack attends to an encoder's output")
-            sight.bias = self._bias(new, places(total, 0, new.device), both_ways=False)
+            sight.bias = self.bias(new, places(total, 0, new.device), both_ways=False)
         return sight
 
-    def _bias(self, queries: Tensor, keys: Tensor, *, both_ways: bool) -> Tensor:
+    def bias(self, queries: Tensor, keys: Tensor, *, both_ways: bool) -> Tensor:
+        """Look up T5's bias of the scores, by positions [b or 1, n] and [b or 1, m]: [b or 1, heads, n, m]."""
         assert self.relative is not None
         stack = self.config
         rows = bucket(distance(queries, keys), both_ways=both_ways, buckets=stack.buckets, limit=stack.bucket_distance)
