@@ -40,11 +40,16 @@ def check_seed(seed: int) -> None:
 
 
 def draw(logits: Array, numbers: Sequence[float]) -> list[int]:
+    """Choose one id a row, as `choose` does, and check it, as `checked` does."""
+    return checked(choose(logits, numbers).tolist(), logits.shape[-1])
+
+
+def choose(logits: Array, numbers: Array) -> Array:
     """Choose one id a row: the first whose cumulated probability exceeds the row's number.
 
-    logits: [rows, vocab], -inf where an id is ruled out.   numbers: in [0, 1), one a row.
+    logits: [rows, vocab], -inf where an id is ruled out.   numbers: in [0, 1), one a row; a sequence or an array.
     An id of probability zero is never chosen. The rows do not influence one another.
-    Raises CheckpointError if a row holds NaN or +inf, ConfigError if a row has only -inf.
+    Returns ids [rows], where the logits lie; below 0 where there is none to choose, which `checked` explains.
     """
     powers = exponentials(logits)
     xp = array_api_compat.array_namespace(powers)
@@ -54,23 +59,37 @@ def draw(logits: Array, numbers: Sequence[float]) -> list[int]:
     ids = xp.sum(xp.astype(cumulated <= target, xp.int64), axis=-1)
     # A number just below 1 may round to 1 when multiplied: then no sum exceeds the target.
     ids = xp.where(ids == logits.shape[-1], xp.argmax(powers, axis=-1), ids)
-    chosen: list[int] = xp.where(xp.isfinite(total[:, 0]), ids, -1).tolist()
-    for row, id in enumerate(chosen):
-        if id < 0:
-            check_scores(logits[row : row + 1, :])
-            raise ConfigError(
-                f"the rules leave none of {logits.shape[-1]} ids to choose from: allow more ids, ban fewer, or raise "
-                "or leave out no_repeat_ngram"
-            )
-    return chosen
+    return xp.where(xp.isfinite(total[:, 0]), ids, -1 - _broken(logits))
+
+
+def checked(ids: list[int], vocab: int) -> list[int]:
+    """Return ids that `choose` gave, all of them in the vocabulary.
+
+    Raises CheckpointError if the scores of a row held NaN or +inf, ConfigError if they were all -inf.
+    """
+    code = next((id for id in ids if id < 0), 0)
+    if code == -1:
+        raise ConfigError(
+            f"the rules leave none of {vocab} ids to choose from: allow more ids, ban fewer, or raise "
+            "or leave out no_repeat_ngram"
+        )
+    _report(-1 - code if code else 0, vocab)
+    return ids
 
 
 def check_scores(logits: Array) -> None:
     """Raise CheckpointError if any of the logits [rows, vocab] is NaN or +inf."""
+    _report(int(_broken(logits).sum()), logits.shape[-1])
+
+
+def _broken(logits: Array) -> Array:
     xp = array_api_compat.array_namespace(logits)
-    broken = int(xp.sum(xp.astype(xp.isnan(logits) | (logits == xp.inf), xp.int64)))
+    return xp.sum(xp.astype(xp.isnan(logits) | (logits == xp.inf), xp.int64), axis=-1)
+
+
+def _report(broken: int, vocab: int) -> None:
     if broken:
         raise CheckpointError(
-            f"{broken} of the model's {logits.shape[-1]} scores for the next id are NaN or infinite; its weights are "
+            f"{broken} of the model's {vocab} scores for the next id are NaN or infinite; its weights are "
             "probably damaged, or overflow in this precision: check the checkpoint, or load it as float32"
         )

@@ -10,13 +10,13 @@ Does not know text: `stop` is asked after every id, and `text.py` answers.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import array_api_compat
 
 from hanmo.errors import ConfigError, PromptError
 from hanmo.generate import rules
-from hanmo.generate.draw import check_seed, draw, uniform
+from hanmo.generate.draw import check_seed, checked, choose, uniform
 from hanmo.generate.rules import Array
 from hanmo.generate.sampling import Sampling
 
@@ -49,6 +49,20 @@ class Engine(Protocol):
 
         room: the most ids that any row will be asked to append; no more memory than that is needed.
         """
+
+
+@runtime_checkable
+class QueueingEngine(Engine, Protocol):
+    """An engine whose device works through a queue, and is asked for the next step before the last ids are known.
+
+    Its `Rows.step` also takes ids as an array on the device, with ids below 0 in rows that could not choose one.
+    """
+
+    def send(self, numbers: Sequence[float]) -> Array:
+        """Bring numbers to the device, waiting for nothing."""
+
+    def fetch(self, ids: Array) -> Callable[[], list[int]]:
+        """Begin to bring ids from the device; what is returned waits until they are there, and for nothing after."""
 
 
 class Token(NamedTuple):
@@ -215,11 +229,17 @@ def _write(
     if sources != list(range(len(prompts))):
         cache.reorder(sources)
         logits = take_rows(logits, sources)
+    queue = run.engine if isinstance(run.engine, QueueingEngine) else None
     written = 0
     while True:
         scores = sampling.apply(run.limits.apply(logits, written), [run.past[row] for row in live])
-        ids = draw(scores, [uniform(seed, numbers[row], written) for row in live])
+        draws = [uniform(seed, numbers[row], written) for row in live]
+        chosen = choose(scores, queue.send(draws) if queue else draws)
+        fetched = queue.fetch(chosen) if queue else chosen.tolist
         written += 1
+        if queue and written < max(run.room[row] for row in live):
+            logits = cache.step(chosen)  # in vain for a row that ends with its id
+        ids = checked(fetched(), run.engine.vocab)
         kept = []
         for place, (row, id) in enumerate(zip(live, ids, strict=True)):
             reason = run.append(row, id, written=written)
@@ -232,5 +252,7 @@ def _write(
             return
         if len(kept) < len(live):
             cache.reorder(kept)
+            logits = take_rows(logits, kept) if queue else logits
         live = [live[place] for place in kept]
-        logits = cache.step([ids[place] for place in kept])
+        if not queue:
+            logits = cache.step([ids[place] for place in kept])

@@ -10,6 +10,7 @@ array of the same shape and dtype. Among equal scores the lower id is kept first
 import math
 import operator
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 import array_api_compat
@@ -111,7 +112,7 @@ def banned(logits: Array, ids: Sequence[int]) -> Array:
 
     Raises ConfigError for an id outside the vocabulary.
     """
-    return _mask(logits, _like(logits, _members("banned", ids, logits.shape[-1])))
+    return _mask(logits, _members("banned", tuple(ids), logits))
 
 
 def allowed(logits: Array, ids: Sequence[int]) -> Array:
@@ -121,7 +122,7 @@ def allowed(logits: Array, ids: Sequence[int]) -> Array:
     """
     if not len(ids):
         raise ConfigError("allowed holds no id, so nothing could be written; give some ids or None for all of them")
-    return _mask(logits, _like(logits, ~_members("allowed", ids, logits.shape[-1])))
+    return _mask(logits, ~_members("allowed", tuple(ids), logits))
 
 
 def softmax(logits: Array) -> Array:
@@ -182,7 +183,7 @@ def _keep_largest(logits: Array, values: Array, counts: Array) -> Array:
     xp, device = array_api_compat.array_namespace(logits), array_api_compat.device(logits)
     falling = xp.sort(values, axis=-1, descending=True, stable=False)
     within = xp.arange(logits.shape[-1], device=device) < counts
-    highest = xp.asarray(xp.inf, dtype=falling.dtype, device=device)
+    highest = xp.full((), xp.inf, dtype=falling.dtype, device=device)
     border = xp.min(xp.where(within, falling, highest), axis=-1, keepdims=True)
     above = xp.sum(xp.astype(values > border, xp.int64), axis=-1, keepdims=True)
     tied = values == border
@@ -192,7 +193,8 @@ def _keep_largest(logits: Array, values: Array, counts: Array) -> Array:
 
 def _mask(logits: Array, drop: Array) -> Array:
     xp = array_api_compat.array_namespace(logits)
-    floor = xp.asarray(-xp.inf, dtype=logits.dtype, device=array_api_compat.device(logits))
+    # Made where it is needed: a number that is copied to a GPU waits for all that was asked of it.
+    floor = xp.full((), -xp.inf, dtype=logits.dtype, device=array_api_compat.device(logits))
     return xp.where(drop, floor, logits)
 
 
@@ -201,10 +203,17 @@ def _like(logits: Array, values: "np.ndarray[Any, Any]") -> Array:
     return xp.asarray(values, device=array_api_compat.device(logits))
 
 
-def _members(name: str, ids: Sequence[int], vocab: int) -> "np.ndarray[Any, Any]":
+def _members(name: str, ids: tuple[int, ...], logits: Array) -> Array:
+    xp, device = array_api_compat.array_namespace(logits), array_api_compat.device(logits)
+    return _members_on(name, ids, logits.shape[-1], xp, device)
+
+
+@lru_cache(maxsize=16)
+def _members_on(name: str, ids: tuple[int, ...], vocab: int, xp: Any, device: Any) -> Array:
+    """Say of every id whether it is among these; kept, for every step of a text asks the same."""
     for id in ids:
         if not 0 <= id < vocab:
             raise ConfigError(f"{name} holds id {id}; the vocabulary has ids 0 to {vocab - 1}")
     members = np.zeros(vocab, dtype=bool)
     members[list(ids)] = True
-    return members
+    return xp.asarray(members, device=device)
