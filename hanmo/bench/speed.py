@@ -94,24 +94,30 @@ def measure_cases(
     cases: Sequence[Case],
     *,
     rounds: int,
+    seconds: float = 0,
     between: Callable[[], None] = lambda: None,
     show: Show = lambda words, done, total: None,
 ) -> dict[Case, Times]:
     """Time the cases by turns, after a round that is not counted; between is called before each round that is.
 
+    rounds, seconds: measure for so many, and so long, at least: small models take many rounds.
     The prompt is random ids, read once and then copied to all rows; each step's id is the likeliest. For an
     encoder-decoder the tokens are those of the source.
     """
     times = {case: Times() for case in cases}
-    for number in range(rounds + 1):
-        if number:
-            between()
+    steps = _steps(engine.max_positions)
+    for case in cases:
+        show("warming up", 0, 1)
+        _run(engine, case, steps=1)
+    start, number = time.perf_counter(), 0
+    while number < rounds or time.perf_counter() - start < seconds:
+        between()
         for place, case in enumerate(cases):
-            show("warming up" if number == 0 else "measuring", number * len(cases) + place, (rounds + 1) * len(cases))
-            found = _run(engine, case, steps=_steps(engine.max_positions) if number else 1)
-            if number:
-                times[case].prompts += found.prompts
-                times[case].steps += found.steps
+            show("measuring", min(number, rounds - 1) * len(cases) + place, rounds * len(cases))
+            found = _run(engine, case, steps=steps)
+            times[case].prompts += found.prompts
+            times[case].steps += found.steps
+        number += 1
     return times
 
 

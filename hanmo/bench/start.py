@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hanmo import errors
 from hanmo.bench.machine import memory
 from hanmo.bench.subject import Subject
-from hanmo.errors import CheckpointError
 
 __all__ = ["measure_start"]
 
@@ -23,7 +23,7 @@ def measure_start(subject: Subject, prompt: list[int]) -> dict[str, Any]:
 
     Returns "open_seconds", of opening alone, "first_token_seconds", from the start of Python to the token, "torch",
     whether torch was imported, and what `memory` tells of the process after the token.
-    Raises CheckpointError if the process fails.
+    Raises the error of Hanmo's that the process raised, or CheckpointError if it failed otherwise.
     """
     words = json.dumps({**asdict(subject), "path": str(subject.path), "prompt": prompt})
     start = time.perf_counter()
@@ -40,9 +40,12 @@ def measure_start(subject: Subject, prompt: list[int]) -> dict[str, Any]:
             process.kill()
             raise
     if code or not line:
-        raise CheckpointError(
-            f"a fresh process that opens {subject.path} ended with {code}: "
-            f"{said.rpartition(chr(10))[2] or 'it said nothing; is there memory enough?'}"
+        kind, _, message = said.rpartition("\n")[2].partition(": ")
+        module, _, name = kind.rpartition(".")
+        if module == errors.__name__:
+            raise getattr(errors, name)(message)
+        raise errors.CheckpointError(
+            f"a fresh process that opened {subject.path} ended with {code}: {said or 'is there memory enough?'}"
         )
     return {**json.loads(line), "first_token_seconds": seconds}
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hanmo.cli.screen import say
 from hanmo.cli.write import Mask, Weights
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def bench(
     _print(result, [_speed(result), _lengths(result), _batches(result)], as_json=as_json)
     if picture is not None:
         draw(result, picture)
+        say(f"drew {picture}")
 
 
 @contextmanager
@@ -128,13 +130,13 @@ def _speed(result: dict[str, Any]) -> Table:
         "weights": f"{model['weights']}, {_size(model['weights_bytes'])} ({model['to_float32']:.2f} of float32)",
         "converting them, once": "kept from before" if converted is None else f"{converted:.2f} s",
         "opening them": f"{start['open_seconds']:.2f} s",
-        "shell to first token": f"{start['first_token_seconds']:.2f} s",
+        "fresh process to first token": f"{start['first_token_seconds']:.2f} s",
         "memory after it, anonymous": _size(start["anonymous_bytes"]) + times,
         "memory after it, resident": _size(start["resident_bytes"]),
         "memory, peak": _size(start["peak_bytes"]),
         "memory's read speed": f"{_size(read['bytes_per_second'])}/s",
         "weights read for a token": _size(read["weights_bytes_per_token"]),
-        "share of the read speed": f"{read['share']:.0%}",
+        "share of the read speed": f"{read['share']:.1%}",
     }
     if start["gpu_peak_bytes"] is not None:
         rows["memory of the GPU, peak"] = _size(start["gpu_peak_bytes"])
@@ -150,7 +152,7 @@ def _speed(result: dict[str, Any]) -> Table:
 
 
 def _lengths(result: dict[str, Any]) -> Table:
-    of = "tokens of the source" if result["model"]["answers"] else "tokens before"
+    of = "source tokens" if result["model"]["answers"] else "tokens before"
     title = f"By length, one row (longest to shortest: {result['lengths']['longest_to_shortest']:.2f} ×)"
     table = _table(title, of, "first token, ms", "prompt tokens/s", "ms a token", "tokens/s")
     for row in result["lengths"]["rows"]:
