@@ -125,7 +125,7 @@ def sample(
     engine: Engine,
     prompts: Sequence[Sequence[int]],
     *,
-    seed: int,
+    seed: int | Sequence[int],
     n: int = 1,
     first: int = 0,
     sampling: Sampling = PLAIN,
@@ -137,20 +137,36 @@ def sample(
 
     Row p*n + k is sample number first + k of prompt p. Its draws depend on seed and sample number alone: n samples are
     the same as each of them written alone with `first`. A prompt is read once, whatever n is.
+    seed: one for all prompts, or one for each.
     history: whether the prompt counts for the repetition rules; False where it is the source of an encoder.
     stop: asked with (row, id) after every id but an end id; a word ends the row and becomes the reason of its `End`.
     Raises, before the first id, ConfigError for a setting and PromptError for a prompt that cannot be used.
     """
     rules.check_count("n", n)
     rules.check_count("first", first, least=0)
-    check_seed(seed)
+    seeds = seeds_of(seed, prompts)
     for prompt in prompts:
         check_prompt(engine, prompt)
     past = [list(prompt) if history else [] for prompt in prompts for _ in range(n)]
     room = [room_behind(engine, prompt, limits) for prompt in prompts for _ in range(n)]
     run = _Run(engine, limits, past, room, stop)
-    numbers = [first + row % n for row in range(len(past))]
-    return _write(run, prompts, n, sampling, seed, numbers)
+    chances = [(seeds[row // n], first + row % n) for row in range(len(past))]
+    return _write(run, prompts, n, sampling, chances)
+
+
+def seeds_of(seed: int | Sequence[int], prompts: Sequence[object]) -> list[int]:
+    """Give each prompt its seed, from one for all or one for each.
+
+    Raises ConfigError for a seed out of range, or a number of seeds other than that of the prompts.
+    """
+    if not isinstance(seed, Sequence):
+        check_seed(seed)
+        return [seed] * len(prompts)
+    if len(seed) != len(prompts):
+        raise ConfigError(f"there are {len(seed)} seeds and {len(prompts)} prompts; give one seed, or one a prompt")
+    for each in seed:
+        check_seed(each)
+    return list(seed)
 
 
 def check_prompt(engine: Engine, prompt: Sequence[int]) -> None:
@@ -217,7 +233,7 @@ class _Run:
 
 
 def _write(
-    run: _Run, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: int, numbers: Sequence[int]
+    run: _Run, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, chances: Sequence[tuple[int, int]]
 ) -> Iterator[Token | End]:
     full = [row for row, room in enumerate(run.room) if room == 0]
     yield from (End(row, "context") for row in full)
@@ -233,7 +249,7 @@ def _write(
     written = 0
     while True:
         scores = sampling.apply(run.limits.apply(logits, written), [run.past[row] for row in live])
-        draws = [uniform(seed, numbers[row], written) for row in live]
+        draws = [uniform(*chances[row], written) for row in live]
         chosen = choose(scores, queue.send(draws) if queue else draws)
         fetched = queue.fetch(chosen) if queue else chosen.tolist
         written += 1

@@ -102,10 +102,11 @@ def stream(
     seed: None takes a fresh one, which the stream tells.   sample: the number of the sample that `write` would give.
     Raises PromptError for a text that cannot be continued and ConfigError for a setting, both before the first piece.
     """
-    seed = _settle(seed)
+    seed = fresh_seed() if seed is None else seed
+    check_seed(seed)
     ids = read_prompt(engine, tokenizer, text, writing)
     writer = _Writer(tokenizer, text, ids, writing)
-    return Stream(writer, _sample(engine, [ids], writing, [writer], seed, 1, sample), seed)
+    return Stream(writer, _sample(engine, [ids], writing, [writer], [seed], 1, sample), seed)
 
 
 def write(
@@ -115,24 +116,25 @@ def write(
     *,
     n: int = 1,
     writing: Writing = DEFAULT,
-    seed: int | None = None,
+    seed: int | Sequence[int] | None = None,
     first: int = 0,
 ) -> list[list[Written]]:
     """Continue each text n times, all at once: one list a text, its samples numbered from `first`.
 
     Each sample is what it would be if it were written alone with the same seed and number.
+    seed: one for all texts, or one for each; None takes a fresh one for all.
     Raises PromptError for a text that cannot be continued and ConfigError for a setting, both before the first id.
     """
     check_count("n", n)
-    seed = _settle(seed)
+    seeds = loop.seeds_of(fresh_seed() if seed is None else seed, texts)
     prompts = [read_prompt(engine, tokenizer, text, writing) for text in texts]
     writers = [
         _Writer(tokenizer, text, ids, writing) for text, ids in zip(texts, prompts, strict=True) for _ in range(n)
     ]
-    for event in _sample(engine, prompts, writing, writers, seed, n, first):
+    for event in _sample(engine, prompts, writing, writers, seeds, n, first):
         writers[event.row].receive(event)
     written = [
-        Written(writer.text, tuple(writer.ids), writer.reason or "", seed, first + row % n)
+        Written(writer.text, tuple(writer.ids), writer.reason or "", seeds[row // n], first + row % n)
         for row, writer in enumerate(writers)
     ]
     return [written[start : start + n] for start in range(0, len(written), n)]
@@ -236,14 +238,14 @@ def _sample(
     prompts: Sequence[Sequence[int]],
     writing: Writing,
     writers: Sequence[_Writer],
-    seed: int,
+    seeds: Sequence[int],
     n: int,
     first: int,
 ) -> Iterator[Token | End]:
     return loop.sample(
         engine,
         prompts,
-        seed=seed,
+        seed=seeds,
         n=n,
         first=first,
         sampling=writing.sampling,
@@ -251,9 +253,3 @@ def _sample(
         history=writing.continues,
         stop=lambda row, id: writers[row].stop(id),
     )
-
-
-def _settle(seed: int | None) -> int:
-    seed = fresh_seed() if seed is None else seed
-    check_seed(seed)
-    return seed

@@ -85,6 +85,19 @@ def test_n_texts_at_once_are_the_same_one_by_one(writing, seed, n):
             assert alone == [[written]] and (written.seed, written.sample) == (seed, number)
 
 
+def test_each_text_may_have_a_seed_of_its_own():
+    together = write(ToyEngine(), Bytes(), ["天气不错", "a“", "a"], n=2, seed=[5, 2**64 - 1, 5])
+    alone = [
+        write(ToyEngine(), Bytes(), [text], n=2, seed=seed)[0]
+        for text, seed in zip(["天气不错", "a“", "a"], [5, 2**64 - 1, 5], strict=True)
+    ]
+    assert together == alone and [texts[0].seed for texts in together] == [5, 2**64 - 1, 5]
+    with pytest.raises(ConfigError, match="there are 2 seeds and 1 prompts"):
+        write(ToyEngine(), Bytes(), ["a"], seed=[1, 2])
+    with pytest.raises(ConfigError, match="seed is -3"):
+        write(ToyEngine(), Bytes(), ["a", "a"], seed=[1, -3])
+
+
 def test_no_more_is_computed_than_what_was_taken_from_a_stream():
     engine = ToyEngine()
     pieces = stream(engine, Bytes(), "aa", writing=Writing(sampling=Sampling(allowed=(6,))), seed=1)
