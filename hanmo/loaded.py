@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from hanmo.config import ModelConfig
+from hanmo.engines.static_engine import StaticEngine
 from hanmo.engines.torch_engine import TorchEngine
 from hanmo.errors import CheckpointError, ConfigError, PromptError
 from hanmo.model import Model
@@ -22,6 +23,8 @@ from hanmo.train.bits import Bits, bits_per_character, foretell
 from hanmo.weights.load import Report
 from hanmo.weights.save import save
 from hanmo.writer import Writer
+
+QUEUED = ("cuda",)  # kinds of devices for which StaticEngine is made
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,20 @@ class Loaded(Writer):
     ) -> None:
         super().__init__(config, tokenizer, path)
         self.model, self.report = model, report
+        self._kept: tuple[int, StaticEngine] | None = None
 
     @property
     def engine(self) -> TorchEngine:
-        """The torch engine over the model. Raises CheckpointError if it cannot write."""
-        return TorchEngine(self.model)
+        """The torch engine over the model: on a GPU the one of fixed shapes, kept for its memory and its graphs.
+
+        Raises CheckpointError if the model cannot write.
+        """
+        weight = self.model.token.weight
+        if weight.device.type not in QUEUED:
+            return TorchEngine(self.model)
+        if self._kept is None or self._kept[0] != weight.data_ptr():  # a model that was moved needs another
+            self._kept = weight.data_ptr(), StaticEngine(self.model)
+        return self._kept[1]
 
     def save(self, path: str | Path, *, form: str = "safetensors", overwrite: bool = False) -> Path:
         """Save network and vocabulary; form and errors as in `hanmo.save`. Returns the path to load."""

@@ -6,7 +6,6 @@ many numbers others used.
 """
 
 import secrets
-from collections.abc import Sequence
 
 import array_api_compat
 import numpy as np
@@ -37,11 +36,6 @@ def check_seed(seed: int) -> None:
     """Raise ConfigError unless the seed is in the range that the generator's key has."""
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
         raise ConfigError(f"seed is {seed!r}; expected a whole number from 0 to 2**64 - 1")
-
-
-def draw(logits: Array, numbers: Sequence[float]) -> list[int]:
-    """Choose one id a row, as `choose` does, and check it, as `checked` does."""
-    return checked(choose(logits, numbers).tolist(), logits.shape[-1])
 
 
 def choose(logits: Array, numbers: Array) -> Array:

@@ -23,6 +23,7 @@ ANSWERS = ("t5_1.0", "t5_1.1", "mt5_1.1")
 ALL = [(name, None) for name in OWN + ANSWERS] + [(name, mask) for name in KIN for mask in ("causal", "prefix")]
 SOME = [("gpt2_ml", None), ("bert", "prefix"), ("nezha", "causal"), ("t5_1.1", None)]
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22], [31, 32, 33, 34, 35]]
+ENGINES = (TorchEngine, StaticEngine)
 DEVICES = [
     "cpu",
     pytest.param(
@@ -100,3 +101,133 @@ def test_residual_scores_equal_the_plain_engine(engines, kind):
     config = replace(plain.model.config, encoder=replace(plain.model.config.encoder, score_residual=kind, depth=2))
     model = Model(config).initialize(1).eval().to(plain.model.token.weight.device)
     assert difference(TorchEngine(model), StaticEngine(model), [[2, 0, 2, 1], [1]]) < 1e-4
+
+
+def test_a_batch_of_prompts_equals_each_alone(engines):
+    for name, mask in SOME:
+        engine = engines(name, mask)[1]
+        together = written(engine, PROMPTS, n=2, sampling=Sampling(top_k=8))
+        alone = [text for prompt in PROMPTS for text in written(engine, [prompt], n=2, sampling=Sampling(top_k=8))]
+        assert together == alone
+        assert len({tuple(text) for text in together}) > 3
+
+
+def test_rows_may_become_more_than_there_is_memory_for(engines):
+    for name, mask in SOME:
+        assert difference(*engines(name, mask), [[2, 0, 2, 1, 1, 0, 2], [6, 3, 3], [2, 1, 0]]) < 1e-4
+
+
+def test_beams_equal_the_plain_engine(engines):
+    for name, mask in SOME:
+        plain, static = engines(name, mask)
+        found = [
+            beam_search(engine, PROMPTS[0], 3, limits=Limits(max_tokens=9, end_ids=(4, 5)))
+            for engine in (plain, static)
+        ]
+        assert [beam.ids for beam in found[0]] == [beam.ids for beam in found[1]]
+        assert len(found[0]) == 3
+
+
+@pytest.mark.parametrize(
+    "limits", [Limits(max_tokens=30, end_ids=tuple(range(40))), Limits(max_tokens=30, min_tokens=8, end_ids=(7, 9))]
+)
+def test_rows_that_stop_one_by_one_leave_the_others_as_they_are(engines, limits):
+    plain, static = engines("gpt2_ml")
+    sampling = Sampling(repetition_penalty=1.3, no_repeat_ngram=3, banned=(1,))
+
+    def events(engine):
+        return list(sample(engine, PROMPTS, n=4, seed=3, sampling=sampling, limits=limits, stop=stop))
+
+    def stop(row, id):
+        return "odd" if (row + id) % 11 == 0 else None
+
+    found = events(static)
+    assert found == events(plain)
+    ends = [place for place, event in enumerate(found) if isinstance(event, End)]
+    assert len(ends) == 12 and len({found[place].reason for place in ends}) > 1 and ends[0] < len(found) // 2
+
+
+def test_a_text_may_fill_every_position_beside_a_longer_prompt(engines):
+    plain, static = engines("gpt2_ml")
+    prompts = [list(range(5, 45)), [9, 8], [7] * 48]
+    found = [written(engine, prompts, sampling=Sampling(top_k=8), tokens=None) for engine in (plain, static)]
+    assert found[0] == found[1]
+    assert [len(text) for text in found[1]] == [8, 46, 0]
+
+
+def test_a_text_goes_on_through_buckets(device):
+    config = hanmo.hub.load(GOLDENS / "gpt2_ml" / "model.ckpt").config
+    config = replace(config, decoder=replace(config.decoder, positions=BUCKET * 3))
+    model = Model(config).initialize(5).eval().to(device)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8) if parameter.ndim > 1 else None
+    prompts = [list(range(3, 3 + BUCKET - 20)), [9] * 60]
+    texts = [written(engine(model), prompts, tokens=200, sampling=Sampling(top_k=8)) for engine in ENGINES]
+    assert texts[0] == texts[1]
+    assert [len(text) for text in texts[1]] == [200, 200]
+
+
+def test_memory_is_lent_once_at_a_time_and_used_again_clean(engines):
+    plain, static = engines("gpt2_ml")
+    expected = [written(plain, [prompt])[0] for prompt in PROMPTS]
+    first, logits = static.prefill(PROMPTS[:1], room=16)
+    found = []
+    for _ in range(16):
+        found.append(int(logits.argmax()))
+        other = static.prefill([PROMPTS[1]], room=4)[0]
+        other.step([9])
+        logits = first.step(found[-1:])
+        assert other._slots is not first._slots
+        del other
+    assert found == expected[0]
+    slots = first._slots
+    with torch.inference_mode():
+        slots.keys[0].fill_(float("nan"))
+    del first
+    gc.collect()
+    assert slots in static._free
+    static._free[:] = [slots]
+    rows, _ = static.prefill([PROMPTS[1]], room=4)
+    rows.step([9])
+    assert rows._slots is slots
+    del rows
+    assert written(static, [PROMPTS[1]])[0] == expected[1]
+
+
+def test_more_than_there_is_room_for_is_refused_naming_it(engines):
+    rows, _ = engines("gpt2_ml")[1].prefill([PROMPTS[1]], room=2)
+    rows.step([5])
+    rows.step([5])
+    with pytest.raises(ValueError, match="the rows have room for 5 tokens; prefill them with a larger room"):
+        rows.step([5])
+
+
+def test_scores_that_are_not_numbers_and_rules_that_leave_nothing_are_reported(engines):
+    plain, static = engines("gpt2_ml")
+    model = Model(plain.model.config).initialize(5).eval().to(static.device)
+    with pytest.raises(ConfigError, match="the rules leave none of 120 ids to choose from"):
+        written(StaticEngine(model), PROMPTS, sampling=Sampling(banned=tuple(range(120))))
+    with torch.no_grad():
+        model.token.weight[17] = float("nan")
+    with pytest.raises(CheckpointError, match="1 of the model's 120 scores for the next id are NaN or infinite"):
+        written(StaticEngine(model), PROMPTS)
+
+
+def test_a_model_that_does_not_write_is_refused(device):
+    with pytest.raises(CheckpointError, match="this model does not write"):
+        StaticEngine(hanmo.hub.load(GOLDENS / "bert" / "model.ckpt", device=device).model)
+
+
+def test_rows_and_columns_are_rounded_up_to_few_shapes():
+    assert [row_bucket(rows) for rows in (1, 2, 3, 5, 8, 33)] == [1, 2, 4, 8, 8, 64]
+    assert [column_bucket(n) for n in (1, 128, 129, 600, 1024, 1025, 2049)] == [128, 128, 256, 1024, 1024, 2048, 3072]
+
+
+def test_what_was_loaded_writes_with_it_on_a_gpu_and_keeps_it(device, monkeypatch):
+    monkeypatch.setattr("hanmo.loaded.QUEUED", (device,))
+    loaded = hanmo.hub.load(GOLDENS / "gpt2_ml" / "model.ckpt", device=device)
+    engine = loaded.engine
+    assert type(engine) is StaticEngine and loaded.engine is engine
+    loaded.model.to(torch.float64)
+    assert loaded.engine is not engine

@@ -6,10 +6,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hanmo.errors import CheckpointError, ConfigError
-from hanmo.generate.draw import check_scores, check_seed, draw, fresh_seed, uniform
+from hanmo.generate.draw import check_scores, check_seed, checked, choose, fresh_seed, uniform
 
 INF = float("inf")
 RECORDED = [0.8720734548204873, 0.0828426870273763, 0.8824668302545412, 0.9602215350574743]
+
+
+def draw(logits, numbers):
+    return checked(choose(logits, numbers).tolist(), logits.shape[-1])
 
 
 def test_numbers_are_the_same_on_every_machine_and_version():
