@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from hanmo.config import StackConfig
 from hanmo.nn.cache import Cache
+from hanmo.nn.linear import Linear
 from hanmo.nn.position import rotate
 
 
@@ -38,10 +39,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.scale = stack.heads, stack.scale
         self.score_residual, self.dropout = stack.score_residual, stack.attention_dropout
-        self.query = nn.Linear(stack.width, stack.heads * stack.key_dim, bias=stack.bias)
-        self.key = nn.Linear(stack.width, stack.heads * stack.key_dim, bias=stack.bias)
-        self.value = nn.Linear(stack.width, stack.heads * stack.head_dim, bias=stack.bias)
-        self.output = nn.Linear(stack.heads * stack.head_dim, stack.width, bias=stack.bias)
+        self.query = Linear(stack.width, stack.heads * stack.key_dim, bias=stack.bias)
+        self.key = Linear(stack.width, stack.heads * stack.key_dim, bias=stack.bias)
+        self.value = Linear(stack.width, stack.heads * stack.head_dim, bias=stack.bias)
+        self.output = Linear(stack.heads * stack.head_dim, stack.width, bias=stack.bias)
 
     def forward(
         self,

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hanmo.config import StackConfig
+from hanmo.nn.linear import Linear
 from hanmo.nn.norm import Norm
 from hanmo.nn.position import hierarchical, sinusoidal
 
@@ -20,7 +21,7 @@ class Embedding(nn.Module):
         self.position = empty_table(stack.positions or 0, width) if learned else None
         self.segment = empty_table(stack.segments, width) if stack.segments and not stack.shared_segments else None
         self.norm = Norm.of(stack, width, stack.embedding_norm_eps) if stack.embedding_norm else None
-        self.project = nn.Linear(width, stack.width, bias=stack.bias) if width != stack.width else None
+        self.project = Linear(width, stack.width, bias=stack.bias) if width != stack.width else None
 
     def forward(
         self, x: Tensor, positions: Tensor, segments: Tensor | None = None, condition: Tensor | None = None

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from hanmo.config import StackConfig
 from hanmo.nn.activation import activate
+from hanmo.nn.linear import Linear
 
 
 class FeedForward(nn.Module):
@@ -12,9 +13,9 @@ class FeedForward(nn.Module):
     def __init__(self, stack: StackConfig) -> None:
         super().__init__()
         self.activation = stack.activation
-        self.input = nn.Linear(stack.width, stack.feed_forward, bias=stack.bias)
-        self.gate = nn.Linear(stack.width, stack.feed_forward, bias=stack.bias) if stack.gated else None
-        self.output = nn.Linear(stack.feed_forward, stack.width, bias=stack.bias)
+        self.input = Linear(stack.width, stack.feed_forward, bias=stack.bias)
+        self.gate = Linear(stack.width, stack.feed_forward, bias=stack.bias) if stack.gated else None
+        self.output = Linear(stack.feed_forward, stack.width, bias=stack.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., width]; returns the same shape."""

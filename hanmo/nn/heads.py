@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hanmo.config import ModelConfig
 from hanmo.nn.activation import activate
+from hanmo.nn.linear import Linear, linear
 from hanmo.nn.norm import Norm
 
 
@@ -21,7 +21,7 @@ class Output(nn.Module):
         self.scale, self.activation = config.logit_scale, config.head_activation
         mlm = config.output == "mlm"
         narrow = stack.embedding_width
-        self.dense = nn.Linear(stack.width, narrow) if mlm else None
+        self.dense = Linear(stack.width, narrow) if mlm else None
         self.norm = (
             Norm(
                 narrow,
@@ -33,7 +33,7 @@ class Output(nn.Module):
             if mlm
             else None
         )
-        self.project = nn.Linear(stack.width, narrow, bias=stack.bias) if not mlm and narrow != stack.width else None
+        self.project = Linear(stack.width, narrow, bias=stack.bias) if not mlm and narrow != stack.width else None
         self.weight = None if config.tied else nn.Parameter(torch.empty(config.vocab, narrow))
         self.bias = nn.Parameter(torch.zeros(config.vocab)) if mlm else None
 
@@ -45,7 +45,7 @@ class Output(nn.Module):
             hidden = self.norm(activate(self.dense(hidden), self.activation), condition)
         if self.project is not None:
             hidden = self.project(hidden)
-        return F.linear(hidden, embedding if self.weight is None else self.weight, self.bias)
+        return linear(hidden, embedding if self.weight is None else self.weight, self.bias)
 
 
 class Pooler(nn.Module):
@@ -54,8 +54,8 @@ class Pooler(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation = config.pool
-        self.dense = nn.Linear(config.main.width, config.main.width)
-        self.nsp = nn.Linear(config.main.width, 2) if config.nsp else None
+        self.dense = Linear(config.main.width, config.main.width)
+        self.nsp = Linear(config.main.width, 2) if config.nsp else None
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         """hidden: [b, n, width] → ([b, width], [b, 2] logits or None)."""
@@ -69,8 +69,8 @@ class Discriminator(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation = config.head_activation
-        self.dense = nn.Linear(config.main.width, config.main.width)
-        self.output = nn.Linear(config.main.width, 1)
+        self.dense = Linear(config.main.width, config.main.width)
+        self.output = Linear(config.main.width, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: [b, n, width] → [b, n, 1]."""
