@@ -65,7 +65,12 @@ def measure(subject: Subject, *, quick: bool = False, show: Show = lambda words,
     speeds: list[float] = []
     cases = _cases(writer.engine.max_positions)
     times = measure_cases(
-        writer.engine, cases, rounds=rounds, between=lambda: speeds.extend(reader.read() for _ in range(3)), show=show
+        writer.engine,
+        cases,
+        rounds=rounds,
+        seconds=1 if quick else 10,
+        between=lambda: speeds.extend(reader.read() for _ in range(3)),
+        show=show,
     )
     sizes = subject.sizes(writer)
     held = sum(sizes.values())
