@@ -21,6 +21,7 @@ from hanmo.cli.inspect import inspect
 from hanmo.cli.run import CONTEXT
 from hanmo.cli.run import run as run_script
 from hanmo.cli.screen import say
+from hanmo.cli.train import finetune, pretrain
 from hanmo.cli.write import write
 from hanmo.errors import HanmoError
 
@@ -81,6 +82,8 @@ app.command("inspect")(inspect)
 app.command("convert")(convert)
 app.command("cache")(cache)
 app.command("bench")(bench)
+app.command("finetune")(finetune)
+app.command("pretrain")(pretrain)
 app.command("run", context_settings=CONTEXT)(run_script)
 
 

@@ -1,0 +1,409 @@
+"""Fine-tune a checkpoint on one's own text, or train a model from the start: all choices made, all results told.
+
+Joins a loaded model with its data, a memory plan and the loop. Knows no command line.
+
+    choose (precision, recomputation, by the memory there is) ─► load ─► data ─► fit ─► what came of it
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from hanmo.config import ModelConfig
+from hanmo.errors import ConfigError, MissingExtra, MissingFile
+from hanmo.families import FAMILIES, Names
+from hanmo.hub import load, plan
+from hanmo.loaded import Loaded
+from hanmo.model import Model
+from hanmo.tokenizers.load import load_tokenizer, tokenizer_files
+from hanmo.train import parallel
+from hanmo.train.checkpoints import fill_from
+from hanmo.train.curves import draw_curves, read_log, tensorboard
+from hanmo.train.device import free_memory, held_memory, peak_memory
+from hanmo.train.loop import SCORE, Outcome, fit
+from hanmo.train.lora import add_lora, merge_lora, save_lora
+from hanmo.train.memory import Choice, Memory, gib, refuse_unless_fits
+from hanmo.train.memory import plan as plan_memory
+from hanmo.train.settings import Settings, make_optimizer, scale_outputs
+from hanmo.train.slots import load_slots
+from hanmo.train.task import Reading, Task, make_task
+from hanmo.weights.load import Report, as_tensor
+from hanmo.weights.recognise import read_json
+from hanmo.weights.save import save
+from hanmo.weights.source import Source, open_source
+from hanmo.weights.write import atomic_path
+
+__all__ = ["Wishes", "config_of", "finetune", "pretrain"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a run is to be; None leaves a choice to the model, the data and the memory.
+
+    sequence: tokens of a row.   batch: rows of an update.   accumulate: parts that they are computed in.
+    steps, minutes, epochs: how long; without any of them 3 epochs.   lr, warmup: the highest rate and steps up to it.
+    precision: "float32", "mixed" or "bfloat16" (weights).   lora: rank of adapters that are trained instead.
+    memory: bytes to stay within; None takes what is free.   restore_slots: go on from AdaFactor's own moments.
+    The rest as in `hanmo.train.settings.Settings` and `hanmo.train.task.Reading`.
+    """
+
+    sequence: int | None = None
+    batch: int = 1
+    accumulate: int = 1
+    steps: int | None = None
+    minutes: float | None = None
+    epochs: float | None = None
+    optimizer: str | None = None
+    lr: float | None = None
+    warmup: int | None = None
+    schedule: str = "linear"
+    clip: float | None = None
+    average: float = 0.0
+    precision: str | None = None
+    recompute: bool | None = None
+    lora: int | None = None
+    memory: int | None = None
+    restore_slots: bool = False
+    compile: bool = False
+    early_stopping: int | None = None
+    evaluate_every: int | None = None
+    held_out: float = 0.05
+    separator: str | None = None
+    document: str = "file"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run happens and what it reads.
+
+    out: its folder.   data, valid: text, packed files or pairs.   prompts: written on from at every evaluation.
+    resume: go on from the last checkpoint.   board: show it in TensorBoard.   form: also save as "tensorflow".
+    """
+
+    out: Path
+    data: Sequence[Path]
+    valid: Sequence[Path] = ()
+    prompts: Sequence[str] = ()
+    resume: bool = False
+    board: bool = False
+    form: str = "safetensors"
+
+
+def finetune(
+    model: Path,
+    run: Run,
+    *,
+    wishes: Wishes,
+    device: torch.device,
+    config: Path | None = None,
+    family: str | None = None,
+    mask: str | None = None,
+    tokenizer: Path | None = None,
+    console: Console,
+    progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Train a checkpoint on text, and tell what came of it.
+
+    model, config, family, mask, tokenizer: as for `hanmo.load`.
+    Raises MemoryPlanError if no choice fits the memory, and what loading, packing and `fit` raise.
+    """
+    before = held_memory(device)
+    with open_source(model) as source:
+        found, _ = plan(source, config=config, family=family)
+        memory = _choose(found.config, run, wishes, device, optimizer=wishes.optimizer or "adafactor-gpt2-ml")
+        slots = _slots(source, config, family) if wishes.restore_slots and not run.resume else None
+    console.print(f"planned: {gib(memory.needed)} ({memory.choice})")
+    dtype = torch.bfloat16 if memory.choice.precision == "bfloat16" else torch.float32
+    loaded = load(model, config=config, family=family, mask=mask, dtype=dtype, device=device, tokenizer=tokenizer)
+    folder = loaded.path if loaded.path.is_dir() else loaded.path.parent
+    beside = _vocabulary(run.out, tokenizer or folder)
+    return _learn(loaded, run, wishes, memory, before, beside, console, progress, slots=slots)
+
+
+def pretrain(
+    config: Path,
+    run: Run,
+    *,
+    wishes: Wishes,
+    device: torch.device,
+    tokenizer: Path,
+    family: str | None = None,
+    mask: str | None = None,
+    console: Console,
+    progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Train a fresh model of a configuration on text, and tell what came of it; errors as in `finetune`."""
+    before = held_memory(device)
+    whole = config_of(config, family=family, mask=mask)
+    memory = _choose(whole, run, wishes, device, optimizer=wishes.optimizer or "adamw")
+    console.print(f"planned: {gib(memory.needed)} ({memory.choice})")
+    model = Model(whole).initialize(wishes.seed)
+    scale_outputs(model, whole.main.depth)
+    if memory.choice.precision == "bfloat16":
+        model.to(torch.bfloat16)
+    loaded = Loaded(whole, model.to(device), load_tokenizer(tokenizer), Report(), run.out)
+    return _learn(loaded, run, wishes, memory, before, _vocabulary(run.out, tokenizer), console, progress, fresh=True)
+
+
+def config_of(path: Path, *, family: str | None = None, mask: str | None = None) -> ModelConfig:
+    """Read a model's configuration from a hanmo.json, or from a config.json in any family's words.
+
+    An encoder gets the head that foretells tokens and no other.
+    Raises ConfigError if nothing tells the family, or the configuration is none.
+    """
+    if not path.is_file():
+        raise MissingFile(f"no configuration at {path}; give a hanmo.json or config.json")
+    data = read_json(path)
+    if "encoder" in data or "decoder" in data:
+        config = ModelConfig.from_json(path.read_text("utf-8"))
+    else:
+        config = _names_for(path, data, family).config(data)
+    if config.decoder is None and config.output != "none":
+        config = replace(config, pool="none", nsp=False, discriminator=False)
+    if mask is not None:
+        side = "decoder" if config.decoder else "encoder"
+        config = replace(config, **{side: replace(config.main, mask=mask)})  # type: ignore[arg-type]
+    return config
+
+
+def _names_for(path: Path, data: dict[str, Any], family: str | None) -> Names:
+    if family is not None and family not in FAMILIES:
+        raise ConfigError(f"family is {family!r}; known are {', '.join(FAMILIES)}")
+    chosen = [FAMILIES[family]] if family else list(FAMILIES.values())
+    kind = data.get("model_type")
+    for candidate in chosen:
+        if kind and candidate.huggingface is not None and candidate.huggingface.model_type == kind:
+            return candidate.huggingface
+    if family is None or chosen[0].tensorflow is None:
+        raise ConfigError(
+            f"{path} does not say which family it is of (model_type is {kind!r}); name one: {', '.join(FAMILIES)}"
+        )
+    return chosen[0].tensorflow
+
+
+def _choose(config: ModelConfig, run: Run, wishes: Wishes, device: torch.device, *, optimizer: str) -> Memory:
+    """Find the first way to train that fits the memory, fast ones first; or the one that a run began with."""
+    if run.resume and (chosen := _chosen(run)):
+        return plan_memory(config, Choice(**chosen["choice"]))
+    if wishes.lora is not None and wishes.optimizer is None:
+        optimizer = "adamw"
+    halves = (
+        ("mixed", "bfloat16") if device.type == "cuda" and torch.cuda.is_bf16_supported() else ("float32", "bfloat16")
+    )
+    precisions = (wishes.precision,) if wishes.precision else halves
+    if not optimizer.startswith("adafactor") and wishes.precision is None:
+        precisions = precisions[:1]  # only AdaFactor rounds bfloat16 weights so that small updates count
+    recompute = (wishes.recompute,) if wishes.recompute is not None else (False, True)
+    in_backward = optimizer != "muon" and wishes.accumulate == 1 and wishes.clip is None and wishes.lora is None
+    available = wishes.memory or free_memory(device)
+    for precision in precisions:
+        for again in recompute:
+            choice = Choice(
+                optimizer=optimizer, precision=precision, in_backward=in_backward and parallel.world() == 1,
+                recompute=again, sequence=_sequence(config, wishes), batch=-(-wishes.batch // wishes.accumulate),
+                average=wishes.average > 0, lora=wishes.lora, device=device.type,
+            )  # fmt: skip
+            memory = plan_memory(config, choice)
+            if memory.needed <= available:
+                return memory
+    if parallel.world() == 1:
+        refuse_unless_fits(memory, available)
+    return memory
+
+
+def _chosen(run: Run) -> dict[str, Any]:
+    """Read what a run chose for itself when it began."""
+    path = run.out / "chosen.json"
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def _sequence(config: ModelConfig, wishes: Wishes) -> int:
+    return wishes.sequence or min(config.main.context or 512, 1024)
+
+
+def _learn(
+    loaded: Loaded,
+    run: Run,
+    wishes: Wishes,
+    memory: Memory,
+    before: int,
+    beside: list[Path],
+    console: Console,
+    progress: Callable[[int, int], None] | None,
+    *,
+    fresh: bool = False,
+    slots: Any = None,
+) -> Outcome:
+    choice = memory.choice
+    if loaded.tokenizer is None:
+        raise MissingFile(f"no vocabulary lies beside {loaded.path}; put its vocab.txt there, or give --tokenizer")
+    if choice.lora is not None:
+        if parallel.world() > 1:
+            raise ConfigError(f"LoRA of rank {choice.lora} is trained in one process, and here are {parallel.world()}")
+        add_lora(loaded.model, choice.lora, seed=wishes.seed)
+    reading = Reading(
+        sequence=choice.sequence, rows=wishes.batch, seed=wishes.seed, held_out=wishes.held_out,
+        separator=wishes.separator, document=wishes.document,
+    )  # fmt: skip
+    task = make_task(
+        loaded.config, loaded.tokenizer, run.data, out=run.out / "data", reading=reading, valid=run.valid,
+        half=torch.bfloat16 if choice.precision == "mixed" else None, again=run.resume, progress=progress,
+    )  # fmt: skip
+    settings = _settings(wishes, choice, task, fresh=fresh)
+    if run.resume and wishes.warmup is None:
+        settings = replace(settings, warmup=_chosen(run).get("warmup", settings.warmup))
+    elif parallel.is_main():
+        with atomic_path(run.out / "chosen.json") as made:
+            made.write_text(json.dumps({"choice": asdict(choice), "warmup": settings.warmup}) + "\n", "utf-8")
+    for note in task.notes:
+        console.print(note, highlight=False)
+    with ExitStack() as stack:
+        watch = stack.enter_context(tensorboard(run.out)) if run.board and parallel.is_main() else None
+        outcome = fit(
+            loaded.model,
+            task.data,
+            out=run.out,
+            settings=settings,
+            loss=task.loss,
+            optimizer=None if slots is None else partial(_restored, settings=settings, slots=slots),
+            evaluate=task.evaluate,
+            sample=partial(_write, loaded, run.prompts) if run.prompts and parallel.world() == 1 else None,
+            watch=watch,
+            beside=beside,
+            resume=run.resume,
+            console=console,
+        )
+    if not outcome.stopped and parallel.is_main():
+        _tell(loaded, run, outcome, memory, peak_memory(loaded.model.token.weight.device) - before, beside, console)
+    return outcome
+
+
+def _settings(wishes: Wishes, choice: Choice, task: Task, *, fresh: bool) -> Settings:
+    steps, minutes = wishes.steps, wishes.minutes
+    if (steps, minutes) == (None, None):
+        epochs = 3.0 if wishes.epochs is None else wishes.epochs
+        steps = max(
+            1, sum(task.steps(epoch) for epoch in range(int(epochs))) + round(epochs % 1 * task.steps(int(epochs)))
+        )
+    rates = {
+        "adafactor-gpt2-ml": 1e-4, "adafactor-bert4keras": 1e-3, "muon": 2e-3 if fresh else 2e-4,
+        "adamw": 5e-4 if fresh else 2e-4 if choice.lora else 2e-5,
+    }  # fmt: skip
+    decays = {"adafactor-gpt2-ml": 0.01, "adafactor-bert4keras": 0.0}
+    every = wishes.evaluate_every or max(1, (steps or 2000) // 10)
+    clip = wishes.clip if wishes.clip is not None or choice.optimizer.startswith("adafactor") else 1.0
+    return Settings(
+        steps=steps,
+        minutes=minutes,
+        optimizer=choice.optimizer,
+        lr=wishes.lr or rates[choice.optimizer],
+        weight_decay=decays.get(choice.optimizer, 0.1),
+        schedule=wishes.schedule,
+        warmup=wishes.warmup if wishes.warmup is not None else min(1000, (steps or 1000) // 10),
+        clip=None if choice.in_backward else clip,
+        average=wishes.average,
+        accumulate=wishes.accumulate,
+        in_backward=choice.in_backward,
+        recompute=choice.recompute,
+        early_stopping=wishes.early_stopping,
+        bfloat16=choice.precision == "mixed",
+        compile=wishes.compile,
+        seed=wishes.seed,
+        evaluate_every=every,
+        save_every=min(500, every),
+        log_every=max(1, min(20, (steps or 1000) // 50)),
+    )
+
+
+def _write(loaded: Loaded, prompts: Sequence[str], model: Model) -> str:
+    """Write on from each prompt as `hanmo write` would."""
+    trained = model.training
+    model.eval()
+    texts = [f"{json.dumps(prompt, ensure_ascii=False)}\n{loaded.write(prompt, seed=0)[0]}" for prompt in prompts]
+    model.train(trained)
+    return "\n\n".join(texts)
+
+
+def _slots(source: Source, config: Path | None, family: str | None) -> Any:
+    """Read AdaFactor's moments of a checkpoint: (slots by our names, names stored the other way round, its step)."""
+    _, rows = plan(source, config=config, family=family)
+    slots: dict[str, dict[str, torch.Tensor]] = {}
+    for row in rows:
+        for slot in ("vr", "vc", "v"):
+            if (name := f"{row.theirs}/adafactor_{slot}") in source.tensors:
+                slots.setdefault(row.ours[0], {})[slot] = as_tensor(source.read(name), source.tensors[name].dtype)
+    if not slots:
+        raise ConfigError(f"{source.path} holds no moments of AdaFactor; leave --restore-slots out")
+    step = int(source.read("global_step")) if "global_step" in source.tensors else 0
+    return slots, {row.ours[0] for row in rows if row.how == "transpose"}, step
+
+
+def _restored(model: Model, *, settings: Settings, slots: Any) -> Any:
+    """Make the optimizer with moments in it."""
+    optimizer: Any = make_optimizer(model, settings)
+    if settings.optimizer != "adafactor-gpt2-ml":
+        raise ConfigError(f"optimizer is {settings.optimizer!r}; the checkpoint's moments are adafactor-gpt2-ml's")
+    found, transposed, step = slots
+    load_slots(optimizer, found, parameters=dict(model.named_parameters()), transposed=transposed, step=step)
+    return optimizer
+
+
+def _vocabulary(out: Path, tokenizer: Path) -> list[Path]:
+    """Copy a vocabulary where every checkpoint takes it from, under the name that loading looks for."""
+    folder = out / "tokenizer"
+    if parallel.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        single = (
+            tokenizer.is_file() and tokenizer.suffix in (".txt", ".model", ".json") and tokenizer.name != "vocab.json"
+        )
+        files = [tokenizer] if single else tokenizer_files(tokenizer.parent if tokenizer.is_file() else tokenizer)
+        for file in files:
+            shutil.copyfile(file, folder / ("vocab.txt" if single and file.suffix == ".txt" else file.name))
+    parallel.agree(None)
+    return tokenizer_files(folder)
+
+
+def _tell(
+    loaded: Loaded, run: Run, outcome: Outcome, memory: Memory, measured: int, beside: list[Path], console: Console
+) -> None:
+    """Finish what is to be used, and say what came of the run."""
+    folder = outcome.folder
+    if memory.choice.lora is not None:
+        fill_from(loaded.model, folder)
+        save_lora(loaded.model, run.out / "adapters.safetensors")
+        merge_lora(loaded.model)
+        folder = save(loaded.model, run.out / "merged", tokenizer=beside, overwrite=True).path
+    elif (run.out / "best").exists():
+        folder = run.out / "best"
+    records = [record for record in read_log(run.out) if "evaluation" in record]
+    unit = SCORE if SCORE in records[0]["evaluation"] else "loss"
+    scores = [record["evaluation"][unit] for record in records]
+    best = records[scores.index(min(scores))]
+    console.print(
+        f"{unit.replace('_', ' ')}, held out: {scores[0]:.4f} before, {min(scores):.4f} after (step {best['step']} of "
+        f"{outcome.steps})\nmemory: planned {gib(memory.needed)}, measured {gib(measured)}",
+        highlight=False,
+    )
+    try:
+        console.print(f"curves: {draw_curves(run.out, unit=unit)}", highlight=False, soft_wrap=True)
+    except MissingExtra as error:
+        console.print(str(error), highlight=False, soft_wrap=True)
+    if run.form == "tensorflow":
+        fill_from(loaded.model, outcome.folder) if memory.choice.lora is None else None
+        made = save(
+            loaded.model, run.out / "tensorflow" / "model.ckpt", form="tensorflow", tokenizer=beside, overwrite=True
+        )
+        console.print(f"in the original's form: {made.path}", highlight=False, soft_wrap=True)
+    if loaded.config.writes:
+        console.print(f"to write with it: hanmo write 今天天气不错 --model {folder}", highlight=False, soft_wrap=True)
+    else:
+        console.print(f"to use it: hanmo.load({str(folder)!r})", highlight=False, soft_wrap=True)
