@@ -18,30 +18,29 @@ import torch
 from rich.console import Console
 
 from hanmo.config import ModelConfig
-from hanmo.errors import ConfigError, MissingExtra, MissingFile
-from hanmo.families import FAMILIES, Names
+from hanmo.errors import ConfigError, MissingFile
 from hanmo.hub import load, plan
 from hanmo.loaded import Loaded
 from hanmo.model import Model
 from hanmo.tokenizers.load import load_tokenizer, tokenizer_files
 from hanmo.train import parallel
-from hanmo.train.checkpoints import fill_from
-from hanmo.train.curves import draw_curves, read_log, tensorboard
+from hanmo.train.curves import tensorboard
 from hanmo.train.device import free_memory, held_memory, peak_memory
-from hanmo.train.loop import SCORE, Outcome, fit
-from hanmo.train.lora import add_lora, merge_lora, save_lora
+from hanmo.train.ending import finish
+from hanmo.train.loop import Outcome, fit
+from hanmo.train.lora import add_lora
 from hanmo.train.memory import Choice, Memory, gib, refuse_unless_fits
 from hanmo.train.memory import plan as plan_memory
 from hanmo.train.settings import Settings, make_optimizer, scale_outputs
 from hanmo.train.slots import load_slots
 from hanmo.train.task import Reading, Task, make_task
+from hanmo.weights.fresh import config_of
 from hanmo.weights.load import Report, as_tensor
 from hanmo.weights.recognise import read_json
-from hanmo.weights.save import save
 from hanmo.weights.source import Source, open_source
 from hanmo.weights.write import atomic_path
 
-__all__ = ["Wishes", "config_of", "finetune", "pretrain"]
+__all__ = ["Run", "Wishes", "finetune", "pretrain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,42 +153,6 @@ def pretrain(
     return _learn(loaded, run, wishes, memory, before, _vocabulary(run.out, tokenizer), console, progress, fresh=True)
 
 
-def config_of(path: Path, *, family: str | None = None, mask: str | None = None) -> ModelConfig:
-    """Read a model's configuration from a hanmo.json, or from a config.json in any family's words.
-
-    An encoder gets the head that foretells tokens and no other.
-    Raises ConfigError if nothing tells the family, or the configuration is none.
-    """
-    if not path.is_file():
-        raise MissingFile(f"no configuration at {path}; give a hanmo.json or config.json")
-    data = read_json(path)
-    if "encoder" in data or "decoder" in data:
-        config = ModelConfig.from_json(path.read_text("utf-8"))
-    else:
-        config = _names_for(path, data, family).config(data)
-    if config.decoder is None and config.output != "none":
-        config = replace(config, pool="none", nsp=False, discriminator=False)
-    if mask is not None:
-        side = "decoder" if config.decoder else "encoder"
-        config = replace(config, **{side: replace(config.main, mask=mask)})  # type: ignore[arg-type]
-    return config
-
-
-def _names_for(path: Path, data: dict[str, Any], family: str | None) -> Names:
-    if family is not None and family not in FAMILIES:
-        raise ConfigError(f"family is {family!r}; known are {', '.join(FAMILIES)}")
-    chosen = [FAMILIES[family]] if family else list(FAMILIES.values())
-    kind = data.get("model_type")
-    for candidate in chosen:
-        if kind and candidate.huggingface is not None and candidate.huggingface.model_type == kind:
-            return candidate.huggingface
-    if family is None or chosen[0].tensorflow is None:
-        raise ConfigError(
-            f"{path} does not say which family it is of (model_type is {kind!r}); name one: {', '.join(FAMILIES)}"
-        )
-    return chosen[0].tensorflow
-
-
 def _choose(config: ModelConfig, run: Run, wishes: Wishes, device: torch.device, *, optimizer: str) -> Memory:
     """Find the first way to train that fits the memory, fast ones first; or the one that a run began with."""
     if run.resume and (chosen := _chosen(run)):
@@ -283,7 +246,8 @@ def _learn(
             console=console,
         )
     if not outcome.stopped and parallel.is_main():
-        _tell(loaded, run, outcome, memory, peak_memory(loaded.model.token.weight.device) - before, beside, console)
+        measured = peak_memory(loaded.model.token.weight.device) - before
+        finish(loaded.model, run.out, outcome, memory, measured, beside=beside, form=run.form, console=console)
     return outcome
 
 
@@ -370,40 +334,3 @@ def _vocabulary(out: Path, tokenizer: Path) -> list[Path]:
             shutil.copyfile(file, folder / ("vocab.txt" if single and file.suffix == ".txt" else file.name))
     parallel.agree(None)
     return tokenizer_files(folder)
-
-
-def _tell(
-    loaded: Loaded, run: Run, outcome: Outcome, memory: Memory, measured: int, beside: list[Path], console: Console
-) -> None:
-    """Finish what is to be used, and say what came of the run."""
-    folder = outcome.folder
-    if memory.choice.lora is not None:
-        fill_from(loaded.model, folder)
-        save_lora(loaded.model, run.out / "adapters.safetensors")
-        merge_lora(loaded.model)
-        folder = save(loaded.model, run.out / "merged", tokenizer=beside, overwrite=True).path
-    elif (run.out / "best").exists():
-        folder = run.out / "best"
-    records = [record for record in read_log(run.out) if "evaluation" in record]
-    unit = SCORE if SCORE in records[0]["evaluation"] else "loss"
-    scores = [record["evaluation"][unit] for record in records]
-    best = records[scores.index(min(scores))]
-    console.print(
-        f"{unit.replace('_', ' ')}, held out: {scores[0]:.4f} before, {min(scores):.4f} after (step {best['step']} of "
-        f"{outcome.steps})\nmemory: planned {gib(memory.needed)}, measured {gib(measured)}",
-        highlight=False,
-    )
-    try:
-        console.print(f"curves: {draw_curves(run.out, unit=unit)}", highlight=False, soft_wrap=True)
-    except MissingExtra as error:
-        console.print(str(error), highlight=False, soft_wrap=True)
-    if run.form == "tensorflow":
-        fill_from(loaded.model, outcome.folder) if memory.choice.lora is None else None
-        made = save(
-            loaded.model, run.out / "tensorflow" / "model.ckpt", form="tensorflow", tokenizer=beside, overwrite=True
-        )
-        console.print(f"in the original's form: {made.path}", highlight=False, soft_wrap=True)
-    if loaded.config.writes:
-        console.print(f"to write with it: hanmo write 今天天气不错 --model {folder}", highlight=False, soft_wrap=True)
-    else:
-        console.print(f"to use it: hanmo.load({str(folder)!r})", highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ Knows files, tokenizers and losses. Knows no optimizer, no step and no command l
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,19 +107,10 @@ def make_task(
     if kind_of(config) == "pairs":
         return _pairs_task(config, tokenizer, paths, reading, valid, half)
     encoder = TokenEncoder(tokenizer, separator=reading.separator)
-
-    def packed(paths: Sequence[Path], name: str) -> PackedFile:
-        found = _packed_name(paths)
-        if found is None:
-            found = out / name
-            if parallel.is_main() and not (again and found.with_name(f"{name}.json").is_file()):
-                pack(paths, found, encoder=encoder, document=reading.document, progress=progress)
-            parallel.agree(None)  # the others wait
-        return PackedFile(found, vocabulary_sha256=encoder.sha256)
-
-    train = packed(paths, "train")
+    packed = partial(_packed, out, encoder, reading, again, progress)
+    train = packed("train", paths)
     if valid:
-        held, note = packed(valid, "valid"), ""
+        held, note = packed("valid", valid), ""
     else:
         train, held, note = split(train, reading.held_out, seed=reading.seed)
     unknown = train.facts["distinct_unknown"]
@@ -199,6 +191,25 @@ def mean_loss(
         return {"loss": total / max(1, count), "tokens": count}
 
     return evaluate
+
+
+def _packed(
+    folder: Path,
+    encoder: TokenEncoder,
+    reading: Reading,
+    again: bool,
+    progress: Callable[[int, int], None] | None,
+    name: str,
+    paths: Sequence[Path],
+) -> PackedFile:
+    """Open packed files, or pack text as FOLDER/NAME and open that."""
+    found = _packed_name(paths)
+    if found is None:
+        found = folder / name
+        if parallel.is_main() and not (again and found.with_name(f"{name}.json").is_file()):
+            pack(paths, found, encoder=encoder, document=reading.document, progress=progress)
+        parallel.agree(None)  # the others wait
+    return PackedFile(found, vocabulary_sha256=encoder.sha256)
 
 
 def _packed_name(paths: Sequence[Path]) -> Path | None:
