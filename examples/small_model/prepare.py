@@ -12,13 +12,14 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
+from hanmo.cli.screen import progress
+from hanmo.tokenizers import Lossless, write_vocab
 from hanmo.train.documents import Part, read_documents
-from hanmo.train.encoding import CharacterEncoder
+from hanmo.train.encoding import TokenEncoder
 from hanmo.train.pack import PackReport, pack_documents
-from hanmo.train.vocabulary import CorpusCounts, common_characters, make_vocabulary, write_vocabulary
+from hanmo.train.vocabulary import CorpusCounts, common_characters, make_vocabulary
 
 # How often the whole run reads each source. Modern prose is what a reader meets first, and there is little of
 # it; statutes and manuals repeat themselves; the literary classics are 45 % of the corpus; of machine translation the
@@ -56,10 +57,9 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--processes", type=int, default=None, help="encoders at work (all cores)")
-    parser.add_argument("--quiet", action="store_true", help="no progress display")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    prepare(given.corpus, given.out, processes=given.processes, progress=not given.quiet)
+    prepare(given.corpus, given.out, processes=given.processes)
 
 
 def prepare(
@@ -67,7 +67,6 @@ def prepare(
     out: Path,
     *,
     processes: int | None = None,
-    progress: bool = True,
     size: int = SIZE,
     pieces: int = PIECES,
 ) -> None:
@@ -78,21 +77,19 @@ def prepare(
     for source in sources:
         counts.add((part.text for part in _training(corpus, source)), weight=EPOCHS[source])
     vocabulary = make_vocabulary(counts, size=size, pieces=pieces, coverage=COVERAGE, always=common_characters())
-    write_vocabulary(vocabulary.tokens, out / "vocab.txt")
-    encoder = CharacterEncoder.from_file(out / "vocab.txt")
+    write_vocab(out / "vocab.txt", vocabulary.tokens)
+    encoder = TokenEncoder(Lossless(out / "vocab.txt"))
 
     parts = (part for source in sources for part in _training(corpus, source))
     marks = {source: MARKS[source] for source in sources}
-    train = pack_documents(
-        parts, out / "train", encoder=encoder, marks=marks, titles=True, processes=processes, progress=progress
-    )
+    train = pack_documents(parts, out / "train", encoder=encoder, marks=marks, titles=True, processes=processes)
     held_out = {}
     for source in sources:
         for name, apart in ((source, False), ("zhouzuoren", True)):
             chosen = [part for part in _read(corpus, "valid", source) if bool(_APART.match(part.text)) == apart]
             if chosen:
                 held_out[name] = pack_documents(
-                    chosen, out / f"valid-{name}", encoder=encoder, titles=True, processes=1, progress=False
+                    chosen, out / f"valid-{name}", encoder=encoder, titles=True, processes=1
                 )
     report = {
         "epochs": {source: EPOCHS[source] for source in sources},
@@ -101,8 +98,8 @@ def prepare(
         "coverage": vocabulary.coverage,
         "character_tokens": vocabulary.characters,
         "piece_tokens": vocabulary.pieces,
-        "train": asdict(train),
-        "valid": {name: asdict(packed) for name, packed in held_out.items()},
+        "train": json.loads(train.to_json()),
+        "valid": {name: json.loads(packed.to_json()) for name, packed in held_out.items()},
     }
     beside = out / "report.json.part"
     beside.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", "utf-8")
@@ -117,8 +114,9 @@ def _files(corpus: Path, kind: str, source: str) -> list[Path]:
 
 
 def _read(corpus: Path, kind: str, source: str) -> Iterator[Part]:
-    for part in read_documents(_files(corpus, kind, source)):
-        yield Part(part.text, source)
+    with progress(f"{kind} {source}") as show:
+        for part in read_documents(_files(corpus, kind, source), progress=show):
+            yield Part(part.text, source)
 
 
 def _training(corpus: Path, source: str) -> Iterator[Part]:

@@ -1,13 +1,14 @@
-"""Train the small model from the folder that prepare.py made: one command, resumable, on a GPU or a CPU.
+r"""Train the small model from the folder that prepare.py made: one command, resumable, on a GPU or a CPU.
 
     python examples/small_model/train.py DATA OUT --minutes 18              the shipped model's size
     python examples/small_model/train.py DATA OUT --minutes 18 --resume
-    python examples/small_model/train.py DATA OUT --minutes 118 --depth 4 --width 384 --positions 512 --rows 16 \\
+    python examples/small_model/train.py DATA OUT --minutes 118 --depth 4 --width 384 --positions 512 --rows 16 \
         --optimizer muon --lr 2e-3 --warmup 100 --bfloat16 --compile --times pdauthors=4 …   two cores, see README.md
     python examples/small_model/train.py DATA OUT --steps 100 --depth 2 --width 64 --positions 64 --rows 4
 
---times replaces the data's own readings, relative to each other. The last line is a try. Into OUT go last-STEP and best-STEP (folders that Hanmo loads), log.jsonl, samples.txt, and
-at the end final.json: bits per character on every held-out file, in float32, in windows that overlap by half.
+--times replaces the data's own readings, relative to each other. The last line is a try. Into OUT go last-STEP and
+best-STEP (folders that Hanmo loads), log.jsonl, samples.txt, and at the end final.json: bits per character on every
+held-out file, in float32, in windows that overlap by half.
 """
 
 import argparse
@@ -20,8 +21,9 @@ from rich.console import Console
 
 from hanmo.errors import HanmoError
 from hanmo.model import Model
+from hanmo.tokenizers import Lossless
 from hanmo.train.checkpoints import fill_from
-from hanmo.train.encoding import CharacterEncoder
+from hanmo.train.encoding import TokenEncoder
 from hanmo.train.loop import Outcome, fit
 from hanmo.train.packed import PackedData, PackedFile
 from hanmo.train.run import evaluation, gpt2_ml_config, held_out, sampler
@@ -48,8 +50,9 @@ def main() -> None:
 def _train(given: argparse.Namespace, console: Console) -> None:
     # TF32 serves what autocast leaves in float32; the final measuring turns it off again.
     torch.set_float32_matmul_precision("high")
-    encoder = CharacterEncoder.from_file(given.data / "vocab.txt")
-    file = PackedFile(given.data / "train", vocabulary_sha256=encoder.sha256)
+    tokenizer = Lossless(given.data / "vocab.txt")
+    digest = TokenEncoder(tokenizer).sha256
+    file = PackedFile(given.data / "train", vocabulary_sha256=digest)
     report = json.loads((given.data / "report.json").read_text("utf-8"))
     times = {**report["epochs"], **dict(given.times)}
     unit = times.get(UNIT, 1.0)
@@ -63,7 +66,7 @@ def _train(given: argparse.Namespace, console: Console) -> None:
         bare_share=report["bare_share"],
     )
     config = gpt2_ml_config(
-        vocab=len(encoder.tokens),
+        vocab=tokenizer.vocab,
         depth=given.depth,
         width=given.width,
         positions=given.positions,
@@ -75,9 +78,14 @@ def _train(given: argparse.Namespace, console: Console) -> None:
     count = sum(parameter.numel() for parameter in model.parameters())
     console.print(f"{count:,} parameters on {given.device}; {given.rows * given.positions:,} tokens a step")
 
-    files = held_out(given.data, vocabulary_sha256=encoder.sha256)
+    files = held_out(given.data, vocabulary_sha256=digest)
     unknown = file.facts["distinct_unknown"]
-    options = {"unknown": encoder.unknown, "documents": given.documents, "window": given.positions, "apart": APART}
+    options = {
+        "unknown": tokenizer.special.unk,
+        "documents": given.documents,
+        "window": given.positions,
+        "apart": APART,
+    }
     half = torch.bfloat16 if given.bfloat16 else None
     outcome = fit(
         model,
@@ -85,7 +93,7 @@ def _train(given: argparse.Namespace, console: Console) -> None:
         out=given.out,
         settings=_settings(given),
         evaluate=evaluation(files, distinct_unknown=unknown, dtype=half, **options),
-        sample=sampler(encoder, PROMPTS, count=min(100, given.positions - 20)),
+        sample=sampler(tokenizer, PROMPTS, count=min(100, given.positions - 20)),
         beside=[given.data / "vocab.txt"],
         resume=given.resume,
         console=console,
@@ -158,7 +166,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if gpu else "cpu")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=gpu)
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=gpu, help="compute matrices in it")
-    parser.add_argument("--times", action="append", default=[], type=_times, metavar="SOURCE=N", help="read it so often")
+    parser.add_argument(
+        "--times", action="append", default=[], type=_times, metavar="SOURCE=N", help="read it so often"
+    )
     parser.add_argument("--evaluate-every", type=int, default=2000)
     parser.add_argument("--save-every", type=int, default=1000)
     parser.add_argument("--log-every", type=int, default=50)

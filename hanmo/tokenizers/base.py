@@ -7,6 +7,9 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hanmo.errors import PromptError, TokenizerError
 from hanmo.tokenizers.protocol import Cut, Encoding, SpecialIds, TextStream, check_text
 
@@ -118,6 +121,11 @@ class BaseTokenizer(ABC):
             self.encode(text, pair, ends=ends, limit=limit, cut=cut, special=special, detail=detail)
             for text, pair in pairs
         ]
+
+    def encode_array(self, text: str) -> NDArray[np.int32]:
+        """Return the ids of a text without marks, [tokens]."""
+        check_text(text)
+        return np.array(self._plain_ids(text), np.int32)
 
     def _check_id(self, number: int) -> int:
         if not 0 <= number < self.vocab:

@@ -65,10 +65,11 @@ class CodeSplitter:
 
     def ids(self, codes: NDArray[np.int32], judged: NDArray[np.int32]) -> list[int]:
         """Return the ids of a text from its code points and their judgements, both [characters]."""
-        ids: list[int] = self._numbers.take(self._joined(codes, judged)).tolist()
+        ids: list[int] = self._numbers.take(self.array(codes, judged)).tolist()
         return ids
 
-    def _joined(self, codes: NDArray[np.int32], judged: NDArray[np.int32]) -> NDArray[np.int32]:
+    def array(self, codes: NDArray[np.int32], judged: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return the same ids as an array, [tokens]."""
         lowest = judged.min(initial=0)
         if lowest == 0:
             return judged

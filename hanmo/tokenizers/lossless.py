@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from unicodedata import category
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hanmo.errors import TokenizerError
 from hanmo.tokenizers.base import BaseTokenizer, Spans
 from hanmo.tokenizers.codes import DROP, SPACE, WORD, CodeSplitter, codes_of
@@ -47,8 +50,15 @@ class Lossless(BaseTokenizer):
         if missing:
             raise TokenizerError(
                 f"the vocabulary lacks {len(missing)} tokens that keep a text whole, first {missing[:5]}; "
-                "make one with hanmo.train.vocabulary, or use WordPiece"
+                "make one with 'hanmo vocab', or use WordPiece"
             )
+        if self._tokens[0] != "[PAD]":
+            raise TokenizerError(
+                f"id 0 is {self._tokens[0]!r}, expected '[PAD]': training ignores id 0; move [PAD] to the first line"
+            )
+        if len(self._ids) != len(self._tokens):
+            twice = next(token for number, token in enumerate(self._tokens) if self._ids[token] != number)
+            raise TokenizerError(f"the vocabulary holds {twice!r} twice; every token must stand once")
         self._unk, self._newline, self._space = (self._ids[name] for name in ("[UNK]", NEWLINE, SPACE_TOKEN))
         self._longest = max(map(len, self._tokens))
         special = SpecialIds(pad=self._ids["[PAD]"], unk=self._unk, end=self._ids[END], mask=self._ids.get("[MASK]"))
@@ -81,7 +91,15 @@ class Lossless(BaseTokenizer):
         """Return the token of an id, or the newline or space it is."""
         return {self._newline: "\n", self._space: " "}.get(number) or self.id_to_token(number)
 
+    def encode_array(self, text: str) -> NDArray[np.int32]:
+        """Return the ids of a text without marks, [tokens]."""
+        return self._splitter.array(*self._judged(text))
+
     def _plain_ids(self, text: str) -> list[int]:
+        return self._splitter.ids(*self._judged(text))
+
+    def _judged(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Return the code points that stay and their judgements, with the spaces that words imply marked."""
         codes = codes_of(_one_line_end(text))
         judged = self._splitter.judged(codes)
         if len(judged) and judged.min() < 0:
@@ -89,7 +107,7 @@ class Lossless(BaseTokenizer):
             codes, judged = codes[kept], judged[kept]
             word = judged == WORD
             judged[1:-1][(codes[1:-1] == 0x20) & word[:-2] & word[2:]] = SPACE
-        return self._splitter.ids(codes, judged)
+        return codes, judged
 
     def _plain_spans(self, text: str) -> tuple[list[int], Spans]:
         kept = [at for at, character in enumerate(text) if character not in _DROPPED or character == "\r"]

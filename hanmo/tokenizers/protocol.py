@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hanmo.errors import PromptError
 
 __all__ = ["Cut", "Encoding", "SpecialIds", "TextStream", "Tokenizer", "check_text"]
@@ -112,6 +115,10 @@ class Tokenizer(Protocol):
         detail: bool = False,
     ) -> list[Encoding]:
         """Encode many texts or pairs; the same as one by one."""
+        ...
+
+    def encode_array(self, text: str) -> NDArray[np.int32]:
+        """Return the ids of a text without marks, [tokens]: for corpora, where lists would take most of the time."""
         ...
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:

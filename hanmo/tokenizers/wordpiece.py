@@ -19,6 +19,8 @@ learn them.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers.models import WordPiece as RustWordPiece
 
 from hanmo.errors import TokenizerError
@@ -124,11 +126,20 @@ class WordPiece(BaseTokenizer):
         """Say whether an id is a token with a meaning of its own: '[MASK]', '[unused1]', the start and end marks."""
         return self._check_id(number) in self._named_ids
 
+    def encode_array(self, text: str) -> NDArray[np.int32]:
+        """Return the ids of a text without marks, [tokens]."""
+        if self._pre_tokenize is not None:
+            return super().encode_array(text)
+        return self._splitter.array(*self._judged(text))
+
     def _plain_ids(self, text: str) -> list[int]:
         if self._pre_tokenize is not None:
             return self._exact_ids(self._exact_tokens(text))
+        return self._splitter.ids(*self._judged(text))
+
+    def _judged(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         codes = folded_codes(text) if self._lowercase else codes_of(text)
-        return self._splitter.ids(codes, self._splitter.judged(codes))
+        return codes, self._splitter.judged(codes)
 
     def _plain_spans(self, text: str) -> tuple[list[int], Spans]:
         pieces = self._exact_tokens(text)

@@ -10,58 +10,39 @@ Knows encoding in many processes and the files that result. Knows no windows, no
 import errno
 import json
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import signal
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hanmo.errors import DataError
 from hanmo.train.documents import Part, read_documents
+from hanmo.train.encoding import TokenEncoder
+from hanmo.weights.write import Staged
 
-__all__ = ["DOCUMENT", "FORMAT", "Encoder", "PackReport", "pack", "pack_documents"]
+__all__ = ["DOCUMENT", "FORMAT", "PackReport", "pack", "pack_documents"]
 
 FORMAT = "hanmo-packed-1"
 DOCUMENT = np.dtype([("start", "<i8"), ("tokens", "<i8"), ("characters", "<i8"), ("title", "<u4"), ("source", "<u4")])
 _BATCH = 1 << 20  # characters sent to a process at once
+_FEW = 4  # batches that are encoded sooner than processes start
 _TITLE = 120  # characters; a first line longer than this is no title
-
-
-class Encoder(Protocol):
-    """What packing asks of a tokenizer; it must be picklable to use more than one process."""
-
-    @property
-    def tokens(self) -> Sequence[str]:
-        """The vocabulary, by id."""
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the vocabulary."""
-
-    @property
-    def end(self) -> int | None:
-        """Id put after every document; None puts nothing."""
-
-    @property
-    def unknown(self) -> int:
-        """Id of a character outside the vocabulary."""
-
-    def encode(self, text: str) -> NDArray[np.unsignedinteger]:
-        """Return the ids of text."""
-
-    def outside(self, text: str) -> set[str]:
-        """Return the distinct characters of text that the vocabulary does not hold."""
+_SOURCES = 1 << 16  # more of them are held to be a mistake: the counts of each are kept in memory
 
 
 @dataclass
 class PackReport:
-    """What was packed; NAME.json holds the same."""
+    """What was packed; NAME.json holds the same, but for the last."""
 
     format: str = FORMAT
     dtype: str = "uint16"
@@ -75,66 +56,85 @@ class PackReport:
     end: int | None = None
     marks: dict[str, tuple[int, int]] = field(default_factory=dict)  # source: (start, tokens) in NAME.bin
     sources: dict[str, dict[str, int]] = field(default_factory=dict)  # in the order of their numbers
+    outside: Counter[str] = field(default_factory=Counter)  # how often each character outside the vocabulary stands
+
+    def to_json(self) -> str:
+        """Write what NAME.json holds."""
+        facts = asdict(self)
+        del facts["outside"]
+        return json.dumps(facts, ensure_ascii=False, indent=1) + "\n"
 
 
 def pack(
     paths: Iterable[str | Path],
     out: str | Path,
     *,
-    encoder: Encoder,
+    encoder: TokenEncoder,
     text_key: str = "text",
     source_key: str = "source",
     document: str = "file",
     processes: int | None = None,
-    progress: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> PackReport:
     """Pack txt, jsonl, csv (also .xz .gz .bz2) and folders of them into out.bin, out.documents and out.json.
 
-    paths, text_key, source_key, document: as in `read_documents`.   The rest: as in `pack_documents`.
+    paths, text_key, source_key, document, progress: as in `read_documents`.   The rest: as in `pack_documents`.
     """
-    parts = read_documents(paths, text_key=text_key, source_key=source_key, document=document)
-    return pack_documents(parts, out, encoder=encoder, processes=processes, progress=progress)
+    parts = read_documents(paths, text_key=text_key, source_key=source_key, document=document, progress=progress)
+    return pack_documents(parts, out, encoder=encoder, processes=processes)
 
 
 def pack_documents(
     parts: Iterable[Part],
     out: str | Path,
     *,
-    encoder: Encoder,
+    encoder: TokenEncoder,
     marks: Mapping[str, str] | None = None,
     titles: bool = False,
     processes: int | None = None,
-    progress: bool = True,
 ) -> PackReport:
     """Pack documents, in order, into out.bin, out.documents and out.json; the same parts give the same bytes.
 
     marks: text by source that the reader may set before a document, such as {"poetry": "【诗】"}.
     titles: note the first line of documents that begin with 《, so that the reader may leave it out.
-    processes: encoders at work; all cores by default, 1 stays in this process. They bound the memory, not the corpus.
-        A script that uses more than one calls this under `if __name__ == "__main__":`, as multiprocessing asks.
+    processes: encoders at work; 1 stays in this process, None takes all cores if there is more than a little to do.
+        They bound the memory, not the corpus. A script that uses more than one calls this under
+        `if __name__ == "__main__":`, as multiprocessing asks.
     A document's parts must follow each other. Nothing is replaced before everything is written.
-    Raises DataError if there are no documents, the last one never ends, or no space is left.
+    Raises DataError if there are no documents, the last one never ends, there are more than 65,536 sources, a process
+    dies, or no space is left.
     """
     out = Path(out)
+    finals = [out.with_name(out.name + suffix) for suffix in (".bin", ".documents", ".json")]
     report = PackReport(
-        dtype=str(np.dtype(np.uint16 if len(encoder.tokens) <= 1 << 16 else np.uint32)),
-        vocabulary_size=len(encoder.tokens),
+        dtype=str(encoder.dtype),
+        vocabulary_size=encoder.vocab,
         vocabulary_sha256=encoder.sha256,
         end=encoder.end,
     )
-    outside: set[str] = set()
-    with _Beside(out) as files, _Progress(progress) as shown:
-        writer = _Writer(files, report)
-        writer.write_marks({source: encoder.encode(text) for source, text in (marks or {}).items()})
-        for batch in _encoded(_batches(parts), encoder, titles, processes):
-            writer.write(batch)
-            outside |= batch.outside
-            shown.update(report.tokens, report.documents)
-        writer.close()
-        if not report.documents:
-            raise DataError("there was no document to pack; give files that hold text")
-        report.distinct_unknown = len(outside)
-        files.finish(report)
+    try:
+        with Staged() as staged:
+            made = [staged.new(final) for final in finals]
+            with ExitStack() as files:
+                ids, documents, facts = (files.enter_context(path.open("wb")) for path in made)
+                writer = _Writer(ids, documents, report)
+                writer.write_marks({source: encoder.encode(text) for source, text in (marks or {}).items()})
+                for batch in _encoded(_batches(parts), encoder, titles, processes):
+                    writer.write(batch)
+                writer.close()
+                facts.write(report.to_json().encode())
+                for file in (ids, documents, facts):
+                    file.flush()
+                    os.fsync(file.fileno())
+            for path, final in zip(made, finals, strict=True):
+                staged.place(path, final)
+            finals[2].unlink(missing_ok=True)  # without its json the pair is no packed data: no mixture is ever read
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"no space is left while writing {finals[0]}; nothing was replaced; free space and pack again"
+        ) from error
     return report
 
 
@@ -142,7 +142,7 @@ def pack_documents(
 class _Encoded:
     ids: NDArray[np.unsignedinteger]
     rows: list[tuple[int, int, int, int, str, bool]]  # tokens, characters, unknown, title, source, ends
-    outside: set[str]
+    outside: Mapping[str, int]
 
 
 def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
@@ -160,28 +160,37 @@ def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
 
 
 def _encoded(
-    batches: Iterable[list[Part]], encoder: Encoder, titles: bool, processes: int | None
+    batches: Iterator[list[Part]], encoder: TokenEncoder, titles: bool, processes: int | None
 ) -> Iterator[_Encoded]:
     """Yield the batches encoded, in order; at most two a process are under way."""
+    few = list(islice(batches, _FEW)) if processes is None else []
+    batches = chain(few, batches)
     count = processes or os.cpu_count() or 1
-    if count == 1:
+    if count == 1 or (processes is None and len(few) < _FEW):
         yield from (_encode_batch(batch, encoder, titles) for batch in batches)
         return
     # Spawned, not forked: the progress display runs in a thread, and a fork beside threads may hang.
     with ProcessPoolExecutor(count, get_context("spawn"), _set_worker, (encoder, titles)) as pool:
         waiting: deque[Future[_Encoded]] = deque()
-        for batch in batches:
-            waiting.append(pool.submit(_work, batch))
-            if len(waiting) >= 2 * count:
+        try:
+            for batch in batches:
+                waiting.append(pool.submit(_work, batch))
+                if len(waiting) >= 2 * count:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise DataError(
+                f"one of {count} processes that encode was ended from outside, perhaps for want of memory; nothing "
+                "was replaced; pack again with fewer processes"
+            ) from None
 
 
 _worker: dict[str, Any] = {}
 
 
-def _set_worker(encoder: Encoder, titles: bool) -> None:
+def _set_worker(encoder: TokenEncoder, titles: bool) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that writes, which ends this one
     _worker.update(encoder=encoder, titles=titles)
 
 
@@ -189,29 +198,30 @@ def _work(batch: list[Part]) -> _Encoded:
     return _encode_batch(batch, _worker["encoder"], _worker["titles"])
 
 
-def _encode_batch(batch: list[Part], encoder: Encoder, titles: bool) -> _Encoded:
+def _encode_batch(batch: list[Part], encoder: TokenEncoder, titles: bool) -> _Encoded:
     ids: list[NDArray[np.unsignedinteger]] = []
     rows = []
-    outside: set[str] = set()
+    lacking: list[str] = []
     for part in batch:
         found = encoder.encode(part.text)
-        unknown = int((found == encoder.unknown).sum())
+        unknown = 0 if encoder.unknown is None else int((found == encoder.unknown).sum())
         if unknown:
-            outside |= encoder.outside(part.text)
+            lacking.append(part.text)
         line = part.text.find("\n", 0, _TITLE) if titles and part.text.startswith("《") else -1
         title = len(encoder.encode(part.text[: line + 1])) if line > 0 else 0
         ids.append(found)
         if part.ends and encoder.end is not None:
             ids.append(np.array([encoder.end], found.dtype))
         rows.append((len(found), len(part.text), unknown, title, part.source, part.ends))
-    return _Encoded(np.concatenate(ids), rows, outside)
+    return _Encoded(np.concatenate(ids), rows, encoder.outside("".join(lacking)))
 
 
 class _Writer:
     """Put encoded batches into the files and count them into the report."""
 
-    def __init__(self, files: "_Beside", report: PackReport) -> None:
-        self._files, self._report = files, report
+    def __init__(self, ids: IO[bytes], documents: IO[bytes], report: PackReport) -> None:
+        self._ids, self._documents, self._report = ids, documents, report
+        self._dtype = np.dtype(report.dtype).newbyteorder("<")
         self._written = 0
         self._document: list[int] | None = None  # start, tokens, characters, title, source of the one under way
         self._numbers: dict[str, int] = {}
@@ -232,6 +242,11 @@ class _Writer:
                 source, dict.fromkeys(("documents", "tokens", "characters", "unknown"), 0)
             )
             number = self._numbers.setdefault(source, len(self._numbers))
+            if number >= _SOURCES:
+                raise DataError(
+                    f"there are more than {_SOURCES:,} sources, the last {source!r}; name another field for them "
+                    "with source_key, or one that is not there to take the files' names"
+                )
             self._document = self._document or [at, 0, 0, title, number]
             self._document[1] += tokens + end * ends
             self._document[2] += characters
@@ -242,82 +257,18 @@ class _Writer:
             if ends:
                 done.append(tuple(self._document))
                 self._document = None
+        self._report.outside.update(batch.outside)
         self._put(batch.ids)
-        self._files.documents.write(np.array(done, DOCUMENT).tobytes())
+        self._documents.write(np.array(done, DOCUMENT).tobytes())
 
     def close(self) -> None:
         if self._document:
             source = list(self._numbers)[self._document[4]]
             raise DataError(f"the last document of source {source!r} never ended; give its last part with ends=True")
+        if not self._report.documents:
+            raise DataError("there was no document to pack; give files that hold text")
+        self._report.distinct_unknown = len(self._report.outside)
 
     def _put(self, ids: NDArray[Any]) -> None:
-        self._files.ids.write(ids.astype(np.dtype(self._report.dtype).newbyteorder("<"), copy=False).tobytes())
+        self._ids.write(ids.astype(self._dtype, copy=False).tobytes())
         self._written += len(ids)
-
-
-class _Beside:
-    """The three files, written beside as .part and renamed together; removed if anything fails."""
-
-    ids: IO[bytes]
-    documents: IO[bytes]
-
-    def __init__(self, out: Path) -> None:
-        self._targets = [out.with_name(out.name + suffix) for suffix in (".bin", ".documents", ".json")]
-        self._parts = [target.with_name(target.name + ".part") for target in self._targets]
-        self._open: list[IO[bytes]] = []
-
-    def __enter__(self) -> "_Beside":
-        self._targets[0].parent.mkdir(parents=True, exist_ok=True)
-        self._open = [part.open("wb") for part in self._parts]
-        self.ids, self.documents = self._open[0], self._open[1]
-        return self
-
-    def finish(self, report: PackReport) -> None:
-        self._open[2].write((json.dumps(asdict(report), ensure_ascii=False, indent=1) + "\n").encode())
-        for file in self._open:
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-        self._targets[2].unlink(missing_ok=True)  # without its json the pair is no packed data: no mixture is ever read
-        for part, target in zip(self._parts, self._targets, strict=True):
-            os.replace(part, target)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            return
-        for file, part in zip(self._open, self._parts, strict=True):
-            try:
-                file.close()  # flushes, so a full disk fails here once more
-            except OSError:
-                pass
-            part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise DataError(
-                f"no space is left while writing {self._targets[0]}; nothing was replaced; free space and pack again"
-            ) from error
-
-
-class _Progress:
-    """A line of progress on a terminal, or nothing."""
-
-    def __init__(self, wanted: bool) -> None:
-        self._wanted = wanted
-
-    def __enter__(self) -> "_Progress":
-        if self._wanted:
-            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-            self._bar = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-            self._task = self._bar.add_task("packing")
-            self._bar.start()
-        return self
-
-    def update(self, tokens: int, documents: int) -> None:
-        if self._wanted:
-            self._bar.update(self._task, description=f"{tokens:,} tokens of {documents:,} documents")
-
-    def __exit__(self, *_: object) -> None:
-        if self._wanted:
-            self._bar.stop()

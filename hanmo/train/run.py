@@ -12,8 +12,8 @@ from hanmo.config import ModelConfig
 from hanmo.errors import DataError
 from hanmo.families import FAMILIES
 from hanmo.model import Model
+from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.train.bits import Bits, bits_per_character
-from hanmo.train.encoding import CharacterEncoder
 from hanmo.train.evaluate import spent_on
 from hanmo.train.loop import SCORE
 from hanmo.train.packed import PackedFile
@@ -79,17 +79,23 @@ def evaluation(
 
 
 def sampler(
-    encoder: CharacterEncoder, prompts: Sequence[str], *, count: int, top_k: int = 20, seed: int = 0
+    tokenizer: Tokenizer, prompts: Sequence[str], *, count: int, top_k: int = 20, seed: int = 0
 ) -> Callable[[Model], str]:
-    """Make the function that writes on from each prompt, as one text of several paragraphs."""
-    ids = [[encoder.end, *encoder.encode(prompt).tolist()] for prompt in prompts]
-    banned = [encoder.pad, encoder.unknown]
+    """Make the function that writes on from each prompt, as one text of several paragraphs.
+
+    A text begins with the vocabulary's end mark, which stood before each document in training, and ends with it.
+    """
+    special = tokenizer.special
+    assert special.end is not None
+    end = special.end
+    ids = [[end, *tokenizer.encode(prompt, ends=False).ids] for prompt in prompts]
+    banned = sorted(special.known() - {end})
 
     def write(model: Model) -> str:
-        written = sample(model, ids, count=count, end=encoder.end, top_k=top_k, banned=banned, seed=seed)
+        written = sample(model, ids, count=count, end=end, top_k=top_k, banned=banned, seed=seed)
         pairs = zip(prompts, written, strict=True)
         return "\n\n".join(
-            f"{json.dumps(prompt, ensure_ascii=False)}\n{prompt}{encoder.decode(row)}" for prompt, row in pairs
+            f"{json.dumps(prompt, ensure_ascii=False)}\n{prompt}{tokenizer.decode(row)}" for prompt, row in pairs
         )
 
     return write

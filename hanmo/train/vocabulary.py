@@ -6,21 +6,19 @@ Knows how characters and words are counted and chosen, and BERT's vocab.txt. Kno
         [PAD]  [UNK]  [CLS]  [SEP]  [MASK]  [EOS]  [NL]  [SP]  characters by frequency, then ##a ... ##9, then pieces
 """
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from hanmo.errors import DataError, TokenizerError
-from hanmo.train.encoding import END, NEWLINE, PAD, SPACE, UNKNOWN
+from hanmo.tokenizers.lossless import END, NEWLINE, SPACE_TOKEN
 
-__all__ = ["CorpusCounts", "Vocabulary", "common_characters", "make_vocabulary", "write_vocabulary"]
+__all__ = ["CorpusCounts", "Vocabulary", "common_characters", "make_vocabulary"]
 
-_NAMED = [PAD, UNKNOWN, "[CLS]", "[SEP]", "[MASK]", END, NEWLINE, SPACE]
+_NAMED = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", END, NEWLINE, SPACE_TOKEN]
 _ASCII = [chr(code) for code in range(0x21, 0x7F)]
 _ALNUM = [token for token in _ASCII if token.isalnum()]
 _MARKS = "，。、；：？！“”‘’（）《》〈〉【】〔〕—…·～"
@@ -100,14 +98,6 @@ def make_vocabulary(
     return Vocabulary(tokens=tokens, coverage=held / total, characters=len(chosen), pieces=len(parts))
 
 
-def write_vocabulary(tokens: Iterable[str], path: str | Path) -> None:
-    """Write a vocab.txt in BERT's format: UTF-8, one token a line, a newline after each; beside and renamed."""
-    path = Path(path)
-    beside = path.with_name(path.name + ".part")
-    beside.write_bytes("".join(token + "\n" for token in tokens).encode())
-    os.replace(beside, path)
-
-
 def common_characters() -> str:
     """Return the 3,755 common characters of GB 2312's first level, which no modern text should lack."""
     rows = (bytes([row, column]) for row in range(0xB0, 0xD8) for column in range(0xA1, 0xFF))
@@ -120,7 +110,7 @@ def _train_pieces(words: Mapping[str, float], wanted: int) -> list[str]:
         return []
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordPieceTrainer(
         vocab_size=wanted + 2 * len(_ALNUM),

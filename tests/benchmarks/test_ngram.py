@@ -116,14 +116,15 @@ def test_no_document_is_seen_through_the_one_before_it() -> None:
 
 
 def test_the_command_measures_every_held_out_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    from hanmo.tokenizers import Lossless
     from hanmo.train.documents import Part
-    from hanmo.train.encoding import CharacterEncoder
+    from hanmo.train.encoding import TokenEncoder
     from hanmo.train.pack import pack_documents
 
     alphabet = [chr(code) for code in (*range(48, 58), *range(65, 91), *range(97, 123))]
     named = ["[PAD]", "[UNK]", "[EOS]", "[NL]", "[SP]"]
-    encoder = CharacterEncoder([*named, *alphabet, *("##" + letter for letter in alphabet), *"天地玄黄。【】"])
-    options = {"encoder": encoder, "processes": 1, "progress": False}
+    tokenizer = Lossless([*named, *alphabet, *("##" + letter for letter in alphabet), *"天地玄黄。【】"])
+    options = {"encoder": TokenEncoder(tokenizer), "processes": 1}
     pack_documents([Part("天地玄黄。鱻龘", "a")] * 5, tmp_path / "train", marks={"a": "【天】"}, **options)
     pack_documents([Part("天地玄黄。鱻龘", "a")], tmp_path / "valid-a", **options)
     pack_documents([Part("黄玄地天", "b")], tmp_path / "valid-b", **options)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hanmo.train.encoding import CharacterEncoder
+from hanmo.tokenizers import Lossless
+from hanmo.train.encoding import TokenEncoder
 from hanmo.train.packed import PackedData, PackedFile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,14 +43,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write(corpus / "valid-poetry.jsonl.xz", "poetry", ["《登鹳雀楼》王之涣\n白日依山尽。"])
     write(corpus / "valid-pdauthors.jsonl.xz", "pdauthors", ["《药》鲁迅\n秋天的后半夜。", "《苦雨》周作人\n伏园兄。"])
-    PREPARE.prepare(corpus, out, processes=1, progress=False, size=4100, pieces=0)
+    PREPARE.prepare(corpus, out, processes=1, size=4100, pieces=0)
     return out
 
 
 def test_every_source_is_packed_but_not_zhou_zuoren(prepared: Path) -> None:
-    encoder = CharacterEncoder.from_file(prepared / "vocab.txt")
-    train = PackedFile(prepared / "train", vocabulary_sha256=encoder.sha256)
-    text = encoder.decode(train.ids)
+    tokenizer = Lossless(prepared / "vocab.txt")
+    train = PackedFile(prepared / "train", vocabulary_sha256=TokenEncoder(tokenizer).sha256)
+    text = tokenizer.decode(train.ids)
     assert {name: counts["documents"] for name, counts in train.facts["sources"].items()} == {
         "pdauthors": 1,
         "poetry": 2,
@@ -60,8 +61,8 @@ def test_every_source_is_packed_but_not_zhou_zuoren(prepared: Path) -> None:
 
 
 def test_the_held_out_texts_of_zhou_zuoren_are_apart(prepared: Path) -> None:
-    encoder = CharacterEncoder.from_file(prepared / "vocab.txt")
-    assert encoder.decode(PackedFile(prepared / "valid-pdauthors").ids) == "《药》鲁迅\n秋天的后半夜。"
+    tokenizer = Lossless(prepared / "vocab.txt")
+    assert tokenizer.decode(PackedFile(prepared / "valid-pdauthors").ids) == "《药》鲁迅\n秋天的后半夜。"
     assert PackedFile(prepared / "valid-zhouzuoren").facts["documents"] == 1
 
 
@@ -75,9 +76,9 @@ def test_the_report_gives_the_weights_that_the_reader_takes(prepared: Path) -> N
 
 
 def test_marks_stand_before_documents_of_their_source(prepared: Path) -> None:
-    encoder = CharacterEncoder.from_file(prepared / "vocab.txt")
+    tokenizer = Lossless(prepared / "vocab.txt")
     data = PackedData(PackedFile(prepared / "train"), window=64, rows=1, weights={"pdauthors": 0}, mark_share=1)
-    text = "".join(encoder.decode(data.batch(0, step)[0][1:]) for step in range(data.steps(0)))
+    text = "".join(tokenizer.decode(data.batch(0, step)[0][1:]) for step in range(data.steps(0)))
     assert text.count("【诗】《") == 2 and text.count("【古文】《") == 2
 
 

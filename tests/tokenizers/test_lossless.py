@@ -1,14 +1,15 @@
-"""The vocabulary that keeps spaces, newlines and case; its ids are those of the training data."""
+"""The vocabulary that keeps spaces, newlines and case; the fast way gives the ids of the exact one."""
 
+import pickle
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hanmo.errors import TokenizerError
 from hanmo.tokenizers import Lossless, Tokenizer
-from hanmo.train.encoding import CharacterEncoder
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 TOKENS = [
@@ -19,7 +20,6 @@ TOKENS = [
     *("Py", "##thon", "14", "hello", "##llo"),
 ]
 OURS = Lossless(TOKENS)
-TRAINING = CharacterEncoder(TOKENS)
 KNOWN = "".join(token for token in TOKENS if len(token) == 1)
 texts = st.text(
     st.one_of(
@@ -32,9 +32,44 @@ texts = st.text(
 
 @settings(deadline=None)
 @given(texts)
-def test_ids_equal_those_of_training_data(text):
-    assert OURS.encode(text).ids == TRAINING.encode(text).tolist()
-    assert OURS.encode(text, detail=True).ids == OURS.encode(text).ids
+def test_the_fast_ways_give_the_ids_of_the_exact_one(text):
+    exact = OURS.encode(text, detail=True).ids
+    assert OURS.encode(text).ids == exact
+    assert OURS.encode_array(text).tolist() == exact
+
+
+@settings(deadline=None)
+@given(texts, texts)
+def test_text_before_a_newline_is_encoded_alike_whatever_follows(first, second):
+    ids = OURS.encode(first + "\n").ids
+    assert OURS.encode(first + "\n" + second).ids[: len(ids)] == ids
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("如果 Python 3.14，\n", ["如", "果", "[SP]", "Py", "##thon", "3", ".", "14", "，", "[NL]"]),
+        ("a  b", ["a", "[SP]", "[SP]", "b"]),
+        (" a ", ["[SP]", "a", "[SP]"]),
+        ("a 我", ["a", "[SP]", "我"]),
+        ("我龘a", ["我", "[UNK]", "a"]),
+        ("a\u200bb", ["a", "##b"]),
+        ("我\u3000爱\t。\x00", ["我", "[SP]", "爱", "[SP]", "。"]),
+        ("[EOS]", ["[", "E", "##O", "##S", "]"]),
+        ("", []),
+    ],
+)
+def test_text_becomes_these_tokens(text, expected):
+    assert [TOKENS[number] for number in OURS.encode_array(text)] == expected
+
+
+def test_a_very_long_word_is_encoded_whole():
+    assert OURS.decode(OURS.encode_array("ab" * 100_000)) == "ab" * 100_000
+
+
+def test_a_pickled_tokenizer_encodes_the_same():
+    again = pickle.loads(pickle.dumps(OURS))
+    assert np.array_equal(again.encode_array("如果 hello"), OURS.encode_array("如果 hello"))
 
 
 @settings(deadline=None)
@@ -55,7 +90,7 @@ def test_streamed_pieces_joined_are_the_whole(ids, special):
 def test_offsets_slice_the_text(text):
     encoding = OURS.encode(text, detail=True)
     for token, (start, stop) in zip(encoding.tokens, encoding.offsets, strict=True):
-        shown = "".join(c for c in text[start:stop] if TRAINING.encode(c).size)
+        shown = "".join(c for c in text[start:stop] if len(OURS.encode_array(c)))
         if token == "[NL]":
             assert shown in "\r\n" and shown
         elif token not in ("[SP]", "[UNK]"):
@@ -81,6 +116,10 @@ def test_marks_are_left_out_unless_asked_for():
 def test_a_vocabulary_that_loses_something_is_refused(tmp_path):
     with pytest.raises(TokenizerError, match=re.escape("lacks 2 tokens that keep a text whole, first ['[NL]', '##z']")):
         Lossless([token for token in TOKENS if token not in ("[NL]", "##z")])
+    with pytest.raises(TokenizerError, match=re.escape("id 0 is '[UNK]', expected '[PAD]'")):
+        Lossless([TOKENS[1], TOKENS[0], *TOKENS[2:]])
+    with pytest.raises(TokenizerError, match="the vocabulary holds '我' twice"):
+        Lossless([*TOKENS, "我"])
     with pytest.raises(TokenizerError, match=f"the id {len(TOKENS)} is outside"):
         OURS.decode([len(TOKENS)])
     (tmp_path / "vocab.txt").write_text("".join(token + "\n" for token in TOKENS), encoding="utf-8")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from hanmo.errors import DataError, MissingFile
-from hanmo.train.documents import Part, find_files, read_documents
+from hanmo.train.documents import Part, read_documents
+from hanmo.train.files import find_files
 
 
 def texts(*paths: Path, **options: str) -> list[str]:
@@ -55,6 +56,29 @@ def test_json_lines_are_read_packed_or_not(tmp_path: Path, suffix: str, opener) 
     assert list(read_documents([path])) == [Part("天\n地", "诗"), Part("玄\u2028黄", "a")]
 
 
+def test_a_source_that_is_null_is_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "天", "source": null}\n', "utf-8")
+    assert list(read_documents([tmp_path / "a.jsonl"])) == [Part("天", "a")]
+
+
+def test_a_cut_never_parts_a_word_or_what_a_space_between_words_implies() -> None:
+    text = "天地 ab café 玄黄"
+    for size in range(1, len(text)):
+        parts = list(Part(text).pieces(size))
+        assert "".join(part.text for part in parts) == text
+        assert all(part.text[0] in "天地玄黄" for part in parts[1:] if size > 8)
+
+
+def test_progress_tells_the_bytes_read_of_all(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("天地玄黄，天地玄黄\n" * 100_000, "utf-8")
+    told: list[tuple[int, int]] = []
+    list(read_documents([tmp_path], document="line", progress=lambda done, total: told.append((done, total))))
+    done = [first for first, _ in told]
+    assert {total for _, total in told} == {5_600_000}
+    assert done == sorted(done) and len(done) >= 2 and 2_700_000 < done[-1] <= 5_600_000
+
+
 def test_csv_cells_keep_their_lines_and_may_be_long(tmp_path: Path) -> None:
     long = "天" * 200_000
     (tmp_path / "a.csv").write_text(f'title,text,source\nx,"一\n二，""三""",诗\ny,{long},\n', "utf-8", newline="")
@@ -90,6 +114,14 @@ def test_paths_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         ("a.txt", b"ok\n\xff\xff\xff\xff\xff\xff\n", r"a\.txt is neither UTF-8 nor GB18030 near line 2"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"a\.jsonl line 2 is not JSON"),
         ("a.jsonl", b'{"body": "a"}\n', r"a\.jsonl line 1 has no text in 'text': it holds keys \['body'\]"),
+        ("a.txt", "天地".encode("utf-16"), r"a\.txt begins as UTF-16 does \(ff fe\); save it as UTF-8"),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl line 1 is not JSON"),
+        ("a.jsonl", b"1" * 5000, r"a\.jsonl line 1 is not JSON \(Exceeds the limit"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"text": "a\\ud83d"}\n',
+            r"a\.jsonl line 2 holds the lone surrogate \\ud83d in 'text'",
+        ),
         ("a.jsonl", b"[1]\n", r"a\.jsonl line 1 has no text in 'text': it holds a list"),
         ("a.csv", b"body,x\n1,2\n", r"a\.csv line 1 has columns \['body', 'x'\], none is 'text'"),
         ("a.csv", b"x,text\n1,2\n1\n", r"a\.csv line 3 ends before column 'text'"),

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from hanmo.errors import ConfigError, DataError
 from hanmo.families import FAMILIES
 from hanmo.model import Model
-from hanmo.train.encoding import CharacterEncoder
+from hanmo.tokenizers import Lossless
 from hanmo.train.evaluate import spent_on
 from hanmo.train.loss import cross_entropy, next_token_loss
 from hanmo.train.pack import DOCUMENT, FORMAT
@@ -166,8 +166,23 @@ def test_evaluation_refuses_what_it_cannot_measure(tmp_path: Path) -> None:
         held_out(tmp_path, vocabulary_sha256="x")
     with pytest.raises(ValueError, match="stride is 9; expected 1 to the window, 8"):
         spent_on(model(), packed(tmp_path, [[7]]), window=8, stride=9)
-    with pytest.raises(DataError, match="packed without an end mark"):
-        spent_on(model(), packed(tmp_path, [[7]], end=None), window=8)
+
+
+@pytest.mark.parametrize("stride", [1, 3, 5])
+def test_without_an_end_mark_the_first_token_is_given(tmp_path: Path, stride: int) -> None:
+    document = [1, *np.random.default_rng(2).integers(6, VOCAB, size=12).tolist()]
+    file = packed(tmp_path, [document[:-1]], end=None)  # its last id is the END that `packed` adds
+    file.ids = np.array([END, *document])
+    whole, expected, done = model(), 0.0, 1
+    while done < 13:
+        stop = min(13, done + (stride if done > 1 else 5))
+        begin = max(0, stop - 6)
+        logits = whole(torch.tensor([document[begin : stop - 1]])).logits[0, done - begin - 1 :]
+        expected += float(F.cross_entropy(logits, torch.tensor(document[done:stop]), reduction="sum").detach())
+        done = stop
+    spent = spent_on(whole, file, window=5, stride=stride)
+    assert spent.nats == pytest.approx(expected, rel=1e-5)
+    assert (spent.tokens, spent.characters, spent.unknown) == (12, 11, 0)
 
 
 def test_samples_side_by_side_equal_samples_alone_and_stop_at_the_end() -> None:
@@ -183,7 +198,6 @@ def test_samples_side_by_side_equal_samples_alone_and_stop_at_the_end() -> None:
 def test_sampler_gives_text() -> None:
     letters = [chr(code) for code in (*range(0x30, 0x3A), *range(0x41, 0x5B), *range(0x61, 0x7B))]
     tokens = ["[PAD]", "[UNK]", "[EOS]", "[NL]", "[SP]", "春", "眠", *letters, *("##" + letter for letter in letters)]
-    encoder = CharacterEncoder(tokens)
     config = gpt2_ml_config(vocab=len(tokens), depth=1, width=32, positions=32, head_dim=16)
-    text = sampler(encoder, ["春眠", "眠"], count=5)(Model(config).initialize(0))
+    text = sampler(Lossless(tokens), ["春眠", "眠"], count=5)(Model(config).initialize(0))
     assert text.startswith('"春眠"\n春眠') and '\n\n"眠"\n眠' in text

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import string
 from collections import Counter
 from pathlib import Path
@@ -8,13 +9,14 @@ import numpy as np
 import pytest
 
 from hanmo.errors import DataError, MissingFile
+from hanmo.tokenizers import Lossless, WordPiece
 from hanmo.train.documents import Part
-from hanmo.train.encoding import CharacterEncoder
+from hanmo.train.encoding import TokenEncoder
 from hanmo.train.pack import pack, pack_documents
 from hanmo.train.packed import PackedData, PackedFile
 
 ALPHABET = string.ascii_letters + string.digits
-ENCODER = CharacterEncoder(
+TOKENIZER = Lossless(
     [
         *("[PAD]", "[UNK]", "[EOS]", "[NL]", "[SP]"),
         *ALPHABET,
@@ -22,12 +24,13 @@ ENCODER = CharacterEncoder(
         *"天地玄黄宇宙洪荒诗文【】《》，。",
     ]
 )
-END, STOP = ENCODER.end, ENCODER.tokens.index("。")
+ENCODER = TokenEncoder(TOKENIZER)
+END, STOP = TOKENIZER.special.end, TOKENIZER.token_to_id("。")
 POEM = "《天》地\n玄黄，宇宙。\n洪荒。"
 
 
 def packed(folder: Path, parts: list[Part], **options) -> PackedFile:
-    options = {"processes": 1, "progress": False, **options}
+    options = {"processes": 1, **options}
     pack_documents(parts, folder / "d", encoder=ENCODER, **options)
     return PackedFile(folder / "d")
 
@@ -44,7 +47,7 @@ def foretold(data: PackedData, epoch: int = 0) -> list[int]:
 
 
 def documents_of(ids: list[int]) -> list[str]:
-    return "".join("|" if number == END else ENCODER.decode([number]) for number in ids).split("|")[:-1]
+    return "".join("|" if number == END else TOKENIZER.decode([number]) for number in ids).split("|")[:-1]
 
 
 # Packing
@@ -53,7 +56,7 @@ def documents_of(ids: list[int]) -> list[str]:
 def test_packed_documents_decode_to_their_texts_in_order(tmp_path: Path) -> None:
     parts = many()
     file = packed(tmp_path, parts)
-    texts = [ENCODER.decode(file.ids[row["start"] : row["start"] + row["tokens"]]) for row in file.documents]
+    texts = [TOKENIZER.decode(file.ids[row["start"] : row["start"] + row["tokens"]]) for row in file.documents]
     assert texts == [part.text for part in parts]
     assert all(file.ids[row["start"] + row["tokens"] - 1] == END for row in file.documents)
     assert [file.sources[row["source"]] for row in file.documents] == [part.source for part in parts]
@@ -75,7 +78,7 @@ def test_the_counts_are_those_of_the_texts(tmp_path: Path) -> None:
 def test_many_processes_give_the_same_bytes_as_one(tmp_path: Path) -> None:
     parts = [Part("天地玄黄，" * 70_000 + str(n), "s") for n in range(8)]
     for processes in (1, 2):
-        pack_documents(parts, tmp_path / f"p{processes}", encoder=ENCODER, processes=processes, progress=False)
+        pack_documents(parts, tmp_path / f"p{processes}", encoder=ENCODER, processes=processes)
     for suffix in ("bin", "documents", "json"):
         assert (tmp_path / f"p1.{suffix}").read_bytes() == (tmp_path / f"p2.{suffix}").read_bytes()
 
@@ -104,13 +107,14 @@ def test_files_are_packed_by_their_paths(tmp_path: Path) -> None:
     report = pack([tmp_path], tmp_path / "out" / "d", encoder=ENCODER, processes=1)
     assert report.documents == 2
     file = PackedFile(tmp_path / "out" / "d", vocabulary_sha256=ENCODER.sha256)
-    assert ENCODER.decode(file.ids) == "天地\n玄黄宇宙"
+    assert TOKENIZER.decode(file.ids) == "天地\n玄黄宇宙"
     assert file.sources == ["一", "s"]
 
 
 def test_a_vocabulary_above_65536_tokens_is_packed_in_32_bits(tmp_path: Path) -> None:
-    large = CharacterEncoder([*ENCODER.tokens, *(f"[unused{n}]" for n in range(65_500)), "凹"])
-    pack_documents([Part("天凹")], tmp_path / "d", encoder=large, processes=1, progress=False)
+    tokens = [TOKENIZER.id_to_token(number) for number in range(TOKENIZER.vocab)]
+    large = Lossless([*tokens, *(chr(0x20000 + n) for n in range(65_500)), "凹"])
+    pack_documents([Part("天凹")], tmp_path / "d", encoder=TokenEncoder(large), processes=1)
     file = PackedFile(tmp_path / "d")
     assert file.ids.dtype == np.uint32
     assert large.decode(file.ids) == "天凹"
@@ -252,7 +256,7 @@ def test_windows_of_one_document_are_cut_at_sentence_ends(tmp_path: Path) -> Non
 def test_a_stride_reads_the_context_again(tmp_path: Path) -> None:
     file = packed(tmp_path, [Part("天地玄黄宇宙洪荒" * 4)])
     data = PackedData(file, window=8, rows=1, layout="document", stride=4, shuffle=False)
-    rows = [ENCODER.decode(data.batch(0, step)[0]) for step in range(data.steps(0))]
+    rows = [TOKENIZER.decode(data.batch(0, step)[0]) for step in range(data.steps(0))]
     assert rows[:3] == ["天地玄黄宇宙洪荒", "黄宇宙洪荒天地玄黄", "荒天地玄黄宇宙洪荒"]
 
 
@@ -283,3 +287,48 @@ def test_an_epoch_of_nothing_and_a_step_beyond_the_end_are_refused(tmp_path: Pat
     last = data.steps(0)
     with pytest.raises(DataError, match=f"epoch 0 has steps 0 to {last - 1}, asked for {last}"):
         data.batch(0, last)
+
+
+def test_a_document_in_any_vocabulary_has_no_mark_unless_asked_for(tmp_path: Path) -> None:
+    bert = WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"天地玄黄"])
+    for separator, expected in ((None, [5, 6, 7]), ("[SEP]", [3, 5, 6, 3, 7, 3])):
+        encoder = TokenEncoder(bert, separator=separator)
+        pack_documents([Part("天地"), Part("玄")], tmp_path / "d", encoder=encoder, processes=1)
+        assert PackedFile(tmp_path / "d").ids.tolist() == expected
+
+
+def test_processes_start_only_where_there_is_enough_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_start(*_: object) -> None:
+        raise AssertionError("a process was started for a handful of documents")
+
+    monkeypatch.setattr("hanmo.train.pack.ProcessPoolExecutor", none_start)
+    assert pack_documents(many(), tmp_path / "d", encoder=ENCODER).documents == 60
+
+
+class Dying(TokenEncoder):
+    def encode(self, text: str) -> np.ndarray:
+        os._exit(9)
+
+
+def test_a_process_that_is_ended_from_outside_is_said_and_nothing_is_left(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="one of 2 processes that encode was ended from outside"):
+        pack_documents([Part("天")], tmp_path / "d", encoder=Dying(TOKENIZER), processes=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sources_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hanmo.train.pack._SOURCES", 3)
+    with pytest.raises(DataError, match="there are more than 3 sources, the last 'http://3'"):
+        packed(tmp_path, [Part("天", f"http://{number}") for number in range(9)])
+
+
+def test_other_faults_of_the_disk_are_not_taken_for_want_of_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("hanmo.train.pack.os.fsync", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        packed(tmp_path, [Part("天")])
+    assert list(tmp_path.iterdir()) == []

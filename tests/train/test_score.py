@@ -6,23 +6,32 @@ import numpy as np
 import pytest
 
 from hanmo.errors import DataError
+from hanmo.tokenizers import Lossless
 from hanmo.train.documents import Part
-from hanmo.train.encoding import CharacterEncoder
+from hanmo.train.encoding import TokenEncoder
 from hanmo.train.pack import pack_documents
 from hanmo.train.packed import PackedFile
 from hanmo.train.score import measure, scoring_windows
 
 ALPHABET = string.ascii_letters + string.digits
-ENCODER = CharacterEncoder(
-    ["[PAD]", "[UNK]", "[EOS]", "[NL]", "[SP]", *ALPHABET, *("##" + letter for letter in ALPHABET), *"天地玄黄，。"]
-)
+TOKENS = [
+    "[PAD]",
+    "[UNK]",
+    "[EOS]",
+    "[NL]",
+    "[SP]",
+    *ALPHABET,
+    *("##" + letter for letter in ALPHABET),
+    *"天地玄黄，。",
+]
+ENCODER = TokenEncoder(Lossless(TOKENS))
 TEXTS = ["天地玄黄，" * n + "鱻" * (n % 2) for n in range(1, 12)]
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> PackedFile:
     parts = [Part(text) for text in TEXTS]
-    pack_documents(parts, tmp_path / "d", encoder=ENCODER, processes=1, progress=False)
+    pack_documents(parts, tmp_path / "d", encoder=ENCODER, processes=1)
     return PackedFile(tmp_path / "d")
 
 

@@ -1,8 +1,8 @@
 import pytest
 
 from hanmo.errors import DataError, TokenizerError
-from hanmo.train.encoding import CharacterEncoder
-from hanmo.train.vocabulary import CorpusCounts, common_characters, make_vocabulary, write_vocabulary
+from hanmo.tokenizers import Lossless, write_vocab
+from hanmo.train.vocabulary import CorpusCounts, common_characters, make_vocabulary
 
 TEXT = "天地玄黄，宇宙洪荒。\n日月盈昃，辰宿列张。Python 的 Python 3.14，python testing 与 testing。鱻\n"
 
@@ -15,13 +15,12 @@ def counted(text: str = TEXT, times: int = 3) -> CorpusCounts:
 
 def test_a_vocabulary_encodes_and_decodes_its_corpus_without_loss(tmp_path) -> None:
     vocabulary = make_vocabulary(counted(), size=400, pieces=20)
-    write_vocabulary(vocabulary.tokens, tmp_path / "vocab.txt")
-    encoder = CharacterEncoder.from_file(tmp_path / "vocab.txt")
-    ids = encoder.encode(TEXT)
-    assert encoder.unknown not in ids
-    assert encoder.decode(ids) == TEXT
+    write_vocab(tmp_path / "vocab.txt", vocabulary.tokens)
+    tokenizer = Lossless(tmp_path / "vocab.txt")
+    ids = tokenizer.encode(TEXT).ids
+    assert tokenizer.special.unk not in ids
+    assert tokenizer.decode(ids) == TEXT
     assert len(ids) < len(TEXT) - 20  # words are few pieces
-    assert not (tmp_path / "vocab.txt.part").exists()
 
 
 def test_the_named_tokens_stand_first_and_pad_is_id_zero() -> None:
