@@ -1,0 +1,64 @@
+"""Worker: Hanmo's engines. Options: checkpoint, weights, threads, and engine: "openvino", or "torch" as a baseline."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from worker import memory, random_ids, serve, steps, timed
+
+
+def open_model(options: dict[str, Any]) -> dict[str, Any]:
+    """Open the checkpoint; the first time of all, its weights are converted and kept."""
+    engine, info = (_openvino if options["engine"] == "openvino" else _torch)(options)
+
+    def decode(context: int, tokens: int, rows: int = 1) -> list[float]:
+        """Milliseconds of each step after a prompt, all rows of it together."""
+        prompts = [random_ids(context, engine.vocab, seed) for seed in range(rows)]
+        cache, logits = engine.prefill(prompts, room=tokens)
+
+        def write(logits: Any) -> Any:
+            while True:
+                logits = cache.step(_likeliest(logits))
+                yield
+
+        return steps(write(logits), tokens)
+
+    def prompt(tokens: int) -> float:
+        """Seconds to read a prompt."""
+        return timed(lambda: engine.prefill([random_ids(tokens, engine.vocab)], room=1))
+
+    return {"decode": decode, "prompt": prompt, "info": lambda: {**info(), **memory()}}
+
+
+def _openvino(options: dict[str, Any]) -> tuple[Any, Callable[[], dict[str, Any]]]:
+    import openvino
+
+    from hanmo import __version__
+    from hanmo.engines.openvino_engine import OpenVinoEngine, open_weights
+
+    weights = open_weights(options["checkpoint"], weights=options["weights"])
+    engine = OpenVinoEngine(weights, threads=options["threads"])
+    name = f"Hanmo {__version__} {options['weights']} (OpenVINO {openvino.__version__})"
+    return engine, lambda: {"name": name, "bytes": Path(weights.path).stat().st_size}
+
+
+def _torch(options: dict[str, Any]) -> tuple[Any, Callable[[], dict[str, Any]]]:
+    import torch
+
+    from hanmo import __version__
+    from hanmo.engines.torch_engine import TorchEngine
+    from hanmo.hub import load
+
+    torch.set_num_threads(options["threads"])
+    model = load(options["checkpoint"], dtype=getattr(torch, options["weights"])).model
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    name = f"Hanmo {__version__} {options['weights']} (torch {torch.__version__})"
+    return TorchEngine(model), lambda: {"name": name, "bytes": size}
+
+
+def _likeliest(logits: Any) -> Sequence[int]:
+    return [int(row) for row in logits.argmax(-1)]
+
+
+if __name__ == "__main__":
+    serve(open_model)
