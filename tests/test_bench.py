@@ -79,7 +79,7 @@ def numbers(value):
 def test_a_result_is_complete_and_its_numbers_are_above_zero(measured):
     assert {name: set(part) for name, part in measured.items()} == {
         "model": set("path family parameters positions weights weights_bytes to_float32 answers".split()),
-        "machine": set("processor cores memory_bytes gpu system versions date device threads".split()),
+        "machine": set("processor cores load memory_bytes gpu system versions date device threads".split()),
         "start": {
             *"conversion_seconds open_seconds first_token_seconds torch_imported".split(),
             *"anonymous_bytes resident_bytes peak_bytes gpu_peak_bytes anonymous_per_weights".split(),
@@ -90,6 +90,7 @@ def test_a_result_is_complete_and_its_numbers_are_above_zero(measured):
         "writing": {"prompt", "max_characters", "characters_per_second"},
     }
     found = numbers(measured)
+    assert found.pop(found.index(measured["machine"]["load"])) >= 0
     assert len(found) > 40 and min(found) > 0
     assert json.loads(json.dumps(measured)) == measured
 
@@ -200,7 +201,9 @@ def test_cases_take_turns_after_a_round_that_is_not_counted():
 
 
 def test_memory_is_read_and_told(monkeypatch):
-    assert MemoryReader(threads=2, nbytes=1 << 22).read() > 1e6
+    monkeypatch.setattr(machine, "_largest_cache", lambda: 1 << 19)
+    assert [MemoryReader(threads=2, least=least).nbytes for least in (1, 1 << 23)] == [1 << 22, 1 << 23]
+    assert MemoryReader(threads=2, least=1 << 22).read() > 1e6
     assert describe()["gpu"] is None and describe()["versions"]["numpy"] == np.__version__
     monkeypatch.setattr(machine, "_line", lambda path, name: None)
     assert memory() == {"anonymous": None, "resident": None, "peak": None}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["METHOD", "MemoryReader", "cores", "describe", "memory"]
+__all__ = ["METHOD", "MemoryReader", "cores", "describe", "load", "memory"]
 
 METHOD = "each thread takes the maximum of its part of an array of uint64; on a GPU, torch sums float32; median pass"
 
@@ -19,11 +19,11 @@ METHOD = "each thread takes the maximum of its part of an array of uint64; on a 
 class MemoryReader:
     """A large array, and how fast it is read from end to end: by so many threads at once, or by a GPU.
 
-    nbytes: of the array; None is 1 GiB, or 8 times the largest cache where that is more, so that no cache holds it.
+    least: bytes of the array; 8 times the largest cache where that is more, so that no cache holds it.
     """
 
-    def __init__(self, *, device: str = "cpu", threads: int = 1, nbytes: int | None = None) -> None:
-        self.nbytes = nbytes = max(1 << 30, 8 * _largest_cache()) if nbytes is None else nbytes
+    def __init__(self, *, device: str = "cpu", threads: int = 1, least: int = 1 << 30) -> None:
+        self.nbytes = nbytes = max(least, 8 * _largest_cache())
         self._threads = threads
         self._tensor: Any = None
         if device == "cpu":
@@ -71,6 +71,11 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "versions": versions,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def load() -> float | None:
+    """Count the processes that wanted to run in the last minute, on average; None where the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def memory() -> dict[str, int | None]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hanmo.bench.machine import METHOD, MemoryReader, describe
+from hanmo.bench.machine import METHOD, MemoryReader, describe, load
 from hanmo.bench.start import measure_start
 from hanmo.bench.subject import Subject, bytes_per_token
 from hanmo.errors import PromptError
@@ -51,7 +51,7 @@ def measure(subject: Subject, *, quick: bool = False, show: Show = lambda words,
     show: called with (what is being done, how much of it is done, of how much).
     Raises CheckpointError for a model that does not write, and what opening it raises.
     """
-    looked = subject.look()
+    looked, busy = subject.look(), load()
     conversion = _convert(subject, sum(file.bytes or 0 for file in looked.files), show)
     rounds = 1 if quick else 3
     prompt = _prompt(looked.found.config.vocab, fitting((16,), looked.found.config.main.context)[0])
@@ -60,12 +60,13 @@ def measure(subject: Subject, *, quick: bool = False, show: Show = lambda words,
         show("starting", number, rounds)
         starts.append(measure_start(subject, prompt))
     writer = subject.open()
+    engine = writer.engine
     threads = _threads(subject)
-    reader = MemoryReader(device=subject.device, threads=threads, nbytes=1 << 28 if quick else None)
+    reader = MemoryReader(device=subject.device, threads=threads, least=1 << 28 if quick else 1 << 30)
     speeds: list[float] = []
-    cases = _cases(writer.engine.max_positions)
+    cases = _cases(engine.max_positions)
     times = measure_cases(
-        writer.engine,
+        engine,
         cases,
         rounds=rounds,
         seconds=1 if quick else 10,
@@ -79,13 +80,13 @@ def measure(subject: Subject, *, quick: bool = False, show: Show = lambda words,
             "path": str(looked.path),
             "family": looked.found.family,
             "parameters": looked.found.parameters,
-            "positions": writer.engine.max_positions,
+            "positions": engine.max_positions,
             "weights": subject.weights,
             "weights_bytes": held,
             "to_float32": held / (4 * looked.found.parameters),
             "answers": writer.config.answers,
         },
-        "machine": {**describe(subject.device), "device": subject.device, "threads": threads},
+        "machine": {**describe(subject.device), "load": busy, "device": subject.device, "threads": threads},
         "start": _start(conversion, starts, held),
         "lengths": _lengths(times),
         "batches": _batches(times),

@@ -80,9 +80,10 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    # Nothing is drawn while something is timed: it would take a share of the processor.
+    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
         task = bar.add_task("looking", total=None)
-        yield lambda words, done, total: bar.update(task, description=words, completed=done, total=total)
+        yield lambda words, done, total: bar.update(task, description=words, completed=done, total=total, refresh=True)
 
 
 def _print(result: dict[str, Any], tables: list[Table], *, as_json: bool) -> None:
@@ -113,11 +114,12 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _machine(machine: dict[str, Any]) -> str:
-    memory = machine["memory_bytes"]
+    memory, load = machine["memory_bytes"], machine["load"]
     parts = [machine["processor"], f"{machine['cores']} cores"]
     parts += [] if memory is None else [f"{memory / 2**30:.1f} GiB"]
     parts += [] if machine["gpu"] is None else [machine["gpu"]]
     parts += [f"{name} {version}" for name, version in machine["versions"].items() if version is not None]
+    parts += [] if load is None else [f"load {load:.1f} before"]
     return ", ".join([*parts, machine["date"][:10]])
 
 
