@@ -1,6 +1,6 @@
 """Pairs of a source and its target as batches, for encoders that write (UniLM) and for encoder-decoders (T5).
 
-Knows pairs of texts, a tokenizer and how a pair becomes a row. Knows no files and no torch.
+Knows where pairs stand in files, a tokenizer and how a pair becomes a row. Knows no torch.
 
     UniLM    ids       [CLS] s s s [SEP] t t            as bert4keras's examples/task_seq2seq has it: segment 0 sees
              segments    0   0 0 0   0   1 1            itself whole, segment 1 what stands before
@@ -11,6 +11,7 @@ Knows pairs of texts, a tokenizer and how a pair becomes a row. Knows no files a
 """
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,33 @@ from numpy.typing import NDArray
 
 from hanmo.errors import DataError, TokenizerError
 from hanmo.tokenizers.protocol import Tokenizer
+from hanmo.train.files import JSON, TABLES, find_files, form, json_rows, opened, table_rows, text_in
 
-__all__ = ["PairData"]
+__all__ = ["PairData", "read_pairs"]
+
+
+def read_pairs(
+    paths: Iterable[str | Path], *, source_key: str = "source", target_key: str = "target"
+) -> Iterator[tuple[str, str]]:
+    """Yield (source, target) of all files, in their order: fields of jsonl, columns of csv and tsv.
+
+    A table whose first row holds not both keys has no header: its two columns are source and target.
+    Raises MissingFile, and DataError naming file and line where a text is missing or empty, or a file is broken.
+    """
+    for path in find_files(paths):
+        if form(path) not in JSON + TABLES:
+            raise DataError(f"{path} ends in {form(path)!r}; pairs come as jsonl, csv or tsv")
+        empty = True
+        with opened(path) as (file, _):
+            rows = _objects if form(path) in JSON else _cells
+            for number, source, target in rows(file, path, source_key, target_key):
+                for key, text in ((source_key, source), (target_key, target)):
+                    if not text.strip():
+                        raise DataError(f"{path} line {number} has an empty {key!r}; fill it, or remove the line")
+                empty = False
+                yield source, target
+        if empty:
+            raise DataError(f"{path} holds no pair; remove it or fill it")
 
 
 class PairData:
@@ -104,6 +130,31 @@ class PairData:
         room = self._limit - len(start) - 1 - (0 if self._answers else len(kept_target) + 1)
         self.cut += len(kept_target) < len(target) or room < len(source)
         return [*start, *source[:room], self._end], [*kept_target, self._end]
+
+
+def _objects(file: Any, path: Path, source_key: str, target_key: str) -> Iterator[tuple[int, str, str]]:
+    for number, record in json_rows(file, path):
+        where = f"{path} line {number}"
+        source = text_in(record, source_key, where, option="source_key")
+        yield number, source, text_in(record, target_key, where, option="target_key")
+
+
+def _cells(file: Any, path: Path, source_key: str, target_key: str) -> Iterator[tuple[int, str, str]]:
+    columns: tuple[int, int] | None = None
+    for number, row in table_rows(file, path):
+        if columns is None:
+            headed = source_key in row and target_key in row
+            columns = (row.index(source_key), row.index(target_key)) if headed else (0, 1)
+            if headed:
+                continue
+            if len(row) != 2:
+                raise DataError(
+                    f"{path} line {number} has {len(row)} columns, {row[:5]}, and not {source_key!r} and "
+                    f"{target_key!r} among them; name the two with source_key and target_key"
+                )
+        if len(row) <= max(columns):
+            raise DataError(f"{path} line {number} has {len(row)} columns, expected {max(columns) + 1}; mend the row")
+        yield number, row[columns[0]], row[columns[1]]
 
 
 def _prefixed(pairs: list[tuple[list[int], list[int]]]) -> dict[str, NDArray[Any]]:
