@@ -18,6 +18,7 @@ from hanmo.cli.bench import bench
 from hanmo.cli.cache import cache
 from hanmo.cli.convert import convert
 from hanmo.cli.inspect import inspect
+from hanmo.cli.pack import pack, vocab
 from hanmo.cli.run import CONTEXT
 from hanmo.cli.run import run as run_script
 from hanmo.cli.screen import say
@@ -84,6 +85,8 @@ app.command("cache")(cache)
 app.command("bench")(bench)
 app.command("finetune")(finetune)
 app.command("pretrain")(pretrain)
+app.command("pack")(pack)
+app.command("vocab")(vocab)
 app.command("run", context_settings=CONTEXT)(run_script)
 
 

@@ -1,0 +1,125 @@
+"""`hanmo pack` and `hanmo vocab`: text into files that training reads, and the vocabulary of a new model.
+
+Knows options and the summary; `hanmo.train` does the work.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hanmo.cli.screen import progress, say
+from hanmo.cli.train import Document
+from hanmo.errors import MissingFile
+
+if TYPE_CHECKING:
+    from hanmo.train.encoding import TokenEncoder
+    from hanmo.train.pack import PackReport
+
+__all__ = ["pack", "vocab"]
+
+_MANY = 0.05  # share of unknown tokens above which the vocabulary is doubted
+
+_Inputs = Annotated[
+    list[Path],
+    typer.Argument(metavar="INPUT…", help="txt, jsonl, csv, tsv, also .xz .gz .bz2, or folders.", show_default=False),
+]
+_TextKey = Annotated[str, typer.Option(help="Field of jsonl, or column of csv, that holds the text.")]
+
+
+def pack(
+    inputs: _Inputs,
+    out: Annotated[Path, typer.Option("--out", help="NAME of NAME.bin and its two companions.", show_default=False)],
+    tokenizer: Annotated[Path | None, typer.Option(help="The vocabulary, a file or a folder with one.")] = None,
+    model: Annotated[Path | None, typer.Option(help="A checkpoint whose vocabulary lies beside it.")] = None,
+    text_key: _TextKey = "text",
+    source_key: Annotated[str, typer.Option(help="Field that names the source; default: the file's name.")] = "source",
+    document: Annotated[Document, typer.Option(help="What one document of a text file is.")] = Document.file,
+    separator: Annotated[str | None, typer.Option(help="Token put after each document, such as [SEP].")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode; default: all cores.")] = None,
+) -> None:
+    """Turn text into token files that training maps into memory.
+
+    UTF-8 and GB18030 are recognised. The same input gives the same bytes. If it is interrupted, nothing half written
+    is left.
+
+    For example:
+
+      hanmo pack corpus/ notes.jsonl --out data/train --model mega
+
+      hanmo pack poems.txt --document line --out data/poems --tokenizer vocab.txt --separator [SEP]
+    """
+    from hanmo.tokenizers.load import load_tokenizer
+    from hanmo.train.encoding import TokenEncoder
+    from hanmo.train.pack import pack as pack_files
+
+    if (tokenizer is None) == (model is None):
+        raise typer.BadParameter("give --tokenizer with a vocabulary, or --model with a checkpoint beside one")
+    if model is not None and not model.is_dir() and not model.parent.is_dir():
+        raise MissingFile(f"there is no checkpoint at {model}; name its folder or prefix")
+    path = tokenizer or (model if model is None or model.is_dir() else model.parent)
+    assert path is not None
+    encoder = TokenEncoder(load_tokenizer(path), separator=separator)
+    with progress(f"packing {out.name}") as show:
+        report = pack_files(
+            inputs,
+            out,
+            encoder=encoder,
+            text_key=text_key,
+            source_key=source_key,
+            document=document.value,
+            processes=processes,
+            progress=show,
+        )
+    _summarise(report, encoder, out)
+
+
+def vocab(
+    inputs: _Inputs,
+    out: Annotated[Path, typer.Option("--out", help="The vocab.txt to write.", show_default=False)],
+    size: Annotated[int, typer.Option(min=1, help="Tokens in all.")] = 8000,
+    pieces: Annotated[int, typer.Option(min=0, help="Of them, pieces of ASCII words.")] = 500,
+    coverage: Annotated[float, typer.Option(min=0, max=1, help="Least share of the characters to hold.")] = 0.999,
+    common: Annotated[
+        bool, typer.Option("--common/--no-common", help="Hold the 3,755 common characters, be they there or not.")
+    ] = True,
+    text_key: _TextKey = "text",
+) -> None:
+    """Make the vocabulary of a new model: the most frequent characters, and tokens for newline, space and the end.
+
+    For example:
+
+      hanmo vocab corpus/ --out vocab.txt --size 8000
+    """
+    from hanmo.tokenizers.vocab import write_vocab
+    from hanmo.train.documents import read_documents
+    from hanmo.train.vocabulary import CorpusCounts, common_characters, make_vocabulary
+
+    counts = CorpusCounts()
+    with progress("counting") as show:
+        counts.add(part.text for part in read_documents(inputs, text_key=text_key, progress=show))
+    always = common_characters() if common else ""
+    made = make_vocabulary(counts, size=size, pieces=pieces, coverage=coverage, always=always)
+    write_vocab(out, made.tokens)
+    typer.echo(
+        f"{out}: {len(made.tokens):,} tokens, of them {made.characters:,} characters, which make {made.coverage:.3%} "
+        f"of the text, and {made.pieces:,} pieces of words"
+    )
+
+
+def _summarise(report: "PackReport", encoder: "TokenEncoder", out: Path) -> None:
+    typer.echo(
+        f"{out}.bin: {report.documents:,} document{'' if report.documents == 1 else 's'}, "
+        f"{report.characters:,} characters, {report.tokens:,} tokens"
+    )
+    end = "no mark" if report.end is None else encoder.tokenizer.id_to_token(report.end)
+    typer.echo(f"after each document: {end}")
+    share = report.unknown / report.tokens
+    most = " ".join(character for character, _ in report.outside.most_common(10))
+    if report.unknown:
+        typer.echo(f"unknown: {share:.2%} of the tokens; {report.distinct_unknown:,} characters, the most: {most}")
+    if share > _MANY:
+        say(f"{share:.1%} of the tokens are unknown, most of them {most}; is this the vocabulary for these texts?")
+    special = encoder.tokenizer.special
+    if 0 not in (special.pad, special.unk):
+        say(f"id 0 is {encoder.tokenizer.id_to_token(0)!r} in this vocabulary; training never has it foretold")
