@@ -10,11 +10,13 @@ Without a GPU the same steps run one kernel at a time, which is how they are tes
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hanmo.engines.fused import fuses, step
 from hanmo.engines.torch_engine import TorchEngine, TorchRows
 from hanmo.model import Model
 from hanmo.nn.attention import Sight
@@ -41,7 +43,8 @@ class StaticEngine(TorchEngine):
 
     def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple[TorchRows, Any]:
         """Read prompts, shorter ones padded on the left; see `Engine.prefill`."""
-        cache, logits = self.read(prompts, room=0)
+        with self._here():
+            cache, logits = self.read(prompts, room=0)
         return StaticRows(self, cache, cache.length + max(room, 1)), torch.as_tensor(logits)
 
     def send(self, numbers: Sequence[float]) -> Tensor:
@@ -54,7 +57,7 @@ class StaticEngine(TorchEngine):
         if not self._pool:
             return ids.tolist
         host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
-        with torch.cuda.device(self.device):
+        with self._here():
             host.copy_(ids, non_blocking=True)
             there = torch.cuda.Event()  # type: ignore[no-untyped-call]
             there.record()
@@ -84,12 +87,16 @@ class StaticEngine(TorchEngine):
         window = row_bucket(rows), column_bucket(columns)
         if self._pool is None:
             return self._forward(Window(slots, *window))[:rows]
-        with torch.cuda.device(self.device):
+        with self._here():
             if window not in slots.graphs:
                 slots.graphs[window] = self._capture(Window(slots, *window))
             graph, logits = slots.graphs[window]
             graph.replay()
         return logits[:rows]
+
+    def _here(self) -> AbstractContextManager[object]:
+        """Make the model's GPU the one that kernels are launched on."""
+        return torch.cuda.device(self.device) if self._pool else nullcontext()
 
     def _capture(self, window: "Window") -> tuple[torch.cuda.CUDAGraph, Tensor]:
         here = torch.cuda.current_stream()
@@ -125,9 +132,15 @@ class StaticEngine(TorchEngine):
         segments = torch.ones_like(ids) if self.prefix else None
         x = stack.embedding(model.vectors(stack, ids, segments), new, segments)
         scores: dict[str, Tensor | None] | None = None
+        fused = fuses(stack.config)
+        x = x[:, 0] if fused else x
         for depth in range(stack.config.depth):
-            block = stack.blocks[0 if stack.config.shared_layers else depth]
-            x, scores = block(x, sights, cache=window, depth=depth, scores=scores)
+            block: Any = stack.blocks[0 if stack.config.shared_layers else depth]
+            if fused:
+                x = step(block, x, sight, window, depth=depth, slot=window.slot, pad=window.pad)
+            else:
+                x, scores = block(x, sights, cache=window, depth=depth, scores=scores)
+        x = x[:, None] if fused else x
         return model.logits(x if stack.norm is None else stack.norm(x))[:, -1]
 
 

@@ -1,13 +1,17 @@
 """The engine of fixed shapes against the plain one: every golden kind that writes, batches, orders, buckets, memory."""
 
+import copy
 import gc
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 import hanmo.hub
+from hanmo.engines.fused import Int8Linear, quantised
 from hanmo.engines.static_engine import BUCKET, StaticEngine, column_bucket, row_bucket
 from hanmo.engines.torch_engine import TorchEngine
 from hanmo.errors import CheckpointError, ConfigError
@@ -15,6 +19,7 @@ from hanmo.generate import GREEDY, Limits, Sampling
 from hanmo.generate.beam import beam_search
 from hanmo.generate.loop import End, Token, sample
 from hanmo.model import Model
+from hanmo.nn.activation import activate
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 KIN = ("bert", "bert_headsize", "albert", "albert_unshared", "nezha", "roformer", "roformer_v2")
@@ -49,6 +54,19 @@ def engines(device):
         return kept[name, mask]
 
     return get
+
+
+@pytest.fixture
+def kernels(device, monkeypatch):
+    """Give the kernels: on a GPU as they are, elsewhere by Triton's interpreter, which knows no bfloat16 products."""
+    if device == "cpu" and torch.cuda.is_available():
+        pytest.skip("Triton either compiles or interprets in one process; there is a GPU to compile for")
+    if device == "cpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    pytest.importorskip("triton", reason="Triton is not installed; torch brings it where there is a GPU")
+    from hanmo.engines import kernels
+
+    return SimpleNamespace(module=kernels, place=device, dtype=torch.float16 if device == "cpu" else torch.bfloat16)
 
 
 def written(engine, prompts, *, n=1, sampling=GREEDY, seed=7, tokens=16):
@@ -231,3 +249,74 @@ def test_what_was_loaded_writes_with_it_on_a_gpu_and_keeps_it(device, monkeypatc
     assert type(engine) is StaticEngine and loaded.engine is engine
     loaded.model.to(torch.float64)
     assert loaded.engine is not engine
+
+
+def test_int8_weights_stay_near_the_plain_engine_and_leave_the_model_as_it_is(engines):
+    for name, mask in SOME:
+        plain, _ = engines(name, mask)
+        before = {key: value.clone() for key, value in plain.model.state_dict().items()}
+        small = quantised(plain.model)
+        layers = [layer for layer in small.modules() if isinstance(layer, Int8Linear)]
+        assert len(layers) > 10 and not any(type(layer) is nn.Linear for layer in small.modules())
+        assert small.token.weight is plain.model.token.weight
+        # Whole numbers times scales are the same model in float32, whatever computes it.
+        assert difference(TorchEngine(small), StaticEngine(small), [[2, 0, 2, 1], [1]]) < 1e-4
+        logits = torch.as_tensor(plain.prefill(PROMPTS, room=1)[1])
+        off = StaticEngine(small).prefill(PROMPTS, room=1)[1] - logits
+        assert 1e-4 < off.abs().max() < 0.06 * logits.abs().max()
+        assert all(torch.equal(value, before[key]) for key, value in plain.model.state_dict().items())
+
+
+@pytest.mark.parametrize("quantise", [False, True])
+@pytest.mark.parametrize(("name", "mask"), [("gpt2_ml", None), ("gpt2", None), ("bert", "causal"), ("t5_1.1", None)])
+def test_bfloat16_steps_stay_near_those_of_float32(engines, name, mask, quantise):
+    plain, _ = engines(name, mask)
+    model = copy.deepcopy(plain.model).to(torch.bfloat16)
+    model = quantised(model) if quantise else model
+    largest = float(abs(torch.as_tensor(plain.prefill(PROMPTS, room=1)[1])).max())
+    off = difference(plain, StaticEngine(model), [[2, 0, 2, 1], [1]])
+    assert 1e-4 < off < 0.08 * largest
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # the interpreter's sigmoid, far below 0
+@pytest.mark.parametrize("rows", [1, 3, 20])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_kernel_of_linear_layers_computes_the_formula(kernels, rows, count, whole):
+    place, dtype = kernels.place, kernels.dtype
+    generator = torch.Generator().manual_seed(rows)
+    inputs, outputs = 200, 37
+    x = torch.randn(rows, inputs, generator=generator).to(place, dtype)
+    weights = [torch.randint(-127, 128, (outputs, inputs), generator=generator, dtype=torch.int8) for _ in range(count)]
+    weights = [each.to(place) if whole else (each / 400).to(place, dtype) for each in weights]
+    scales = [torch.rand(outputs, generator=generator).to(place) / 400 for _ in weights] if whole else None
+    biases = [torch.randn(outputs, generator=generator).to(place, dtype) for _ in weights]
+    residual = torch.randn(rows, outputs, generator=generator).to(place, dtype)
+    for activation in kernels.module.ACTIVATIONS:
+        added = residual if count == 1 else None
+        found = kernels.module.linear(x, weights, scales, biases, activation=activation, residual=added)
+        for each in range(count):
+            y = x.float() @ weights[each].float().T
+            y = activate((y * scales[each] if whole else y) + biases[each].float(), activation)
+            y = y + added.float() if added is not None else y
+            torch.testing.assert_close(found[each].float(), y, rtol=0.01, atol=0.03)
+    bare = kernels.module.linear(x, weights[:1], None, None)[0]
+    torch.testing.assert_close(bare.float(), x.float() @ weights[0].float().T, rtol=0.01, atol=0.03)
+
+
+@pytest.mark.parametrize("d", [64, 24])
+def test_the_kernel_of_attention_writes_one_key_and_sees_all_real_ones(kernels, d):
+    rows, heads, slot = 3, 2, 150
+    keys, values = (torch.randn(4, heads, 256, d).to(kernels.place)[:rows] for _ in "kv")
+    query, key, value = (torch.randn(rows, heads * d).to(kernels.place) for _ in "qkv")
+    pad = torch.tensor([[0], [70], [149]], device=kernels.place)
+    expected_keys, expected_values = keys.clone(), values.clone()
+    expected_keys[:, :, slot], expected_values[:, :, slot] = key.view(rows, heads, d), value.view(rows, heads, d)
+    place = torch.tensor([slot], device=kernels.place)
+    found = kernels.module.attend(query, key, value, keys, values, place, pad, scale=d**-0.5)
+    assert torch.equal(keys, expected_keys) and torch.equal(values, expected_values)
+    columns = torch.arange(256, device=kernels.place)
+    mask = ((columns >= pad) & (columns <= slot))[:, None, None]
+    query = query.view(rows, heads, 1, d)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+    torch.testing.assert_close(found, expected.flatten(1), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,213 @@
+# mypy: ignore-errors
+"""Two GPU kernels, written in Triton, for steps of few rows: a linear layer that reads its weights once, and attention.
+
+Knows tensors. Both sum in float32. A step at batch 1 lasts as long as its weights take to be read, plus about two
+microseconds for each kernel: so what follows a product (scale, bias, activation, residual) is done in the same kernel.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ACTIVATIONS = ("linear", "relu", "silu", "gelu_erf", "gelu_tanh")
+MOST_ROWS = 64
+
+
+def linear(
+    x: Tensor,
+    weights: list[Tensor],
+    scales: list[Tensor] | None,
+    biases: list[Tensor] | None,
+    *,
+    activation: str = "linear",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Compute `residual + act(scale * (x Wᵀ) + bias)` for one matrix, or for three of one size at once.
+
+    x: [rows, in], at most MOST_ROWS.   weights: [out, in] each, of x's dtype or int8.   scales, biases: [out] each.
+    residual: [rows, out].   activation: one of ACTIVATIONS.   Returns [matrices, rows, out] in x's dtype.
+    """
+    rows, k = x.shape
+    n = len(weights[0])
+    out = x.new_empty(len(weights), rows, n)
+    if rows == 1:
+        padded, block_n, block_k = 1, 4, min(2048, triton.next_power_of_2(k))
+    else:
+        padded, block_n, block_k = max(16, triton.next_power_of_2(rows)), 16, 128
+    _linear[triton.cdiv(n, block_n), len(weights)](
+        x,
+        out,
+        x if residual is None else residual,
+        *_three(weights),
+        *_three(scales or [x]),
+        *_three(biases or [x]),
+        rows,
+        n,
+        k,
+        ACTIVATION=activation,
+        SCALED=scales is not None,
+        BIASED=biases is not None,
+        RESIDUAL=residual is not None,
+        ROWS=padded,
+        BLOCK_N=block_n,
+        BLOCK_K=block_k,
+        num_warps=4,
+        enable_fp_fusion=True,
+        num_stages=4,
+    )
+    return out
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, slot: Tensor, pad: Tensor, *, scale: float
+) -> Tensor:
+    """Write a new key and value a row to the cache and attend to all from `pad` up to them.
+
+    query, key, value: [rows, heads * d].   keys, values: [rows, heads, columns, d], views of one layout.
+    slot: [1], the column of the new ones.   pad: [rows, 1], the first column that is real.   Returns [rows, heads * d].
+    """
+    rows, heads, _, d = keys.shape
+    out = torch.empty_like(query)
+    _attend[rows, heads](
+        query,
+        key,
+        value,
+        keys,
+        values,
+        out,
+        slot,
+        pad,
+        scale,
+        keys.stride(0),
+        keys.stride(1),
+        d,
+        HEAD=triton.next_power_of_2(d),
+        BLOCK=64,
+        num_warps=4,
+        enable_fp_fusion=True,
+    )
+    return out
+
+
+def _three(tensors: list[Tensor]) -> list[Tensor]:
+    return tensors if len(tensors) == 3 else tensors[:1] * 3
+
+
+@triton.jit
+def _linear(
+    x,
+    out,
+    residual,
+    weight,
+    weight_1,
+    weight_2,
+    scale,
+    scale_1,
+    scale_2,
+    bias,
+    bias_1,
+    bias_2,
+    rows,
+    n,
+    k,
+    ACTIVATION: tl.constexpr,
+    SCALED: tl.constexpr,
+    BIASED: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    which = tl.program_id(1)
+    if which == 1:
+        weight, scale, bias = weight_1, scale_1, bias_1
+    if which == 2:
+        weight, scale, bias = weight_2, scale_2, bias_2
+    row = tl.arange(0, ROWS)
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    lane = tl.arange(0, BLOCK_K)
+    if ROWS == 1:
+        parts = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+        for start in range(0, k, BLOCK_K):
+            at = start + lane
+            w = tl.load(weight + column[:, None] * k + at[None, :], (column < n)[:, None] & (at < k)[None, :], other=0)
+            given = tl.load(x + at, at < k, other=0)
+            parts += w.to(tl.float32) * given.to(tl.float32)[None, :]
+        total = tl.sum(parts, 1)[None, :]
+    else:
+        total = tl.zeros([ROWS, BLOCK_N], tl.float32)
+        for start in range(0, k, BLOCK_K):
+            at = start + lane
+            w = tl.load(weight + column[None, :] * k + at[:, None], (column < n)[None, :] & (at < k)[:, None], other=0)
+            given = tl.load(x + row[:, None] * k + at[None, :], (row < rows)[:, None] & (at < k)[None, :], other=0)
+            total = tl.dot(given, w.to(given.dtype), total)
+    if SCALED:
+        total *= tl.load(scale + column, column < n, other=0).to(tl.float32)[None, :]
+    if BIASED:
+        total += tl.load(bias + column, column < n, other=0).to(tl.float32)[None, :]
+    total = _activate(total, ACTIVATION)
+    place = row[:, None] * n + column[None, :]
+    inside = (row < rows)[:, None] & (column < n)[None, :]
+    if RESIDUAL:
+        total += tl.load(residual + place, inside, other=0).to(tl.float32)
+    tl.store(out + which * rows * n + place, total.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _activate(x, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "relu":
+        x = tl.maximum(x, 0.0)
+    elif ACTIVATION == "silu":
+        x *= tl.sigmoid(x)
+    elif ACTIVATION == "gelu_erf":
+        x *= 0.5 * (1 + tl.erf(x * 0.7071067811865476))
+    elif ACTIVATION == "gelu_tanh":  # (1 + tanh(y)) / 2 = sigmoid(2 y)
+        x *= tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    return x
+
+
+@triton.jit
+def _attend(
+    query,
+    key,
+    value,
+    keys,
+    values,
+    out,
+    slot,
+    pad,
+    scale,
+    row_stride,
+    head_stride,
+    d,
+    HEAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row, head = tl.program_id(0), tl.program_id(1)
+    end, begin = tl.load(slot).to(tl.int32), tl.load(pad + row).to(tl.int32)
+    e = tl.arange(0, HEAD)
+    here = (row * tl.num_programs(1) + head) * d + e
+    keys += row.to(tl.int64) * row_stride + head * head_stride
+    values += row.to(tl.int64) * row_stride + head * head_stride
+    q = tl.load(query + here, e < d, other=0).to(tl.float32) * scale
+    new_key = tl.load(key + here, e < d, other=0)
+    new_value = tl.load(value + here, e < d, other=0)
+    tl.store(keys + end * d + e, new_key, e < d)
+    tl.store(values + end * d + e, new_value, e < d)
+    # The new token is counted first, from registers: what was just stored may not be readable yet.
+    highest = tl.sum(q * new_key.to(tl.float32), 0)
+    weight = highest * 0 + 1
+    total = new_value.to(tl.float32)
+    for start in range(begin, end, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        place, inside = at[:, None] * d + e[None, :], (at < end)[:, None] & (e < d)[None, :]
+        scores = tl.sum(tl.load(keys + place, inside, other=0).to(tl.float32) * q[None, :], 1)
+        scores = tl.where(at < end, scores, float("-inf"))
+        above = tl.maximum(highest, tl.max(scores, 0))
+        shrink, powers = tl.exp(highest - above), tl.exp(scores - above)
+        v = tl.load(values + place, inside, other=0).to(tl.float32)
+        total = total * shrink + tl.sum(powers[:, None] * v, 0)
+        weight = weight * shrink + tl.sum(powers, 0)
+        highest = above
+    tl.store(out + here, (total / weight).to(out.dtype.element_ty), e < d)
