@@ -18,8 +18,10 @@ from hanmo.bench.quality import KINDS, measure_quality
 from hanmo.bench.speed import Case, fitting, measure, measure_cases
 from hanmo.bench.start import measure_start
 from hanmo.bench.subject import Subject, bytes_per_token
+from hanmo.engines.static_engine import StaticEngine
 from hanmo.errors import CheckpointError, ConfigError, DataError, MissingExtra, MissingFile
 from hanmo.families import FAMILIES
+from hanmo.generate.loop import QueueingEngine
 from hanmo.model import Model
 from hanmo.tokenizers.lossless import Lossless
 from hanmo.weights.save import save
@@ -192,12 +194,19 @@ class Counting:
 def test_cases_take_turns_after_a_round_that_is_not_counted():
     engine, cases, turns = Counting(), [Case(4, 1), Case(7, 3)], []
     times = measure_cases(engine, cases, rounds=2, between=lambda: turns.append(len(engine.asked)))
-    warm = [(4, 3), 1, 1, 1, (7, 3), [0, 0, 0], 3, 3, 3]
     turn = [(4, 14), *[1] * 14, (7, 14), [0, 0, 0], *[3] * 14]
-    assert engine.asked == [*warm, *turn, *turn] and turns == [len(warm), len(warm) + len(turn)]
+    assert engine.asked == [*turn, *turn, *turn] and turns == [len(turn), 2 * len(turn)]
     assert [(len(of.prompts), len(of.steps)) for of in times.values()] == [(2, 24), (2, 24)]
     longer = measure_cases(Counting(), cases, rounds=1, seconds=0.05)
     assert len(longer[cases[0]].prompts) > 1
+
+
+def test_an_engine_with_a_queue_is_asked_ahead(small):
+    engine = StaticEngine(hanmo.load(small).model)
+    assert isinstance(engine, QueueingEngine)
+    times = measure_cases(engine, [Case(4, 1), Case(7, 3)], rounds=2)
+    assert [len(of.steps) for of in times.values()] == [24, 24]
+    assert all(step > 0 for of in times.values() for step in of.steps + of.prompts)
 
 
 def test_memory_is_read_and_told(monkeypatch):

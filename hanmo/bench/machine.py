@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["METHOD", "MemoryReader", "cores", "describe", "load", "memory"]
+__all__ = ["METHOD", "MemoryReader", "describe", "load", "memory"]
 
 METHOD = "each thread takes the maximum of its part of an array of uint64; on a GPU, torch sums float32; median pass"
 
@@ -49,11 +49,6 @@ class MemoryReader:
             return self.nbytes / (time.perf_counter() - start)
 
 
-def cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def describe(device: str = "cpu") -> dict[str, Any]:
     """Say what machine this is and what runs on it; "gpu" is None where none is measured."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
@@ -64,7 +59,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
             versions[name] = None
     return {
         "processor": _line("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
-        "cores": cores(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": _kibibytes("/proc/meminfo", "MemTotal"),
         "gpu": None if device == "cpu" else _gpu(device),
         "system": f"{platform.system()} {platform.release()}",

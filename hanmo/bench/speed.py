@@ -15,8 +15,7 @@ from hanmo.bench.machine import METHOD, MemoryReader, describe, load
 from hanmo.bench.start import measure_start
 from hanmo.bench.subject import Subject, bytes_per_token
 from hanmo.errors import PromptError
-from hanmo.generate.loop import Engine
-from hanmo.generate.rules import Array
+from hanmo.generate.loop import Engine, QueueingEngine, take_rows
 from hanmo.writer import Writer
 
 __all__ = ["Case", "Times", "fitting", "measure", "measure_cases"]
@@ -74,7 +73,8 @@ def measure(subject: Subject, *, quick: bool = False, show: Show = lambda words,
         show=show,
     )
     sizes = subject.sizes(writer)
-    held = sum(sizes.values())
+    held, read, speed = sum(sizes.values()), bytes_per_token(writer.config, sizes), median(speeds)
+    batches = _batches(times)
     return {
         "model": {
             "path": str(looked.path),
@@ -89,8 +89,14 @@ def measure(subject: Subject, *, quick: bool = False, show: Show = lambda words,
         "machine": {**describe(subject.device), "load": busy, "device": subject.device, "threads": threads},
         "start": _start(conversion, starts, held),
         "lengths": _lengths(times),
-        "batches": _batches(times),
-        "bandwidth": _bandwidth(median(speeds), bytes_per_token(writer.config, sizes), _usual(times), reader.nbytes),
+        "batches": batches,
+        "bandwidth": {
+            "method": METHOD,
+            "array_bytes": reader.nbytes,
+            "bytes_per_second": speed,
+            "weights_bytes_per_token": read,
+            "share": read / batches["rows"][0]["step_seconds"] / speed,
+        },
         "writing": _writing(writer, rounds=rounds, max_chars=32 if quick else 128, show=show),
     }
 
@@ -111,16 +117,15 @@ def measure_cases(
     encoder-decoder the tokens are those of the source.
     """
     times = {case: Times() for case in cases}
-    steps = _steps(engine.max_positions)
     for case in cases:
         show("warming up", 0, 1)
-        _run(engine, case, steps=1)
+        _run(engine, case)
     start, number = time.perf_counter(), 0
     while number < rounds or time.perf_counter() - start < seconds:
         between()
         for place, case in enumerate(cases):
             show("measuring", min(number, rounds - 1) * len(cases) + place, rounds * len(cases))
-            found = _run(engine, case, steps=steps)
+            found = _run(engine, case)
             times[case].prompts += found.prompts
             times[case].steps += found.steps
         number += 1
@@ -145,26 +150,28 @@ def _cases(positions: int | None) -> list[Case]:
     return [*(Case(length, 1) for length in lengths), *(Case(usual, rows) for rows in BATCHES if rows > 1)]
 
 
-def _run(engine: Engine, case: Case, *, steps: int) -> Times:
-    prompt, times = _prompt(engine.vocab, case.tokens), Times()
+def _run(engine: Engine, case: Case) -> Times:
+    """Time a case once; a device with a queue is asked for a step before the last ids are there, as by the loop."""
+    queue = engine if isinstance(engine, QueueingEngine) else None
+    prompt, times, steps = _prompt(engine.vocab, case.tokens), Times(), _steps(engine.max_positions)
     start = time.perf_counter()
     rows, logits = engine.prefill([prompt], room=WARM + steps)
-    ids = _likeliest(logits)
+    int(logits[0].argmax())  # waits
     times.prompts.append(time.perf_counter() - start)
     if case.rows > 1:
         rows.reorder([0] * case.rows)
-        ids *= case.rows
+        logits = take_rows(logits, [0] * case.rows)
+    last = time.perf_counter()
     for number in range(WARM + steps):
-        start = time.perf_counter()
-        ids = _likeliest(rows.step(ids))
+        ids = logits.argmax(-1)
+        fetched = queue.fetch(ids) if queue else ids.tolist
+        logits = rows.step(ids if queue else fetched())
+        fetched()
+        now = time.perf_counter()
         if number >= WARM:
-            times.steps.append(time.perf_counter() - start)
+            times.steps.append(now - last)
+        last = now
     return times
-
-
-def _likeliest(logits: Array) -> list[int]:
-    """Give the likeliest id of each row; waits for a GPU."""
-    return [int(id) for id in logits.argmax(-1).tolist()]
 
 
 def _prompt(vocab: int, tokens: int) -> list[int]:
@@ -245,20 +252,6 @@ def _batches(times: dict[Case, Times]) -> dict[str, Any]:
             {"rows": rows, "step_seconds": step, "tokens_per_second": rows / step, "times_one": rows * found[1] / step}
             for rows, step in sorted(found.items())
         ],
-    }
-
-
-def _usual(times: dict[Case, Times]) -> float:
-    return float(_batches(times)["rows"][0]["step_seconds"])
-
-
-def _bandwidth(speed: float, nbytes: int, step: float, array: int) -> dict[str, Any]:
-    return {
-        "method": METHOD,
-        "array_bytes": array,
-        "bytes_per_second": speed,
-        "weights_bytes_per_token": nbytes,
-        "share": nbytes / step / speed,
     }
 
 
