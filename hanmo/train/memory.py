@@ -15,57 +15,13 @@ from math import prod
 
 from hanmo.config import ModelConfig, StackConfig
 from hanmo.errors import ConfigError, MemoryPlanError
+from hanmo.train.activations import OPTIMIZERS, PRECISIONS, Account, Choice
 
 __all__ = ["OPTIMIZERS", "PRECISIONS", "Choice", "Memory", "gib", "parse_size", "plan", "refuse_unless_fits", "shapes",
            "table"]  # fmt: skip
 
-OPTIMIZERS = ("adamw", "muon", "adafactor-gpt2-ml", "adafactor-bert4keras")
-PRECISIONS = ("float32", "mixed", "bfloat16")
-_CHUNK = {"cpu": 64 << 20, "cuda": 4 << 30}  # the loss's own, see hanmo.train.loss
 _BLOCK = 1 << 18  # elements that AdaFactor updates at once on a CPU
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-_KEEPS_OUTPUT = ("relu", "tanh", "sigmoid", "linear", "elu", "selu")  # activations that need no second tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What decides how much memory a step takes.
-
-    precision: "float32"; "mixed", float32 weights that compute in bfloat16; "bfloat16" weights.
-    in_backward: each gradient is applied and freed at once.   recompute: blocks run again in the backward pass.
-    sequence: tokens of a row, of source and target each where there are two.   batch: rows at once.
-    average: a moving average of the weights is kept.   lora: rank of adapters on the blocks' linear layers; None
-    trains all weights.   device: "cpu" or "cuda".
-    Raises ConfigError for a value that there is not.
-    """
-
-    optimizer: str = "adafactor-gpt2-ml"
-    precision: str = "float32"
-    in_backward: bool = True
-    recompute: bool = True
-    sequence: int = 1024
-    batch: int = 1
-    average: bool = False
-    lora: int | None = None
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        for name, choices in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS), ("device", tuple(_CHUNK))):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
-        for name in ("sequence", "batch", "lora"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; expected 1 or more")
-
-    def __str__(self) -> str:
-        update = "update in backward" if self.in_backward else "whole gradients"
-        again = "recomputation" if self.recompute else "no recomputation"
-        lora = f", LoRA of rank {self.lora}" if self.lora else ""
-        return (
-            f"{self.optimizer}{lora}, {self.precision}, {update}, {again}, sequence {self.sequence:,}, "
-            f"batch {self.batch:,}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,21 +66,30 @@ def plan(config: ModelConfig, choice: Choice) -> Memory:
     numbers = sum(map(prod, trained.values()))
     state = sum(_state(choice.optimizer, name, shape, bytes_each) for name, shape in trained.items())
     state += numbers * bytes_each if choice.average else 0
-    kept, block, casts = _network(config, choice)
-    loss_kept, loss = _loss(config, choice)
-    kept += loss_kept
-
+    account = Account(config, choice)
+    scores_kept, scores = account.loss()
+    network = account.network()
+    casts = 0
+    if choice.precision == "mixed":
+        casts = 2 * sum(prod(shape) for name, shape in whole.items() if ".blocks." in name and len(shape) == 2)
+    network += 0 if choice.recompute else casts
+    kept = network + scores_kept
     inside = max((prod(shape) for name, shape in trained.items() if ".blocks." in name), default=0)
-    token = prod(trained.get("token.weight", ())) * bytes_each if "token.weight" in trained else 0
-    tied = token if config.tied and config.output != "none" else 0  # its gradient waits for the embedding's own
+    token = prod(trained.get("token.weight", (0,)))
+    # The gradient of a tied embedding is held from the loss on, until the embedding's own is added.
+    tied = token * bytes_each if config.tied and config.output != "none" else 0
     gradients = 0 if choice.in_backward else numbers * bytes_each
-    update = {False: 0, True: inside * bytes_each + _update(choice, inside, bytes_each)}[choice.in_backward]
-    passing = max(loss + tied, tied + block + update)
-    last = 2 * token + (block if choice.recompute else 0)
-    if choice.in_backward:
-        last = max(last, token + _update(choice, token // bytes_each, bytes_each))
-    held = weights + state
-    peak = held + max(kept + casts + loss, kept + passing, gradients + last)
+    steps = _update(choice, inside, bytes_each), _update(choice, token, bytes_each)
+    one, last = (inside * bytes_each, token * bytes_each + tied) if choice.in_backward else (0, tied)
+    block = account.passing() + one + (steps[0] if choice.in_backward else 0)
+    moments = {
+        "loss": kept + max(scores + tied, 0 if not choice.recompute else casts),
+        "block": network + tied + block,
+        "end": gradients + max(account.passing(), last + (steps[1] if choice.in_backward else 0)),
+        "step": gradients + max(steps),
+    }
+    peak = weights + state + max(moments.values())
+    passing = max(moments["loss"], moments["block"]) - kept
     return Memory(
         choice=choice,
         weights=weights,
@@ -301,60 +266,7 @@ def _state(optimizer: str, name: str, shape: tuple[int, ...], bytes_each: int) -
 def _update(choice: Choice, numbers: int, bytes_each: int) -> int:
     """Bytes of the temporaries while one parameter of so many numbers is updated."""
     if choice.optimizer.startswith("adafactor"):
-        return 6 * 4 * min(numbers, _BLOCK) if choice.device == "cpu" else 0
+        return (3 if bytes_each == 4 else 5) * 4 * min(numbers, _BLOCK) if choice.device == "cpu" else 0
     if choice.optimizer == "muon":
         return 10 * numbers
-    return 2 * numbers * bytes_each if choice.device == "cpu" else 0
-
-
-def _network(config: ModelConfig, choice: Choice) -> tuple[int, int, int]:
-    """Bytes that the stacks keep, that running one block again takes, and of weights cast to bfloat16."""
-    kept = block = 0
-    tokens = choice.batch * choice.sequence
-    act = 4 if choice.precision == "float32" else 2
-    for stack in (config.encoder, config.decoder):
-        if stack is None:
-            continue
-        widest = _block(stack, choice)
-        stream = tokens * stack.width * (2 if choice.precision == "bfloat16" else 4)
-        kept += stack.depth * (stream if choice.recompute else widest)
-        if stack.embedding_norm:
-            kept += tokens * stack.embedding_width * act
-        if stack.final_norm:
-            kept += 2 * stream
-        block = max(block, (widest if choice.recompute else 0) + 2 * stream + tokens * stack.feed_forward * act)
-    casts = 0
-    if choice.precision == "mixed":
-        casts = 2 * sum(prod(shape) for _, shape in shapes(config) if len(shape) == 2)
-    return kept, block, casts
-
-
-def _block(stack: StackConfig, choice: Choice) -> int:
-    """Bytes that one block keeps for its backward pass."""
-    tokens = choice.batch * choice.sequence
-    act = 4 if choice.precision == "float32" else 2
-    stream = 2 if choice.precision == "bfloat16" else 4
-    total = 0
-    for sublayer in stack.order:
-        normed = tokens * stack.width * stream
-        total += (sublayer.pre + sublayer.post) * normed
-        inputs = (stack.gated + 1) if sublayer.kind == "feed_forward" else 3
-        total += tokens * stack.width * act * (inputs if choice.precision == "mixed" else 1)
-        if sublayer.kind == "feed_forward":
-            parts = 1 + (stack.activation not in _KEEPS_OUTPUT) + 2 * stack.gated
-            total += tokens * stack.feed_forward * act * parts
-        else:
-            total += tokens * stack.heads * (2 * stack.key_dim + 2 * stack.head_dim) * act
-        if stack.dropout:
-            total += tokens * stack.width * (act if choice.device == "cpu" else 1)
-    return total
-
-
-def _loss(config: ModelConfig, choice: Choice) -> tuple[int, int]:
-    """Bytes that the loss keeps, and that it takes while a chunk is scored or scored again."""
-    tokens = choice.batch * choice.sequence
-    rows = _CHUNK[choice.device] // (4 * config.vocab)
-    if tokens <= rows:
-        scores = tokens * config.vocab * 4
-        return scores, 2 * scores
-    return 0, 3 * rows * config.vocab * 4
+    return 3 * numbers * bytes_each if choice.device == "cpu" else 0
