@@ -23,7 +23,7 @@ __all__ = ["bench"]
 def bench(
     model: Annotated[Path, typer.Option(help="A checkpoint: TensorFlow prefix, file or folder.", show_default=False)],
     weights: Annotated[
-        Weights | None, typer.Option(help="Hold the weights so. [default: int8, on a GPU bfloat16]")
+        Weights | None, typer.Option(help="Hold the weights so; without it int8, on a GPU bfloat16.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Of the processor, to compute with.")] = None,
