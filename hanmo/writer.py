@@ -3,7 +3,7 @@
 Joins an engine and a tokenizer with hanmo.generate. Imports no torch unless the engine does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from hanmo.tokenizers.load import load_tokenizer
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.weights.recognise import SPARE
 
-__all__ = ["Writer", "find_tokenizer", "open_writer"]
+__all__ = ["Writer", "check_search", "find_tokenizer", "open_writer"]
 
 
 class Writer:
@@ -61,15 +61,7 @@ class Writer:
         tokenizer, writing = self._tokenizer(), self.writing(**how)
         if beams is None:
             return write(self.engine, tokenizer, [text], n=n, writing=writing, seed=seed)[0]
-        check_count("beams", beams)
-        if seed is not None or {"temperature", "top_k", "top_p", "preset"} & {
-            k for k, v in how.items() if v not in (None, 1.0)
-        }:
-            raise ConfigError(
-                "beams search for the likeliest text and draw nothing; leave seed and the settings of drawing out"
-            )
-        if n > beams:
-            raise ConfigError(f"n is {n}, beams is {beams}; a search gives at most as many texts as it has beams")
+        check_search(beams, n, seed, how)
         return search(self.engine, tokenizer, text, beams, writing=writing)[:n]
 
     def stream(self, text: str, *, seed: int | None = None, sample: int = 0, **how: Any) -> Stream:
@@ -165,6 +157,19 @@ def _check(preset: str | None, stop: str | None, min_chars: int | None, max_char
         check_count("max_chars", max_chars)
     if min_chars is not None and not 0 <= min_chars <= (max_chars or min_chars):
         raise ConfigError(f"min_chars is {min_chars}; expected 0 or more, and no more than max_chars ({max_chars})")
+
+
+def check_search(beams: int, n: int, seed: int | None, how: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a search that is also to draw, or to give more texts than it has beams."""
+    check_count("beams", beams)
+    if seed is not None or {"temperature", "top_k", "top_p", "preset"} & {
+        name for name, value in how.items() if value not in (None, 1.0)
+    }:
+        raise ConfigError(
+            "beams search for the likeliest text and draw nothing; leave seed and the settings of drawing out"
+        )
+    if n > beams:
+        raise ConfigError(f"n is {n}, beams is {beams}; a search gives at most as many texts as it has beams")
 
 
 class _EngineWriter(Writer):

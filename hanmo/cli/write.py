@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,13 +80,26 @@ def write(
     family: Annotated[str | None, typer.Option(help="The family, where names fit several.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="The vocabulary, if not beside the checkpoint.")] = None,
     mask: Annotated[Mask | None, typer.Option(help="Have a BERT-like encoder write.")] = None,
+    file: Annotated[Path | None, typer.Option(help='Write for each row of this file: {"prompt": …} a line.')] = None,
+    out: Annotated[Path | None, typer.Option(help="With --file: where results go; goes on if interrupted.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="With --file: texts to write at once; no result depends on it. [default: 8]")
+    ] = None,
 ) -> None:
-    """Go on from a text.
+    """Go on from a text, or from each row of a file.
 
     [bold]hanmo write 今天天气不错 --model gpt2/model.ckpt-100000 -n 3 --top-k 5[/bold]
+
+    [bold]hanmo write --file prompts.jsonl --out results.jsonl --model gpt2/model.ckpt-100000[/bold]
     """
-    prompts = [_from_stdin()] if not text or text == ["-"] else text
-    loaded = _load(model, weights, device, config, family, tokenizer, mask)
+    if file is None and (out is not None or batch is not None):
+        raise typer.BadParameter("--out and --batch are for the rows of a file; give it with --file")
+    if file is not None and (out is None or text or as_json):
+        raise typer.BadParameter("--file takes --out for its results, which are JSON lines, and no text nor --json")
+    prompts = [] if file else [_from_stdin()] if not text or text == ["-"] else text
+    if model is None:
+        raise CheckpointError("no model is named; give --model with a checkpoint's prefix, file or folder")
+    open_model = partial(_load, model, weights, device, config, family, tokenizer, mask)
     how: dict[str, Any] = {
         "preset": preset,
         "temperature": temperature,
@@ -100,6 +114,31 @@ def write(
         "stop_strings": tuple(stop_string or ()),
         "keep_last": keep_last,
     }
+    if file is not None and out is not None:
+        from hanmo.cli.batch import write_file
+
+        options = {
+            "weights": weights and weights.value,
+            "device": device,
+            "config": config and str(config.resolve()),
+            "family": family,
+            "tokenizer": tokenizer and str(tokenizer.resolve()),
+            "mask": mask and mask.value,
+        }
+        write_file(
+            file,
+            out,
+            model=model,
+            open_model=open_model,
+            options=options,
+            how=how,
+            seed=seed,
+            n=n,
+            beams=beams,
+            batch=batch,
+        )
+        return
+    loaded = open_model()
     for number, prompt in enumerate(prompts):
         if number and not as_json:
             print()
@@ -119,7 +158,7 @@ def _from_stdin() -> str:
 
 
 def _load(
-    model: Path | None,
+    model: Path,
     weights: Weights | None,
     device: str,
     config: Path | None,
@@ -127,8 +166,6 @@ def _load(
     tokenizer: Path | None,
     mask: Mask | None,
 ) -> "Writer":
-    if model is None:
-        raise CheckpointError("no model is named; give --model with a checkpoint's prefix, file or folder")
     if weights in (Weights.int8, Weights.int4):
         return _open(model, weights, device, config, family, tokenizer, mask)
     import torch

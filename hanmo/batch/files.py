@@ -1,0 +1,218 @@
+"""The files of a run: where its results stand, what it is, and from which row it goes on.
+
+    results.jsonl           a line for each row that was written for, in the order of the rows
+    results.errors.jsonl    a line for each row that could not be
+    results.run.json        what the run is: the prompts' size and digest, its settings, its seed
+
+Every row stands in one of the first two, and a row's line is written before the next row's, so a process that is
+killed leaves at most one line that is cut short, the last. Knows nothing of models.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from hanmo.batch.rows import read_lines
+from hanmo.batch.work import Line
+from hanmo.errors import ConfigError, DataError, MissingFile
+from hanmo.generate.draw import check_seed, fresh_seed
+from hanmo.weights.write import atomic_path
+
+__all__ = ["Run"]
+
+
+class Run:
+    """A run over a file of prompts, new or gone on with; use it as a context manager, for it holds its files.
+
+    seed: None takes the one that the run was begun with, or a fresh one.
+    settings: all that the results depend on, as JSON knows it.
+    start, number: the bytes and lines of the prompts that are done.   rows, bad: done rows, and those of them that
+    could not be written for.   size: bytes of the prompts.   finished: whether every row is done.
+    Raises MissingFile if there are no prompts; ConfigError for other settings than the run was begun with; DataError
+    for prompts without rows, for files that are not this run's, and while another process writes them.
+    """
+
+    def __init__(self, prompts: Path, out: Path, *, settings: Mapping[str, Any], seed: int | None = None) -> None:
+        if not prompts.is_file():
+            raise MissingFile(f"there is no file of prompts at {prompts}; give one with a JSON object in each line")
+        self.prompts, self.out = prompts, out
+        self.errors = out.with_name(f"{out.stem}.errors{out.suffix}")
+        self.record = out.with_name(f"{out.stem}.run.json")
+        if prompts.resolve() in (out.resolve(), self.errors.resolve(), self.record.resolve()):
+            raise ConfigError(f"the results would replace the prompts, {prompts}; give another file for them")
+        if seed is not None:
+            check_seed(seed)
+        self.seed = fresh_seed() if seed is None else seed
+        self.start = self.number = self.rows = 0
+        self.size, digest = prompts.stat().st_size, _digest(prompts)
+        what = {"format": 1, "prompts": {"bytes": self.size, "sha256": digest}, "settings": dict(settings)}
+        self._files: list[_File] = []
+        try:
+            for path in (out, self.errors):
+                self._files.append(_File(path))
+            if any(file.head is not None for file in self._files):
+                self.seed = self._same(json.loads(json.dumps(what)), seed)
+            self.finished = self._resume()
+        except BaseException:
+            self.close()
+            raise
+        self._begun = bool(self.rows)
+        self._what = what | {"seed": self.seed}
+
+    @property
+    def bad(self) -> int:
+        """Number of rows that could not be written for."""
+        return self._files[1].lines
+
+    def append(self, lines: Sequence[Line]) -> None:
+        """Append what came of the next rows. Raises OSError, naming the file, where the disk does not take it."""
+        if not self._begun:
+            with atomic_path(self.record) as path:
+                path.write_text(json.dumps(self._what, ensure_ascii=False, indent=2) + "\n", "utf-8")
+            self._begun = True
+        for good, group in groupby(lines, lambda line: line.good):
+            part = list(group)
+            self._files[not good].append("".join(line.text for line in part), len(part))
+            self.start, self.number, self.rows = part[-1].end, part[-1].number, self.rows + len(part)
+
+    def close(self) -> None:
+        """Close the files, and leave none where nothing was written."""
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _same(self, what: dict[str, Any], seed: int | None) -> int:
+        """Hold what this run is to what it was begun as, and give the seed that it was begun with."""
+        try:
+            begun = json.loads(self.record.read_text("utf-8"))
+            old, new, old_seed = dict(begun["settings"]), what["settings"], int(begun["seed"])
+        except (OSError, ValueError, TypeError, KeyError):
+            raise DataError(
+                f"{self.out} holds something, and no {self.record.name} beside it tells of which run; give another "
+                "file for the results, or move that one away"
+            ) from None
+        if begun.get("prompts") != what["prompts"] or begun.get("format") != what["format"]:
+            raise ConfigError(
+                f"{self.out} was begun with other prompts than those that {self.prompts} holds now; give those to go "
+                "on, or another file for the results"
+            )
+        if seed is not None:
+            old, new = {**old, "seed": old_seed}, {**new, "seed": seed}
+        names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+        if names:
+            told = "; ".join(f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in names)
+            raise ConfigError(
+                f"{self.out} was begun with other settings: {told}; give the same to go on, or another file for the "
+                "results"
+            )
+        return old_seed
+
+    def _resume(self) -> bool:
+        """Find the first row that is not done; tell whether there is none."""
+        finished = True
+        for number, end, _ in read_lines(self.prompts):
+            file = next((file for file in self._files if file.head == number), None)
+            if file is None:
+                finished = False
+                break
+            file.advance()
+            self.start, self.number, self.rows = end, number, self.rows + 1
+        for file in self._files:
+            if file.head is not None:
+                raise DataError(
+                    f"line {file.lines + 1} of {file.path} does not follow what this run wrote before it; take it and "
+                    "all behind it away to go on, or give another file for the results"
+                )
+        if finished and not self.rows:
+            raise DataError(f'{self.prompts} holds no rows; expected lines such as {{"prompt": "今天"}}')
+        return finished
+
+
+class _File:
+    """A file of lines that is read from its beginning as far as its run wrote it, and then appended to.
+
+    head: the row of the next line; None at the end, which is before a last line that is cut short; 0 for a line that
+    no run wrote.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lines = path, 0
+        self._new = not path.exists()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab+", buffering=0)
+        try:
+            _lock(self._file.fileno(), path)
+        except BaseException:
+            self._file.close()
+            raise
+        self._size = os.fstat(self._file.fileno()).st_size  # 0 for a device, which is not read
+        self._end = 0
+        self._reader = path.open("rb")
+        self.head = self._next()
+
+    def advance(self) -> None:
+        """Go to the next line."""
+        self.lines += 1
+        self.head = self._next()
+
+    def append(self, text: str, lines: int) -> None:
+        data = memoryview(text.encode("utf-8", "backslashreplace"))  # half a character in an id: as JSON escapes it
+        try:
+            if self._size > self._end:
+                self._file.truncate(self._end)
+                self._size = self._end
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+        self.lines += lines
+
+    def close(self) -> None:
+        self._reader.close()
+        if self._new and os.fstat(self._file.fileno()).st_size == 0:
+            self.path.unlink(missing_ok=True)
+        self._file.close()
+
+    def _next(self) -> int | None:
+        line = self._reader.readline() if self._reader.tell() < self._size else b""
+        if not line.endswith(b"\n"):
+            return None
+        self._end = self._reader.tell()
+        found = re.match(rb'\{"row": ([0-9]+), ', line)
+        return int(found[1]) if found else 0
+
+
+def _lock(file: int, path: Path) -> None:
+    """Have the file to oneself until it is closed, whatever ends the process; Windows has other ways and none here."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DataError(f"another process is writing to {path}; wait for it, or give another file") from None
+    except OSError:  # a file system that knows no locks
+        return
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

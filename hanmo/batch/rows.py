@@ -1,0 +1,85 @@
+"""The rows of a file of prompts: one JSON object a line, good or not. Knows lines and seeds, no model.
+
+A row is {"prompt": "今天", "id": "a-17", "seed": 5}; id and seed may be left out, other keys are not read.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from reprlib import repr as short
+from typing import NoReturn
+
+__all__ = ["Row", "read_lines", "read_rows", "row_seed"]
+
+LONGEST = 4 << 20  # bytes of a line; a file without line ends must not be held as one
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line that is not blank.
+
+    number: of the line, from 1.   end: bytes of the file up to the next line.   error: why nothing can be written.
+    """
+
+    number: int
+    end: int
+    id: str | int | None = None
+    prompt: str = ""
+    seed: int | None = None
+    error: str | None = None
+
+
+def read_rows(path: Path, *, start: int = 0, number: int = 0) -> Iterator[Row]:
+    """Read the rows behind the first `start` bytes, which hold `number` lines."""
+    for place, end, line in read_lines(path, start=start, number=number):
+        yield _row(line, place, end)
+
+
+def read_lines(path: Path, *, start: int = 0, number: int = 0) -> Iterator[tuple[int, int, bytes]]:
+    """Read (number, end, bytes) of each line that is not blank; of one that is too long, more than LONGEST bytes."""
+    with path.open("rb") as file:
+        file.seek(start)
+        while line := file.readline(LONGEST + 1):
+            rest = line
+            while len(rest) > LONGEST and not rest.endswith(b"\n"):
+                rest = file.readline(LONGEST + 1)
+            number += 1
+            if line.strip() or len(line) > LONGEST:
+                yield number, file.tell(), line
+
+
+def row_seed(seed: int, number: int) -> int:
+    """Derive the seed of a row that brings none, from the run's and its number, so that no neighbour matters."""
+    return int.from_bytes(blake2b(f"{seed}:{number}".encode(), digest_size=8).digest(), "big")
+
+
+def _row(line: bytes, number: int, end: int) -> Row:
+    if len(line) > LONGEST:
+        return Row(number, end, error=f"the line is longer than {LONGEST:,} bytes; is there one row a line?")
+    try:
+        record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        return Row(number, end, error=f"the line is not UTF-8: {error.reason} at byte {error.start}; convert the file")
+    except json.JSONDecodeError as error:
+        return Row(number, end, error=f"the line is not JSON: {error.msg} at character {error.pos + 1}")
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        return Row(number, end, error=f"the line is not JSON that can be read: {error}")
+    if not isinstance(record, dict):
+        return Row(number, end, error=f'the line is {short(record)}; expected an object, {{"prompt": "…"}}')
+    id, seed = record.get("id"), record.get("seed")
+    if not isinstance(id, str | int | None):
+        return Row(number, end, error=f"the id is {short(id)}; expected a text or a whole number")
+    if "prompt" not in record:
+        return Row(number, end, id, error=f'there is no "prompt"; the keys are {short(list(record))}')
+    prompt = record["prompt"]
+    if not isinstance(prompt, str):
+        return Row(number, end, id, error=f"the prompt is {short(prompt)}; expected a text")
+    if seed is not None and (type(seed) is not int or not 0 <= seed < 2**64):
+        return Row(number, end, id, error=f"seed is {short(seed)}; expected a whole number from 0 to 2**64 - 1")
+    return Row(number, end, id, prompt, seed)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")

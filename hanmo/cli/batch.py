@@ -1,0 +1,99 @@
+"""`hanmo write --file`: rows in, results out; a bar while it goes, one line at its end. `hanmo.batch` does the work."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hanmo.cli.screen import say
+from hanmo.errors import MemoryPlanError
+
+if TYPE_CHECKING:
+    from hanmo.batch.files import Run
+    from hanmo.writer import Writer
+
+__all__ = ["write_file"]
+
+
+def write_file(
+    file: Path,
+    out: Path,
+    *,
+    model: Path,
+    open_model: Callable[[], "Writer"],
+    options: Mapping[str, Any],
+    how: Mapping[str, Any],
+    seed: int | None,
+    n: int,
+    beams: int | None,
+    batch: int | None,
+) -> None:
+    """Write for every row of a file that is not done yet.
+
+    open_model: loads the model.   options: what it loads and how, for the record.   how: as in `Writer.write`.
+    """
+    from hanmo.batch.files import Run
+    from hanmo.batch.rows import read_rows
+    from hanmo.batch.work import BatchWriter
+    from hanmo.engines.store import built_path
+    from hanmo.writer import check_search
+
+    if beams is not None:
+        check_search(beams, n, seed, how)
+    batch = 8 if batch is None else batch
+    files = built_path(Path(), model, {}).stem  # a digest of their names, sizes and times
+    settings = {"model": str(model.resolve()), "files": files, **options, "n": n, "beams": beams, **how}
+    with Run(file, out, settings=settings, seed=seed) as run:
+        if run.finished:
+            say(f"nothing left to do: {_told(run)}")
+            return
+        if run.rows:
+            say(f"going on behind row {run.number}: {_told(run)}")
+        work = BatchWriter(open_model(), seed=run.seed, n=n, beams=beams, batch=batch, how=how)
+        with _bar(run) as show:
+            try:
+                for lines in work.write(read_rows(file, start=run.start, number=run.number)):
+                    run.append(lines)
+                    show(sum(line.chars for line in lines))
+            except (KeyboardInterrupt, SystemExit):
+                say(f"stopped behind row {run.number}; the same command goes on from there")
+                raise
+            except (MemoryError, RuntimeError) as error:
+                if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+                    raise
+                raise MemoryPlanError(
+                    f"{batch} texts at once do not fit into memory; the same command with a --batch smaller than "
+                    f"{batch} goes on behind row {run.number}"
+                ) from None
+        say(f"finished: {_told(run)}")
+
+
+def _told(run: "Run") -> str:
+    bad = f", {run.bad:,} could not be written for and are in {run.errors}" if run.bad else ""
+    return f"{run.rows - run.bad:,} rows are in {run.out}{bad}"
+
+
+@contextmanager
+def _bar(run: "Run") -> Iterator[Callable[[int], None]]:
+    """Show a bar over the bytes of the prompts; gives a function to call with the characters that came."""
+    if not sys.stderr.isatty():
+        yield lambda chars: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    begun, total = time.monotonic(), 0
+    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=600) as bar:
+        task = bar.add_task("writing", total=run.size, completed=run.start)
+
+        def show(chars: int) -> None:
+            nonlocal total
+            total += chars
+            bad = f", {run.bad:,} bad" if run.bad else ""
+            speed = total / max(time.monotonic() - begun, 1e-3)
+            bar.update(task, completed=run.start, description=f"{run.rows:,} rows{bad}, {speed:,.0f} characters/s")
+
+        yield show
