@@ -3,7 +3,7 @@
 The only place where all layers meet.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,15 @@ from typing import Any
 import torch
 
 from hanmo.config import ModelConfig
-from hanmo.errors import ConfigError, MissingFile
-from hanmo.families import Row
+from hanmo.errors import ConfigError
 from hanmo.loaded import Loaded
 from hanmo.model import Model
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.weights.edit import VocabularyEdit
 from hanmo.weights.load import Report, fill
-from hanmo.weights.recognise import Recognised, read_config, read_json, recognise, recognise_own, rename
+from hanmo.weights.plan import plan
 from hanmo.weights.source import Source, open_source
-from hanmo.weights.table import check_repeats
 from hanmo.writer import find_tokenizer
-
-OWN_CONFIG = "hanmo.json"
 
 
 def load(
@@ -85,60 +81,5 @@ def load_network(
         changes[side] = replace(found.config.main, mask=mask)
     with torch.device("meta"):
         model = Model(replace(found.config, **changes))
-    dropped: Mapping[str, str] = {}
-    if found.format != "hanmo":
-        dropped, wanted = found.names.dropped, {row.theirs for row in rows}
-        check_repeats(source, {name: other for name, other in found.names.repeats.items() if name not in wanted})
+    dropped = {} if found.format == "hanmo" else found.names.dropped
     return model, fill(model, source, rows, dropped=dropped, dtype=dtype, edit=edit, progress=progress)
-
-
-def plan(
-    source: Source, *, config: str | Path | ModelConfig | None = None, family: str | None = None
-) -> tuple[Recognised, list[Row]]:
-    """Recognise an open checkpoint and give the rows that fill its model.
-
-    Raises ConfigError naming each field of config.json that does not fit, CheckpointError if nothing does.
-    """
-    folder = source.path.parent
-    own = folder / OWN_CONFIG
-    if config is None and own.is_file():
-        config = ModelConfig.from_json(own.read_text("utf-8"))
-    if isinstance(config, ModelConfig):
-        return _by(source, config)
-    data = read_config(folder) if config is None else _read(Path(config))
-    found = recognise(source, config=data, family=family)
-    if found.misfits:
-        raise ConfigError(
-            f"{source.path}: " + "; ".join(found.misfits) + "; mend config.json or take the one it came with"
-        )
-    if found.derived and any(note.startswith(("heads", "depth")) for note in found.notes):
-        raise MissingFile(
-            f"no config.json beside {source.path}, and its shapes do not tell {found.notes[0]}; "
-            f"put the one it came with there, or the one that 'hanmo inspect' prints"
-        )
-    names = found.names
-    return found, rename(names.rows(found.config), source.tensors, names.prefix)
-
-
-def _by(source: Source, config: ModelConfig) -> tuple[Recognised, list[Row]]:
-    """Plan by a ready configuration, in whichever names the file has; it may leave out a stack that the file holds."""
-    if "token.weight" in source.tensors:
-        found = recognise_own(source, config)
-        if found.misfits:
-            raise ConfigError(
-                f"{source.path}: {'; '.join(found.misfits)}; give the configuration that it was saved with"
-            )
-        with torch.device("meta"):
-            ours = dict(Model(config).named_parameters())
-        return found, [Row((name,), name) for name in {**ours, **source.tensors}]
-    found = recognise(source, family=config.family)
-    stacks = {side: getattr(config, side) or getattr(found.config, side) for side in ("encoder", "decoder")}
-    rows = rename(found.names.rows(replace(config, **stacks)), source.tensors, found.names.prefix)
-    found.config, found.derived = config, False
-    return found, rows
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise MissingFile(f"no configuration at {path}; give the config.json that belongs to the checkpoint")
-    return read_json(path)

@@ -19,7 +19,7 @@ from hanmo.errors import ConfigError, TensorMismatch
 from hanmo.families import Row
 from hanmo.model import Model
 from hanmo.weights.load import as_tensor
-from hanmo.weights.recognise import Recognised, read_config, read_json, recognise, recognise_own, rename
+from hanmo.weights.plan import plan
 from hanmo.weights.safetensors import write_safetensors
 from hanmo.weights.source import Source, TensorInfo, open_source, storage_bytes
 from hanmo.weights.table import take
@@ -50,9 +50,7 @@ def build(
     Raises MissingFile, CheckpointError or ConfigError before anything is written, CorruptFile for damaged bytes.
     """
     with open_source(checkpoint) as source:
-        found, rows = _recognise(source, config, family)
-        if found.misfits:
-            raise ConfigError(f"{source.path}: " + "; ".join(found.misfits))
+        found, rows = plan(source, config=config, family=family)
         with torch.device("meta"):
             ours = {name: tuple(parameter.shape) for name, parameter in Model(found.config).named_parameters()}
         rows = [row for row in rows if row.theirs in source.tensors and any(name in ours for name in row.ours)]
@@ -116,24 +114,6 @@ def _levels(weights: Tensor, scales: Tensor) -> Tensor:
 
 def _nonzero(scale: Tensor) -> Tensor:
     return torch.where(scale.abs() < 1e-30, torch.full_like(scale, 1e-30), scale)
-
-
-def _recognise(
-    source: Source, config: str | Path | ModelConfig | None, family: str | None
-) -> tuple[Recognised, list[Row]]:
-    folder = source.path.parent
-    own = folder / "hanmo.json"
-    if config is None and own.is_file():
-        config = ModelConfig.from_json(own.read_text("utf-8"))
-    if isinstance(config, ModelConfig) and "token.weight" in source.tensors:
-        return recognise_own(source, config), [Row((name,), name) for name in source.tensors]
-    if isinstance(config, ModelConfig):
-        found = recognise(source, family=config.family)
-        found.config, found.misfits = config, []
-    else:
-        data = read_config(folder) if config is None else read_json(Path(config))
-        found = recognise(source, config=data, family=family)
-    return found, rename(found.names.rows(found.config), source.tensors, found.names.prefix)
 
 
 class _Reader:

@@ -1,0 +1,86 @@
+"""Plan how an open checkpoint fills a model: the configuration, and the rows of names.
+
+Joins recognition with what lies beside the checkpoint; makes no model and reads no weights but repeated ones.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hanmo.config import ModelConfig
+from hanmo.errors import ConfigError, MissingFile
+from hanmo.families import Row
+from hanmo.model import Model
+from hanmo.weights.recognise import Recognised, read_config, read_json, recognise, recognise_own, rename
+from hanmo.weights.source import Source
+from hanmo.weights.table import check_repeats
+
+__all__ = ["OWN_CONFIG", "plan"]
+
+OWN_CONFIG = "hanmo.json"
+
+
+def plan(
+    source: Source, *, config: str | Path | ModelConfig | None = None, family: str | None = None
+) -> tuple[Recognised, list[Row]]:
+    """Recognise an open checkpoint and give the rows that fill its model.
+
+    What the file holds twice is compared, where only one of them is used.
+    Raises ConfigError naming each field of config.json that does not fit, CheckpointError if nothing does or two
+    tensors that should be equal are not.
+    """
+    found, rows = _recognised(source, config, family)
+    if found.format != "hanmo":
+        wanted = {row.theirs for row in rows}
+        check_repeats(source, {name: other for name, other in found.names.repeats.items() if name not in wanted})
+    return found, rows
+
+
+def _recognised(
+    source: Source, config: str | Path | ModelConfig | None, family: str | None
+) -> tuple[Recognised, list[Row]]:
+    folder = source.path.parent
+    own = folder / OWN_CONFIG
+    if config is None and own.is_file():
+        config = ModelConfig.from_json(own.read_text("utf-8"))
+    if isinstance(config, ModelConfig):
+        return _by(source, config)
+    data = read_config(folder) if config is None else _read(Path(config))
+    found = recognise(source, config=data, family=family)
+    if found.misfits:
+        raise ConfigError(
+            f"{source.path}: " + "; ".join(found.misfits) + "; mend config.json or take the one it came with"
+        )
+    if found.derived and any(note.startswith(("heads", "depth")) for note in found.notes):
+        raise MissingFile(
+            f"no config.json beside {source.path}, and its shapes do not tell {found.notes[0]}; "
+            f"put the one it came with there, or the one that 'hanmo inspect' prints"
+        )
+    names = found.names
+    return found, rename(names.rows(found.config), source.tensors, names.prefix)
+
+
+def _by(source: Source, config: ModelConfig) -> tuple[Recognised, list[Row]]:
+    """Plan by a ready configuration, in whichever names the file has; it may leave out a stack that the file holds."""
+    if "token.weight" in source.tensors:
+        found = recognise_own(source, config)
+        if found.misfits:
+            raise ConfigError(
+                f"{source.path}: {'; '.join(found.misfits)}; give the configuration that it was saved with"
+            )
+        with torch.device("meta"):
+            ours = dict(Model(config).named_parameters())
+        return found, [Row((name,), name) for name in {**ours, **source.tensors}]
+    found = recognise(source, family=config.family)
+    stacks = {side: getattr(config, side) or getattr(found.config, side) for side in ("encoder", "decoder")}
+    rows = rename(found.names.rows(replace(config, **stacks)), source.tensors, found.names.prefix)
+    found.config, found.derived = config, False
+    return found, rows
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise MissingFile(f"no configuration at {path}; give the config.json that belongs to the checkpoint")
+    return read_json(path)
