@@ -10,7 +10,6 @@ import typer
 
 from hanmo.cli.screen import progress, say
 from hanmo.cli.train import Document
-from hanmo.errors import MissingFile
 
 if TYPE_CHECKING:
     from hanmo.train.encoding import TokenEncoder
@@ -55,11 +54,13 @@ def pack(
 
     if (tokenizer is None) == (model is None):
         raise typer.BadParameter("give --tokenizer with a vocabulary, or --model with a checkpoint beside one")
-    if model is not None and not model.is_dir() and not model.parent.is_dir():
-        raise MissingFile(f"there is no checkpoint at {model}; name its folder or prefix")
-    path = tokenizer or (model if model is None or model.is_dir() else model.parent)
-    assert path is not None
-    encoder = TokenEncoder(load_tokenizer(path), separator=separator)
+    if model is not None:
+        from hanmo.weights.source import open_source
+
+        with open_source(model) as source:
+            tokenizer = source.path.parent
+    assert tokenizer is not None
+    encoder = TokenEncoder(load_tokenizer(tokenizer), separator=separator)
     with progress(f"packing {out.name}") as show:
         report = pack_files(
             inputs,
