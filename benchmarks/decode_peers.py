@@ -9,10 +9,8 @@ bert4keras loads the checkpoint; the other peers have random weights of its size
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -26,6 +24,8 @@ from peers.bench import HERE, Bench, find_checkpoint, find_vocabulary
 from peers.environments import python_of
 from peers.process import Turns, Worker, first_output, take_turns
 from peers.report import Row, compared, markdown, single
+
+from hanmo.bench.machine import describe
 
 HANMO = str(Path(sys.executable).with_name("hanmo"))
 PROMPT = "今天天气不错"
@@ -55,10 +55,10 @@ def decode(bench: Bench) -> Iterator[Row]:
 
 def prompt(bench: Bench) -> Iterator[Row]:
     """Time a prompt of 512 tokens beside llama.cpp."""
-    half = {"do": "prompt", "tokens": min(512, bench.sizes["positions"]) // 4}
+    quarter = {"do": "prompt", "tokens": min(512, bench.sizes["positions"]) // 4}
     for peer in LLAMA:
         for ours, kind in (("int8", "Q8_0"), ("int4", "Q4_0")) if peer in bench.peers else ():
-            with bench.fastest_llamacpp(peer, kind, **half) as theirs, bench.hanmo(ours) as mine:
+            with bench.fastest_llamacpp(peer, kind, **quarter) as theirs, bench.hanmo(ours) as mine:
                 request = {"do": "prompt", "tokens": 512}
                 yield _pair("A prompt of 512 tokens", 3, mine, theirs, request, [{}] * bench.rounds, unit="s")
 
@@ -122,7 +122,10 @@ def article(bench: Bench) -> Iterator[Row]:
     Ours counts from the shell to the end, loading included; bert4keras's once, and only what it takes to write.
     """
     before, tokens = bandwidth(bench), bench.article_tokens
-    theirs = _script(bench, [str(python_of("bert4keras", bench.envs)), str(HERE / "run_bert4keras.py")], tokens)[1:]
+    theirs: list[float] = []
+    if "bert4keras" in bench.peers:
+        python = str(python_of("bert4keras", bench.envs))
+        theirs = _script(bench, [python, str(HERE / "run_bert4keras.py")], tokens)[1]
     run = [HANMO, "run", "--threads", str(bench.threads)]
     ways: list[tuple[str, int, Callable[[int], tuple[float, list[float]]]]] = [
         ("hanmo write --weights int8", 3, lambda tokens: (_whole(bench, tokens), [])),
@@ -141,14 +144,14 @@ def article(bench: Bench) -> Iterator[Row]:
             steps = [[1000 * step for step in each[1:]] for _, each in found]
             info = {"name": name, "bytes": 4 * _parameters(bench)}
             yield _share(f"Share of the read bandwidth: {name}", 0.7, info, steps, max(before, bandwidth(bench)))
-        sides = [
-            ({"name": name}, [[whole] for whole, _ in found]),
-            ({"name": "bert4keras 0.11.5, tensorflow-cpu 2.15.1"}, [[sum(theirs[0])]] * len(found)),
-        ]
-        places = {f"step {at}": f"{theirs[0][at]:.2f} s" for at in (16, 128, 250) if at < tokens}
-        said = ", ".join(f"{at} {seconds}" for at, seconds in places.items())
-        title = f"{tokens} tokens of the article: {name}"
-        yield compared(title, None if exact else 30, sides, unit="s", bert4keras_measured_once=said or "whole")
+        if theirs:
+            sides = [
+                ({"name": name}, [[whole] for whole, _ in found]),
+                ({"name": "bert4keras 0.11.5, tensorflow-cpu 2.15.1"}, [[sum(theirs)]] * len(found)),
+            ]
+            steps_of = {f"bert4keras_step_{at}_in_s": theirs[at] for at in (16, 128, 250) if at < tokens}
+            title = f"{tokens} tokens of the article, bert4keras measured once: {name}"
+            yield compared(title, None if exact else 30, sides, unit="s", **steps_of)
 
 
 PARTS = {part.__name__: part for part in (decode, prompt, engines, context, batch, start, article)}
@@ -207,9 +210,12 @@ def _share(title: str, goal: float | None, info: Row, times: Sequence[Sequence[f
 
 def _whole(bench: Bench, tokens: int) -> float:
     """Write so many tokens with `hanmo write`; seconds of the whole process."""
-    length = ["--stop", "none", "--max-tokens", str(tokens), "--max-chars", "100000", "--top-k", "5"]
+    length = ["--stop", "none", "--max-tokens", str(tokens), "--max-chars", "100000", "--top-k", "5", "--json"]
     command = [*_write(bench.checkpoint, "int8", bench.vocabulary), *length]
-    return first_output(command, end=True, log=bench.log("write")).whole
+    found = first_output(command, end=True, log=bench.log("write"))
+    if (reason := json.loads(found.text)["reason"]) != "length":
+        raise RuntimeError(f"the text ended by {reason!r} before it had {tokens} tokens")
+    return found.whole
 
 
 def _script(bench: Bench, command: list[str], tokens: int) -> tuple[float, list[float]]:
@@ -246,14 +252,12 @@ def _parameters(bench: Bench) -> int:
 
 
 def _machine(bench: Bench, given: Sequence[str]) -> Row:
-    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    found = describe()
     return {
-        "machine": f"{processor}, {os.cpu_count()} processors, {memory:.0f} GiB",
+        "machine": f"{found['processor']}, {os.cpu_count()} processors, {found['memory_bytes'] / 2**30:.0f} GiB",
         "threads": bench.threads,
-        "python": platform.python_version(),
-        "date": datetime.date.today().isoformat(),
+        "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
+        "date": found["date"],
         "rounds": bench.rounds,
         "load at the start": os.getloadavg()[0],
         "bandwidth in GB/s": bandwidth(bench),

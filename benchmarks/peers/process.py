@@ -14,6 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+SETTLE = 0.3
+"""Seconds between turns: threads that wait for more work by spinning have gone to sleep by then."""
+
 __all__ = ["FirstOutput", "Turns", "Worker", "first_output", "take_turns"]
 
 
@@ -32,8 +35,8 @@ class Worker:
             )  # fmt: skip
         try:
             self.load = self._answer()["load"]
-        except BaseException:
-            self._process.kill()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
             raise
 
     def ask(self, do: str, **arguments: Any) -> Any:
@@ -57,16 +60,16 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.kill() if kind else self._process.communicate()
-        self._process.wait()
+        if kind is not None:
+            self._process.kill()
+        self._process.communicate()  # its input ends, and with it the worker
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            words = self._log.read_text("utf-8", "replace").strip().splitlines()[-3:]
-            raise RuntimeError(f"{self.name} ended with {code}: {' / '.join(words)} (all of it in {self._log})")
+            raise RuntimeError(f"{self.name} ended with {code}: {_last_words(self._log)}")
         return json.loads(line)["result"]
 
 
@@ -88,6 +91,7 @@ def take_turns(sides: Sequence[tuple[Worker, dict[str, Any]]], rounds: Sequence[
         for place in order:
             worker, request = sides[place]
             waiting = [other for other in everyone if other is not worker]
+            time.sleep(SETTLE)
             before, begun = [other.processor_seconds() for other in waiting], time.perf_counter()
             answers[place].append(worker.ask(**{**request, **more}))
             wall = time.perf_counter() - begun
@@ -121,12 +125,17 @@ def first_output(command: Sequence[str], *, end: bool, log: Path) -> FirstOutput
             process.send_signal(signal.SIGINT)
         out += process.stdout.read()
         code = process.wait()
-    if code not in (0, 130) or not memory:
-        words = log.read_text("utf-8", "replace").strip().splitlines()[-1:]
-        raise RuntimeError(f"{' '.join(command)} ended with {code}: {' '.join(words)}")
+    if code not in ((0,) if end else (0, 130, -signal.SIGINT)) or not memory:
+        raise RuntimeError(f"{' '.join(command)} ended with {code}: {_last_words(log)}")
     return FirstOutput(first, time.perf_counter() - begun, memory, out.decode("utf-8", "replace"))
 
 
 def _memory(process: int) -> dict[str, int]:
     words = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text("utf-8").splitlines())
     return {name: 1024 * int(words[name].split()[0]) for name in ("VmRSS", "RssAnon") if name in words}
+
+
+def _last_words(log: Path) -> str:
+    lines = log.read_text("utf-8", "replace").splitlines()
+    said = [line.strip(" │") for line in lines if any(letter.isalnum() for letter in line)]
+    return f"{' / '.join(said[-3:])} (all of it in {log})"

@@ -66,7 +66,11 @@ def markdown(row: Row) -> str:
         bound = "at most" if row["most"] else "at least"
         verdict = f"; goal {bound} {row['goal']:g}: **{'met' if row['met'] else 'not met'}**"
     out += ["", f"Ratio {row['ratio']:.3g} ({row['ratio_lowest']:.3g}–{row['ratio_highest']:.3g}){verdict}."]
-    out += [f"{name.replace('_', ' ').capitalize()}: {_said(value)}." for name, value in row["notes"].items()]
+    out += (
+        ["", *(f"- {name.replace('_', ' ')}: {_said(value)}" for name, value in row["notes"].items())]
+        if row["notes"]
+        else []
+    )
     return "\n".join(out) + "\n"
 
 
