@@ -31,7 +31,7 @@ class Int8Linear(nn.Module):
         scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
         self.weight: Tensor
         self.scale: Tensor
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
+        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8).contiguous())
         self.register_buffer("scale", scale)
         self.bias = layer.bias
 
@@ -45,6 +45,16 @@ def quantised(model: Model) -> Model:
     shared: dict[int, Any] = {id(each): each for each in (*model.parameters(), *model.buffers())}
     layers = {id(each): Int8Linear(each) for each in model.modules() if isinstance(each, nn.Linear)}
     return copy.deepcopy(model, shared | layers)
+
+
+def lay_out(model: Model) -> None:
+    """Have the weights of all linear layers lie output by output, as the kernels read them; values stay as they are.
+
+    Those of a TensorFlow checkpoint lie input by input.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.data = layer.weight.data.contiguous()
 
 
 def fuses(stack: StackConfig) -> bool:
@@ -93,7 +103,8 @@ def _linear(
     whole = isinstance(layers[0], Int8Linear)
     # Beyond a tile of rows the products are no longer bound by memory, and torch's own are better at them.
     most = 0 if kernels is None else kernels.MOST_ROWS if whole else kernels.MOST_ROWS // 4
-    if kernels is not None and len(x) <= most and activation in kernels.ACTIVATIONS:
+    laid_out = all(layer.weight.is_contiguous() for layer in layers)
+    if kernels is not None and len(x) <= most and laid_out and activation in kernels.ACTIVATIONS:
         scales = [layer.scale for layer in layers] if whole else None
         biases = None if layers[0].bias is None else [layer.bias for layer in layers]
         weights = [layer.weight for layer in layers]

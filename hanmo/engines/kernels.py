@@ -26,8 +26,10 @@ def linear(
     """Compute `residual + act(scale * (x Wᵀ) + bias)` for one matrix, or for three of one size at once.
 
     x: [rows, in], at most MOST_ROWS.   weights: [out, in] each, of x's dtype or int8.   scales, biases: [out] each.
+    All of them are contiguous.
     residual: [rows, out].   activation: one of ACTIVATIONS.   Returns [matrices, rows, out] in x's dtype.
     """
+    x = x.contiguous()
     rows, k = x.shape
     n = len(weights[0])
     out = x.new_empty(len(weights), rows, n)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hanmo.engines.fused import fuses, step
+from hanmo.engines.fused import fuses, lay_out, step
 from hanmo.engines.torch_engine import TorchEngine, TorchRows
 from hanmo.model import Model
 from hanmo.nn.attention import Sight
@@ -38,6 +38,7 @@ class StaticEngine(TorchEngine):
     def __init__(self, model: Model, *, start: int = 0) -> None:
         super().__init__(model, start=start)
         self.device = model.token.weight.device
+        lay_out(model)
         self._free: list[Slots] = []
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 

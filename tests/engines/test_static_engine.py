@@ -320,3 +320,20 @@ def test_the_kernel_of_attention_writes_one_key_and_sees_all_real_ones(kernels, 
     query = query.view(rows, heads, 1, d)
     expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
     torch.testing.assert_close(found, expected.flatten(1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # the interpreter's sigmoid, far below 0
+@pytest.mark.parametrize("quantise", [False, True])
+def test_steps_by_the_kernels_stay_near_those_of_float32(kernels, engines, monkeypatch, quantise):
+    plain, _ = engines("gpt2_ml")
+    model = copy.deepcopy(plain.model).to(kernels.dtype)
+    model = quantised(model) if quantise else model
+    launched = []
+    attend = kernels.module.attend
+    monkeypatch.setattr(
+        kernels.module, "attend", lambda *given, **more: (launched.append(1), attend(*given, **more))[1]
+    )
+    monkeypatch.setattr("hanmo.engines.fused._kernels", lambda x: kernels.module)
+    largest = float(abs(torch.as_tensor(plain.prefill(PROMPTS, room=1)[1])).max())
+    assert 1e-4 < difference(plain, StaticEngine(model), [[2, 0, 2, 1]], steps=2) < 0.08 * largest
+    assert len(launched) > 0

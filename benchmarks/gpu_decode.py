@@ -1,0 +1,164 @@
+"""Measure decoding on a GPU beside transformers, by turns, on random weights; print one JSON object.
+
+    python benchmarks/gpu_decode.py --out gpu_decode.json
+    python benchmarks/gpu_decode.py --weights int8 --rows 1 --no-peer
+
+The default is GPT2_ML's shape, 1.39 B parameters. Both sides draw from the five likeliest ids, and every id comes to the
+processor: (time of all tokens - time of the first) / (tokens - 1), medians of the rounds. The peer is GPT2LMHeadModel of
+the same sizes in bfloat16 (`generate`, its defaults). `share_of_bandwidth` counts the bytes of weights that a step reads,
+nothing of the cache, against the faster of copying and summing 1 GiB in this run.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hanmo.engines.fused import Int8Linear, quantised
+from hanmo.engines.static_engine import StaticEngine
+from hanmo.generate import Limits, Sampling, sample
+from hanmo.model import Model
+from hanmo.train.run import gpt2_ml_config
+
+TINY = {"depth": 2, "width": 64, "vocab": 100, "positions": 64, "prompt": 8, "tokens": 6, "rounds": 2, "rows": [1, 2]}
+
+
+def main() -> None:
+    """Read the arguments, measure by turns, print what was found."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    sizes = {"depth": 48, "width": 1536, "vocab": 21128, "positions": 1024, "prompt": 128, "tokens": 128, "rounds": 5}
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--weights", nargs="+", choices=("bfloat16", "int8"), default=["bfloat16", "int8"])
+    parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to see the script run; no figures to report")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    if given.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("gpu_decode.py needs a CUDA GPU, and torch finds none here; --device cpu --tiny tries it without")
+    if given.tiny:
+        vars(given).update(TINY)
+    text = json.dumps(measure(given), indent=1)
+    print(text)
+    if given.out is not None:
+        given.out.write_text(text + "\n", "utf-8")
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Time every kind of weights and the peer at every number of rows, by turns."""
+    config = gpt2_ml_config(vocab=given.vocab, depth=given.depth, width=given.width, positions=given.positions)
+    with torch.device(given.device):
+        model = Model(config).initialize(0).to(torch.bfloat16).eval()
+    sides: dict[str, Callable[[int, int], None]] = {}
+    weights: dict[str, int] = {}
+    for kind in given.weights:
+        used = quantised(model) if kind == "int8" else model
+        sides[kind], weights[kind] = ours(used, given), read_bytes(used)
+    if given.peer:
+        sides["transformers"] = peer(given)
+    bandwidth = read_speed(given.device, 2**20 if given.tiny else 2**30)
+    began = {name: warm_up(side, given) for name, side in sides.items()}
+    times: dict[tuple[str, int], list[float]] = {(name, rows): [] for name in sides for rows in given.rows}
+    for _ in range(given.rounds):
+        for (name, rows), found in times.items():
+            first, whole = (seconds(partial(sides[name], rows, n), given.device) for n in (1, given.tokens))
+            found.append((whole - first) / (given.tokens - 1))
+    steps = {key: statistics.median(found) for key, found in times.items()}
+    cases = [
+        {"side": name, "rows": rows, "ms_per_step": step * 1e3, "tokens_per_second": rows / step}
+        | ({"share_of_bandwidth": weights[name] / step / bandwidth["best"]} if name in weights else {})
+        | ({"times_faster_than_peer": steps["transformers", rows] / step} if given.peer else {})
+        for (name, rows), step in steps.items()
+    ]
+    cuda = given.device.startswith("cuda")
+    return {
+        "device": torch.cuda.get_device_name(given.device) if cuda else "cpu, figures mean nothing",
+        "torch": torch.__version__,
+        "sizes": {name: value for name, value in vars(given).items() if name not in ("device", "out")},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "weight_bytes_read": weights,
+        "bytes_per_second": bandwidth,
+        "first_use_seconds": began,
+        "peak_bytes": torch.cuda.max_memory_allocated(given.device) if cuda else None,
+        "cases": cases,
+    }
+
+
+def ours(model: Model, given: argparse.Namespace) -> Callable[[int, int], None]:
+    """Give a function that writes so many tokens in so many rows with the engine of fixed shapes."""
+    engine = StaticEngine(model)
+
+    def run(rows: int, tokens: int) -> None:
+        limits = Limits(max_tokens=tokens)
+        for _ in sample(engine, [prompt(given)], n=rows, seed=0, sampling=Sampling(top_k=5), limits=limits):
+            pass
+
+    return run
+
+
+def peer(given: argparse.Namespace) -> Callable[[int, int], None]:
+    """Give a function that writes as much with transformers."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    names = {"vocab_size": "vocab", "n_positions": "positions", "n_embd": "width", "n_layer": "depth"}
+    sizes = {theirs: getattr(given, name) for theirs, name in names.items()}
+    config = GPT2Config(**sizes, n_head=max(1, given.width // 64), bos_token_id=None, eos_token_id=None)
+    with torch.device(given.device):
+        model = GPT2LMHeadModel(config).to(torch.bfloat16).eval()
+
+    def run(rows: int, tokens: int) -> None:
+        ids = torch.tensor([prompt(given)] * rows, device=given.device)
+        mask = torch.ones_like(ids)
+        drawn = {"do_sample": True, "top_k": 5, "max_new_tokens": tokens, "pad_token_id": 0}
+        model.generate(ids, attention_mask=mask, **drawn).tolist()
+
+    return run
+
+
+def prompt(given: argparse.Namespace) -> list[int]:
+    """Give the ids that every text goes on from."""
+    return torch.randint(1, given.vocab, (given.prompt,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def warm_up(side: Callable[[int, int], None], given: argparse.Namespace) -> float:
+    """Run every case once, compiling and capturing what it needs, and give the seconds."""
+    return sum(seconds(partial(side, rows, given.tokens), given.device) for rows in given.rows)
+
+
+def read_bytes(model: Model) -> int:
+    """Count the bytes that a step reads of the weights: all but the rows of tables that it looks up."""
+    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, Int8Linear))]
+    tensors = [tensor for layer in layers for tensor in (*layer.parameters(), *layer.buffers())]
+    return sum(tensor.nbytes for tensor in (*tensors, model.token.weight))
+
+
+def read_speed(device: str, size: int) -> dict[str, float]:
+    """Measure bytes a second from the device's memory: summing a buffer, and copying it (read and written)."""
+    source = torch.zeros(size // 4, device=device)
+    target = torch.empty_like(source)
+    ways = {"sum": (source.sum, size), "copy": (partial(target.copy_, source), 2 * size)}
+    speeds = {name: nbytes / min(seconds(way, device) for _ in range(20)) for name, (way, nbytes) in ways.items()}
+    return speeds | {"best": max(speeds.values())}
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    """Time some work, all of it that a GPU still has to do included."""
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    wait()
+    began = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
