@@ -19,6 +19,7 @@ from hanmo.cli.cache import cache
 from hanmo.cli.convert import convert
 from hanmo.cli.inspect import inspect
 from hanmo.cli.pack import pack, vocab
+from hanmo.cli.plan import plan
 from hanmo.cli.run import CONTEXT
 from hanmo.cli.run import run as run_script
 from hanmo.cli.screen import say
@@ -81,6 +82,7 @@ def _options(
 app.command("write")(write)
 app.command("inspect")(inspect)
 app.command("convert")(convert)
+app.command("plan")(plan)
 app.command("cache")(cache)
 app.command("bench")(bench)
 app.command("finetune")(finetune)

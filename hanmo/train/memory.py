@@ -8,19 +8,36 @@ figures against what torch really keeps.
     passing      the largest of: a chunk of the loss, one block's backward pass, the last gradient and its update
 """
 
+import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
+from pathlib import Path
+from typing import Any
 
 from hanmo.config import ModelConfig, StackConfig
 from hanmo.errors import ConfigError, MemoryPlanError
 from hanmo.train.activations import OPTIMIZERS, PRECISIONS, Account, Choice
 
-__all__ = ["OPTIMIZERS", "PRECISIONS", "Choice", "Memory", "gib", "parse_size", "plan", "refuse_unless_fits", "shapes",
-           "table"]  # fmt: skip
+__all__ = [
+    "OPTIMIZERS",
+    "PRECISIONS",
+    "Choice",
+    "Memory",
+    "free_memory",
+    "gib",
+    "largest_batch",
+    "parse_size",
+    "plan",
+    "refuse_unless_fits",
+    "report",
+    "shapes",
+    "table",
+]  # fmt: skip
 
 _BLOCK = 1 << 18  # elements that AdaFactor updates at once on a CPU
+_PARTS = ("weights", "gradients", "optimizer", "static", "activations", "passing", "needed", "peak")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -52,6 +69,10 @@ class Memory:
         once, and without it what is freed lies in pieces.
         """
         return max(self.peak, self.static + self.activations + self.passing)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give everything in the types that JSON has."""
+        return {**asdict(self.choice), **{name: getattr(self, name) for name in _PARTS}}
 
 
 def plan(config: ModelConfig, choice: Choice) -> Memory:
@@ -101,29 +122,46 @@ def plan(config: ModelConfig, choice: Choice) -> Memory:
     )
 
 
-def table(
-    config: ModelConfig, *, sequence: int, batch: int, device: str = "cpu", lora: int | None = None
-) -> list[Memory]:
-    """Plan every way of training: optimizers, precisions, update in backward or whole gradients, recomputation."""
+def table(config: ModelConfig, base: Choice) -> list[Memory]:
+    """Plan every way of training at the sequence, batch and device of `base`; the ones to take first stand first."""
+    optimizers = ("adafactor-gpt2-ml", "adamw")
+    switches = (False, True)
     return [
-        plan(
-            config,
-            Choice(
-                optimizer=optimizer,
-                precision=precision,
-                in_backward=in_backward,
-                recompute=recompute,
-                sequence=sequence,
-                batch=batch,
-                lora=lora,
-                device=device,
-            ),
-        )
-        for optimizer in ("adamw", "adafactor-gpt2-ml")
+        plan(config, replace(base, optimizer=name, precision=precision, recompute=recompute, in_backward=in_backward))
+        for name in optimizers
         for precision in PRECISIONS
-        for in_backward in (False, True)
-        for recompute in (False, True)
+        if precision != "mixed" or base.device != "cpu"
+        for recompute in switches
+        for in_backward in switches
     ]
+
+
+def largest_batch(config: ModelConfig, choice: Choice, available: int) -> int:
+    """Find the largest batch with which a choice fits; 0 if none does."""
+    low, high = 0, 1
+    while plan(config, replace(choice, batch=high)).needed <= available:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = plan(config, replace(choice, batch=middle)).needed <= available
+        low, high = (middle, high) if fits else (low, middle)
+    return low
+
+
+def free_memory(device: str = "cpu") -> int:
+    """Give the bytes that are free now: of the machine, or with "cuda" of its current GPU."""
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError("device is 'cuda', which torch cannot use here; give the memory, as in --memory 22GiB")
+        return int(torch.cuda.mem_get_info()[0])
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text("ascii"))
+        if found:
+            return int(found[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def refuse_unless_fits(memory: Memory, available: int) -> None:
@@ -145,6 +183,15 @@ def refuse_unless_fits(memory: Memory, available: int) -> None:
         f"{gib(memory.weights)}, gradients {gib(memory.gradients)}, optimizer {gib(memory.optimizer)}, activations "
         f"{gib(memory.activations)}, passing {gib(memory.passing)}; {', or '.join(changes)}"
     )
+
+
+def report(memory: Memory, measured: int) -> str:
+    """Write a plan beside what was measured, in one line.
+
+    measured: peak bytes above the interpreter and its libraries; on a GPU `torch.cuda.max_memory_allocated`.
+    """
+    off = measured / memory.peak - 1
+    return f"memory: planned {gib(memory.peak)}, measured {gib(measured)} ({off:+.1%})"
 
 
 def parse_size(text: str) -> int:

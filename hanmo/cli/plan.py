@@ -1,0 +1,150 @@
+"""`hanmo plan`: print which ways of training a checkpoint fit into a memory. Knows how a person wants to read it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hanmo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hanmo.config import ModelConfig
+    from hanmo.train.memory import Choice, Memory
+
+__all__ = ["plan"]
+
+_HEADROOM = 0.95  # of the memory is recommended to be filled; the rest is for what lies between the tensors
+
+
+def plan(
+    model: Annotated[Path, typer.Option(help="The checkpoint, as for `hanmo inspect`; a bare .index will do.")],
+    memory: Annotated[
+        str | None, typer.Option(help="How much there is: 22GiB, 22GB, 24G.  [default: what is free on the device]")
+    ] = None,
+    sequence: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a row.  [default: 1024, or all that the model knows]")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 1,
+    lora: Annotated[
+        int | None, typer.Option(min=1, help="Train low-rank adapters of this rank, not all the weights.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where training runs: cpu or cuda.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object, all sizes in bytes.")] = False,
+) -> None:
+    """Say which ways of training fit into a memory, before anything is loaded.
+
+    Reads names and shapes only. Static are weights, gradients and the optimizer's state; activations grow with
+    sequence and batch.
+
+    For example:
+
+      hanmo plan --model models/mega/model.ckpt-100000 --memory 22GiB
+
+      hanmo plan --model model.ckpt-100000.index --memory 8G --sequence 512 --json
+    """
+    from hanmo.train.memory import Choice, free_memory, largest_batch, parse_size, table
+    from hanmo.weights.inspection import inspect
+
+    there = parse_size(memory) if memory is not None else None
+    found = inspect(model).found
+    config, context = found.config, found.config.main.context
+    if sequence is not None and context is not None and sequence > context:
+        raise ConfigError(f"sequence is {sequence}; this model knows {context} positions")
+    base = Choice(sequence=sequence or min(1024, context or 1024), batch=batch, lora=lora, device=device)
+    there = free_memory(device) if there is None else there
+    rows = table(config, base)
+    best = next((row for row in rows if row.needed <= _HEADROOM * there), None)
+    lengths = sorted({max(1, base.sequence // 4), max(1, base.sequence // 2), base.sequence})
+    batches = {n: largest_batch(config, _at(best.choice, n), int(_HEADROOM * there)) for n in lengths} if best else {}
+    if as_json:
+        object_ = {
+            "model": str(model),
+            "parameters": found.parameters,
+            "memory": there,
+            "plans": [row.as_dict() | {"fits": row.needed <= there} for row in rows],
+            "recommended": None if best is None else best.as_dict(),
+            "largest_batch": batches,
+            "adam": _adam(rows, there),
+        }
+        typer.echo(json.dumps(object_, indent=2, ensure_ascii=False))
+    else:
+        typer.echo(
+            f"{model.name}: {found.family}, {found.parameters:,} parameters; sequence {base.sequence:,}, ", nl=False
+        )
+        typer.echo(f"batch {batch:,}; memory {_size(there)}")
+        _print(rows, there)
+        _advise(config, base, best, batches, there)
+        typer.echo(_adam(rows, there))
+
+
+def _print(rows: list[Memory], there: int) -> None:
+    lines = [("optimizer", "precision", "gradients", "recompute", "static", "activations", "passing", "needed", "")]
+    for row in rows:
+        choice = row.choice
+        lines.append(
+            (
+                choice.optimizer,
+                choice.precision,
+                "in backward" if choice.in_backward else "whole",
+                "yes" if choice.recompute else "no",
+                *map(_size, (row.static, row.activations, row.passing, row.needed)),
+                "fits" if row.needed <= there else f"{_size(row.needed - there)} too much",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [
+            cell.rjust(n) if 4 <= i < 8 else cell.ljust(n) for i, (cell, n) in enumerate(zip(line, widths, strict=True))
+        ]
+        typer.echo("  ".join(cells).rstrip())
+
+
+def _advise(config: ModelConfig, base: Choice, best: Memory | None, batches: dict[int, int], there: int) -> None:
+    from hanmo.train.memory import table
+
+    if best is not None:
+        typer.echo(f"Recommended: {best.choice}; needs {_size(best.needed)}")
+        room = ", ".join(f"{count:,} of {length:,} tokens" for length, count in batches.items())
+        typer.echo(f"Rows that fit at once that way: {room}")
+        return
+    typer.echo("Nothing here fits; a shorter --sequence or a smaller --batch may, or adapters:")
+    smallest = min(table(config, _at(base, base.sequence, lora=8)), key=lambda row: row.needed)
+    fits = "fits" if smallest.needed <= there else "does not fit either"
+    typer.echo(f"--lora 8: {smallest.choice} needs {_size(smallest.needed)}, which {fits}")
+
+
+def _adam(rows: list[Memory], there: int) -> str:
+    """Say in one or two sentences why plain Adam fits or does not."""
+    adam = {
+        (row.choice.in_backward, row.choice.recompute): row
+        for row in rows
+        if row.choice.optimizer == "adamw" and row.choice.precision == "float32"
+    }
+    plain = adam[False, False]
+    parts = (
+        f"weights {_size(plain.weights)} + gradients {_size(plain.gradients)} + two moments {_size(plain.optimizer)} "
+        f"= {_size(plain.static)}"
+    )
+    if plain.needed <= there:
+        return f"Adam fits: {parts}, and {_size(plain.activations + plain.passing)} for a step"
+    if plain.static > there:
+        why = f"Adam does not fit, whatever the batch: {parts}, more than {_size(there)}"
+    else:
+        rest = plain.activations + plain.passing
+        why = f"Adam does not fit: {parts}, and {_size(rest)} for a step make {_size(plain.needed)} of {_size(there)}"
+    return f"{why}. With update in backward it has {_size(adam[True, False].static)} static, without whole gradients"
+
+
+def _at(choice: Choice, sequence: int, **changes: Any) -> Choice:
+    from dataclasses import replace
+
+    return replace(choice, sequence=sequence, **changes)
+
+
+def _size(size: int) -> str:
+    from hanmo.train.memory import gib
+
+    return gib(size)
