@@ -56,9 +56,10 @@ def plan(
     base = Choice(sequence=sequence or min(1024, context or 1024), batch=batch, lora=lora, device=device)
     there = free_memory(device) if there is None else there
     rows = table(config, base)
-    best = next((row for row in rows if row.needed <= _HEADROOM * there), None)
+    fitting = [row for row in rows if row.needed <= there]
+    best = next((row for row in fitting if row.needed <= _HEADROOM * there), next(iter(fitting), None))
     lengths = sorted({max(1, base.sequence // 4), max(1, base.sequence // 2), base.sequence})
-    batches = {n: largest_batch(config, _at(best.choice, n), int(_HEADROOM * there)) for n in lengths} if best else {}
+    batches = {n: largest_batch(config, _at(best.choice, n), there) for n in lengths} if best else {}
     if as_json:
         object_ = {
             "model": str(model),
@@ -81,7 +82,9 @@ def plan(
 
 
 def _print(rows: list[Memory], there: int) -> None:
-    lines = [("optimizer", "precision", "gradients", "recompute", "static", "activations", "passing", "needed", "")]
+    lines: list[tuple[str, ...]] = [
+        ("optimizer", "precision", "gradients", "recompute", "static", "activations", "passing", "needed", "")
+    ]
     for row in rows:
         choice = row.choice
         lines.append(

@@ -72,7 +72,7 @@ class Memory:
 
     def as_dict(self) -> dict[str, Any]:
         """Give everything in the types that JSON has."""
-        return {**asdict(self.choice), **{name: getattr(self, name) for name in _PARTS}}
+        return {"choice": asdict(self.choice), **{name: getattr(self, name) for name in _PARTS}}
 
 
 def plan(config: ModelConfig, choice: Choice) -> Memory:
