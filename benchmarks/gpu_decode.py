@@ -3,10 +3,10 @@
     python benchmarks/gpu_decode.py --out gpu_decode.json
     python benchmarks/gpu_decode.py --weights int8 --rows 1 --no-peer
 
-The default is GPT2_ML's shape, 1.39 B parameters. Both sides draw from the five likeliest ids, and every id comes to the
-processor: (time of all tokens - time of the first) / (tokens - 1), medians of the rounds. The peer is GPT2LMHeadModel of
-the same sizes in bfloat16 (`generate`, its defaults). `share_of_bandwidth` counts the bytes of weights that a step reads,
-nothing of the cache, against the faster of copying and summing 1 GiB in this run.
+The default is GPT2_ML's shape, 1.39 B parameters. Both sides draw from the five likeliest ids, and every id comes to
+the processor: (time of all tokens - time of the first) / (tokens - 1), medians of the rounds. The peer is
+GPT2LMHeadModel of the same sizes in bfloat16 (`generate`, its defaults). `share_of_bandwidth` counts the bytes of
+weights that a step reads, nothing of the cache, against the faster of copying and summing 1 GiB in this run.
 """
 
 import argparse
