@@ -19,7 +19,7 @@ from rich.console import Console
 
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingFile
-from hanmo.hub import load, plan
+from hanmo.hub import load
 from hanmo.loaded import Loaded
 from hanmo.model import Model
 from hanmo.tokenizers.load import load_tokenizer, tokenizer_files
@@ -36,6 +36,7 @@ from hanmo.train.slots import load_slots
 from hanmo.train.task import Reading, Task, make_task
 from hanmo.weights.fresh import config_of
 from hanmo.weights.load import Report, as_tensor
+from hanmo.weights.plan import plan
 from hanmo.weights.recognise import read_json
 from hanmo.weights.source import Source, open_source
 from hanmo.weights.write import atomic_path
@@ -120,7 +121,7 @@ def finetune(
         found, _ = plan(source, config=config, family=family)
         memory = _choose(found.config, run, wishes, device, optimizer=wishes.optimizer or "adafactor-gpt2-ml")
         slots = _slots(source, config, family) if wishes.restore_slots and not run.resume else None
-    console.print(f"planned: {gib(memory.needed)} ({memory.choice})")
+    console.print(f"planned: {gib(memory.needed)} ({memory.choice})", highlight=False, soft_wrap=True)
     dtype = torch.bfloat16 if memory.choice.precision == "bfloat16" else torch.float32
     loaded = load(model, config=config, family=family, mask=mask, dtype=dtype, device=device, tokenizer=tokenizer)
     folder = loaded.path if loaded.path.is_dir() else loaded.path.parent
@@ -144,7 +145,7 @@ def pretrain(
     before = held_memory(device)
     whole = config_of(config, family=family, mask=mask)
     memory = _choose(whole, run, wishes, device, optimizer=wishes.optimizer or "adamw")
-    console.print(f"planned: {gib(memory.needed)} ({memory.choice})")
+    console.print(f"planned: {gib(memory.needed)} ({memory.choice})", highlight=False, soft_wrap=True)
     model = Model(whole).initialize(wishes.seed)
     scale_outputs(model, whole.main.depth)
     if memory.choice.precision == "bfloat16":
@@ -228,7 +229,7 @@ def _learn(
         with atomic_path(run.out / "chosen.json") as made:
             made.write_text(json.dumps({"choice": asdict(choice), "warmup": settings.warmup}) + "\n", "utf-8")
     for note in task.notes:
-        console.print(note, highlight=False)
+        console.print(note, highlight=False, soft_wrap=True)
     with ExitStack() as stack:
         watch = stack.enter_context(tensorboard(run.out)) if run.board and parallel.is_main() else None
         outcome = fit(

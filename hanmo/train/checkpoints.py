@@ -122,9 +122,10 @@ def newest(out: Path, kind: str) -> Path | None:
 def recover(out: Path) -> None:
     """Tidy what a process that was killed while saving has left: old folders back in place, unfinished ones away."""
     for path in sorted(out.glob(".*-*.*")):
-        if found := re.fullmatch(r"\.((?:last|best)-\d{8})\.[0-9a-f]{12}\.(old|partial)", path.name):
+        # Within a folder that is being written, weights are written in the same way: hence names twice as long.
+        if found := re.fullmatch(r"\.?\.((?:last|best)-\d{8})((?:\.[0-9a-f]{12}\.(?:old|partial))+)", path.name):
             place = out / found[1]
-            if found[2] == "old" and not place.exists():
+            if re.fullmatch(r"\.[0-9a-f]{12}\.old", found[2]) and not place.exists():
                 path.rename(place)
             else:
                 shutil.rmtree(path)
