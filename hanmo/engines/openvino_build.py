@@ -20,12 +20,13 @@ from hanmo.families import Row
 from hanmo.model import Model
 from hanmo.weights.load import as_tensor
 from hanmo.weights.plan import plan
+from hanmo.weights.rounded import nonzero, round_int8, scales_int8
 from hanmo.weights.safetensors import write_safetensors
 from hanmo.weights.source import Source, TensorInfo, open_source, storage_bytes
 from hanmo.weights.table import take
 from hanmo.weights.write import Item
 
-__all__ = ["build", "round_int4", "round_int8", "scales_int4", "scales_int8"]
+__all__ = ["build", "round_int4", "scales_int4"]
 
 JOINED = {"attention": ("query", "key", "value"), "cross": ("key", "value"), "feed_forward": ("gate", "input")}
 """Matrices that see the same input are kept, and multiplied, as one under their names joined with "_"."""
@@ -70,16 +71,6 @@ def build(
         write_safetensors(path, items, metadata=words)
 
 
-def scales_int8(weights: Tensor) -> Tensor:
-    """Choose a scale for each output of [out, in]: [out, 1]."""
-    return _nonzero(weights.abs().amax(1, keepdim=True) / 127)
-
-
-def round_int8(weights: Tensor, scales: Tensor) -> Tensor:
-    """Round [out, in] to int8."""
-    return (weights / scales).round_().clamp_(-127, 127).to(torch.int8)
-
-
 def scales_int4(weights: Tensor, group: int) -> Tensor:
     """Choose a scale for each group of inputs of [out, in]: [out, in / group].
 
@@ -91,7 +82,7 @@ def scales_int4(weights: Tensor, group: int) -> Tensor:
     full = grouped.gather(-1, place) / -8
     best, scales = torch.full_like(full, torch.inf), full
     for factor in FACTORS:
-        tried = _nonzero(full * factor)
+        tried = nonzero(full * factor)
         error = (_levels(grouped, tried) * tried - grouped).square_().sum(-1, keepdim=True)
         scales = torch.where(error < best, tried, scales)
         best = torch.minimum(error, best)
@@ -110,10 +101,6 @@ FACTORS = (1.0, 0.93, 0.86, -1.0, -0.93)
 
 def _levels(weights: Tensor, scales: Tensor) -> Tensor:
     return (weights / scales).round_().clamp_(-8, 7)
-
-
-def _nonzero(scale: Tensor) -> Tensor:
-    return torch.where(scale.abs() < 1e-30, torch.full_like(scale, 1e-30), scale)
 
 
 class _Reader:

@@ -23,6 +23,7 @@ from hanmo.families import FAMILIES, Names, Row
 from hanmo.model import Model
 from hanmo.weights.bundle_writer import write_bundle
 from hanmo.weights.recognise import with_heads
+from hanmo.weights.rounded import MARK, rounded_items
 from hanmo.weights.safetensors import write_safetensors
 from hanmo.weights.source import Array, TensorInfo
 from hanmo.weights.table import MADE, PIECE, foreign_shape, give, rows_of
@@ -60,6 +61,7 @@ def save(
     folder that `transformers` loads.
     family: whose names to write, if not the model's own: "gpt2_openai" for a GPT-2 that was loaded as "gpt2".
     dtype: of floating parameters in the file; None keeps each as it is.   max_shard_bytes: None writes one data file.
+    torch.int8 rounds matrices, with a scale for each row; it is for "safetensors" in one file.
     tokenizer: files (vocab.txt, …) to copy along.   overwrite: replace what lies there.
     progress: called with the bytes of each piece that was written.
     Raises CheckpointError where the form does not exist for the family or cannot hold the model, ConfigError for an
@@ -85,13 +87,18 @@ def save(
         if form == "huggingface":
             data["dtype"] = _name(dtype or state["token.weight"].dtype)
         texts = {"config.json": json.dumps(data, indent=2, ensure_ascii=False) + "\n"}
-    items = _items(state, rows, made, dtype, progress)
+    metadata = {"format": "pt"} if form == "huggingface" else {}
+    if dtype == torch.int8:
+        if form != "safetensors" or max_shard_bytes is not None:
+            raise ConfigError(f"dtype is int8, form is {form!r}; 8 bits are for form='safetensors', in one file")
+        items, metadata = rounded_items(state), MARK
+    else:
+        items = _items(state, rows, made, dtype, progress)
     if form == "tensorflow":
         with _beside(path, overwrite=overwrite) as folder:
             write_bundle(folder / path.name, items, max_shard_bytes=max_shard_bytes)
             _add(folder, texts, extra)
     else:
-        metadata = {"format": "pt"} if form == "huggingface" else {}
         with atomic_folder(path, overwrite=overwrite) as folder:
             write_safetensors(folder / "model.safetensors", items, metadata=metadata, max_shard_bytes=max_shard_bytes)
             _add(folder, texts, extra)

@@ -101,9 +101,11 @@ def open_source(path: str | Path, *, verify: bool = True) -> Source:
     """
     found = _recognise(Path(path))
     if found.name.endswith((".safetensors", ".safetensors.index.json")):
+        from hanmo.weights.rounded import MARK, Rounded
         from hanmo.weights.safetensors import Safetensors
 
-        return _whole(found, Safetensors)
+        source = _whole(found, Safetensors)
+        return Rounded(source) if isinstance(source, Safetensors) and source.metadata == MARK else source
     if found.name.endswith((".bin", ".pt", ".pth", ".bin.index.json")):
         from hanmo.weights.torch_files import TorchFile
 
