@@ -1,0 +1,60 @@
+"""Teach a T5 to write titles, as bert4keras's examples/task_seq2seq_autotitle_csl_mt5.py did, and have it write some.
+
+    python examples/t5_titles.py --model mt5-small --data news.jsonl --text 要给它标题的正文
+
+--data: jsonl with "source" and "target" in a line, or csv and tsv of these two columns. Weights, log and vocabulary go
+to --out, which `hanmo write` reads too.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+import hanmo
+from hanmo.tokenizers.load import tokenizer_files
+from hanmo.train.loop import fit
+from hanmo.train.loss import targets_loss
+from hanmo.train.pairs import PairData, read_pairs
+from hanmo.train.settings import Settings
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the arguments, train, and write a title for each text."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, required=True, help="a T5 or mT5 with its *.model")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("t5-titles"))
+    parser.add_argument("--text", action="append", default=[], help="write a title for it afterwards; several times")
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--limit", type=int, default=256, help="tokens of a source")
+    parser.add_argument("--title-limit", type=int, default=32)
+    given = parser.parse_args(arguments)
+
+    writer = hanmo.load(given.model, device="cuda" if torch.cuda.is_available() else "cpu")
+    data = PairData(
+        read_pairs([given.data]),
+        writer.tokenizer,
+        rows=given.rows,
+        answers=True,
+        limit=given.limit,
+        target_limit=given.title_limit,
+    )
+    print(f"{len(data):,} pairs, of which {data.cut:,} were cut")
+    fit(
+        writer.model,
+        data,
+        out=given.out,
+        settings=Settings(steps=given.steps, lr=given.lr, warmup=given.steps // 10, schedule="linear"),
+        loss=targets_loss,
+        beside=tokenizer_files(given.model if given.model.is_dir() else given.model.parent),
+    )
+    writer.model.eval()
+    for text in given.text:
+        print(writer.write(text, beams=1, stop=None, max_tokens=given.title_limit)[0])
+
+
+if __name__ == "__main__":
+    main()
