@@ -1,0 +1,41 @@
+"""A writer over the toy engine, for tests that need no network; it starts without torch."""
+
+import sys
+import time
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "generate"))
+
+from toy_engine import ToyEngine
+
+from hanmo.families import FAMILIES
+from hanmo.tokenizers import WordPiece
+from hanmo.writer import Writer
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"今天气不错可以去跑步床前明月光疑是地上霜，。"]
+SIZES = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 64,
+}
+
+
+class ToyWriter(Writer):
+    """Writes by the hash of a row's ids; `engine` is open to the test."""
+
+    def __init__(self, *, pause=0.0, **options):
+        super().__init__(FAMILIES["gpt2_ml"].tensorflow.config(SIZES), WordPiece(WORDS), Path("toy"))
+        self.toy = ToyEngine(vocab=len(WORDS), max_positions=64, **options)
+        if pause:
+            prefill = self.toy.prefill
+            self.toy.prefill = lambda prompts, room: (time.sleep(pause), prefill(prompts, room=room))[1]
+
+    @property
+    def engine(self):
+        return self.toy
+
+
+__all__ = ["SIZES", "WORDS", "ToyWriter"]
