@@ -71,9 +71,10 @@ class Loaded(Writer):
         weight = self.model.token.weight
         if weight.device.type not in QUEUED:
             return TorchEngine(self.model)
-        if self._kept is None or self._kept[0] != weight.data_ptr():  # a model that was moved needs another
-            self._kept = weight.data_ptr(), StaticEngine(self.model)
-        return self._kept[1]
+        kept = self._kept  # a model that was moved or exchanged needs another
+        if kept is None or kept[0] != weight.data_ptr() or kept[1].model is not self.model:
+            self._kept = kept = weight.data_ptr(), StaticEngine(self.model)
+        return kept[1]
 
     def save(self, path: str | Path, *, form: str = "safetensors", overwrite: bool = False) -> Path:
         """Save network and vocabulary; form and errors as in `hanmo.save`. Returns the path to load."""

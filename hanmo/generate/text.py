@@ -60,7 +60,7 @@ class Stream:
     """One text while it is written: iterate over its pieces, which joined are the whole text.
 
     seed: repeats the text.   text: what is shown so far.   reason: None until the text is finished.
-    Stopping to iterate stops the work; nothing is computed ahead.
+    Stopping to iterate stops the work; nothing is computed ahead, but for one id by an engine with a queue.
     """
 
     def __init__(self, writer: "_Writer", events: Iterator[Token | End], seed: int) -> None:

@@ -247,8 +247,12 @@ def test_what_was_loaded_writes_with_it_on_a_gpu_and_keeps_it(device, monkeypatc
     loaded = hanmo.hub.load(GOLDENS / "gpt2_ml" / "model.ckpt", device=device)
     engine = loaded.engine
     assert type(engine) is StaticEngine and loaded.engine is engine
+    loaded.model = quantised(loaded.model)
+    smaller = loaded.engine
+    assert smaller is not engine and smaller.model is loaded.model
+    assert written(smaller, PROMPTS) and loaded.engine is smaller
     loaded.model.to(torch.float64)
-    assert loaded.engine is not engine
+    assert loaded.engine is not smaller
 
 
 def test_int8_weights_stay_near_the_plain_engine_and_leave_the_model_as_it_is(engines):
