@@ -1,1 +1,24 @@
-"""Training within the memory one has: optimizers, data and the loop."""
+"""Training within the memory one has: optimizers, data and the loop.
+
+    fit(model, data, out=…, settings=Settings(…))    train a model that one made, on batches that one made
+    Settings                                         what a run is told
+
+`hanmo finetune` and `hanmo pretrain` stand on these. Names are imported when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hanmo.train.loop import fit
+    from hanmo.train.settings import Settings
+
+__all__ = ["Settings", "fit"]
+
+_HOMES = {"Settings": "hanmo.train.settings", "fit": "hanmo.train.loop"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hanmo.train' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)
