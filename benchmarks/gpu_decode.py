@@ -58,11 +58,10 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     config = gpt2_ml_config(vocab=given.vocab, depth=given.depth, width=given.width, positions=given.positions)
     with torch.device(given.device):
         model = Model(config).initialize(0).to(torch.bfloat16).eval()
-    sides: dict[str, Callable[[int, int], None]] = {}
-    weights: dict[str, int] = {}
-    for kind in given.weights:
-        used = quantised(model) if kind == "int8" else model
-        sides[kind], weights[kind] = ours(used, given), read_bytes(used)
+    models = {kind: quantised(model) if kind == "int8" else model for kind in given.weights}
+    engines = {kind: StaticEngine(used) for kind, used in models.items()}
+    weights = {kind: read_bytes(used) for kind, used in models.items()}
+    sides = {kind: ours(engine, given) for kind, engine in engines.items()}
     if given.peer:
         sides["transformers"] = peer(given)
     bandwidth = read_speed(given.device, 2**20 if given.tiny else 2**30)
@@ -79,6 +78,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         | ({"times_faster_than_peer": steps["transformers", rows] / step} if given.peer else {})
         for (name, rows), step in steps.items()
     ]
+    for case in cases:
+        if case["side"] in engines:
+            case["ms_per_step_without_choosing"] = steps_alone(engines[case["side"]], case["rows"], given) * 1e3
     cuda = given.device.startswith("cuda")
     return {
         "device": torch.cuda.get_device_name(given.device) if cuda else "cpu, figures mean nothing",
@@ -93,9 +95,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def ours(model: Model, given: argparse.Namespace) -> Callable[[int, int], None]:
+def ours(engine: StaticEngine, given: argparse.Namespace) -> Callable[[int, int], None]:
     """Give a function that writes so many tokens in so many rows with the engine of fixed shapes."""
-    engine = StaticEngine(model)
 
     def run(rows: int, tokens: int) -> None:
         limits = Limits(max_tokens=tokens)
@@ -103,6 +104,19 @@ def ours(model: Model, given: argparse.Namespace) -> Callable[[int, int], None]:
             pass
 
     return run
+
+
+def steps_alone(engine: StaticEngine, count: int, given: argparse.Namespace) -> float:
+    """Time the steps by themselves, with the same ids again and again: the median of the rounds."""
+    found = []
+    for _ in range(given.rounds):
+        rows, _ = engine.prefill([prompt(given)], room=given.tokens)
+        rows.reorder([0] * count)
+        ids = torch.ones(count, dtype=torch.long, device=given.device)
+        rows.step(ids)
+        took = seconds(lambda rows=rows, ids=ids: [rows.step(ids) for _ in range(given.tokens - 1)], given.device)
+        found.append(took / (given.tokens - 1))
+    return statistics.median(found)
 
 
 def peer(given: argparse.Namespace) -> Callable[[int, int], None]:

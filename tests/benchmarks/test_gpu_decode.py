@@ -29,6 +29,7 @@ def test_the_script_measures_every_side_at_every_number_of_rows(script, tmp_path
     for case in found["cases"]:
         assert case["tokens_per_second"] == pytest.approx(case["rows"] / case["ms_per_step"] * 1e3)
         assert ("share_of_bandwidth" in case) == (case["side"] != "transformers")
+        assert ("ms_per_step_without_choosing" in case) == (case["side"] != "transformers")
         assert case["times_faster_than_peer"] > 0
     # 2 blocks of width 64 and a vocabulary of 100: 12 matrices' worth of 64 x 64 each, biases, and the output.
     assert found["weight_bytes_read"]["bfloat16"] == 2 * (2 * (12 * 64 * 64 + 9 * 64) + 100 * 64)

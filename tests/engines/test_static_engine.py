@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hanmo.hub
 from hanmo.engines.fused import Int8Linear, quantised
@@ -17,6 +18,7 @@ from hanmo.engines.torch_engine import TorchEngine
 from hanmo.errors import CheckpointError, ConfigError
 from hanmo.generate import GREEDY, Limits, Sampling
 from hanmo.generate.beam import beam_search
+from hanmo.generate.draw import choose
 from hanmo.generate.loop import End, Token, sample
 from hanmo.model import Model
 from hanmo.nn.activation import activate
@@ -230,6 +232,32 @@ def test_scores_that_are_not_numbers_and_rules_that_leave_nothing_are_reported(e
         model.token.weight[17] = float("nan")
     with pytest.raises(CheckpointError, match="1 of the model's 120 scores for the next id are NaN or infinite"):
         written(StaticEngine(model), PROMPTS)
+
+
+class Operations(TorchDispatchMode):
+    """Collect the names of torch's operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, given=(), more=None):
+        self.names.add(function.__name__)
+        return function(*given, **(more or {}))
+
+
+def test_choosing_an_id_neither_reads_nor_writes_a_number_from_the_processor(device):
+    waiting = {"_local_scalar_dense.default", "lift_fresh.default", "copy_.default", "item.default"}
+    logits = torch.randn(3, 50, device=device)
+    numbers = torch.rand(3, dtype=torch.float64, device=device)
+    sampling = Sampling(top_k=5, top_p=0.9, temperature=0.8, banned=(1, 2), allowed=tuple(range(40)))
+    choose(sampling.apply(logits, [[]] * 3), numbers)  # the masks of ids are made once
+    with Operations() as found:
+        choose(sampling.apply(logits, [[]] * 3), numbers)
+    assert len(found.names) > 20 and not found.names & waiting
+    with Operations() as other:
+        choose(logits, [0.5] * 3)
+    assert other.names & waiting
 
 
 def test_a_model_that_does_not_write_is_refused(device):
