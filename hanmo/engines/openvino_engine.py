@@ -138,7 +138,7 @@ class OpenVinoEngine:
     def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple["OpenVinoRows", Array]:
         """Read prompts, shorter ones padded on the left; see `Engine.prefill`."""
         ids, real = _padded(prompts)
-        rows = OpenVinoRows(self._decoder.create_infer_request(), Tokens(self.config.main), len(prompts))
+        rows = self.new_rows(len(prompts))
         if self._encoder is not None:
             rows.remember(self._read(ids, real), np.ones(ids.shape, bool) if real is None else real)
             ids, real = np.full((len(prompts), 1), self.start), None
@@ -146,8 +146,11 @@ class OpenVinoEngine:
 
     def logits(self, ids: Sequence[int]) -> Array:
         """Score what comes after each id of one text, without a cache that lasts: [ids, vocab]."""
-        rows = OpenVinoRows(self._decoder.create_infer_request(), Tokens(self.config.main), 1)
-        return rows.run(np.array([ids]), keep=len(ids))[0]
+        return self.new_rows(1).run(np.array([ids]), keep=len(ids))[0]
+
+    def new_rows(self, count: int) -> "OpenVinoRows":
+        """Give rows that hold nothing yet, to be filled by their `run`."""
+        return OpenVinoRows(self._decoder.create_infer_request(), Tokens(self.config.main), count)
 
     def _read(self, ids: Array, real: Array | None) -> dict[str, Array]:
         assert self._encoder is not None and self.config.encoder is not None
@@ -183,9 +186,35 @@ class OpenVinoRows:
         """Have all steps attend to the keys and values of an encoder's output; real: [b, m]."""
         self._memory = {**memory, "memory_mask": key_mask(real)}
 
-    def run(self, ids: Array, *, segment: int = 0, real: Array | None = None, keep: int = 1) -> Array:
-        """Append ids [b, n] to the rows: logits [b, keep, vocab] of the last `keep` of them."""
-        inputs = self._tokens.append(ids, segment=segment, real=real)
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return len(self._order)
+
+    def cut(self, length: int) -> None:
+        """Forget every token from `length` on."""
+        if length >= self._tokens.positions.shape[1]:
+            return
+        for state in self._request.query_state():
+            # What the plugin keeps in 8 bits comes out as float32, and goes back to the same bits.
+            state.state = ov.Tensor(np.ascontiguousarray(state.state.data[self._order, :, :length]))
+        self._order = list(range(len(self._order)))
+        self._tokens.cut(length)
+
+    def run(
+        self,
+        ids: Array,
+        *,
+        segment: int | Array = 0,
+        real: Array | None = None,
+        positions: Array | None = None,
+        keep: int = 1,
+    ) -> Array:
+        """Append ids [b, n] to the rows: logits [b, keep, vocab] of the last `keep` of them.
+
+        segment, real, positions: as for `Tokens.append`.
+        """
+        inputs = self._tokens.append(ids, segment=segment, real=real, positions=positions)
         inputs |= self._memory
         inputs["beam_idx"] = np.array(self._order, np.int32)
         inputs["keep"] = np.array([keep], np.int32)

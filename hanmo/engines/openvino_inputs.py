@@ -28,10 +28,13 @@ class Tokens:
     order: Array = field(default_factory=lambda: np.zeros((1, 0), np.int64))  # [b or 1, m]
     real: Array | None = None  # [b, m], None: all are
 
-    def append(self, ids: Array, *, segment: int = 0, real: Array | None = None) -> dict[str, Array]:
+    def append(
+        self, ids: Array, *, segment: int | Array = 0, real: Array | None = None, positions: Array | None = None
+    ) -> dict[str, Array]:
         """Give a graph's inputs for new tokens, ids [b, n], and remember them.
 
-        segment: of all of them.   real: [b, n], False where a token is padding on the left.
+        segment: of all of them, or of each, [b, n].   real: [b, n], False where no token may attend to it.
+        positions: [b or 1, n]; None counts the real tokens, for what is not real is padding on the left.
         """
         rows, count = ids.shape
         start = self.positions.shape[1]
@@ -40,12 +43,14 @@ class Tokens:
             self.real = np.concatenate((old, np.ones((rows, count), bool) if real is None else real), 1)
         places = np.arange(start, start + count)[None]
         new = places if self.real is None else np.maximum(self.real.cumsum(1) - 1, 0)[:, start:]
+        new = new if positions is None else positions
+        segments = np.atleast_2d(segment)
         self.positions = _join(self.positions, new)
-        self.order = _join(self.order, self._order(places, segment))
+        self.order = _join(self.order, self._order(places, segments))
         stack = self.stack
-        inputs: dict[str, Array] = {"ids": ids.astype(np.int32), "mask": self._mask(count)}
+        inputs: dict[str, Array] = {"ids": ids.astype(np.int32), "mask": self._mask(rows, count)}
         if stack.segments:
-            inputs["segments"] = np.full((1, 1), segment, np.int32)
+            inputs["segments"] = segments.astype(np.int32)
         match stack.position:
             case "learned":
                 inputs["positions"] = new.astype(np.int32)
@@ -74,19 +79,26 @@ class Tokens:
         if self.real is not None:
             self.real = self.real[rows]
 
-    def _order(self, places: Array, segment: int) -> Array:
+    def cut(self, length: int) -> None:
+        """Forget every token from `length` on."""
+        self.positions, self.order = self.positions[:, :length], self.order[:, :length]
+        self.real = None if self.real is None else self.real[:, :length]
+
+    def _order(self, places: Array, segments: Array) -> Array:
         if self.stack.mask == "causal":
             return places
         if self.stack.mask == "full":
             return np.zeros_like(places)
         before = self.order[:, -1:] if self.order.shape[1] else np.zeros((1, 1), np.int64)
-        return before + segment * np.arange(1, places.shape[1] + 1)
+        return before + np.broadcast_to(segments, (len(segments), places.shape[1])).cumsum(1)
 
-    def _mask(self, count: int) -> Array:
+    def _mask(self, rows: int, count: int) -> Array:
         visible = self.order[:, None, :] <= self.order[:, -count:, None]
         if self.real is not None:
             visible = visible & self.real[:, None, :]
             visible |= ~visible.any(-1, keepdims=True)  # padding sees everything, so that no row is without a key
+        # One mask for many rows is read wrongly behind the first by OpenVINO's attention in bfloat16 (2026.4.1).
+        visible = np.broadcast_to(visible, (rows, *visible.shape[1:]))
         return np.where(visible, np.float32(0), np.float32(UNSEEN))[:, None]
 
     def _distances(self, new: Array) -> Array:

@@ -115,6 +115,19 @@ def test_a_batch_of_prompts_equals_each_alone(ours, name, mask):
     assert len({tuple(text) for text in together}) > 3
 
 
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@pytest.mark.parametrize(("name", "mask"), SOME)
+def test_prompts_of_one_length_together_are_near_each_alone(ours, name, mask, weights):
+    engine = ours(name, mask, weights)
+    prompts = [prompt[:3] for prompt in PROMPTS]
+    rows, together = engine.prefill(prompts, room=4)
+    second = rows.step([9, 9, 9])
+    for row, prompt in enumerate(prompts):
+        rows, alone = engine.prefill([prompt], room=4)
+        for one, other in ((together[row], alone[0]), (second[row], rows.step([9])[0])):
+            assert abs(one - other).max() < 0.02 * abs(other).max()
+
+
 def test_rows_of_two_prefills_do_not_disturb_one_another(ours):
     engine = ours("gpt2_ml", None)
     alone = written(engine, [PROMPTS[0]])[0]
