@@ -21,7 +21,7 @@ _MANY = 0.05  # share of unknown tokens above which the vocabulary is doubted
 
 _Inputs = Annotated[
     list[Path],
-    typer.Argument(metavar="INPUT…", help="txt, jsonl, csv, tsv, also .xz .gz .bz2, or folders.", show_default=False),
+    typer.Argument(metavar="INPUT", help="txt, jsonl, csv, tsv, also .xz .gz .bz2, or folders.", show_default=False),
 ]
 _TextKey = Annotated[str, typer.Option(help="Field of jsonl, or column of csv, that holds the text.")]
 

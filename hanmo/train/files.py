@@ -81,7 +81,7 @@ def json_rows(file: io.TextIOWrapper, path: Path) -> Iterator[tuple[int, Any]]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:  # also numbers of too many digits, and nesting without end
-            where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            where = f"{error.msg} at column {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
             raise DataError(f"{path} line {number} is not JSON ({where}); expected one object a line") from None
         yield number, record
 
