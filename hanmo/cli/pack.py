@@ -101,6 +101,7 @@ def vocab(
         counts.add(part.text for part in read_documents(inputs, text_key=text_key, progress=show))
     always = common_characters() if common else ""
     made = make_vocabulary(counts, size=size, pieces=pieces, coverage=coverage, always=always)
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_vocab(out, made.tokens)
     typer.echo(
         f"{out}: {len(made.tokens):,} tokens, of them {made.characters:,} characters, which make {made.coverage:.3%} "

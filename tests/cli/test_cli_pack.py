@@ -168,8 +168,8 @@ def test_ctrl_c_leaves_the_old_files_and_nothing_half_written(tmp_path: Path) ->
 def test_a_vocabulary_is_made_and_packs_its_own_corpus(tmp_path: Path) -> None:
     text = "天地玄黄，宇宙洪荒。\nPython 的 Python\n" * 5
     (tmp_path / "a.txt").write_text(text, "utf-8")
-    words = tmp_path / "vocab.txt"
-    told = run("vocab", tmp_path, "--out", words, "--size", "300", "--pieces", "4", "--no-common")
+    words = tmp_path / "new" / "vocab.txt"
+    told = run("vocab", tmp_path / "a.txt", "--out", words, "--size", "300", "--pieces", "4", "--no-common")
     assert told.exit_code == 0, told.stderr
     made = Lossless(words)
     assert told.stdout.startswith(f"{words}: {made.vocab} tokens, of them ") and "which make 100.000%" in told.stdout
