@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from hanmo.config import ModelConfig
+from hanmo.engines.fused import Int8Linear
 from hanmo.engines.static_engine import StaticEngine
 from hanmo.engines.torch_engine import TorchEngine
 from hanmo.errors import CheckpointError, ConfigError, PromptError
@@ -77,7 +78,14 @@ class Loaded(Writer):
         return kept[1]
 
     def save(self, path: str | Path, *, form: str = "safetensors", overwrite: bool = False) -> Path:
-        """Save network and vocabulary; form and errors as in `hanmo.save`. Returns the path to load."""
+        """Save network and vocabulary; form and errors as in `hanmo.save`. Returns the path to load.
+
+        Raises CheckpointError too for weights that were rounded to int8, which no form holds.
+        """
+        if any(isinstance(layer, Int8Linear) for layer in self.model.modules()):
+            raise CheckpointError(
+                f"the weights of {self.path} are held as int8, which no form of checkpoint has; load it again to save it"
+            )
         beside = tokenizer_files(self.path if self.path.is_dir() else self.path.parent)
         return save(self.model, path, form=form, tokenizer=beside, overwrite=overwrite).path
 

@@ -270,7 +270,7 @@ def test_rows_and_columns_are_rounded_up_to_few_shapes():
     assert [column_bucket(n) for n in (1, 128, 129, 600, 1024, 1025, 2049)] == [128, 128, 256, 1024, 1024, 2048, 3072]
 
 
-def test_what_was_loaded_writes_with_it_on_a_gpu_and_keeps_it(device, monkeypatch):
+def test_what_was_loaded_writes_with_it_on_a_gpu_and_keeps_it(device, monkeypatch, tmp_path):
     monkeypatch.setattr("hanmo.loaded.QUEUED", (device,))
     loaded = hanmo.hub.load(GOLDENS / "gpt2_ml" / "model.ckpt", device=device)
     engine = loaded.engine
@@ -279,6 +279,8 @@ def test_what_was_loaded_writes_with_it_on_a_gpu_and_keeps_it(device, monkeypatc
     smaller = loaded.engine
     assert smaller is not engine and smaller.model is loaded.model
     assert written(smaller, PROMPTS) and loaded.engine is smaller
+    with pytest.raises(CheckpointError, match=r"the weights of .*model\.ckpt.* are held as int8, .*load it again"):
+        loaded.save(tmp_path / "saved")
     loaded.model.to(torch.float64)
     assert loaded.engine is not smaller
 
