@@ -2,7 +2,7 @@
 
     results.jsonl           a line for each row that was written for, in the order of the rows
     results.errors.jsonl    a line for each row that could not be
-    results.run.json        what the run is: the prompts' size and digest, its settings, its seed
+    results.run             what the run is: the prompts' size and digest, its settings, its seed
 
 Every row stands in one of the first two, and a row's line is written before the next row's, so a process that is
 killed leaves at most one line that is cut short, the last. Knows nothing of models.
@@ -44,7 +44,7 @@ class Run:
             raise MissingFile(f"there is no file of prompts at {prompts}; give one with a JSON object in each line")
         self.prompts, self.out = prompts, out
         self.errors = out.with_name(f"{out.stem}.errors{out.suffix}")
-        self.record = out.with_name(f"{out.stem}.run.json")
+        self.record = out.with_name(f"{out.stem}.run")
         if prompts.resolve() in (out.resolve(), self.errors.resolve(), self.record.resolve()):
             raise ConfigError(f"the results would replace the prompts, {prompts}; give another file for them")
         if seed is not None:

@@ -199,13 +199,13 @@ def test_a_run_goes_on_from_every_point_at_which_it_can_be_cut(tmp_path):
     path = make(tmp_path / "prompts.jsonl", 30)
     whole = written(path, tmp_path / "whole" / "results.jsonl")
     lines = lines_of(tmp_path / "whole" / "results.jsonl")
-    record = (tmp_path / "whole" / "results.run.json").read_bytes()
+    record = (tmp_path / "whole" / "results.run").read_bytes()
     tried = 0
     for place in range(0, len(lines) + 1, 3):
         for torn in (0, 1, 25, -1):
             folder = tmp_path / f"{place}.{torn}"
             folder.mkdir()
-            (folder / "results.run.json").write_bytes(record)
+            (folder / "results.run").write_bytes(record)
             cut = [*lines[:place], *((name, line[:torn]) for name, line in lines[place : place + 1])]
             for name, line in cut:
                 with (folder / name).open("ab") as file:
@@ -271,8 +271,8 @@ def test_a_file_that_no_run_wrote_is_not_touched(tmp_path, content):
     path, out = make(tmp_path / "prompts.jsonl", 5), tmp_path / "results.jsonl"
     out.write_text("mine\n")
     if content is not None:
-        (tmp_path / "results.run.json").write_bytes(content)
-    with pytest.raises(DataError, match=r"results\.jsonl holds something, and no results\.run\.json beside it"):
+        (tmp_path / "results.run").write_bytes(content)
+    with pytest.raises(DataError, match=r"results\.jsonl holds something, and no results\.run beside it"):
         Run(path, out, settings={})
     assert out.read_text() == "mine\n"
 

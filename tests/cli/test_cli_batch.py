@@ -1,0 +1,201 @@
+"""`hanmo write --file`: a process that is killed at any moment loses and doubles nothing; messages are one line."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hanmo.cli import write as module
+from hanmo.cli.app import app
+
+sys.path.append(str(Path(__file__).parents[1] / "batch"))
+
+from toy_writer import WORDS, ToyWriter
+
+# The command as it is, but for its model: it starts in no time, and each batch takes a while.
+CHILD = """
+import sys
+sys.path[:0] = [{folder!r}]
+from toy_writer import ToyWriter
+import hanmo.cli.write
+hanmo.cli.write._load = lambda *arguments: ToyWriter(pause={pause})
+from hanmo.cli import main
+main()
+"""
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Give the options for a file of prompts and its results, with a checkpoint that stands for the toy."""
+    (tmp_path / "toy.safetensors").write_bytes(b"\0")
+    chance = random.Random(1)
+    lines = [
+        json.dumps({"prompt": "".join(chance.choices(WORDS[5:], k=chance.randint(1, 60)))}, ensure_ascii=False)
+        if number % 10
+        else '{"prompt": 5}'
+        for number in range(1, 121)
+    ]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+
+    def options(out="results.jsonl", *more):
+        names = {"--model": "toy.safetensors", "--file": "prompts.jsonl", "--out": out}
+        return ["write", *(str(part) for name, value in names.items() for part in (name, tmp_path / value)), *more]
+
+    return options
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    writer = ToyWriter()
+    monkeypatch.setattr(module, "_load", lambda *arguments: writer)
+    return writer
+
+
+def run(arguments):
+    return CliRunner().invoke(app, arguments, prog_name="hanmo")
+
+
+def start(arguments, pause=0.02):
+    folder = str(Path(__file__).parents[1] / "batch")
+    command = [sys.executable, "-c", CHILD.format(folder=folder, pause=pause), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_run_that_is_killed_again_and_again_gives_what_one_run_gives(files, tmp_path):
+    short = ("--max-chars", "12", "--seed", "7", "--batch", "3")
+    process = start(files("whole.jsonl", *short))
+    assert process.communicate(timeout=120)[0] == "" and process.returncode == 0
+    chance = random.Random(3)
+    out = tmp_path / "results.jsonl"
+    sizes = [0]
+    for _ in range(8):
+        process = start(files("results.jsonl", *short))
+        more = chance.choice([0, 1, 500, 1500])  # bytes; 0 is a moment while it starts
+        while more and (out.stat().st_size if out.exists() else 0) < sizes[-1] + more:
+            assert process.poll() is None
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.1))
+        assert process.poll() is None
+        process.kill()
+        process.communicate(timeout=60)
+        sizes.append(out.stat().st_size if out.exists() else 0)
+    assert sizes == sorted(sizes) and len(set(sizes)) > 4
+    process = start(files("results.jsonl", *short))
+    _, message = process.communicate(timeout=120)
+    assert process.returncode == 0 and message.count("hanmo: ") in (1, 2)
+    for name in ("jsonl", "errors.jsonl"):
+        assert (tmp_path / f"results.{name}").read_bytes() == (tmp_path / f"whole.{name}").read_bytes()
+    rows = [json.loads(line)["row"] for line in out.read_text("utf-8").split("\n")[:-1]]
+    assert rows == [number for number in range(1, 121) if number % 10]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_says_where_it_stopped_and_the_next_run_where_it_goes_on(files, tmp_path, toy):
+    process = start(files("results.jsonl", "--max-chars", "9"), pause=0.2)
+    out = tmp_path / "results.jsonl"
+    while not (out.exists() and out.stat().st_size):
+        time.sleep(0.02)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and stdout == ""
+    first, second = stderr.splitlines()
+    row = first.removeprefix("hanmo: stopped behind row ").removesuffix("; the same command goes on from there")
+    assert second == "hanmo: interrupted" and 0 < int(row) < 120
+    result = run(files("results.jsonl", "--max-chars", "9"))
+    going, finished = result.stderr.splitlines()
+    assert result.exit_code == 0 and result.stdout == ""
+    assert going.startswith(f"hanmo: going on behind row {row}: ")
+    errors = tmp_path / "results.errors.jsonl"
+    told = f"108 rows are in {out}, 12 could not be written for and are in {errors}"
+    assert finished == f"hanmo: finished: {told}"
+    toy.toy.prefilled.clear()
+    assert run(files("results.jsonl", "--max-chars", "9")).stderr == f"hanmo: nothing left to do: {told}\n"
+    assert toy.toy.prefilled == []
+
+
+def test_other_settings_are_one_line(files, toy):
+    assert run(files("results.jsonl", "--max-chars", "9")).exit_code == 0
+    result = run(files("results.jsonl", "--max-chars", "8", "-n", "2"))
+    assert_one_line(result, "begun with other settings: max_chars was 9 and is 8; n was 1 and is 2; give the same")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--batch", "0"], "batch is 0; expected a whole number of 1 or more"),
+        (["-n", "0"], "n is 0; expected a whole number of 1 or more"),
+        (["--top-k", "0"], "top_k is 0"),
+        (["--beams", "2", "--seed", "3"], "leave seed and the settings of drawing out"),
+        (["--beams", "2", "-n", "3"], "n is 3, beams is 2"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line_and_leaves_no_file(files, toy, tmp_path, more, message):
+    before = sorted(tmp_path.iterdir())
+    assert_one_line(run(files("results.jsonl", *more)), message)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_search_writes_for_a_file_too(files, toy, tmp_path):
+    assert run(files("results.jsonl", "--beams", "2", "-n", "2", "--max-chars", "4", "--min-chars", "0")).exit_code == 0
+    first = json.loads((tmp_path / "results.jsonl").read_text("utf-8").split("\n")[0])
+    assert first["texts"] == toy.write(first["prompt"], beams=2, n=2, max_chars=4, min_chars=0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["write", "--out", "x.jsonl"],
+        ["write", "今天", "--batch", "3"],
+        ["write", "--file", "x.jsonl"],
+        ["write", "今天", "--file", "x.jsonl", "--out", "y.jsonl"],
+        ["write", "--json", "--file", "x.jsonl", "--out", "y.jsonl"],
+    ],
+)
+def test_options_that_do_not_go_together_are_wrong_usage(arguments):
+    result = run(arguments)
+    assert result.exit_code == 2 and "file" in result.stderr
+
+
+def test_files_that_are_not_there_are_one_line(files, tmp_path):
+    assert_one_line(run(["write", "--file", "x", "--out", "y"]), "no model is named; give --model")
+    (tmp_path / "prompts.jsonl").unlink()
+    assert_one_line(run(files()), "there is no file of prompts at ")
+    (tmp_path / "toy.safetensors").unlink()
+    assert_one_line(run(files()), "no checkpoint at ")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_a_full_disk_is_one_line(files, toy, tmp_path):
+    (tmp_path / "results.jsonl").symlink_to("/dev/full")
+    assert_one_line(run(files()), f"No space left on device: {tmp_path / 'results.jsonl'}")
+
+
+def test_too_many_texts_at_once_are_one_line(files, toy, tmp_path, monkeypatch):
+    class OutOfMemoryError(RuntimeError):
+        """Named as torch's."""
+
+    for error in (OutOfMemoryError, MemoryError):
+
+        def prefill(prompts, *, room, error=error):
+            raise error("CUDA out of memory")
+
+        monkeypatch.setattr(toy.toy, "prefill", prefill)
+        result = run(files("results.jsonl", "--batch", "4"))
+        assert_one_line(
+            result, "4 texts at once do not fit into memory; the same command with a --batch smaller than 4"
+        )
+
+
+def assert_one_line(result, message):
+    assert result.exit_code == 1 and result.stdout == ""
+    assert result.stderr.startswith("hanmo: ") and result.stderr.count("\n") == 1
+    assert message in result.stderr
