@@ -88,12 +88,11 @@ def save(
             data["dtype"] = _name(dtype or state["token.weight"].dtype)
         texts = {"config.json": json.dumps(data, indent=2, ensure_ascii=False) + "\n"}
     metadata = {"format": "pt"} if form == "huggingface" else {}
+    items = _items(state, rows, made, dtype, progress)
     if dtype == torch.int8:
         if form != "safetensors" or max_shard_bytes is not None:
             raise ConfigError(f"dtype is int8, form is {form!r}; 8 bits are for form='safetensors', in one file")
         items, metadata = rounded_items(state), MARK
-    else:
-        items = _items(state, rows, made, dtype, progress)
     if form == "tensorflow":
         with _beside(path, overwrite=overwrite) as folder:
             write_bundle(folder / path.name, items, max_shard_bytes=max_shard_bytes)
