@@ -26,7 +26,8 @@ def open_model(options: dict[str, Any]) -> dict[str, Any]:
 
     def read(ids: list[int]) -> int:
         """Append ids, and give the likeliest of what comes next."""
-        batch = llama_cpp.llama_batch_get_one((llama_cpp.llama_token * len(ids))(*ids), len(ids))
+        tokens = (llama_cpp.llama_token * len(ids))(*ids)  # the batch only points to it
+        batch = llama_cpp.llama_batch_get_one(tokens, len(ids))
         if llama_cpp.llama_decode(context, batch):
             raise RuntimeError(f"llama_decode refused {len(ids)} ids")
         logits = ctypes.cast(llama_cpp.llama_get_logits_ith(context, -1), ctypes.POINTER(ctypes.c_float))
