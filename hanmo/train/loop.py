@@ -248,6 +248,7 @@ class _Run:
         words = " (averaged)" if averaged else ""
         if self.evaluate is not None:
             found = parallel.agree(dict(self.evaluate(self.model)))
+            parallel.settle(self.model)
             self.tell({"step": at.step, "evaluation": found, "averaged": averaged})
             name = SCORE if SCORE in found else "loss"
             self.log.say(f"step {at.step}: {found[name]:.4f} {name.replace('_', ' ')}{words}")
