@@ -84,7 +84,8 @@ class Loaded(Writer):
         """
         if any(isinstance(layer, Int8Linear) for layer in self.model.modules()):
             raise CheckpointError(
-                f"the weights of {self.path} are held as int8, which no form of checkpoint has; load it again to save it"
+                f"the weights of {self.path} are held as int8, which no form of checkpoint has; "
+                "load it again and save that"
             )
         beside = tokenizer_files(self.path if self.path.is_dir() else self.path.parent)
         return save(self.model, path, form=form, tokenizer=beside, overwrite=overwrite).path

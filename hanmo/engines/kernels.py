@@ -40,7 +40,7 @@ def linear(
     _linear[triton.cdiv(n, block_n), len(weights)](
         x,
         out,
-        x if residual is None else residual,
+        x if residual is None else residual.contiguous(),
         *_three(weights),
         *_three(scales or [x]),
         *_three(biases or [x]),
