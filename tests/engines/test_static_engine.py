@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,9 @@ from hanmo.generate.draw import choose
 from hanmo.generate.loop import End, Token, sample
 from hanmo.model import Model
 from hanmo.nn.activation import activate
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is first imported, by whomever
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 KIN = ("bert", "bert_headsize", "albert", "albert_unshared", "nezha", "roformer", "roformer_v2")
@@ -59,12 +63,10 @@ def engines(device):
 
 
 @pytest.fixture
-def kernels(device, monkeypatch):
+def kernels(device):
     """Give the kernels: on a GPU as they are, elsewhere by Triton's interpreter, which knows no bfloat16 products."""
     if device == "cpu" and torch.cuda.is_available():
         pytest.skip("Triton either compiles or interprets in one process; there is a GPU to compile for")
-    if device == "cpu":
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
     pytest.importorskip("triton", reason="Triton is not installed; torch brings it where there is a GPU")
     from hanmo.engines import kernels
 
