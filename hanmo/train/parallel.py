@@ -58,6 +58,8 @@ def share(model: Model) -> None:
     """Cut every parameter over the processes, block by block; blocks are gathered when they are computed."""
     if world() == 1 or isinstance(model, FSDPModule):
         return
+    for parameter in model.parameters():  # those of checkpoints may lie the other way round, which FSDP cannot cut
+        parameter.data = parameter.data.contiguous()
     for stack in (model.encoder, model.decoder):
         for block in stack.blocks if stack is not None else ():
             fully_shard(block)

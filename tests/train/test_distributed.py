@@ -46,7 +46,10 @@ def train(out: Path, optimizer: str, steps: int) -> None:
         model.train()
         return {"loss": float(-found.mean())}
 
-    fit(Model(config(0.0)).initialize(0), Ragged(), out=out, settings=settings, evaluate=evaluate, resume=True)
+    model = Model(config(0.0)).initialize(0)
+    weight = model.decoder.blocks[0].attention.query.weight
+    weight.data = weight.data.T.contiguous().T  # as a checkpoint's kernels lie
+    fit(model, Ragged(), out=out, settings=settings, evaluate=evaluate, resume=True)
 
 
 def worker(number: int, count: int, port: int, jobs: list[tuple[Path, str, int]]) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from hanmo.config import ModelConfig
-from hanmo.errors import CheckpointError, ConfigError, CorruptFile, MissingFile, TensorMismatch
+from hanmo.errors import CheckpointError, ConfigError, CorruptFile, DataError, MissingFile, TensorMismatch
 from hanmo.families import FAMILIES
 from hanmo.model import Model
 from hanmo.train.checkpoints import fill_from, newest, read_state, save_checkpoint
 from hanmo.train.loop import fit
-from hanmo.train.loss import next_token_loss
+from hanmo.train.loss import next_token_loss, targets_loss
 from hanmo.train.settings import Settings, make_optimizer, multiplier, scale_outputs
+from hanmo.train.stream import cut, foretold
 
 VOCAB = 40
 
@@ -200,6 +201,98 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_said(tmp_path: Path) -> N
     assert all(torch.isfinite(weight).all() for weight in weights(trained).values())
 
 
+def ragged() -> list[Any]:
+    batches = [ids for (_, _, ids), _ in zip(Counting().batches(), range(5), strict=False)]
+    for batch in batches:
+        for row in range(len(batch)):
+            batch[row, 4 + 3 * row :] = 0
+    return batches
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 4}, {"accumulate": 3}, {"recompute": True}, {"in_backward": True}])
+def test_ways_to_save_memory_change_no_loss(tmp_path: Path, changes: dict[str, Any]) -> None:
+    base = settings(optimizer="adafactor-gpt2-ml", clip=None, log_every=1, steps=20)
+    for name, chosen in (("plain", base), ("changed", replace(base, **changes))):
+        fit(Model(config(0.0)).initialize(0), ragged(), out=tmp_path / name, settings=chosen)
+    plain, changed = ([r["loss"] for r in records(tmp_path / name) if "loss" in r] for name in ("plain", "changed"))
+    assert len(plain) == 20 and changed == pytest.approx(plain, abs=1e-5 if "accumulate" in changes else 2e-6)
+
+
+def test_batches_may_be_dicts_with_a_loss_of_ones_own(tmp_path: Path) -> None:
+    dicts = [{"ids": ids[:, :-1], "targets": ids[:, 1:]} for ids in ragged()]
+    chosen = settings(log_every=1, accumulate=2)
+    fit(Model(config(0.0)).initialize(0), ragged(), out=tmp_path / "arrays", settings=chosen)
+    fit(Model(config(0.0)).initialize(0), dicts, out=tmp_path / "dicts", settings=chosen, loss=targets_loss)
+    one, two = ([r["loss"] for r in records(tmp_path / name) if "loss" in r] for name in ("arrays", "dicts"))
+    assert len(one) == 24 and two == pytest.approx(one, abs=2e-6)
+    with pytest.raises(DataError, match="the list of batches is empty"):
+        fit(model(), [], out=tmp_path / "none", settings=chosen)
+
+
+def test_a_part_without_rows_foretells_nothing() -> None:
+    parts = cut(torch.ones(2, 5, dtype=torch.long), 3)
+    assert [len(part) for part in parts] == [1, 1, 1] and [int(foretold(part)) for part in parts] == [4, 4, 0]
+    named = cut({"ids": torch.ones(1, 3), "targets": torch.ones(1, 3)}, 2)
+    assert [int(foretold(part)) for part in named] == [3, 0] and int(named[1]["ids"].sum()) == 3
+
+
+def test_a_run_that_gets_no_better_ends_early_and_stays_ended(tmp_path: Path) -> None:
+    scores = iter([5.0, 4.0, 4.5, 4.2, 1.0])
+    chosen = settings(early_stopping=2, evaluate_every=4, steps=100, average=0.0)
+    watched: list[Any] = []
+
+    def scored(_: Model) -> dict[str, float]:
+        return {"loss": next(scores)}
+
+    outcome = fit(model(), Counting(), out=tmp_path, settings=chosen, evaluate=scored, watch=watched.append)
+    assert (outcome.steps, outcome.best, outcome.folder.name) == (12, 4.0, "best-00000004") and not outcome.stopped
+    assert [record["evaluation"]["loss"] for record in watched if "evaluation" in record] == [5.0, 4.0, 4.5, 4.2]
+    again = fit(model(), Counting(), out=tmp_path, settings=chosen, evaluate=scored, resume=True)
+    assert again.steps == 12 and next(scores) == 1.0
+
+
+def test_with_update_in_backward_only_what_is_not_finite_is_left_out(tmp_path: Path) -> None:
+    calls = 0
+
+    def broken(model: Model, ids: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return next_token_loss(model, ids) * (float("nan") if calls == 4 else 1.0)
+
+    chosen = settings(optimizer="adafactor-gpt2-ml", in_backward=True, clip=None)
+    trained = model()
+    fit(trained, Counting(), out=tmp_path, settings=chosen, loss=broken)
+    assert records(tmp_path)[-1]["skipped"] == 1
+    assert all(torch.isfinite(weight).all() for weight in weights(trained).values())
+    with pytest.raises(ConfigError, match="accumulate=2 cannot be had with update in backward"):
+        fit(model(), Counting(), out=tmp_path / "two", settings=replace(chosen, accumulate=2))
+
+
+def test_bfloat16_weights_learn_and_resume_to_the_bit(tmp_path: Path) -> None:
+    chosen = settings(optimizer="adafactor-gpt2-ml", in_backward=True, clip=None, average=0.0)
+    whole = model().to(torch.bfloat16)
+    fit(whole, Counting(), out=tmp_path / "whole", settings=chosen)
+    calls = iter(range(13))
+
+    def dying(model: Model, ids: torch.Tensor) -> torch.Tensor:
+        if next(calls) == 12:
+            raise Killed
+        return next_token_loss(model, ids)
+
+    with pytest.raises(Killed):
+        fit(model().to(torch.bfloat16), Counting(), out=tmp_path / "cut", settings=chosen, loss=dying)
+    resumed = model(5).to(torch.bfloat16)
+    fit(resumed, Counting(), out=tmp_path / "cut", settings=chosen, resume=True)
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+    assert all(torch.equal(weight, weights(resumed)[name]) for name, weight in weights(whole).items())
+
+
+def test_a_run_of_before_there_were_these_settings_goes_on() -> None:
+    older = {name: value for name, value in asdict(settings()).items() if name not in ("accumulate", "in_backward")}
+    assert settings().differences(older) == []
+    assert settings(accumulate=2).differences(older) == ["accumulate"]
+
+
 def test_an_error_in_the_data_reaches_the_caller(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="the disk is gone"):
         fit(model(), Counting(stop=2), out=tmp_path, settings=settings())
@@ -235,6 +328,8 @@ def test_a_damaged_or_missing_checkpoint_is_named(tmp_path: Path) -> None:
         ({"lr": 0.0}, "lr is 0.0"),
         ({"warmup": -1}, "warmup is -1"),
         ({"floor": 1.0}, "floor is 1.0"),
+        ({"accumulate": 0}, "accumulate is 0"),
+        ({"early_stopping": 0}, "early_stopping is 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
