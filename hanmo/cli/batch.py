@@ -29,20 +29,25 @@ def write_file(
     n: int,
     beams: int | None,
     batch: int | None,
+    ray: bool,
 ) -> None:
     """Write for every row of a file that is not done yet.
 
     open_model: loads the model.   options: what it loads and how, for the record.   how: as in `Writer.write`.
     """
+    from hanmo.batch.cluster import write_on_cluster
     from hanmo.batch.files import Run
     from hanmo.batch.rows import read_rows
     from hanmo.batch.work import BatchWriter
     from hanmo.engines.store import built_path
+    from hanmo.generate.rules import check_count
     from hanmo.writer import check_search
 
+    batch = 8 if batch is None else batch
+    check_count("n", n)
+    check_count("batch", batch)
     if beams is not None:
         check_search(beams, n, seed, how)
-    batch = 8 if batch is None else batch
     files = built_path(Path(), model, {}).stem  # a digest of their names, sizes and times
     settings = {"model": str(model.resolve()), "files": files, **options, "n": n, "beams": beams, **how}
     with Run(file, out, settings=settings, seed=seed) as run:
@@ -51,10 +56,15 @@ def write_file(
             return
         if run.rows:
             say(f"going on behind row {run.number}: {_told(run)}")
-        work = BatchWriter(open_model(), seed=run.seed, n=n, beams=beams, batch=batch, how=how)
+        drawing: dict[str, Any] = {"seed": run.seed, "n": n, "beams": beams, "batch": batch, "how": how}
+        todo: dict[str, Any] = {"start": run.start, "number": run.number}
+        if ray:
+            results = write_on_cluster(file, open_model, drawing, gpus=_gpus(options), **todo)
+        else:
+            results = BatchWriter(open_model(), **drawing).write(read_rows(file, **todo))
         with _bar(run) as show:
             try:
-                for lines in work.write(read_rows(file, start=run.start, number=run.number)):
+                for lines in results:
                     run.append(lines)
                     show(sum(line.chars for line in lines))
             except (KeyboardInterrupt, SystemExit):
@@ -68,6 +78,13 @@ def write_file(
                     f"{batch} goes on behind row {run.number}"
                 ) from None
         say(f"finished: {_told(run)}")
+
+
+def _gpus(options: Mapping[str, Any]) -> bool | None:
+    """Tell whether workers are for GPUs; None leaves it to what the cluster has."""
+    if options["device"] != "auto":
+        return str(options["device"]).startswith("cuda")
+    return False if options["weights"] in ("int8", "int4") else None
 
 
 def _told(run: "Run") -> str:

@@ -85,6 +85,7 @@ def write(
     batch: Annotated[
         int | None, typer.Option(help="With --file: texts to write at once; no result depends on it. [default: 8]")
     ] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="With --file: spread the rows over the Ray cluster.")] = False,
 ) -> None:
     """Go on from a text, or from each row of a file.
 
@@ -92,8 +93,8 @@ def write(
 
     [bold]hanmo write --file prompts.jsonl --out results.jsonl --model gpt2/model.ckpt-100000[/bold]
     """
-    if file is None and (out is not None or batch is not None):
-        raise typer.BadParameter("--out and --batch are for the rows of a file; give it with --file")
+    if file is None and (out is not None or batch is not None or ray):
+        raise typer.BadParameter("--out, --batch and --ray are for the rows of a file; give it with --file")
     if file is not None and (out is None or text or as_json):
         raise typer.BadParameter("--file takes --out for its results, which are JSON lines, and no text nor --json")
     prompts = [] if file else [_from_stdin()] if not text or text == ["-"] else text
@@ -136,6 +137,7 @@ def write(
             n=n,
             beams=beams,
             batch=batch,
+            ray=ray,
         )
         return
     loaded = open_model()

@@ -1,5 +1,6 @@
 """A writer over the toy engine, for tests that need no network; it starts without torch."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -38,4 +39,10 @@ class ToyWriter(Writer):
         return self.toy
 
 
-__all__ = ["SIZES", "WORDS", "ToyWriter"]
+def started(folder, *, pause):
+    """Open a toy, and leave the number of the process in a folder."""
+    (folder / str(os.getpid())).touch()
+    return ToyWriter(pause=pause)
+
+
+__all__ = ["SIZES", "WORDS", "ToyWriter", "started"]

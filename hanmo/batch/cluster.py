@@ -1,0 +1,112 @@
+"""The same work on the machines of a Ray cluster: each reads its rows of the file itself and sends lines back.
+
+Knows Ray Data and windows of rows. A window whose worker dies is written again elsewhere; as every text depends on its
+row alone, nothing else comes of that than a delay. Knows nothing of models but how one is opened.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from hanmo import errors
+from hanmo.batch.rows import read_lines, read_rows
+from hanmo.batch.work import WINDOW, BatchWriter, Line
+from hanmo.errors import ConfigError, HanmoError, MissingExtra
+from hanmo.writer import Writer
+
+__all__ = ["write_on_cluster"]
+
+
+def write_on_cluster(
+    prompts: Path,
+    open_model: Callable[[], Writer],
+    options: Mapping[str, Any],
+    *,
+    start: int = 0,
+    number: int = 0,
+    gpus: bool | None = None,
+) -> Iterator[list[Line]]:
+    """Do as `BatchWriter.write` does with the rows behind `start` bytes and `number` lines, on every machine.
+
+    prompts: a path that all machines see, as must the paths of the model.   open_model: is sent to the workers.
+    options: of `BatchWriter`.   gpus: a worker for each GPU; False, one for each machine; None, what the cluster has.
+    Raises MissingExtra without Ray, ConfigError without a cluster, and what a worker raises that is no row's fault.
+    """
+    ray = _connect()
+    size = WINDOW * max(1, options["batch"] // options["n"])
+    windows = []
+    lines = read_lines(prompts, start=start, number=number)
+    while ends := [(line, end) for line, end, _ in islice(lines, size)]:
+        windows.append({"start": start, "number": number, "rows": len(ends)})
+        number, start = ends[-1]
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    results = ray.data.from_items(windows, override_num_blocks=len(windows)).map_batches(
+        _Worker,
+        batch_size=1,
+        fn_constructor_args=(os.getcwd(), prompts, open_model, dict(options)),
+        **_share(ray, gpus),
+    )
+    for result in results.iter_rows():
+        answer = json.loads(result["answer"])
+        if isinstance(answer, dict):
+            raise getattr(errors, answer["error"], HanmoError)(answer["message"])
+        yield [Line(*line) for line in answer]
+
+
+class _Worker:
+    """What runs on a machine: opens the model when its first window comes, and keeps it."""
+
+    def __init__(
+        self, folder: str, prompts: Path, open_model: Callable[[], Writer], options: Mapping[str, Any]
+    ) -> None:
+        self._folder, self._prompts, self._open_model, self._options = folder, prompts, open_model, options
+        self._work: BatchWriter | None = None
+
+    def __call__(self, windows: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Write for one window and give its lines as JSON, or the error that no row is to blame for."""
+        start, number, rows = (int(windows[name][0]) for name in ("start", "number", "rows"))
+        try:
+            if self._work is None:
+                os.chdir(self._folder)  # paths mean what they mean where the command was given
+                self._work = BatchWriter(self._open_model(), **self._options)
+            wanted = islice(read_rows(self._prompts, start=start, number=number), rows)
+            answer: Any = [line for lines in self._work.write(wanted) for line in lines]
+        except (HanmoError, OSError) as error:
+            answer = {"error": type(error).__name__, "message": str(error)}
+        return {"answer": [json.dumps(answer)]}
+
+
+def _connect() -> Any:
+    """Give ray, connected to the cluster that is there."""
+    try:
+        import ray.data
+    except ImportError:
+        raise MissingExtra("work on a cluster needs Ray; install it with: pip install 'hanmo[ray]'") from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    if not ray.is_initialized():
+        try:
+            ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError:
+            raise ConfigError(
+                "no Ray cluster is found; start one with `ray start --head`, or set RAY_ADDRESS to one that runs"
+            ) from None
+    return ray
+
+
+def _share(ray: Any, gpus: bool | None) -> dict[str, Any]:
+    """Say how many workers there are, and what each takes: a GPU, or all processors of the smallest machine."""
+    available = int(ray.cluster_resources().get("GPU", 0))
+    if gpus is not False and available:
+        return {"num_gpus": 1, "compute": ray.data.ActorPoolStrategy(size=available)}
+    if gpus:
+        raise ConfigError("the device is a GPU, and the Ray cluster has none; leave --device out")
+    machines = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    least = min(filter(None, machines))
+    workers = sum(machine // least for machine in machines)
+    return {"num_cpus": least, "compute": ray.data.ActorPoolStrategy(size=workers)}
