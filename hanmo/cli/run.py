@@ -37,7 +37,7 @@ def run(
         bool, typer.Option("--check", help="Do not run it; list what it uses, and exit with 1 if some is not carried.")
     ] = False,
     weights: Annotated[
-        Weights | None, typer.Option("--weights", help="Load weights as these; without it as the checkpoint has them.")
+        Weights | None, typer.Option("--weights", help="Compute in these; without it as the checkpoint has them.")
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of the processor, to compute with.")] = None,
 ) -> None:
@@ -50,16 +50,12 @@ def run(
 
       hanmo run basic_language_model_gpt2_ml.py
 
-      hanmo run --weights bfloat16 --threads 4 write.py 今天天气不错
+      hanmo run --weights int8 --threads 4 write.py 今天天气不错
 
       hanmo run --check task_seq2seq.py
     """
     if check:
         raise typer.Exit(_check(script))
-    if weights in (Weights.int8, Weights.int4):
-        raise typer.BadParameter(
-            f"scripts cannot compute in {weights.value} yet; give --weights bfloat16, which halves float32"
-        )
     from hanmo.compat.bert4keras import backend
     from hanmo.compat.bert4keras._script import frames_of, line_of, run_script
 

@@ -166,12 +166,6 @@ def test_a_script_that_is_not_there_is_one_line(tmp_path):
         assert done.exit_code == 1 and done.stderr.startswith("hanmo: no script at ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_weights_that_no_script_can_compute_in_yet_are_refused(script, weights):
-    done = hanmo_run("--weights", weights, script("print(1)"))
-    assert done.exit_code == 2 and weights in done.stderr and done.stdout == ""
-
-
 def test_weights_and_threads_are_set_before_the_script_runs(script):
     import torch
 

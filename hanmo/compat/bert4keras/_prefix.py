@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from hanmo.compat.bert4keras._forward import TOKENS, forward, outputs_of
+from hanmo.compat.bert4keras._forward import TOKENS, outputs_of
 from hanmo.compat.bert4keras._pages import Pages
+from hanmo.compat.bert4keras._runner import Kept, Runner
 from hanmo.compat.bert4keras.configs import Settings
-from hanmo.model import Model
-from hanmo.nn.cache import Cache
+from hanmo.config import ModelConfig
 
 Array = npt.NDArray[Any]
 
@@ -29,28 +28,26 @@ _LEAST_CAPACITY = 64
 class Prefix:
     """The last inputs of a model with their keys, values and outputs.
 
+    runner: what computes them.
     most_bytes: what may be kept; a call that would need more is not helped. 0 turns all of this off.
     """
 
-    def __init__(self, network: Model, settings: Settings, *, most_bytes: int = 4 << 30) -> None:
+    def __init__(self, config: ModelConfig, settings: Settings, runner: Runner, *, most_bytes: int = 4 << 30) -> None:
         self.most_bytes = most_bytes
-        self._network, self._settings = network, settings
-        stack = network.main.config
-        keys = stack.depth * stack.heads * (stack.key_dim + stack.head_dim) * network.token.weight.element_size()
-        self._token_bytes = keys + 4 * max(network.config.vocab, stack.width)
+        self._config, self._settings, self._runner = config, settings, runner
         self._lock = threading.Lock()
         self.forget()
 
     @staticmethod
-    def helps(network: Model, settings: Settings) -> bool:
+    def helps(config: ModelConfig, settings: Settings) -> bool:
         """Tell whether a model sees no later token, and gives one output for each."""
-        kinds = [what for what, _ in outputs_of(network.config, settings)]
-        return settings.part != "encoder" and network.main.config.mask != "full" and kinds in (["logits"], ["hidden"])
+        kinds = [what for what, _ in outputs_of(config, settings)]
+        return settings.part != "encoder" and config.main.mask != "full" and kinds in (["logits"], ["hidden"])
 
     def forget(self) -> None:
         """Let go of everything that is kept."""
         self._process = os.getpid()
-        self._cache: Cache | None = None
+        self._cache: Kept | None = None
         self._pages: Pages | None = None
         self._known = 0  # positions of which the pages hold the outputs
         self._tokens: Array = np.empty((0, 0, 0), np.int64)
@@ -71,19 +68,20 @@ class Prefix:
         names = [name for name in TOKENS if name in inputs]
         tokens = np.stack([inputs[name] for name in names], -1)
         rows, count = tokens.shape[:2]
-        limit = self._network.main.config.context
-        if (limit is not None and count > limit) or rows * count * self._token_bytes > self.most_bytes:
+        limit = self._config.main.context
+        token = self._runner.token_bytes + 4 * max(self._config.vocab, self._config.main.width)
+        if (limit is not None and count > limit) or rows * count * token > self.most_bytes:
             self.forget()
             return None
         digests = self._digest([value for name, value in inputs.items() if name not in names])
-        stamp = hash(tuple((id(parameter), parameter._version) for parameter in self._network.parameters()))
+        stamp = self._runner.stamp()
         if self._process != os.getpid():  # after a fork the pages are still the parent's too
             self.forget()
         if stamp != self._stamp:
             self._cache = None
         source, length = self._match(tokens, digests)
         length = min(length, count - 1 if last else self._known)
-        if length and self._network.main.config.mask == "prefix":
+        if length and self._config.main.mask == "prefix":
             length = _lowered(length, self._tokens[source], tokens, names.index("Input-Segment"))
         if rows * (count - length) > rows_at_once * count:
             self.forget()
@@ -92,9 +90,7 @@ class Prefix:
         result: Array | None = None
         self._cache = None  # should the forward fail, nothing stays half done
         if length < count:
-            tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
-            (output,) = forward(self._network, self._settings, tensors, start=length, cache=cache, last=last)
-            result = output.numpy()
+            (result,) = self._runner.run(inputs, start=length, kept=cache, last=last)
         if not last:
             result = self._keep(pages, length, count, result)
         self._pages, self._cache = (pages if not last or self._known else None), cache
@@ -142,29 +138,30 @@ class Prefix:
             source = np.where(shared[own, own] == shared[own, source], own, source)
         return source, int(shared[own, source].min())
 
-    def _seats(self, source: Array, length: int, rows: int, count: int, last: bool) -> tuple[Cache, Pages | None]:
+    def _seats(self, source: Array, length: int, rows: int, count: int, last: bool) -> tuple[Kept, Pages | None]:
         """Give a cache, and pages for the outputs if they are kept, that hold `length` positions of the new rows."""
-        limit = self._network.main.config.context
+        limit = self._config.main.context
         capacity = max(2 * count, _LEAST_CAPACITY)
         capacity = capacity if limit is None else min(capacity, limit)
         cache, pages = self._cache, self._pages
         if cache is None or length == 0:
-            cache, pages, self._known = self._network.new_cache(rows=rows, capacity=capacity), None, 0
+            cache, pages, self._known = self._runner.new(rows, capacity), None, 0
+            source = np.arange(rows)
         same = rows == cache.rows and bool((source == np.arange(rows)).all())
         cache.cut(length)
         if not same or count > cache.capacity:
-            _take(cache, None if same else torch.from_numpy(source), capacity)
+            self._runner.take(cache, None if same else source, capacity)
         if last:
             self._known = min(self._known, length) if same else 0
         elif pages is None:
-            width = self._network.config.vocab if self._asks_logits() else self._network.main.config.width
+            width = self._config.vocab if self._asks_logits() else self._config.main.width
             pages = Pages(rows, capacity, width)
         elif not same or count > pages.capacity or (length < pages.written and length < count):
             pages = pages.taken(source, length, capacity)
         return cache, pages
 
     def _asks_logits(self) -> bool:
-        return outputs_of(self._network.config, self._settings)[0][0] == "logits"
+        return outputs_of(self._config, self._settings)[0][0] == "logits"
 
 
 def _lowered(length: int, old: Array, new: Array, segment: int) -> int:
@@ -173,20 +170,3 @@ def _lowered(length: int, old: Array, new: Array, segment: int) -> int:
     while length > 0 and not all(length == len(each) or each[length] for each in starts):
         length -= 1
     return length
-
-
-def _take(cache: Cache, rows: torch.Tensor | None, capacity: int) -> None:
-    """Move a cache's rows into new room; None keeps them as they are."""
-    for tensors in (cache.keys, cache.values):
-        for depth, old in enumerate(tensors):
-            kept = old[:, :, : cache.length]
-            kept = kept if rows is None else kept[rows]
-            new = old.new_empty(*kept.shape[:2], capacity, kept.shape[3])
-            new[:, :, : cache.length] = kept
-            tensors[depth] = new
-    cache.capacity = capacity
-    if rows is not None:
-        cache.keys, keys = [], cache.keys
-        cache.values, values = [], cache.values
-        cache.reorder(rows)
-        cache.keys, cache.values = keys, values

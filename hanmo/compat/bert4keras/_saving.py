@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hanmo.compat.bert4keras import backend
+from hanmo.compat.bert4keras._rounded import ROUNDED, note
 from hanmo.compat.bert4keras.configs import Settings
 from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, CorruptFile, NotCarried, TensorMismatch
@@ -53,6 +55,9 @@ def load_model(path: str | os.PathLike[str]) -> "KerasModel":
             network = Model(config)
         rows = [Row((name,), name) for name, _ in network.named_parameters()]
         fill(network, source, rows, dropped={})
+    kind = backend.get_weights_dtype()
+    if kind in ROUNDED:
+        note(kind, f"{path} was saved by model.save")
     return KerasModel(network, settings)
 
 

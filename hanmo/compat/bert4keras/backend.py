@@ -31,10 +31,14 @@ def get_gelu() -> str:
 
 
 def set_weights_dtype(dtype: str | None) -> None:
-    """Choose the dtype of the weights of models loaded from now on, "float32" or "bfloat16"; None: the file's."""
+    """Choose what the weights of models loaded from now on are; None: as the file has them.
+
+    dtype: "float32", "bfloat16", or "int8" and "int4", in which models that write compute and others, which say so,
+    stay as the file has them.   Raises ConfigError for any other.
+    """
     global _weights_dtype
-    if dtype not in (None, "float32", "bfloat16"):
-        raise ConfigError(f"dtype of the weights is {dtype!r}; expected 'float32', 'bfloat16' or None")
+    if dtype not in (None, "float32", "bfloat16", "int8", "int4"):
+        raise ConfigError(f"dtype of the weights is {dtype!r}; expected 'float32', 'bfloat16', 'int8', 'int4' or None")
     _weights_dtype = dtype
 
 

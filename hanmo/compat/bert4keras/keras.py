@@ -41,6 +41,8 @@ def choose(inputs: Any, outputs: Any) -> Any:
         raise NotCarried(f"the model has {len(model.inputs)} inputs and {len(given)} are given; give model.inputs")
     old = model.settings.chosen
     indices = [each.index if old is None else old[each.index] for each in handles]
+    if [each.index for each in handles] == list(range(len(model.outputs))):
+        return model  # what computes it in int8 would be lost with a new one
     return type(model)(model.network, replace(model.settings, chosen=indices))
 
 

@@ -1,5 +1,6 @@
 """bert4keras's layer names over our parameters: `get_layer(name).get_weights()` in Keras's order and orientation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ class Input:
 class KerasLayer:
     """One layer's weights, each with whether Keras keeps it transposed."""
 
-    def __init__(self, name: str, network: Model, weights: list[tuple[str, bool]]) -> None:
+    def __init__(self, name: str, network: Callable[[], Model], weights: list[tuple[str, bool]]) -> None:
         self.name = name
         self._network = network
         self._weights = weights
@@ -69,11 +70,12 @@ class KerasLayer:
         return Absent(f"get_layer({self.name!r}).output", "take it by a forward hook of torch on model.network")
 
     def _parameters(self) -> list[tuple[torch.nn.Parameter, bool]]:
-        return [(self._network.get_parameter(name), turned) for name, turned in self._weights]
+        network = self._network()
+        return [(network.get_parameter(name), turned) for name, turned in self._weights]
 
 
-def keras_layers(network: Model, settings: Settings) -> dict[str, KerasLayer]:
-    """Name every layer of a network as bert4keras does."""
+def keras_layers(network: Model, settings: Settings, filled: Callable[[], Model]) -> dict[str, KerasLayer]:
+    """Name every layer of a network as bert4keras does; filled: gives the network when weights are asked for."""
     names: dict[str, list[tuple[str, bool]]] = {"Embedding-Token": [("token.weight", False)]}
     t5 = settings.name.removeprefix("m").startswith("t5")
     for side, stack in (("encoder", network.config.encoder), ("decoder", network.config.decoder)):
@@ -94,7 +96,7 @@ def keras_layers(network: Model, settings: Settings) -> dict[str, KerasLayer]:
     for name, weights in names.items():
         there = [(ours, turned) for ours, turned in weights if ours in have]
         if there:
-            layers[name] = KerasLayer(name, network, there)
+            layers[name] = KerasLayer(name, filled, there)
     return layers
 
 

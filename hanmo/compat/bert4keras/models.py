@@ -5,7 +5,7 @@ NumPy in, NumPy out. Id 0 is masked as a key except at the first position, outpu
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,11 +16,14 @@ import torch
 
 from hanmo.compat.bert4keras import _saving, backend, configs
 from hanmo.compat.bert4keras._absent import BERT4KERAS, TRAINING, Absent, absent
-from hanmo.compat.bert4keras._forward import TOKENS, forward, outputs_of
+from hanmo.compat.bert4keras._forward import TOKENS, outputs_of
 from hanmo.compat.bert4keras._prefix import Prefix
+from hanmo.compat.bert4keras._rounded import ROUNDED, RoundedRunner, note, open_rounded
+from hanmo.compat.bert4keras._runner import Runner, TorchRunner, stamp
 from hanmo.compat.bert4keras.configs import Settings
 from hanmo.compat.bert4keras.keras import Handle, keras
 from hanmo.compat.bert4keras.layers import Input, KerasLayer, keras_layers
+from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingFile, PromptError
 from hanmo.families import FAMILIES
 from hanmo.model import Model
@@ -37,13 +40,39 @@ _FRESH = r"\.(condition_scale|condition_bias|hidden)\.weight$"
 
 
 class KerasModel:
-    """A network behind Keras's inference interface."""
+    """A network behind Keras's inference interface.
 
-    def __init__(self, network: Model, settings: Settings) -> None:
-        self.network = network.eval()
+    rounded: what computes in its place, and is not the network but what was rounded from the same checkpoint.
+    fill: reads that network's weights; called when they are first asked for.
+    """
+
+    def __init__(
+        self,
+        network: Model,
+        settings: Settings,
+        *,
+        rounded: RoundedRunner | None = None,
+        fill: Callable[[], None] | None = None,
+    ) -> None:
+        self.config = network.config
         self.settings = settings
-        self.layer_map = keras_layers(network, settings)
-        self.prefix = Prefix(network, settings) if Prefix.helps(network, settings) else None
+        self.layer_map = keras_layers(network, settings, lambda: self.network)
+        self._network = network.eval()
+        self._rounded, self._fill, self._stamp = rounded, fill, 0
+        self._compute_by(rounded or TorchRunner(network, settings))
+
+    def _compute_by(self, runner: Runner) -> None:
+        self._runner = runner
+        helps = Prefix.helps(self.config, self.settings)
+        self.prefix = Prefix(self.config, self.settings, runner) if helps else None
+
+    @property
+    def network(self) -> Model:
+        """The network, with the checkpoint's own weights; of a model that computes in others, read only now."""
+        if self._fill is not None:
+            self._fill()
+            self._fill, self._stamp = None, stamp(self._network)
+        return self._network
 
     @property
     def inputs(self) -> list[Handle]:
@@ -53,7 +82,7 @@ class KerasModel:
     @property
     def outputs(self) -> list[Handle]:
         """What `keras.models.Model` chooses outputs by."""
-        return [Handle(self, "output", i) for i in range(len(outputs_of(self.network.config, self.settings)))]
+        return [Handle(self, "output", i) for i in range(len(outputs_of(self.config, self.settings)))]
 
     @property
     def input(self) -> Any:
@@ -94,6 +123,10 @@ class KerasModel:
 
     def _predict(self, x: Any, size: int, *, last: bool) -> Array | list[Array]:
         inputs = self._arrays(x)
+        if self._rounded is not None and self._fill is None and stamp(self._network) != self._stamp:
+            note(self._rounded.kind, "the model's weights were changed")
+            self._rounded = None
+            self._compute_by(TorchRunner(self._network, self.settings))
         rows = len(next(iter(inputs.values())))
         parts: list[list[Array]] = []
         with torch.inference_mode():
@@ -102,9 +135,8 @@ class KerasModel:
                 if kept is not None:
                     return kept
             for start in range(0, rows, size):
-                batch = {name: torch.from_numpy(array[start : start + size]) for name, array in inputs.items()}
-                outputs = forward(self.network, self.settings, batch, last=last)
-                parts.append([output.numpy() for output in outputs])
+                batch = {name: array[start : start + size] for name, array in inputs.items()}
+                parts.append(self._runner.run(batch, last=last))
         joined = [np.concatenate(column) if len(column) > 1 else column[0] for column in zip(*parts, strict=True)]
         return joined if len(joined) > 1 else joined[0]
 
@@ -128,7 +160,7 @@ class KerasModel:
 
     def count_params(self) -> int:
         """Count the weights."""
-        return sum(parameter.numel() for parameter in self.network.parameters())
+        return sum(parameter.numel() for parameter in self._network.parameters())
 
     def summary(self) -> None:
         """Print the layers that have weights."""
@@ -163,7 +195,7 @@ class KerasModel:
             whole = name not in ("Input-Context", self.settings.condition)
             arrays[name] = array.astype(np.int64 if whole else np.float32, copy=not array.flags.writeable)
             if whole:
-                _check(name, arrays[name], self.network.config.vocab if name.endswith("-Token") else None)
+                _check(name, arrays[name], self.config.vocab if name.endswith("-Token") else None)
         if len({len(array) for array in arrays.values()}) > 1:
             counts = ", ".join(str(len(array)) for array in arrays.values())
             raise ConfigError(f"the inputs have {counts} rows; expected as many in each")
@@ -208,6 +240,9 @@ class Transformer:
 
     def load_weights_from_checkpoint(self, checkpoint: str, mapping: None = None) -> None:
         """Read the weights of a TensorFlow checkpoint with the original's names; mapping must be None."""
+        kind = backend.get_weights_dtype()
+        if kind in ROUNDED:
+            note(kind, "the checkpoint was given after the model was built")
         _fill(self.model.network, checkpoint, None)
 
     def save_weights_as_checkpoint(self, filename: str, mapping: None = None, dtype: str | None = None) -> None:
@@ -236,23 +271,29 @@ def build_transformer_model(
     edit = _vocabulary_edit(data)
     if edit is not None:
         config = replace(config, vocab=edit.size(config.vocab))
-    if checkpoint_path is None:
-        network = Model(config).initialize()
-    else:
-        with torch.device("meta"):
-            network = Model(config)
-        _fill(network, checkpoint_path, edit)
-    keras_model = KerasModel(network, settings)
-    if return_keras_model:
-        return keras_model
-    return _transformer(keras_model)
+    keras_model = _model(config, settings, checkpoint_path, edit)
+    return keras_model if return_keras_model else _transformer(keras_model)
+
+
+def _model(config: ModelConfig, settings: Settings, checkpoint: str | None, edit: VocabularyEdit | None) -> KerasModel:
+    if checkpoint is None:
+        return KerasModel(Model(config).initialize(), settings)
+    with torch.device("meta"):
+        network = Model(config)
+    kind = backend.get_weights_dtype()
+    if kind in ROUNDED:
+        runner = open_rounded(config, settings, checkpoint, kind, edited=edit is not None)
+        if runner is not None:
+            return KerasModel(network, settings, rounded=runner, fill=lambda: _fill(network, checkpoint, edit))
+    _fill(network, checkpoint, edit)
+    return KerasModel(network, settings)
 
 
 def _fill(network: Model, checkpoint: str, edit: VocabularyEdit | None) -> None:
     names = FAMILIES[network.config.family].tensorflow
     assert names is not None
     kind = backend.get_weights_dtype()
-    dtype = None if kind is None else getattr(torch, kind)
+    dtype = None if kind is None or kind in ROUNDED else getattr(torch, kind)
     # bert4keras looks up the names it knows and passes over the rest.
     dropped = {".*": "a name that bert4keras does not read"}
     with open_source(checkpoint) as source:
