@@ -61,16 +61,17 @@ def train(prefix: Path, given: argparse.Namespace) -> dict[str, float | list[flo
     from hanmo.train.in_backward import UpdateInBackward
     from hanmo.train.layerwise import parameter_groups
     from hanmo.train.loss import next_token_loss
-    from hanmo.train.memory import Choice, give_back_freed, plan, watch_peak
+    from hanmo.train.memory import Choice, give_back_freed, plan
 
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     give_back_freed()
     gc.collect()
-    peak = watch_peak()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = _status("VmRSS")
     dtype = torch.bfloat16 if given.precision == "bfloat16" else None
     model = hanmo.load(prefix, dtype=dtype).model.train()
-    loaded = peak()
+    loaded = _status("VmHWM") - before
     sequence = min(given.sequence, model.config.main.context)
     model.main.recompute = True
     groups = parameter_groups(model.named_parameters(), lr=1e-4, weight_decay=0.01)
@@ -89,13 +90,19 @@ def train(prefix: Path, given: argparse.Namespace) -> dict[str, float | list[flo
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "planned_bytes": planned.peak,
-        "measured_bytes": peak(),
+        "measured_bytes": _status("VmHWM") - before,
         "peak_after_loading_bytes": loaded,
         "seconds_per_step": middle,
         "tokens_per_second": sequence / middle,
         "seconds": seconds,
         "losses": losses,
     }
+
+
+def _status(key: str) -> int:
+    """Read a size of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
 
 
 if __name__ == "__main__":

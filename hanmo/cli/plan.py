@@ -45,7 +45,7 @@ def plan(
 
       hanmo plan --model model.ckpt-100000.index --memory 8G --sequence 512 --json
     """
-    from hanmo.train.memory import Choice, free_memory, largest_batch, parse_size, table
+    from hanmo.train.memory import Choice, largest_batch, parse_size, table
     from hanmo.weights.inspection import inspect
 
     there = parse_size(memory) if memory is not None else None
@@ -54,7 +54,7 @@ def plan(
     if sequence is not None and context is not None and sequence > context:
         raise ConfigError(f"sequence is {sequence}; this model knows {context} positions")
     base = Choice(sequence=sequence or min(1024, context or 1024), batch=batch, lora=lora, device=device)
-    there = free_memory(device) if there is None else there
+    there = _free(device) if there is None else there
     rows = table(config, base)
     fitting = [row for row in rows if row.needed <= there]
     best = next((row for row in fitting if row.needed <= _HEADROOM * there), next(iter(fitting), None))
@@ -79,6 +79,16 @@ def plan(
         _print(rows, there)
         _advise(config, base, best, batches, there)
         typer.echo(_adam(rows, there))
+
+
+def _free(device: str) -> int:
+    import torch
+
+    from hanmo.train.device import free_memory
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', which torch cannot use here; say what the GPU has, as in --memory 22GiB")
+    return free_memory(torch.device(device))
 
 
 def _print(rows: list[Memory], there: int) -> None:

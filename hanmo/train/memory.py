@@ -9,14 +9,10 @@ figures against what torch really keeps.
 """
 
 import ctypes
-import os
 import re
-import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from hanmo.config import ModelConfig
@@ -29,17 +25,14 @@ __all__ = [
     "PRECISIONS",
     "Choice",
     "Memory",
-    "free_memory",
     "gib",
     "give_back_freed",
     "largest_batch",
     "parse_size",
     "plan",
     "refuse_unless_fits",
-    "report",
     "shapes",
     "table",
-    "watch_peak",
 ]  # fmt: skip
 
 _BLOCK = 1 << 18  # elements that AdaFactor updates at once on a CPU
@@ -154,22 +147,6 @@ def largest_batch(config: ModelConfig, choice: Choice, available: int) -> int:
     return low
 
 
-def free_memory(device: str = "cpu") -> int:
-    """Give the bytes that are free now: of the machine, or with "cuda" of its current GPU."""
-    if device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise ConfigError("device is 'cuda', which torch cannot use here; give the memory, as in --memory 22GiB")
-        return int(torch.cuda.mem_get_info()[0])
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text("ascii"))
-        if found:
-            return int(found[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def give_back_freed() -> None:
     """Have the C library return blocks of a MiB or more to the system when they are freed; for training on a CPU.
 
@@ -178,22 +155,6 @@ def give_back_freed() -> None:
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD of malloc.h
-
-
-def watch_peak(device: str = "cpu") -> Callable[[], int]:
-    """Begin to measure, before the model is loaded; give the function that says the peak since then, in bytes.
-
-    On a CPU resident memory over what was resident at the start, on a GPU what torch has allocated.
-    """
-    if device == "cuda":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.max_memory_allocated
-    with suppress(OSError):  # not Linux, or not allowed: then the peak counts from the process's start
-        Path("/proc/self/clear_refs").write_text("5", "ascii")
-    before = _resident("VmRSS")
-    return lambda: max(0, _resident("VmHWM") - before)
 
 
 def refuse_unless_fits(memory: Memory, available: int) -> None:
@@ -217,15 +178,6 @@ def refuse_unless_fits(memory: Memory, available: int) -> None:
     )
 
 
-def report(memory: Memory, measured: int) -> str:
-    """Write a plan beside what was measured, in one line.
-
-    measured: peak bytes above the interpreter and its libraries; on a GPU `torch.cuda.max_memory_allocated`.
-    """
-    off = measured / memory.peak - 1
-    return f"memory: planned {gib(memory.peak)}, measured {gib(measured)} ({off:+.1%})"
-
-
 def parse_size(text: str) -> int:
     """Read a size of memory in bytes: "22GiB" (2^30 each), "22GB" or "22G" (10^9 each), or a plain number.
 
@@ -241,15 +193,6 @@ def parse_size(text: str) -> int:
 def gib(size: int) -> str:
     """Write bytes as GiB, with two decimals, or as MiB below one of them."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-
-
-def _resident(key: str) -> int:
-    status = Path("/proc/self/status")
-    if status.is_file() and (found := re.search(rf"{key}:\s+(\d+) kB", status.read_text("ascii"))):
-        return int(found[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _state(optimizer: str, name: str, shape: tuple[int, ...], bytes_each: int) -> int:
