@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from hanmo.errors import MemoryPlanError
 
 if TYPE_CHECKING:
     from hanmo.batch.files import Run
+    from hanmo.batch.work import Line
     from hanmo.writer import Writer
 
 __all__ = ["write_file"]
@@ -62,22 +63,27 @@ def write_file(
             results = write_on_cluster(file, open_model, drawing, gpus=_gpus(options), **todo)
         else:
             results = BatchWriter(open_model(), **drawing).write(read_rows(file, **todo))
-        with _bar(run) as show:
-            try:
-                for lines in results:
-                    run.append(lines)
-                    show(sum(line.chars for line in lines))
-            except (KeyboardInterrupt, SystemExit):
-                say(f"stopped behind row {run.number}; the same command goes on from there")
-                raise
-            except (MemoryError, RuntimeError) as error:
-                if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
-                    raise
-                raise MemoryPlanError(
-                    f"{batch} texts at once do not fit into memory; the same command with a --batch smaller than "
-                    f"{batch} goes on behind row {run.number}"
-                ) from None
+        _follow(run, results, batch)
         say(f"finished: {_told(run)}")
+
+
+def _follow(run: "Run", results: Iterable[Sequence["Line"]], batch: int) -> None:
+    """Append results as they come, and say behind which row they ended if they could not go on."""
+    with _bar(run) as show:
+        try:
+            for lines in results:
+                run.append(lines)
+                show(sum(line.chars for line in lines))
+        except (KeyboardInterrupt, SystemExit):
+            say(f"stopped behind row {run.number}; the same command goes on from there")
+            raise
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+                raise
+            raise MemoryPlanError(
+                f"{batch} texts at once do not fit into memory; the same command with a --batch smaller than "
+                f"{batch} goes on behind row {run.number}"
+            ) from None
 
 
 def _gpus(options: Mapping[str, Any]) -> bool | None:
