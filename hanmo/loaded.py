@@ -23,7 +23,7 @@ from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.train.bits import Bits, bits_per_character, foretell
 from hanmo.weights.load import Report
 from hanmo.weights.save import save
-from hanmo.writer import Writer
+from hanmo.writer import Writer, distinct_unknown_of
 
 QUEUED = ("cuda",)  # kinds of devices for which StaticEngine is made
 
@@ -91,24 +91,28 @@ class Loaded(Writer):
         return save(self.model, path, form=form, tokenizer=beside, overwrite=overwrite).path
 
     @torch.inference_mode()
-    def score(self, text: str, *, distinct_unknown: int = 0) -> Score:
+    def score(self, text: str, *, distinct_unknown: int | None = None) -> Score:
         """Measure how well a model that writes foretells a text, in windows that overlap by half.
 
-        distinct_unknown: how many unknown characters training saw; each [UNK] then costs log2 of it + 1 more bits.
+        A model that Hanmo trained is given the end mark before the text and foretells the one behind it.
+        distinct_unknown: how many unknown characters training saw; each [UNK] then costs log2 of it + 1 more bits. None
+        takes what the model's training.json says, or 0.
         Raises PromptError for a text of fewer than two tokens, CheckpointError for a model that does not write.
         """
         tokenizer = self._tokenizer()
         if not self.config.writes or self.config.main.mask != "causal" or self.config.answers:
             raise CheckpointError("scores need a model that reads from left to right; load a BERT with mask='causal'")
-        ids = encode_prompt(tokenizer, text, ends=False)
+        marks = self.writing().before
+        ids = [*marks, *encode_prompt(tokenizer, text, ends=False), *marks]
         if len(ids) < 2:
             raise PromptError(f"the text {text!r} is one token; nothing foretells the first, give a longer text")
         logprobs = foretell(self._logprobs, ids, window=self.config.main.context or len(ids))
         tokens = [tokenizer.id_to_token(i) for i in ids]
-        first = len(tokenizer.decode(ids[:1])) or 1
+        first = 0 if marks else len(tokenizer.decode(ids[:1])) or 1
         unknown = sum(i == tokenizer.special.unk for i in ids[1:])
         spent = Bits(-sum(logprobs), len(logprobs), max(1, len(text) - first), unknown)
-        return Score(bits_per_character(spent, distinct_unknown=distinct_unknown), logprobs, tokens)
+        distinct = distinct_unknown_of(self.path) if distinct_unknown is None else distinct_unknown
+        return Score(bits_per_character(spent, distinct_unknown=distinct), logprobs, tokens)
 
     def _logprobs(self, ids: Sequence[int]) -> list[float]:
         part = torch.tensor([ids], device=self.model.token.weight.device)

@@ -3,19 +3,21 @@
 Joins an engine and a tokenizer with hanmo.generate. Imports no torch unless the engine does.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hanmo.config import ModelConfig
-from hanmo.errors import ConfigError, MissingFile, TokenizerError
+from hanmo.errors import ConfigError, CorruptFile, MissingFile, TokenizerError
 from hanmo.generate.loop import Engine, Limits
 from hanmo.generate.rules import check_count
 from hanmo.generate.sampling import PRESETS, Sampling
 from hanmo.generate.stop import StopRules
 from hanmo.generate.text import Stream, Writing, Written, search, stream, write
 from hanmo.tokenizers.load import load_tokenizer
+from hanmo.tokenizers.lossless import Lossless
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.weights.recognise import SPARE
 
@@ -127,6 +129,8 @@ class Writer:
             keep_last=keep_last,
             continues=not answers and self.config.main.mask == "causal",
             ends=None if answers or self.config.main.mask == "prefix" else False,
+            # Models that Hanmo trained have seen every document begin behind an end mark.
+            before=(end,) if isinstance(self._tokenizer(), Lossless) and end is not None else (),
         )
 
     def _marks(self, allow_unknown: bool) -> tuple[int, ...]:
@@ -224,3 +228,20 @@ def find_tokenizer(path: Path, given: str | Path | None) -> Tokenizer | None:
         return load_tokenizer(path if path.is_dir() else path.parent)
     except MissingFile:
         return None
+
+
+def distinct_unknown_of(path: Path) -> int:
+    """Tell how many distinct unknown characters training saw, by training.json beside a checkpoint; or 0.
+
+    Raises CorruptFile if that file does not say so.
+    """
+    told = (path if path.is_dir() else path.parent) / "training.json"
+    if not told.is_file():
+        return 0
+    try:
+        found = json.loads(told.read_text("utf-8"))["distinct_unknown"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFile(f"{told} is not an object with distinct_unknown ({error}); mend it or take it away") from None
+    if type(found) is not int or found < 0:
+        raise CorruptFile(f"{told} says distinct_unknown is {found!r}; expected a whole number of 0 or more")
+    return found

@@ -20,7 +20,7 @@ from hanmo.errors import CheckpointError, ConfigError, DataError, MissingFile
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.train.bits import Bits, bits_per_character, foretell
 from hanmo.train.documents import read_documents
-from hanmo.writer import find_tokenizer
+from hanmo.writer import distinct_unknown_of, find_tokenizer
 
 __all__ = ["KINDS", "measure_quality"]
 
@@ -33,13 +33,14 @@ def measure_quality(
     text: Path,
     *,
     documents: int | None = None,
-    distinct_unknown: int = 0,
+    distinct_unknown: int | None = None,
     show: Show = lambda words, done, total: None,
 ) -> dict[str, Any]:
     """Measure the bits per character of a text in every kind of weights; the subject's own kind is not looked at.
 
-    text: a file that `read_documents` knows.   documents: only the first so many.   distinct_unknown: how many
-    unknown characters training saw, as in `bits_per_character`.   show: as for `hanmo.bench.speed.measure`.
+    text: a file that `read_documents` knows.   documents: only the first so many.   show: as for
+    `hanmo.bench.speed.measure`.   distinct_unknown: how many unknown characters training saw, as in
+    `bits_per_character`; None asks the model's training.json.
     Raises CheckpointError for a model that does not read from left to right, MissingFile without a vocabulary,
     DataError for a text that cannot be read or is too short, ConfigError for another device than the CPU.
     """
@@ -59,6 +60,7 @@ def measure_quality(
     encoded = [found for found in (_encode(tokenizer, each) for each in texts) if len(found[0]) > 1]
     if not encoded:
         raise DataError(f"{text} holds no document of two tokens, of {len(texts)}; nothing foretells the first")
+    distinct = distinct_unknown_of(looked.path) if distinct_unknown is None else distinct_unknown
     window = config.main.context or WINDOW
     rows: list[dict[str, Any]] = []
     for place, kind in enumerate(KINDS):
@@ -69,7 +71,7 @@ def measure_quality(
 
         count(0)
         spent = _spent(replace(subject, weights=kind), tokenizer, encoded, window, count)
-        bits = bits_per_character(spent, distinct_unknown=distinct_unknown)
+        bits = bits_per_character(spent, distinct_unknown=distinct)
         rows.append({"weights": kind, "bits_per_character": bits})
         rows[-1]["to_float32"] = bits / rows[0]["bits_per_character"]
     return {
@@ -80,7 +82,7 @@ def measure_quality(
         "characters": spent.characters,
         "tokens": spent.tokens,
         "unknown": spent.unknown,
-        "distinct_unknown": distinct_unknown,
+        "distinct_unknown": distinct,
         "window": window,
         "rows": rows,
     }

@@ -24,7 +24,7 @@ class Writing:
     keep_last: cut a prompt that is too long from the left; without it such a prompt is an error.
     continues: whether the text goes on from the prompt, which then counts for the repetition rules, opens quotes and
         settles the first space; False where the prompt is the source of an encoder.
-    ends, special: how the prompt is encoded, as in `Tokenizer.encode`.
+    ends, special: how the prompt is encoded, as in `Tokenizer.encode`.   before: ids that stand before it.
     """
 
     sampling: Sampling = PLAIN
@@ -34,6 +34,7 @@ class Writing:
     continues: bool = True
     ends: bool | None = None
     special: bool = False
+    before: tuple[int, ...] = ()
 
 
 DEFAULT = Writing()
@@ -186,7 +187,7 @@ def read_prompt(engine: Engine, tokenizer: Tokenizer, text: str, writing: Writin
 
     Raises PromptError for a text that the tokenizer or the model cannot take.
     """
-    ids = encode_prompt(tokenizer, text, ends=writing.ends, special=writing.special)
+    ids = [*writing.before, *encode_prompt(tokenizer, text, ends=writing.ends, special=writing.special)]
     if writing.keep_last:
         ids = list(loop.keep_last(ids, engine.max_positions, max_tokens=writing.limits.max_tokens))
     loop.check_prompt(engine, ids)
