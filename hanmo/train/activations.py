@@ -71,6 +71,8 @@ class Account:
         self.tokens = choice.batch * choice.sequence
         self.act = 4 if choice.precision == "float32" else 2  # bytes of what a matrix reads and gives
         self.stream = 2 if choice.precision == "bfloat16" else 4  # bytes of the sums between sub-layers
+        self.rows = CHUNK_BYTES[choice.device] // (4 * config.vocab)  # that the loss scores at once
+        self.chunked = self.tokens > self.rows
         self.mixed, self.cpu = choice.precision == "mixed", choice.device == "cpu"
 
     def network(self) -> int:
@@ -123,9 +125,7 @@ class Account:
     def loss(self) -> tuple[int, int]:
         """Bytes that the loss keeps, and what its backward pass takes on top of that while one chunk is scored."""
         config, stack = self.config, self.config.main
-        rows = CHUNK_BYTES[self.choice.device] // (4 * config.vocab)
-        chunked = self.tokens > rows
-        rows = min(rows, self.tokens)
+        rows = min(self.rows, self.tokens)
         scores = rows * config.vocab * 4
         narrow = stack.embedding_width
         head = 0
@@ -134,7 +134,7 @@ class Account:
         elif narrow != stack.width:
             head = rows * narrow * self.act
         casts = config.vocab * narrow * 2 if self.mixed else 0
-        if chunked:
+        if self.chunked:
             return self.hidden(stack) + self.tokens * 8, 3 * scores + head + casts
         kept = self.tokens * stack.width * self.act + head + scores + self.tokens * 8
         return kept + casts, 2 * scores

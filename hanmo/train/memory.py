@@ -33,7 +33,7 @@ __all__ = [
     "refuse_unless_fits",
     "shapes",
     "table",
-]  # fmt: skip
+]
 
 _BLOCK = 1 << 18  # elements that AdaFactor updates at once on a CPU
 _PARTS = ("weights", "gradients", "optimizer", "static", "activations", "passing", "needed", "peak")
@@ -96,14 +96,17 @@ def plan(config: ModelConfig, choice: Choice) -> Memory:
     kept = network + scores_kept
     inside = max((prod(shape) for name, shape in trained.items() if ".blocks." in name), default=0)
     token = prod(trained.get("token.weight", (0,)))
-    # The gradient of a tied embedding is held from the loss on, until the embedding's own is added.
+    # The gradient of a tied embedding is held from the loss on, until the embedding's own is added. Two gradients are
+    # added into a third; the output's likewise over the chunks of the loss.
     tied = token * bytes_each if config.tied and config.output != "none" else 0
+    head = tied or prod(trained.get("output.weight", (0,))) * bytes_each
     gradients = 0 if choice.in_backward else numbers * bytes_each
     steps = _update(choice, inside, bytes_each), _update(choice, token, bytes_each)
-    one, last = (inside * bytes_each, token * bytes_each + tied) if choice.in_backward else (0, tied)
+    one = inside * bytes_each if choice.in_backward else 0
+    last = 2 * tied + (token * bytes_each if choice.in_backward else 0)
     block = account.passing() + one + (steps[0] if choice.in_backward else 0)
     moments = {
-        "loss": kept + max(scores + tied, 0 if not choice.recompute else casts),
+        "loss": kept + max(scores + max(head, casts if choice.recompute else 0), 3 * head if account.chunked else 0),
         "block": network + tied + block,
         "end": gradients + max(account.passing(), last + (steps[1] if choice.in_backward else 0)),
         "step": gradients + max(steps),
@@ -183,7 +186,7 @@ def parse_size(text: str) -> int:
 
     Raises ConfigError for anything else, and for sizes below 1.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", text.upper())
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", text.upper())
     size = int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2]]) if match else 0
     if size < 1:
         raise ConfigError(f"memory is {text!r}; expected a size such as 22GiB, 22GB or 24G")
