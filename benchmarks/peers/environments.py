@@ -31,7 +31,7 @@ ENVIRONMENTS = {
         (("llama-cpp-python==0.3.36",),),
         variables={"CMAKE_ARGS": "-DGGML_NATIVE=ON -DMTMD_BUILD=OFF -DLLAVA_BUILD=OFF"},
     ),
-    "transformers": Environment((("transformers==5.23.0", "torch==2.13.0", "numpy<3"),)),
+    "transformers": Environment((("transformers==5.23.0", "torch==2.13.0", "numpy<3", "accelerate==1.15.0"),)),
     # bert4keras asks for a Keras that TensorFlow 2.15 does not have; run_bert4keras.py gives it TensorFlow's.
     "bert4keras": Environment(
         (("tensorflow-cpu==2.15.1", "numpy<2"), ("--no-deps", "bert4keras==0.11.5")), newest=(3, 11)
