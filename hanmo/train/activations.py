@@ -108,9 +108,12 @@ class Account:
                 total += self._attention(stack, cross=sublayer.kind == "cross")
         return total
 
-    def passing(self) -> int:
-        """Bytes that one block's backward pass takes, the block itself included if it is run again."""
-        found = 0
+    def passing(self) -> tuple[int, int]:
+        """Bytes that one block's backward pass takes, the block itself included if it is run again.
+
+        Returns the most of them, and those while its first matrix is updated, when what that has read is free again.
+        """
+        found = (0, 0)
         for stack in (self.config.encoder, self.config.decoder):
             if stack is None:
                 continue
@@ -119,7 +122,7 @@ class Account:
             freed = last.post * self._norm(stack, stack.width) + self._dropped(stack.dropout, stack.width, self.act)
             inner = self.tokens * stack.feed_forward * self.act  # the gradient of what the activation gives
             through = 0 if self._fused(stack) else 2 * 4 * self._scores(stack) - self._feed_forward(stack)
-            found = max(found, again + max(inner - freed, through))
+            found = max(found, (again + max(inner - freed, through), again - freed))
         return found
 
     def loss(self) -> tuple[int, int]:

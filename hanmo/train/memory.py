@@ -104,11 +104,13 @@ def plan(config: ModelConfig, choice: Choice) -> Memory:
     steps = _update(choice, inside, bytes_each), _update(choice, token, bytes_each)
     one = inside * bytes_each if choice.in_backward else 0
     last = 2 * tied + (token * bytes_each if choice.in_backward else 0)
-    block = account.passing() + one + (steps[0] if choice.in_backward else 0)
+    block, updated = account.passing()
+    if choice.in_backward:
+        block = max(block, updated + steps[0]) + one
     moments = {
         "loss": kept + max(scores + max(head, casts if choice.recompute else 0), 3 * head if account.chunked else 0),
         "block": network + tied + block,
-        "end": gradients + max(account.passing(), last + (steps[1] if choice.in_backward else 0)),
+        "end": gradients + max(account.passing()[0], last + (steps[1] if choice.in_backward else 0)),
         "step": gradients + max(steps),
     }
     peak = weights + state + max(moments.values())
