@@ -2,9 +2,9 @@
 
     python benchmarks/rounding_curves.py DATA OUT [--steps 400] [--width 128]
 
-DATA is a folder that examples/small_model/prepare.py made. The three runs see the same batches, from the same weights, by
-gpt2-ml's AdaFactor with the update in backward; all compute as their weights are. OUT gets curves.png and result.json: the mean
-loss of the last tenth of the steps, and bits per character on held-out documents.
+DATA is a folder that examples/small_model/prepare.py made. The three runs see the same batches, from the same weights,
+by gpt2-ml's AdaFactor with the update in backward; all compute as their weights are. OUT gets curves.png and
+result.json: the mean loss of the last tenth of the steps, and bits per character on held-out documents.
 """
 
 import argparse

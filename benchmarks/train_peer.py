@@ -7,6 +7,7 @@ no dropout; a fresh process for each turn, the first step of which is not counte
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -83,7 +84,7 @@ def _measure(given: argparse.Namespace) -> dict[str, float]:
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
 
     (_ours if given.side == "hanmo" else _theirs)(ids, sizes, begin, lambda: ends.append(time.perf_counter()))
-    each = statistics.median(late - early for early, late in zip(ends, ends[1:], strict=False))
+    each = statistics.median(late - early for early, late in itertools.pairwise(ends))
     return {"tokens_per_second": sizes["batch"] * sizes["sequence"] / each, "peak_bytes": _status("VmHWM") - before}
 
 
