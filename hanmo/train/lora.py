@@ -34,6 +34,7 @@ class AdaptedLinear(nn.Linear):
         with torch.device("meta"):
             super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
         self.weight, self.bias = linear.weight, linear.bias
+        self.kind = type(linear)
         self.rank, self.scale, self.dropout = rank, scale, dropout
         device = linear.weight.device
         self.down = nn.Parameter(torch.empty(rank, self.in_features, device=device))
@@ -43,7 +44,7 @@ class AdaptedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features]; returns [..., out_features]."""
         inner = F.linear(F.dropout(x, self.dropout, self.training), self.down.to(x.dtype))
-        return F.linear(x, self.weight, self.bias) + self.scale * F.linear(inner, self.up.to(inner.dtype))
+        return self.kind.forward(self, x) + self.scale * F.linear(inner, self.up.to(inner.dtype))
 
     def halves(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Give the adapter's matrices by name."""
@@ -57,7 +58,7 @@ class AdaptedLinear(nn.Linear):
     def plain(self) -> nn.Linear:
         """Give the layer without its adapter."""
         with torch.device("meta"):
-            plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
+            plain = self.kind(self.in_features, self.out_features, bias=self.bias is not None)
         plain.weight, plain.bias = self.weight, self.bias
         return plain
 
