@@ -21,7 +21,10 @@ from hanmo.tokenizers.lossless import Lossless
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.weights.recognise import SPARE
 
-__all__ = ["Writer", "check_search", "find_tokenizer", "open_writer"]
+__all__ = ["SMALL", "Writer", "check_search", "find_tokenizer", "open_writer"]
+
+SMALL = Path(__file__).parent / "assets" / "small"
+"""The small model inside the package, trained by Hanmo; its MODEL_CARD.md says on what."""
 
 
 class Writer:
@@ -45,6 +48,11 @@ class Writer:
         """What runs each step. Raises CheckpointError if the model cannot write."""
         raise NotImplementedError
 
+    @property
+    def remembering(self) -> Engine:
+        """The engine as `write` and `stream` use it: it may know the beginning of a prompt from the last texts."""
+        return self.engine
+
     def write(
         self, text: str, *, n: int = 1, seed: int | None = None, beams: int | None = None, **how: Any
     ) -> list[str]:
@@ -62,9 +70,9 @@ class Writer:
         """Do as `write` does, and say why each text ended; the prompt is not part of `Written.text`."""
         tokenizer, writing = self._tokenizer(), self.writing(**how)
         if beams is None:
-            return write(self.engine, tokenizer, [text], n=n, writing=writing, seed=seed)[0]
+            return write(self.remembering, tokenizer, [text], n=n, writing=writing, seed=seed)[0]
         check_search(beams, n, seed, how)
-        return search(self.engine, tokenizer, text, beams, writing=writing)[:n]
+        return search(self.remembering, tokenizer, text, beams, writing=writing)[:n]
 
     def stream(self, text: str, *, seed: int | None = None, sample: int = 0, **how: Any) -> Stream:
         """Go on from a text piece by piece: an iterator of str, without the prompt; arguments as for `write`.
@@ -72,7 +80,7 @@ class Writer:
         sample: the number that the text would have among the n of `write`.
         """
         tokenizer, writing = self._tokenizer(), self.writing(**how)
-        return stream(self.engine, tokenizer, text, writing=writing, seed=seed, sample=sample)
+        return stream(self.remembering, tokenizer, text, writing=writing, seed=seed, sample=sample)
 
     def writing(
         self,
@@ -177,20 +185,27 @@ def check_search(beams: int, n: int, seed: int | None, how: Mapping[str, Any]) -
 
 
 class _EngineWriter(Writer):
-    """A writer over an engine that is open."""
+    """A writer over an engine that is open, and over what remembers its prompts."""
 
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None, path: Path, engine: Engine) -> None:
+    def __init__(
+        self, config: ModelConfig, tokenizer: Tokenizer | None, path: Path, engine: Engine, remembering: Engine
+    ) -> None:
         super().__init__(config, tokenizer, path)
-        self._engine = engine
+        self._engine, self._remembering = engine, remembering
 
     @property
     def engine(self) -> Engine:
         """The engine it was made with."""
         return self._engine
 
+    @property
+    def remembering(self) -> Engine:
+        """The engine behind the last prompts."""
+        return self._remembering
+
 
 def open_writer(
-    path: str | Path,
+    path: str | Path = SMALL,
     *,
     weights: str = "int8",
     threads: int | None = None,
@@ -202,11 +217,12 @@ def open_writer(
 ) -> Writer:
     """Open a checkpoint for writing on a CPU, without torch once its weights were converted and kept.
 
-    weights: "int8", "int4", "bfloat16" or "float32".   threads: None leaves it to OpenVINO.
+    path: as for `hanmo.load`.   weights: "int8", "int4", "bfloat16" or "float32".   threads: None leaves it to OpenVINO.
     config, family, mask, tokenizer: as for `hanmo.load`.   progress: called with the bytes read while converting.
     Raises what `hanmo.load` raises.
     """
     from hanmo.engines.openvino_engine import open_engine
+    from hanmo.engines.prompt_cache import PromptCache
 
     path = Path(path)
     engine = open_engine(
@@ -214,7 +230,7 @@ def open_writer(
     )
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = find_tokenizer(path, tokenizer)
-    return _EngineWriter(engine.config, tokenizer, path, engine)
+    return _EngineWriter(engine.config, tokenizer, path, engine, PromptCache(engine))
 
 
 def find_tokenizer(path: Path, given: str | Path | None) -> Tokenizer | None:

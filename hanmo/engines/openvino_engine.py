@@ -5,6 +5,7 @@ text and none of the rules by which ids are chosen.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -121,6 +122,7 @@ class OpenVinoEngine:
             )
         self.config, self.start = config, start
         options = cpu_options(weights.kind, threads)
+        self._cache_bytes = {"f32": 4, "bf16": 2, "u8": 1}[options["KV_CACHE_PRECISION"]]
         self._decoder = core().compile_model(build_decoder(weights, config), "CPU", options)
         self._encoder = core().compile_model(build_encoder(weights, config), "CPU", options) if config.answers else None
         self._weights = weights  # the graphs share its pages
@@ -134,6 +136,13 @@ class OpenVinoEngine:
     def max_positions(self) -> int | None:
         """The most ids of a row; an encoder-decoder's prompt is not counted, its decoder has no last position."""
         return self.config.main.context
+
+    @property
+    def token_bytes(self) -> int:
+        """How many bytes the keys and values of one token of a row take, scales of rounded ones included."""
+        stack = self.config.main
+        scales = 16 if self._cache_bytes == 1 else 0
+        return stack.depth * stack.heads * ((stack.key_dim + stack.head_dim) * self._cache_bytes + scales)
 
     def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple["OpenVinoRows", Array]:
         """Read prompts, shorter ones padded on the left; see `Engine.prefill`."""
@@ -191,15 +200,32 @@ class OpenVinoRows:
         """How many rows there are."""
         return len(self._order)
 
+    @property
+    def length(self) -> int:
+        """How many tokens of each row are in the cache."""
+        return self._tokens.positions.shape[1]
+
     def cut(self, length: int) -> None:
         """Forget every token from `length` on."""
-        if length >= self._tokens.positions.shape[1]:
-            return
-        for state in self._request.query_state():
+        if length < self.length:
+            self._copy(self._request, self._order, length)
+            self._order = list(range(len(self._order)))
+            self._tokens.cut(length)
+
+    def copy(self, row: int, length: int) -> "OpenVinoRows":
+        """Give one row as a request of its own, with its first `length` tokens; this one stays as it is."""
+        tokens = copy(self._tokens)
+        tokens.take([row])
+        tokens.cut(length)
+        new = OpenVinoRows(self._request.get_compiled_model().create_infer_request(), tokens, 1)
+        self._copy(new._request, [self._order[row]], length)
+        return new
+
+    def _copy(self, request: ov.InferRequest, rows: list[int], length: int) -> None:
+        """Set the cache of a request to the first tokens of these rows of this one's cache."""
+        for old, new in zip(self._request.query_state(), request.query_state(), strict=True):
             # What the plugin keeps in 8 bits comes out as float32, and goes back to the same bits.
-            state.state = ov.Tensor(np.ascontiguousarray(state.state.data[self._order, :, :length]))
-        self._order = list(range(len(self._order)))
-        self._tokens.cut(length)
+            new.state = ov.Tensor(np.ascontiguousarray(old.state.data[rows, :, :length]))
 
     def run(
         self,

@@ -107,9 +107,8 @@ class RoundedRunner:
 
     @property
     def token_bytes(self) -> int:
-        """How many bytes the keys and values of one token take: a byte a number, and their scales."""
-        stack = self._engine.config.main
-        return int(stack.depth * stack.heads * (stack.key_dim + stack.head_dim + 16))
+        """How many bytes the keys and values of one token take."""
+        return int(self._engine.token_bytes)
 
     def stamp(self) -> int:
         """Give always the same: these weights cannot be changed."""
