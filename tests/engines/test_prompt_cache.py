@@ -1,6 +1,7 @@
 """A prompt that was read before is not read again, and what is written behind it is what it would be without."""
 
 import gc
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from hanmo.engines.prompt_cache import PromptCache
 from hanmo.generate import GREEDY, Limits, Sampling
 from hanmo.generate.beam import beam_search
 from hanmo.generate.loop import Token, sample
+from hanmo.writer import open_writer
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12]
@@ -184,3 +186,21 @@ def test_beams_take_up_what_was_read_and_find_the_same(engines, read):
     found = beam_search(remembering, PROMPT + OTHER, 3, limits=LIMITS)
     assert read[0] == 5
     assert [beam.ids for beam in found] == [beam.ids for beam in beam_search(engine, PROMPT + OTHER, 3, limits=LIMITS)]
+
+
+def test_a_writer_remembers_its_prompts_and_its_engine_alone_does_not(tmp_path, monkeypatch, read):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "built"))
+    for name in ("model.ckpt.index", "model.ckpt.data-00000-of-00001", "config.json"):
+        shutil.copy(GOLDENS / "gpt2_ml" / name, tmp_path / name)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(chr, range(ord("一"), ord("一") + 115))]
+    (tmp_path / "vocab.txt").write_text("\n".join(words), "utf-8")
+    writer = open_writer(tmp_path / "model.ckpt", weights="float32", threads=1)
+    how = {"seed": 3, "stop": None, "max_chars": 5}
+    first = writer.write("一丁丂七", **how)
+    assert prefilled(read) == [4]
+    assert writer.write("一丁丂七", **how) == first
+    assert "".join(writer.stream("一丁丂七丄丅", **how))
+    assert prefilled(read) == [2]
+    for _ in range(2):
+        writer.engine.prefill([PROMPT], room=1)
+    assert prefilled(read) == [8, 8]
