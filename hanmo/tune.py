@@ -29,7 +29,7 @@ from hanmo.train.device import free_memory, held_memory, peak_memory
 from hanmo.train.ending import finish
 from hanmo.train.loop import Outcome, fit
 from hanmo.train.lora import add_lora
-from hanmo.train.memory import Choice, Memory, gib, refuse_unless_fits
+from hanmo.train.memory import Choice, Memory, gib, give_back_freed, refuse_unless_fits
 from hanmo.train.memory import plan as plan_memory
 from hanmo.train.settings import Settings, make_optimizer, scale_outputs
 from hanmo.train.slots import load_slots
@@ -116,6 +116,7 @@ def finetune(
     model, config, family, mask, tokenizer: as for `hanmo.load`.
     Raises MemoryPlanError if no choice fits the memory, and what loading, packing and `fit` raise.
     """
+    give_back_freed()
     before = held_memory(device)
     with open_source(model) as source:
         found, _ = plan(source, config=config, family=family)
@@ -142,6 +143,7 @@ def pretrain(
     progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:
     """Train a fresh model of a configuration on text, and tell what came of it; errors as in `finetune`."""
+    give_back_freed()
     before = held_memory(device)
     whole = config_of(config, family=family, mask=mask)
     memory = _choose(whole, run, wishes, device, optimizer=wishes.optimizer or "adamw")

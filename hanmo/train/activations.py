@@ -14,7 +14,7 @@ __all__ = ["CHUNK_BYTES", "OPTIMIZERS", "PRECISIONS", "Account", "Choice"]
 
 OPTIMIZERS = ("adamw", "muon", "adafactor-gpt2-ml", "adafactor-bert4keras")
 PRECISIONS = ("float32", "mixed", "bfloat16")
-CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 4 << 30}  # hanmo.train.loss's own, without its torch
+CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}  # hanmo.train.loss's own, without its torch
 # Tensors an activation leaves, its output included, which the next layer keeps in any case; two where not named.
 _LEAVES = {"relu": 1, "tanh": 1, "sigmoid": 1, "linear": 1, "softsign": 3}
 

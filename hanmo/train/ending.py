@@ -56,7 +56,7 @@ def finish(
         f"{unit.replace('_', ' ')}, held out: {scores[0]:.4f} before, {min(scores):.4f} after (step {best['step']} of "
         f"{outcome.steps})"
     )
-    say(f"memory: planned {gib(memory.needed)}, measured {gib(measured)}")
+    say(f"memory: planned {gib(memory.peak)}, measured {gib(measured)}")
     try:
         say(f"curves: {draw_curves(out, unit=unit)}")
     except MissingExtra as error:

@@ -19,7 +19,7 @@ __all__ = ["CHUNK_BYTES", "cross_entropy", "next_token_loss", "targets_loss"]
 
 IGNORED = 0  # the id that pads; it is read but never foretold
 # Float32 scores held at once. On a GPU one product over all tokens is fastest, and a small vocabulary leaves the room.
-CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 4 << 30}
+CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
 
 
 def next_token_loss(model: Model, ids: Tensor, *, chunk_bytes: int | None = None) -> Tensor:

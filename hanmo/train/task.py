@@ -23,12 +23,11 @@ from hanmo.model import Model
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.train import parallel
 from hanmo.train.encoding import TokenEncoder
-from hanmo.train.files import JSON, find_files, form, json_rows, opened, text_in
 from hanmo.train.loss import next_token_loss, targets_loss
 from hanmo.train.masked import MaskedData
 from hanmo.train.pack import pack
 from hanmo.train.packed import PackedData, PackedFile
-from hanmo.train.pairs import PairData
+from hanmo.train.pairs import PairData, read_pairs
 from hanmo.train.run import evaluation
 from hanmo.train.step import Loss
 from hanmo.train.stream import Batches, foretold
@@ -242,7 +241,7 @@ def _pairs_task(
     valid: Sequence[Path],
     half: torch.dtype | None,
 ) -> Task:
-    pairs, held = list(_read_pairs(paths)), list(_read_pairs(valid))
+    pairs, held = list(read_pairs(paths)), list(read_pairs(valid))
     notes = []
     if not valid:
         count = max(1, round(reading.held_out * len(pairs)))
@@ -261,14 +260,3 @@ def _pairs_task(
     notes.insert(0, f"training data: {len(data):,} pairs, of which {data.cut:,} were cut to {reading.sequence} tokens")
     evaluate = mean_loss(targets_loss, lambda: _first_epoch(asked, asked.steps(0)), half)
     return Task(data, targets_loss, evaluate, data.steps, notes)
-
-
-def _read_pairs(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    for path in find_files(paths) if paths else ():
-        if form(path) not in JSON:
-            raise DataError(f'{path} holds no pairs; expected .jsonl with {{"source": …, "target": …}} a line')
-        with opened(path) as (file, _):
-            for number, record in json_rows(file, path):
-                where = f"{path} line {number}"
-                source, target = (text_in(record, key, where, option="the key itself") for key in ("source", "target"))
-                yield source, target
