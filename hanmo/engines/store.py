@@ -18,7 +18,7 @@ from hanmo.weights.safetensors import Safetensors
 __all__ = ["Built", "built_path", "clear", "default_folder", "entries"]
 
 SUFFIX = ".safetensors"
-_OF_CHECKPOINTS = (".index", ".safetensors", ".bin", ".pt", ".pth", ".json")
+_OF_CHECKPOINTS = (".index", ".safetensors", ".bin", ".pt", ".pth", "config.json", "hanmo.json", ".index.json")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _identity(checkpoint: Path) -> list[list[str | int]]:
     sharded = whole.is_dir() or whole.name.endswith(".json")
     found: list[list[str | int]] = []
     for path in sorted(folder.iterdir()):
-        mine = path.name.startswith(stem) or path.suffix == ".json" or sharded
+        mine = path.name.startswith(stem) or path.name.endswith(("config.json", "hanmo.json")) or sharded
         if mine and path.is_file() and (path.name.endswith(_OF_CHECKPOINTS) or ".data-" in path.name):
             status = path.stat()
             found.append([str(path), status.st_size, status.st_mtime_ns])
