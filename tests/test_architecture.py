@@ -35,8 +35,6 @@ RANK = {layer: rank for rank, layers in enumerate(STREET) for layer in layers}
 MAX_FILE, MAX_FUNCTION = 350, 60
 # What is longer, and why it reads better in one piece.
 LONG: dict[str, str] = {
-    "cli/train.py:finetune": "typer reads the options from the signature, and there are many",
-    "cli/train.py:pretrain": "typer reads the options from the signature, and there are many",
     "cli/write.py:write": "typer reads the options from the signature, and there are many",
 }
 
