@@ -1,8 +1,8 @@
-"""What Hanmo does, in half a minute and without a download: teach a tiny model seven poems, and have it write.
+"""What Hanmo does, in half a minute and without a download: the small model inside it writes, and a tiny one learns.
 
-The model has GPT2_ML's structure and a ten-thousandth of its weights. It is saved as the original is, in TensorFlow's
-format, recognised, loaded again and asked to go on from first lines. It knows nothing but these poems, so that anyone
-can check what it writes.
+The tiny model has GPT2_ML's structure and a ten-thousandth of its weights. It is taught seven poems, saved as the
+original is, in TensorFlow's format, recognised, loaded again and asked to go on from first lines. It knows nothing but
+these poems, so that anyone can check what it writes.
 """
 
 import sys
@@ -27,10 +27,19 @@ POEMS = (
     "慈母手中线，游子身上衣。临行密密缝，意恐迟迟归。谁言寸草心，报得三春晖。",
 )
 STEPS = 150
+PROMPTS = (("a poem", "【诗】"), ("a tale", "话说"), ("a modern line", "今天天气不错"))
 
 
 def main() -> None:
     """Run every step and print what came of it."""
+    step("The small model inside Hanmo writes; made anew from the same seeds each time")
+    writer = hanmo.open_writer()
+    for seed, (kind, prompt) in enumerate(PROMPTS):
+        print(f"\n  {kind}: {prompt}", end="", flush=True)
+        for piece in writer.stream(prompt, seed=seed, top_k=20, min_chars=30, max_chars=90):
+            print(piece.replace("\n", "\n    "), end="", flush=True)
+        print()
+
     torch.manual_seed(7)
     with tempfile.TemporaryDirectory() as folder:
         prefix = Path(folder) / "model.ckpt"

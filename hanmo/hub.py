@@ -19,11 +19,11 @@ from hanmo.weights.edit import VocabularyEdit
 from hanmo.weights.load import Report, fill
 from hanmo.weights.plan import plan
 from hanmo.weights.source import Source, open_source
-from hanmo.writer import find_tokenizer
+from hanmo.writer import SMALL, find_tokenizer
 
 
 def load(
-    path: str | Path,
+    path: str | Path = SMALL,
     *,
     config: str | Path | ModelConfig | None = None,
     family: str | None = None,
@@ -35,7 +35,7 @@ def load(
     verify: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> Loaded:
-    """Load a checkpoint in any format that `inspect` recognises.
+    """Load a checkpoint in any format that `inspect` recognises; without a path, the small model of the package.
 
     config: a config.json, or a ready ModelConfig, where none lies beside the checkpoint or another is wanted.
     family: where the names fit several.   mask: "causal" or "prefix" lets a BERT-like encoder write (UniLM).

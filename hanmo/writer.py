@@ -217,8 +217,8 @@ def open_writer(
 ) -> Writer:
     """Open a checkpoint for writing on a CPU, without torch once its weights were converted and kept.
 
-    path: as for `hanmo.load`.   weights: "int8", "int4", "bfloat16" or "float32".   threads: None leaves it to OpenVINO.
-    config, family, mask, tokenizer: as for `hanmo.load`.   progress: called with the bytes read while converting.
+    weights: "int8", "int4", "bfloat16" or "float32".   threads: None leaves it to OpenVINO.
+    path, config, family, mask, tokenizer: as for `hanmo.load`.   progress: called with the bytes read while converting.
     Raises what `hanmo.load` raises.
     """
     from hanmo.engines.openvino_engine import open_engine

@@ -103,7 +103,8 @@ def _train(given: argparse.Namespace, console: Console) -> None:
         return
     torch.set_float32_matmul_precision("highest")
     fill_from(model, outcome.folder)
-    exact = evaluation(files, distinct_unknown=unknown, stride=max(1, given.positions // 2), **options)(model)
+    options |= {"documents": None, "stride": max(1, given.positions // 2)}
+    exact = evaluation(files, distinct_unknown=unknown, **options)(model)
     _finish(given, outcome, {"parameters": count, **exact}, console)
 
 
@@ -172,7 +173,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--evaluate-every", type=int, default=2000)
     parser.add_argument("--save-every", type=int, default=1000)
     parser.add_argument("--log-every", type=int, default=50)
-    parser.add_argument("--documents", type=int, help="measure only the first so many of each held-out file")
+    parser.add_argument("--documents", type=int, help="measure the first so many of each held-out file, until the end")
     return parser.parse_args()
 
 

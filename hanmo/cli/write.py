@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hanmo.cli.screen import progress, say
-from hanmo.errors import CheckpointError, ConfigError, PromptError
+from hanmo.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
     from hanmo.writer import Writer
@@ -50,7 +50,9 @@ def write(
     text: Annotated[
         list[str] | None, typer.Argument(help="Texts to go on from; none, or -, reads one from standard input.")
     ] = None,
-    model: Annotated[Path | None, typer.Option(help="A checkpoint: TensorFlow prefix, file or folder.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A checkpoint: prefix, file or folder. [default: the small one inside Hanmo]")
+    ] = None,
     weights: Annotated[Weights | None, typer.Option(help="Hold the weights so; default: as the file does.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU if there is one.")] = "auto",
     n: Annotated[int, typer.Option("-n", help="Texts for each prompt.")] = 1,
@@ -99,7 +101,9 @@ def write(
         raise typer.BadParameter("--file takes --out for its results, which are JSON lines, and no text nor --json")
     prompts = [] if file else [_from_stdin()] if not text or text == ["-"] else text
     if model is None:
-        raise CheckpointError("no model is named; give --model with a checkpoint's prefix, file or folder")
+        from hanmo.writer import SMALL
+
+        model, weights = SMALL, weights or (Weights.int8 if device in ("auto", "cpu") else None)
     open_model = partial(_load, model, weights, device, config, family, tokenizer, mask)
     how: dict[str, Any] = {
         "preset": preset,
@@ -168,7 +172,8 @@ def _load(
     tokenizer: Path | None,
     mask: Mask | None,
 ) -> "Writer":
-    if weights in (Weights.int8, Weights.int4):
+    on_gpu = weights is Weights.int8 and device.startswith("cuda")
+    if weights in (Weights.int8, Weights.int4) and not on_gpu:
         return _open(model, weights, device, config, family, tokenizer, mask)
     import torch
 
@@ -180,17 +185,23 @@ def _load(
         place = torch.device(device)
     except RuntimeError:
         raise ConfigError(f"device is {device!r}; expected cpu, cuda, cuda:0 …, mps or auto") from None
+    kind = torch.bfloat16 if on_gpu else getattr(torch, weights.value) if weights else None
     with _bytes_read(model, "loading") as count:
-        return load(
+        loaded = load(
             model,
             config=config,
             family=family,
             tokenizer=tokenizer,
             mask=mask.value if mask else None,
-            dtype=getattr(torch, weights.value) if weights else None,
+            dtype=kind,
             device=place,
             progress=count,
         )
+    if on_gpu:
+        from hanmo.engines.fused import quantised
+
+        loaded.model = quantised(loaded.model)
+    return loaded
 
 
 def _open(

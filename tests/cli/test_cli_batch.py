@@ -166,7 +166,7 @@ def test_options_that_do_not_go_together_are_wrong_usage(arguments):
 
 
 def test_files_that_are_not_there_are_one_line(files, tmp_path):
-    assert_one_line(run(["write", "--file", "x", "--out", "y"]), "no model is named; give --model")
+    assert_one_line(run(["write", "--file", "x", "--out", "y"]), "there is no file of prompts at x")
     (tmp_path / "prompts.jsonl").unlink()
     assert_one_line(run(files()), "there is no file of prompts at ")
     (tmp_path / "toy.safetensors").unlink()

@@ -94,7 +94,6 @@ def test_the_last_position_is_told(checkpoint):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["今天"], "no model is named; give --model"),
         (["今天", "--model", "/nowhere/model.ckpt"], "no checkpoint at /nowhere/model.ckpt"),
     ],
 )
@@ -116,7 +115,7 @@ def test_a_model_that_is_not_there_is_one_line(arguments, message):
         (["今天", "--temperature", "-1"], "temperature is -1"),
         (["今天", "--max-chars", "0"], "max_chars is 0"),
         (["今天", "--device", "toaster"], "device is 'toaster'; expected cpu, cuda"),
-        (["今天", "--device", "cuda", "--weights", "int8"], "these run on a CPU"),
+        (["今天", "--device", "cuda", "--weights", "int4"], "these run on a CPU"),
         (["今天", "--family", "gpt9"], "family is 'gpt9'; known are"),
         (["今天", "--tokenizer", "/nowhere/vocab.txt"], "there is no tokenizer at /nowhere/vocab.txt"),
         (["今天", "--config", "/nowhere/config.json"], "no configuration at /nowhere/config.json"),

@@ -7,12 +7,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_demo_teaches_saves_recognises_loads_and_writes_its_poems(tmp_path):
+def test_the_demo_writes_teaches_saves_recognises_loads_and_writes_its_poems(tmp_path):
     command = [sys.executable, "-W", "error", str(ROOT / "examples" / "demo.py")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []
     out = result.stdout
+    for kind, prompt in (("a poem", "【诗】"), ("a tale", "话说"), ("a modern line", "今天天气不错")):
+        assert len(out.partition(f"  {kind}: {prompt}")[2].partition("\n\n")[0]) >= 30
     assert "gpt2_ml: 112,768 parameters, float32" in out
     assert "model.ckpt.data-00000-of-00001" in out
     for poem in (
