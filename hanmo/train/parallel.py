@@ -35,6 +35,7 @@ def started(device: str | torch.device = "cpu") -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
+        dist.barrier()  # none takes its ends of the connections away while another still talks
     finally:
         dist.destroy_process_group()
 

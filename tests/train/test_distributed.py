@@ -61,6 +61,7 @@ def worker(number: int, count: int, port: int, jobs: list[tuple[Path, str, int]]
         assert parallel.world() == count and parallel.rank() == number
         for out, optimizer, steps in jobs:
             train(out, optimizer, steps)
+    os._exit(0)  # gloo's threads now and then abort the interpreter's own way out
 
 
 def test_two_processes_give_the_losses_of_one_and_resume_either_way(tmp_path: Path) -> None:
