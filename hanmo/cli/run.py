@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hanmo.cli.screen import say
+from hanmo.cli.write import Weights
 from hanmo.errors import HanmoError
 
 __all__ = ["CONTEXT", "run"]
 
 CONTEXT = {"allow_interspersed_args": False}
 """What typer must know so that options after SCRIPT are the script's."""
-
-
-class Weights(str, Enum):
-    """What the weights are loaded in."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    int8 = "int8"
-    int4 = "int4"
 
 
 def run(

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from hanmo.cli.screen import progress, say
+from hanmo.cli.write import Mask
 from hanmo.errors import ConfigError, MissingFile
 
 __all__ = ["finetune", "pretrain"]
@@ -48,13 +49,6 @@ class Document(str, Enum):
     file = "file"
     line = "line"
     paragraph = "paragraph"
-
-
-class Mask(str, Enum):
-    """How an encoder is made to write."""
-
-    causal = "causal"
-    prefix = "prefix"
 
 
 class Form(str, Enum):
