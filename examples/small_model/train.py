@@ -74,6 +74,8 @@ def _train(given: argparse.Namespace, console: Console) -> None:
     )
     model = Model(config).initialize(given.seed)
     scale_outputs(model, given.depth)
+    if given.start is not None:
+        fill_from(model, given.start)
     model.to(given.device)
     count = sum(parameter.numel() for parameter in model.parameters())
     console.print(f"{count:,} parameters on {given.device}; {given.rows * given.positions:,} tokens a step")
@@ -151,6 +153,7 @@ def _arguments() -> argparse.Namespace:
     length.add_argument("--minutes", type=float, help="as many steps as fit")
     length.add_argument("--steps", type=int)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in OUT")
+    parser.add_argument("--start", type=Path, help="begin with the weights of this folder, of the same size")
     parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--width", type=int, default=448)
     parser.add_argument("--positions", type=int, default=1024)

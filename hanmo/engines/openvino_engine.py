@@ -20,6 +20,7 @@ from hanmo.engines import store
 from hanmo.engines.openvino_graph import build_decoder, build_encoder
 from hanmo.engines.openvino_inputs import Tokens, key_mask
 from hanmo.engines.openvino_weights import FORMAT, KINDS, Weights
+from hanmo.engines.single import SingleRow, Steps, open_steps
 from hanmo.errors import CheckpointError, ConfigError, MissingFile
 
 __all__ = ["OpenVinoEngine", "OpenVinoRows", "cpu_options", "open_engine", "open_weights"]
@@ -126,6 +127,7 @@ class OpenVinoEngine:
         self._decoder = core().compile_model(build_decoder(weights, config), "CPU", options)
         self._encoder = core().compile_model(build_encoder(weights, config), "CPU", options) if config.answers else None
         self._weights = weights  # the graphs share its pages
+        self._steps = open_steps(weights, config, int(self._decoder.get_property("INFERENCE_NUM_THREADS")))
 
     @property
     def vocab(self) -> int:
@@ -159,7 +161,7 @@ class OpenVinoEngine:
 
     def new_rows(self, count: int) -> "OpenVinoRows":
         """Give rows that hold nothing yet, to be filled by their `run`."""
-        return OpenVinoRows(self._decoder.create_infer_request(), Tokens(self.config.main), count)
+        return OpenVinoRows(self._decoder.create_infer_request(), Tokens(self.config.main), count, self._steps)
 
     def _read(self, ids: Array, real: Array | None) -> dict[str, Array]:
         assert self._encoder is not None and self.config.encoder is not None
@@ -171,22 +173,35 @@ class OpenVinoEngine:
 
 
 class OpenVinoRows:
-    """The rows of one `prefill`: a request, whose state is their cache, and what is known of their tokens."""
+    """The rows of one `prefill`: a request, whose state is their cache, and what is known of their tokens.
 
-    def __init__(self, request: ov.InferRequest, tokens: Tokens, rows: int) -> None:
-        self._request, self._tokens = request, tokens
+    The cache of a single row that is being written may lie in a `SingleRow` instead, until the request is asked again.
+    """
+
+    def __init__(self, request: ov.InferRequest, tokens: Tokens, rows: int, steps: Steps | None = None) -> None:
+        self._request, self._tokens, self._steps = request, tokens, steps
+        self._single: SingleRow | None = None
         self._order = list(range(rows))  # which row of the state each row goes on from
         self._memory: dict[str, Array] = {}
         self._needs = {name for each in request.model_inputs for name in each.names}
 
     def step(self, ids: Sequence[int]) -> Array:
         """Append one id to every row and return the logits [rows, vocab]; see `Rows.step`."""
-        prefix = self._tokens.stack.mask == "prefix"
-        return self.run(np.array(ids)[:, None], segment=int(prefix))[:, -1]
+        segment = int(self._tokens.stack.mask == "prefix")
+        alone = len(ids) == len(self._order) == 1 and self._tokens.real is None and self.length > 0
+        if self._steps is None or not alone:
+            return self.run(np.array(ids)[:, None], segment=segment)[:, -1]
+        if self._single is None:
+            self._single = SingleRow(self._steps, self._states(self._order, self.length), self.length)
+        inputs = self._tokens.append(np.array([ids]), segment=segment)
+        return self._single.step(int(ids[0]), int(inputs["positions"][0, 0]))[None]
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Keep these rows in this order; the cache follows at the next step. See `Rows.reorder`."""
         kept = list(rows)
+        if kept == [0] and self._single is not None:
+            return
+        self._settle()
         self._order = [self._order[row] for row in kept]
         self._tokens.take(kept)
         self._memory = {name: array[kept] for name, array in self._memory.items()}
@@ -208,8 +223,11 @@ class OpenVinoRows:
     def cut(self, length: int) -> None:
         """Forget every token from `length` on."""
         if length < self.length:
-            self._copy(self._request, self._order, length)
-            self._order = list(range(len(self._order)))
+            if self._single is not None:
+                self._single.cut(length)
+            else:
+                self._fill(self._request, self._states(self._order, length))
+                self._order = list(range(len(self._order)))
             self._tokens.cut(length)
 
     def copy(self, row: int, length: int) -> "OpenVinoRows":
@@ -217,15 +235,30 @@ class OpenVinoRows:
         tokens = copy(self._tokens)
         tokens.take([row])
         tokens.cut(length)
-        new = OpenVinoRows(self._request.get_compiled_model().create_infer_request(), tokens, 1)
-        self._copy(new._request, [self._order[row]], length)
+        new = OpenVinoRows(self._request.get_compiled_model().create_infer_request(), tokens, 1, self._steps)
+        self._fill(new._request, self._states([self._order[row]], length))
         return new
 
-    def _copy(self, request: ov.InferRequest, rows: list[int], length: int) -> None:
-        """Set the cache of a request to the first tokens of these rows of this one's cache."""
-        for old, new in zip(self._request.query_state(), request.query_state(), strict=True):
-            # What the plugin keeps in 8 bits comes out as float32, and goes back to the same bits.
-            new.state = ov.Tensor(np.ascontiguousarray(old.state.data[rows, :, :length]))
+    def _states(self, rows: list[int], length: int) -> dict[str, Array]:
+        """Give the first tokens' keys and values of these rows, [b, heads, length, size] each, by name.
+
+        What the plugin keeps in 8 bits comes out as float32, and goes back to the same bits.
+        """
+        if self._single is not None:
+            return self._single.states(length)
+        return {
+            each.name: np.ascontiguousarray(each.state.data[rows, :, :length]) for each in self._request.query_state()
+        }
+
+    def _fill(self, request: ov.InferRequest, states: dict[str, Array]) -> None:
+        for each in request.query_state():
+            each.state = ov.Tensor(states[each.name])
+
+    def _settle(self) -> None:
+        """Have the request hold the cache."""
+        if self._single is not None:
+            self._fill(self._request, self._states([0], self.length))
+            self._single, self._order = None, [0]
 
     def run(
         self,
@@ -240,6 +273,7 @@ class OpenVinoRows:
 
         segment, real, positions: as for `Tokens.append`.
         """
+        self._settle()
         inputs = self._tokens.append(ids, segment=segment, real=real, positions=positions)
         inputs |= self._memory
         inputs["beam_idx"] = np.array(self._order, np.int32)

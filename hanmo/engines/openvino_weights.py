@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import openvino as ov
 from openvino import opset15 as op
 
@@ -47,6 +48,10 @@ class Weights:
 
     def __contains__(self, name: str) -> bool:
         return name in self._file.tensors
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """Give a tensor as it is kept, its pages shared."""
+        return self._file.read(name)
 
     def vector(self, name: str) -> Node:
         """Make the constant of a tensor that is kept in float32."""

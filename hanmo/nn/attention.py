@@ -93,6 +93,8 @@ class Attention(nn.Module):
             mask = sight.bias if mask is None else sight.bias.masked_fill(~mask, float("-inf"))
             mask = mask.to(q.dtype)
         dropout = self.dropout if self.training else 0.0
+        if sight.causal and mask is None and not dropout and _blocks_are_faster(q):
+            return _causal_in_blocks(q, k, v, self.scale)
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=sight.causal and mask is None, dropout_p=dropout, scale=self.scale
         )
@@ -124,3 +126,22 @@ class Attention(nn.Module):
             by_row = weights.new_zeros(*weights.shape[:-1], len(table)).scatter_add(-1, index, weights)
             out = out + by_row @ table
         return out, kept
+
+
+def _blocks_are_faster(q: Tensor) -> bool:
+    # The fused kernel's backward is slow in bfloat16 on a CPU: 216 ms against 76, both ways, for 16 x 6 x 512.
+    training = torch.is_grad_enabled() and torch.compiler.is_compiling()
+    return training and q.dtype == torch.bfloat16 and q.device.type == "cpu"
+
+
+def _causal_in_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float | None, block: int = 128) -> Tensor:
+    """softmax(q kᵀ · scale) v, row i seeing 0 … i; blocks of rows leave out most of what they cannot see."""
+    scale = scale if scale is not None else q.shape[-1] ** -0.5
+    out = []
+    for start in range(0, q.shape[2], block):
+        end = min(q.shape[2], start + block)
+        scores = q[:, :, start:end] @ k[:, :, :end].transpose(-1, -2) * scale
+        seen = torch.ones(end - start, end, dtype=torch.bool, device=q.device).tril(start)
+        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1, dtype=torch.float32)
+        out.append(weights.to(v.dtype) @ v[:, :, :end])
+    return torch.cat(out, 2)

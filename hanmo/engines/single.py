@@ -1,0 +1,213 @@
+"""Steps of a single row past OpenVINO: the whole decoder as one compiled function over the mapped weights.
+
+Knows which models and processors it suits, one row's keys and values, and the threads that work on a step. The numbers
+are made in `single_kernels`. OpenVINO reads prompts and batches, and everything else that is not one token of one row.
+"""
+
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Lock, Thread
+from typing import Any
+from weakref import finalize
+
+import numpy as np
+import numpy.typing as npt
+
+from hanmo.config import ModelConfig
+from hanmo.engines.openvino_weights import Weights
+
+__all__ = ["SingleRow", "Steps", "open_steps"]
+
+Array = npt.NDArray[Any]
+
+LEAST_BYTES = 64 << 20
+"""Weights below that stay in the processor's cache, where OpenVINO is as fast, and compiling would take longer."""
+
+MOST_THREADS = 16
+MATRICES = ("attention.query_key_value", "attention.output", "feed_forward.input", "feed_forward.output")
+NORMS = ("attention_pre", "attention_post", "feed_forward_pre", "feed_forward_post")
+ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
+
+
+def open_steps(weights: Weights, config: ModelConfig, threads: int) -> "Steps | None":
+    """Prepare steps of single rows, or give None where model, weights or processor do not suit."""
+    if not suits(weights, config):
+        return None
+    try:
+        from hanmo.engines import single_kernels
+    except ImportError:  # Numba is not made for every Python and machine
+        return None
+    return Steps(weights, config, min(threads, MOST_THREADS)) if single_kernels.available() else None
+
+
+def suits(weights: Weights, config: ModelConfig) -> bool:
+    """Say whether a model is a plain decoder, large, and kept in int8 or int4 by groups of 128."""
+    stack = config.main
+    plain = (
+        not config.answers
+        and stack.mask in ("causal", "prefix")
+        and stack.position == "learned"
+        and not stack.hierarchical
+        and stack.norm == "layer"
+        and not (stack.gated or stack.condition or stack.segments or stack.score_residual != "none")
+        and stack.activation in ACTIVATIONS
+        and stack.head_dim == stack.key_dim
+        and stack.heads * stack.head_dim == stack.width == stack.embedding_width
+        and config.output == "lm"
+        and config.logit_scale == 1.0
+    )
+    whole = stack.width % 128 == stack.feed_forward % 128 == 0
+    return plain and whole and weights.kind in ("int8", "int4") and weights.path.stat().st_size >= LEAST_BYTES
+
+
+class Steps:
+    """What all rows of a model share: addresses of its weights, and threads that wait for work."""
+
+    def __init__(self, weights: Weights, config: ModelConfig, threads: int) -> None:
+        from hanmo.engines import single_kernels
+
+        self._kernel = single_kernels.step
+        self.stack, self.threads = config.main, threads
+        self._kept = weights  # whose pages the addresses point into
+        self._weights: dict[str, Array] = {}
+        side = "decoder" if config.decoder else "encoder"
+        stack = self.stack
+        self._layers = np.zeros((stack.depth, single_kernels.FIELDS), np.int64)
+        for depth in range(stack.depth):
+            block = f"{side}.blocks.{0 if stack.shared_layers else depth}"
+            matrices = [field for name in MATRICES for field in self._matrix(f"{block}.{name}.weight")]
+            norms = [self._address(f"{block}.{name}.{leaf}") for name in NORMS for leaf in ("weight", "bias")]
+            self._layers[depth] = [*matrices, *norms]
+        output = self._matrix("token.weight" if config.tied else "output.weight")
+        output[3] = self._address("output.bias")
+        last = [self._address(f"{side}.norm.{leaf}") if stack.final_norm else 0 for leaf in ("weight", "bias")]
+        self._ends = np.array([*output, *last], np.int64)
+        kind = ACTIVATIONS.index(stack.activation)
+        self._sizes = (stack.heads, stack.head_dim, stack.feed_forward, kind)
+        self._vocab = config.vocab
+        self._table, self._scales = self._read("token.weight"), self._read("token.weight.scale")
+        self._positions = self._read(f"{side}.embedding.position.weight")
+        norm = (f"{side}.embedding.norm.{leaf}" for leaf in ("weight", "bias"))
+        self._norm = [self._read(name) if name in weights else None for name in norm]
+        self._crew = _Crew(threads - 1)
+
+    def run(self, id: int, position: int, cache: Array, at: int) -> Array:
+        """Read one id whose keys and values go to place `at` of cache [depth, 2, heads, room, size]: logits [vocab]."""
+        stack = self.stack
+        logits = np.empty(self._vocab, np.float32)
+        shared = np.empty(2 * stack.width + max(3 * stack.width, stack.feed_forward), np.float32)
+        counter = np.zeros(1, np.int64)
+        x, scale, eps = self._embed(id, position), np.float32(stack.scale), np.float32(stack.norm_eps)
+        how = (counter, x, self._layers, self._ends, self._sizes, scale, eps, cache, at, shared, logits)
+
+        def give_up() -> None:
+            counter[0] = 1 << 62  # every meeting is over, so that no thread waits for one that will not come
+
+        self._crew.run(lambda thread: self._kernel(thread, self.threads, *how), give_up)
+        return logits
+
+    def _embed(self, id: int, position: int) -> Array:
+        x = self._table[id].astype(np.float32) * self._scales[id] + self._positions[position]
+        if self.stack.embedding_norm:
+            x = x - x.mean()
+            x /= np.sqrt(np.square(x).mean() + np.float32(self.stack.embedding_norm_eps))
+            weight, bias = self._norm
+            x = x if weight is None else x * weight
+            x = x if bias is None else x + bias
+        return np.ascontiguousarray(x, np.float32)
+
+    def _read(self, name: str) -> Array:
+        if name not in self._weights:
+            self._weights[name] = self._kept.array(name)
+        return self._weights[name]
+
+    def _address(self, name: str) -> int:
+        return self._read(name).ctypes.data if name in self._kept else 0
+
+    def _matrix(self, name: str) -> list[int]:
+        bits = 4 if self._read(name).dtype == np.uint8 else 8
+        bias = f"{name.removesuffix('.weight')}.bias"
+        return [bits, self._address(name), self._address(f"{name}.scale"), self._address(bias)]
+
+
+class SingleRow:
+    """One row's keys and values in bfloat16, and its next step."""
+
+    def __init__(self, steps: Steps, states: dict[str, Array], length: int) -> None:
+        """Take over the states of OpenVINO, "cache.DEPTH.key" and "cache.DEPTH.value": [1, heads, length, size]."""
+        stack = steps.stack
+        self._steps, self._length = steps, length
+        self._cache = self._empty(length + 1)
+        for depth in range(stack.depth):
+            for part, word in enumerate(("key", "value")):
+                self._cache[depth, part, :, :length] = _narrow(states[f"cache.{depth}.{word}"][0])
+
+    def step(self, id: int, position: int) -> Array:
+        """Append an id: logits [vocab]."""
+        if self._length == self._cache.shape[3]:
+            old, self._cache = self._cache, self._empty(self._length + 1)
+            self._cache[..., : self._length, :] = old
+        logits = self._steps.run(id, position, self._cache, self._length)
+        self._length += 1
+        return logits
+
+    def cut(self, length: int) -> None:
+        """Forget every token from `length` on."""
+        self._length = length
+
+    def states(self, length: int) -> dict[str, Array]:
+        """Give the first tokens' keys and values as OpenVINO takes them, float32."""
+        return {
+            f"cache.{depth}.{word}": _widen(self._cache[depth, part, None, :, :length])
+            for depth in range(len(self._cache))
+            for part, word in enumerate(("key", "value"))
+        }
+
+    def _empty(self, least: int) -> Array:
+        """Make room for a quarter more than is needed: what is not used yet would count as memory."""
+        stack = self._steps.stack
+        room = min(max(least, stack.positions or least), 32 + least * 5 // 4)
+        return np.empty((stack.depth, 2, stack.heads, room, stack.head_dim), np.uint16)
+
+
+class _Crew:
+    """Threads that wait, each for its share of a job; whoever asks does the first share itself."""
+
+    def __init__(self, helpers: int) -> None:
+        self._lock = Lock()  # two jobs at once would wait for each other's threads
+        self._queues: list[SimpleQueue[Callable[[int], object] | None]] = [SimpleQueue() for _ in range(helpers)]
+        for number, queue in enumerate(self._queues, 1):
+            Thread(target=_help, args=(number, queue), daemon=True).start()
+        finalize(self, _dismiss, self._queues)
+
+    def run(self, job: Callable[[int], object], give_up: Callable[[], object]) -> None:
+        """Have every thread do job(number); call give_up where this one is interrupted."""
+        with self._lock:
+            try:
+                for queue in self._queues:
+                    queue.put(job)
+                job(0)
+            except BaseException:
+                give_up()
+                raise
+
+
+def _help(number: int, queue: "SimpleQueue[Callable[[int], object] | None]") -> None:
+    while (job := queue.get()) is not None:
+        job(number)
+        del job
+
+
+def _dismiss(queues: "list[SimpleQueue[Callable[[int], object] | None]]") -> None:
+    for queue in queues:
+        queue.put(None)
+
+
+def _narrow(numbers: Array) -> Array:
+    """float32 → bfloat16 as uint16, to the nearest, ties to even."""
+    bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def _widen(halves: Array) -> Array:
+    return (halves.astype(np.uint32) << 16).view(np.float32)

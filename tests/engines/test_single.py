@@ -1,0 +1,197 @@
+"""Steps of single rows past OpenVINO: their arithmetic, their company with OpenVINO's cache, their threads."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import hanmo
+from hanmo.config import Sublayer
+from hanmo.engines import single
+from hanmo.engines.openvino_engine import open_engine
+from hanmo.model import Model
+from hanmo.train.run import gpt2_ml_config
+
+kernels = pytest.importorskip("hanmo.engines.single_kernels")
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="this processor has no AVX-512 VNNI")
+
+PROMPT = [5, 17, 99, 250, 3, 42, 42]
+
+
+def gpt2_ml():
+    return gpt2_ml_config(vocab=301, depth=3, width=256, positions=96)
+
+
+def like_gpt2():
+    """Norms before each part and at the end, GELU by tanh, no norm of the embedding, an output of its own."""
+    config = gpt2_ml()
+    order = (Sublayer("attention", pre=True, post=False), Sublayer("feed_forward", pre=True, post=False))
+    stack = replace(config.decoder, order=order, final_norm=True, embedding_norm=False, activation="gelu_tanh")
+    return replace(config, decoder=stack, tied=False)
+
+
+def like_gpt():
+    """Norms behind each part, ReLU, one layer for all."""
+    config = gpt2_ml()
+    order = (Sublayer("attention", pre=False, post=True), Sublayer("feed_forward", pre=False, post=True))
+    stack = replace(config.decoder, order=order, activation="relu", shared_layers=True)
+    return replace(config, decoder=stack)
+
+
+KINDS = {"gpt2_ml": gpt2_ml, "gpt2": like_gpt2, "gpt": like_gpt}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for name, make in KINDS.items():
+        model = Model(make()).initialize(3)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        hanmo.save(model, folder / name)
+    return folder
+
+
+@pytest.fixture
+def opened(models, monkeypatch, tmp_path_factory):
+    monkeypatch.setattr(single, "LEAST_BYTES", 0)
+    cache = tmp_path_factory.getbasetemp() / "built"
+
+    def get(name="gpt2_ml", weights="int8", threads=2):
+        engine = open_engine(models / name, weights=weights, threads=threads, folder=cache)
+        assert engine._steps is not None
+        return engine
+
+    return get
+
+
+def written(engine, tokens, ids):
+    """Give the logits after the prompt and after each id, and the rows."""
+    rows, logits = engine.prefill([PROMPT], room=len(ids))
+    return np.array([logits[0], *(rows.step([id])[0] for id in ids[:tokens])]), rows
+
+
+def without_steps(engine):
+    engine._steps = None
+    return engine
+
+
+IDS = [int(id) for id in np.random.default_rng(0).integers(1, 301, 80)]
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("name", KINDS)
+def test_logits_are_near_those_of_openvino_over_a_whole_text(opened, name, weights):
+    ours, rows = written(opened(name, weights), 80, IDS)
+    theirs, _ = written(without_steps(opened(name, weights)), 80, IDS)
+    assert rows._single is not None
+    assert np.abs(ours - theirs).max() < 0.03 * np.abs(theirs).max()
+    assert not np.array_equal(ours[1:], theirs[1:])  # it was not OpenVINO that made them
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_product_is_that_of_the_rounded_numbers(bits):
+    random = np.random.default_rng(bits)
+    x = random.standard_normal(384).astype(np.float32)
+    x[130] = 40  # its group has a scale of its own
+    numbers, scales, shift = np.empty(384, np.int8), np.empty(3, np.float32), np.zeros((3, 16), np.int32)
+    kernels._round(x, bits, numbers, scales, shift)
+    rounded = np.rint(x.reshape(3, 128) / scales[:, None]) * scales[:, None]
+    assert np.abs(rounded.ravel() - x).max() <= scales.max() / 2 * 1.001
+    bias = random.standard_normal(24).astype(np.float32)
+    if bits == 8:
+        weights = random.integers(-127, 128, (24, 384), dtype=np.int8)
+        rows = random.random(24).astype(np.float32)
+        wide, kept = weights * rows[:, None], weights
+    else:
+        levels = random.integers(-8, 8, (24, 3, 128))
+        rows = random.random((24, 3)).astype(np.float32)
+        wide = (levels * rows[..., None]).reshape(24, 384)
+        nibbles = (levels.reshape(24, 384) & 15).astype(np.uint8)
+        kept = nibbles[:, 0::2] | nibbles[:, 1::2] << 4
+    out = np.zeros(24, np.float32)
+    matrix = (bits, kept.ctypes.data, rows.ctypes.data, bias.ctypes.data)
+    kernels._product(matrix, 0, 11, numbers, scales, shift, 3, out)
+    kernels._product(matrix, 11, 24, numbers, scales, shift, 3, out)
+    expected = wide.astype(np.float64) @ rounded.ravel() + bias
+    assert np.abs(out - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_the_functions_are_exact_to_what_they_say():
+    for x in np.linspace(-12, 12, 501):
+        number = np.float32(x)
+        assert kernels._exp(number) == pytest.approx(math.exp(number), rel=5e-7)
+        normal = number * (1 + math.erf(number / math.sqrt(2))) / 2
+        inner = math.sqrt(2 / math.pi) * (number + 0.044715 * float(number) ** 3)
+        assert kernels._activate(number, 0) == pytest.approx(normal, abs=2e-6)
+        assert kernels._activate(number, 1) == pytest.approx(number * (1 + math.tanh(inner)) / 2, abs=2e-6)
+        assert kernels._activate(number, 2) == max(number, 0)
+    assert kernels._exp(np.float32(-200)) < 1e-37
+
+
+def test_the_count_of_threads_changes_no_bit(opened):
+    one, three = written(opened(threads=1), 40, IDS)[0], None
+    engine = opened(threads=1)
+    engine._steps = single.Steps(engine._weights, engine.config, 3)
+    three = written(engine, 40, IDS)[0]
+    assert np.array_equal(one, three)
+
+
+def test_rows_go_on_in_openvino_where_they_are_read_copied_cut_or_more_than_one(opened):
+    def story(engine):
+        _, rows = written(engine, 20, IDS)
+        found = [rows.run(np.array([[7, 8, 9]]))[:, -1], rows.step([11])]
+        rows.cut(rows.length - 3)
+        found += [rows.step([12])]
+        other = rows.copy(0, 15)
+        found += [other.step([13]), rows.step([14])]
+        rows.reorder([0, 0])
+        found += [rows.step([15, 16])[:1]]
+        rows.reorder([1])
+        found += [rows.step([17]), rows.step([18])]
+        assert rows.length == len(PROMPT) + 20 + 3 + 1 - 3 + 2 + 1 + 2
+        return np.concatenate(found)
+
+    ours, theirs = story(opened()), story(without_steps(opened()))
+    assert np.abs(ours - theirs).max() < 0.05 * np.abs(theirs).max()
+
+
+def test_two_rows_written_by_turns_do_not_disturb_one_another(opened):
+    engine = opened()
+    alone = written(engine, 10, IDS)[0][1:]
+    one, other = engine.prefill([PROMPT], room=10)[0], engine.prefill([PROMPT[:3]], room=10)[0]
+    found = []
+    for id in IDS[:10]:
+        found.append(one.step([id])[0])
+        other.step([id + 1 if id < 300 else 1])
+    assert np.array_equal(found, alone)
+
+
+def test_an_interrupted_step_leaves_no_thread_waiting(opened):
+    engine = opened()
+    expected = written(engine, 3, IDS)[0]
+    kernel, asked = engine._steps._kernel, []
+
+    def interrupted(thread, *rest):
+        if thread == 0 and not asked:
+            asked.append(thread)
+            raise KeyboardInterrupt
+        kernel(thread, *rest)
+
+    engine._steps._kernel = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        written(engine, 1, IDS)
+    assert asked
+    assert np.array_equal(written(engine, 3, IDS)[0], expected)  # would wait for ever if a thread did
+
+
+def test_small_models_and_other_kinds_are_left_to_openvino(models, opened, monkeypatch, tmp_path):
+    assert open_engine(models / "gpt2_ml", weights="float32", folder=tmp_path)._steps is None
+    weights, config = opened()._weights, opened().config
+    for change in ({"position": "rotary"}, {"gated": True}, {"activation": "silu"}, {"norm": "rms"}):
+        assert not single.suits(weights, replace(config, decoder=replace(config.decoder, **change)))
+    monkeypatch.undo()
+    assert not single.suits(weights, config)  # too small
