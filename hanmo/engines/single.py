@@ -1,18 +1,15 @@
 """Steps of a single row past OpenVINO: the whole decoder as one compiled function over the mapped weights.
 
-Knows which models and processors it suits, one row's keys and values, and the threads that work on a step. The numbers
-are made in `single_kernels`. OpenVINO reads prompts and batches, and everything else that is not one token of one row.
+Knows which models and processors it suits, and one row's keys and values. The numbers are made in
+`hanmo.compiled.rounded`. OpenVINO reads prompts and batches, and everything else that is not one token of one row.
 """
 
-from collections.abc import Callable
-from queue import SimpleQueue
-from threading import Lock, Thread
 from typing import Any
-from weakref import finalize
 
 import numpy as np
 import numpy.typing as npt
 
+from hanmo.compiled.crew import crew
 from hanmo.config import ModelConfig
 from hanmo.engines.openvino_weights import Weights
 
@@ -34,10 +31,10 @@ def open_steps(weights: Weights, config: ModelConfig, threads: int) -> "Steps | 
     if not suits(weights, config):
         return None
     try:
-        from hanmo.engines import single_kernels
+        from hanmo.compiled import rounded
     except ImportError:  # Numba is not made for every Python and machine
         return None
-    return Steps(weights, config, min(threads, MOST_THREADS)) if single_kernels.available() else None
+    return Steps(weights, config, min(threads, MOST_THREADS)) if rounded.available() else None
 
 
 def suits(weights: Weights, config: ModelConfig) -> bool:
@@ -64,15 +61,15 @@ class Steps:
     """What all rows of a model share: addresses of its weights, and threads that wait for work."""
 
     def __init__(self, weights: Weights, config: ModelConfig, threads: int) -> None:
-        from hanmo.engines import single_kernels
+        from hanmo.compiled import rounded
 
-        self._kernel = single_kernels.step
+        self._kernel = rounded.step
         self.stack, self.threads = config.main, threads
         self._kept = weights  # whose pages the addresses point into
         self._weights: dict[str, Array] = {}
         side = "decoder" if config.decoder else "encoder"
         stack = self.stack
-        self._layers = np.zeros((stack.depth, single_kernels.FIELDS), np.int64)
+        self._layers = np.zeros((stack.depth, rounded.FIELDS), np.int64)
         for depth in range(stack.depth):
             block = f"{side}.blocks.{0 if stack.shared_layers else depth}"
             matrices = [field for name in MATRICES for field in self._matrix(f"{block}.{name}.weight")]
@@ -89,7 +86,6 @@ class Steps:
         self._positions = self._read(f"{side}.embedding.position.weight")
         norm = (f"{side}.embedding.norm.{leaf}" for leaf in ("weight", "bias"))
         self._norm = [self._read(name) if name in weights else None for name in norm]
-        self._crew = _Crew(threads - 1)
 
     def run(self, id: int, position: int, cache: Array, at: int) -> Array:
         """Read one id whose keys and values go to place `at` of cache [depth, 2, heads, room, size]: logits [vocab]."""
@@ -103,7 +99,7 @@ class Steps:
         def give_up() -> None:
             counter[0] = 1 << 62  # every meeting is over, so that no thread waits for one that will not come
 
-        self._crew.run(lambda thread: self._kernel(thread, self.threads, *how), give_up)
+        crew(self.threads).run(lambda thread: self._kernel(thread, self.threads, *how), give_up)
         return logits
 
     def _embed(self, id: int, position: int) -> Array:
@@ -168,39 +164,6 @@ class SingleRow:
         stack = self._steps.stack
         room = min(max(least, stack.positions or least), 32 + least * 5 // 4)
         return np.empty((stack.depth, 2, stack.heads, room, stack.head_dim), np.uint16)
-
-
-class _Crew:
-    """Threads that wait, each for its share of a job; whoever asks does the first share itself."""
-
-    def __init__(self, helpers: int) -> None:
-        self._lock = Lock()  # two jobs at once would wait for each other's threads
-        self._queues: list[SimpleQueue[Callable[[int], object] | None]] = [SimpleQueue() for _ in range(helpers)]
-        for number, queue in enumerate(self._queues, 1):
-            Thread(target=_help, args=(number, queue), daemon=True).start()
-        finalize(self, _dismiss, self._queues)
-
-    def run(self, job: Callable[[int], object], give_up: Callable[[], object]) -> None:
-        """Have every thread do job(number); call give_up where this one is interrupted."""
-        with self._lock:
-            try:
-                for queue in self._queues:
-                    queue.put(job)
-                job(0)
-            except BaseException:
-                give_up()
-                raise
-
-
-def _help(number: int, queue: "SimpleQueue[Callable[[int], object] | None]") -> None:
-    while (job := queue.get()) is not None:
-        job(number)
-        del job
-
-
-def _dismiss(queues: "list[SimpleQueue[Callable[[int], object] | None]]") -> None:
-    for queue in queues:
-        queue.put(None)
 
 
 def _narrow(numbers: Array) -> Array:

@@ -14,6 +14,7 @@ from hanmo.nn.embedding import Embedding, empty_table
 from hanmo.nn.mask import order_of, places, real_positions, visible
 from hanmo.nn.norm import Norm
 from hanmo.nn.position import bucket, distance, sinusoidal
+from hanmo.nn.single import blocks_alone
 
 
 @dataclass
@@ -64,7 +65,8 @@ class Stack(nn.Module):
             sights["cross"] = self.cross_sight(new, memory, memory_mask, cache)
         x = self.embedding(x, new, segments, condition)
         scores: dict[str, Tensor | None] | None = None
-        for depth in range(self.config.depth):
+        alone = None if cache is None or condition is not None else blocks_alone(self, x, sights["attention"], cache)
+        for depth in range(self.config.depth if alone is None else 0):
             block = self.blocks[0 if self.config.shared_layers else depth]
             if self.recompute and torch.is_grad_enabled() and cache is None:
                 x, scores = checkpoint(
@@ -74,6 +76,7 @@ class Stack(nn.Module):
                 x, scores = block(
                     x, sights, memory=memory, condition=condition, cache=cache, depth=depth, scores=scores
                 )
+        x = x if alone is None else alone
         if cache is not None:
             cache.length = keys.positions.shape[1]
             cache.positions, cache.order, cache.mask = keys.positions, keys.order, keys.mask

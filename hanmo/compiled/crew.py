@@ -1,0 +1,70 @@
+"""Threads that wait, each for its share of a job that Python need not hold its lock for."""
+
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from queue import SimpleQueue
+from threading import Lock, Thread
+from weakref import finalize
+
+__all__ = ["Crew", "crew"]
+
+
+def crew(threads: int) -> "Crew":
+    """Give the one crew of so many threads of this process."""
+    return _crew_of(threads, os.getpid())  # a process that was forked off has none of its parent's threads
+
+
+@lru_cache(4)
+def _crew_of(threads: int, process: int) -> "Crew":
+    return Crew(threads)
+
+
+class Crew:
+    """A count of threads, the caller's among them."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._lock = Lock()  # two jobs at once would wait for each other's threads
+        self._queues: list[SimpleQueue[Callable[[], object] | None]] = [SimpleQueue() for _ in range(threads - 1)]
+        for queue in self._queues:
+            Thread(target=_work, args=(queue,), daemon=True).start()
+        finalize(self, _dismiss, self._queues)
+
+    def run(self, job: Callable[[int], object], give_up: Callable[[], object] = lambda: None) -> None:
+        """Have every thread do job(number), numbers from 0, and wait for all of them.
+
+        give_up: called where this thread is interrupted and others may wait for it in their jobs.
+        """
+        ended: SimpleQueue[None] = SimpleQueue()
+
+        def of(number: int) -> Callable[[], object]:
+            def do() -> None:
+                try:
+                    job(number)
+                finally:
+                    ended.put(None)
+
+            return do
+
+        with self._lock:
+            try:
+                for number, queue in enumerate(self._queues, 1):
+                    queue.put(of(number))
+                job(0)
+            except BaseException:
+                give_up()
+                raise
+            for _ in self._queues:
+                ended.get()
+
+
+def _work(queue: "SimpleQueue[Callable[[], object] | None]") -> None:
+    while (job := queue.get()) is not None:
+        job()
+        del job
+
+
+def _dismiss(queues: "list[SimpleQueue[Callable[[], object] | None]]") -> None:
+    for queue in queues:
+        queue.put(None)

@@ -1,0 +1,246 @@
+"""What whole steps are made of: numbers of other kinds, norms, activations, attention, and how threads meet.
+
+Numba compiles these functions into those that call them. They know arrays and addresses only.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic, overload
+
+__all__ = [
+    "FAST",
+    "activate",
+    "address_of",
+    "attend",
+    "exp",
+    "floats",
+    "meet",
+    "narrow",
+    "nearest",
+    "norm",
+    "part",
+    "to_byte",
+]
+
+I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+FAST = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz", "nnan"}, "error_model": "numpy"}
+"""How all are compiled: sums in any order, and without Python's lock."""
+
+
+@intrinsic
+def pointer(context, address):
+    """Take an address for a pointer."""
+    return types.voidptr(types.int64), lambda context, builder, signature, args: builder.inttoptr(
+        args[0], I8.as_pointer()
+    )
+
+
+@intrinsic
+def address_of(context, array):
+    """Give where an array's numbers begin."""
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(data, I64)
+
+    return types.int64(array), generate
+
+
+@intrinsic
+def widen(context, half):
+    """bfloat16 → float32."""
+
+    def generate(context, builder, signature, args):
+        return builder.bitcast(builder.shl(builder.zext(args[0], I32), ir.Constant(I32, 16)), F32)
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic
+def narrow(context, number):
+    """float32 → bfloat16, to the nearest, ties to even."""
+
+    def generate(context, builder, signature, args):
+        bits = builder.bitcast(args[0], I32)
+        odd = builder.and_(builder.lshr(bits, ir.Constant(I32, 16)), ir.Constant(I32, 1))
+        bits = builder.add(builder.add(bits, odd), ir.Constant(I32, 0x7FFF))
+        return builder.trunc(builder.lshr(bits, ir.Constant(I32, 16)), ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+@intrinsic
+def _power_of_two(context, number):
+    """2 to a whole number from -126 to 127, given as float32."""
+
+    def generate(context, builder, signature, args):
+        whole = builder.add(builder.fptosi(args[0], I32), ir.Constant(I32, 127))
+        return builder.bitcast(builder.shl(whole, ir.Constant(I32, 23)), F32)
+
+    return types.float32(types.float32), generate
+
+
+@intrinsic
+def nearest(context, number):
+    """float32 → the nearest whole float32."""
+
+    def generate(context, builder, signature, args):
+        near = builder.module.declare_intrinsic("llvm.nearbyint", [F32], ir.FunctionType(F32, [F32]))
+        return builder.call(near, [args[0]])
+
+    return types.float32(types.float32), generate
+
+
+@intrinsic
+def to_byte(context, number):
+    """Turn a whole float32 into int8."""
+
+    def generate(context, builder, signature, args):
+        return builder.trunc(builder.fptosi(args[0], I32), I8)
+
+    return types.int8(types.float32), generate
+
+
+@intrinsic
+def _arrive(context, counter):
+    """Add one to counter[0], all that was written before being seen by who sees it."""
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        builder.atomic_rmw("add", data, ir.Constant(I64, 1), "seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(counter), generate
+
+
+@intrinsic
+def _arrived(context, counter):
+    """Read counter[0] anew, after a breath."""
+
+    def generate(context, builder, signature, args):
+        pause = builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), ir.FunctionType(ir.VoidType(), []))
+        builder.call(pause, [])
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load_atomic(data, "acquire", 8)
+
+    return types.int64(counter), generate
+
+
+_let_others = types.ExternalFunction("sched_yield", types.int32())
+
+
+@njit(**FAST)
+def meet(counter, meeting, threads):
+    """Wait until all threads have come to their meeting of this number; return the next number."""
+    _arrive(counter)
+    spins = 0
+    while _arrived(counter) < (meeting + 1) * threads:
+        spins += 1
+        if spins % 4096 == 0:  # another program may want the processor that a thread of ours needs
+            _let_others()
+    return meeting + 1
+
+
+@njit(**FAST)
+def exp(x):
+    """Compute e to x, to 1e-7 of it."""
+    x = min(max(x, np.float32(-87.0)), np.float32(88.0))
+    whole = nearest(x * np.float32(1.44269504))
+    rest = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
+    y = np.float32(1.9875691e-4)
+    y = y * rest + np.float32(1.3981999e-3)
+    y = y * rest + np.float32(8.3334519e-3)
+    y = y * rest + np.float32(4.1665796e-2)
+    y = y * rest + np.float32(1.6666665e-1)
+    y = y * rest + np.float32(0.5)
+    return (y * rest * rest + rest + np.float32(1.0)) * _power_of_two(whole)
+
+
+@njit(**FAST)
+def activate(x, kind):
+    """0: GELU by erf (Abramowitz and Stegun 7.1.26, to 1.5e-7).   1: GELU by tanh.   2: ReLU."""
+    one, half = np.float32(1.0), np.float32(0.5)
+    if kind == 0:
+        z = abs(x) * np.float32(0.70710678)
+        t = one / (one + np.float32(0.3275911) * z)
+        y = np.float32(1.061405429)
+        y = y * t - np.float32(1.453152027)
+        y = y * t + np.float32(1.421413741)
+        y = y * t - np.float32(0.284496736)
+        y = y * t + np.float32(0.254829592)
+        erf = one - y * t * exp(-z * z)
+        return half * (x + abs(x) * erf)
+    if kind == 1:
+        u = np.float32(0.7978845608) * (x + np.float32(0.044715) * x * x * x)
+        return x * (one - one / (exp(u + u) + one))
+    return max(x, np.float32(0.0))
+
+
+@njit(**FAST)
+def floats(address, count):
+    """Give so many float32 at an address."""
+    return carray(pointer(address), (count,), np.float32)
+
+
+@njit(**FAST)
+def norm(x, weight, bias, eps, out):
+    """Layer norm; weight and bias are addresses, 0 for none."""
+    count = len(x)
+    mean = np.float32(0.0)
+    for i in range(count):
+        mean += x[i]
+    mean /= np.float32(count)
+    square = np.float32(0.0)
+    for i in range(count):
+        square += (x[i] - mean) * (x[i] - mean)
+    factor = np.float32(1.0) / np.sqrt(square / np.float32(count) + np.float32(eps))
+    for i in range(count):
+        out[i] = (x[i] - mean) * factor
+    if weight:
+        w = floats(weight, count)
+        for i in range(count):
+            out[i] *= w[i]
+    if bias:
+        b = floats(bias, count)
+        for i in range(count):
+            out[i] += b[i]
+
+
+def _number(kept):
+    """Give a number of either kind as float32."""
+
+
+@overload(_number)
+def _number_of(kept):
+    if kept == types.uint16:
+        return lambda kept: widen(kept)
+    return lambda kept: kept
+
+
+@njit(**FAST)
+def attend(q, keys, values, count, scale, scores, out):
+    """softmax(q kᵀ · scale) v over `count` keys and values [count, size], float32 or bfloat16."""
+    size = len(q)
+    most = np.float32(-np.inf)
+    for place in range(count):
+        total = np.float32(0.0)
+        for i in range(size):
+            total += q[i] * _number(keys[place, i])
+        scores[place] = total * scale
+        most = max(most, scores[place])
+    total = np.float32(0.0)
+    for place in range(count):
+        scores[place] = exp(scores[place] - most)
+        total += scores[place]
+    out[:] = np.float32(0.0)
+    for place in range(count):
+        share = scores[place] / total
+        for i in range(len(out)):
+            out[i] += share * _number(values[place, i])
+
+
+@njit(**FAST)
+def part(count, thread, threads):
+    """Divide a count among the threads: the first of this one's share, and the first behind it."""
+    return count * thread // threads, count * (thread + 1) // threads

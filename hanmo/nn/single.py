@@ -1,0 +1,139 @@
+"""All blocks of a stack at once for one token of one row, in float32 on a CPU: at the speed of the memory.
+
+Knows which stacks and calls this suits, and where their parameters lie; `hanmo.compiled.exact` makes the numbers.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hanmo.config import StackConfig
+from hanmo.nn.attention import Sight
+from hanmo.nn.cache import Cache
+from hanmo.nn.linear import Linear
+
+if TYPE_CHECKING:
+    from hanmo.nn.stack import Stack
+
+__all__ = ["ACTIVATIONS", "blocks_alone", "plain"]
+
+LEAST = 16 << 20
+"""Parameters of a stack below which they stay in the processor's cache, where torch is fast enough."""
+
+ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
+NORMS = ("attention_pre", "attention_post", "feed_forward_pre", "feed_forward_post")
+
+
+def plain(stack: StackConfig) -> bool:
+    """Say whether a stack is no more than attention and feed-forward with layer norms, positions already added."""
+    return (
+        [sublayer.kind for sublayer in stack.order] == ["attention", "feed_forward"]
+        and stack.position in ("learned", "sinusoidal")
+        and stack.norm == "layer"
+        and stack.activation in ACTIVATIONS
+        and stack.score_residual == "none"
+        and not (stack.gated or stack.condition)
+    )
+
+
+def blocks_alone(stack: "Stack", x: Tensor, sight: Sight, cache: Cache) -> Tensor | None:
+    """Run x [1, 1, width] through all blocks behind a cache and write its keys and values there: [1, 1, width].
+
+    None where this does not suit: more tokens, another dtype or device, gradients, hooks, a small or another stack.
+    """
+    if (
+        x.shape[:2] != (1, 1)
+        or x.dtype != torch.float32
+        or x.device.type != "cpu"
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
+        or (stack.training and (stack.config.dropout or stack.config.attention_dropout))
+        or not plain(stack.config)
+        or (sight.mask is not None and not bool(sight.mask.all()))
+        or not 0 < cache.length < cache.capacity
+        or cache.keys[0].dtype != torch.float32
+        or not (cache.rows == 1 and cache.keys[0].is_contiguous())
+        or any(module._forward_hooks or module._forward_pre_hooks for module in stack.blocks.modules())
+    ):
+        return None
+    parameters = list(stack.blocks.parameters())
+    lie = tuple([parameter.data_ptr() for parameter in parameters])
+    found = _STEPS.get(stack)
+    if found is None or found[0] != lie:
+        suited = sum(parameter.numel() for parameter in parameters) >= LEAST and _available()
+        fields = _fields(stack) if suited else None
+        found = _STEPS[stack] = lie, fields
+    return None if found[1] is None else _run(stack.config, found[1], x, cache)
+
+
+_STEPS: "WeakKeyDictionary[Stack, tuple[tuple[int, ...], list[list[int]] | None]]" = WeakKeyDictionary()
+"""Of each stack: where its parameters lay when it was looked at, and the fields of its layers, or None."""
+
+
+def _run(stack: StackConfig, fields: Sequence[list[int]], x: Tensor, cache: Cache) -> Tensor:
+    from hanmo.compiled.crew import crew
+    from hanmo.compiled.exact import step
+
+    threads = torch.get_num_threads()
+    kept = zip(cache.keys, cache.values, strict=True)
+    lie = [(keys.data_ptr(), values.data_ptr()) for keys, values in kept]
+    layers = np.array([[*fields[depth % len(fields)], *lie[depth]] for depth in range(stack.depth)], np.int64)
+    hidden = torch.empty(stack.width)
+    narrow, values = stack.heads * stack.key_dim, stack.heads * stack.head_dim
+    shared = np.empty(values + threads * (2 * narrow + values + 2 * stack.width + stack.feed_forward), np.float32)
+    counter = np.zeros(1, np.int64)
+    sizes = stack.heads, stack.key_dim, stack.head_dim, stack.feed_forward, ACTIVATIONS.index(stack.activation)
+    how = (counter, x.reshape(-1).numpy(), layers, sizes, np.float32(stack.scale), np.float32(stack.norm_eps))
+    where = cache.capacity, cache.length, shared, hidden.numpy()
+
+    def give_up() -> None:
+        counter[0] = 1 << 62  # every meeting is over, so that no thread waits for one that will not come
+
+    crew(threads).run(lambda thread: step(thread, threads, *how, *where), give_up)
+    return hidden.view(1, 1, -1)
+
+
+def _fields(stack: "Stack") -> list[list[int]] | None:
+    """Say where everything lies, block by block; None where a layer is of another kind, or lies in another way."""
+    found = []
+    for each in stack.blocks:
+        block: Any = each
+        attention, inner = block.attention, block.feed_forward
+        layers = (attention.query, attention.key, attention.value, attention.output, inner.input, inner.output)
+        fields = []
+        for layer in layers:
+            matrix = _matrix(layer)
+            if matrix is None:
+                return None
+            fields += matrix
+        for name in NORMS:
+            norm = getattr(block, name, None)
+            fields += [_address(norm and norm.weight), _address(norm and norm.bias)]
+        found.append(fields)
+    return found
+
+
+def _matrix(layer: nn.Module) -> list[int] | None:
+    if type(layer) is not Linear or type(layer.weight) is not nn.Parameter or layer.weight.dtype != torch.float32:
+        return None
+    down, across = layer.weight.stride()
+    if 1 not in (down, across):
+        return None
+    return [layer.weight.data_ptr(), *((across, 1) if down == 1 else (down, 0)), _address(layer.bias)]
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _available() -> bool:
+    try:
+        from hanmo.compiled import exact  # noqa: F401
+    except ImportError:  # Numba is not made for every Python and machine
+        return False
+    return True
