@@ -7,8 +7,9 @@ text and none of the rules by which ids are chosen.
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,10 @@ from hanmo.errors import CheckpointError, ConfigError, MissingFile
 __all__ = ["OpenVinoEngine", "OpenVinoRows", "cpu_options", "open_engine", "open_weights"]
 
 Array = npt.NDArray[Any]
+
+SHORT = 16
+"""Ids that are run one after the other past OpenVINO, where a model suits it: a text with a short prompt never needs
+the graph, whose weights take seconds to lay out. Fixed, so that a prompt comes out the same whatever ran before."""
 
 
 def open_engine(
@@ -124,10 +129,13 @@ class OpenVinoEngine:
         self.config, self.start = config, start
         options = cpu_options(weights.kind, threads)
         self._cache_bytes = {"f32": 4, "bf16": 2, "u8": 1}[options["KV_CACHE_PRECISION"]]
-        self._decoder = core().compile_model(build_decoder(weights, config), "CPU", options)
+        self._weights, self._options = weights, options  # the graphs share the weights' pages
         self._encoder = core().compile_model(build_encoder(weights, config), "CPU", options) if config.answers else None
-        self._weights = weights  # the graphs share its pages
-        self._steps = open_steps(weights, config, int(self._decoder.get_property("INFERENCE_NUM_THREADS")))
+        self._compiling = Lock()
+        self._compiled: ov.CompiledModel | None = None
+        self._steps = open_steps(weights, config, threads)
+        if self._steps is None:
+            self._decoder()
 
     @property
     def vocab(self) -> int:
@@ -146,6 +154,13 @@ class OpenVinoEngine:
         scales = 16 if self._cache_bytes == 1 else 0
         return stack.depth * stack.heads * ((stack.key_dim + stack.head_dim) * self._cache_bytes + scales)
 
+    def _decoder(self) -> ov.CompiledModel:
+        """Compile the graph when it is first asked for: a short text that is written alone never does."""
+        with self._compiling:
+            if self._compiled is None:
+                self._compiled = core().compile_model(build_decoder(self._weights, self.config), "CPU", self._options)
+            return self._compiled
+
     def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple["OpenVinoRows", Array]:
         """Read prompts, shorter ones padded on the left; see `Engine.prefill`."""
         ids, real = _padded(prompts)
@@ -161,7 +176,9 @@ class OpenVinoEngine:
 
     def new_rows(self, count: int) -> "OpenVinoRows":
         """Give rows that hold nothing yet, to be filled by their `run`."""
-        return OpenVinoRows(self._decoder.create_infer_request(), Tokens(self.config.main), count, self._steps)
+        return OpenVinoRows(
+            lambda: self._decoder().create_infer_request(), Tokens(self.config.main), count, self._steps
+        )
 
     def _read(self, ids: Array, real: Array | None) -> dict[str, Array]:
         assert self._encoder is not None and self.config.encoder is not None
@@ -175,33 +192,36 @@ class OpenVinoEngine:
 class OpenVinoRows:
     """The rows of one `prefill`: a request, whose state is their cache, and what is known of their tokens.
 
-    The cache of a single row that is being written may lie in a `SingleRow` instead, until the request is asked again.
+    The cache of a single row that goes on by a few ids may lie in a `SingleRow` instead, until the request is asked.
     """
 
-    def __init__(self, request: ov.InferRequest, tokens: Tokens, rows: int, steps: Steps | None = None) -> None:
-        self._request, self._tokens, self._steps = request, tokens, steps
+    def __init__(
+        self, new_request: Callable[[], ov.InferRequest], tokens: Tokens, rows: int, steps: Steps | None = None
+    ) -> None:
+        self._new_request, self._tokens, self._steps = new_request, tokens, steps
         self._single: SingleRow | None = None
         self._order = list(range(rows))  # which row of the state each row goes on from
         self._memory: dict[str, Array] = {}
-        self._needs = {name for each in request.model_inputs for name in each.names}
+
+    @cached_property
+    def _request(self) -> ov.InferRequest:
+        return self._new_request()
+
+    @cached_property
+    def _needs(self) -> set[str]:
+        return {name for each in self._request.model_inputs for name in each.names}
 
     def step(self, ids: Sequence[int]) -> Array:
         """Append one id to every row and return the logits [rows, vocab]; see `Rows.step`."""
-        segment = int(self._tokens.stack.mask == "prefix")
-        alone = len(ids) == len(self._order) == 1 and self._tokens.real is None and self.length > 0
-        if self._steps is None or not alone:
-            return self.run(np.array(ids)[:, None], segment=segment)[:, -1]
-        if self._single is None:
-            self._single = SingleRow(self._steps, self._states(self._order, self.length), self.length)
-        inputs = self._tokens.append(np.array([ids]), segment=segment)
-        return self._single.step(int(ids[0]), int(inputs["positions"][0, 0]))[None]
+        prefix = self._tokens.stack.mask == "prefix"
+        return self.run(np.array(ids)[:, None], segment=int(prefix))[:, -1]
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Keep these rows in this order; the cache follows at the next step. See `Rows.reorder`."""
         kept = list(rows)
         if kept == [0] and self._single is not None:
             return
-        self._settle()
+        self._settle(self.length)
         self._order = [self._order[row] for row in kept]
         self._tokens.take(kept)
         self._memory = {name: array[kept] for name, array in self._memory.items()}
@@ -231,12 +251,16 @@ class OpenVinoRows:
             self._tokens.cut(length)
 
     def copy(self, row: int, length: int) -> "OpenVinoRows":
-        """Give one row as a request of its own, with its first `length` tokens; this one stays as it is."""
+        """Give one row with its first `length` tokens; this one stays as it is."""
         tokens = copy(self._tokens)
         tokens.take([row])
         tokens.cut(length)
-        new = OpenVinoRows(self._request.get_compiled_model().create_infer_request(), tokens, 1, self._steps)
-        self._fill(new._request, self._states([self._order[row]], length))
+        new = OpenVinoRows(self._new_request, tokens, 1, self._steps)
+        states = self._states([self._order[row]], length)
+        if self._single is not None and self._steps is not None:
+            new._single = SingleRow(self._steps, states, length)
+        else:
+            self._fill(new._request, states)
         return new
 
     def _states(self, rows: list[int], length: int) -> dict[str, Array]:
@@ -246,19 +270,30 @@ class OpenVinoRows:
         """
         if self._single is not None:
             return self._single.states(length)
+        if not length:
+            return {}
         return {
             each.name: np.ascontiguousarray(each.state.data[rows, :, :length]) for each in self._request.query_state()
         }
 
     def _fill(self, request: ov.InferRequest, states: dict[str, Array]) -> None:
         for each in request.query_state():
-            each.state = ov.Tensor(states[each.name])
+            if states:
+                each.state = ov.Tensor(states[each.name])
+            else:
+                each.reset()
 
-    def _settle(self) -> None:
-        """Have the request hold the cache."""
+    def _settle(self, length: int) -> None:
+        """Have the request hold the cache of so many tokens."""
         if self._single is not None:
-            self._fill(self._request, self._states([0], self.length))
+            self._fill(self._request, self._states([0], length))
             self._single, self._order = None, [0]
+
+    def _run_alone(self, steps: Steps, ids: Sequence[int], positions: Sequence[int], length: int) -> Array:
+        """Append ids to the one row past OpenVINO, behind `length` others: logits [ids, vocab]."""
+        if self._single is None:
+            self._single = SingleRow(steps, self._states(self._order, length), length)
+        return np.array([self._single.step(int(id), int(place)) for id, place in zip(ids, positions, strict=True)])
 
     def run(
         self,
@@ -273,8 +308,12 @@ class OpenVinoRows:
 
         segment, real, positions: as for `Tokens.append`.
         """
-        self._settle()
-        inputs = self._tokens.append(ids, segment=segment, real=real, positions=positions)
+        tokens, length = self._tokens, self.length
+        inputs = tokens.append(ids, segment=segment, real=real, positions=positions)
+        short = len(ids) == 1 and ids.shape[1] <= SHORT and (tokens.real is None or bool(tokens.real.all()))
+        if self._steps is not None and short:
+            return self._run_alone(self._steps, ids[0], inputs["positions"][0], length)[None, -keep:]
+        self._settle(length)
         inputs |= self._memory
         inputs["beam_idx"] = np.array(self._order, np.int32)
         inputs["keep"] = np.array([keep], np.int32)

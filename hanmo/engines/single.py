@@ -4,6 +4,8 @@ Knows which models and processors it suits, and one row's keys and values. The n
 `hanmo.compiled.rounded`. OpenVINO reads prompts and batches, and everything else that is not one token of one row.
 """
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,15 +28,18 @@ NORMS = ("attention_pre", "attention_post", "feed_forward_pre", "feed_forward_po
 ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
 
 
-def open_steps(weights: Weights, config: ModelConfig, threads: int) -> "Steps | None":
-    """Prepare steps of single rows, or give None where model, weights or processor do not suit."""
+def open_steps(weights: Weights, config: ModelConfig, threads: int | None) -> "Steps | None":
+    """Prepare steps of single rows, or give None where model, weights or processor do not suit.
+
+    threads: None takes one for each core that this process may use.
+    """
     if not suits(weights, config):
         return None
     try:
         from hanmo.compiled import rounded
     except ImportError:  # Numba is not made for every Python and machine
         return None
-    return Steps(weights, config, min(threads, MOST_THREADS)) if rounded.available() else None
+    return Steps(weights, config, min(threads or _cores(), MOST_THREADS)) if rounded.available() else None
 
 
 def suits(weights: Weights, config: ModelConfig) -> bool:
@@ -58,7 +63,7 @@ def suits(weights: Weights, config: ModelConfig) -> bool:
 
 
 class Steps:
-    """What all rows of a model share: addresses of its weights, and threads that wait for work."""
+    """What all rows of a model share: addresses of its weights."""
 
     def __init__(self, weights: Weights, config: ModelConfig, threads: int) -> None:
         from hanmo.compiled import rounded
@@ -130,11 +135,14 @@ class SingleRow:
     """One row's keys and values in bfloat16, and its next step."""
 
     def __init__(self, steps: Steps, states: dict[str, Array], length: int) -> None:
-        """Take over the states of OpenVINO, "cache.DEPTH.key" and "cache.DEPTH.value": [1, heads, length, size]."""
+        """Take over the states of OpenVINO, "cache.DEPTH.key" and "cache.DEPTH.value": [1, heads, length, size].
+
+        There need be none at length 0.
+        """
         stack = steps.stack
         self._steps, self._length = steps, length
         self._cache = self._empty(length + 1)
-        for depth in range(stack.depth):
+        for depth in range(stack.depth if length else 0):
             for part, word in enumerate(("key", "value")):
                 self._cache[depth, part, :, :length] = _narrow(states[f"cache.{depth}.{word}"][0])
 
@@ -164,6 +172,16 @@ class SingleRow:
         stack = self._steps.stack
         room = min(max(least, stack.positions or least), 32 + least * 5 // 4)
         return np.empty((stack.depth, 2, stack.heads, room, stack.head_dim), np.uint16)
+
+
+def _cores() -> int:
+    """Count cores, not the threads that share one."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    files = [
+        Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list") for number in os.sched_getaffinity(0)
+    ]
+    return len({file.read_text() if file.is_file() else str(file) for file in files})
 
 
 def _narrow(numbers: Array) -> Array:

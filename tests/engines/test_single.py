@@ -80,6 +80,11 @@ def without_steps(engine):
     return engine
 
 
+def compiled(engine):
+    """Say whether OpenVINO's graph was needed."""
+    return engine._compiled is not None
+
+
 IDS = [int(id) for id in np.random.default_rng(0).integers(1, 301, 80)]
 
 
@@ -88,7 +93,7 @@ IDS = [int(id) for id in np.random.default_rng(0).integers(1, 301, 80)]
 def test_logits_are_near_those_of_openvino_over_a_whole_text(opened, name, weights):
     ours, rows = written(opened(name, weights), 80, IDS)
     theirs, _ = written(without_steps(opened(name, weights)), 80, IDS)
-    assert rows._single is not None
+    assert rows._single is not None and rows.length == 87
     assert np.abs(ours - theirs).max() < 0.03 * np.abs(theirs).max()
     assert not np.array_equal(ours[1:], theirs[1:])  # it was not OpenVINO that made them
 
@@ -141,10 +146,34 @@ def test_the_count_of_threads_changes_no_bit(opened):
     assert np.array_equal(one, three)
 
 
+def test_short_prompts_never_need_openvino_and_long_ones_do(opened):
+    engine = opened()
+    written(engine, 30, IDS)
+    assert not compiled(engine)
+    rows, logits = engine.prefill([IDS[:17]], room=4)
+    assert compiled(engine)
+    theirs, expected = without_steps(opened()).prefill([IDS[:17]], room=4)
+    assert np.array_equal(logits, expected)  # both OpenVINO's
+    ours, expected = rows.step([3]), theirs.step([3])
+    assert np.abs(ours - expected).max() < 0.03 * np.abs(expected).max()
+
+
+def test_a_row_may_be_cut_to_nothing_and_written_again(opened):
+    rows, logits = opened().prefill([PROMPT], room=4)
+    rows.cut(0)
+    assert np.array_equal(rows.run(np.array([PROMPT]))[:, -1], logits)
+
+
+def test_all_logits_of_a_short_text_are_those_of_its_steps(opened):
+    engine = opened()
+    alone = [engine.prefill([PROMPT[: end + 1]], room=1)[1][0] for end in range(len(PROMPT))]
+    assert np.array_equal(engine.logits(PROMPT), alone)
+
+
 def test_rows_go_on_in_openvino_where_they_are_read_copied_cut_or_more_than_one(opened):
     def story(engine):
         _, rows = written(engine, 20, IDS)
-        found = [rows.run(np.array([[7, 8, 9]]))[:, -1], rows.step([11])]
+        found = [rows.run(np.array([IDS[:17]]))[:, -1], rows.step([11])]
         rows.cut(rows.length - 3)
         found += [rows.step([12])]
         other = rows.copy(0, 15)
@@ -153,7 +182,7 @@ def test_rows_go_on_in_openvino_where_they_are_read_copied_cut_or_more_than_one(
         found += [rows.step([15, 16])[:1]]
         rows.reorder([1])
         found += [rows.step([17]), rows.step([18])]
-        assert rows.length == len(PROMPT) + 20 + 3 + 1 - 3 + 2 + 1 + 2
+        assert rows.length == len(PROMPT) + 20 + 17 + 1 - 3 + 2 + 1 + 2
         return np.concatenate(found)
 
     ours, theirs = story(opened()), story(without_steps(opened()))
