@@ -175,13 +175,16 @@ class SingleRow:
 
 
 def _cores() -> int:
-    """Count cores, not the threads that share one."""
+    """Count the cores that this process may use, and not the threads that share one."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
-    files = [
-        Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list") for number in os.sched_getaffinity(0)
-    ]
-    return len({file.read_text() if file.is_file() else str(file) for file in files})
+    cores = set()
+    for number in os.sched_getaffinity(0):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
+        cores.add(siblings.read_text() if siblings.is_file() else str(number))
+    limit = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000" in a container of two processors, or "max 100000"
+    share, _, period = limit.read_text().strip().partition(" ") if limit.is_file() else ("max", "", "")
+    return len(cores) if share == "max" else max(1, min(len(cores), int(share) // int(period)))
 
 
 def _narrow(numbers: Array) -> Array:
