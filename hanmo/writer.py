@@ -43,6 +43,11 @@ class Writer:
             )
         self.config, self.tokenizer, self.path = config, tokenizer, path
 
+    def __repr__(self) -> str:
+        config, stack = self.config, self.config.main
+        size = f"{stack.depth} x {stack.width}, {config.vocab:,} ids"
+        return f"<{type(self).__name__} of {self.path}: {config.family}, {size}>"
+
     @property
     def engine(self) -> Engine:
         """What runs each step. Raises CheckpointError if the model cannot write."""

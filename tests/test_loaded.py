@@ -275,3 +275,10 @@ def test_a_config_survives_in_hanmos_own_folder(writer, tmp_path):
     assert again.config == replace(writer.config)
     assert json.loads((tmp_path / "own" / "hanmo.json").read_text("utf-8"))["family"] == "gpt2_ml"
     assert again.write("今天", seed=2, max_chars=9) == writer.write("今天", seed=2, max_chars=9)
+
+
+def test_what_is_loaded_says_what_it_is_in_a_line_and_how_it_is_saved(writer, tmp_path):
+    assert repr(writer) == f"<Loaded of {writer.path}: gpt2_ml, 2 x 16, {len(WORDS)} ids>"
+    with pytest.raises(ConfigError, match=r"model is a Loaded; give the network, loaded\.model"):
+        hanmo.save(writer, tmp_path / "new")
+    assert not (tmp_path / "new").exists()

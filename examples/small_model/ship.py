@@ -125,13 +125,23 @@ def _card(
     kinds = [
         f"| {kind} | {bits:.4f} | {100 * (bits / quality['float32'] - 1):+.2f} % |" for kind, bits in quality.items()
     ]
+    before = _before(final)
     return (HERE / "card.md").read_text("utf-8").format(
         parameters=final["parameters"], size=size, arguments=_command(final), device=final["device"],
-        hours=final["seconds"] / 3600, steps=final["steps"], tokens=last["tokens"], table="\n".join(table),
+        hours=final["seconds"] / 3600, steps=final["steps"], tokens=last["tokens"], before=before, table="\n".join(table),
         whole=whole, ngram=ngram, ratio=whole / ngram, goal="met" if met else "not met",
         kinds="\n".join(kinds), recited=100 * recited["share"], texts=int(recited["texts"]), runs=int(recited["runs"]),
         samples="\n\n".join(shown),
     )  # fmt: skip
+
+
+def _before(final: dict[str, Any]) -> str:
+    """Say what the weights that a run began with had read."""
+    start = final["arguments"].get("start", "None")
+    if start == "None":
+        return ""
+    last = [record for record in read_log(Path(start).parent) if "loss" in record][-1]
+    return f" behind the {last['total']:,} updates, {last['tokens']:,} tokens, of an earlier run"
 
 
 def _command(final: dict[str, Any]) -> str:

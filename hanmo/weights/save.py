@@ -65,8 +65,13 @@ def save(
     tokenizer: files (vocab.txt, …) to copy along.   overwrite: replace what lies there.
     progress: called with the bytes of each piece that was written.
     Raises CheckpointError where the form does not exist for the family or cannot hold the model, ConfigError for an
-    unknown form or family, and MissingFile for a tokenizer file that is not there.
+    unknown form or family, or what is no network, and MissingFile for a tokenizer file that is not there.
     """
+    if not isinstance(model, Model):
+        raise ConfigError(
+            f"model is a {type(model).__name__}; give the network, loaded.model, or call loaded.save(path), which adds "
+            "the vocabulary"
+        )
     if form not in FORMS:
         raise ConfigError(f"form is {form!r}; known are {', '.join(FORMS)}")
     path, extra = Path(path), _files(tokenizer)
