@@ -128,8 +128,8 @@ def _card(
     before = _before(final)
     return (HERE / "card.md").read_text("utf-8").format(
         parameters=final["parameters"], size=size, arguments=_command(final), device=final["device"],
-        hours=final["seconds"] / 3600, steps=final["steps"], tokens=last["tokens"], before=before, table="\n".join(table),
-        whole=whole, ngram=ngram, ratio=whole / ngram, goal="met" if met else "not met",
+        hours=final["seconds"] / 3600, steps=final["steps"], tokens=last["tokens"], before=before,
+        table="\n".join(table), whole=whole, ngram=ngram, ratio=whole / ngram, goal="met" if met else "not met",
         kinds="\n".join(kinds), recited=100 * recited["share"], texts=int(recited["texts"]), runs=int(recited["runs"]),
         samples="\n\n".join(shown),
     )  # fmt: skip
