@@ -279,6 +279,6 @@ def test_a_config_survives_in_hanmos_own_folder(writer, tmp_path):
 
 def test_what_is_loaded_says_what_it_is_in_a_line_and_how_it_is_saved(writer, tmp_path):
     assert repr(writer) == f"<Loaded of {writer.path}: gpt2_ml, 2 x 16, {len(WORDS)} ids>"
-    with pytest.raises(ConfigError, match=r"model is a Loaded; give the network, loaded\.model"):
+    with pytest.raises(ConfigError, match=r"model is a Loaded; give loaded\.model"):
         hanmo.save(writer, tmp_path / "new")
     assert not (tmp_path / "new").exists()

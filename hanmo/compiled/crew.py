@@ -32,31 +32,38 @@ class Crew:
         finalize(self, _dismiss, self._queues)
 
     def run(self, job: Callable[[int], object], give_up: Callable[[], object] = lambda: None) -> None:
-        """Have every thread do job(number), numbers from 0, and wait for all of them.
+        """Have every thread do job(number), numbers from 0, and wait for all of them; raise what one of them raised.
 
-        give_up: called where this thread is interrupted and others may wait for it in their jobs.
+        give_up: called where a thread fails or is interrupted, and others may wait for it in their jobs.
         """
-        ended: SimpleQueue[None] = SimpleQueue()
+        ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
         def of(number: int) -> Callable[[], object]:
             def do() -> None:
                 try:
                     job(number)
-                finally:
                     ended.put(None)
+                except BaseException as error:  # the thread goes on to the next job
+                    give_up()
+                    ended.put(error)
 
             return do
 
+        begun = 0
         with self._lock:
             try:
                 for number, queue in enumerate(self._queues, 1):
+                    begun = number
                     queue.put(of(number))
                 job(0)
             except BaseException:
                 give_up()
+                for _ in range(begun):  # what they work on must not be let go before
+                    ended.get(timeout=10)
                 raise
-            for _ in self._queues:
-                ended.get()
+            errors = [error for _ in self._queues if (error := ended.get()) is not None]
+        if errors:
+            raise errors[0]
 
 
 def _work(queue: "SimpleQueue[Callable[[], object] | None]") -> None:

@@ -12,6 +12,8 @@ from hanmo.compiled.functions import FAST, activate, attend, floats, meet, norm,
 
 __all__ = ["FIELDS", "step"]
 
+_FUNCTIONS = "6f7c2802fa712dbe"  # functions.py's, so that Numba, which looks at this file, sees its changes
+
 FIELDS = 6 * 4 + 4 * 2 + 2
 """Of a layer: (address, numbers from row to row, 1 if it lies [in, out], bias) of query, key, value, output, input,
 output; (weight, bias) of the norms before and after attention, before and after the feed-forward; keys and values of

@@ -26,7 +26,9 @@ from hanmo.compiled.functions import (
     to_byte,
 )  # fmt: skip
 
-__all__ = ["FIELDS", "GLOBALS", "GROUP", "available", "step"]
+__all__ = ["FIELDS", "GLOBALS", "GROUP", "step"]
+
+_FUNCTIONS = "6f7c2802fa712dbe"  # functions.py's, so that Numba, which looks at this file, sees its changes
 
 GROUP = 128  # inputs that share a scale
 FIELDS = 4 * 4 + 4 * 2
@@ -39,14 +41,6 @@ I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType(
 LANES = 16
 INTS, FLOATS = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
 BYTE = I8.as_pointer()
-
-
-def available() -> bool:
-    """Say whether this processor has the instructions."""
-    from llvmlite import binding
-
-    features = binding.get_host_cpu_features()
-    return bool(features.get("avx512vnni") and features.get("avx512f") and features.get("avx512bw"))
 
 
 def _vector(builder, pointer, kind):

@@ -149,10 +149,10 @@ class OpenVinoEngine:
 
     @property
     def token_bytes(self) -> int:
-        """How many bytes the keys and values of one token of a row take, scales of rounded ones included."""
+        """How many bytes the keys and values of one token of a row take at most, scales of rounded ones included."""
         stack = self.config.main
-        scales = 16 if self._cache_bytes == 1 else 0
-        return stack.depth * stack.heads * ((stack.key_dim + stack.head_dim) * self._cache_bytes + scales)
+        number, scales = (1, 16) if self._cache_bytes == 1 and self._steps is None else (max(2, self._cache_bytes), 0)
+        return stack.depth * stack.heads * ((stack.key_dim + stack.head_dim) * number + scales)
 
     def _decoder(self) -> ov.CompiledModel:
         """Compile the graph when it is first asked for: a short text that is written alone never does."""
@@ -268,10 +268,10 @@ class OpenVinoRows:
 
         What the plugin keeps in 8 bits comes out as float32, and goes back to the same bits.
         """
-        if self._single is not None:
-            return self._single.states(length)
         if not length:
             return {}
+        if self._single is not None:
+            return self._single.states(length)
         return {
             each.name: np.ascontiguousarray(each.state.data[rows, :, :length]) for each in self._request.query_state()
         }
@@ -293,6 +293,7 @@ class OpenVinoRows:
         """Append ids to the one row past OpenVINO, behind `length` others: logits [ids, vocab]."""
         if self._single is None:
             self._single = SingleRow(steps, self._states(self._order, length), length)
+            self.__dict__.pop("_request", None)  # and its copy of the cache
         return np.array([self._single.step(int(id), int(place)) for id, place in zip(ids, positions, strict=True)])
 
     def run(

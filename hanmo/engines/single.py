@@ -4,14 +4,13 @@ Knows which models and processors it suits, and one row's keys and values. The n
 `hanmo.compiled.rounded`. OpenVINO reads prompts and batches, and everything else that is not one token of one row.
 """
 
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hanmo.compiled.crew import crew
+from hanmo.compiled.support import ACTIVATIONS, NORMS, cores, kernels, plain
 from hanmo.config import ModelConfig
 from hanmo.engines.openvino_weights import Weights
 
@@ -22,44 +21,35 @@ Array = npt.NDArray[Any]
 LEAST_BYTES = 64 << 20
 """Weights below that stay in the processor's cache, where OpenVINO is as fast, and compiling would take longer."""
 
-MOST_THREADS = 16
 MATRICES = ("attention.query_key_value", "attention.output", "feed_forward.input", "feed_forward.output")
-NORMS = ("attention_pre", "attention_post", "feed_forward_pre", "feed_forward_post")
-ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
 
 
 def open_steps(weights: Weights, config: ModelConfig, threads: int | None) -> "Steps | None":
     """Prepare steps of single rows, or give None where model, weights or processor do not suit.
 
-    threads: None takes one for each core that this process may use.
+    threads: None takes one for each core that this process may use; no more are taken in any case.
     """
-    if not suits(weights, config):
+    if not suits(weights, config) or kernels("rounded") is None:
         return None
-    try:
-        from hanmo.compiled import rounded
-    except ImportError:  # Numba is not made for every Python and machine
-        return None
-    return Steps(weights, config, min(threads or _cores(), MOST_THREADS)) if rounded.available() else None
+    return Steps(weights, config, min(threads or cores(), cores()))
 
 
 def suits(weights: Weights, config: ModelConfig) -> bool:
     """Say whether a model is a plain decoder, large, and kept in int8 or int4 by groups of 128."""
     stack = config.main
-    plain = (
-        not config.answers
-        and stack.mask in ("causal", "prefix")
+    simple = (
+        plain(stack)
+        and not config.answers
+        and stack.mask == "causal"
         and stack.position == "learned"
-        and not stack.hierarchical
-        and stack.norm == "layer"
-        and not (stack.gated or stack.condition or stack.segments or stack.score_residual != "none")
-        and stack.activation in ACTIVATIONS
+        and not (stack.hierarchical or stack.segments)
         and stack.head_dim == stack.key_dim
         and stack.heads * stack.head_dim == stack.width == stack.embedding_width
         and config.output == "lm"
         and config.logit_scale == 1.0
     )
     whole = stack.width % 128 == stack.feed_forward % 128 == 0
-    return plain and whole and weights.kind in ("int8", "int4") and weights.path.stat().st_size >= LEAST_BYTES
+    return simple and whole and weights.kind in ("int8", "int4") and weights.path.stat().st_size >= LEAST_BYTES
 
 
 class Steps:
@@ -172,19 +162,6 @@ class SingleRow:
         stack = self._steps.stack
         room = min(max(least, stack.positions or least), 32 + least * 5 // 4)
         return np.empty((stack.depth, 2, stack.heads, room, stack.head_dim), np.uint16)
-
-
-def _cores() -> int:
-    """Count the cores that this process may use, and not the threads that share one."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    cores = set()
-    for number in os.sched_getaffinity(0):
-        siblings = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
-        cores.add(siblings.read_text() if siblings.is_file() else str(number))
-    limit = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000" in a container of two processors, or "max 100000"
-    share, _, period = limit.read_text().strip().partition(" ") if limit.is_file() else ("max", "", "")
-    return len(cores) if share == "max" else max(1, min(len(cores), int(share) // int(period)))
 
 
 def _narrow(numbers: Array) -> Array:

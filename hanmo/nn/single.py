@@ -11,33 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hanmo.compiled.crew import crew
+from hanmo.compiled.support import ACTIVATIONS, NORMS, cores, kernels, plain
 from hanmo.config import StackConfig
 from hanmo.nn.attention import Sight
 from hanmo.nn.cache import Cache
 from hanmo.nn.linear import Linear
+from hanmo.nn.norm import Norm
 
 if TYPE_CHECKING:
     from hanmo.nn.stack import Stack
 
-__all__ = ["ACTIVATIONS", "blocks_alone", "plain"]
+__all__ = ["blocks_alone"]
 
 LEAST = 16 << 20
 """Parameters of a stack below which they stay in the processor's cache, where torch is fast enough."""
-
-ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
-NORMS = ("attention_pre", "attention_post", "feed_forward_pre", "feed_forward_post")
-
-
-def plain(stack: StackConfig) -> bool:
-    """Say whether a stack is no more than attention and feed-forward with layer norms, positions already added."""
-    return (
-        [sublayer.kind for sublayer in stack.order] == ["attention", "feed_forward"]
-        and stack.position in ("learned", "sinusoidal")
-        and stack.norm == "layer"
-        and stack.activation in ACTIVATIONS
-        and stack.score_residual == "none"
-        and not (stack.gated or stack.condition)
-    )
 
 
 def blocks_alone(stack: "Stack", x: Tensor, sight: Sight, cache: Cache) -> Tensor | None:
@@ -62,28 +50,27 @@ def blocks_alone(stack: "Stack", x: Tensor, sight: Sight, cache: Cache) -> Tenso
     ):
         return None
     parameters = list(stack.blocks.parameters())
-    lie = tuple([parameter.data_ptr() for parameter in parameters])
+    lie = tuple([(parameter.data_ptr(), parameter.stride()) for parameter in parameters])
     found = _STEPS.get(stack)
     if found is None or found[0] != lie:
-        suited = sum(parameter.numel() for parameter in parameters) >= LEAST and _available()
+        suited = sum(parameter.numel() for parameter in parameters) >= LEAST and kernels("exact") is not None
         fields = _fields(stack) if suited else None
         found = _STEPS[stack] = lie, fields
     return None if found[1] is None else _run(stack.config, found[1], x, cache)
 
 
-_STEPS: "WeakKeyDictionary[Stack, tuple[tuple[int, ...], list[list[int]] | None]]" = WeakKeyDictionary()
+_STEPS: "WeakKeyDictionary[Stack, tuple[tuple[Any, ...], list[list[int]] | None]]" = WeakKeyDictionary()
 """Of each stack: where its parameters lay when it was looked at, and the fields of its layers, or None."""
 
 
 def _run(stack: StackConfig, fields: Sequence[list[int]], x: Tensor, cache: Cache) -> Tensor:
-    from hanmo.compiled.crew import crew
     from hanmo.compiled.exact import step
 
-    threads = torch.get_num_threads()
+    threads = min(torch.get_num_threads(), cores())
     kept = zip(cache.keys, cache.values, strict=True)
     lie = [(keys.data_ptr(), values.data_ptr()) for keys, values in kept]
     layers = np.array([[*fields[depth % len(fields)], *lie[depth]] for depth in range(stack.depth)], np.int64)
-    hidden = torch.empty(stack.width)
+    hidden = torch.empty(stack.width, dtype=torch.float32, device="cpu")
     narrow, values = stack.heads * stack.key_dim, stack.heads * stack.head_dim
     shared = np.empty(values + threads * (2 * narrow + values + 2 * stack.width + stack.feed_forward), np.float32)
     counter = np.zeros(1, np.int64)
@@ -112,8 +99,10 @@ def _fields(stack: "Stack") -> list[list[int]] | None:
                 return None
             fields += matrix
         for name in NORMS:
-            norm = getattr(block, name, None)
-            fields += [_address(norm and norm.weight), _address(norm and norm.bias)]
+            norm: Any = getattr(block, name, None)
+            if norm is not None and type(norm) is not Norm:
+                return None
+            fields += [0, 0] if norm is None else [_address(norm.weight), _address(norm.bias)]
         found.append(fields)
     return found
 
@@ -129,11 +118,3 @@ def _matrix(layer: nn.Module) -> list[int] | None:
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def _available() -> bool:
-    try:
-        from hanmo.compiled import exact  # noqa: F401
-    except ImportError:  # Numba is not made for every Python and machine
-        return False
-    return True

@@ -67,17 +67,9 @@ def save(
     Raises CheckpointError where the form does not exist for the family or cannot hold the model, ConfigError for an
     unknown form or family, or what is no network, and MissingFile for a tokenizer file that is not there.
     """
-    if not isinstance(model, Model):
-        raise ConfigError(
-            f"model is a {type(model).__name__}; give the network, loaded.model, or call loaded.save(path), which adds "
-            "the vocabulary"
-        )
     if form not in FORMS:
         raise ConfigError(f"form is {form!r}; known are {', '.join(FORMS)}")
-    path, extra = Path(path), _files(tokenizer)
-    state: dict[str, Tensor] = dict(model.named_parameters())
-    if empty := [name for name, parameter in state.items() if parameter.is_meta]:
-        raise CheckpointError(f"{empty[0]} is not filled; load or initialize the model before saving it")
+    path, extra, state = Path(path), _files(tokenizer), _filled(model)
     notes: list[str] = []
     if form == "safetensors":
         rows, made = [Row((name,), name) for name in state], {}
@@ -107,6 +99,15 @@ def save(
             write_safetensors(folder / "model.safetensors", items, metadata=metadata, max_shard_bytes=max_shard_bytes)
             _add(folder, texts, extra)
     return Saved(path, notes)
+
+
+def _filled(model: Model) -> dict[str, Tensor]:
+    if not isinstance(model, Model):
+        raise ConfigError(f"model is a {type(model).__name__}; give loaded.model, or call loaded.save(path)")
+    state: dict[str, Tensor] = dict(model.named_parameters())
+    if empty := [name for name, parameter in state.items() if parameter.is_meta]:
+        raise CheckpointError(f"{empty[0]} is not filled; load or initialize the model before saving it")
+    return state
 
 
 def _names(family: str, form: str) -> Names:

@@ -1,23 +1,26 @@
 """Steps of single rows past OpenVINO: their arithmetic, their company with OpenVINO's cache, their threads."""
 
+import hashlib
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import hanmo
+from hanmo.compiled import crew, support
 from hanmo.config import Sublayer
 from hanmo.engines import single
 from hanmo.engines.openvino_engine import open_engine
 from hanmo.model import Model
 from hanmo.train.run import gpt2_ml_config
 
-kernels = pytest.importorskip("hanmo.compiled.rounded")
-functions = pytest.importorskip("hanmo.compiled.functions")
-pytestmark = pytest.mark.skipif(not kernels.available(), reason="this processor has no AVX-512 VNNI")
+kernels = support.kernels("rounded")
+pytestmark = pytest.mark.skipif(kernels is None, reason="Numba or AVX-512 VNNI is missing")
 
+OTHERS = ({"position": "rotary"}, {"gated": True}, {"activation": "silu"}, {"norm": "rms"}, {"norm_scale": False})
 PROMPT = [5, 17, 99, 250, 3, 42, 42]
 
 
@@ -127,6 +130,8 @@ def test_a_product_is_that_of_the_rounded_numbers(bits):
 
 
 def test_the_functions_are_exact_to_what_they_say():
+    from hanmo.compiled import functions
+
     for x in np.linspace(-12, 12, 501):
         number = np.float32(x)
         assert functions.exp(number) == pytest.approx(math.exp(number), rel=5e-7)
@@ -162,6 +167,9 @@ def test_a_row_may_be_cut_to_nothing_and_written_again(opened):
     rows, logits = opened().prefill([PROMPT], room=4)
     rows.cut(0)
     assert np.array_equal(rows.run(np.array([PROMPT]))[:, -1], logits)
+    rows.cut(0)
+    expected = without_steps(opened()).prefill([IDS[:20]], room=4)[1]
+    assert np.array_equal(rows.run(np.array([IDS[:20]]))[:, -1], expected)
 
 
 def test_all_logits_of_a_short_text_are_those_of_its_steps(opened):
@@ -218,10 +226,57 @@ def test_an_interrupted_step_leaves_no_thread_waiting(opened):
     assert np.array_equal(written(engine, 3, IDS)[0], expected)  # would wait for ever if a thread did
 
 
+def test_a_thread_that_fails_hands_its_error_on_and_works_again():
+    ours, given_up = crew.Crew(3), []
+
+    def job(number):
+        if number == 2:
+            raise MemoryError("no room")
+
+    for _ in range(2):
+        with pytest.raises(MemoryError, match="no room"):
+            ours.run(job, lambda: given_up.append(1))
+    done = []
+    ours.run(done.append)
+    assert sorted(done) == [0, 1, 2] and len(given_up) == 2
+
+
+@pytest.mark.parametrize("name", ["rounded", "exact"])
+def test_a_change_of_the_shared_functions_is_one_of_every_file_that_numba_looks_at(name):
+    shared = Path(support.__file__).with_name("functions.py").read_bytes()
+    assert support.kernels(name)._FUNCTIONS == hashlib.sha256(shared).hexdigest()[:16], "write it there"
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [("machine", "aarch64"), ("_multiplies_bytes", False), ("import_module", RuntimeError("no locator available"))],
+)
+def test_elsewhere_the_libraries_do_it(monkeypatch, change, value):
+    support.kernels.cache_clear()
+    if change == "import_module":
+
+        def refuse(name):
+            raise value
+
+        monkeypatch.setattr(support, change, refuse)
+    else:
+        monkeypatch.setattr(support.platform if change == "machine" else support, change, lambda: value)
+    assert support.kernels("rounded") is None
+    monkeypatch.undo()
+    support.kernels.cache_clear()
+    assert support.kernels("rounded") is not None
+
+
 def test_small_models_and_other_kinds_are_left_to_openvino(models, opened, monkeypatch, tmp_path):
     assert open_engine(models / "gpt2_ml", weights="float32", folder=tmp_path)._steps is None
     weights, config = opened()._weights, opened().config
-    for change in ({"position": "rotary"}, {"gated": True}, {"activation": "silu"}, {"norm": "rms"}):
+    for change in (
+        {"position": "rotary"},
+        {"gated": True},
+        {"activation": "silu"},
+        {"norm": "rms"},
+        {"norm_scale": False},
+    ):
         assert not single.suits(weights, replace(config, decoder=replace(config.decoder, **change)))
     monkeypatch.undo()
     assert not single.suits(weights, config)  # too small

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from hanmo.compiled.support import kernels
 from hanmo.config import Sublayer
 from hanmo.model import Model
 from hanmo.nn import single
 from hanmo.train.run import gpt2_ml_config
 
-pytest.importorskip("hanmo.compiled.exact")
+pytestmark = pytest.mark.skipif(kernels("exact") is None, reason="Numba or the processor is missing")
 
 
 def changed(*, order=None, **changes):
@@ -83,6 +84,7 @@ def logits(model, count=20, unseen=False):
 def test_steps_equal_torch(taken, monkeypatch, name, lies, threads):
     model = network(STACKS[name], lies)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(single, "cores", lambda: 4)
     ours, cache = logits(model)
     assert len(taken) == 20
     monkeypatch.setattr(single, "plain", lambda stack: False)
@@ -109,7 +111,13 @@ def test_changed_weights_are_seen(taken, monkeypatch):
 
 
 def test_what_does_not_suit_is_left_to_torch(taken, monkeypatch):
-    for change in ({"position": "rotary"}, {"gated": True}, {"activation": "silu"}, {"norm": "rms"}):
+    for change in (
+        {"position": "rotary"},
+        {"gated": True},
+        {"activation": "silu"},
+        {"norm": "rms"},
+        {"norm_scale": False},
+    ):
         logits(network(changed(**change)), 2)
     logits(network(STACKS["gpt2_ml"]).bfloat16(), 2)
     model = network(STACKS["gpt2_ml"])
