@@ -47,7 +47,8 @@ def main() -> None:
     console = Console(stderr=True)
     final = json.loads((given.run / "final.json").read_text("utf-8"))
     facts = json.loads((given.data / "train.json").read_text("utf-8"))
-    with atomic_folder(given.to, overwrite=True) as folder:
+    made = given.to.with_name(f"{given.to.name}.new")  # what ships now holds more than a checkpoint: it goes last
+    with atomic_folder(made, overwrite=False) as folder:
         trained = hanmo.load(given.run / final["weights"])
         hanmo.save(trained.model, folder / "model", dtype=torch.int8)
         for name in ("hanmo.json", "model.safetensors"):
@@ -67,6 +68,9 @@ def main() -> None:
         names = sorted(path.name for path in folder.iterdir())
         sums = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}" for name in names]
         (folder / "SHA256SUMS").write_text("\n".join(sums) + "\n", "utf-8")
+    if given.to.is_dir():
+        shutil.rmtree(given.to)
+    made.rename(given.to)
     console.print(f"{given.to}: {final['bits_per_character']:.4f} bits per character, {size:,} bytes of weights")
 
 
