@@ -36,7 +36,6 @@ RANK = {layer: rank for rank, layers in enumerate(STREET) for layer in layers}
 MAX_FILE, MAX_FUNCTION = 350, 60
 # What is longer, and why it reads better in one piece.
 LONG: dict[str, str] = {
-    "compiled/exact.py:step": "a token's way through a layer, from one meeting of the threads to the next",
     "compiled/rounded.py:step": "a token's way through a layer, from one meeting of the threads to the next",
     "cli/write.py:write": "typer reads the options from the signature, and there are many",
 }

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from functools import lru_cache
 from queue import SimpleQueue
 from threading import Lock, Thread
+from typing import Any
 from weakref import finalize
 
-__all__ = ["Crew", "crew"]
+import numpy as np
+
+__all__ = ["Crew", "crew", "run_step"]
 
 
 def crew(threads: int) -> "Crew":
@@ -18,6 +21,16 @@ def crew(threads: int) -> "Crew":
 @lru_cache(4)
 def _crew_of(threads: int, process: int) -> "Crew":
     return Crew(threads)
+
+
+def run_step(step: Callable[..., object], threads: int, *how: Any) -> None:
+    """Run step(thread, threads, counter, *how) in so many threads, which meet by the counter."""
+    counter = np.zeros(1, np.int64)
+
+    def give_up() -> None:
+        counter[0] = 1 << 62  # every meeting is over, so that no thread waits for one that will not come
+
+    crew(threads).run(lambda thread: step(thread, threads, counter, *how), give_up)
 
 
 class Crew:

@@ -8,11 +8,11 @@ oneDNN, 2 threads, matrices [in, out]: 60 GB/s and 38.
 import numpy as np
 from numba import carray, njit, types
 
-from hanmo.compiled.functions import FAST, activate, attend, floats, meet, norm, part, pointer
+from hanmo.compiled.functions import FAST, activate, add, attend, floats, into, matrix, meet, part, pointer
 
 __all__ = ["FIELDS", "step"]
 
-_FUNCTIONS = "6f7c2802fa712dbe"  # functions.py's, so that Numba, which looks at this file, sees its changes
+_FUNCTIONS = "c8534b4693d16bc1"  # functions.py's, so that Numba, which looks at this file, sees its changes
 
 FIELDS = 6 * 4 + 4 * 2 + 2
 """Of a layer: (address, numbers from row to row, 1 if it lies [in, out], bias) of query, key, value, output, input,
@@ -21,16 +21,11 @@ the tokens before, [heads, capacity, size] each. 0 for what is not there."""
 
 
 @njit(**FAST)
-def _matrix(fields, number):
-    return fields[4 * number], fields[4 * number + 1], fields[4 * number + 2], fields[4 * number + 3]
-
-
-@njit(**FAST)
-def _spread(matrix, x, inputs, outputs, thread, threads, found):
+def _spread(fields, x, inputs, outputs, thread, threads, found):
     """Multiply x [inputs] by this thread's share of a matrix, into its own stretch of found [threads x outputs]."""
-    address, stride, by_input, _ = matrix
+    address, stride, by_input, _ = fields
     if by_input:
-        w = carray(pointer(address), (inputs * stride,), np.float32)
+        w = floats(address, inputs * stride)
         y = found[thread * outputs : (thread + 1) * outputs]
         y[:] = np.float32(0.0)
         row, last = part(inputs, thread, threads)
@@ -47,7 +42,7 @@ def _spread(matrix, x, inputs, outputs, thread, threads, found):
             for i in range(outputs):
                 y[i] += x[rest] * one[i]
     else:
-        w = carray(pointer(address), (outputs * stride,), np.float32)
+        w = floats(address, outputs * stride)
         first, last = part(outputs, thread, threads)
         for row in range(first, last):
             own = w[row * stride : row * stride + inputs]
@@ -58,17 +53,17 @@ def _spread(matrix, x, inputs, outputs, thread, threads, found):
 
 
 @njit(**FAST)
-def _gather(matrix, threads, found, out):
+def _gather(fields, threads, found, out):
     """Add up what the threads have found, and the bias."""
     outputs = len(out)
     out[:] = found[:outputs]
-    if matrix[2]:
+    if fields[2]:
         for thread in range(1, threads):
             own = found[thread * outputs : (thread + 1) * outputs]
             for i in range(outputs):
                 out[i] += own[i]
-    if matrix[3]:
-        b = floats(matrix[3], outputs)
+    if fields[3]:
+        b = floats(fields[3], outputs)
         for i in range(outputs):
             out[i] += b[i]
 
@@ -104,17 +99,14 @@ def step(thread, threads, counter, x, layers, sizes, scale, eps, capacity, at, s
     one, other = part(heads, thread, threads)
     for depth in range(len(layers)):
         f = layers[depth]
-        if f[24]:
-            norm(x, f[24], f[25], eps, h)
-        else:
-            h[:] = x
-        _spread(_matrix(f, 0), h, width, narrow, thread, threads, shared[ends[0] : ends[1]])
-        _spread(_matrix(f, 1), h, width, narrow, thread, threads, shared[ends[1] : ends[2]])
-        _spread(_matrix(f, 2), h, width, values, thread, threads, shared[ends[2] : ends[3]])
+        into(x, f[24], f[25], eps, h)
+        _spread(matrix(f, 0), h, width, narrow, thread, threads, shared[ends[0] : ends[1]])
+        _spread(matrix(f, 1), h, width, narrow, thread, threads, shared[ends[1] : ends[2]])
+        _spread(matrix(f, 2), h, width, values, thread, threads, shared[ends[2] : ends[3]])
         meeting = meet(counter, meeting, threads)
-        _gather(_matrix(f, 0), threads, shared[ends[0] : ends[1]], q)
-        _gather(_matrix(f, 1), threads, shared[ends[1] : ends[2]], k)
-        _gather(_matrix(f, 2), threads, shared[ends[2] : ends[3]], v)
+        _gather(matrix(f, 0), threads, shared[ends[0] : ends[1]], q)
+        _gather(matrix(f, 1), threads, shared[ends[1] : ends[2]], k)
+        _gather(matrix(f, 2), threads, shared[ends[2] : ends[3]], v)
         keys = carray(pointer(f[32]), (heads, capacity, size), np.float32)
         kept = carray(pointer(f[33]), (heads, capacity, value_size), np.float32)
         for head in range(one, other):
@@ -124,29 +116,20 @@ def step(thread, threads, counter, x, layers, sizes, scale, eps, capacity, at, s
             attend(q[head * size : (head + 1) * size], keys[head], kept[head], at + 1, scale, scores, own)
         meeting = meet(counter, meeting, threads)
         seen[:] = attended
-        _spread(_matrix(f, 3), seen, values, width, thread, threads, shared[ends[3] : ends[4]])
+        _spread(matrix(f, 3), seen, values, width, thread, threads, shared[ends[3] : ends[4]])
         meeting = meet(counter, meeting, threads)
-        _gather(_matrix(f, 3), threads, shared[ends[3] : ends[4]], y)
-        for i in range(width):
-            x[i] += y[i]
-        if f[26]:
-            norm(x, f[26], f[27], eps, x)
-        if f[28]:
-            norm(x, f[28], f[29], eps, h)
-        else:
-            h[:] = x
-        _spread(_matrix(f, 4), h, width, inner, thread, threads, shared[ends[4] : ends[5]])
+        _gather(matrix(f, 3), threads, shared[ends[3] : ends[4]], y)
+        add(x, y, f[26], f[27], eps)
+        into(x, f[28], f[29], eps, h)
+        _spread(matrix(f, 4), h, width, inner, thread, threads, shared[ends[4] : ends[5]])
         meeting = meet(counter, meeting, threads)
-        _gather(_matrix(f, 4), threads, shared[ends[4] : ends[5]], wide)
+        _gather(matrix(f, 4), threads, shared[ends[4] : ends[5]], wide)
         for i in range(inner):
             wide[i] = activate(wide[i], kind)
-        _spread(_matrix(f, 5), wide, inner, width, thread, threads, shared[ends[5] : ends[6]])
+        _spread(matrix(f, 5), wide, inner, width, thread, threads, shared[ends[5] : ends[6]])
         meeting = meet(counter, meeting, threads)
-        _gather(_matrix(f, 5), threads, shared[ends[5] : ends[6]], y)
-        for i in range(width):
-            x[i] += y[i]
-        if f[30]:
-            norm(x, f[30], f[31], eps, x)
+        _gather(matrix(f, 5), threads, shared[ends[5] : ends[6]], y)
+        add(x, y, f[30], f[31], eps)
     if thread == 0:
         hidden[:] = x
     meet(counter, meeting, threads)

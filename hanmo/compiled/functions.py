@@ -11,15 +11,19 @@ from numba.extending import intrinsic, overload
 __all__ = [
     "FAST",
     "activate",
+    "add",
     "address_of",
     "attend",
     "exp",
     "floats",
+    "into",
+    "matrix",
     "meet",
     "narrow",
     "nearest",
     "norm",
     "part",
+    "pointer",
     "to_byte",
 ]
 
@@ -205,6 +209,30 @@ def norm(x, weight, bias, eps, out):
         b = floats(bias, count)
         for i in range(count):
             out[i] += b[i]
+
+
+@njit(**FAST)
+def into(x, weight, bias, eps, out):
+    """Give what goes into a sub-layer: x, behind its norm if weight is not 0."""
+    if weight:
+        norm(x, weight, bias, eps, out)
+    else:
+        out[:] = x
+
+
+@njit(**FAST)
+def add(x, y, weight, bias, eps):
+    """Add to x what came out of a sub-layer, and take its norm if weight is not 0."""
+    for i in range(len(x)):
+        x[i] += y[i]
+    if weight:
+        norm(x, weight, bias, eps, x)
+
+
+@njit(**FAST)
+def matrix(fields, number):
+    """Give the four fields of a layer's matrix of that number."""
+    return fields[4 * number], fields[4 * number + 1], fields[4 * number + 2], fields[4 * number + 3]
 
 
 def _number(kept):

@@ -15,20 +15,22 @@ from numba.extending import intrinsic
 from hanmo.compiled.functions import (
     FAST,
     activate,
+    add,
     address_of,
     attend,
     floats,
+    into,
+    matrix,
     meet,
     narrow,
     nearest,
-    norm,
     part,
     to_byte,
 )  # fmt: skip
 
 __all__ = ["FIELDS", "GLOBALS", "GROUP", "step"]
 
-_FUNCTIONS = "6f7c2802fa712dbe"  # functions.py's, so that Numba, which looks at this file, sees its changes
+_FUNCTIONS = "c8534b4693d16bc1"  # functions.py's, so that Numba, which looks at this file, sees its changes
 
 GROUP = 128  # inputs that share a scale
 FIELDS = 4 * 4 + 4 * 2
@@ -146,9 +148,9 @@ def _round(x, bits, numbers, scales, shift):
 
 
 @njit(**FAST)
-def _product(matrix, first, last, numbers, scales, shift, groups, out):
+def _product(fields, first, last, numbers, scales, shift, groups, out):
     """Rows first to last of a matrix, (bits, weights, scales, bias), times a rounded x."""
-    bits, weights, row_scales, bias = matrix
+    bits, weights, row_scales, bias = fields
     x, x_scales, shifts = address_of(numbers), address_of(scales), address_of(shift)
     if bits == 8:
         factors = floats(row_scales, last)
@@ -198,15 +200,12 @@ def step(thread, threads, counter, x, layers, ends, sizes, scale, eps, cache, at
     for depth in range(len(layers)):
         f = layers[depth]
         # Attention: queries, keys and values of this thread's heads, which nobody else needs.
-        if f[16]:
-            norm(x, f[16], f[17], eps, h)
-        else:
-            h[:] = x
+        into(x, f[16], f[17], eps, h)
         _round(h, f[0], numbers, scales, shift)
         one, other = part(heads, thread, threads)
         for word in range(3):
             rows = word * width + one * size, word * width + other * size
-            _product((f[0], f[1], f[2], f[3]), rows[0], rows[1], numbers, scales, shift, groups, wide)
+            _product(matrix(f, 0), rows[0], rows[1], numbers, scales, shift, groups, wide)
         for head in range(one, other):
             for word in range(2):
                 start = (word + 1) * width + head * size
@@ -218,34 +217,24 @@ def step(thread, threads, counter, x, layers, ends, sizes, scale, eps, cache, at
         meeting = meet(counter, meeting, threads)
         _round(attended, f[4], numbers, scales, shift)
         one, other = part(width, thread, threads)
-        _product((f[4], f[5], f[6], f[7]), one, other, numbers, scales, shift, groups, y)
+        _product(matrix(f, 1), one, other, numbers, scales, shift, groups, y)
         meeting = meet(counter, meeting, threads)
-        for i in range(width):
-            x[i] += y[i]
-        if f[18]:
-            norm(x, f[18], f[19], eps, x)
+        add(x, y, f[18], f[19], eps)
         # Feed-forward.
-        if f[20]:
-            norm(x, f[20], f[21], eps, h)
-        else:
-            h[:] = x
+        into(x, f[20], f[21], eps, h)
         _round(h, f[8], numbers, scales, shift)
         one, other = part(inner, thread, threads)
-        _product((f[8], f[9], f[10], f[11]), one, other, numbers, scales, shift, groups, wide)
+        _product(matrix(f, 2), one, other, numbers, scales, shift, groups, wide)
         for i in range(one, other):
             wide[i] = activate(wide[i], kind)
         meeting = meet(counter, meeting, threads)
         _round(wide[:inner], f[12], numbers, scales, shift)
         one, other = part(width, thread, threads)
-        _product((f[12], f[13], f[14], f[15]), one, other, numbers, scales, shift, inner // GROUP, y)
+        _product(matrix(f, 3), one, other, numbers, scales, shift, inner // GROUP, y)
         meeting = meet(counter, meeting, threads)
-        for i in range(width):
-            x[i] += y[i]
-        if f[22]:
-            norm(x, f[22], f[23], eps, x)
-    if ends[4]:
-        norm(x, ends[4], ends[5], eps, x)
-    _round(x, ends[0], numbers, scales, shift)
+        add(x, y, f[22], f[23], eps)
+    into(x, ends[4], ends[5], eps, h)
+    _round(h, ends[0], numbers, scales, shift)
     one, other = part(len(logits), thread, threads)
-    _product((ends[0], ends[1], ends[2], ends[3]), one, other, numbers, scales, shift, groups, logits)
+    _product(matrix(ends, 0), one, other, numbers, scales, shift, groups, logits)
     meet(counter, meeting, threads)

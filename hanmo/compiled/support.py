@@ -48,6 +48,7 @@ def kernels(name: str) -> ModuleType | None:
         return None
 
 
+@cache
 def cores() -> int:
     """Count the cores that this process may use, at most 16, and not the threads that share one."""
     if not hasattr(os, "sched_getaffinity"):

@@ -1,4 +1,4 @@
-"""The CPU engine: OpenVINO runs the graph, over weights that are mapped from the cache folder.
+"""The CPU engine: OpenVINO runs the graph, `single` a few ids of one row, over weights mapped from the cache folder.
 
 Knows requests, rows and their caches. Imports torch only to build a file of weights that is not there yet; knows no
 text and none of the rules by which ids are chosen.

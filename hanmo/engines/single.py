@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hanmo.compiled.crew import crew
+from hanmo.compiled.crew import run_step
 from hanmo.compiled.support import ACTIVATIONS, NORMS, cores, kernels, plain
 from hanmo.config import ModelConfig
 from hanmo.engines.openvino_weights import Weights
@@ -87,14 +87,9 @@ class Steps:
         stack = self.stack
         logits = np.empty(self._vocab, np.float32)
         shared = np.empty(2 * stack.width + max(3 * stack.width, stack.feed_forward), np.float32)
-        counter = np.zeros(1, np.int64)
         x, scale, eps = self._embed(id, position), np.float32(stack.scale), np.float32(stack.norm_eps)
-        how = (counter, x, self._layers, self._ends, self._sizes, scale, eps, cache, at, shared, logits)
-
-        def give_up() -> None:
-            counter[0] = 1 << 62  # every meeting is over, so that no thread waits for one that will not come
-
-        crew(self.threads).run(lambda thread: self._kernel(thread, self.threads, *how), give_up)
+        how = (x, self._layers, self._ends, self._sizes, scale, eps, cache, at, shared, logits)
+        run_step(self._kernel, self.threads, *how)
         return logits
 
     def _embed(self, id: int, position: int) -> Array:

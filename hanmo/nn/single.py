@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hanmo.compiled.crew import crew
+from hanmo.compiled.crew import run_step
 from hanmo.compiled.support import ACTIVATIONS, NORMS, cores, kernels, plain
 from hanmo.config import StackConfig
 from hanmo.nn.attention import Sight
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["blocks_alone"]
 
 LEAST = 16 << 20
-"""Parameters of a stack below which they stay in the processor's cache, where torch is fast enough."""
+"""Numbers in a stack's matrices below which they stay in the processor's cache, where torch is fast enough."""
 
 
 def blocks_alone(stack: "Stack", x: Tensor, sight: Sight, cache: Cache) -> Tensor | None:
@@ -41,7 +41,7 @@ def blocks_alone(stack: "Stack", x: Tensor, sight: Sight, cache: Cache) -> Tenso
         or torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()
         or (stack.training and (stack.config.dropout or stack.config.attention_dropout))
-        or not plain(stack.config)
+        or not (plain(stack.config) and _numbers(stack.config) >= LEAST)
         or (sight.mask is not None and not bool(sight.mask.all()))
         or not 0 < cache.length < cache.capacity
         or cache.keys[0].dtype != torch.float32
@@ -49,18 +49,20 @@ def blocks_alone(stack: "Stack", x: Tensor, sight: Sight, cache: Cache) -> Tenso
         or any(module._forward_hooks or module._forward_pre_hooks for module in stack.blocks.modules())
     ):
         return None
-    parameters = list(stack.blocks.parameters())
-    lie = tuple([(parameter.data_ptr(), parameter.stride()) for parameter in parameters])
+    lie = tuple([(parameter.data_ptr(), parameter.stride()) for parameter in stack.blocks.parameters()])
     found = _STEPS.get(stack)
     if found is None or found[0] != lie:
-        suited = sum(parameter.numel() for parameter in parameters) >= LEAST and kernels("exact") is not None
-        fields = _fields(stack) if suited else None
-        found = _STEPS[stack] = lie, fields
+        found = _STEPS[stack] = lie, _fields(stack) if kernels("exact") is not None else None
     return None if found[1] is None else _run(stack.config, found[1], x, cache)
 
 
 _STEPS: "WeakKeyDictionary[Stack, tuple[tuple[Any, ...], list[list[int]] | None]]" = WeakKeyDictionary()
 """Of each stack: where its parameters lay when it was looked at, and the fields of its layers, or None."""
+
+
+def _numbers(stack: StackConfig) -> int:
+    of_a_block = 2 * stack.width * (stack.heads * (stack.key_dim + stack.head_dim) + stack.feed_forward)
+    return of_a_block * (1 if stack.shared_layers else stack.depth)
 
 
 def _run(stack: StackConfig, fields: Sequence[list[int]], x: Tensor, cache: Cache) -> Tensor:
@@ -73,15 +75,10 @@ def _run(stack: StackConfig, fields: Sequence[list[int]], x: Tensor, cache: Cach
     hidden = torch.empty(stack.width, dtype=torch.float32, device="cpu")
     narrow, values = stack.heads * stack.key_dim, stack.heads * stack.head_dim
     shared = np.empty(values + threads * (2 * narrow + values + 2 * stack.width + stack.feed_forward), np.float32)
-    counter = np.zeros(1, np.int64)
     sizes = stack.heads, stack.key_dim, stack.head_dim, stack.feed_forward, ACTIVATIONS.index(stack.activation)
-    how = (counter, x.reshape(-1).numpy(), layers, sizes, np.float32(stack.scale), np.float32(stack.norm_eps))
+    how = (x.reshape(-1).numpy(), layers, sizes, np.float32(stack.scale), np.float32(stack.norm_eps))
     where = cache.capacity, cache.length, shared, hidden.numpy()
-
-    def give_up() -> None:
-        counter[0] = 1 << 62  # every meeting is over, so that no thread waits for one that will not come
-
-    crew(threads).run(lambda thread: step(thread, threads, *how, *where), give_up)
+    run_step(step, threads, *how, *where)
     return hidden.view(1, 1, -1)
 
 
