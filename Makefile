@@ -6,17 +6,24 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-READY  := $(VENV)/ready
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test check bench clean
 
-$(READY): pyproject.toml constraints.txt
+# Hanmo alone, which is all that the demo needs.
+$(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Hanmo needs Python 3.10 or newer")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check]'
+	$(INSTALL) -e .
 	@touch $@
 
-demo: $(READY)
+# What the tests and checks need as well.
+READY := $(VENV)/ready
+$(READY): $(VENV)/installed
+	$(INSTALL) -e '.[test,check]'
+	@touch $@
+
+demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
 
 test: $(READY)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,14 @@ def test_the_make_targets_exist():
     targets = set(re.findall(r"make (\w+)", README)) & {"demo", "test", "check", "bench"}
     assert targets >= {"demo", "test"}
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+def test_the_demo_installs_hanmo_alone_and_shows_the_progress(tmp_path):
+    def commands(target: str) -> str:
+        return subprocess.run(
+            ["make", "-n", target, f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert "pip install" in commands("demo") and "[" not in commands("demo").split("pip install")[1]
+    assert "-e '.[test,check]'" in commands("test")
+    assert "--quiet" not in commands("demo") + commands("test")
