@@ -9,6 +9,7 @@
     ├── TokenizerError     (ValueError)         a vocabulary that cannot be used
     ├── PromptError        (ValueError)         a text that cannot be written on from
     ├── DataError          (ValueError)         a data file that cannot be trained on
+    ├── TrainingError      (FloatingPointError) a loss or gradients that stay inf or NaN
     ├── MemoryPlanError    (MemoryError)        work that is known not to fit before it starts
     ├── MissingExtra       (ImportError)        an optional package; the message names its install command
     └── NotCarried         (NotImplementedError) a part of bert4keras that Hanmo does not carry
@@ -29,6 +30,7 @@ __all__ = [
     "PromptError",
     "TensorMismatch",
     "TokenizerError",
+    "TrainingError",
 ]
 
 
@@ -69,6 +71,10 @@ class PromptError(HanmoError, ValueError):
 
 class DataError(HanmoError, ValueError):
     """A data file that cannot be trained on."""
+
+
+class TrainingError(HanmoError, FloatingPointError):
+    """A loss or gradients that stay inf or NaN, so that nothing more is learned."""
 
 
 class MemoryPlanError(HanmoError, MemoryError):

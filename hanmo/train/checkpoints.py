@@ -47,6 +47,13 @@ class Checkpoints:
         if parallel.is_main():
             save_checkpoint(self._out, "best", step, model, beside=self._beside)
 
+    def forget_untrained(self) -> None:
+        """Delete the best checkpoint of a run that failed, if it is what the run began with and nothing else is."""
+        best = newest(self._out, "best")
+        if parallel.is_main() and best is not None and best.name == "best-00000000" and not newest(self._out, "last"):
+            (self._out / "best").unlink(missing_ok=True)
+            shutil.rmtree(best)
+
     def save_last(self, step: int, place: dict[str, Any]) -> None:
         """Keep the weights and all else that going on needs; place: where the run is, numbers by name."""
         updates = self._updates

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from torch.optim import Optimizer
 
-from hanmo.errors import CheckpointError
+from hanmo.errors import CheckpointError, TrainingError
 from hanmo.model import Model
 from hanmo.train import parallel
 from hanmo.train.checkpoints import Checkpoints, guarded, newest, recover
@@ -35,6 +35,7 @@ from hanmo.train.stream import Batches, Repeated, ahead, read
 __all__ = ["SCORE", "Outcome", "fit"]
 
 SCORE = "bits_per_character"  # of what `evaluate` gives, or else "loss"; the lower the better
+_DIVERGED = 10  # updates left out in a row, after which the run ends
 _SETTLE, _MEASURE = 10, 40  # first steps of a process, which compile and warm up, and those that tell its speed
 
 Evaluate = Callable[[Model], Mapping[str, Any]]
@@ -77,7 +78,8 @@ def fit(
     resume: go on from the newest checkpoint under `out`, to the same losses; without one, begin.
     torch's generators are seeded. SIGTERM and SIGINT end the run after the step in hand, saved. Where several processes
     joined (see parallel.py) each takes its rows of every batch and keeps its share of the weights.
-    Raises CheckpointError if `out` holds a run and resume is False, or a run with other settings, or the disk is full.
+    Raises CheckpointError if `out` holds a run and resume is False, or a run with other settings, or the disk is full,
+    and TrainingError when ten updates in a row are not finite.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -98,10 +100,14 @@ def fit(
         evaluated=run.at.measured,
         console=console if parallel.is_main() else None,
     )
-    with guarded(out), log as run.log, _signals() as asked:
-        run.train(Repeated(data) if isinstance(data, list) else data, asked)
-        if not run.asked(asked):
-            run.finish()
+    try:
+        with guarded(out), log as run.log, _signals() as asked:
+            run.train(Repeated(data) if isinstance(data, list) else data, asked)
+            if not run.asked(asked):
+                run.finish()
+    except BaseException:
+        run.checkpoints.forget_untrained()
+        raise
     folder = newest(out, "best") or newest(out, "last")
     assert folder is not None
     return Outcome(run.at.step, run.at.seconds, run.at.best, folder, bool(asked))
@@ -146,6 +152,7 @@ class _Run:
         self.at = _Place(total=settings.steps)
         self.saved: int | None = None  # step of the last checkpoint
         self.pauses = {"evaluate": 0.0, "save": 0.0}  # seconds that one of each takes
+        self.left_out = 0  # updates in a row whose gradient was not finite
         self.pace = (0, 0.0)  # steps of this process after the first ones, and their seconds
         self.shown = (0, 0.0)  # tokens and seconds at the last record
 
@@ -164,8 +171,7 @@ class _Run:
                 start = time.perf_counter()
                 at.epoch, number, batch = next(batches)
                 norm = self.updates.make(batch, at.step, at.total)
-                if not math.isfinite(norm):
-                    self.skip(norm)
+                self.skip(norm)
                 at.step, at.batch = at.step + 1, number + 1
                 at.tokens += read(batch)
                 now = time.perf_counter()
@@ -198,10 +204,20 @@ class _Run:
         return bool(parallel.sum_over_processes(torch.tensor(len(asked), device=self.updates.device)))
 
     def skip(self, norm: float) -> None:
-        """Count and tell an update whose gradient was not finite."""
+        """Count and tell an update whose gradient was not finite. Raises TrainingError at the tenth in a row."""
+        if math.isfinite(norm):
+            self.left_out = 0
+            return
         self.at.skipped += 1
+        self.left_out += 1
         what = "what was not finite" if self.settings.in_backward else "the batch"
         self.log.say(f"step {self.at.step}: the gradient's norm is {norm}; {what} is left out")
+        if self.left_out == _DIVERGED:
+            rate = max(self.updates.rates)
+            raise TrainingError(
+                f"step {self.at.step}: the gradients of {_DIVERGED} updates in a row are inf or NaN, so nothing more "
+                f"is learned; begin again in another folder with a learning rate below {rate:g}"
+            )
 
     def plan(self, limit: float) -> None:
         """Fix the number of steps so that the run ends after `limit` seconds; mend it where the speed has changed."""

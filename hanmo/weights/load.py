@@ -98,7 +98,8 @@ def fill(
 def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
     parent, _, leaf = name.rpartition(".")
     module = model.get_submodule(parent)
-    module.register_parameter(leaf, nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
+    # `data` shares memory, not the counter of changes: parts of one fused tensor are updated one at a time in backward.
+    module.register_parameter(leaf, nn.Parameter(tensor.data, requires_grad=tensor.is_floating_point()))
 
 
 def _left_out(model: Model, name: str) -> bool:

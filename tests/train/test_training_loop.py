@@ -13,14 +13,24 @@ import pytest
 import torch
 
 from hanmo.config import ModelConfig
-from hanmo.errors import CheckpointError, ConfigError, CorruptFile, DataError, MissingFile, TensorMismatch
+from hanmo.errors import (
+    CheckpointError,
+    ConfigError,
+    CorruptFile,
+    DataError,
+    MissingFile,
+    TensorMismatch,
+    TrainingError,
+)
 from hanmo.families import FAMILIES
+from hanmo.hub import load
 from hanmo.model import Model
 from hanmo.train.checkpoints import fill_from, newest, read_state, save_checkpoint
 from hanmo.train.loop import fit
 from hanmo.train.loss import next_token_loss, targets_loss
 from hanmo.train.settings import Settings, make_optimizer, multiplier, scale_outputs
 from hanmo.train.stream import cut, foretold
+from hanmo.weights.save import save
 
 VOCAB = 40
 
@@ -199,6 +209,46 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_said(tmp_path: Path) -> N
     fit(trained, Counting(), out=tmp_path, settings=settings(), loss=broken)
     assert records(tmp_path)[-1]["skipped"] == 1
     assert all(torch.isfinite(weight).all() for weight in weights(trained).values())
+
+
+@pytest.mark.parametrize("save_every", [1000, 5])
+def test_a_run_whose_loss_stays_nan_ends_with_one_error(tmp_path: Path, save_every: int) -> None:
+    chosen = settings(optimizer="adafactor-gpt2-ml", in_backward=True, clip=None, lr=1e8, save_every=save_every)
+    message = r"step \d+: the gradients of 10 updates in a row are inf or NaN.*learning rate below 1e\+08"
+    with pytest.raises(TrainingError, match=message):
+        fit(model(), Counting(), out=tmp_path, settings=chosen, evaluate=evaluate)
+    kinds = {path.name.partition("-")[0] for path in tmp_path.iterdir() if path.is_dir()}
+    assert kinds == ({"last", "best"} if save_every == 5 else set())
+
+
+def test_a_run_that_fails_before_it_saves_leaves_no_best(tmp_path: Path) -> None:
+    def failing(model: Model, ids: torch.Tensor) -> torch.Tensor:
+        assert (tmp_path / "best-00000000").is_dir()
+        raise RuntimeError("no such kernel")
+
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        fit(model(), Counting(), out=tmp_path, settings=settings(), evaluate=evaluate, loss=failing)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("best")]
+
+
+# Families whose query, key and value lie in one tensor, in every layout that is read.
+@pytest.mark.parametrize(("form", "family"), [("huggingface", "gpt2"), ("tensorflow", "gpt2_openai")])
+def test_fused_layouts_learn_with_the_losses_of_our_own_form(tmp_path: Path, form: str, family: str) -> None:
+    sizes = {"vocab_size": VOCAB, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    made = Model(FAMILIES["gpt2"].huggingface.config(sizes)).initialize(0)
+    paths = [
+        save(made, tmp_path / "own").path,
+        save(made, tmp_path / "fused" / "model.ckpt", form=form, family=family).path,
+    ]
+    chosen = settings(optimizer="adafactor-gpt2-ml", in_backward=True, clip=None, log_every=1)
+    losses = []
+    for path in paths:
+        out = tmp_path / f"run-{path.name}"
+        fit(load(path).model, ragged(), out=out, settings=chosen)
+        losses.append([record["loss"] for record in records(out) if "loss" in record])
+    assert len(losses[0]) == 24 and losses[0][-1] < 0.9 * losses[0][0]
+    # The same sums in another order of memory: a few units of float32's last place, carried through 24 updates.
+    assert losses[1] == pytest.approx(losses[0], rel=24 * 8 * torch.finfo(torch.float32).eps)
 
 
 def ragged() -> list[Any]:
