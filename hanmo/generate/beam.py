@@ -1,6 +1,7 @@
 """Beam search: the likeliest continuations, found by following the best few at once.
 
 Knows ids and the same engines, settings and limits as `loop.py`. Does not know text: `stop` is asked about whole rows.
+The rules change log-probabilities, after the softmax, as in transformers: a ban changes the score of no other id.
 The cache is re-ordered by the parents of the rows that go on, so every row keeps the keys and values of its own past.
 """
 
@@ -24,7 +25,8 @@ Stop = Callable[[Sequence[int]], str | None]
 class Beam:
     """One continuation.
 
-    ids: as written, an end id included.   score: sum of log-probabilities over len(ids) ** length_penalty.
+    ids: as written, an end id included.   score: sum of log-probabilities over len(ids) ** length_penalty; the model's
+    own, but for ids that repetition_penalty made less likely.
     reason: as in `loop.End`.
     """
 
@@ -49,6 +51,7 @@ def beam_search(
     width: rows followed at once, 1 or more; 1 without length_penalty is the greedy choice.
     length_penalty: 0 compares sums, which favours short texts; 1 compares means (Wu et al. 2016, arXiv 1609.08144,
     with a plain power of the length).
+    sampling: allowed, banned and the repetition rules; nothing is drawn, so the rest of it has no effect.
     stop: asked with the ids of a row; a word ends the row.   history: as in `loop.sample`.
     Ended rows are kept in a pool; the search ends when no open row can enter it any more.
     Raises ConfigError, PromptError and CheckpointError as `loop.sample` does.
@@ -61,8 +64,8 @@ def beam_search(
     cache, logits = engine.prefill([prompt], room=search.room)
     past = tuple(prompt) if history else ()
     while True:
-        masked = sampling.apply(limits.apply(logits, search.written), [past + row for row in search.rows])
-        parents = search.advance(_log_softmax(masked))
+        scores = limits.apply(_log_softmax(logits), search.written)
+        parents = search.advance(sampling.restrict(scores, [past + row for row in search.rows]))
         if not parents:
             return search.best()
         cache.reorder(parents)
@@ -81,7 +84,7 @@ class _Search:
     pool: list[Beam] = field(default_factory=list)
     written: int = 0
 
-    def advance(self, likelihoods: "np.ndarray[Any, Any]") -> list[int]:
+    def advance(self, likelihoods: Array) -> list[int]:
         """Append the best ids to the rows and return the parents of the rows that go on; none ends the search."""
         totals = np.asarray(self.scores)[:, None] + likelihoods
         wanted = self.width * (2 + len(self.limits.end_ids))  # enough for `width` open rows beside those that end
@@ -136,6 +139,6 @@ def _log_softmax(logits: Array) -> "np.ndarray[Any, Any]":
     scores = rules.to_numpy(rules.widen(logits))
     highest = scores.max(axis=-1, keepdims=True)
     shifted = scores - np.where(np.isfinite(highest), highest, 0)
-    with np.errstate(divide="ignore"):  # a row without any id left stays at -inf and has no successors
+    with np.errstate(divide="ignore"):  # a row of only -inf stays so and has no successors
         total = np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return np.where(np.isfinite(total), shifted - np.where(np.isfinite(total), total, 0), -np.inf)
+    return shifted - np.where(np.isfinite(total), total, 0)

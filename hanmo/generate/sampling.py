@@ -58,14 +58,7 @@ class Sampling:
 
         logits: [rows, vocab].   history: the ids so far, one sequence a row.   Returns new logits [rows, vocab].
         """
-        if self.allowed is not None:
-            logits = rules.allowed(logits, self.allowed)
-        if self.banned:
-            logits = rules.banned(logits, self.banned)
-        if self.repetition_penalty != 1:
-            logits = rules.repetition_penalty(logits, history, self.repetition_penalty)
-        if self.no_repeat_ngram is not None:
-            logits = rules.no_repeat_ngram(logits, history, self.no_repeat_ngram)
+        logits = self.restrict(logits, history)
         if self.temperature == 0:
             return rules.top_k(logits, 1)
         if self.temperature != 1:
@@ -74,6 +67,18 @@ class Sampling:
             logits = rules.top_k(logits, self.top_k)
         if self.top_p is not None:
             logits = rules.top_p(logits, self.top_p, crossing=self.crossing)
+        return logits
+
+    def restrict(self, logits: Array, history: Sequence[Sequence[int]]) -> Array:
+        """Apply rules 1 to 3 of `apply` alone: those that hold for a search too, over its log-probabilities."""
+        if self.allowed is not None:
+            logits = rules.allowed(logits, self.allowed)
+        if self.banned:
+            logits = rules.banned(logits, self.banned)
+        if self.repetition_penalty != 1:
+            logits = rules.repetition_penalty(logits, history, self.repetition_penalty)
+        if self.no_repeat_ngram is not None:
+            logits = rules.no_repeat_ngram(logits, history, self.no_repeat_ngram)
         return logits
 
 
