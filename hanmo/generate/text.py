@@ -203,8 +203,9 @@ class _Writer:
         self.shown: list[str] = []
         self._stopper = Stopper(writing.stop, before=text if writing.continues else "")
         self._decoder = tokenizer.stream()
-        for id in prompt if writing.continues else ():
-            self._decoder.push(id)  # shown by the prompt itself; what follows a word may need a space before it
+        # Shown by the prompt itself. A word that follows a word needs a space before it, unless the prompt ends in one.
+        for id in prompt if writing.continues and not text[-1:].isspace() else ():
+            self._decoder.push(id)
         self._pending = ""
 
     @property

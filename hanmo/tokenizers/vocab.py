@@ -17,9 +17,9 @@ def read_vocab(path: str | Path) -> list[str]:
 
     Lines end at '\n' and nowhere else, for U+2028 is itself a line of bert-base-chinese; a last newline is optional. A
     token is the first field of its line, or the whole line where that is one white character other than a space or tab.
+    A token may stand on several lines; its id is then the last of them, as BERT's own reader and transformers have it.
     Raises MissingFile, and TokenizerError for a file that is not UTF-8, begins with a byte order mark, has '\r\n' line
-    ends, an empty line or a token twice: all of these would move ids or change a token, so nothing is mended in
-    silence.
+    ends or an empty line: all of these would move ids or change a token, so nothing is mended in silence.
     """
     path = Path(path)
     if not path.is_file():
@@ -48,6 +48,12 @@ def write_vocab(path: str | Path, tokens: Sequence[str]) -> None:
     Raises TokenizerError for a token that a line cannot hold, or that stands twice.
     """
     path = Path(path)
+    first: dict[str, int] = {}
+    for number, token in enumerate(tokens, 1):
+        if first.setdefault(token, number) != number:
+            raise TokenizerError(
+                f"{path} holds {token!r} twice, at lines {first[token]} and {number}; every token must stand once"
+            )
     for token, line in zip(tokens, _tokens(list(tokens), path), strict=True):
         if token != line:
             raise TokenizerError(f"the token {token!r} cannot be a line of {path}: it holds white space; remove it")
@@ -66,7 +72,7 @@ def write_vocab(path: str | Path, tokens: Sequence[str]) -> None:
 
 
 def _tokens(lines: list[str], path: Path) -> list[str]:
-    first: dict[str, int] = {}
+    tokens: list[str] = []
     for number, line in enumerate(lines, 1):
         if line.endswith("\r"):
             raise TokenizerError(
@@ -79,9 +85,5 @@ def _tokens(lines: list[str], path: Path) -> list[str]:
             raise TokenizerError(
                 f"line {number} of {path} is empty, yet would take the id {number - 1}; remove it, or restore its token"
             )
-        if token in first:
-            raise TokenizerError(
-                f"{path} holds {token!r} twice, at lines {first[token]} and {number}; every token must stand once"
-            )
-        first[token] = number
-    return list(first)
+        tokens.append(token)
+    return tokens

@@ -40,7 +40,7 @@ _SPACED_AFTER = frozenset(",;:!?")
 class WordPiece(BaseTokenizer):
     """A WordPiece tokenizer.
 
-    vocabulary: the tokens in the order of their ids, or the path of a vocab.txt.
+    vocabulary: the tokens in the order of their ids, or the path of a vocab.txt; a repeated token has its last id.
     lowercase: fold case and accents, as all published Chinese models do.
     start, end: the marks around a text, None for none; GPT2_ML has none.
     word_limit: words of more characters are unknown.
@@ -66,9 +66,6 @@ class WordPiece(BaseTokenizer):
         else:
             self._tokens, where = list(vocabulary), f"the vocabulary of {len(vocabulary)} tokens"
         self._ids = {token: number for number, token in enumerate(self._tokens)}
-        if len(self._ids) != len(self._tokens):
-            twice = next(token for number, token in enumerate(self._tokens) if self._ids[token] != number)
-            raise TokenizerError(f"{where} holds {twice!r} twice; every token must stand once")
         self._unk = self._needed("[UNK]", where)
         special = SpecialIds(
             pad=self._ids.get("[PAD]"),

@@ -177,6 +177,7 @@ def test_the_prompt_settles_the_first_space_unless_it_is_the_source_of_an_encode
     writing = Writing(sampling=GREEDY, limits=limits, ends=False)
     assert list(stream(follows, words, "good", writing=writing)) == [" day", "s", "天"]
     assert list(stream(follows, words, "天", writing=writing)) == ["day", "s", "天"]
+    assert list(stream(follows, words, "good ", writing=writing)) == ["day", "s", "天"]
     apart = Writing(sampling=GREEDY, limits=limits, ends=False, continues=False)
     assert list(stream(follows, words, "good", writing=apart)) == ["day", "s", "天"]
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import sentencepiece
+import transformers
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
@@ -82,6 +83,16 @@ def test_marks_that_the_vocabulary_has_not_are_left_out(tmp_path):
     assert load_tokenizer(tmp_path).encode("我").ids == [1]
     with pytest.raises(TokenizerError, match=r"has no '\[CLS\]'"):
         load_tokenizer(tmp_path, ends=True)
+
+
+def test_a_repeated_line_keeps_the_later_id_as_in_transformers(tmp_path):
+    write(tmp_path / "vocab.txt", [*MARKS, "我", "a", "我", "##a"])
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    tokenizer = load_tokenizer(tmp_path)
+    peer = transformers.BertTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.encode("我aa我").ids == peer("我aa我")["input_ids"] == [2, 7, 6, 8, 7, 3]
+    assert (tokenizer.vocab, tokenizer.token_to_id("我"), tokenizer.id_to_token(5)) == (9, 7, "我")
+    assert tokenizer.decode([5, 6, 8, 7]) == "我aa我"
 
 
 def test_a_vocabulary_with_newline_and_space_is_lossless(tmp_path):

@@ -25,7 +25,6 @@ def test_lines_end_at_newline_only(tmp_path, last):
     [
         (b"\xef\xbb\xbf[PAD]\na\n", "begins with a byte order mark (EF BB BF)"),
         (b"[PAD]\r\na\r\n", "has Windows line ends ('\\r\\n', first at line 1)"),
-        (b"[PAD]\na\nb\na\n", "holds 'a' twice, at lines 2 and 4"),
         (b"[PAD]\n\na\n", "line 2 of"),
         (b"[PAD]\na\n\n", "is empty, yet would take the id 2"),
         (b"[PAD]\n \t\na\n", "is empty, yet would take the id 1"),

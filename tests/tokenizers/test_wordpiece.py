@@ -330,8 +330,6 @@ def test_errors_name_the_value(tmp_path):
         WordPiece(["a"])
     with pytest.raises(TokenizerError, match="has no '<s>'"):
         WordPiece(TOKENS, start="<s>")
-    with pytest.raises(TokenizerError, match="holds 'a' twice"):
-        WordPiece(["[UNK]", "a", "a"], start=None, end=None)
     with pytest.raises(MissingFile, match=r"nothing\.txt"):
         WordPiece(tmp_path / "nothing.txt")
     with pytest.raises(TokenizerError, match="'hello' is not in the text after position 0"):

@@ -41,8 +41,7 @@ def load_vocab(
 
     simplified: leave out the tokens that no text can give, and return (vocabulary, keep_tokens), the latter the old
     ids of the tokens kept. startswith: tokens that stay whatever they are, and come first. A token that stands
-    twice keeps its later place, by which other ids shift, as in bert4keras; hanmo.tokenizers.read_vocab refuses
-    that.
+    twice keeps its later place, by which other ids shift, as in bert4keras; hanmo.tokenizers.read_vocab shifts none.
     Raises MissingFile, and TokenizerError for bytes that are not of the encoding, or a token of startswith that is
     not there.
     """
