@@ -6,10 +6,12 @@ Nothing here knows a family's name or a file's; families/ makes these from the o
 import json
 import math
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from hanmo.errors import ConfigError
+from hanmo.files import parse_json, read_json
 
 ACTIVATIONS = (
     "gelu_erf",
@@ -30,6 +32,9 @@ MASKS = ("full", "causal", "prefix")
 POSITIONS = ("none", "learned", "sinusoidal", "rotary", "relative", "buckets")
 SUBLAYERS = ("attention", "cross", "feed_forward")
 
+_MOST = 1 << 31  # what no size, factor or number of anything reaches
+_DEEPEST, _FARTHEST = 4096, 1 << 16
+
 T = TypeVar("T", "Sublayer", "StackConfig", "ModelConfig")
 
 
@@ -42,6 +47,7 @@ class Sublayer:
     post: bool = False
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _one_of("kind of a sublayer", self.kind, SUBLAYERS)
 
 
@@ -99,6 +105,10 @@ class StackConfig:
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        _check_types(self)
+        for name, most in (("depth", _DEEPEST), ("relative_clip", _FARTHEST)):  # no tensor of a file bounds these
+            if getattr(self, name) > most:
+                raise ConfigError(f"{name} is {getattr(self, name):,}; expected at most {most:,}")
         for name in ("depth", "width", "heads", "head_dim", "key_dim", "feed_forward", "embedding_width"):
             _at_least(name, getattr(self, name), 1)
         for name in ("segments", "condition", "condition_hidden"):
@@ -188,6 +198,7 @@ class ModelConfig:
     initializer: float = 0.02
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _at_least("vocab", self.vocab, 1)
         _one_of("output", self.output, ("none", "lm", "mlm"))
         _one_of("pool", self.pool, ("none", *ACTIVATIONS))
@@ -229,11 +240,16 @@ class ModelConfig:
 
         Raises ConfigError on broken JSON, an unknown or missing key, a value of the wrong type or out of range.
         """
+        return _build(cls, parse_json(text, "the model's configuration", error=ConfigError, unique=True), "the model")
+
+    @classmethod
+    def read(cls, path: Path) -> "ModelConfig":
+        """Read a hanmo.json. Raises ConfigError naming the file, MissingFile."""
+        data = read_json(path, error=ConfigError, unique=True)
         try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"the model's configuration is not JSON: {error}") from None
-        return _build(cls, data, "the model")
+            return _build(cls, data, "the model")
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
 
 
 def _build(cls: type[T], data: Any, where: str) -> T:
@@ -261,11 +277,29 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise ConfigError(f"{where} is {value!r}; expected a list")
         return tuple(_build(Sublayer, item, where) for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int and abs(value) < _MOST:
         value = float(value)
     if type(value) is not hint or (hint is float and not math.isfinite(value)):
         raise ConfigError(f"{where} is {value!r}; expected {hint.__name__}")
     return value
+
+
+def _kinds(cls: type) -> dict[str, tuple[type, ...]]:
+    """Give the types that each field may hold; a whole number will do for a float."""
+    kinds = {}
+    for name, hint in get_type_hints(cls).items():
+        allowed = [get_origin(each) or each for each in (get_args(hint) if isinstance(hint, UnionType) else (hint,))]
+        kinds[name] = tuple(allowed + [int] * (float in allowed))
+    return kinds
+
+
+def _check_types(config: Sublayer | StackConfig | ModelConfig) -> None:
+    for name, kinds in _KINDS[type(config)].items():
+        value = getattr(config, name)
+        if type(value) not in kinds or (type(value) is float and not math.isfinite(value)):
+            raise ConfigError(f"{name} is {str(value)[:200]!r}; expected {kinds[0].__name__}")
+        if type(value) is int and abs(value) >= _MOST:
+            raise ConfigError(f"{name} is {value:,}; expected a number below 2**31")
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -276,3 +310,6 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ConfigError(f"{name} is {value}; expected {least} or more")
+
+
+_KINDS = {cls: _kinds(cls) for cls in (Sublayer, StackConfig, ModelConfig)}

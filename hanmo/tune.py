@@ -19,6 +19,7 @@ from rich.console import Console
 
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingFile
+from hanmo.files import read_json
 from hanmo.hub import load
 from hanmo.loaded import Loaded
 from hanmo.model import Model
@@ -37,7 +38,6 @@ from hanmo.train.task import Reading, Task, make_task
 from hanmo.weights.fresh import config_of
 from hanmo.weights.load import Report, as_tensor
 from hanmo.weights.plan import plan
-from hanmo.weights.recognise import read_json
 from hanmo.weights.source import Source, open_source
 from hanmo.weights.write import atomic_path
 
@@ -189,7 +189,7 @@ def _choose(config: ModelConfig, run: Run, wishes: Wishes, device: torch.device,
 def _chosen(run: Run) -> dict[str, Any]:
     """Read what a run chose for itself when it began."""
     path = run.out / "chosen.json"
-    return dict(read_json(path)) if path.is_file() else {}
+    return dict(read_json(path, error=ConfigError, advice="; begin again with another --out")) if path.is_file() else {}
 
 
 def _sequence(config: ModelConfig, wishes: Wishes) -> int:

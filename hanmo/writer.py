@@ -3,7 +3,6 @@
 Joins an engine and a tokenizer with hanmo.generate. Imports no torch unless the engine does.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, CorruptFile, MissingFile, TokenizerError
+from hanmo.files import read_json
 from hanmo.generate.loop import Engine, Limits
 from hanmo.generate.rules import check_count
 from hanmo.generate.sampling import PRESETS, Sampling
@@ -259,10 +259,7 @@ def distinct_unknown_of(path: Path) -> int:
     told = (path if path.is_dir() else path.parent) / "training.json"
     if not told.is_file():
         return 0
-    try:
-        found = json.loads(told.read_text("utf-8"))["distinct_unknown"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFile(f"{told} is not an object with distinct_unknown ({error}); mend it or take it away") from None
+    found = read_json(told, advice="; mend it or take it away").get("distinct_unknown")
     if type(found) is not int or found < 0:
         raise CorruptFile(f"{told} says distinct_unknown is {found!r}; expected a whole number of 0 or more")
     return found

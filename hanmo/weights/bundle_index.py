@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 
 from hanmo.errors import CheckpointError, CorruptFile, MissingFile
+from hanmo.files import read_bytes
 from hanmo.weights.slices import Extent, partition_axis, slice_key
 from hanmo.weights.source import STORAGE, TensorInfo, storage_bytes
 from hanmo.weights.sstable import read_table
@@ -85,7 +86,7 @@ def read_index(path: Path) -> tuple[int, dict[str, Entry]]:
     Raises MissingFile, or CorruptFile and CheckpointError that name the file and what is wrong.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except FileNotFoundError:
         raise MissingFile(f"{path} is missing; a TensorFlow checkpoint cannot be read without its index") from None
     budget = _Budget(len(data))

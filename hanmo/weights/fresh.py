@@ -10,7 +10,7 @@ from typing import Any
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingFile
 from hanmo.families import FAMILIES, Names
-from hanmo.weights.recognise import read_json
+from hanmo.files import errors_as, read_json
 
 __all__ = ["config_of"]
 
@@ -23,11 +23,12 @@ def config_of(path: Path, *, family: str | None = None, mask: str | None = None)
     """
     if not path.is_file():
         raise MissingFile(f"no configuration at {path}; give a hanmo.json or config.json")
-    data = read_json(path)
+    data = read_json(path, error=ConfigError)
     if "encoder" in data or "decoder" in data:
-        config = ModelConfig.from_json(path.read_text("utf-8"))
+        config = ModelConfig.read(path)
     else:
-        config = _names_for(path, data, family).config(data)
+        with errors_as(ConfigError, f"{path} holds a value of a kind that cannot be right"):
+            config = _names_for(path, data, family).config(data)
     if config.decoder is None and config.output != "none":
         config = replace(config, pool="none", nsp=False, discriminator=False)
     if mask is not None:

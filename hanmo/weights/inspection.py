@@ -6,7 +6,7 @@ the files that only torch can open.
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from typing import Any
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingFile
 from hanmo.families.family import TRAINING
+from hanmo.files import open_file, read_bytes, read_json
 from hanmo.weights.bundle import Bundle, shard_path
 from hanmo.weights.bundle_index import read_index
-from hanmo.weights.recognise import SPARE, Recognised, find_config, read_json, recognise, recognise_own
-from hanmo.weights.shards import parse_json
+from hanmo.weights.recognise import SPARE, Recognised, find_config, recognise, recognise_own
+from hanmo.weights.shards import read_weight_map
 from hanmo.weights.source import Source, open_source
 
 __all__ = ["Inspection", "StoredFile", "find_checkpoints", "inspect"]
@@ -162,14 +163,14 @@ def _recognise(source: Source) -> tuple[Recognised, Path | None, dict[str, Any],
     if "token.weight" in source.tensors:
         if not own.is_file():
             raise MissingFile(f"{source.path} has Hanmo's own names but no hanmo.json beside it; copy it there")
-        config = ModelConfig.from_json(own.read_text("utf-8"))
-        return recognise_own(source, config), own, read_json(own), []
+        config = ModelConfig.read(own)
+        return recognise_own(source, config), own, read_json(own, error=ConfigError), []
     path = find_config(folder)
     problems: list[str] = []
     data = None
     if path is not None:
         try:
-            data = read_json(path)
+            data = read_json(path, error=ConfigError)
             found = recognise(source, config=data)
         except ConfigError as error:
             data = None
@@ -189,9 +190,7 @@ def _files(source: Source) -> list[StoredFile]:
                 ends[part.shard] = max(ends[part.shard], part.offset + part.info.nbytes)
         paths = [shard_path(source.path, shard, shards) for shard in range(shards)]
     elif source.path.name.endswith(".index.json"):
-        listed = parse_json(source.path.read_bytes(), str(source.path))["weight_map"]
-        assert isinstance(listed, Mapping)  # the reader has checked it
-        paths = [source.path.with_name(name) for name in sorted(set(listed.values()))]
+        paths = [source.path.with_name(name) for name in sorted(set(read_weight_map(source.path).values()))]
         ends = []
     else:
         paths, ends = [source.path], []
@@ -221,7 +220,7 @@ def _sum_up(files: list[StoredFile], progress: Callable[[int, int], None] | None
     done = 0
     for file in files:
         digest = hashlib.sha256()
-        with file.path.open("rb", buffering=0) as stream:
+        with open_file(file.path, buffering=0) as stream:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
                 done += len(chunk)
@@ -235,6 +234,6 @@ def _vocabulary(folder: Path) -> tuple[Path, int] | None:
     path = folder / "vocab.txt"
     if not path.is_file():
         return None
-    data = path.read_bytes()
+    data = read_bytes(path)
     # Only '\n' ends a word: vocabularies hold U+2028 and the like.
     return path, data.count(b"\n") + (not data.endswith(b"\n") and bool(data))

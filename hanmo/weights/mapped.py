@@ -5,12 +5,15 @@ Knows pages, alignment and the kernel's advice; knows nothing of what the bytes 
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
 from pathlib import Path
 
 import numpy as np
 
-from hanmo.errors import CorruptFile, MissingFile
+from hanmo.errors import CorruptFile, MemoryPlanError, MissingFile
+from hanmo.files import open_file
 from hanmo.weights.source import STORAGE, Array
 
 __all__ = ["MappedFile"]
@@ -27,12 +30,18 @@ class MappedFile:
         """Map the file. Raises MissingFile, naming it, if it is not there."""
         self.path = path
         try:
-            with path.open("rb") as file:
-                self.size = path.stat().st_size
+            with open_file(path) as file:
+                self.size = os.fstat(file.fileno()).st_size
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if self.size else None
         except FileNotFoundError:
             raise MissingFile(
                 f"{path} is missing; the checkpoint needs it: download it again into {path.parent}"
+            ) from None
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise MemoryPlanError(
+                f"{path} has {self.size:,} bytes, more than the system lets this process map"
             ) from None
         self._bytes = np.frombuffer(self._map, np.uint8) if self._map is not None else np.empty(0, np.uint8)
 

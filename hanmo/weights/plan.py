@@ -12,8 +12,9 @@ import torch
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingFile
 from hanmo.families import Row
+from hanmo.files import read_json
 from hanmo.model import Model
-from hanmo.weights.recognise import Recognised, read_config, read_json, recognise, recognise_own, rename
+from hanmo.weights.recognise import Recognised, read_config, recognise, recognise_own, rename
 from hanmo.weights.source import Source
 from hanmo.weights.table import check_repeats
 
@@ -44,7 +45,7 @@ def _recognised(
     folder = source.path.parent
     own = folder / OWN_CONFIG
     if config is None and own.is_file():
-        config = ModelConfig.from_json(own.read_text("utf-8"))
+        config = ModelConfig.read(own)
     if isinstance(config, ModelConfig):
         return _by(source, config)
     data = read_config(folder) if config is None else _read(Path(config))
@@ -83,4 +84,4 @@ def _by(source: Source, config: ModelConfig) -> tuple[Recognised, list[Row]]:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MissingFile(f"no configuration at {path}; give the config.json that belongs to the checkpoint")
-    return read_json(path)
+    return dict(read_json(path, error=ConfigError))

@@ -3,7 +3,6 @@
 Reads no tensor and imports no torch: the bare `.index` of a TensorFlow checkpoint will do.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, ConfigError
 from hanmo.families import FAMILIES, Family, Names, Row
+from hanmo.files import errors_as, read_json
 from hanmo.weights.measure import CUSTOM_HEAD, bare, derive, measure, translate
 from hanmo.weights.released import RELEASED
 from hanmo.weights.source import Source, TensorInfo
@@ -26,7 +26,6 @@ __all__ = [
     "find_config",
     "names_of",
     "read_config",
-    "read_json",
     "recognise",
     "recognise_own",
     "rename",
@@ -168,18 +167,7 @@ def find_config(folder: Path) -> Path | None:
 def read_config(folder: Path) -> dict[str, Any] | None:
     """Read what `find_config` finds."""
     path = find_config(folder)
-    return None if path is None else read_json(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object; raises ConfigError saying where it breaks."""
-    try:
-        data = json.loads(path.read_text("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds a {type(data).__name__}; expected a JSON object")
-    return data
+    return None if path is None else read_json(path, error=ConfigError)
 
 
 def rename(rows: list[Row], names: Mapping[str, object], prefix: str) -> list[Row]:
@@ -259,12 +247,8 @@ def _says(names: Names, family: str, config: Mapping[str, Any] | None) -> bool:
 
 
 def _read(names: Names, config: Mapping[str, Any]) -> ModelConfig:
-    try:
+    with errors_as(ConfigError, "config.json holds a value of a kind that cannot be right"):
         return names.config(config)
-    except ConfigError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"config.json holds a value of a kind that cannot be right: {error}") from None
 
 
 def _sort(result: Recognised, rows: list[Row], tensors: Mapping[str, TensorInfo]) -> None:

@@ -16,8 +16,9 @@ from types import TracebackType
 import numpy as np
 
 from hanmo.errors import CheckpointError, CorruptFile
+from hanmo.files import parse_json
 from hanmo.weights.mapped import MappedFile
-from hanmo.weights.shards import group, parse_json, write_sharded
+from hanmo.weights.shards import group, write_sharded
 from hanmo.weights.source import STORAGE, Array, TensorInfo, storage_bytes
 from hanmo.weights.write import Item, describe, raw_chunks
 
@@ -134,7 +135,7 @@ def _read_header(file: MappedFile) -> tuple[int, dict[str, object]]:
     text = file.raw(8, length).tobytes()
     if text[:1] != b"{":
         raise CorruptFile(f"header starts with {text[:8]!r}; expected '{{'")
-    return 8 + length, parse_json(text, "the header")
+    return 8 + length, parse_json(text, "the header", unique=True)
 
 
 def _metadata(value: object) -> dict[str, str]:

@@ -11,12 +11,13 @@ from pathlib import Path
 from types import TracebackType
 
 from hanmo.errors import CheckpointError, CorruptFile, MissingFile
+from hanmo.files import read_json
 from hanmo.weights.source import Array, Source, TensorInfo
 from hanmo.weights.write import Item, Staged, describe
 
-__all__ = ["Sharded", "group", "parse_json", "shard_name", "write_sharded"]
+__all__ = ["Sharded", "group", "read_weight_map", "shard_name", "write_sharded"]
 
-_MAX_INDEX = 256 << 20
+_MAX_INDEX = 64 << 20
 
 
 class Sharded:
@@ -27,7 +28,7 @@ class Sharded:
 
     def __init__(self, path: Path, open_file: Callable[[Path], Source]) -> None:
         self.path = path
-        weight_map = _read_index(path)
+        weight_map = read_weight_map(path)
         files = sorted(set(weight_map.values()))
         for file in files:
             if not (path.parent / file).is_file():
@@ -80,28 +81,6 @@ class Sharded:
         self.close()
 
 
-def parse_json(text: bytes, where: str) -> dict[str, object]:
-    """Return the object that the text is. Raises CorruptFile for anything else and for a key given twice."""
-
-    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in found if names.count(name) > 1)
-            raise CorruptFile(f"{where} holds {twice[:200]!r} twice")
-        return found
-
-    try:
-        value = json.loads(text.decode(), object_pairs_hook=once)
-    except CorruptFile:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{where} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CorruptFile(f"{where} is a JSON {type(value).__name__}; expected an object")
-    return value
-
-
 def group(
     items: Iterable[Item],
     max_shard_bytes: int | None,
@@ -133,6 +112,17 @@ def group(
     return groups
 
 
+def read_weight_map(path: Path) -> dict[str, str]:
+    """Read which file beside the index json holds each tensor. Raises MissingFile, CorruptFile."""
+    weight_map = read_json(path, unique=True, limit=_MAX_INDEX).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CorruptFile(f'{path} has no object "weight_map" that names the file of each tensor')
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or file in {"", ".."} or file != Path(file).name or set(file) & {"\\", "\0"}:
+            raise CorruptFile(f"{path} names {file!r} for {name!r}; expected a file name in the same folder")
+    return weight_map
+
+
 def shard_name(path: Path, shard: int, shards: int) -> Path:
     """Return `model-00001-of-00003.safetensors` for `model.safetensors`; shard counts from 0."""
     return path.with_name(f"{path.stem}-{shard + 1:05d}-of-{shards:05d}{path.suffix}")
@@ -157,15 +147,3 @@ def write_sharded(path: Path, groups: Sequence[list[Item]], write_one: Callable[
         made.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         staged.place(made, index)
     return index
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    if path.stat().st_size > _MAX_INDEX:
-        raise CorruptFile(f"{path} has {path.stat().st_size:,} bytes, too many for an index")
-    weight_map = parse_json(path.read_bytes(), str(path)).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CorruptFile(f'{path} has no object "weight_map" that names the file of each tensor')
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or file in {"", ".."} or file != Path(file).name or set(file) & {"\\", "\0"}:
-            raise CorruptFile(f"{path} names {file!r} for {name!r}; expected a file name in the same folder")
-    return weight_map

@@ -9,8 +9,9 @@ import pytest
 
 from hanmo.errors import CheckpointError, ConfigError
 from hanmo.families import FAMILIES
+from hanmo.files import read_json
 from hanmo.weights.bundle import Bundle
-from hanmo.weights.recognise import RELEASED, find_config, read_config, read_json, recognise, recognise_own, rename
+from hanmo.weights.recognise import RELEASED, find_config, read_config, recognise, recognise_own, rename
 from hanmo.weights.source import TensorInfo, storage_bytes
 
 KINDS = {
@@ -299,16 +300,6 @@ def test_two_configs_of_unknown_names_are_none(tmp_path):
     assert find_config(tmp_path) is None
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("{", "is not JSON: Expecting"), ("[1]", "holds a list; expected a JSON object"), ("[" * 100_000, "is not JSON")],
-)
-def test_a_config_that_is_not_one_is_refused(tmp_path, text, message):
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        read_json(tmp_path / "config.json")
-
-
 @pytest.mark.parametrize("key", ["vocab_size", "type_vocab_size", "hidden_dropout_prob", "initializer_range"])
 @pytest.mark.parametrize("value", ["many", [3], {}, -1, 1e300])
 def test_a_value_of_the_wrong_kind_is_an_error_of_ours_or_none(data, key, value):
@@ -326,11 +317,6 @@ def test_a_value_of_the_wrong_kind_is_named(data):
     config = read_config(folder) | {"hidden_dropout_prob": "half"}
     with pytest.raises(ConfigError, match=r"a value of a kind that cannot be right: .* 'half'"):
         recognise(listed(folder / "model.ckpt"), config=config)
-
-
-def test_a_config_with_a_byte_order_mark_is_read(tmp_path):
-    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf{}")
-    assert read_json(tmp_path / "config.json") == {}
 
 
 def test_the_index_alone_is_enough(data, tmp_path):

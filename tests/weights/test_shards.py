@@ -60,7 +60,7 @@ def test_a_shard_outside_the_folder_is_refused(index, file):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[]", "is a JSON list; expected an object"),
+        ("[]", "holds a list; expected a JSON object"),
         ("{", "is not JSON"),
         ("{}", 'has no object "weight_map"'),
         ('{"weight_map": 3}', 'has no object "weight_map"'),
@@ -75,7 +75,7 @@ def test_an_index_that_is_none_is_refused(index, text, words):
 
 def test_an_index_of_a_size_without_reason_is_refused(index, monkeypatch):
     monkeypatch.setattr("hanmo.weights.shards._MAX_INDEX", 10)
-    with pytest.raises(CorruptFile, match=r"m\.safetensors\.index\.json has \d+ bytes, too many for an index"):
+    with pytest.raises(CorruptFile, match=r"m\.safetensors\.index\.json has \d+ bytes; expected at most 10 "):
         open_source(index)
 
 

@@ -18,6 +18,7 @@ from hanmo.compat.bert4keras.configs import Settings
 from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, CorruptFile, NotCarried, TensorMismatch
 from hanmo.families import FAMILIES, Row
+from hanmo.files import open_file, parse_json
 from hanmo.model import Model
 from hanmo.weights.bundle_writer import write_bundle
 from hanmo.weights.load import as_tensor, fill
@@ -113,7 +114,7 @@ def _items(tensors: Any, dtype: str | None = None) -> Iterator[Item]:
 def _open(path: str | os.PathLike[str]) -> Safetensors:
     file = Path(path)
     if file.is_file():
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
             if stream.read(len(_HDF5)) == _HDF5:
                 raise NotCarried(
                     f"{file} is an HDF5 file of Keras's; where bert4keras still runs, load it and write the weights "
@@ -124,8 +125,8 @@ def _open(path: str | os.PathLike[str]) -> Safetensors:
 
 def _settings(text: str, path: Any) -> Settings:
     try:
-        data = json.loads(text)
-        if not isinstance(data, dict) or set(data) != {field.name for field in fields(Settings)}:
+        data = parse_json(text, f"{path}: its header")
+        if set(data) != {field.name for field in fields(Settings)}:
             raise ValueError(f"expected the fields {', '.join(field.name for field in fields(Settings))}")
         return Settings(**data)
     except ValueError as error:

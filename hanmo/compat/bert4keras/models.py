@@ -3,7 +3,6 @@
 NumPy in, NumPy out. Id 0 is masked as a key except at the first position, outputs end in their activation.
 """
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from hanmo.compat.bert4keras.layers import Input, KerasLayer, keras_layers
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingFile, PromptError
 from hanmo.families import FAMILIES
+from hanmo.files import read_json
 from hanmo.model import Model
 from hanmo.weights.edit import Average, VocabularyEdit
 from hanmo.weights.load import fill
@@ -319,13 +319,7 @@ def _read_config(path: str | None) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise MissingFile(f"no configuration at {path}; give the config.json that belongs to the checkpoint")
-    try:
-        data = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds a {type(data).__name__}; expected a JSON object")
-    return data
+    return dict(read_json(file, error=ConfigError))
 
 
 def _vocabulary_edit(data: dict[str, Any]) -> VocabularyEdit | None:
