@@ -109,7 +109,7 @@ def open_source(path: str | Path, *, verify: bool = True) -> Source:
     if found.name.endswith((".bin", ".pt", ".pth", ".bin.index.json")):
         from hanmo.weights.torch_files import TorchFile
 
-        return _whole(found, TorchFile)
+        return _whole(found, lambda file: TorchFile(file, verify=verify))
     from hanmo.weights.bundle import Bundle
 
     return Bundle(found, verify=verify)

@@ -5,17 +5,19 @@ Knows torch, which it imports when a file is opened or written, and where people
 
 from __future__ import annotations
 
-import errno
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from reprlib import repr
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hanmo.errors import CheckpointError, CorruptFile, MissingFile
+from hanmo.files import errors_as, open_file
 from hanmo.weights.shards import group, write_sharded
 from hanmo.weights.source import STORAGE, Array, TensorInfo, storage_bytes
 from hanmo.weights.write import Item, describe, raw_chunks
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TorchFile", "write_torch"]
 
+_CHUNK = 1 << 22
+_MOST_REPEATED = 1 << 20  # bytes that the expanded tensors of a file may come to, beyond what is stored
 _NESTED = ("state_dict", "model_state_dict", "model", "module")
 
 
@@ -35,12 +39,16 @@ class TorchFile:
     torch 1.6 and later are mapped; older ones are read whole.
     Raises MissingFile, CheckpointError for contents that are not tensors by name, and CorruptFile for damaged
     files and for pickles that would run code: they are never run.
+    verify: compare the CRC-32 of every record, before the first tensor is read, where the file has them (torch 1.6).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, verify: bool = True) -> None:
         self.path = path
-        self._found = dict(sorted(_state_dict(_load(path), path).items()))
+        loaded, zipped = _load(path)
+        self._verify = verify and zipped
+        self._found = dict(sorted(_state_dict(loaded, path).items()))
         self._infos = {name: _info(name, tensor, path) for name, tensor in self._found.items()}
+        _refuse_repeated(self._found, path)
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -56,9 +64,12 @@ class TorchFile:
         """Return one tensor; see `Source.read`. Tensors that share memory in the file share it here."""
         import torch
 
-        tensor = self._found[name]
-        storage = STORAGE[self._infos[name].dtype]
-        return tensor.view(getattr(torch, storage)).numpy() if storage != self._infos[name].dtype else tensor.numpy()
+        if self._verify:
+            _check_sums(self.path)
+            self._verify = False
+        tensor, dtype = self._found[name], self._infos[name].dtype
+        with errors_as(CorruptFile, f"tensor {name!r} of {self.path} cannot be read"):
+            return (tensor if STORAGE[dtype] == dtype else tensor.view(getattr(torch, STORAGE[dtype]))).numpy()
 
     def release(self, name: str) -> None:
         """Do nothing: torch owns the map."""
@@ -106,32 +117,53 @@ def _tensor(item: Item) -> torch.Tensor:
     return torch.from_numpy(typed).view(getattr(torch, info.dtype))
 
 
-def _load(path: Path) -> object:
+def _load(path: Path) -> tuple[object, bool]:
+    """Return what the file holds, and whether it is a zip archive, whose tensors are mapped."""
     import torch
 
     try:
-        with path.open("rb") as file:
-            mapped = file.read(4) == b"PK\x03\x04"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old protocols, of no use to whoever was given the file
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with open_file(path) as file:
+            zipped = file.read(4) == b"PK\x03\x04"
     except FileNotFoundError:
         raise MissingFile(f"{path} is missing; download it again into {path.parent}") from None
-    except pickle.UnpicklingError as error:
-        reason = str(error).partition("\n")[0][:300]
-        raise CorruptFile(
-            f"{path} is refused: it is damaged, or its pickle holds more than tensors and could run code "
-            f"({_refused(str(error)) or reason}); save its state_dict alone, or better as safetensors"
-        ) from None
-    except _DAMAGE as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # not about the contents
-            raise
-        reason = str(error).partition(". ")[0][:300] or type(error).__name__
-        raise CorruptFile(f"{path} is not a whole file of torch.save: {reason}; download or copy it again") from None
+    with errors_as(CorruptFile, f"{path} is not a whole file of torch.save", advice="; download or copy it again"):
+        if zipped:
+            _check_stored(path)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about old protocols, of no use to whoever was given the file
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped), zipped
+        except pickle.UnpicklingError as error:
+            reason = str(error).partition("\n")[0][:300]
+            raise CorruptFile(
+                f"{path} is refused: it is damaged, or its pickle holds more than tensors and could run code "
+                f"({_refused(str(error)) or reason}); save its state_dict alone, or better as safetensors"
+            ) from None
 
 
-_DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OSError)
-"""What torch.load is seen to raise on damaged bytes."""
+def _check_stored(path: Path) -> None:
+    """Refuse compressed records, which mapping would take for numbers and which may unpack to any size."""
+    with open_file(path) as file, zipfile.ZipFile(file) as archive:
+        for record in archive.infolist():
+            if record.compress_type != zipfile.ZIP_STORED:
+                raise CorruptFile(
+                    f"{path} holds compressed records, which torch.save never writes; load it with torch.load and "
+                    "save it again, or better as safetensors"
+                )
+
+
+def _check_sums(path: Path) -> None:
+    """Read every record and compare its CRC-32; torch writes 0 where it was told to compute none."""
+    with (
+        errors_as(CorruptFile, f"{path} is damaged", advice="; download it again, or give verify=False to load it"),
+        open_file(path) as file,
+        zipfile.ZipFile(file) as archive,
+    ):
+        for record in archive.infolist():
+            if record.CRC:
+                with archive.open(record) as stream:
+                    while stream.read(_CHUNK):
+                        pass
 
 
 def _refused(message: str) -> str:
@@ -154,7 +186,7 @@ def _state_dict(loaded: object, path: Path) -> dict[str, torch.Tensor]:
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(
-                f"{path} holds a {type(value).__name__} under {name!r}; expected tensors by name, at the top or "
+                f"{path} holds a {type(value).__name__} under {repr(name)}; expected tensors by name, at the top or "
                 f"under one of {', '.join(_NESTED)}"
             )
         tensors[name] = value.detach()
@@ -171,3 +203,14 @@ def _info(name: str, tensor: torch.Tensor, path: Path) -> TensorInfo:
             "plain numbers: save it again"
         )
     return TensorInfo(name, dtype, tuple(tensor.shape), storage_bytes(dtype, tensor.shape))
+
+
+def _refuse_repeated(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse tensors that claim many times the numbers they have, by a stride of 0: a small file, a full memory."""
+    beyond = {name: tensor.nbytes - tensor.untyped_storage().nbytes() for name, tensor in tensors.items()}
+    if sum(size for size in beyond.values() if size > 0) > _MOST_REPEATED:
+        name = max(beyond, key=lambda name: beyond[name])
+        raise CorruptFile(
+            f"tensor {name!r} of {path} claims the shape {list(tensors[name].shape)} but repeats the numbers of "
+            f"{tensors[name].untyped_storage().nbytes():,} bytes; save it again, made contiguous"
+        )

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -163,9 +167,90 @@ def test_contents_that_are_no_tensors_by_name_are_refused(tmp_path, value, words
         TorchFile(tmp_path / "m.bin")
 
 
-def test_troubles_of_the_disk_are_not_taken_for_damage(tmp_path):
-    with pytest.raises(IsADirectoryError, match=r"\[Errno 21\]"):
+def test_a_folder_is_named_as_one(tmp_path):
+    with pytest.raises(CorruptFile, match="is a folder, a FIFO or a device"):
         TorchFile(tmp_path)
+
+
+def rezipped(path, method):
+    """Write the same records again with Python's zipfile, which aligns nothing."""
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in records.items():
+            archive.writestr(name, data)
+
+
+def test_compressed_records_are_refused_and_stored_ones_read(tmp_path):
+    path = write_torch(tmp_path / "m.bin", [("v", np.arange(400.0))])
+    rezipped(path, zipfile.ZIP_STORED)
+    assert TorchFile(path).read("v").tolist() == list(range(400))
+    rezipped(path, zipfile.ZIP_DEFLATED)
+    for verify in (True, False):
+        with pytest.raises(CorruptFile, match=r"m\.bin holds compressed records, which torch\.save never writes; load"):
+            open_source(path, verify=verify)
+
+
+def test_a_small_archive_does_not_unpack_to_a_large_one(tmp_path):
+    path = write_torch(tmp_path / "m.bin", [("v", np.zeros(4))])
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m/data.pkl", bytes(1 << 26))
+    tracemalloc.start()
+    with pytest.raises(CorruptFile, match="compressed records"):
+        TorchFile(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
+
+
+def test_a_flipped_byte_is_found_by_its_checksum(tmp_path):
+    path = write_torch(tmp_path / "m.bin", [("v", np.arange(400.0))])
+    data = bytearray(path.read_bytes())
+    data[data.index(np.float64(200).tobytes()) + 6] ^= 1
+    path.write_bytes(data)
+    with open_source(path) as source:  # what a file holds is listed without reading it all
+        with pytest.raises(CorruptFile, match=r"m\.bin is damaged: Bad CRC-32 for file '.*data/0'; download it again"):
+            source.read("v")
+    with open_source(path, verify=False) as source:
+        assert source.read("v")[200] != 200
+
+
+def test_a_file_written_without_checksums_is_read(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = write_torch(tmp_path / "m.bin", [("v", np.arange(4.0))])
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert TorchFile(path).read("v").tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_tensor_that_repeats_a_number_without_end_is_refused(tmp_path, zipped):
+    torch.save({"small": torch.ones(1).expand(1000)}, tmp_path / "m.bin", _use_new_zipfile_serialization=zipped)
+    assert TorchFile(tmp_path / "m.bin").read("small").tolist() == [1] * 1000
+    large = {"v": torch.zeros(1).expand(1 << 35), "w": torch.zeros(2)}
+    torch.save(large, tmp_path / "m.bin", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CorruptFile, match=r"'v' of .* claims the shape \[34359738368\] but repeats .* 4 bytes"):
+        TorchFile(tmp_path / "m.bin")
+
+
+def test_numbers_that_do_not_fit_into_memory_are_said_to(tmp_path):
+    program = f"""
+import resource, sys, torch
+from pathlib import Path
+from hanmo.errors import MemoryPlanError
+from hanmo.weights.torch_files import TorchFile
+held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + (64 << 20),) * 2)
+try:
+    TorchFile(Path({str(tmp_path / "m.bin")!r}))
+except MemoryPlanError as error:
+    sys.exit(0 if "m.bin" in str(error) and "more memory than there is" in str(error) else str(error))
+sys.exit("it was read")
+"""
+    torch.save({"v": torch.zeros(1 << 26)}, tmp_path / "m.bin", _use_new_zipfile_serialization=False)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
 
 
 def test_missing_files_are_named(tmp_path):
