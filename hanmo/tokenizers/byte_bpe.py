@@ -3,7 +3,6 @@
 Knows GPT-2's alphabet of bytes and the two files. Merging is done in Rust by Hugging Face `tokenizers`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,9 +11,11 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from hanmo.errors import MissingFile, TokenizerError
+from hanmo.files import errors_as, read_bytes, read_json
 from hanmo.tokenizers.base import BaseTokenizer, Spans
 from hanmo.tokenizers.protocol import SpecialIds
 from hanmo.tokenizers.streams import BytesStream
+from hanmo.tokenizers.vocab import MAX_VOCAB
 
 __all__ = ["ByteBPE"]
 
@@ -61,7 +62,8 @@ class ByteBPE(BaseTokenizer):
             for token, number in self._ids.items()
             if token not in named
         }
-        self._rust = RustTokenizer(BPE(vocab=self._ids, merges=list(merges)))
+        with errors_as(TokenizerError, "the vocabulary and its merges are not ones that byte-level BPE can use"):
+            self._rust = RustTokenizer(BPE(vocab=self._ids, merges=list(merges)))
         self._rust.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=True)
 
     @classmethod
@@ -138,11 +140,8 @@ def _check(ids: Mapping[str, int], merges: Sequence[tuple[str, str]], end: str |
 def _read_vocabulary(path: Path) -> dict[str, int]:
     if not path.is_file():
         raise MissingFile(f"there is no vocabulary at {path}; byte-level BPE needs a vocab.json beside merges.txt")
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as error:  # JSON's and UTF-8's errors are both of this kind
-        raise TokenizerError(f"{path} is no JSON ({error}); expected an object of token and id") from None
-    if not isinstance(found, dict) or not all(type(number) is int for number in found.values()):
+    found: dict[str, int] = read_json(path, error=TokenizerError, advice="; expected an object of token and id")
+    if not all(type(number) is int for number in found.values()):
         raise TokenizerError(f"{path} is not an object of token and id, as a vocab.json is; name the right file")
     return found
 
@@ -151,7 +150,7 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise MissingFile(f"there are no merges at {path}; byte-level BPE needs a merges.txt beside vocab.json")
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = read_bytes(path, error=TokenizerError, limit=MAX_VOCAB).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path} is not UTF-8 at byte {error.start}; download it again") from None
     merges: list[tuple[str, str]] = []

@@ -3,11 +3,11 @@
 Knows the names of files and which go together. Knows no checkpoint and no model.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from hanmo.errors import MissingFile, TokenizerError
+from hanmo.files import read_json
 from hanmo.tokenizers.byte_bpe import ByteBPE
 from hanmo.tokenizers.lossless import NEWLINE, SPACE_TOKEN, Lossless
 from hanmo.tokenizers.protocol import Tokenizer
@@ -112,10 +112,7 @@ def _wanted_case(path: Path, lowercase: bool | None) -> bool | None:
     beside = path.parent / "tokenizer_config.json"
     if lowercase is not None or not beside.is_file():
         return lowercase
-    try:
-        said = json.loads(beside.read_bytes())
-    except ValueError as error:
-        raise TokenizerError(f"{beside} is no JSON ({error}); mend it, or give lowercase=True or False") from None
+    said = read_json(beside, error=TokenizerError, kind=object, advice="; mend it, or give lowercase=True or False")
     found = said.get("do_lower_case") if isinstance(said, dict) else None
     return found if isinstance(found, bool) else None
 
@@ -137,8 +134,9 @@ def _from_json(path: Path, lowercase: bool | None, ends: bool | None, stand_ins:
     if model.get("type") != "WordPiece" or not isinstance(model.get("vocab"), dict):
         return TokenizerJson(path, ends=ends)
     ids: dict[str, int] = model["vocab"]
-    tokens = sorted(ids, key=lambda token: ids[token])
-    if [ids[token] for token in tokens] != list(range(len(tokens))):
+    numbers = all(type(number) is int for number in ids.values())
+    tokens = sorted(ids, key=lambda token: ids[token]) if numbers else []
+    if not numbers or [ids[token] for token in tokens] != list(range(len(tokens))):
         raise TokenizerError(f"the ids of {path} are not 0, 1, 2 …; the file is damaged or was edited")
     normalizer = found.get("normalizer")
     said = normalizer.get("lowercase") if isinstance(normalizer, dict) else None

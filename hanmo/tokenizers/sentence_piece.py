@@ -11,6 +11,7 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 
 from hanmo.errors import MissingExtra, MissingFile, TokenizerError
+from hanmo.files import errors_as, read_bytes
 from hanmo.tokenizers.base import BaseTokenizer, Spans
 from hanmo.tokenizers.protocol import SpecialIds
 from hanmo.tokenizers.streams import WindowStream
@@ -170,14 +171,12 @@ def load_model(model: str | Path | bytes) -> SentencePieceProcessor:
             raise MissingFile(
                 f"there is no SentencePiece model at {path}; name a .model file, or the folder that holds one"
             )
-        data, where = path.read_bytes(), str(path)
+        data, where = read_bytes(path, error=TokenizerError), str(path)
     processor = SentencePieceProcessor()
-    try:
-        loaded = bool(data) and processor.load_from_serialized_proto(data) is not False
-    except RuntimeError as error:
-        raise TokenizerError(f"{where} is no SentencePiece model ({error}); download it again") from None
-    if not loaded:
-        raise TokenizerError(f"{where} is empty, expected a SentencePiece model; download it again")
+    with errors_as(TokenizerError, f"{where} is no SentencePiece model", advice="; download it again"):
+        if not data or processor.load_from_serialized_proto(data) is False:
+            raise TokenizerError(f"{where} is empty, expected a SentencePiece model; download it again")
+        processor.id_to_piece(list(range(processor.get_piece_size())))  # fails on a piece that is not UTF-8
     return processor
 
 

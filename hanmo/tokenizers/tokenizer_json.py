@@ -12,12 +12,14 @@ from typing import Any
 from tokenizers import Tokenizer as RustTokenizer
 
 from hanmo.errors import MissingFile, TokenizerError
+from hanmo.files import errors_as, read_json
 from hanmo.tokenizers.base import BaseTokenizer, Spans
 from hanmo.tokenizers.protocol import SpecialIds
 from hanmo.tokenizers.streams import WindowStream
 
 __all__ = ["TokenizerJson", "read_tokenizer_json"]
 
+_MAX_BYTES = 64 << 20  # those of 250,000 tokens have up to 33 MB
 _NAMES = {
     "pad": ("[PAD]", "<pad>", "<|pad|>"),
     "unk": ("[UNK]", "<unk>"),
@@ -36,19 +38,18 @@ class TokenizerJson(BaseTokenizer):
 
     def __init__(self, path: str | Path, *, ends: bool | None = None) -> None:
         found = read_tokenizer_json(path)
-        try:
+        self._path = path
+        with errors_as(TokenizerError, f"{path} is no tokenizer that Hugging Face tokenizers reads"):
             self._rust = RustTokenizer.from_str(json.dumps(found))
-        except Exception as error:
-            if type(error) is not Exception:  # the library raises the bare class for what it cannot read
-                raise
-            raise TokenizerError(f"{path} is no tokenizer that Hugging Face tokenizers reads: {error}") from None
-        self._rust.no_truncation()
-        self._rust.no_padding()
-        self._rust.encode_special_tokens = True  # a text's '</s>' is plain characters unless special=True
-        self._size = int(self._rust.get_vocab_size(with_added_tokens=True))
-        named = {
-            str(token["content"]): int(token["id"]) for token in found.get("added_tokens") or [] if token.get("special")
-        }
+            self._rust.no_truncation()
+            self._rust.no_padding()
+            self._rust.encode_special_tokens = True  # a text's '</s>' is plain characters unless special=True
+            self._size = int(self._rust.get_vocab_size(with_added_tokens=True))
+            named = {
+                str(token["content"]): int(token["id"])
+                for token in found.get("added_tokens") or []
+                if token.get("special")
+            }
         guess = {kind: self._first(names) for kind, names in _NAMES.items()}
         start, end = self._marks(path)
         adds = start is not None or end is not None
@@ -87,23 +88,30 @@ class TokenizerJson(BaseTokenizer):
         return self._read([number for number in ids if number not in named])
 
     def _plain_ids(self, text: str) -> list[int]:
-        return list(self._rust.encode(text, add_special_tokens=False).ids)
+        return list(self._encode(text).ids)
 
     def _plain_spans(self, text: str) -> tuple[list[int], Spans]:
-        found = self._rust.encode(text, add_special_tokens=False)
+        found = self._encode(text)
         return list(found.ids), list(found.offsets)
 
+    def _encode(self, text: str, *, marks: bool = False) -> Any:
+        with errors_as(TokenizerError, f"{self._path} cannot split a text"):
+            return self._rust.encode(text, add_special_tokens=marks)
+
     def _read(self, ids: list[int]) -> str:
-        return str(self._rust.decode([self._check_id(number) for number in ids], skip_special_tokens=False))
+        checked = [self._check_id(number) for number in ids]
+        with errors_as(TokenizerError, f"{self._path} cannot join ids to a text"):
+            return str(self._rust.decode(checked, skip_special_tokens=False))
 
     def _first(self, names: Sequence[str]) -> int | None:
         return next((number for name in names if (number := self.token_to_id(name)) is not None), None)
 
     def _marks(self, path: str | Path) -> tuple[int | None, int | None]:
-        plain = list(self._rust.encode("1", add_special_tokens=False).ids)
-        marked = list(self._rust.encode("1", add_special_tokens=True).ids)
+        plain, marked = list(self._encode("1").ids), list(self._encode("1", marks=True).ids)
         extra = len(marked) - len(plain)
-        before = next(at for at in range(extra + 1) if marked[at : at + len(plain)] == plain)
+        before = next((at for at in range(extra + 1) if marked[at : at + len(plain)] == plain), None)
+        if before is None:
+            raise TokenizerError(f"{path} changes a text's own ids where it puts marks around it; expected them whole")
         if before > 1 or extra - before > 1:
             raise TokenizerError(
                 f"{path} puts {before} marks before a text and {extra - before} behind it, expected "
@@ -117,10 +125,7 @@ def read_tokenizer_json(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise MissingFile(f"there is no tokenizer.json at {path}; name the file, or the folder that holds it")
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as error:  # JSON's and UTF-8's errors are both of this kind
-        raise TokenizerError(f"{path} is no JSON ({error}); download it again") from None
-    if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
+    found: dict[str, Any] = read_json(path, error=TokenizerError, limit=_MAX_BYTES, advice="; download it again")
+    if not isinstance(found.get("model"), dict):
         raise TokenizerError(f"{path} has no 'model', as every tokenizer.json has; name the right file")
     return found

@@ -8,8 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hanmo.errors import MissingFile, TokenizerError
+from hanmo.files import read_bytes
 
-__all__ = ["read_vocab", "write_vocab"]
+__all__ = ["MAX_VOCAB", "read_vocab", "write_vocab"]
+
+MAX_VOCAB = 32 << 20
+"""The most bytes of a vocabulary; the largest in use, of 250,000 words, has 4 MiB."""
 
 
 def read_vocab(path: str | Path) -> list[str]:
@@ -24,7 +28,7 @@ def read_vocab(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise MissingFile(f"there is no vocabulary at {path}; name a vocab.txt, or the folder that holds one")
-    data = path.read_bytes()
+    data = read_bytes(path, error=TokenizerError, limit=MAX_VOCAB)
     if data.startswith(b"\xef\xbb\xbf"):
         raise TokenizerError(
             f"{path} begins with a byte order mark (EF BB BF), which would become part of the first token; "

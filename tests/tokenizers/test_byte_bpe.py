@@ -141,8 +141,9 @@ def test_files_that_do_not_fit_are_refused(folder, tmp_path):
         with pytest.raises(error, match=re.escape(message)):
             ByteBPE.from_files(path, tmp_path / "merges.txt", **options)
 
-    refused("is no JSON", vocab="{")
-    refused("is not an object of token and id", vocab="[]")
+    refused("is not JSON", vocab="{")
+    refused("is not JSON: it is nested too deeply", vocab='{"a":' * 100_000)
+    refused("holds a list; expected a JSON object; expected an object of token and id", vocab="[]")
     refused("is not an object of token and id", vocab='{"a": "1"}')
     refused("the ids of the vocabulary are not 0, 1, 2", vocab={**vocabulary, "extra": 9999})
     without = [token for token in vocabulary if token != "a"]

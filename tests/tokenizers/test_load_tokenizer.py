@@ -73,7 +73,7 @@ def test_case_is_folded_unless_the_vocabulary_has_capitals_or_its_config_says_so
     (tmp_path / "tokenizer_config.json").write_text("[1]")
     assert load_tokenizer(tmp_path, ends=False).encode("A").ids == [7]
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json is no JSON"):
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json is not JSON"):
         load_tokenizer(tmp_path)
     assert load_tokenizer(tmp_path, lowercase=True, ends=False).encode("A").ids == [6]
 
@@ -228,7 +228,15 @@ def test_the_marks_of_a_tokenizer_json_are_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
+        ('{"model":' * 100_000, "is not JSON: it is nested too deeply"),
+        ('{"model": {"type": "WordPiece", "vocab": {"a": "b", "c": 0}}}', r"the ids of .* are not 0, 1, 2"),
+        ('{"model": {"type": "WordPiece", "vocab": {"a": null}}}', r"the ids of .* are not 0, 1, 2"),
+        ('{"model": {"type": "Unigram", "unk_id": null, "vocab": [["a", -1.0]]}}', "cannot split a text"),
+        (
+            '{"model": {"type": "Unigram", "unk_id": 5, "vocab": []}}',
+            "is no tokenizer that Hugging Face tokenizers reads",
+        ),
         ('{"a": 1}', "has no 'model'"),
         ('{"model": {"type": "Nothing"}}', "is no tokenizer that Hugging Face tokenizers reads"),
     ],
