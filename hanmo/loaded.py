@@ -91,19 +91,19 @@ class Loaded(Writer):
         return save(self.model, path, form=form, tokenizer=beside, overwrite=overwrite).path
 
     @torch.inference_mode()
-    def score(self, text: str, *, distinct_unknown: int | None = None) -> Score:
+    def score(self, text: str, *, distinct_unknown: int | None = None, parse_special: bool = False) -> Score:
         """Measure how well a model that writes foretells a text, in windows that overlap by half.
 
         A model that Hanmo trained is given the end mark before the text and foretells the one behind it.
         distinct_unknown: how many unknown characters training saw; each [UNK] then costs log2 of it + 1 more bits. None
-        takes what the model's training.json says, or 0.
+        takes what the model's training.json says, or 0.   parse_special: as for `writing`.
         Raises PromptError for a text of fewer than two tokens, CheckpointError for a model that does not write.
         """
         tokenizer = self._tokenizer()
         if not self.config.writes or self.config.main.mask != "causal" or self.config.answers:
             raise CheckpointError("scores need a model that reads from left to right; load a BERT with mask='causal'")
         marks = self.writing().before
-        ids = [*marks, *encode_prompt(tokenizer, text, ends=False), *marks]
+        ids = [*marks, *encode_prompt(tokenizer, text, ends=False, special=parse_special), *marks]
         if len(ids) < 2:
             raise PromptError(f"the text {text!r} is one token; nothing foretells the first, give a longer text")
         logprobs = foretell(self._logprobs, ids, window=self.config.main.context or len(ids))

@@ -103,6 +103,7 @@ class Writer:
         stop: str | None = "sentence",
         stop_strings: Sequence[str] = (),
         keep_last: bool = False,
+        parse_special: bool = True,
     ) -> Writing:
         """Make the settings of writing.
 
@@ -110,8 +111,9 @@ class Writer:
         preset: "article", "gpt2-ml-demo" or "greedy" draws just as that did, instead of by the settings of drawing.
         stop: "sentence" ends with the first sentence after min_chars (128, or max_chars if less); None goes on.
         max_chars: the most characters; None is no limit. Both count what is written, without the prompt.
-        max_tokens: the most tokens; None is as far as the model knows positions.
-        allow_unknown: let [UNK] be written.   keep_last: cut a prompt that is too long from the left.
+        max_tokens: the most tokens; None is as far as the model knows positions.   allow_unknown: let [UNK] be written.
+        keep_last: cut a prompt that is too long from the left.
+        parse_special: read "[CLS]" and its like in a prompt as tokens; False, for prompts of strangers, as characters.
         Raises ConfigError for a setting out of range.
         """
         drawing = (temperature, top_k, top_p, repetition_penalty, no_repeat_ngram) != (1.0, None, None, 1.0, None)
@@ -133,13 +135,13 @@ class Writer:
         least = min(128, max_chars or 128) if min_chars is None else min_chars
         if max_tokens is None and self.config.main.context is None:
             max_tokens = 4 * (max_chars or 1024)  # an end for models whose positions have none
-        end = self._tokenizer().special.end
-        answers = self.config.answers
+        end, answers = self._tokenizer().special.end, self.config.answers
         return Writing(
             sampling=replace(sampling, banned=(*sampling.banned, *spare)),
             limits=Limits(max_tokens=max_tokens, end_ids=() if end is None else (end,)),
             stop=StopRules(sentence_after=least if stop else None, strings=tuple(stop_strings), max_chars=max_chars),
             keep_last=keep_last,
+            special=parse_special,
             continues=not answers and self.config.main.mask == "causal",
             ends=None if answers or self.config.main.mask == "prefix" else False,
             # Models that Hanmo trained have seen every document begin behind an end mark.

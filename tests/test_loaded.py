@@ -16,6 +16,7 @@ import hanmo
 from hanmo.engines.torch_engine import TorchEngine
 from hanmo.errors import CheckpointError, ConfigError, MissingFile, PromptError, TokenizerError
 from hanmo.families import FAMILIES
+from hanmo.generate.text import read_prompt
 from hanmo.model import Model
 from hanmo.weights.save import save
 
@@ -61,6 +62,33 @@ def test_a_text_begins_with_its_prompt_and_a_seed_repeats_it(writer):
 def test_streamed_pieces_joined_are_each_sample(writer, seed, n):
     texts = writer.write("床前", n=n, seed=seed, max_chars=15)
     assert ["床前" + "".join(writer.stream("床前", seed=seed, sample=i, max_chars=15)) for i in range(n)] == texts
+
+
+@pytest.mark.parametrize("prompt", ["[CLS]床前，", "床前[SEP]明"])
+def test_special_tokens_of_a_prompt_are_read_as_transformers_does(writer, prompt):
+    from transformers import BertTokenizer
+
+    peer = BertTokenizer.from_pretrained(writer.path.parent, do_lower_case=True)
+    ids = peer(prompt, add_special_tokens=False)["input_ids"]
+    assert read_prompt(writer.engine, writer.tokenizer, prompt, writer.writing()) == ids
+    assert {2, 3} & set(ids)
+    plain = read_prompt(writer.engine, writer.tokenizer, prompt, writer.writing(parse_special=False))
+    assert plain == writer.tokenizer.encode(prompt, ends=False).ids != ids
+    how = {"temperature": 0, "max_tokens": 5, "stop": None}
+    with torch.inference_mode():
+        row = list(ids)
+        for _ in range(5):
+            logits = writer.model(torch.tensor([row])).logits[0, -1]
+            logits[[0, 1, 2, 4]] = -math.inf
+            row.append(int(logits.argmax()))
+            if row[-1] == 3:
+                break
+    [written] = writer.write_detailed(prompt, **how)
+    assert list(written.ids) == [number for number in row[len(ids) :] if number != 3]
+    assert writer.write(prompt, **how)[0] == prompt + written.text
+    scored = writer.score(prompt, parse_special=True)
+    assert scored.tokens == [writer.tokenizer.id_to_token(number) for number in ids]
+    assert len(writer.score(prompt).tokens) == len(plain)
 
 
 def test_special_tokens_and_rows_without_a_word_are_never_written(tmp_path):

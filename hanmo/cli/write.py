@@ -75,6 +75,9 @@ def write(
     keep_last: Annotated[
         bool, typer.Option("--keep-last", help="Cut a prompt that is too long from the left.")
     ] = False,
+    parse_special: Annotated[
+        bool, typer.Option(help="Read [CLS] and other special tokens in a prompt as tokens, not as characters.")
+    ] = True,
     seed: Annotated[int | None, typer.Option(help="Repeat the draws of an earlier run.")] = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show a text while it is written.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each text.")] = False,
@@ -118,6 +121,7 @@ def write(
         "stop": stop.value if stop is Stop.sentence else None,
         "stop_strings": tuple(stop_string or ()),
         "keep_last": keep_last,
+        "parse_special": parse_special,
     }
     if file is not None and out is not None:
         from hanmo.cli.batch import write_file
@@ -146,12 +150,21 @@ def write(
         return
     loaded = open_model()
     for number, prompt in enumerate(prompts):
+        if parse_special:
+            _note_special(loaded, prompt)
         if number and not as_json:
             print()
         if n == 1 and beams is None and not as_json:
             _one(loaded, prompt, seed, how, shown=stream)
         else:
             _several(loaded, prompt, n, seed, beams, how, as_json=as_json)
+
+
+def _note_special(loaded: "Writer", prompt: str) -> None:
+    from hanmo.tokenizers.prompt import special_tokens_in
+
+    if loaded.tokenizer is not None and (names := special_tokens_in(loaded.tokenizer, prompt)):
+        say(f"read {', '.join(names)} in the prompt as special tokens; --no-parse-special reads them as characters")
 
 
 def _from_stdin() -> str:

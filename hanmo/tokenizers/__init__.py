@@ -3,7 +3,7 @@
 from hanmo.tokenizers.byte_bpe import ByteBPE
 from hanmo.tokenizers.load import load_tokenizer
 from hanmo.tokenizers.lossless import Lossless
-from hanmo.tokenizers.prompt import encode_prompt
+from hanmo.tokenizers.prompt import encode_prompt, special_tokens_in
 from hanmo.tokenizers.protocol import Encoding, SpecialIds, TextStream, Tokenizer
 from hanmo.tokenizers.sentence_piece import SentencePiece
 from hanmo.tokenizers.tokenizer_json import TokenizerJson
@@ -24,5 +24,6 @@ __all__ = [
     "encode_prompt",
     "load_tokenizer",
     "read_vocab",
+    "special_tokens_in",
     "write_vocab",
 ]

@@ -6,7 +6,7 @@ Knows what is wrong with a prompt. Knows no model: whether the prompt is too lon
 from hanmo.errors import PromptError
 from hanmo.tokenizers.protocol import Tokenizer
 
-__all__ = ["encode_prompt"]
+__all__ = ["encode_prompt", "special_tokens_in"]
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, *, ends: bool | None = None, special: bool = False) -> list[int]:
@@ -31,3 +31,10 @@ def encode_prompt(tokenizer: Tokenizer, text: str, *, ends: bool | None = None, 
             "in the characters the model was trained on, or use the vocabulary that belongs to the model"
         )
     return tokenizer.encode(text, ends=ends, special=special).ids
+
+
+def special_tokens_in(tokenizer: Tokenizer, text: str) -> list[str]:
+    """List the special tokens, such as [CLS], that are written out in a text and that special=True reads, in order."""
+    ids = dict.fromkeys(tokenizer.encode(text, ends=False, special=True).ids)
+    names = {number: tokenizer.id_to_token(number) for number in ids if not tokenizer.decode([number])}
+    return [name for name in names.values() if name in text]

@@ -52,6 +52,18 @@ def run(*arguments, **options):
     return CliRunner().invoke(app, ["write", *arguments], prog_name="hanmo", **options)
 
 
+def test_special_tokens_in_a_prompt_are_read_with_a_note_and_can_be_plain_characters(checkpoint):
+    path = checkpoint()
+    how = ("--model", path, "--seed", "7", "--max-chars", "9")
+    result = run("[CLS]今天，[SEP]", *how)
+    assert result.exit_code == 0 and result.stdout.startswith("[CLS]今天，[SEP]")
+    assert result.stderr.startswith("hanmo: read [CLS], [SEP] in the prompt as special tokens; --no-parse-special ")
+    plain = run("[CLS]今天，[SEP]", *how, "--no-parse-special")
+    assert plain.exit_code == 0 and plain.stderr == "" and plain.stdout != result.stdout
+    assert plain.stdout.startswith("[CLS]今天，[SEP]")
+    assert run("今天龘", *how).stderr == ""
+
+
 def test_stdout_holds_the_text_alone_and_begins_with_the_prompt(checkpoint):
     path = checkpoint()
     result = run("今天", "--model", path, "--seed", "7", "--max-chars", "9")
@@ -130,7 +142,6 @@ def test_what_cannot_be_done_is_one_line(checkpoint, arguments, message):
     [
         ("\ufeff" + "\n".join(WORDS), "byte order mark"),
         ("\r\n".join(WORDS), "Windows line ends"),
-        ("\n".join([*WORDS[:-1], "今"]), "今"),
         ("\n".join([*WORDS, "喵"]), "has 28 words, the checkpoint 27 rows"),
     ],
 )

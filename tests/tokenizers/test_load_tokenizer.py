@@ -22,6 +22,7 @@ from hanmo.tokenizers import (
     WordPiece,
     encode_prompt,
     load_tokenizer,
+    special_tokens_in,
 )
 
 MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -270,6 +271,13 @@ def test_a_prompt_is_its_ids():
     tokenizer = WordPiece([*MARKS, "我", "a"])
     assert encode_prompt(tokenizer, "我龘") == [2, 5, 1, 3]
     assert encode_prompt(tokenizer, "我[MASK]", ends=False, special=True) == [5, 4]
+
+
+def test_special_tokens_written_in_a_text_are_listed():
+    tokenizer = WordPiece([*MARKS, "[unused1]", "我", "[", "]", "a"])
+    assert special_tokens_in(tokenizer, "[CLS]我[SEP][unused1]我[SEP]龘[a]") == ["[CLS]", "[SEP]", "[unused1]"]
+    assert special_tokens_in(tokenizer, "龘[UNK]") == ["[UNK]"]
+    assert special_tokens_in(tokenizer, "我龘") == []
 
 
 @pytest.mark.parametrize("module", ["hanmo.tokenizers", "hanmo.compat.bert4keras.tokenizers"])

@@ -226,6 +226,11 @@ def test_marks_and_title_lines_come_and_go(tmp_path: Path) -> None:
     assert 25 < read[body] + read["【诗】" + body] < 75
 
 
+def test_special_tokens_written_in_a_document_are_plain_characters(tmp_path: Path) -> None:
+    data = packed(tmp_path, [Part("天[EOS]地[PAD]玄", "x")])
+    assert [number for number in data.ids if number in (0, END)] == [END, END]
+
+
 def test_marks_are_left_out_unless_asked_for(tmp_path: Path) -> None:
     file = packed(tmp_path, [Part(POEM, "poetry")], marks={"poetry": "【诗】"}, titles=True)
     assert documents_of(foretold(PackedData(file, window=6, rows=1, shuffle=False))) == [POEM]
