@@ -81,5 +81,5 @@ def load_network(
         changes[side] = replace(found.config.main, mask=mask)
     with torch.device("meta"):
         model = Model(replace(found.config, **changes))
-    dropped = {} if found.format == "hanmo" else found.names.dropped
+    dropped = {} if found.format == "hanmo" else found.names.reasons
     return model, fill(model, source, rows, dropped=dropped, dtype=dtype, edit=edit, progress=progress)

@@ -87,6 +87,8 @@ CASES = {
     "gpt2_bare": Case(
         "GPT2Model", GPT2 | {"activation_function": "gelu", "layer_norm_epsilon": 1e-3}, back="GPT2LMHeadModel"
     ),
+    "gpt": Case("OpenAIGPTLMHeadModel", GPT2 | {"layer_norm_epsilon": 1e-3}, LOGITS),
+    "gpt_bare": Case("OpenAIGPTModel", GPT2 | {"afn": "relu"}, back="OpenAIGPTLMHeadModel"),
     "t5_1.0": Case("T5ForConditionalGeneration", T5, LOGITS),
     "t5_1.1": Case("T5ForConditionalGeneration", GATED | {"layer_norm_epsilon": 1e-3}, LOGITS, untied=True),
     "t5_1.1_tied": Case("T5ForConditionalGeneration", GATED, LOGITS),
@@ -139,7 +141,7 @@ def compare(theirs: Any, ours: Any, outputs: dict[str, str], side: str) -> None:
         else:
             if "T5" not in kind and "RoFormer" not in kind:
                 given["position_ids"] = positions
-            if "T5" not in kind and "GPT2" not in kind:
+            if "T5" not in kind and "GPT" not in kind:
                 given["token_type_ids"] = segments
             reference = theirs(**given)
             output, real = ours(ids, mask=mask, segments=given.get("token_type_ids")), mask
@@ -203,10 +205,10 @@ def test_a_model_goes_back_to_transformers_with_every_tensor_bit_for_bit(
             assert np.array_equal(first.read(name), second.read(names[name])), name
 
 
-def test_the_cases_are_of_seven_families() -> None:
+def test_the_cases_are_of_eight_families() -> None:
     kinds = [getattr(transformers, case.name).config_class.model_type for case in CASES.values()]
-    assert len(CASES) == 26
-    assert set(kinds) == {"bert", "albert", "electra", "roformer", "gpt2", "t5", "mt5"}
+    assert len(CASES) == 28
+    assert set(kinds) == {"bert", "albert", "electra", "roformer", "gpt2", "openai-gpt", "t5", "mt5"}
 
 
 def save_as_bin(model: Any, folder: Path, rename: Callable[[str], str] = str) -> Path:

@@ -22,7 +22,6 @@ from hanmo.families.bert import (
     huggingface_original,
 )
 from hanmo.families.family import (
-    TRAINING,
     Config,
     Family,
     Names,
@@ -154,7 +153,7 @@ def _huggingface(*, shared: bool) -> Names:
             columns=False,
         ),
         heads={"pool": "albert.pooler.weight", "nsp": "sop_classifier.classifier.weight", "mlm": "predictions.bias"},
-        absent=() if shared else (token, token.removeprefix("albert.")),
+        absent=() if shared else (token,),
         dropped=HUGGINGFACE_DROPPED | {r"^predictions\.decoder\.(weight|bias)$": "the same tensor as the embedding"},
         repeats={"predictions.decoder.weight": token, "predictions.decoder.bias": "predictions.bias"},
         model_type="albert" if shared else "",
@@ -170,7 +169,7 @@ ALBERT = Family(
         rows=_rows,
         sizes=_SIZES,
         heads=HEADS,
-        dropped=TRAINING,
+        prefix="bert/",
     ),
     huggingface=_huggingface(shared=True),
 )
@@ -182,8 +181,8 @@ ALBERT_UNSHARED = Family(
         rows=_rows,
         sizes=_SIZES,
         heads=HEADS,
+        prefix="bert/",
         absent=(_SIZES.token,),  # its files are ALBERT's; it is asked for by name
-        dropped=TRAINING,
     ),
     huggingface=_huggingface(shared=False),
 )

@@ -11,7 +11,6 @@ from typing import Any
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError
 from hanmo.families.family import (
-    TRAINING,
     Config,
     Family,
     Names,
@@ -221,8 +220,8 @@ BERT = Family(
             feed_forward="bert/encoder/layer_0/intermediate/dense/kernel",
         ),
         heads=HEADS,
-        dropped=TRAINING,
         marks=("bert/embeddings/position_embeddings",),
+        prefix="bert/",
     ),
     huggingface=Names(
         config=partial(huggingface_encoder, family="bert"),
@@ -237,6 +236,7 @@ BERT = Family(
             feed_forward="bert.encoder.layer.0.intermediate.dense.weight",
             columns=False,
         ),
+        marks=("bert.embeddings.position_embeddings.weight",),
         heads={
             "pool": "bert.pooler.dense.weight",
             "nsp": "cls.seq_relationship.weight",

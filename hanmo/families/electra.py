@@ -20,7 +20,6 @@ from hanmo.families.bert import (
     huggingface_original,
 )
 from hanmo.families.family import (
-    TRAINING,
     Config,
     Family,
     Names,
@@ -89,7 +88,7 @@ ELECTRA = Family(
             feed_forward="electra/encoder/layer_0/intermediate/dense/kernel",
         ),
         heads={"discriminator": "discriminator_predictions/dense/kernel"},
-        dropped=TRAINING | {r"^generator(_predictions)?/": "the generator, which only training needs"},
+        dropped={r"^generator(_predictions)?/": "the generator, which only training needs"},
     ),
     huggingface=Names(
         config=_huggingface_config,

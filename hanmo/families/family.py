@@ -50,12 +50,12 @@ class Names:
     config: reads that format's config.json.   original: writes it.   rows: every tensor a model may have, all heads
     included.   heads: "mlm", "pool", "nsp", "discriminator", "decoder" or "untied" → the foreign tensor without which a
     model does not have it.
-    dropped: regular expression of foreign names → why they are not needed.
+    dropped: regular expression of foreign names → why they are not needed, beyond what is so in all (`TRAINING`).
     repeats: foreign name → the foreign name of the same numbers, where files hold a tied tensor twice.
     made: foreign tensors that hold no parameter → the way of `hanmo.weights.table.MADE` that makes them for a writer.
     marks, absent: tensors that are there, and are not, in this family alone among those with the same names.
     model_type: what a Hugging Face config.json calls it.   prefix: what names lack where the bare network was saved.
-    style: whose words its config.json uses: "bert", "gpt2" or "t5".
+    style: whose words its config.json uses: "bert", "gpt2" or "t5".   read_only: nobody else reads such files by now.
     """
 
     config: Callable[[Config], ModelConfig]
@@ -71,6 +71,12 @@ class Names:
     model_type: str = ""
     prefix: str = ""
     style: str = "bert"
+    read_only: bool = False
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Regular expression of names that no model needs → why."""
+        return TRAINING | dict(self.dropped)
 
 
 @dataclass(frozen=True)
@@ -86,15 +92,23 @@ class Family:
     writes_as: str = ""
 
 
-# What training left in a checkpoint; no network needs it.
+# What training and fine-tuning leave in a checkpoint of any family, in TensorFlow's names and in torch's.
 TRAINING = {
     r".*/adam_[mv]$": "Adam's state",
     r".*/adafactor_(vr|vc|v|m)$": "AdaFactor's state",
     r".*_slot_v[rc]?$": "AdaFactor's state (mesh-TensorFlow)",
+    r".*/(lamb|LAMB)_[mv]$": "LAMB's state",
+    r".*/Momentum$": "the state of SGD with momentum",
+    r"^beta[12]_power$|.*/(Adam|AdamW|LAMB)(Optimizer)?(_1)?$": "the optimizer's state",
+    r".*/AdamWeightDecayOptimizer(_1)?$": "the optimizer's state",
+    r".*/ExponentialMovingAverage$|^(ema|ema_model|model_ema)\.": "a moving average of the weights",
     r"^global_step$": "the training step",
-    r"^(beta[12]_power|.*/Adam(_1)?|.*/(lamb|LAMB)_[mv])$": "the optimizer's state",
     r"^(bad_steps|good_steps|loss_scale)$": "the loss scale of mixed-precision training",
     r"^_CHECKPOINTABLE_OBJECT_GRAPH$": "TensorFlow's object graph",
+    # google-research's run_classifier.py, run_squad.py (of BERT and ALBERT), and ELECTRA's finetune/.
+    r"^output_(weights|bias)$|^cls/squad/|^(start|end)_logits/|^answer_class/|^task_specific/": "a head of fine-tuning",
+    # transformers' heads for classification and question answering; "fc" and "crf" as many write them themselves.
+    r"^(classifier|score|qa_outputs|classification_head|multiple_choice_head|fc|crf)\.": "a head of fine-tuning",
 }
 
 

@@ -1,23 +1,29 @@
-"""GPT (CDial-GPT in TensorFlow's names): post-norm, no norm on the embeddings nor at the end, segments for speakers.
+"""GPT (CDial-GPT, in bert4keras's names and as transformers' OpenAIGPT), with segments for speakers.
 
+Post-norm, no norm on the embeddings nor at the end.
 The original runs OpenAI's GPT: gelu by tanh, eps 1e-5 (huggingface/transformers, openai-gpt).
 """
 
+from typing import Any
+
 from hanmo.config import ModelConfig
+from hanmo.errors import ConfigError
 from hanmo.families.bert import google_layer
 from hanmo.families.family import (
-    TRAINING,
+    POST_NORM,
     Config,
     Family,
     Names,
     Row,
     Sizes,
+    activation,
     blocks,
     read,
     row,
     transformer,
     write_transformer,
 )
+from hanmo.families.gpt2 import CAUSAL_MASK, conv1d_layer, gpt_sizes, hparams, original_hparams
 
 
 def _config(data: Config) -> ModelConfig:
@@ -34,16 +40,36 @@ def _rows(config: ModelConfig) -> list[Row]:
     ]
 
 
-def gpt_sizes(segment: str = "") -> Sizes:
-    """Tell sizes by the names that bert4keras's conversions of GPT and CPM have."""
-    return Sizes(
-        token="gpt/embeddings/word_embeddings",
-        position="gpt/embeddings/position_embeddings",
-        segment=segment,
-        layer="gpt/transformer/layer_{}/",
-        query="gpt/transformer/layer_0/attention/self/query/kernel",
-        feed_forward="gpt/transformer/layer_0/intermediate/dense/kernel",
+def _huggingface_config(data: Config) -> ModelConfig:
+    # transformers' OpenAIGPT calls the tanh approximation "gelu", and adds speakers' tokens only where they are given.
+    return hparams(
+        data,
+        family="gpt",
+        activation=activation({"afn": "gelu"} | dict(data), "gelu_tanh", "afn"),
+        mask="causal",
+        order=POST_NORM,
+        embedding_norm=False,
+        segments=data.get("type_vocab_size", 0),
+        shared_segments=bool(data.get("shared_segment_embeddings", False)),
     )
+
+
+def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
+    stack = config.main
+    if stack.feed_forward != 4 * stack.width:
+        raise ConfigError(f"feed_forward is {stack.feed_forward}; OpenAIGPT has 4 × n_embd, {4 * stack.width}")
+    data = original_hparams(config, "openai-gpt", "OpenAIGPTLMHeadModel")
+    if stack.segments:
+        data |= {"type_vocab_size": stack.segments, "shared_segment_embeddings": stack.shared_segments}
+    return data | {"afn": {"gelu_tanh": "gelu"}.get(stack.activation, stack.activation)}
+
+
+def _huggingface_rows(config: ModelConfig) -> list[Row]:
+    return [
+        row("token.weight", "transformer.tokens_embed.weight"),
+        row("decoder.embedding.position.weight", "transformer.positions_embed.weight"),
+        *blocks(config, conv1d_layer("attention_post", "feed_forward_post"), "transformer.h.{}"),
+    ]
 
 
 GPT = Family(
@@ -54,6 +80,22 @@ GPT = Family(
         rows=_rows,
         sizes=gpt_sizes("gpt/embeddings/token_type_embeddings"),
         absent=("gpt/output/LayerNorm/gamma",),
-        dropped=TRAINING,
+    ),
+    huggingface=Names(
+        config=_huggingface_config,
+        original=_huggingface_original,
+        rows=_huggingface_rows,
+        sizes=Sizes(
+            token="transformer.tokens_embed.weight",
+            position="transformer.positions_embed.weight",
+            layer="transformer.h.{}.",
+            query="transformer.h.0.attn.c_proj.weight",
+            feed_forward="transformer.h.0.mlp.c_fc.weight",
+        ),
+        repeats={"lm_head.weight": "transformer.tokens_embed.weight"},
+        dropped=CAUSAL_MASK | {r"^lm_head\.weight$": "the same tensor as the embedding"},
+        model_type="openai-gpt",
+        style="gpt2",
+        prefix="transformer.",
     ),
 )

@@ -4,6 +4,7 @@ Two layouts in TensorFlow: "gpt2" as CPM was converted, BERT-like; "gpt2_openai"
 [1, in, out].
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,13 +12,13 @@ from hanmo.config import ModelConfig, StackConfig
 from hanmo.errors import ConfigError
 from hanmo.families.family import (
     PRE_NORM,
-    TRAINING,
     Config,
     Family,
     Names,
     Row,
     Sizes,
     activation,
+    blocks,
     dense,
     norm,
     query_key_value,
@@ -27,7 +28,8 @@ from hanmo.families.family import (
     transformer,
     write_transformer,
 )
-from hanmo.families.gpt import gpt_sizes
+
+__all__ = ["CAUSAL_MASK", "GPT2", "GPT2_OPENAI", "conv1d_layer", "gpt_sizes", "hparams", "original_hparams"]
 
 _FIXED: dict[str, Any] = {
     "mask": "causal",
@@ -37,6 +39,8 @@ _FIXED: dict[str, Any] = {
     "final_norm": True,
     "norm_eps": 1e-5,
 }
+
+CAUSAL_MASK = {r"^(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)$": "the causal mask"}
 
 # What Hugging Face's GPT-2 can be told beyond OpenAI's.
 _PLAIN = {"scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True, "add_cross_attention": False}
@@ -66,8 +70,23 @@ def _rows(config: ModelConfig) -> list[Row]:
     return rows
 
 
-def _openai_config(data: Config, *, family: str) -> ModelConfig:
-    """Read hparams.json (n_embd …), which Hugging Face's config.json of a GPT-2 holds too."""
+def gpt_sizes(segment: str = "") -> Sizes:
+    """Tell sizes by the names that bert4keras's conversions of GPT and CPM have."""
+    return Sizes(
+        token="gpt/embeddings/word_embeddings",
+        position="gpt/embeddings/position_embeddings",
+        segment=segment,
+        layer="gpt/transformer/layer_{}/",
+        query="gpt/transformer/layer_0/attention/self/query/kernel",
+        feed_forward="gpt/transformer/layer_0/intermediate/dense/kernel",
+    )
+
+
+def hparams(data: Config, *, family: str, **fixed: Any) -> ModelConfig:
+    """Read hparams.json (n_embd …), which Hugging Face's config.json of a GPT or GPT-2 holds too.
+
+    fixed: fields of StackConfig that the family fixes.
+    """
     width, heads = read(data, "n_embd", int), read(data, "n_head", int)
     if heads < 1 or width % heads:
         raise ConfigError(f"n_embd is {width}, n_head is {heads} in config.json; expected heads that divide the width")
@@ -84,10 +103,9 @@ def _openai_config(data: Config, *, family: str) -> ModelConfig:
         feed_forward=data.get("n_inner") or 4 * width,
         positions=data.get("n_positions") or read(data, "n_ctx", int),
         embedding_width=width,
-        activation=activation({"activation_function": "gelu_new"} | dict(data), "gelu_erf", "activation_function"),
         dropout=float(data.get("resid_pdrop", 0.0)),
         attention_dropout=float(data.get("attn_pdrop", 0.0)),
-        **_FIXED | {"norm_eps": eps},
+        **fixed | {"norm_eps": eps},
     )
     vocab = data.get("vocab_size") or read(data, "n_vocab", int)
     return ModelConfig(
@@ -98,6 +116,11 @@ def _openai_config(data: Config, *, family: str) -> ModelConfig:
         tied=data.get("tie_word_embeddings", True),
         initializer=float(data.get("initializer_range", 0.02)),
     )
+
+
+def _openai_config(data: Config, *, family: str) -> ModelConfig:
+    act = activation({"activation_function": "gelu_new"} | dict(data), "gelu_erf", "activation_function")
+    return hparams(data, family=family, activation=act, **_FIXED)
 
 
 def _openai_original(config: ModelConfig) -> dict[str, Any]:
@@ -112,16 +135,23 @@ def _openai_original(config: ModelConfig) -> dict[str, Any]:
 
 
 def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
+    act = config.main.activation
+    return original_hparams(config, "gpt2", "GPT2LMHeadModel") | {
+        "n_inner": config.main.feed_forward,
+        "activation_function": {"gelu_tanh": "gelu_new", "gelu_erf": "gelu"}.get(act, act),
+    }
+
+
+def original_hparams(config: ModelConfig, model_type: str, architecture: str) -> dict[str, Any]:
+    """Write what `hparams` reads, as Hugging Face's config.json of a GPT or GPT-2 does."""
     stack = config.main
     data = _openai_original(config)
     return {
-        "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
+        "model_type": model_type,
+        "architectures": [architecture],
         "vocab_size": data.pop("n_vocab"),
         "n_positions": stack.positions,
         **data,
-        "n_inner": stack.feed_forward,
-        "activation_function": {"gelu_tanh": "gelu_new", "gelu_erf": "gelu"}.get(stack.activation, stack.activation),
         "layer_norm_epsilon": stack.norm_eps,
         "resid_pdrop": stack.dropout,
         "embd_pdrop": stack.dropout,
@@ -170,17 +200,23 @@ def _huggingface_rows(config: ModelConfig) -> list[Row]:
     ]
     if not config.tied:
         rows.append(row("output.weight", "lm_head.weight"))
-    for i in range(config.main.depth):
-        ours, theirs = f"decoder.blocks.{i}", f"transformer.h.{i}"
-        rows += [
+    return rows + blocks(config, conv1d_layer("attention_pre", "feed_forward_pre"), "transformer.h.{}")
+
+
+def conv1d_layer(ln_1: str, ln_2: str) -> Callable[[str, str], list[Row]]:
+    """Make the rows of a block with Hugging Face's Conv1D; ln_1, ln_2: which of our norms stand under these names."""
+
+    def layer(ours: str, theirs: str) -> list[Row]:
+        return [
             *_fused(f"{ours}.attention", f"{theirs}.attn.c_attn", ".weight", ".bias", "split_transpose"),
             *torch_pair(f"{ours}.attention.output", f"{theirs}.attn.c_proj", "transpose"),
             *torch_pair(f"{ours}.feed_forward.input", f"{theirs}.mlp.c_fc", "transpose"),
             *torch_pair(f"{ours}.feed_forward.output", f"{theirs}.mlp.c_proj", "transpose"),
-            *torch_pair(f"{ours}.attention_pre", f"{theirs}.ln_1"),
-            *torch_pair(f"{ours}.feed_forward_pre", f"{theirs}.ln_2"),
+            *torch_pair(f"{ours}.{ln_1}", f"{theirs}.ln_1"),
+            *torch_pair(f"{ours}.{ln_2}", f"{theirs}.ln_2"),
         ]
-    return rows
+
+    return layer
 
 
 GPT2 = Family(
@@ -191,7 +227,6 @@ GPT2 = Family(
         rows=_rows,
         sizes=gpt_sizes(),
         marks=("gpt/output/LayerNorm/gamma",),
-        dropped=TRAINING,
     ),
     huggingface=Names(
         config=partial(_openai_config, family="gpt2"),
@@ -205,10 +240,8 @@ GPT2 = Family(
             feed_forward="transformer.h.0.mlp.c_fc.weight",
         ),
         repeats={"lm_head.weight": "transformer.wte.weight"},
-        dropped={
-            r"^(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)$": "the causal mask",
-            r"^lm_head\.weight$": "the same tensor as the embedding",
-        },
+        dropped=CAUSAL_MASK | {r"^lm_head\.weight$": "the same tensor as the embedding"},
+        absent=("transformer.emb_norm.weight",),
         model_type="gpt2",
         style="gpt2",
         prefix="transformer.",
@@ -228,7 +261,6 @@ GPT2_OPENAI = Family(
             query="model/h0/attn/c_proj/w",
             feed_forward="model/h0/mlp/c_fc/w",
         ),
-        dropped=TRAINING,
     ),
     writes_as="gpt2",
 )

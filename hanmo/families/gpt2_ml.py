@@ -6,20 +6,22 @@ The original applies no attention dropout, whatever its config says.
 
 from hanmo.config import ModelConfig, Sublayer
 from hanmo.families.family import (
-    TRAINING,
     Config,
     Family,
     Names,
     Row,
     Sizes,
+    blocks,
     dense,
     norm,
     query_key_value,
     read,
     row,
+    torch_pair,
     transformer,
     write_transformer,
 )
+from hanmo.families.gpt2 import CAUSAL_MASK, conv1d_layer
 
 ORDER = (Sublayer("attention"), Sublayer("feed_forward", pre=True, post=True))
 
@@ -77,6 +79,15 @@ def _rows(config: ModelConfig) -> list[Row]:
     return rows
 
 
+def _torch_rows(config: ModelConfig) -> list[Row]:
+    return [
+        row("token.weight", "transformer.wte.weight"),
+        row("decoder.embedding.position.weight", "transformer.wpe.weight"),
+        *torch_pair("decoder.embedding.norm", "transformer.emb_norm"),
+        *blocks(config, conv1d_layer("feed_forward_pre", "feed_forward_post"), "transformer.h.{}"),
+    ]
+
+
 GPT2_ML = Family(
     "gpt2_ml",
     tensorflow=Names(
@@ -90,6 +101,23 @@ GPT2_ML = Family(
             query="newslm/layer00/query_layer/kernel",
             feed_forward="newslm/layer00/intermediate/kernel",
         ),
-        dropped=TRAINING,
+    ),
+    # As ghosthamlet/gpt2-ml-torch converts it (gpt2_ml_torch/modeling_gpt2.py), with a network of its own.
+    huggingface=Names(
+        config=_config,
+        original=lambda config: write_transformer(config, gelu="gelu_erf"),
+        rows=_torch_rows,
+        sizes=Sizes(
+            token="transformer.wte.weight",
+            position="transformer.wpe.weight",
+            layer="transformer.h.{}.",
+            query="transformer.h.0.attn.c_proj.weight",
+            feed_forward="transformer.h.0.mlp.c_fc.weight",
+        ),
+        marks=("transformer.emb_norm.weight",),
+        repeats={"lm_head.weight": "transformer.wte.weight"},
+        dropped=CAUSAL_MASK,
+        prefix="transformer.",
+        read_only=True,
     ),
 )

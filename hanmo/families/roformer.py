@@ -22,7 +22,6 @@ from hanmo.families.bert import (
     rows,
 )
 from hanmo.families.family import (
-    TRAINING,
     Config,
     Family,
     Names,
@@ -82,12 +81,14 @@ def _huggingface_config(data: Config) -> ModelConfig:
         raise ConfigError("rotary_value is true in config.json; Hanmo reads RoFormers that do not rotate values")
     positions = data.get("max_position_embeddings", 1536)
     config = huggingface_encoder(data, family="roformer", position="rotary", positions=positions)
-    return replace(config, pool="none", nsp=False)
+    # Only RoFormer-Sim has a pooler, a linear one (JunnYu/RoFormer_pytorch, examples/dummpy/test_sim.py).
+    return replace(config, pool=data.get("pooler_activation", "linear"), nsp=False)
 
 
 def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
     data = huggingface_original("roformer", "RoFormer")(config)
-    return {"embedding_size": config.main.embedding_width, "rotary_value": False} | data
+    data |= {"embedding_size": config.main.embedding_width, "rotary_value": False}
+    return data if config.pool == "none" else data | {"pooler_activation": config.pool}
 
 
 def _huggingface_rows(config: ModelConfig) -> list[Row]:
@@ -95,6 +96,7 @@ def _huggingface_rows(config: ModelConfig) -> list[Row]:
         *[r for r in huggingface_embedding("encoder", "roformer.embeddings") if "position" not in r.theirs],
         *torch_pair("encoder.embedding.project", "roformer.embeddings_project"),
         *blocks(config, huggingface_layer, "roformer.encoder.layer.{}"),
+        *torch_pair("pooler.dense", "roformer.pooler.dense"),
         *huggingface_mlm(config),
     ]
 
@@ -111,7 +113,7 @@ ROFORMER = Family(
         heads=HEADS,
         marks=("bert/encoder/layer_0/attention/self/query/bias",),
         absent=("bert/embeddings/position_embeddings",),
-        dropped=TRAINING,
+        prefix="bert/",
     ),
     huggingface=Names(
         config=_huggingface_config,
@@ -125,7 +127,7 @@ ROFORMER = Family(
             feed_forward="roformer.encoder.layer.0.intermediate.dense.weight",
             columns=False,
         ),
-        heads={"mlm": "cls.predictions.bias"},
+        heads={"pool": "roformer.pooler.dense.weight", "mlm": "cls.predictions.bias"},
         dropped=HUGGINGFACE_DROPPED | {r"^(roformer\.)?encoder\.embed_positions\.weight$": "a fixed table"},
         repeats=huggingface_repeats("roformer"),
         made={"roformer.encoder.embed_positions.weight": "sines_then_cosines"},
@@ -141,6 +143,6 @@ ROFORMER_V2 = Family(
         rows=_v2_rows,
         sizes=_SIZES,
         absent=("bert/encoder/layer_0/attention/self/query/bias",),
-        dropped=TRAINING,
+        prefix="bert/",
     ),
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from hanmo.config import ModelConfig, StackConfig, Sublayer
 from hanmo.errors import ConfigError
-from hanmo.families.family import TRAINING, Config, Family, Names, Row, Sizes, activation, head_sizes, read, row
+from hanmo.families.family import Config, Family, Names, Row, Sizes, activation, head_sizes, read, row
 
 ENCODER = (Sublayer("attention", pre=True), Sublayer("feed_forward", pre=True))
 DECODER = (Sublayer("attention", pre=True), Sublayer("cross", pre=True), Sublayer("feed_forward", pre=True))
@@ -239,8 +239,7 @@ def _family(name: str, norm: str, model_type: str) -> Family:
             ),
             heads={"decoder": "decoder/rms_norm/scale" if norm == "rms_norm" else "decoder/final_layer_norm/scale"},
             marks=("encoder/rms_norm/scale" if norm == "rms_norm" else "encoder/final_layer_norm/scale",),
-            dropped=TRAINING
-            | {r".*/EncDecAttention/relative_attention_bias$": "a table that the published T5 never reads"},
+            dropped={r".*/EncDecAttention/relative_attention_bias$": "a table that the published T5 never reads"},
         ),
         huggingface=Names(
             config=partial(_huggingface_config, family=name),

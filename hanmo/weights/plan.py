@@ -14,6 +14,7 @@ from hanmo.errors import ConfigError, MissingFile
 from hanmo.families import Row
 from hanmo.files import read_json
 from hanmo.model import Model
+from hanmo.weights.measure import bare
 from hanmo.weights.recognise import Recognised, read_config, recognise, recognise_own, rename
 from hanmo.weights.source import Source
 from hanmo.weights.table import check_repeats
@@ -35,7 +36,8 @@ def plan(
     found, rows = _recognised(source, config, family)
     if found.format != "hanmo":
         wanted = {row.theirs for row in rows}
-        check_repeats(source, {name: other for name, other in found.names.repeats.items() if name not in wanted})
+        repeats = {name: bare(found.names, other, source.tensors) for name, other in found.names.repeats.items()}
+        check_repeats(source, {name: other for name, other in repeats.items() if name not in wanted})
     return found, rows
 
 

@@ -221,7 +221,7 @@ def _candidates(source: Source, family: str | None) -> list[tuple[str, str]]:
 def _fits(names: Names, tensors: Mapping[str, object], *, forced: bool) -> bool:
     needed = (names.sizes.token, names.sizes.query, names.sizes.feed_forward, *names.marks)
     return all(bare(names, name, tensors) in tensors for name in needed) and (
-        forced or not any(name in tensors for name in names.absent)
+        forced or not any(bare(names, name, tensors) in tensors for name in names.absent)
     )
 
 
@@ -253,7 +253,7 @@ def _read(names: Names, config: Mapping[str, Any]) -> ModelConfig:
 
 def _sort(result: Recognised, rows: list[Row], tensors: Mapping[str, TensorInfo]) -> None:
     """Say of every tensor whether it is the model's, left for a known reason, or unexpected; and what is missing."""
-    dropped = {} if result.format == "hanmo" else result.names.dropped
+    dropped = {} if result.format == "hanmo" else result.names.reasons
     repeats = {} if result.format == "hanmo" else result.names.repeats
     wanted = {row.theirs: row for row in rows}
     left: Counter[str] = Counter()

@@ -116,6 +116,7 @@ def _names(family: str, form: str) -> Names:
     known = FAMILIES[family]
     huggingface = known.huggingface or (FAMILIES[known.writes_as].huggingface if known.writes_as else None)
     forms = {"tensorflow": known.tensorflow, "huggingface": huggingface}
+    forms = {form: None if names and names.read_only else names for form, names in forms.items()}
     names = forms[form]
     if names is None:
         there = ", ".join(["safetensors", *[name for name, value in forms.items() if value is not None]])

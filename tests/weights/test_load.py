@@ -63,6 +63,57 @@ def test_optimizer_slots_are_left_with_their_reason(copy):
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("bert/pooler/dense/kernel/Momentum", "the state of SGD with momentum"),
+        ("bert/pooler/dense/kernel/AdamW_1", "the optimizer's state"),
+        ("bert/pooler/dense/kernel/AdamWeightDecayOptimizer", "the optimizer's state"),
+        ("bert/pooler/dense/kernel/lamb_v", "LAMB's state"),
+        ("bert/pooler/dense/kernel/ExponentialMovingAverage", "a moving average of the weights"),
+        ("output_weights", "a head of fine-tuning"),
+        ("output_bias", "a head of fine-tuning"),
+        ("cls/squad/output_weights", "a head of fine-tuning"),
+        ("end_logits/dense_0/kernel", "a head of fine-tuning"),
+        ("classifier.out_proj.weight", "a head of fine-tuning"),
+        ("qa_outputs.bias", "a head of fine-tuning"),
+    ],
+)
+def test_what_fine_tuning_left_is_dropped_with_its_reason(copy, name, reason):
+    loaded = hanmo.hub.load(copy("bert", lambda tensors: tensors.update({name: np.ones((2, 32), np.float32)})))
+    assert loaded.report.dropped == {name: reason}
+    assert loaded.config == hanmo.hub.load(copy("bert")).config
+
+
+def test_the_encoder_of_a_fine_tuned_checkpoint_needs_no_heads(copy):
+    def tune(tensors):
+        for name in [name for name in tensors if name.startswith("cls/")]:
+            del tensors[name]
+        tensors["output_weights"] = np.ones((2, 32), np.float32)
+
+    loaded = hanmo.hub.load(copy("bert", tune))
+    assert (loaded.config.output, loaded.config.pool, loaded.config.nsp) == ("none", "tanh", False)
+
+
+@pytest.mark.parametrize("name", ["classifier_weights", "my_head.weight", "cls/other/output_weights", "w/Momentumm"])
+def test_what_is_not_known_with_a_reason_is_still_an_error(copy, name):
+    with pytest.raises(TensorMismatch, match=f"holds {name}, which this model has no place for"):
+        hanmo.hub.load(copy("bert", lambda tensors: tensors.update({name: np.ones(2, np.float32)})))
+
+
+@pytest.mark.parametrize("kind", ["albert", "bert", "nezha", "roformer"])
+def test_tensorflow_s_names_may_lack_the_model_s_scope(copy, kind):
+    def strip(tensors):
+        for name in list(tensors):
+            tensors[name.removeprefix("bert/")] = tensors.pop(name)
+
+    whole, stripped = hanmo.hub.load(copy(kind)), hanmo.hub.load(copy(kind, strip))
+    assert stripped.config == whole.config
+    assert stripped.report.dropped == {}
+    for one, other in zip(whole.model.parameters(), stripped.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_missing_tensor_is_named_with_its_neighbours(copy):
     path = copy("gpt2_ml_original", lambda tensors: tensors.pop("newslm/layer01/query_layer/bias"))
     with pytest.raises(

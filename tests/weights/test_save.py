@@ -87,7 +87,7 @@ def test_a_tensorflow_checkpoint_holds_the_original_s_bytes_and_loads_again(kind
     assert_same(first.model, second.model)
 
 
-@pytest.mark.parametrize("kind", ["albert", "bert", "electra", "gpt2", "mt5_1.1", "t5_1.0", "t5_1.1"])
+@pytest.mark.parametrize("kind", ["albert", "bert", "electra", "gpt2", "mt5_1.1", "nezha", "t5_1.0", "t5_1.1"])
 def test_a_hugging_face_folder_loads_as_the_same_model(kind, golden, tmp_path):
     first = golden(kind)
     saved = save(first.model, tmp_path / "saved", form="huggingface")
@@ -97,11 +97,11 @@ def test_a_hugging_face_folder_loads_as_the_same_model(kind, golden, tmp_path):
     assert_same(first.model, second.model)
 
 
-def test_roformer_goes_to_hugging_face_without_the_heads_that_it_lacks_there(golden, tmp_path):
+def test_roformer_goes_to_hugging_face_without_the_head_that_it_lacks_there(golden, tmp_path):
     model = golden("roformer").model
-    with pytest.raises(CheckpointError, match=r"pooler\.dense\.weight has no name in that format \(4 such"):
+    with pytest.raises(CheckpointError, match=r"pooler\.nsp\.weight has no name in that format \(2 such"):
         save(model, tmp_path / "saved", form="huggingface")
-    model.pooler, model.config = None, replace(model.config, pool="none", nsp=False)
+    model.pooler.nsp, model.config = None, replace(model.config, nsp=False)
     saved = save(model, tmp_path / "saved", form="huggingface")
     assert saved.notes == [
         "encoder.embedding_norm_eps is 1e-12 and becomes 1e-07, for that form has one eps for all norms",
@@ -114,14 +114,18 @@ def test_roformer_goes_to_hugging_face_without_the_heads_that_it_lacks_there(gol
     ("kind", "form", "there"),
     [
         ("gpt2_ml", "huggingface", "safetensors, tensorflow"),
-        ("nezha", "huggingface", "safetensors, tensorflow"),
-        ("gpt", "huggingface", "safetensors, tensorflow"),
         ("roformer_v2", "huggingface", "safetensors, tensorflow"),
     ],
 )
 def test_a_form_that_a_family_does_not_have_is_refused_with_those_it_has(kind, form, there, golden, tmp_path):
     with pytest.raises(CheckpointError, match=f"{KINDS[kind]} has no form '{form}'; its forms are {there}$"):
         save(golden(kind).model, tmp_path / "saved", form=form)
+    assert everything_under(tmp_path) == []
+
+
+def test_gpt_goes_to_hugging_face_unless_it_has_what_is_not_there(golden, tmp_path):
+    with pytest.raises(CheckpointError, match="feed_forward is 64; OpenAIGPT has 4 × n_embd, 128"):
+        save(golden("gpt").model, tmp_path / "saved", form="huggingface")
     assert everything_under(tmp_path) == []
 
 
