@@ -3,12 +3,12 @@
 Knows the file and what may be wrong with it. Knows no splitting of text.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from hanmo.errors import MissingFile, TokenizerError
 from hanmo.files import read_bytes
+from hanmo.weights.write import atomic_path
 
 __all__ = ["MAX_VOCAB", "read_vocab", "write_vocab"]
 
@@ -67,12 +67,8 @@ def write_vocab(path: str | Path, tokens: Sequence[str]) -> None:
         raise TokenizerError(
             f"a token of {path} holds the lone surrogate {error.object[error.start]!r}; remove it"
         ) from None
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(data)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic_path(path) as made:
+        made.write_bytes(data)
 
 
 def _tokens(lines: list[str], path: Path) -> list[str]:

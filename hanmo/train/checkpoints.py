@@ -28,7 +28,7 @@ from hanmo.train import parallel, sharded
 from hanmo.train.lora import save_lora
 from hanmo.train.step import Updates
 from hanmo.weights.save import save
-from hanmo.weights.write import atomic_folder
+from hanmo.weights.write import atomic_folder, is_disk_full
 
 __all__ = ["Checkpoints", "fill_from", "guarded", "newest", "read_state", "recover", "save_checkpoint"]
 
@@ -146,8 +146,7 @@ def guarded(out: Path) -> Iterator[None]:
     except HanmoError:
         raise
     except (OSError, RuntimeError) as error:
-        torchs = any(word in str(error) for word in ("inline_container", "PytorchStreamWriter"))
-        if not torchs and not (isinstance(error, OSError) and error.errno in sharded.FULL):
+        if not is_disk_full(error):
             raise
         last = newest(out, "last")
         then = f"{last} is whole: free space and resume" if last else "nothing is saved yet: free space, begin again"

@@ -12,6 +12,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from hanmo.weights.write import atomic_path
+
 __all__ = ["Log"]
 
 
@@ -36,9 +38,8 @@ class Log:
         self._file: TextIO | None = None
         if path is not None:
             kept = _before(path, after, evaluated) if after is not None and path.is_file() else []
-            beside = path.with_name(path.name + ".part")
-            beside.write_text("".join(line + "\n" for line in kept), "utf-8")
-            beside.replace(path)
+            with atomic_path(path) as made:
+                made.write_text("".join(line + "\n" for line in kept), "utf-8")
             self._file = path.open("a", encoding="utf-8")
         self._console, self._every, self._shown = console, every, float("-inf")
         self._bar: Progress | None = None

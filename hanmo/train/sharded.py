@@ -6,7 +6,6 @@ Knows tensors by name and where they lie. `torch.distributed.checkpoint` keeps i
 of one's own.
 """
 
-import errno
 import shutil
 import warnings
 from collections.abc import Iterable
@@ -25,10 +24,9 @@ from hanmo.train import parallel
 from hanmo.train.adafactor import AdaFactor
 from hanmo.train.step import Updates
 
-__all__ = ["FULL", "SHARDS", "gathered", "read", "restore", "write"]
+__all__ = ["SHARDS", "gathered", "read", "restore", "write"]
 
 SHARDS = "shards"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write(folder: Path, updates: Updates, state: dict[str, Any], *, beside: Iterable[Path]) -> None:

@@ -49,7 +49,7 @@ def write_bundle(
     entries: dict[bytes, tuple[TensorInfo, int, int, int]] = {}
     with Staged() as staged:
         made = [staged.new(shard_path(prefix, 0, 1))]
-        file: IO[bytes] = made[0].open("xb")
+        file: IO[bytes] = made[0].open("wb")
         try:
             for item in tensors:
                 key = _key(item[0])
@@ -58,7 +58,7 @@ def write_bundle(
                 if max_shard_bytes is not None and file.tell() >= max_shard_bytes:
                     file.close()
                     made.append(staged.new(shard_path(prefix, len(made), len(made) + 1)))
-                    file = made[-1].open("xb")
+                    file = made[-1].open("wb")
                 info, offset, checksum = _write_tensor(file, item)
                 entries[key] = info, len(made) - 1, offset, checksum
         finally:
@@ -69,7 +69,7 @@ def write_bundle(
             staged.place(path, shard_path(prefix, shard, len(made)))
         index = prefix.with_name(prefix.name + ".index")
         made_index = staged.new(index)
-        with made_index.open("xb") as file:
+        with made_index.open("wb") as file:
             header = (b"", encode_int(1, len(made)) + encode_bytes(3, encode_int(1, 1)))
             rows = ((key, _entry(*entries[key])) for key in sorted(entries))
             write_table([header, *rows], file.write, block_size=block_size)

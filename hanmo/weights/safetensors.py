@@ -112,7 +112,7 @@ def write_safetensors(
             at += info.nbytes
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-(8 + len(text)) % _ALIGN)
-        with made.open("xb") as file:
+        with made.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for info, chunks in described:
                 for chunk in raw_chunks(info, chunks):

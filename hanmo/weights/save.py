@@ -6,7 +6,6 @@ under its final name before all of it is written. A form that cannot say what th
 
 import glob
 import json
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from hanmo.weights.rounded import MARK, rounded_items
 from hanmo.weights.safetensors import write_safetensors
 from hanmo.weights.source import Array, TensorInfo
 from hanmo.weights.table import MADE, PIECE, foreign_shape, give, rows_of
-from hanmo.weights.write import Item, Staged, atomic_folder
+from hanmo.weights.write import Item, Staged, atomic_folder, partial_folder
 
 __all__ = ["FORMS", "Saved", "save"]
 
@@ -286,9 +285,7 @@ def _beside(prefix: Path, *, overwrite: bool) -> Iterator[Path]:
     index, config = prefix.with_name(f"{prefix.name}.index"), prefix.with_name("config.json")
     old = set(prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*"))
     _refuse([index, config, *old], overwrite=overwrite)
-    made = prefix.with_name(f".{prefix.name}.{secrets.token_hex(6)}.partial")
-    made.mkdir(parents=True)
-    try:
+    with partial_folder(prefix) as made:
         yield made
         files = sorted(made.iterdir(), key=lambda file: file.name == index.name)
         finals = [prefix.with_name(file.name) for file in files]
@@ -298,8 +295,6 @@ def _beside(prefix: Path, *, overwrite: bool) -> Iterator[Path]:
                 staged.place(file, final)
         for file in old - set(finals):
             file.unlink()
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 def _refuse(files: Sequence[Path], *, overwrite: bool) -> None:

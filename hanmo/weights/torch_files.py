@@ -5,6 +5,7 @@ Knows torch, which it imports when a file is opened or written, and where people
 
 from __future__ import annotations
 
+import errno
 import pickle
 import warnings
 import zipfile
@@ -20,7 +21,7 @@ from hanmo.errors import CheckpointError, CorruptFile, MissingFile
 from hanmo.files import errors_as, open_file
 from hanmo.weights.shards import group, write_sharded
 from hanmo.weights.source import STORAGE, Array, TensorInfo, storage_bytes
-from hanmo.weights.write import Item, describe, raw_chunks
+from hanmo.weights.write import Item, describe, is_disk_full, raw_chunks
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +101,12 @@ def write_torch(path: str | Path, tensors: Iterable[Item], *, max_shard_bytes: i
     groups = group(tensors, max_shard_bytes, dtypes=known, kind="torch")
 
     def write_one(made: Path, items: list[Item]) -> None:
-        torch.save({item[0]: _tensor(item) for item in items}, made)
+        try:
+            torch.save({item[0]: _tensor(item) for item in items}, made)
+        except RuntimeError as error:
+            if not is_disk_full(error):
+                raise
+            raise OSError(errno.ENOSPC, "the disk is full, or forbids so large a file", str(made)) from None
 
     return write_sharded(Path(path), groups, write_one)
 

@@ -5,19 +5,21 @@ Knows nothing of any format. A file that was not finished is never seen under it
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
 
 import numpy as np
 
-from hanmo.errors import CheckpointError
+from hanmo.errors import CheckpointError, HanmoError
+from hanmo.weights.lock import acquire
 from hanmo.weights.source import STORAGE, Array, Source, TensorInfo, storage_bytes
 
 # Files that belong to checkpoints, and so may be replaced with them.
@@ -25,7 +27,21 @@ _PART = re.compile(
     r"\.(safetensors|bin|pt|pth|model|index|json)$|\.data-\d{5}-of-\d{5}$|^(checkpoint|vocab\.txt|merges\.txt|.*\.meta)$"
 )
 
-__all__ = ["Item", "Staged", "atomic_folder", "atomic_path", "describe", "items_of", "raw_chunks"]
+_LEFT = re.compile(r"\.(.+)\.[0-9a-f]{12}\.(?:partial|old)", re.DOTALL)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+__all__ = [
+    "Item",
+    "Staged",
+    "atomic_folder",
+    "atomic_path",
+    "clear_abandoned",
+    "describe",
+    "is_disk_full",
+    "items_of",
+    "partial_folder",
+    "raw_chunks",
+]
 
 Item: TypeAlias = "tuple[str, Array | tuple[TensorInfo, Iterable[Array | bytes]]]"
 """One tensor to write: (name, array), or (name, (info, chunks)) where the chunks' bytes make the tensor in C
@@ -92,18 +108,22 @@ def raw_chunks(info: TensorInfo, chunks: Iterable[Array | bytes]) -> Iterator[Ar
 class Staged:
     """Files that are written under passing names and get their final ones together, when the block ends well.
 
-    If the block raises, they are deleted and what stood under the final names stays as it was.
+    If the block raises, they are deleted and what stood under the final names stays as it was. What killed processes
+    left of the same files is deleted when the block ends well.
     """
 
     def __init__(self) -> None:
-        self._made: list[Path] = []
+        self._made: dict[Path, Path] = {}  # what is written → what it is to be called
+        self._locks: list[int] = []
+        self._parents: list[Path] = []
         self._placed: list[tuple[Path, Path]] = []
 
     def new(self, beside: Path) -> Path:
-        """Return a path in the folder of `beside` to write to; the folder is made if it is not there."""
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        path = beside.with_name(f".{beside.name[:200]}.{secrets.token_hex(6)}.partial")
-        self._made.append(path)
+        """Return the path of a new file to write to, in the folder of `beside`, which is made if it is not there."""
+        self._parents += _make_parents(beside)
+        path, lock = _partial(beside)
+        self._made[path] = beside
+        self._locks += [] if lock is None else [lock]
         return path
 
     def place(self, made: Path, final: Path) -> None:
@@ -117,16 +137,31 @@ class Staged:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
-                for made, _ in self._placed:
-                    _sync(made)
-                for made, final in self._placed:
-                    made.replace(final)
-                for folder in {final.parent for _, final in self._placed}:
-                    _sync(folder)
+            if error is None:
+                self._finish()
+            else:
+                self._undo(error)
+        except BaseException as failed:
+            self._undo(failed)
+            raise
         finally:
-            for made in self._made:
-                made.unlink(missing_ok=True)
+            for lock in self._locks:
+                os.close(lock)
+
+    def _finish(self) -> None:
+        for made, _ in self._placed:
+            _sync(made)
+        for made, final in self._placed:
+            made.replace(final)
+        for folder in {final.parent for _, final in self._placed}:
+            _sync(folder)
+        for made, beside in self._made.items():
+            made.unlink(missing_ok=True)
+            clear_abandoned(beside.parent, beside.name)
+
+    def _undo(self, error: BaseException) -> None:
+        _remove(*self._made, parents=self._parents)
+        _name(error, self._made)
 
 
 @contextmanager
@@ -136,6 +171,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
         made = staged.new(path)
         yield made
         staged.place(made, path)
+
+
+@contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """Give a new folder beside `path` to fill and rename; what is left of it is deleted when the block ends.
+
+    If the block raises, parents that were made for it are deleted too, and errors of the system name `path`.
+    """
+    parents = _make_parents(path)
+    made, lock = _partial(path, folder=True)
+    try:
+        yield made
+    except BaseException as error:
+        _remove(made, parents=parents)
+        _name(error, {made: path})
+        raise
+    finally:
+        _remove(made)
+        if lock is not None:
+            os.close(lock)
+    clear_abandoned(path.parent, path.name)
 
 
 @contextmanager
@@ -157,24 +213,87 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise CheckpointError(
             f"the folder {path} holds {foreign}, which is no part of a checkpoint; give another folder"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(6)
-    made, old = (path.with_name(f".{path.name}.{token}.{word}") for word in ("partial", "old"))
-    made.mkdir()
-    try:
+    with partial_folder(path) as made:
         yield made
         for file in made.rglob("*"):
             _sync(file)
         _sync(made)
-        if path.is_dir():
-            path.rename(old)
-        made.rename(path)
-        _sync(path.parent)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-        if old.exists() and not path.exists():
-            old.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+        old = made.with_suffix(".old")
+        try:
+            if path.is_dir():
+                path.rename(old)
+            made.rename(path)
+            _sync(path.parent)
+        finally:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            _remove(old)
+
+
+def clear_abandoned(folder: Path, name: str | None = None) -> None:
+    """Delete what processes that were killed left half written in a folder: nobody holds its lock any more.
+
+    name: delete what was to be called so; None deletes all files, but no folders.
+    """
+    for path in folder.glob(".*"):
+        found = _LEFT.fullmatch(path.name)
+        if found is None or (path.is_dir() if name is None else found[1] != name[:200]):
+            continue
+        with suppress(OSError):
+            lock = acquire(path)
+            if lock is not None:
+                _remove(path)
+                os.close(lock)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tell whether an error, of the system or of torch, says that a file could not be written for want of space."""
+    if isinstance(error, RuntimeError):
+        return any(word in str(error) for word in ("inline_container", "PytorchStreamWriter"))
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def _partial(beside: Path, *, folder: bool = False) -> tuple[Path, int | None]:
+    """Make a file or folder of a passing name, and lock it for as long as this process lives."""
+    while True:
+        path = beside.with_name(f".{beside.name[:200]}.{secrets.token_hex(6)}.partial")
+        if folder:
+            path.mkdir()
+        try:
+            return path, acquire(path, create=not folder)
+        except (BlockingIOError, FileNotFoundError):  # another process has just taken it for abandoned
+            continue
+
+
+def _make_parents(path: Path) -> list[Path]:
+    """Make the folders above a path, and return those that were not there, the innermost first."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _remove(*paths: Path, parents: Sequence[Path] = ()) -> None:
+    """Delete files and folders where they are there, and then the parents that are empty."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    for parent in parents:
+        with suppress(OSError):
+            parent.rmdir()
+
+
+def _name(error: BaseException, finals: Mapping[Path, Path]) -> None:
+    """Have an error of the system name the file that was asked for, where it names none or a passing one."""
+    if not isinstance(error, OSError) or isinstance(error, HanmoError):
+        return
+    for made, final in finals.items():
+        if error.filename is None and error.errno in _FULL:
+            error.filename = str(final)
+        elif isinstance(error.filename, (str, Path)) and Path(error.filename).is_relative_to(made):
+            error.filename = str(final / Path(error.filename).relative_to(made))
+            del error.filename2
 
 
 def _sync(path: Path) -> None:

@@ -1,5 +1,6 @@
 """vocab.txt: what is read, what is refused."""
 
+import os
 import re
 
 import pytest
@@ -74,3 +75,13 @@ def test_the_published_vocabularies_have_their_sizes(shared):
     assert (len(chinese), chinese[343], chinese[511], chinese[-1]) == (21128, "\u2028", "。", "##😎")
     clue = read_vocab(shared / "vocab" / "clue-vocab.txt")
     assert (len(clue), clue[545]) == (8021, "。")
+
+
+def test_writing_follows_no_link_that_lies_in_the_folder(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for name in ("vocab.txt", f".vocab.txt.{os.getpid()}"):
+        (tmp_path / name).symlink_to(victim)
+    write_vocab(tmp_path / "vocab.txt", ["a", "b"])
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "vocab.txt").is_symlink() and read_vocab(tmp_path / "vocab.txt") == ["a", "b"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import tracemalloc
@@ -272,4 +273,15 @@ def test_missing_files_are_named(tmp_path):
 def test_what_torch_cannot_hold_is_refused_and_nothing_is_left(tmp_path, items, words):
     with pytest.raises(CheckpointError, match=words):
         write_torch(tmp_path / "m.bin", items)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=rf"the disk is full, or forbids so large a file: '{tmp_path}/x\.bin'"):
+            write_torch(tmp_path / "x.bin", {"a": np.zeros(100_000)}.items())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []

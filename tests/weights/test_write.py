@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from hanmo.errors import CheckpointError
-from hanmo.weights.write import Staged, atomic_folder, atomic_path
+from hanmo.weights.write import Staged, atomic_folder, atomic_path, clear_abandoned
 
 
 def test_a_file_appears_when_its_block_ends(tmp_path):
@@ -101,3 +106,83 @@ def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
         atomic_folder(tmp_path / "out"),
     ):
         pass
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from hanmo.weights.write import atomic_folder, atomic_path
+folder = Path(sys.argv[1])
+with atomic_path(folder / "file") as made, atomic_folder(folder / "out") as filled:
+    made.write_text("half")
+    (filled / "a.json").write_text("half")
+    print("written", flush=True)
+    time.sleep(600)
+"""
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks of POSIX")
+def test_the_next_good_write_deletes_what_a_killed_process_left_and_nothing_that_a_living_one_writes(tmp_path):
+    (tmp_path / ".other.0123456789ab.partial").touch()
+    (tmp_path / ".file.0123456789ab.old").touch()
+
+    def write():
+        with atomic_path(tmp_path / "file") as made:
+            made.write_text("whole")
+        with atomic_folder(tmp_path / "out", overwrite=True) as filled:
+            (filled / "a.json").write_text("whole")
+
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True) as living:
+        assert living.stdout.readline() == "written\n"
+        write()
+        assert len(names(tmp_path)) == 5 and ".file.0123456789ab.old" not in names(tmp_path)
+        living.kill()
+    assert len(names(tmp_path)) == 5
+    write()
+    assert names(tmp_path) == [".other.0123456789ab.partial", "file", "out"]
+    assert (tmp_path / "file").read_text() == (tmp_path / "out" / "a.json").read_text() == "whole"
+    clear_abandoned(tmp_path)
+    assert names(tmp_path) == ["file", "out"]
+
+
+@pytest.mark.parametrize("make", [atomic_path, atomic_folder])
+def test_folders_that_were_made_for_nothing_are_deleted(tmp_path, make):
+    with pytest.raises(ZeroDivisionError), make(tmp_path / "a" / "b" / "c"):
+        raise ZeroDivisionError
+    assert names(tmp_path) == []
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ZeroDivisionError), make(tmp_path / "a" / "b" / "c"):
+        (tmp_path / "a" / "mine").touch()
+        raise ZeroDivisionError
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["mine"]
+
+
+def fill_disk(path):
+    with open("/dev/full", "wb", buffering=0) as file:
+        file.write(b"x")
+
+
+def fill_disk_deeper(path):
+    with atomic_path(path / "x") as made:
+        fill_disk(made)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize(
+    ("make", "write", "message"),
+    [
+        (atomic_path, fill_disk, "No space left on device: '{}/new'"),
+        (atomic_folder, fill_disk_deeper, "No space left on device: '{}/new/x'"),
+        (atomic_folder, lambda made: (made / "y").read_text(), "No such file or directory: '{}/new/y'"),
+        (atomic_path, lambda made: Path("mine").read_text(), "No such file or directory: 'mine'"),
+        (atomic_path, lambda made: (made.touch(), made.with_name("new").mkdir()), "Is a directory: '{}/new'"),
+    ],
+)
+def test_errors_of_the_system_name_the_file_that_was_asked_for(tmp_path, make, write, message):
+    with pytest.raises(OSError, match=re.escape(message.format(tmp_path)) + "$"), make(tmp_path / "new") as made:
+        write(made)
+    assert names(tmp_path) == ["new"] * message.startswith("Is a")

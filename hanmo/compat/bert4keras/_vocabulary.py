@@ -10,6 +10,7 @@ from typing import Literal, overload
 
 from hanmo.errors import MissingFile, TokenizerError
 from hanmo.tokenizers.characters import is_chinese, is_punctuation
+from hanmo.weights.write import atomic_path
 
 __all__ = ["StrPath", "is_redundant", "load_vocab", "save_vocab"]
 
@@ -70,14 +71,9 @@ def load_vocab(
 
 def save_vocab(dict_path: StrPath, token_dict: Mapping[str, int], encoding: str = "utf-8") -> None:
     """Write a vocabulary as a vocab.txt, in the order of its ids; the file appears whole or not at all."""
-    path = Path(dict_path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        text = "".join(token + "\n" for token in sorted(token_dict, key=lambda token: token_dict[token]))
-        beside.write_text(text, encoding=encoding)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    text = "".join(token + "\n" for token in sorted(token_dict, key=lambda token: token_dict[token]))
+    with atomic_path(Path(dict_path)) as made:
+        made.write_text(text, encoding=encoding)
 
 
 def is_redundant(token: str) -> bool:
