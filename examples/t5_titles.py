@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     data = PairData(
         read_pairs([given.data]),
         writer.tokenizer,
+        writer.config,
         rows=given.rows,
-        answers=True,
         limit=given.limit,
         target_limit=given.title_limit,
     )

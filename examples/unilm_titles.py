@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     data = PairData(
         read_pairs([given.data]),
         writer.tokenizer,
+        writer.config,
         rows=given.rows,
         limit=given.limit,
         target_limit=given.title_limit,

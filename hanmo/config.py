@@ -5,7 +5,7 @@ Nothing here knows a family's name or a file's; families/ makes these from the o
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -181,6 +181,8 @@ class ModelConfig:
     discriminator: ELECTRA's head, one logit a token.
     head_activation, head_norm_eps: of the "mlm" transform and the discriminator.
     initializer: standard deviation of fresh weights.
+    generation: what the checkpoint says of its tokenizer and of the ids that begin and end a text, in the words of
+    Hugging Face's config.json ("decoder_start_token_id", "eos_token_id", "tokenizer_class" …), as it was read.
     """
 
     family: str
@@ -196,6 +198,7 @@ class ModelConfig:
     head_activation: str = "gelu_erf"
     head_norm_eps: float = 1e-12
     initializer: float = 0.02
+    generation: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -229,6 +232,36 @@ class ModelConfig:
     def writes(self) -> bool:
         """Whether the model can write on: it gives logits, and no token sees a later one of its own text."""
         return self.output != "none" and self.main.mask != "full"
+
+    @property
+    def decoder_start(self) -> int | None:
+        """The id that a decoder behind an encoder begins with; None where `generation` does not say it.
+
+        Raises ConfigError for an id that the vocabulary does not have.
+        """
+        names = ("decoder_start_token_id", "bos_token_id")  # in this order in transformers
+        name = next((name for name in names if self.generation.get(name) is not None), None)
+        if name is None:
+            return None
+        found = self._token_ids(name)
+        if len(found) != 1 or not 0 <= found[0] < self.vocab:
+            raise ConfigError(f"{name} is {self.generation[name]!r}; expected one id from 0 to {self.vocab - 1}")
+        return found[0]
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids that end a text; () where `generation` says none that the vocabulary has.
+
+        A GPT-2 with a vocabulary of its own often keeps 50256, the default of transformers, which never comes then.
+        """
+        return tuple(number for number in self._token_ids("eos_token_id") if 0 <= number < self.vocab)
+
+    def _token_ids(self, name: str) -> list[int]:
+        value = self.generation.get(name)
+        found = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(type(number) is int for number in found):
+            raise ConfigError(f"{name} is {value!r}; expected an id, or a list of ids")
+        return found
 
     def to_json(self) -> str:
         """Write the configuration as JSON text, one key a line."""
@@ -277,6 +310,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise ConfigError(f"{where} is {value!r}; expected a list")
         return tuple(_build(Sublayer, item, where) for item in value)
+    hint = get_origin(hint) or hint
     if hint is float and type(value) is int and abs(value) < _MOST:
         value = float(value)
     if type(value) is not hint or (hint is float and not math.isfinite(value)):

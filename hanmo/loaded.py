@@ -70,11 +70,12 @@ class Loaded(Writer):
         Raises CheckpointError if the model cannot write.
         """
         weight = self.model.token.weight
+        start = 0 if self.tokenizer is None else self.marks.start
         if weight.device.type not in QUEUED:
-            return TorchEngine(self.model)
+            return TorchEngine(self.model, start=start)
         kept = self._kept  # a model that was moved or exchanged needs another
         if kept is None or kept[0] != weight.data_ptr() or kept[1].model is not self.model:
-            self._kept = kept = weight.data_ptr(), StaticEngine(self.model)
+            self._kept = kept = weight.data_ptr(), StaticEngine(self.model, start=start)
         return kept[1]
 
     def save(self, path: str | Path, *, form: str = "safetensors", overwrite: bool = False) -> Path:
@@ -102,7 +103,7 @@ class Loaded(Writer):
         tokenizer = self._tokenizer()
         if not self.config.writes or self.config.main.mask != "causal" or self.config.answers:
             raise CheckpointError("scores need a model that reads from left to right; load a BERT with mask='causal'")
-        marks = self.writing().before
+        marks = self.marks.before
         ids = [*marks, *encode_prompt(tokenizer, text, ends=False, special=parse_special), *marks]
         if len(ids) < 2:
             raise PromptError(f"the text {text!r} is one token; nothing foretells the first, give a longer text")

@@ -17,7 +17,7 @@ from hanmo.generate.sampling import PRESETS, Sampling
 from hanmo.generate.stop import StopRules
 from hanmo.generate.text import Stream, Writing, Written, search, stream, write
 from hanmo.tokenizers.load import load_tokenizer
-from hanmo.tokenizers.lossless import Lossless
+from hanmo.tokenizers.prompt import Marks, marks_of
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.weights.recognise import SPARE
 
@@ -135,24 +135,28 @@ class Writer:
         least = min(128, max_chars or 128) if min_chars is None else min_chars
         if max_tokens is None and self.config.main.context is None:
             max_tokens = 4 * (max_chars or 1024)  # an end for models whose positions have none
-        end, answers = self._tokenizer().special.end, self.config.answers
+        marks, answers = self.marks, self.config.answers
         return Writing(
             sampling=replace(sampling, banned=(*sampling.banned, *spare)),
-            limits=Limits(max_tokens=max_tokens, end_ids=() if end is None else (end,)),
+            limits=Limits(max_tokens=max_tokens, end_ids=marks.ends),
             stop=StopRules(sentence_after=least if stop else None, strings=tuple(stop_strings), max_chars=max_chars),
             keep_last=keep_last,
             special=parse_special,
             continues=not answers and self.config.main.mask == "causal",
-            ends=None if answers or self.config.main.mask == "prefix" else False,
-            # Models that Hanmo trained have seen every document begin behind an end mark.
-            before=(end,) if isinstance(self._tokenizer(), Lossless) and end is not None else (),
+            before=marks.before,
+            after=marks.after,
         )
 
     def _marks(self, allow_unknown: bool) -> tuple[int, ...]:
         """Give the special ids that are no text and end none."""
         special = self._tokenizer().special
-        kept = {special.end} | ({special.unk} if allow_unknown else set())
+        kept = {*self.marks.ends, *({special.unk} if allow_unknown else ())}
         return tuple(sorted(special.known() - kept))
+
+    @property
+    def marks(self) -> Marks:
+        """The ids that stand around prompts and end texts. Raises MissingFile without a vocabulary."""
+        return marks_of(self.config, self._tokenizer())
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -228,15 +232,15 @@ def open_writer(
     path, config, family, mask, tokenizer: as for `hanmo.load`.   progress: called with the bytes read while converting.
     Raises what `hanmo.load` raises.
     """
-    from hanmo.engines.openvino_engine import open_engine
+    from hanmo.engines.openvino_engine import OpenVinoEngine, open_weights
     from hanmo.engines.prompt_cache import PromptCache
 
     path = Path(path)
-    engine = open_engine(
-        path, weights=weights, threads=threads, config=config, family=family, mask=mask, progress=progress
-    )
+    kept = open_weights(path, weights=weights, config=config, family=family, progress=progress)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = find_tokenizer(path, tokenizer)
+    start = 0 if tokenizer is None else marks_of(kept.config, tokenizer).start
+    engine = OpenVinoEngine(kept, mask=mask, threads=threads, start=start)
     return _EngineWriter(engine.config, tokenizer, path, engine, PromptCache(engine))
 
 

@@ -21,7 +21,7 @@ from hanmo.weights.safetensors import Safetensors
 
 __all__ = ["FORMAT", "KINDS", "Node", "Weights"]
 
-FORMAT = "1"
+FORMAT = "2"
 """Raised whenever a file of an earlier version of Hanmo would be read wrongly."""
 
 KINDS = ("float32", "bfloat16", "int8", "int4")

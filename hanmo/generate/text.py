@@ -24,7 +24,7 @@ class Writing:
     keep_last: cut a prompt that is too long from the left; without it such a prompt is an error.
     continues: whether the text goes on from the prompt, which then counts for the repetition rules, opens quotes and
         settles the first space; False where the prompt is the source of an encoder.
-    ends, special: how the prompt is encoded, as in `Tokenizer.encode`.   before: ids that stand before it.
+    special: how the prompt is encoded, as in `Tokenizer.encode`.   before, after: ids that stand around it.
     """
 
     sampling: Sampling = PLAIN
@@ -32,9 +32,9 @@ class Writing:
     stop: StopRules = NEVER
     keep_last: bool = False
     continues: bool = True
-    ends: bool | None = None
     special: bool = False
     before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
 
 
 DEFAULT = Writing()
@@ -187,7 +187,8 @@ def read_prompt(engine: Engine, tokenizer: Tokenizer, text: str, writing: Writin
 
     Raises PromptError for a text that the tokenizer or the model cannot take.
     """
-    ids = [*writing.before, *encode_prompt(tokenizer, text, ends=writing.ends, special=writing.special)]
+    prompt = encode_prompt(tokenizer, text, ends=False, special=writing.special)
+    ids = [*writing.before, *prompt, *writing.after]
     if writing.keep_last:
         ids = list(loop.keep_last(ids, engine.max_positions, max_tokens=writing.limits.max_tokens))
     loop.check_prompt(engine, ids)

@@ -1,12 +1,52 @@
-"""A prompt as ids, or the reason why it cannot be written on from.
+"""A prompt as ids, or the reason why it cannot be written on from; and the marks that a model expects around texts.
 
-Knows what is wrong with a prompt. Knows no model: whether the prompt is too long is the model's to say.
+Knows what is wrong with a prompt, and a model's configuration. Whether a prompt is too long is the model's to say.
 """
 
+from dataclasses import dataclass
+
+from hanmo.config import ModelConfig
 from hanmo.errors import PromptError
+from hanmo.tokenizers.lossless import Lossless
 from hanmo.tokenizers.protocol import Tokenizer
 
-__all__ = ["encode_prompt", "special_tokens_in"]
+__all__ = ["Marks", "encode_prompt", "marks_of", "special_tokens_in"]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The ids around the texts of a model, the same in writing and in training.
+
+    before, after: what stands around a prompt, or a source.   start: what a decoder behind an encoder begins with.
+    ends: the ids that end what is written; training puts the first behind a target.
+    """
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    start: int
+    ends: tuple[int, ...]
+
+
+def marks_of(config: ModelConfig, tokenizer: Tokenizer) -> Marks:
+    """Find the marks of a model.
+
+        encoder-decoder (T5)         source </s>; 0 target </s>
+        the same, BERT vocabulary    [CLS] source [SEP]; [CLS] target [SEP], as T5-PEGASUS was trained
+        mask="prefix" (UniLM)        [CLS] source [SEP] target [SEP]
+        any other                    no mark; the end mark before each document where Hanmo trained (Lossless)
+
+    What config.json says of the decoder's first id and of the ids that end a text goes before the tokenizer's marks.
+    Raises ConfigError for ids in config.json that cannot be used.
+    """
+    special = tokenizer.special
+    end = () if special.end is None else (special.end,)
+    ends = config.end_ids or end
+    if not config.answers and config.main.mask != "prefix":
+        return Marks(before=end if isinstance(tokenizer, Lossless) else (), after=(), start=0, ends=ends)
+    start = config.decoder_start if config.answers else None
+    if start is None:
+        start = next((number for number in (special.start, special.pad) if number is not None), 0)
+    return Marks(before=() if special.start is None else (special.start,), after=end, start=start, ends=ends)
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, *, ends: bool | None = None, special: bool = False) -> list[int]:

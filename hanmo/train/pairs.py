@@ -5,9 +5,11 @@ Knows where pairs stand in files, a tokenizer and how a pair becomes a row. Know
     UniLM    ids       [CLS] s s s [SEP] t t            as bert4keras's examples/task_seq2seq has it: segment 0 sees
              segments    0   0 0 0   0   1 1            itself whole, segment 1 what stands before
              targets     0   0 0 0   t   t [SEP]        0 is ignored in the loss
-    T5       source     s  s  s </s>
-             ids        0  t  t                         0 begins the answer
+    T5       source     s  s  s </s>                    T5-PEGASUS: [CLS] s s s [SEP]
+             ids        0  t  t                         0 begins the answer, or what config.json says, or [CLS]
              targets    t  t </s>
+
+Marks (`hanmo.tokenizers.prompt.marks_of`) and special tokens written in a text are those of prompts.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,7 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hanmo.config import ModelConfig
 from hanmo.errors import DataError, TokenizerError
+from hanmo.tokenizers.prompt import marks_of
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.train.files import JSON, TABLES, find_files, form, json_rows, opened, table_rows, text_in
 
@@ -52,7 +56,7 @@ class PairData:
     """Batches of pairs, fixed by (seed, epoch, step): training may go on from any step.
 
     pairs: (source, target), encoded here and held as ids.   rows: of a batch; the last of an epoch may have fewer.
-    answers: rows for an encoder-decoder, whose config says `answers`; else for an encoder with a "prefix" mask.
+    config: the model's, which tells an encoder-decoder from an encoder with a "prefix" mask, and the marks of both.
     limit: most ids of a row, or of an encoder-decoder's source.   target_limit: most ids of a target and its end mark.
     What is longer is cut at its end: first the target to its limit, then the source to what is left. `cut` counts
     the pairs that lost something.   shuffle: False keeps the order of the pairs.
@@ -64,9 +68,9 @@ class PairData:
         self,
         pairs: Iterable[tuple[str, str]],
         tokenizer: Tokenizer,
+        config: ModelConfig,
         *,
         rows: int,
-        answers: bool = False,
         limit: int = 512,
         target_limit: int = 128,
         seed: int = 0,
@@ -74,21 +78,19 @@ class PairData:
     ) -> None:
         if rows < 1:
             raise DataError(f"rows is {rows}, expected 1 or more")
-        marks = 1 if answers else 2
-        if target_limit < 2 or limit <= marks + (0 if answers else target_limit):
+        self._marks, self._answers = marks_of(config, tokenizer), config.answers
+        around = len(self._marks.before) + len(self._marks.after)
+        if target_limit < 2 or limit <= around + (0 if self._answers else target_limit):
             raise DataError(
                 f"limit is {limit} and target_limit is {target_limit}, which leave no room for a source; "
                 "raise limit, or lower target_limit (2 at least)"
             )
         self.rows, self.seed, self.cut = rows, seed, 0
-        self._shuffle, self._answers = shuffle, answers
-        self._limit, self._target_limit = limit, target_limit
-        special = tokenizer.special
-        if special.end is None or (special.start is None and not answers):
+        self._shuffle, self._limit, self._target_limit = shuffle, limit, target_limit
+        if not self._marks.ends or (not self._marks.before and not self._answers):
             raise TokenizerError(
                 "the tokenizer marks no start or no end of a text, which pairs need; load it with ends=True"
             )
-        self._end, self._start = special.end, special.start
         self._pairs = [self._encoded(number, pair, tokenizer) for number, pair in enumerate(pairs, 1)]
         if not self._pairs:
             raise DataError("there is no pair to train on; give files that hold some")
@@ -111,7 +113,7 @@ class PairData:
         if self._shuffle:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
         chosen = [self._pairs[number] for number in order[step * self.rows : (step + 1) * self.rows]]
-        return _answered(chosen) if self._answers else _prefixed(chosen)
+        return _answered(chosen, self._marks.start) if self._answers else _prefixed(chosen)
 
     def batches(self, epoch: int = 0, step: int = 0) -> Iterator[tuple[int, int, dict[str, NDArray[Any]]]]:
         """Yield (epoch, step, batch) from there on without end, epoch after epoch."""
@@ -121,15 +123,15 @@ class PairData:
             epoch, step = epoch + 1, 0
 
     def _encoded(self, number: int, pair: tuple[str, str], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-        """Return the ids of a pair with its marks: [CLS] source [SEP], or source </s>; and target with its end mark."""
-        source, target = (tokenizer.encode(text, ends=False).ids for text in pair)
+        """Return the ids of a pair with its marks: the source with those around it, the target with its end mark."""
+        source, target = (tokenizer.encode(text, ends=False, special=True).ids for text in pair)
         if not source or not target:
             raise DataError(f"the {'target' if source else 'source'} of pair {number} has no tokens: {pair!r}; mend it")
-        start = [] if self._answers or self._start is None else [self._start]
+        before, after = self._marks.before, self._marks.after
         kept_target = target[: self._target_limit - 1]
-        room = self._limit - len(start) - 1 - (0 if self._answers else len(kept_target) + 1)
+        room = self._limit - len(before) - len(after) - (0 if self._answers else len(kept_target) + 1)
         self.cut += len(kept_target) < len(target) or room < len(source)
-        return [*start, *source[:room], self._end], [*kept_target, self._end]
+        return [*before, *source[:room], *after], [*kept_target, self._marks.ends[0]]
 
 
 def _objects(file: Any, path: Path, source_key: str, target_key: str) -> Iterator[tuple[int, str, str]]:
@@ -169,13 +171,13 @@ def _prefixed(pairs: list[tuple[list[int], list[int]]]) -> dict[str, NDArray[Any
     return {"ids": ids, "segments": segments, "targets": targets}
 
 
-def _answered(pairs: list[tuple[list[int], list[int]]]) -> dict[str, NDArray[Any]]:
+def _answered(pairs: list[tuple[list[int], list[int]]], start: int) -> dict[str, NDArray[Any]]:
     source_ids = np.zeros((len(pairs), max(len(source) for source, _ in pairs)), np.int64)
     source_mask = np.zeros(source_ids.shape, bool)
     ids, targets = np.zeros((2, len(pairs), max(len(target) for _, target in pairs)), np.int64)
     for row, (source, target) in enumerate(pairs):
         source_ids[row, : len(source)] = source
         source_mask[row, : len(source)] = True
-        ids[row, 1 : len(target)] = target[:-1]
+        ids[row, : len(target)] = [start, *target[:-1]]
         targets[row, : len(target)] = target
     return {"source": source_ids, "source_mask": source_mask, "ids": ids, "targets": targets}

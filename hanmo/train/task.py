@@ -252,11 +252,11 @@ def _pairs_task(
         pairs = [pair for number, pair in enumerate(pairs) if number not in chosen]
         notes = [f"held out: {count:,} of {count + len(pairs):,} pairs, drawn with seed {reading.seed}"]
     options: dict[str, Any] = {
-        "rows": reading.rows, "answers": config.answers, "limit": reading.sequence,
+        "rows": reading.rows, "limit": reading.sequence,
         "target_limit": min(128, reading.sequence // 2),
     }  # fmt: skip
-    data = PairData(pairs, tokenizer, seed=reading.seed, **options)
-    asked = PairData(held, tokenizer, shuffle=False, **options)
+    data = PairData(pairs, tokenizer, config, seed=reading.seed, **options)
+    asked = PairData(held, tokenizer, config, shuffle=False, **options)
     notes.insert(0, f"training data: {len(data):,} pairs, of which {data.cut:,} were cut to {reading.sequence} tokens")
     evaluate = mean_loss(targets_loss, lambda: _first_epoch(asked, asked.steps(0)), half)
     return Task(data, targets_loss, evaluate, data.steps, notes)

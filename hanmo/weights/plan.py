@@ -3,6 +3,7 @@
 Joins recognition with what lies beside the checkpoint; makes no model and reads no weights but repeated ones.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,14 @@ from hanmo.weights.recognise import Recognised, read_config, recognise, recognis
 from hanmo.weights.source import Source
 from hanmo.weights.table import check_repeats
 
-__all__ = ["OWN_CONFIG", "plan"]
+__all__ = ["GENERATION_CONFIG", "OWN_CONFIG", "generation_fields", "plan"]
 
+GENERATION_CONFIG = "generation_config.json"
 OWN_CONFIG = "hanmo.json"
+
+# Settings of transformers that change which ids are written, and that Hanmo has not.
+_UNKNOWN_RULES = ("forced_bos_token_id", "forced_decoder_ids", "suppress_tokens", "begin_suppress_tokens")
+_TOKENIZER_FIELDS = ("tokenizer_class", "task_specific_params", "prefix")
 
 
 def plan(
@@ -41,6 +47,21 @@ def plan(
     return found, rows
 
 
+def generation_fields(config: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Take from config.json and generation_config.json what `ModelConfig.generation` keeps; the latter goes first.
+
+    Raises ConfigError for a rule about ids that Hanmo would not follow.
+    """
+    for name in _UNKNOWN_RULES:
+        if value := generation.get(name, config.get(name)):
+            raise ConfigError(
+                f"{name} is {value!r}, a rule of transformers that Hanmo does not follow; remove it from "
+                f"{GENERATION_CONFIG} and config.json if texts may be written without it"
+            )
+    kept = {key: value for key, value in config.items() if key.endswith("_token_id") or key in _TOKENIZER_FIELDS}
+    return kept | {key: value for key, value in generation.items() if key.endswith("_token_id") and value is not None}
+
+
 def _recognised(
     source: Source, config: str | Path | ModelConfig | None, family: str | None
 ) -> tuple[Recognised, list[Row]]:
@@ -52,6 +73,9 @@ def _recognised(
         return _by(source, config)
     data = read_config(folder) if config is None else _read(Path(config))
     found = recognise(source, config=data, family=family)
+    beside = (folder if config is None else Path(config).parent) / GENERATION_CONFIG
+    said = generation_fields(data or {}, read_json(beside, error=ConfigError) if beside.is_file() else {})
+    found.config = replace(found.config, generation=said)
     if found.misfits:
         raise ConfigError(
             f"{source.path}: " + "; ".join(found.misfits) + "; mend config.json or take the one it came with"

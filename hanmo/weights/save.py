@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def save(
     else:
         family = family or model.config.family
         names = _names(family, form)
-        data = _foreign_config(model.config, names, form)
+        data = _foreign_config(model.config, names, form) | model.config.generation
         rows = rows_of(state, names.rows(model.config))
         notes = _compare(model.config, data, names, rows)
         made = {name: MADE[how](model.config) for name, how in names.made.items()} if form == "huggingface" else {}
@@ -169,8 +169,8 @@ def _compare(config: ModelConfig, data: Mapping[str, Any], names: Names, rows: S
 def _fields(config: ModelConfig) -> dict[str, Any]:
     """Flatten what counts of a configuration, "encoder.width" → 768, without what no part of it uses."""
     flat: dict[str, Any] = {}
-    for name, value in asdict(config).items():
-        if isinstance(value, dict):
+    for name, value in asdict(replace(config, generation={})).items():
+        if name in ("encoder", "decoder") and value is not None:
             flat |= {f"{name}.{key}": leaf for key, leaf in value.items() if not _idle(value, key)}
         else:
             flat[name] = value

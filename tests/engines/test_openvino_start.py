@@ -19,7 +19,7 @@ from hanmo.tokenizers import WordPiece
 
 words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(0x4E00 + i) for i in range(115))]
 engine = open_engine(Path(sys.argv[1]), weights="float32", folder=Path(sys.argv[2]))
-writing = Writing(sampling=GREEDY, limits=Limits(max_tokens=9), stop=NEVER, ends=False)
+writing = Writing(sampling=GREEDY, limits=Limits(max_tokens=9), stop=NEVER)
 [[written]] = write(engine, WordPiece(words), ["一丁"], writing=writing, seed=1)
 assert "torch" not in sys.modules, "torch was imported"
 print(*written.ids)

@@ -174,17 +174,17 @@ def test_the_prompt_settles_the_first_space_unless_it_is_the_source_of_an_encode
     words = WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "day", "##s", "天"])
     follows = ToyEngine(vocab=8, scores=lambda ids: np.eye(8)[{4: 5, 5: 6, 6: 7}.get(ids[-1], 5)])
     limits = Limits(max_tokens=3)
-    writing = Writing(sampling=GREEDY, limits=limits, ends=False)
+    writing = Writing(sampling=GREEDY, limits=limits)
     assert list(stream(follows, words, "good", writing=writing)) == [" day", "s", "天"]
     assert list(stream(follows, words, "天", writing=writing)) == ["day", "s", "天"]
     assert list(stream(follows, words, "good ", writing=writing)) == ["day", "s", "天"]
-    apart = Writing(sampling=GREEDY, limits=limits, ends=False, continues=False)
+    apart = Writing(sampling=GREEDY, limits=limits, continues=False)
     assert list(stream(follows, words, "good", writing=apart)) == ["day", "s", "天"]
 
 
 def test_marks_are_added_to_the_prompt_where_the_model_wants_them():
     assert read_prompt(ToyEngine(), Bytes(), "a") == [6]
-    assert read_prompt(ToyEngine(), Bytes(), "a", Writing(ends=True)) == [6, 9]
+    assert read_prompt(ToyEngine(), Bytes(), "a", Writing(before=(8,), after=(9,))) == [8, 6, 9]
 
 
 def test_settings_are_refused_at_the_call():

@@ -47,11 +47,16 @@ def config(family: str, vocab: int) -> ModelConfig:
     return FAMILIES[family].tensorflow.config(sizes)
 
 
+UNILM = replace(config("bert", len(TOKENS)), output="mlm")
+UNILM = replace(UNILM, encoder=replace(UNILM.main, mask="prefix"))
+T5 = config("t5.1.1", 16)
+
+
 # Rows
 
 
 def test_a_row_of_an_encoder_is_bert4keras_s() -> None:
-    data = PairData(PAIRS[:2], BERT, rows=2, shuffle=False)
+    data = PairData(PAIRS[:2], BERT, UNILM, rows=2, shuffle=False)
     batch = data.batch(0, 0)
     whole = [CLS, *ids("天地玄黄"), SEP, *ids("天地"), SEP]
     assert batch["ids"].tolist() == [whole[:-1], [CLS, *ids("宇宙"), SEP, *ids("宙"), 0, 0, 0]]
@@ -69,7 +74,7 @@ def test_a_row_of_an_encoder_is_bert4keras_s() -> None:
 
 def test_a_row_of_an_encoder_decoder_begins_with_zero_and_ends_with_its_mark() -> None:
     tokenizer = sentence_piece()
-    batch = PairData(PAIRS[:2], tokenizer, rows=2, answers=True, shuffle=False).batch(0, 0)
+    batch = PairData(PAIRS[:2], tokenizer, T5, rows=2, shuffle=False).batch(0, 0)
     source, target = (tokenizer.encode(text).ids for text in PAIRS[0])
     assert source[-1] == target[-1] == tokenizer.special.end == 1
     assert batch["source"][0].tolist() == source
@@ -83,7 +88,7 @@ def test_a_row_of_an_encoder_decoder_begins_with_zero_and_ends_with_its_mark() -
 def test_what_is_too_long_loses_the_end_of_its_source_and_is_counted(answers: bool) -> None:
     pairs = [("天地玄黄宇宙洪荒", "日月"), ("天", "日月盈昃宙"), ("天", "日")]
     tokenizer = sentence_piece() if answers else BERT
-    data = PairData(pairs, tokenizer, rows=3, answers=answers, limit=9, target_limit=4, shuffle=False)
+    data = PairData(pairs, tokenizer, T5 if answers else UNILM, rows=3, limit=9, target_limit=4, shuffle=False)
     batch = data.batch(0, 0)
     assert data.cut == 2
     if answers:
@@ -99,10 +104,8 @@ def test_what_is_too_long_loses_the_end_of_its_source_and_is_counted(answers: bo
 
 
 def test_the_loss_of_an_encoder_is_that_of_the_target_and_its_end_whatever_pads() -> None:
-    bert = config("bert", len(TOKENS))
-    bert = replace(bert, encoder=replace(bert.encoder, mask="prefix"), output="mlm")
-    model = Model(bert).initialize(1).eval()
-    batch = {name: torch.from_numpy(array) for name, array in PairData(PAIRS, BERT, rows=5).batch(0, 0).items()}
+    model = Model(UNILM).initialize(1).eval()
+    batch = {name: torch.from_numpy(array) for name, array in PairData(PAIRS, BERT, UNILM, rows=5).batch(0, 0).items()}
     total, count = 0.0, 0
     for source, target in PAIRS:
         encoding = BERT.encode(source, target)
@@ -118,7 +121,7 @@ def test_the_loss_of_an_encoder_is_that_of_the_target_and_its_end_whatever_pads(
 def test_the_loss_of_an_encoder_decoder_is_that_of_each_answer_alone() -> None:
     tokenizer = sentence_piece()
     model = Model(config("t5.1.1", tokenizer.vocab)).initialize(1).eval()
-    data = PairData(PAIRS, tokenizer, rows=5, answers=True)
+    data = PairData(PAIRS, tokenizer, T5, rows=5)
     batch = {name: torch.from_numpy(array) for name, array in data.batch(0, 0).items()}
     total, count = 0.0, 0
     for source, target in PAIRS:
@@ -134,12 +137,12 @@ def test_the_loss_of_an_encoder_decoder_is_that_of_each_answer_alone() -> None:
 
 
 def test_batches_are_fixed_by_seed_epoch_and_step_and_go_on_from_any_step() -> None:
-    data = PairData(PAIRS, BERT, rows=2, seed=4)
+    data = PairData(PAIRS, BERT, UNILM, rows=2, seed=4)
     assert data.steps() == 3 and len(data) == 5
     found = [batch for batch, _ in zip(data.batches(), range(9), strict=False)]
     assert [(epoch, step) for epoch, step, _ in found] == [(e, s) for e in range(3) for s in range(3)]
     epoch, step, batch = found[7]
-    again = next(PairData(PAIRS, BERT, rows=2, seed=4).batches(epoch, step))[2]
+    again = next(PairData(PAIRS, BERT, UNILM, rows=2, seed=4).batches(epoch, step))[2]
     assert all(np.array_equal(again[name], batch[name]) for name in batch)
     orders = {str([batch["ids"].tolist() for _, _, batch in found[at : at + 3]]) for at in (0, 3, 6)}
     assert len(orders) > 1
@@ -200,11 +203,11 @@ def test_pairs_that_cannot_be_read_are_named(tmp_path: Path, name: str, content:
 )
 def test_pairs_that_make_no_rows_are_refused(pairs: list, options: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        PairData(pairs, BERT, **{"rows": 2, **options})
+        PairData(pairs, BERT, UNILM, **{"rows": 2, **options})
 
 
 def test_a_step_beyond_the_end_and_a_vocabulary_without_marks_are_refused() -> None:
     with pytest.raises(DataError, match="epoch 0 has steps 0 to 2, asked for 3"):
-        PairData(PAIRS, BERT, rows=2).batch(0, 3)
+        PairData(PAIRS, BERT, UNILM, rows=2).batch(0, 3)
     with pytest.raises(TokenizerError, match="marks no start or no end of a text"):
-        PairData(PAIRS, WordPiece(TOKENS, start=None, end=None), rows=2)
+        PairData(PAIRS, WordPiece(TOKENS, start=None, end=None), UNILM, rows=2)
