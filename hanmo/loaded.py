@@ -6,6 +6,7 @@ Joins an engine with hanmo.generate. Knows no file.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +17,15 @@ from hanmo.engines.fused import Int8Linear
 from hanmo.engines.static_engine import StaticEngine
 from hanmo.engines.torch_engine import TorchEngine
 from hanmo.errors import CheckpointError, ConfigError, PromptError
+from hanmo.generate.rules import check_count
 from hanmo.model import Model
 from hanmo.tokenizers.load import tokenizer_files
-from hanmo.tokenizers.prompt import encode_prompt
+from hanmo.tokenizers.prompt import as_texts, encode_prompt
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.train.bits import Bits, bits_per_character, foretell
 from hanmo.weights.load import Report
 from hanmo.weights.save import save
-from hanmo.writer import Writer, distinct_unknown_of
+from hanmo.writer import Texts, Writer, distinct_unknown_of
 
 QUEUED = ("cuda",)  # kinds of devices for which StaticEngine is made
 
@@ -33,8 +35,8 @@ class Score:
     """How well a model foretells a text.
 
     bits_per_char: -log2 of the text's probability, divided by the characters that were foretold.
-    logprobs: natural logarithm of the probability of each token but the first, which nothing foretells.
-    tokens: all tokens of the text, as the vocabulary spells them.
+    tokens: those that are predicted, as the vocabulary spells them: all but the first, before which nothing stands.
+    logprobs: natural logarithm of the probability of each of them.
     """
 
     bits_per_char: float
@@ -91,15 +93,27 @@ class Loaded(Writer):
         beside = tokenizer_files(self.path if self.path.is_dir() else self.path.parent)
         return save(self.model, path, form=form, tokenizer=beside, overwrite=overwrite).path
 
+    @overload
+    def score(self, text: str, *, distinct_unknown: int | None = ..., parse_special: bool = ...) -> Score: ...
+    @overload
+    def score(self, text: Texts, *, distinct_unknown: int | None = ..., parse_special: bool = ...) -> list[Score]: ...
     @torch.inference_mode()
-    def score(self, text: str, *, distinct_unknown: int | None = None, parse_special: bool = False) -> Score:
+    def score(
+        self, text: str | Texts, *, distinct_unknown: int | None = None, parse_special: bool = False
+    ) -> Score | list[Score]:
         """Measure how well a model that writes foretells a text, in windows that overlap by half.
 
+        text: one, or a list of texts, which gives a list.
         A model that Hanmo trained is given the end mark before the text and foretells the one behind it.
         distinct_unknown: how many unknown characters training saw; each [UNK] then costs log2 of it + 1 more bits. None
         takes what the model's training.json says, or 0.   parse_special: as for `writing`.
         Raises PromptError for a text of fewer than two tokens, CheckpointError for a model that does not write.
         """
+        if not isinstance(text, str):
+            return [
+                self.score(each, distinct_unknown=distinct_unknown, parse_special=parse_special)
+                for each in as_texts(text)
+            ]
         tokenizer = self._tokenizer()
         if not self.config.writes or self.config.main.mask != "causal" or self.config.answers:
             raise CheckpointError("scores need a model that reads from left to right; load a BERT with mask='causal'")
@@ -108,7 +122,7 @@ class Loaded(Writer):
         if len(ids) < 2:
             raise PromptError(f"the text {text!r} is one token; nothing foretells the first, give a longer text")
         logprobs = foretell(self._logprobs, ids, window=self.config.main.context or len(ids))
-        tokens = [tokenizer.id_to_token(i) for i in ids]
+        tokens = [tokenizer.id_to_token(i) for i in ids[1:]]
         first = 0 if marks else len(tokenizer.decode(ids[:1])) or 1
         unknown = sum(i == tokenizer.special.unk for i in ids[1:])
         spent = Bits(-sum(logprobs), len(logprobs), max(1, len(text) - first), unknown)
@@ -121,22 +135,23 @@ class Loaded(Writer):
         return logits.log_softmax(-1).gather(-1, part[0, 1:, None])[:, 0].tolist()
 
     @torch.inference_mode()
-    def encode(self, texts: Sequence[str], *, pool: str = "mean", batch: int = 32) -> npt.NDArray[np.float32]:
+    def encode(self, texts: str | Sequence[str], *, pool: str = "mean", batch: int = 32) -> npt.NDArray[np.float32]:
         """Turn texts into vectors [texts, width] with an encoder; one text counts as a list of one.
 
-        Texts longer than the model's positions are cut at their end.
+        Texts longer than the model's positions are cut at their end. Each stands alone; a pair is not a text.
         pool: "mean" of all tokens, "first" token, or "pooler" (the trained one, if there is).   batch: texts at once.
-        Raises CheckpointError if the model lacks what `pool` names, ConfigError for another `pool`.
+        Raises CheckpointError if the model lacks what `pool` names, ConfigError for another `pool`, PromptError for
+        what is no text.
         """
         if pool not in ("mean", "first", "pooler"):
             raise ConfigError(f"pool is {pool!r}; expected 'mean', 'first' or 'pooler'")
         if pool == "pooler" and self.model.pooler is None:
             raise CheckpointError("this checkpoint has no pooler; use pool='mean' or 'first'")
-        texts = [texts] if isinstance(texts, str) else texts
+        texts = as_texts(texts)
         if self.config.main.mask == "prefix":
             raise CheckpointError("this model was loaded to write (mask='prefix'); load it without a mask for vectors")
         tokenizer = self._tokenizer()
-        encodings = tokenizer.encode_batch(list(texts), limit=self.config.main.context)
+        encodings = tokenizer.encode_batch(texts, limit=self.config.main.context)
         vectors = [np.zeros((0, self.config.main.width), np.float32)]
         for start in range(0, len(encodings), batch):
             ids, mask = self._padded([encoding.ids for encoding in encodings[start : start + batch]])
@@ -155,8 +170,11 @@ class Loaded(Writer):
     def fill(self, text: str, *, k: int = 5) -> list[list[Candidate]]:
         """Name the k likeliest tokens for each [MASK] in a text: one list for each, in order.
 
-        Raises PromptError if there is no [MASK], CheckpointError if the model cannot fill one.
+        k: 1 or more; a k of the vocabulary's size or above names all tokens.
+        Raises PromptError if there is no [MASK] or the text is too long, ConfigError for a k below 1, CheckpointError
+        if the model cannot fill one.
         """
+        check_count("k", k)
         tokenizer = self._tokenizer()
         mask = tokenizer.special.mask
         if self.config.output == "none" or self.config.main.mask != "full" or mask is None:
@@ -165,9 +183,14 @@ class Loaded(Writer):
         places = [i for i, token in enumerate(ids) if token == mask]
         if not places:
             raise PromptError(f"the text {text[:20]!r} has no [MASK]; write one where a token is to be found")
+        context = self.config.main.context
+        if context is not None and len(ids) > context:
+            raise PromptError(
+                f"the text has {len(ids)} tokens with its marks, the model knows {context} positions; shorten it"
+            )
         logits = self.model(torch.tensor([ids], device=self.model.token.weight.device)).logits[0, places].float()
         logits[:, tokenizer.vocab :] = -torch.inf
-        best = logits.softmax(-1).topk(k)
+        best = logits.softmax(-1).topk(min(k, tokenizer.vocab))
         return [
             [Candidate(tokenizer.id_to_token(i), p) for p, i in zip(values, found, strict=True)]
             for values, found in zip(best.values.tolist(), best.indices.tolist(), strict=True)

@@ -3,28 +3,35 @@
 Joins an engine and a tokenizer with hanmo.generate. Imports no torch unless the engine does.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, CorruptFile, MissingFile, TokenizerError
 from hanmo.files import read_json
 from hanmo.generate.loop import Engine, Limits
-from hanmo.generate.rules import check_count
-from hanmo.generate.sampling import PRESETS, Sampling
+from hanmo.generate.options import Options, Request, generation_defaults, showing
+from hanmo.generate.rules import check_count, check_number
+from hanmo.generate.sampling import GREEDY, PRESETS, Sampling
 from hanmo.generate.stop import StopRules
 from hanmo.generate.text import Stream, Writing, Written, search, stream, write
 from hanmo.tokenizers.load import load_tokenizer
-from hanmo.tokenizers.prompt import Marks, marks_of
+from hanmo.tokenizers.prompt import Marks, as_texts, marks_of
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.weights.recognise import SPARE
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["SMALL", "Writer", "check_search", "find_tokenizer", "open_writer"]
 
 SMALL = Path(__file__).parent / "assets" / "small"
 """The small model inside the package, trained by Hanmo; its MODEL_CARD.md says on what."""
+
+Texts: TypeAlias = list[str] | tuple[str, ...]
 
 
 class Writer:
@@ -58,44 +65,16 @@ class Writer:
         """The engine as `write` and `stream` use it: it may know the beginning of a prompt from the last texts."""
         return self.engine
 
-    def write(
-        self, text: str, *, n: int = 1, seed: int | None = None, beams: int | None = None, **how: Any
-    ) -> list[str]:
-        """Go on from a text n times; each result begins with it (an encoder-decoder answers instead).
-
-        seed: repeats the results; each depends only on it and its number.   beams: search with so many instead of
-        drawing, and give the n best.   how: see `writing`.
-        Raises PromptError for a text that cannot be continued, ConfigError for a setting out of range.
-        """
-        return [self.joined(text, written) for written in self.write_detailed(text, n=n, seed=seed, beams=beams, **how)]
-
-    def write_detailed(
-        self, text: str, *, n: int = 1, seed: int | None = None, beams: int | None = None, **how: Any
-    ) -> list[Written]:
-        """Do as `write` does, and say why each text ended; the prompt is not part of `Written.text`."""
-        tokenizer, writing = self._tokenizer(), self.writing(**how)
-        if beams is None:
-            return write(self.remembering, tokenizer, [text], n=n, writing=writing, seed=seed)[0]
-        check_search(beams, n, seed, how)
-        return search(self.remembering, tokenizer, text, beams, writing=writing)[:n]
-
-    def stream(self, text: str, *, seed: int | None = None, sample: int = 0, **how: Any) -> Stream:
-        """Go on from a text piece by piece: an iterator of str, without the prompt; arguments as for `write`.
-
-        sample: the number that the text would have among the n of `write`.
-        """
-        tokenizer, writing = self._tokenizer(), self.writing(**how)
-        return stream(self.remembering, tokenizer, text, writing=writing, seed=seed, sample=sample)
-
     def writing(
         self,
         *,
         preset: str | None = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        repetition_penalty: float = 1.0,
+        repetition_penalty: float | None = None,
         no_repeat_ngram: int | None = None,
+        length_penalty: float = 0.0,
         allow_unknown: bool = False,
         min_chars: int | None = None,
         max_chars: int | None = 256,
@@ -107,8 +86,12 @@ class Writer:
     ) -> Writing:
         """Make the settings of writing.
 
-        temperature: 0 always takes the likeliest.   top_k, top_p: draw from the likeliest only; with neither, from 5.
-        preset: "article", "gpt2-ml-demo" or "greedy" draws just as that did, instead of by the settings of drawing.
+        temperature: 0 always takes the likeliest; 1 by default.   top_k, top_p: draw from the likeliest only; with
+        neither, from 5.   repetition_penalty: above 1 makes ids that were written less likely.   no_repeat_ngram: never
+        write a run of so many ids twice; 0 is no limit. Each of these five that is None is what generation_config.json
+        beside the model says, if it does.
+        preset: "article", "gpt2-ml-demo" or "greedy" draws just as that did, instead of by the five.
+        length_penalty: for `beams`; they are ranked by the log-probability over the length to this power.
         stop: "sentence" ends with the first sentence after min_chars (128, or max_chars if less); None goes on.
         max_chars: the most characters; None is no limit. Both count what is written, without the prompt.
         max_tokens: the most tokens; None is as far as the model knows positions.   allow_unknown: let [UNK] be written.
@@ -116,36 +99,114 @@ class Writer:
         parse_special: read "[CLS]" and its like in a prompt as tokens; False, for prompts of strangers, as characters.
         Raises ConfigError for a setting out of range.
         """
-        drawing = (temperature, top_k, top_p, repetition_penalty, no_repeat_ngram) != (1.0, None, None, 1.0, None)
-        _check(preset if drawing else None, stop, min_chars, max_chars)
-        if preset is None:
-            sampling = Sampling(
-                temperature=temperature,
-                top_k=5 if top_k is None and top_p is None else top_k,
-                top_p=top_p,
-                repetition_penalty=repetition_penalty,
-                no_repeat_ngram=no_repeat_ngram,
-                banned=self._marks(allow_unknown),
-            )
-        elif preset in PRESETS:
-            sampling = PRESETS[preset]
-        else:
-            raise ConfigError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}")
-        spare = range(self._tokenizer().vocab, self.config.vocab)
+        sampling = self._sampling(
+            preset,
+            allow_unknown,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            no_repeat_ngram=no_repeat_ngram,
+        )
+        _check_ends(stop, min_chars, max_chars)
+        check_number("length_penalty", length_penalty, above=-math.inf)
         least = min(128, max_chars or 128) if min_chars is None else min_chars
         if max_tokens is None and self.config.main.context is None:
             max_tokens = 4 * (max_chars or 1024)  # an end for models whose positions have none
         marks, answers = self.marks, self.config.answers
         return Writing(
-            sampling=replace(sampling, banned=(*sampling.banned, *spare)),
+            sampling=sampling,
             limits=Limits(max_tokens=max_tokens, end_ids=marks.ends),
             stop=StopRules(sentence_after=least if stop else None, strings=tuple(stop_strings), max_chars=max_chars),
+            length_penalty=length_penalty,
             keep_last=keep_last,
             special=parse_special,
             continues=not answers and self.config.main.mask == "causal",
             before=marks.before,
             after=marks.after,
         )
+
+    @overload
+    def write(self, text: str, **options: "Unpack[Request]") -> list[str]: ...
+    @overload
+    def write(self, text: Texts, **options: "Unpack[Request]") -> list[list[str]]: ...
+    @showing(writing)
+    def write(
+        self,
+        text: str | Texts,
+        *,
+        n: int = 1,
+        seed: int | None = None,
+        beams: int | None = None,
+        **options: "Unpack[Options]",
+    ) -> list[str] | list[list[str]]:
+        """Go on from a text n times; each result begins with it (an encoder-decoder answers instead).
+
+        text: one, or a list of texts; of a list each is written for alone, and what comes back is a list for each.
+        seed: repeats the results; each depends only on it and its number.   beams: search with so many instead of
+        drawing, and give the n best.   What the other arguments mean, `writing` says.
+        Raises PromptError for a text that cannot be continued, ConfigError for a setting out of range.
+        """
+        if not isinstance(text, str):
+            return [self.write(each, n=n, seed=seed, beams=beams, **options) for each in as_texts(text)]
+        whole = self.write_detailed(text, n=n, seed=seed, beams=beams, **options)
+        return [self.joined(text, written) for written in whole]
+
+    @overload
+    def write_detailed(self, text: str, **options: "Unpack[Request]") -> list[Written]: ...
+    @overload
+    def write_detailed(self, text: Texts, **options: "Unpack[Request]") -> list[list[Written]]: ...
+    @showing(writing)
+    def write_detailed(
+        self,
+        text: str | Texts,
+        *,
+        n: int = 1,
+        seed: int | None = None,
+        beams: int | None = None,
+        **options: "Unpack[Options]",
+    ) -> list[Written] | list[list[Written]]:
+        """Do as `write` does, and say why each text ended; the prompt is not part of `Written.text`."""
+        if not isinstance(text, str):
+            return [self.write_detailed(each, n=n, seed=seed, beams=beams, **options) for each in as_texts(text)]
+        tokenizer, writing = self._tokenizer(), self.writing(**options)
+        check_search(beams, n, seed, options)
+        if beams is None:
+            return write(self.remembering, tokenizer, [text], n=n, writing=writing, seed=seed)[0]
+        return search(self.remembering, tokenizer, text, beams, writing=writing)[:n]
+
+    @showing(writing)
+    def stream(self, text: str, *, seed: int | None = None, sample: int = 0, **options: "Unpack[Options]") -> Stream:
+        """Go on from a text piece by piece: an iterator of str, without the prompt; arguments as for `write`.
+
+        sample: the number that the text would have among the n of `write`.
+        """
+        check_search(None, 1, seed, options)
+        tokenizer, writing = self._tokenizer(), self.writing(**options)
+        return stream(self.remembering, tokenizer, text, writing=writing, seed=seed, sample=sample)
+
+    def _sampling(self, preset: str | None, allow_unknown: bool, **drawing: float | None) -> Sampling:
+        """Take the preset, or join what is not None, what the model's files say and what else is the default."""
+        given: dict[str, Any] = {name: value for name, value in drawing.items() if value is not None}
+        if preset is not None and given:
+            raise ConfigError(
+                f"preset is {preset!r}, which settles how to draw; leave the other settings of drawing out"
+            )
+        if preset is not None and preset not in PRESETS:
+            raise ConfigError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}")
+        spare = range(self._tokenizer().vocab, self.config.vocab)
+        banned = (*self._marks(allow_unknown), *spare)
+        if preset is not None:  # an original's bans are followed as they were; the greedy choice is no original's
+            known = PRESETS[preset]
+            return replace(known, banned=banned if known is GREEDY else (*known.banned, *spare))
+        own = generation_defaults(self.path)
+        if given.keys() & {"top_k", "top_p"}:
+            own = {name: value for name, value in own.items() if name not in ("top_k", "top_p")}
+        told = own | given
+        if not told.keys() & {"top_k", "top_p"}:
+            told["top_k"] = 5
+        told["no_repeat_ngram"] = told.get("no_repeat_ngram") or None
+        return Sampling(**told, banned=banned)
 
     def _marks(self, allow_unknown: bool) -> tuple[int, ...]:
         """Give the special ids that are no text and end none."""
@@ -170,10 +231,8 @@ class Writer:
         return written.text if self.config.answers or self.config.main.mask == "prefix" else text + written.text
 
 
-def _check(preset: str | None, stop: str | None, min_chars: int | None, max_chars: int | None) -> None:
-    """Refuse settings that contradict each other; preset: None unless settings of drawing stand beside it."""
-    if preset is not None:
-        raise ConfigError(f"preset is {preset!r}, which settles how to draw; leave the other settings of drawing out")
+def _check_ends(stop: str | None, min_chars: int | None, max_chars: int | None) -> None:
+    """Refuse settings of a text's end that contradict each other."""
     if stop not in ("sentence", None):
         raise ConfigError(f"stop is {stop!r}; expected 'sentence' or None (and see stop_strings)")
     if max_chars is not None:
@@ -182,12 +241,19 @@ def _check(preset: str | None, stop: str | None, min_chars: int | None, max_char
         raise ConfigError(f"min_chars is {min_chars}; expected 0 or more, and no more than max_chars ({max_chars})")
 
 
-def check_search(beams: int, n: int, seed: int | None, how: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a search that is also to draw, or to give more texts than it has beams."""
+def check_search(beams: int | None, n: int, seed: int | None, options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a search that is also to draw, or to give more texts than it has beams.
+
+    beams: None where nothing is searched.   options: those of `Writer.writing` that were given.
+    """
+    if beams is None:
+        if options.get("length_penalty"):
+            raise ConfigError(
+                f"length_penalty is {options['length_penalty']!r}, which ranks the texts of a search; give beams=N too"
+            )
+        return
     check_count("beams", beams)
-    if seed is not None or {"temperature", "top_k", "top_p", "preset"} & {
-        name for name, value in how.items() if value not in (None, 1.0)
-    }:
+    if seed is not None or any(options.get(name) is not None for name in ("temperature", "top_k", "top_p", "preset")):
         raise ConfigError(
             "beams search for the likeliest text and draw nothing; leave seed and the settings of drawing out"
         )

@@ -87,8 +87,8 @@ def test_special_tokens_of_a_prompt_are_read_as_transformers_does(writer, prompt
     assert list(written.ids) == [number for number in row[len(ids) :] if number != 3]
     assert writer.write(prompt, **how)[0] == prompt + written.text
     scored = writer.score(prompt, parse_special=True)
-    assert scored.tokens == [writer.tokenizer.id_to_token(number) for number in ids]
-    assert len(writer.score(prompt).tokens) == len(plain)
+    assert scored.tokens == [writer.tokenizer.id_to_token(number) for number in ids[1:]]
+    assert len(writer.score(prompt).tokens) == len(plain) - 1
 
 
 def test_special_tokens_and_rows_without_a_word_are_never_written(tmp_path):
@@ -102,6 +102,7 @@ def test_a_preset_draws_as_its_original_did(tmp_path):
     demo = writer.writing(preset="gpt2-ml-demo").sampling
     assert (demo.top_p, demo.crossing, demo.banned) == (0.95, "drop", (0, len(WORDS), len(WORDS) + 1))
     assert writer.writing(preset="article").sampling.top_k == 5
+    assert set(range(len(SPECIAL))) - {3} <= set(writer.writing(preset="greedy").sampling.banned)
     greedy = [writer.write("今天", preset="greedy", seed=seed, max_chars=9) for seed in (1, 2)]
     assert greedy[0] == greedy[1]
 
@@ -127,6 +128,9 @@ def test_a_prompt_that_is_too_long_names_both_lengths_or_is_cut(writer):
         ({"beams": 0}, "beams is 0"),
         ({"beams": 2, "seed": 5}, "beams search for the likeliest text and draw nothing"),
         ({"beams": 2, "top_k": 5}, "beams search for the likeliest text and draw nothing"),
+        ({"beams": 2, "top_k": 1}, "beams search for the likeliest text and draw nothing"),
+        ({"beams": 2, "length_penalty": math.inf}, "length_penalty is inf; expected"),
+        ({"length_penalty": 1.0}, r"length_penalty is 1\.0, which ranks the texts of a search; give beams=N too"),
         ({"preset": "greedy", "top_k": 3}, "preset is 'greedy', which settles how to draw"),
         ({"min_chars": -5}, "min_chars is -5; expected 0 or more"),
         ({"min_chars": 30, "max_chars": 20}, r"min_chars is 30; expected 0 or more, and no more than max_chars \(20\)"),
@@ -159,6 +163,57 @@ def test_beams_give_the_likeliest_first(writer):
     texts = writer.write_detailed("今天", beams=4, n=3, max_tokens=6, stop=None)
     assert len({written.ids for written in texts}) == 3
     assert texts[0].score >= texts[1].score >= texts[2].score
+    assert [len(writer.write("今天", beams=width, n=width, max_tokens=6)) for width in (7, 8)] == [7, 8]
+
+
+def test_a_length_penalty_ranks_beams_by_their_means(writer):
+    sums = writer.write_detailed("今天", beams=3, n=3, max_tokens=6, stop=None)
+    means = writer.write_detailed("今天", beams=3, n=3, max_tokens=6, stop=None, length_penalty=1.0)
+    shared = {written.ids: written.score for written in sums}.keys() & {written.ids for written in means}
+    assert shared
+    for written in means:
+        prompt = writer.tokenizer.encode("今天", ends=False).ids
+        ids = torch.tensor([[*prompt, *written.ids]])
+        with torch.no_grad():
+            logprobs = writer.model(ids).logits[0].log_softmax(-1)
+        each = [logprobs[len(prompt) + place - 1, id].item() for place, id in enumerate(written.ids)]
+        assert written.score == pytest.approx(sum(each) / len(each), rel=1e-4)
+
+
+def test_a_list_of_texts_gives_a_list_for_each(writer):
+    prompts = ["今天", "床前明月光"]
+    assert writer.write(prompts, n=2, seed=3, max_chars=8) == [
+        writer.write(prompt, n=2, seed=3, max_chars=8) for prompt in prompts
+    ]
+    assert writer.write_detailed(tuple(prompts), seed=3) == [writer.write_detailed(each, seed=3) for each in prompts]
+    assert writer.score(prompts) == [writer.score(prompt) for prompt in prompts]
+    assert writer.write([]) == writer.score([]) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "is None; expected str"),
+        (b"abc", "is bytes; expected str; decode bytes before"),
+        (5, "is int; expected str"),
+        (["今天", None], "text 1 of the list is None; expected str"),
+        ([("今天", "天气")], "text 0 of the list is tuple; expected str"),
+    ],
+)
+@pytest.mark.parametrize("method", ["write", "write_detailed", "stream", "score", "encode", "fill"])
+def test_what_is_no_text_is_refused_by_name(tmp_path_factory, writer, method, text, message):
+    if method in ("encode", "fill"):
+        writer = small("bert", tmp_path_factory.mktemp("bert"))
+    if method in ("stream", "fill") and isinstance(text, list):
+        message = "is list; expected str"
+    with pytest.raises(PromptError, match=message):
+        getattr(writer, method)(text)
+
+
+def test_every_predicted_token_has_its_probability(writer):
+    for loaded in (writer, hanmo.load()):
+        score = loaded.score("今天天气不错")
+        assert len(score.tokens) == len(score.logprobs) > 0
 
 
 def test_score_is_the_models_own_probability(writer):
@@ -169,7 +224,7 @@ def test_score_is_the_models_own_probability(writer):
         logprobs = writer.model(ids).logits.log_softmax(-1)
     expected = [logprobs[0, i, ids[0, i + 1]].item() for i in range(ids.shape[1] - 1)]
     np.testing.assert_allclose(score.logprobs, expected, atol=1e-5)
-    assert score.tokens == list(text)
+    assert score.tokens == list(text)[1:]
     assert score.bits_per_char == pytest.approx(-sum(expected) / math.log(2) / 5, rel=1e-5)
 
 
@@ -222,6 +277,11 @@ def test_masks_are_filled_with_the_likeliest(tmp_path, writer):
     assert found[0][0].token == WORDS[best]
     with pytest.raises(PromptError, match=r"has no \[MASK\]"):
         encoder.fill("今天")
+    assert len(encoder.fill("今[MASK]", k=1000)[0]) == len(WORDS)
+    with pytest.raises(ConfigError, match="k is 0; expected a whole number of 1 or more"):
+        encoder.fill("今[MASK]", k=0)
+    with pytest.raises(PromptError, match="the text has 53 tokens with its marks, the model knows 40 positions"):
+        encoder.fill("今" * 50 + "[MASK]")
     with pytest.raises(CheckpointError, match="filling needs a masked language model"):
         writer.fill("今[MASK]")
 

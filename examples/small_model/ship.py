@@ -31,6 +31,7 @@ HERE = Path(__file__).parent
 PROMPTS = (
     "今天天气不错", "双十一", "科学空间", "床前明月光", "话说", "第一条 ", "春眠不觉晓", "【诗】", "【小说】", "【文】",
 )  # fmt: skip
+GENERATION = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3}  # without them so small a model repeats itself
 RUN_LENGTH = 30  # characters of a run that counts as recited
 LIMIT = 24_000_000  # bytes of the weights that may ship
 
@@ -59,6 +60,7 @@ def main() -> None:
         shutil.copyfile(given.data / "vocab.txt", folder / "vocab.txt")
         told = {"distinct_unknown": facts["distinct_unknown"]}
         (folder / "training.json").write_text(json.dumps(told) + "\n", "utf-8")
+        (folder / "generation_config.json").write_text(json.dumps(GENERATION) + "\n", "utf-8")
         console.print("measuring the rounded weights")
         quality = _quality(given.run / final["weights"], given.corpus, given.documents, facts["distinct_unknown"])
         console.print("writing samples")

@@ -47,8 +47,7 @@ def write_file(
     batch = 8 if batch is None else batch
     check_count("n", n)
     check_count("batch", batch)
-    if beams is not None:
-        check_search(beams, n, seed, how)
+    check_search(beams, n, seed, how)
     files = built_path(Path(), model, {}).stem  # a digest of their names, sizes and times
     settings = {"model": str(model.resolve()), "files": files, **options, "n": n, "beams": beams, **how}
     with Run(file, out, settings=settings, seed=seed) as run:

@@ -22,10 +22,10 @@ _HEADROOM = 0.95  # of the memory is recommended to be filled; the rest is for w
 def plan(
     model: Annotated[Path, typer.Option(help="The checkpoint, as for `hanmo inspect`; a bare .index will do.")],
     memory: Annotated[
-        str | None, typer.Option(help="How much there is: 22GiB, 22GB, 24G.  [default: what is free on the device]")
+        str | None, typer.Option(help="How much there is: 22GiB, 22GB, 24G.", show_default="what is free on the device")
     ] = None,
     sequence: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a row.  [default: 1024, or all that the model knows]")
+        int | None, typer.Option(min=1, help="Tokens of a row.", show_default="1024, or all that the model knows")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 1,
     lora: Annotated[

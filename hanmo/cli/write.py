@@ -46,27 +46,43 @@ class Mask(str, Enum):
     prefix = "prefix"
 
 
+def _own(value: str) -> str:
+    """Name a default that a model's own generation_config.json goes before."""
+    return f"the model's, or {value}"
+
+
 def write(
     text: Annotated[
         list[str] | None, typer.Argument(help="Texts to go on from; none, or -, reads one from standard input.")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="A checkpoint: prefix, file or folder. [default: the small one inside Hanmo]")
+        Path | None,
+        typer.Option(help="A checkpoint: prefix, file or folder.", show_default="the small one inside Hanmo"),
     ] = None,
     weights: Annotated[Weights | None, typer.Option(help="Hold the weights so; default: as the file does.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU if there is one.")] = "auto",
     n: Annotated[int, typer.Option("-n", help="Texts for each prompt.")] = 1,
     preset: Annotated[str | None, typer.Option(help="Draw as article, gpt2-ml-demo or greedy did.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens. [default: 5]")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.", show_default=_own("5"))] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that reach p together.")] = None,
     temperature: Annotated[
-        float, typer.Option(help="Below 1 safer, above 1 freer; 0 always takes the likeliest.")
-    ] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes what was written less likely.")] = 1.0,
-    no_repeat_ngram: Annotated[int | None, typer.Option(help="Never write a run of so many tokens twice.")] = None,
+        float | None,
+        typer.Option(help="Below 1 safer, above 1 freer; 0 always takes the likeliest.", show_default=_own("1")),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1 makes what was written less likely.", show_default=_own("1"))
+    ] = None,
+    no_repeat_ngram: Annotated[
+        int | None,
+        typer.Option(help="Never write a run of so many tokens twice; 0 is no limit.", show_default=_own("0")),
+    ] = None,
     beams: Annotated[int | None, typer.Option(help="Search with so many beams instead of drawing.")] = None,
+    length_penalty: Annotated[
+        float, typer.Option(help="With --beams: rank by log-probability over length to this power.")
+    ] = 0.0,
     min_chars: Annotated[
-        int | None, typer.Option(help="End with the first sentence after so many. [default: 128]")
+        int | None,
+        typer.Option(help="End with the first sentence after so many.", show_default="128, or --max-chars if less"),
     ] = None,
     max_chars: Annotated[int, typer.Option(help="Write at most so many characters.")] = 256,
     max_tokens: Annotated[int | None, typer.Option(help="Write at most so many tokens.")] = None,
@@ -88,7 +104,7 @@ def write(
     file: Annotated[Path | None, typer.Option(help='Write for each row of this file: {"prompt": …} a line.')] = None,
     out: Annotated[Path | None, typer.Option(help="With --file: where results go; goes on if interrupted.")] = None,
     batch: Annotated[
-        int | None, typer.Option(help="With --file: texts to write at once; no result depends on it. [default: 8]")
+        int | None, typer.Option(help="With --file: texts to write at once; no result depends on it.", show_default="8")
     ] = None,
     ray: Annotated[bool, typer.Option("--ray", help="With --file: spread the rows over the Ray cluster.")] = False,
 ) -> None:
@@ -115,6 +131,7 @@ def write(
         "top_p": top_p,
         "repetition_penalty": repetition_penalty,
         "no_repeat_ngram": no_repeat_ngram,
+        "length_penalty": length_penalty,
         "min_chars": min_chars,
         "max_chars": max_chars,
         "max_tokens": max_tokens,

@@ -21,6 +21,7 @@ from hanmo.tokenizers.protocol import Tokenizer
 class Writing:
     """How to write: how ids are chosen, when a text ends, what to do with a prompt that is too long.
 
+    length_penalty: of `search`, as in `beam_search`.
     keep_last: cut a prompt that is too long from the left; without it such a prompt is an error.
     continues: whether the text goes on from the prompt, which then counts for the repetition rules, opens quotes and
         settles the first space; False where the prompt is the source of an encoder.
@@ -30,6 +31,7 @@ class Writing:
     sampling: Sampling = PLAIN
     limits: Limits = UNLIMITED
     stop: StopRules = NEVER
+    length_penalty: float = 0.0
     keep_last: bool = False
     continues: bool = True
     special: bool = False
@@ -141,15 +143,7 @@ def write(
     return [written[start : start + n] for start in range(0, len(written), n)]
 
 
-def search(
-    engine: Engine,
-    tokenizer: Tokenizer,
-    text: str,
-    width: int,
-    *,
-    writing: Writing = DEFAULT,
-    length_penalty: float = 0.0,
-) -> list[Written]:
+def search(engine: Engine, tokenizer: Tokenizer, text: str, width: int, *, writing: Writing = DEFAULT) -> list[Written]:
     """Continue a text by beam search: up to `width` texts, best first; see `beam_search`.
 
     Raises PromptError for a text that cannot be continued and ConfigError for a setting.
@@ -171,7 +165,7 @@ def search(
         width,
         sampling=writing.sampling,
         limits=writing.limits,
-        length_penalty=length_penalty,
+        length_penalty=writing.length_penalty,
         history=writing.continues,
         stop=None if writing.stop == NEVER else lambda ids: replay(ids, None).stopped,
     )

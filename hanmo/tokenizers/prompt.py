@@ -3,14 +3,15 @@
 Knows what is wrong with a prompt, and a model's configuration. Whether a prompt is too long is the model's to say.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hanmo.config import ModelConfig
 from hanmo.errors import PromptError
 from hanmo.tokenizers.lossless import Lossless
-from hanmo.tokenizers.protocol import Tokenizer
+from hanmo.tokenizers.protocol import Tokenizer, check_text
 
-__all__ = ["Marks", "encode_prompt", "marks_of", "special_tokens_in"]
+__all__ = ["Marks", "as_texts", "encode_prompt", "marks_of", "special_tokens_in"]
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,28 @@ def marks_of(config: ModelConfig, tokenizer: Tokenizer) -> Marks:
     return Marks(before=() if special.start is None else (special.start,), after=end, start=start, ends=ends)
 
 
+def as_texts(texts: object) -> list[str]:
+    """Return several texts as a list, one text as a list of one.
+
+    Raises PromptError, naming which, for what is not a str: None, bytes, a pair of texts.
+    """
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        texts = [texts]
+        check_text(texts[0])
+    found = list(texts)
+    for place, text in enumerate(found):
+        check_text(text, name=f"text {place} of the list")
+    return found
+
+
 def encode_prompt(tokenizer: Tokenizer, text: str, *, ends: bool | None = None, special: bool = False) -> list[int]:
     """Return the ids of a prompt that a model is to continue.
 
     ends, special: as Tokenizer.encode.
-    Raises PromptError for a prompt that is empty, holds U+0000 or lone surrogates, or has no character that the
-    vocabulary knows.
+    Raises PromptError for a prompt that is no str or is empty, holds U+0000 or lone surrogates, or has no character
+    that the vocabulary knows.
     """
+    check_text(text, name="the prompt")
     if "\0" in text:
         raise PromptError(
             f"the prompt holds the character U+0000 at position {text.index(chr(0))}; is it a binary file? Remove it"

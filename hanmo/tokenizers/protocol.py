@@ -141,14 +141,16 @@ class Tokenizer(Protocol):
         ...
 
 
-def check_text(text: str) -> None:
+def check_text(text: object, *, name: str = "the text") -> None:
     """Raise PromptError unless text is a str that could be written to a file: no lone surrogates."""
     if not isinstance(text, str):
-        raise PromptError(f"the text is {type(text).__name__}, expected str; decode bytes before encoding them")
+        kind = "None" if text is None else type(text).__name__
+        hint = "; decode bytes before" if isinstance(text, bytes | bytearray) else ""
+        raise PromptError(f"{name} is {kind}; expected str{hint}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise PromptError(
-            f"the text holds the lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, "
+            f"{name} holds the lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, "
             "which is half a character; read the text with the right encoding, or remove it"
         ) from None

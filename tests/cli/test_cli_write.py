@@ -202,3 +202,19 @@ def assert_one_line(result, message):
     assert result.exit_code == 1 and result.stdout == ""
     assert result.stderr.startswith("hanmo: ") and result.stderr.count("\n") == 1
     assert message in result.stderr
+
+
+def test_help_shows_the_defaults_that_nothing_is_given_for():
+    shown = " ".join(run("--help", env={"COLUMNS": "200"}).stdout.replace("│", " ").split())
+    for default in ("the small one inside Hanmo", "the model's, or 5", "128, or --max-chars if less"):
+        assert f"[default: ({default})]" in shown, default
+
+
+def test_beams_are_ranked_by_the_length_penalty(checkpoint):
+    path = checkpoint(lambda model: [each.mul_(8) for each in model.parameters() if each.ndim > 1])
+    options = ("--model", path, "--beams", "3", "--max-tokens", "6", "--stop", "none", "--json")
+    sums, means = (json.loads(run("今天", *options, *more).stdout) for more in ((), ("--length-penalty", "1")))
+    found = hanmo.load(path).write_detailed("今天", beams=3, max_tokens=6, stop=None, length_penalty=1.0)
+    assert (means["text"][2:], means["score"]) == (found[0].text, found[0].score) and means["score"] > sums["score"]
+    result = run("今天", "--model", path, "--length-penalty", "1")
+    assert result.exit_code == 1 and "length_penalty" in result.stderr

@@ -1,0 +1,103 @@
+"""The arguments of writing, in one place for every function that takes them, and a model's own defaults for them.
+
+Knows names, types and signatures, and generation_config.json. What each argument means, `Writer.writing` says.
+"""
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from functools import wraps
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any, ParamSpec, TypedDict, TypeVar
+
+from hanmo.errors import ConfigError
+from hanmo.files import read_json
+from hanmo.generate.sampling import Sampling
+
+__all__ = ["Options", "Request", "generation_defaults", "showing"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# transformers' names in generation_config.json → ours.
+_GENERATION = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "repetition_penalty": "repetition_penalty",
+    "no_repeat_ngram_size": "no_repeat_ngram",
+}
+
+
+class Options(TypedDict, total=False):
+    """The arguments that `write`, `write_detailed` and `stream` share; `Writer.writing` says what each means."""
+
+    preset: str | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    repetition_penalty: float | None
+    no_repeat_ngram: int | None
+    length_penalty: float
+    allow_unknown: bool
+    min_chars: int | None
+    max_chars: int | None
+    max_tokens: int | None
+    stop: str | None
+    stop_strings: Sequence[str]
+    keep_last: bool
+    parse_special: bool
+
+
+class Request(Options, total=False):
+    """The arguments of `write` and `write_detailed`."""
+
+    n: int
+    seed: int | None
+    beams: int | None
+
+
+def showing(options: Callable[..., object]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Show the keyword arguments of `options` in the signature of a function that takes them as **options.
+
+    An unknown argument is then a TypeError that names the function as it was called, and the nearest names.
+    """
+    shared = [each for each in signature(options).parameters.values() if each.kind is Parameter.KEYWORD_ONLY]
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        own = signature(function)
+        parameters = [each for each in own.parameters.values() if each.kind is not Parameter.VAR_KEYWORD] + shared
+        names = [each.name for each in parameters if each.kind is Parameter.KEYWORD_ONLY]
+
+        @wraps(function)
+        def called(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name in kwargs:
+                if name not in names and name not in own.parameters:
+                    near = get_close_matches(name, names, 1, 0.8) or get_close_matches(name, names, 2, 0.5)
+                    hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(names)}"
+                    raise TypeError(f"{function.__name__}() has no argument {name!r}; {hint}")
+            return function(*args, **kwargs)
+
+        called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return called
+
+    return decorate
+
+
+def generation_defaults(path: Path) -> dict[str, Any]:
+    """Read the settings of drawing in generation_config.json beside a checkpoint, by our names; none without the file.
+
+    Of transformers' settings those that `Writer.writing` has too; a null, and a 0 that means no limit, is none.
+    Raises ConfigError, naming the file, if it is not a JSON object or a setting is out of range.
+    """
+    file = (path if path.is_dir() else path.parent) / "generation_config.json"
+    if not file.is_file():
+        return {}
+    told = read_json(file, error=ConfigError)
+    found = {ours: told[name] for name, ours in _GENERATION.items() if told.get(name) is not None}
+    found = {name: value for name, value in found.items() if value != 0 or name in ("temperature", "top_p")}
+    try:
+        Sampling(**found)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    return found
