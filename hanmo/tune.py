@@ -329,11 +329,7 @@ def _vocabulary(out: Path, tokenizer: Path) -> list[Path]:
     folder = out / "tokenizer"
     if parallel.is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        single = (
-            tokenizer.is_file() and tokenizer.suffix in (".txt", ".model", ".json") and tokenizer.name != "vocab.json"
-        )
-        files = [tokenizer] if single else tokenizer_files(tokenizer.parent if tokenizer.is_file() else tokenizer)
-        for file in files:
-            shutil.copyfile(file, folder / ("vocab.txt" if single and file.suffix == ".txt" else file.name))
+        for file in tokenizer_files(tokenizer):
+            shutil.copyfile(file, folder / ("vocab.txt" if file == tokenizer and file.suffix == ".txt" else file.name))
     parallel.agree(None)
     return tokenizer_files(folder)

@@ -97,6 +97,16 @@ def test_special_tokens_and_rows_without_a_word_are_never_written(tmp_path):
         assert all(len(SPECIAL) <= i < len(WORDS) or i == 3 for i in written.ids)
 
 
+def test_added_tokens_are_rows_with_a_word_and_are_written(tmp_path):
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<诗>": len(WORDS), "春眠": len(WORDS) + 1}), "utf-8")
+    writer = small("gpt2_ml", tmp_path, vocab=len(WORDS) + 4)
+    assert set(writer.writing().sampling.banned) == {0, 1, 2, 4, len(WORDS) + 2, len(WORDS) + 3}
+    with torch.no_grad():
+        writer.model.token.weight[len(WORDS) + 1] *= 20
+    [written] = writer.write_detailed("今天春眠", temperature=0, max_tokens=3, stop=None)
+    assert len(WORDS) + 1 in written.ids and "春眠" in written.text
+
+
 def test_a_preset_draws_as_its_original_did(tmp_path):
     writer = small("gpt2_ml", tmp_path, vocab=len(WORDS) + 2)
     demo = writer.writing(preset="gpt2-ml-demo").sampling

@@ -3,14 +3,16 @@
 Knows ids and their order. Each tokenizer adds how a plain text is split and how ids are read.
 """
 
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import AddedToken
+from tokenizers.normalizers import Normalizer
 
 from hanmo.errors import PromptError, TokenizerError
+from hanmo.tokenizers.added import AddedSplitter
 from hanmo.tokenizers.protocol import Cut, Encoding, SpecialIds, TextStream, check_text
 
 __all__ = ["BaseTokenizer", "Spans"]
@@ -21,16 +23,29 @@ Spans = list[tuple[int, int]]
 class BaseTokenizer(ABC):
     """Everything of the Tokenizer protocol but the vocabulary itself.
 
-    named: the special tokens that may be written in a text, each with its id.
+    named: the special tokens of the vocabulary, each with its id; read in a text only when asked for (special=True).
+    added: id → token that stands outside the vocabulary's rules of splitting; one without the flag `special` is always
+        read.   normalizer: what a text goes through before such tokens are looked for; see AddedSplitter.
     ends: whether marks are added by default.
     """
 
-    def __init__(self, special: SpecialIds, named: dict[str, int], *, ends: bool) -> None:
+    def __init__(
+        self,
+        special: SpecialIds,
+        named: Mapping[str, int],
+        *,
+        ends: bool,
+        added: Mapping[int, AddedToken] | None = None,
+        normalizer: Normalizer | None = None,
+    ) -> None:
+        added = added or {}
         self._special = special
         self._ends = ends
-        self._named = named
-        longest_first = sorted(named, key=len, reverse=True)
-        self._named_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if named else None
+        self._named = {**named, **{token.content: number for number, token in added.items() if token.special}}
+        marks = {number: AddedToken(name, special=True, normalized=False) for name, number in named.items()}
+        always = {number: token for number, token in added.items() if not token.special}
+        self._always = AddedSplitter(always, normalizer) if always else None
+        self._asked = AddedSplitter({**marks, **added}, normalizer) if marks or added else None
 
     @property
     @abstractmethod
@@ -124,8 +139,7 @@ class BaseTokenizer(ABC):
 
     def encode_array(self, text: str) -> NDArray[np.int32]:
         """Return the ids of a text without marks, [tokens]."""
-        check_text(text)
-        return np.array(self._plain_ids(text), np.int32)
+        return np.array(self._part(text, special=False, detail=False)[0], np.int32)
 
     def _check_id(self, number: int) -> int:
         if not 0 <= number < self.vocab:
@@ -137,20 +151,21 @@ class BaseTokenizer(ABC):
 
     def _part(self, text: str, *, special: bool, detail: bool) -> tuple[list[int], Spans]:
         check_text(text)
-        if not special or self._named_pattern is None:
+        splitter = self._asked if special else self._always
+        if splitter is None:
             return self._plain_spans(text) if detail else (self._plain_ids(text), [])
         ids: list[int] = []
         spans: Spans = []
-        at = 0
-        for chunk in self._named_pattern.split(text):
-            if chunk in self._named:
-                ids.append(self._named[chunk])
-                spans.append((at, at + len(chunk)))
-            elif chunk:
-                chunk_ids, chunk_spans = self._part(chunk, special=False, detail=detail)
+        for number, start, stop in splitter.split(text):
+            if number is not None:
+                ids.append(number)
+                spans.append((start, stop))
+            elif detail:
+                chunk_ids, chunk_spans = self._plain_spans(text[start:stop])
                 ids += chunk_ids
-                spans += [(start + at, stop + at) for start, stop in chunk_spans]
-            at += len(chunk)
+                spans += [(first + start, last + start) for first, last in chunk_spans]
+            else:
+                ids += self._plain_ids(text[start:stop])
         return ids, spans if detail else []
 
 

@@ -6,12 +6,14 @@ Knows GPT-2's alphabet of bytes and the two files. Merging is done in Rust by Hu
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from hanmo.errors import MissingFile, TokenizerError
 from hanmo.files import errors_as, read_bytes, read_json
+from hanmo.tokenizers.added import read_added
 from hanmo.tokenizers.base import BaseTokenizer, Spans
 from hanmo.tokenizers.protocol import SpecialIds
 from hanmo.tokenizers.streams import BytesStream
@@ -36,7 +38,7 @@ class ByteBPE(BaseTokenizer):
     vocabulary: token → id.
     merges: pairs of tokens, the first to be merged first.
     end: the mark between documents, None for none.
-    ends: whether encode adds it by default; GPT-2 does not.
+    ends: whether encode adds it by default; GPT-2 does not.   added: id → token that is found before a text is split.
     Raises TokenizerError for ids that are not 0, 1, 2 …, for a vocabulary without one of the 256 bytes or without
     the end mark, and for a merge of tokens that it does not have.
     """
@@ -48,22 +50,24 @@ class ByteBPE(BaseTokenizer):
         *,
         end: str | None = "<|endoftext|>",
         ends: bool = False,
+        added: Mapping[int, AddedToken] | None = None,
     ) -> None:
-        self._ids = dict(vocabulary)
+        added = added or {}
+        self._ids = {**vocabulary, **{token.content: number for number, token in added.items()}}
         self._tokens = _in_order(self._ids)
         _check(self._ids, merges, end)
-        named = {token: number for token, number in self._ids.items() if not set(token) <= _BYTES.keys()}
+        named = {token: number for token, number in vocabulary.items() if not set(token) <= _BYTES.keys()}
         if end is not None:
             named[end] = self._ids[end]
         special = SpecialIds(pad=self._ids.get("<|pad|>"), end=None if end is None else self._ids[end])
-        super().__init__(special, named, ends=ends)
+        super().__init__(special, named, ends=ends, added=added)
         self._bytes = {
-            number: bytes(_BYTES[character] for character in token)
+            number: token.encode() if number in added else bytes(_BYTES[character] for character in token)
             for token, number in self._ids.items()
-            if token not in named
+            if token not in self._named
         }
         with errors_as(TokenizerError, "the vocabulary and its merges are not ones that byte-level BPE can use"):
-            self._rust = RustTokenizer(BPE(vocab=self._ids, merges=list(merges)))
+            self._rust = RustTokenizer(BPE(vocab=dict(vocabulary), merges=list(merges)))
         self._rust.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=True)
 
     @classmethod
@@ -75,11 +79,13 @@ class ByteBPE(BaseTokenizer):
         end: str | None = "<|endoftext|>",
         ends: bool = False,
     ) -> "ByteBPE":
-        """Read a vocab.json and a merges.txt.
+        """Read a vocab.json and a merges.txt, and the added tokens that files beside vocab.json list.
 
         Raises MissingFile, and TokenizerError for files that are no such thing.
         """
-        return cls(_read_vocabulary(Path(vocabulary)), _read_merges(Path(merges)), end=end, ends=ends)
+        ids = _read_vocabulary(Path(vocabulary))
+        added = read_added(Path(vocabulary).parent, ids)
+        return cls(ids, _read_merges(Path(merges)), end=end, ends=ends, added=added)
 
     @property
     def vocab(self) -> int:

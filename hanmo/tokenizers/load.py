@@ -5,9 +5,10 @@ Knows the names of files and which go together. Knows no checkpoint and no model
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hanmo.errors import MissingFile, TokenizerError
-from hanmo.files import read_json
+from hanmo.tokenizers.added import read_added, read_object
 from hanmo.tokenizers.byte_bpe import ByteBPE
 from hanmo.tokenizers.lossless import NEWLINE, SPACE_TOKEN, Lossless
 from hanmo.tokenizers.protocol import Tokenizer
@@ -18,12 +19,10 @@ from hanmo.tokenizers.wordpiece import WordPiece
 
 __all__ = ["load_tokenizer", "tokenizer_files"]
 
+_BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _TOKENIZER = (
     "vocab.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
+    *_BESIDE,
     "vocab.json",
     "merges.txt",
     "encoder.json",
@@ -33,7 +32,14 @@ _SENTENCE_PIECE = "*.model"
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """List the files of a folder that make a tokenizer, whatever kind it is; none is read."""
+    """List the files of a folder that make a tokenizer, whatever kind it is; none is read.
+
+    Of a vocabulary's file instead of a folder: it, and what beside it says how it is used.
+    """
+    if folder.is_file():
+        file, folder = folder, folder.parent
+        if file.name not in ("vocab.json", "merges.txt"):
+            return [file, *(folder / name for name in _BESIDE if (folder / name).is_file() and name != file.name)]
     named = [folder / name for name in _TOKENIZER if (folder / name).is_file()]
     return named + sorted(file for file in folder.glob(_SENTENCE_PIECE) if file.is_file())
 
@@ -51,6 +57,9 @@ def load_tokenizer(
     *.model                      SentencePiece: CPM's if it has '▂' and '▃', ALBERT's if [CLS] and [SEP], else T5's
     vocab.json and merges.txt    byte-level BPE
     tokenizer.json               what it says; taken only where none of the others is there
+
+    Added tokens that tokenizer_config.json, added_tokens.json or tokenizer.json list beside a vocab.txt or vocab.json
+    have the ids that transformers gives them; special ones are read in a text only where special=True asks for it.
 
     lowercase: for WordPiece; None follows a tokenizer_config.json beside it, else folds if no token has a capital.
     ends: whether encode adds the start and end marks by default; None does as the kind usually does. GPT2_ML: False.
@@ -72,7 +81,9 @@ def load_tokenizer(
     if path.suffix == ".model":
         return _sentence_piece(path, ends)
     if path.suffix == ".txt":
-        return _word_piece(read_vocab(path), _wanted_case(path, lowercase), ends, stand_ins)
+        said = read_object(path.parent / "tokenizer_config.json").get("do_lower_case")
+        lowercase = said if lowercase is None and isinstance(said, bool) else lowercase
+        return _word_piece(read_vocab(path), path.parent, None, lowercase, ends, stand_ins)
     raise TokenizerError(
         f"{path} is none of the files that hold a tokenizer: *.txt, *.model, vocab.json with merges.txt, tokenizer.json"
     )
@@ -97,24 +108,22 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _word_piece(
-    tokens: list[str], lowercase: bool | None, ends: bool | None, stand_ins: bool | Mapping[str, str]
+    tokens: list[str],
+    folder: Path,
+    tokenizer_json: Mapping[str, Any] | None,
+    lowercase: bool | None,
+    ends: bool | None,
+    stand_ins: bool | Mapping[str, str],
 ) -> Tokenizer:
     if NEWLINE in tokens and SPACE_TOKEN in tokens:
         return Lossless(tokens, ends=bool(ends))
     if lowercase is None:
         lowercase = not any(token.isalpha() and token.isascii() and token != token.lower() for token in tokens)
-    marked = ends is not False and "[CLS]" in tokens and "[SEP]" in tokens
+    added = read_added(folder, {token: number for number, token in enumerate(tokens)}, tokenizer_json)
+    known = {*tokens, *(token.content for token in added.values())}
+    marked = ends is not False and {"[CLS]", "[SEP]"} <= known
     start, end = ("[CLS]", "[SEP]") if marked or ends else (None, None)
-    return WordPiece(tokens, lowercase=lowercase, start=start, end=end, stand_ins=stand_ins)
-
-
-def _wanted_case(path: Path, lowercase: bool | None) -> bool | None:
-    beside = path.parent / "tokenizer_config.json"
-    if lowercase is not None or not beside.is_file():
-        return lowercase
-    said = read_json(beside, error=TokenizerError, kind=object, advice="; mend it, or give lowercase=True or False")
-    found = said.get("do_lower_case") if isinstance(said, dict) else None
-    return found if isinstance(found, bool) else None
+    return WordPiece(tokens, lowercase=lowercase, start=start, end=end, stand_ins=stand_ins, added=added)
 
 
 def _sentence_piece(path: Path, ends: bool | None) -> SentencePiece:
@@ -142,4 +151,4 @@ def _from_json(path: Path, lowercase: bool | None, ends: bool | None, stand_ins:
     said = normalizer.get("lowercase") if isinstance(normalizer, dict) else None
     if lowercase is None and isinstance(said, bool):
         lowercase = said
-    return _word_piece(tokens, lowercase, ends, stand_ins)
+    return _word_piece(tokens, path.parent, found, lowercase, ends, stand_ins)

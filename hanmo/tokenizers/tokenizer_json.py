@@ -6,6 +6,7 @@ vocabulary is better read by wordpiece.py, which is why load.py does so.
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from hanmo.errors import MissingFile, TokenizerError
 from hanmo.files import errors_as, read_json
+from hanmo.tokenizers.added import MAX_JSON
 from hanmo.tokenizers.base import BaseTokenizer, Spans
-from hanmo.tokenizers.protocol import SpecialIds
+from hanmo.tokenizers.protocol import SpecialIds, check_text
 from hanmo.tokenizers.streams import WindowStream
 
 __all__ = ["TokenizerJson", "read_tokenizer_json"]
 
-_MAX_BYTES = 64 << 20  # those of 250,000 tokens have up to 33 MB
 _NAMES = {
     "pad": ("[PAD]", "<pad>", "<|pad|>"),
     "unk": ("[UNK]", "<unk>"),
@@ -87,6 +88,18 @@ class TokenizerJson(BaseTokenizer):
         named = set(self._named.values())
         return self._read([number for number in ids if number not in named])
 
+    def _part(self, text: str, *, special: bool, detail: bool) -> tuple[list[int], Spans]:
+        check_text(text)
+        found = self._encode(text, self._asking if special else self._rust)
+        return list(found.ids), list(found.offsets) if detail else []
+
+    @cached_property
+    def _asking(self) -> RustTokenizer:
+        """The same tokenizer, which reads special tokens that are written in a text."""
+        rust = RustTokenizer.from_str(self._rust.to_str())
+        rust.encode_special_tokens = False
+        return rust
+
     def _plain_ids(self, text: str) -> list[int]:
         return list(self._encode(text).ids)
 
@@ -94,9 +107,9 @@ class TokenizerJson(BaseTokenizer):
         found = self._encode(text)
         return list(found.ids), list(found.offsets)
 
-    def _encode(self, text: str, *, marks: bool = False) -> Any:
+    def _encode(self, text: str, rust: RustTokenizer | None = None, *, marks: bool = False) -> Any:
         with errors_as(TokenizerError, f"{self._path} cannot split a text"):
-            return self._rust.encode(text, add_special_tokens=marks)
+            return (rust or self._rust).encode(text, add_special_tokens=marks)
 
     def _read(self, ids: list[int]) -> str:
         checked = [self._check_id(number) for number in ids]
@@ -125,7 +138,7 @@ def read_tokenizer_json(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise MissingFile(f"there is no tokenizer.json at {path}; name the file, or the folder that holds it")
-    found: dict[str, Any] = read_json(path, error=TokenizerError, limit=_MAX_BYTES, advice="; download it again")
+    found: dict[str, Any] = read_json(path, error=TokenizerError, limit=MAX_JSON, advice="; download it again")
     if not isinstance(found.get("model"), dict):
         raise TokenizerError(f"{path} has no 'model', as every tokenizer.json has; name the right file")
     return found

@@ -21,9 +21,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import AddedToken
 from tokenizers.models import WordPiece as RustWordPiece
+from tokenizers.normalizers import BertNormalizer
 
 from hanmo.errors import TokenizerError
+from hanmo.tokenizers.added import extended
 from hanmo.tokenizers.base import BaseTokenizer, Spans
 from hanmo.tokenizers.characters import Kind, fold, is_chinese, is_punctuation, kind
 from hanmo.tokenizers.codes import DROP, SPACE, WORD, CodeSplitter, codes_of, folded_codes
@@ -46,8 +49,9 @@ class WordPiece(BaseTokenizer):
     word_limit: words of more characters are unknown.
     pre_tokenize: cuts the text into words of its own first, as WoBERT's by jieba.
     stand_ins: True for STAND_INS where the vocabulary needs and has them, or a table of your own.
+    added: id → token that is found in a text before it is split; ids that the vocabulary has not are the next ones.
     Raises MissingFile, and TokenizerError for a vocabulary that read_vocab refuses, that has no [UNK] or not the start
-    and end named, or for a stand-in that cannot be.
+    and end named, or for a stand-in or an added token that cannot be.
     """
 
     def __init__(
@@ -60,24 +64,28 @@ class WordPiece(BaseTokenizer):
         word_limit: int = 200,
         pre_tokenize: PreTokenize | None = None,
         stand_ins: bool | Mapping[str, str] = False,
+        added: Mapping[int, AddedToken] | None = None,
     ) -> None:
         if isinstance(vocabulary, str | Path):
             self._tokens, where = read_vocab(vocabulary), f"the vocabulary {vocabulary}"
         else:
             self._tokens, where = list(vocabulary), f"the vocabulary of {len(vocabulary)} tokens"
         self._ids = {token: number for number, token in enumerate(self._tokens)}
+        self._added_ids = {token.content: number for number, token in (added or {}).items()}
+        self._tokens = extended(self._tokens, added or {}, where)
         self._unk = self._needed("[UNK]", where)
         special = SpecialIds(
-            pad=self._ids.get("[PAD]"),
+            pad=self.token_to_id("[PAD]"),
             unk=self._unk,
             start=None if start is None else self._needed(start, where),
             end=None if end is None else self._needed(end, where),
-            mask=self._ids.get("[MASK]"),
+            mask=self.token_to_id("[MASK]"),
         )
         marks = special.known()
         named = {t: number for t, number in self._ids.items() if number in marks or _in_brackets(t)}
-        super().__init__(special, named, ends=start is not None or end is not None)
-        self._named_ids = frozenset(named.values())
+        normalizer = BertNormalizer(lowercase=lowercase)
+        super().__init__(special, named, ends=start is not None or end is not None, added=added, normalizer=normalizer)
+        self._named_ids = frozenset(self._named.values())
         self._lowercase = lowercase
         self._word_limit = word_limit
         self._pre_tokenize = pre_tokenize and _without_spaces(pre_tokenize)
@@ -104,7 +112,7 @@ class WordPiece(BaseTokenizer):
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token, None if there is no such token."""
-        return self._ids.get(token)
+        return self._ids.get(token, self._added_ids.get(token))
 
     def id_to_token(self, number: int) -> str:
         """Return the token of an id. Raises TokenizerError for an id that the vocabulary does not have."""
@@ -125,7 +133,7 @@ class WordPiece(BaseTokenizer):
 
     def encode_array(self, text: str) -> NDArray[np.int32]:
         """Return the ids of a text without marks, [tokens]."""
-        if self._pre_tokenize is not None:
+        if self._pre_tokenize is not None or self._always is not None:
             return super().encode_array(text)
         return self._splitter.array(*self._judged(text))
 
@@ -172,11 +180,12 @@ class WordPiece(BaseTokenizer):
         return [piece.id for piece in self._rust.tokenize(word)] if whole is None else [whole]
 
     def _needed(self, token: str, where: str) -> int:
-        if token not in self._ids:
+        number = self.token_to_id(token)
+        if number is None:
             raise TokenizerError(
                 f"{where} has no {token!r}; is it another model's? The marks can be left out with start=None, end=None"
             )
-        return self._ids[token]
+        return number
 
     def _checked(self, stand_ins: bool | Mapping[str, str]) -> dict[str, str]:
         if isinstance(stand_ins, bool):

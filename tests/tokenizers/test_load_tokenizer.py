@@ -24,6 +24,7 @@ from hanmo.tokenizers import (
     load_tokenizer,
     special_tokens_in,
 )
+from hanmo.tokenizers.load import tokenizer_files
 
 MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -76,6 +77,7 @@ def test_case_is_folded_unless_the_vocabulary_has_capitals_or_its_config_says_so
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(TokenizerError, match=r"tokenizer_config\.json is not JSON"):
         load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     assert load_tokenizer(tmp_path, lowercase=True, ends=False).encode("A").ids == [6]
 
 
@@ -147,6 +149,16 @@ def test_several_tokenizers_in_a_folder_are_an_error_that_names_them(tmp_path):
     with pytest.raises(TokenizerError, match=r"holds several tokenizers: vocab\.txt, vocab\.json"):
         load_tokenizer(tmp_path)
     assert isinstance(load_tokenizer(tmp_path / "vocab.txt"), WordPiece)
+
+
+def test_the_files_of_a_tokenizer_are_listed_with_those_that_say_how_it_is_used(tmp_path):
+    write(tmp_path / "mine.txt", MARKS)
+    write(tmp_path / "vocab.txt", MARKS)
+    for name in ("added_tokens.json", "config.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text("{}")
+    beside = ["tokenizer_config.json", "added_tokens.json"]
+    assert [file.name for file in tokenizer_files(tmp_path / "mine.txt")] == ["mine.txt", *beside]
+    assert [file.name for file in tokenizer_files(tmp_path)] == ["vocab.txt", *beside]
 
 
 def test_what_is_not_there_is_named(tmp_path):

@@ -1,0 +1,130 @@
+"""Added tokens: those that a folder's files add to its vocabulary, and where they stand in a text.
+
+Knows the files in which transformers lists them. Matching is done by Hugging Face `tokenizers`, by its own flags:
+lstrip and rstrip take the white space beside a token, single_word asks for a border of words, and normalized matches
+the text as it is after normalization (lower case).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Normalizer
+
+from hanmo.errors import TokenizerError
+from hanmo.files import read_json
+
+__all__ = ["MAX_JSON", "AddedSplitter", "extended", "read_added", "read_object"]
+
+_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+_FLAGS = ("single_word", "lstrip", "rstrip")
+_REST = ""
+MAX_JSON = 64 << 20  # bytes; a tokenizer.json of 250,000 tokens has up to 33 MB
+
+
+class AddedSplitter:
+    """Finds added tokens in texts.
+
+    tokens: id → token.   normalizer: what the tokenizer does to a text first; for tokens with the flag normalized.
+    Raises TokenizerError for such a token of which normalization leaves nothing.
+    """
+
+    def __init__(self, tokens: Mapping[int, AddedToken], normalizer: Normalizer | None = None) -> None:
+        self._rust = RustTokenizer(WordLevel({_REST: 0}, unk_token=_REST))
+        if normalizer is not None:
+            self._rust.normalizer = normalizer
+            for token in tokens.values():
+                if token.normalized and not normalizer.normalize_str(token.content):
+                    raise TokenizerError(f"nothing is left of the added token {token.content!r} by normalization")
+        self._rust.add_tokens(list(tokens.values()))
+        self._ids = {self._rust.token_to_id(token.content): number for number, token in tokens.items()}
+
+    def split(self, text: str) -> Iterator[tuple[int | None, int, int]]:
+        """Yield (id, start, stop) for each added token in text, and (None, start, stop) for what is between them."""
+        found = self._rust.encode(text, add_special_tokens=False)
+        at = 0
+        for inner, (start, stop) in zip(found.ids, found.offsets, strict=True):
+            if inner in self._ids:
+                if start > at:
+                    yield None, at, start
+                yield self._ids[inner], start, stop
+                at = stop
+        if at < len(text):
+            yield None, at, len(text)
+
+
+def read_added(
+    folder: Path, ids: Mapping[str, int], tokenizer_json: Mapping[str, Any] | None = None
+) -> dict[int, AddedToken]:
+    """Read the added and special tokens that the files of a folder list: id → token.
+
+    ids: the vocabulary; a special token that is named without an id has it there, and is left out if it has none.
+    tokenizer_json: what the folder's tokenizer.json holds, where it was read before.
+    Raises TokenizerError for a file that is damaged.
+    """
+    config, special = read_object(folder / "tokenizer_config.json"), read_object(folder / "special_tokens_map.json")
+    older: Mapping[str, Any] = {}
+    if "added_tokens_decoder" not in config:
+        older = read_object(folder / "added_tokens.json")
+        tokenizer_json = read_object(folder / "tokenizer.json") if tokenizer_json is None else tokenizer_json
+    try:
+        named = {token.content: token for said in (special, config) for token in _named(said)}
+        found = [(ids[name], token) for name, token in named.items() if name in ids]
+        found += [(number, named.get(name) or _token(name)) for name, number in older.items()]
+        if "added_tokens_decoder" in config:
+            found += [(number, _token(said)) for number, said in config["added_tokens_decoder"].items()]
+        elif tokenizer_json:
+            found += [(said["id"], _token(said)) for said in tokenizer_json.get("added_tokens") or ()]
+        return {int(number): token for number, token in found}
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as fault:
+        raise TokenizerError(
+            f"the added tokens in the tokenizer's files of {folder} are not listed as transformers does ({fault}); "
+            "download the files again"
+        ) from None
+
+
+def extended(tokens: Sequence[str], added: Mapping[int, AddedToken], where: str) -> list[str]:
+    """Return a vocabulary's tokens with the added ones behind them.
+
+    Raises TokenizerError for an id that is another token's, or not the next.
+    """
+    whole = list(tokens)
+    for number, token in sorted(added.items()):
+        if number == len(whole):
+            whole.append(token.content)
+        elif not 0 <= number < len(whole) or whole[number] != token.content:
+            other = f"which is {whole[number]!r}" if 0 <= number < len(whole) else f"expected {len(whole)}"
+            raise TokenizerError(
+                f"the token {token.content!r} that is added to {where} has the id {number}, {other}; "
+                "are the vocabulary and added_tokens.json, tokenizer_config.json or tokenizer.json of one model?"
+            )
+    return whole
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object, {} where there is no file or something else in it. Raises TokenizerError for no JSON."""
+    if not path.is_file():
+        return {}
+    said = read_json(path, error=TokenizerError, kind=object, limit=MAX_JSON, advice="; mend it or remove it")
+    return said if isinstance(said, dict) else {}
+
+
+def _named(source: Mapping[str, Any]) -> Iterator[AddedToken]:
+    """Yield the special tokens that tokenizer_config.json or special_tokens_map.json names."""
+    found = [source[name] for name in _NAMES if source.get(name)]
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        more = source.get(name) or ()
+        found += more.values() if isinstance(more, dict) else more
+    yield from (_token(said, special=True) for said in found)
+
+
+def _token(said: object, *, special: bool = False) -> AddedToken:
+    said = {"content": said} if isinstance(said, str) else said
+    if not isinstance(said, dict) or not isinstance(said.get("content"), str) or not said["content"]:
+        raise TypeError(f"a token is {str(said)[:80]}; expected its text, or an object with its content")
+    special = special or bool(said.get("special"))
+    flags = {name: bool(said.get(name)) for name in _FLAGS}
+    return AddedToken(said["content"], special=special, normalized=bool(said.get("normalized", not special)), **flags)
