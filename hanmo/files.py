@@ -24,18 +24,28 @@ MAX_BYTES = 256 << 20
 MAX_JSON = 16 << 20
 """The same for JSON, whose objects take up to 25 times the bytes of the text."""
 
+_LFS, _LFS_LIMIT = b"version https://git-lfs.github.com/spec/", 1024
+
 _NO_MEMORY = ("not enough memory", "can't allocate memory", "bad_alloc", "bad allocation", "cannot allocate memory")
 
 
 def open_file(path: Path, *, error: type[HanmoError] = CorruptFile, buffering: int = -1) -> BinaryIO:
     """Open a regular file for reading; never waits, as opening a FIFO would.
 
-    Raises MissingFile if there is none, `error` for a folder, a FIFO, a socket or a device.
+    Raises MissingFile if there is none, `error` for a folder, a FIFO, a socket or a device, and for a git-lfs pointer.
     """
     try:
         file: Any = open(path, "rb", buffering, opener=_open)
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            return file
+        status = os.fstat(file.fileno())
+        if stat.S_ISREG(status.st_mode):
+            if status.st_size > _LFS_LIMIT or file.read(len(_LFS)) != _LFS:
+                file.seek(0)
+                return file
+            file.close()
+            raise error(
+                f"{path} is a git-lfs pointer of {status.st_size} bytes, not the file itself; "
+                f"fetch it by 'git lfs pull', or download it again"
+            )
         file.close()
     except FileNotFoundError:
         raise MissingFile(f"{path} is missing") from None

@@ -18,12 +18,12 @@ from hanmo.files import open_file, read_bytes, read_json
 from hanmo.weights.bundle import Bundle, shard_path
 from hanmo.weights.bundle_index import read_index
 from hanmo.weights.recognise import SPARE, Recognised, find_config, recognise, recognise_own
+from hanmo.weights.renamed import Renamed
 from hanmo.weights.shards import read_weight_map
-from hanmo.weights.source import Source, open_source
+from hanmo.weights.source import ENDINGS, Source, open_source
 
 __all__ = ["Inspection", "StoredFile", "find_checkpoints", "inspect"]
 
-_ENDINGS = (".index", ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth")
 _FIRST = ("model.safetensors.index.json", "model.safetensors")
 # What training scripts leave in a folder, and the parts that an index json lists.
 _NO_MODEL = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)|.*-\d{5}-of-\d{5}\.\w+")
@@ -111,7 +111,7 @@ def find_checkpoints(path: str | Path) -> list[Path]:
     path = Path(path)
     if not path.is_dir():
         return [path]
-    names = sorted(file.name for file in path.iterdir() if file.name.endswith(_ENDINGS))
+    names = sorted(file.name for file in path.iterdir() if file.name.endswith(ENDINGS))
     whole = [name for name in names if not _NO_MODEL.fullmatch(name)] or names
     return [path / name for name in sorted(whole, key=lambda name: (name not in _FIRST, name))] or [path]
 
@@ -127,10 +127,11 @@ def inspect(
     """
     with open_source(path) as source:
         found, config_file, config, problems = _recognise(source)
-        files = _files(source)
-        form = {"Bundle": "tensorflow", "TorchFile": "torch"}.get(type(source).__name__, "")
+        stored = source.inner if isinstance(source, Renamed) else source
+        files = _files(stored)
+        form = {"Bundle": "tensorflow", "TorchFile": "torch"}.get(type(stored).__name__, "")
         form = form or ("torch" if ".bin" in source.path.name else "safetensors")
-        tensors, here = len(source.tensors), source.path
+        tensors, here = len(stored.tensors), source.path
     problems += found.misfits
     if found.missing:
         problems.append(f"tensors of the model that are missing: {len(found.missing)}, first {found.missing[0]}")

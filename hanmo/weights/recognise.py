@@ -17,6 +17,7 @@ from hanmo.families import FAMILIES, Family, Names, Row
 from hanmo.files import errors_as, read_json
 from hanmo.weights.measure import CUSTOM_HEAD, bare, derive, measure, translate
 from hanmo.weights.released import RELEASED
+from hanmo.weights.renamed import Renamed
 from hanmo.weights.source import Source, TensorInfo
 
 __all__ = [
@@ -100,6 +101,8 @@ def recognise(source: Source, *, config: Mapping[str, Any] | None = None, family
     shown = derive(names, sizes, tensors)
     if released is not None:
         shown |= {key: released.config[key] for key in released.config if translate(names, key) == key}
+    if config is not None and isinstance(source, Renamed):
+        config = source.config(config, shown)
     by_shape = with_heads(names.config(shown), names, tensors)
     result = Recognised(
         family=name,
@@ -113,6 +116,8 @@ def recognise(source: Source, *, config: Mapping[str, Any] | None = None, family
     )
     if released is not None:
         result.released, result.sha256 = released.name, released.sha256
+    if isinstance(source, Renamed):
+        result.notes.append(source.note)
     _sort(result, rename(names.rows(by_shape), tensors, names.prefix), tensors)
     if result.derived:
         _say_guesses(result)
@@ -213,6 +218,11 @@ def _candidates(source: Source, family: str | None) -> list[tuple[str, str]]:
     ]
     if not found:
         known = f"{family!r}" if family else "any family that Hanmo knows"
+        if any(name.endswith("/.ATTRIBUTES/VARIABLE_VALUE") for name in source.tensors):
+            raise CheckpointError(
+                f"{source.path} is what Keras's save_weights writes: it numbers layers and names no weights; save it "
+                f"from the program that made it, by bert4keras's save_weights_as_checkpoint"
+            )
         first = ", ".join(list(source.tensors)[:3]) or "no tensors at all"
         raise CheckpointError(f"{source.path} does not have the names of {known}; it holds {first} …")
     return found

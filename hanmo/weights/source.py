@@ -6,6 +6,7 @@ of variables or torch: tensors are NumPy arrays, and dtypes that NumPy lacks com
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -17,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hanmo.errors import CheckpointError, MissingFile
+from hanmo.files import read_bytes
 
-__all__ = ["STORAGE", "Array", "Source", "TensorInfo", "open_source", "storage_bytes"]
+__all__ = ["ENDINGS", "STORAGE", "Array", "Source", "TensorInfo", "open_source", "storage_bytes"]
 
 Array = npt.NDArray[Any]
 
@@ -92,21 +94,33 @@ def storage_bytes(dtype: str, shape: Sequence[int]) -> int:
 
 
 def open_source(path: str | Path, *, verify: bool = True) -> Source:
-    """Open the checkpoint at `path` with the reader that it needs.
+    """Open the checkpoint at `path` with the reader that it needs, under names that a family has (`Renamed`).
 
-    path: a TensorFlow prefix, its `.index` or one of its `.data-*` files; a `.safetensors`, `.bin`, `.pt` or
-    `.pth` file; the `*.index.json` of a sharded one; or a folder that holds exactly one of these.
+    path: a TensorFlow prefix, its `.index` or one of its `.data-*` files; a `.safetensors`, `.bin`, `.pt`, `.pth` or
+    (Lightning's) `.ckpt` file; the `*.index.json` of a sharded one; or a folder that holds exactly one of these, or
+    TensorFlow's file "checkpoint", which names the newest.
     verify: check the checksums, where the format has them, of every tensor that is read.
     Raises MissingFile if nothing lies there and CheckpointError if it is none of these.
     """
-    found = _recognise(Path(path))
+    from hanmo.weights.renamed import with_known_names
+
+    source = _open(_recognise(Path(path)), verify=verify)
+    try:
+        return with_known_names(source)
+    except CheckpointError:
+        source.close()
+        raise
+
+
+def _open(found: Path, *, verify: bool) -> Source:
     if found.name.endswith((".safetensors", ".safetensors.index.json")):
         from hanmo.weights.rounded import MARK, Rounded
         from hanmo.weights.safetensors import Safetensors
 
         source = _whole(found, Safetensors)
         return Rounded(source) if isinstance(source, Safetensors) and source.metadata == MARK else source
-    if found.name.endswith((".bin", ".pt", ".pth", ".bin.index.json")):
+    bundle = found.with_name(f"{found.name}.index").is_file()
+    if found.name.endswith((".bin", ".pt", ".pth", ".bin.index.json")) or (found.suffix == ".ckpt" and not bundle):
         from hanmo.weights.torch_files import TorchFile
 
         return _whole(found, lambda file: TorchFile(file, verify=verify))
@@ -121,7 +135,8 @@ def _whole(path: Path, open_file: Callable[[Path], Source]) -> Source:
     return Sharded(path, open_file) if path.name.endswith(".json") else open_file(path)
 
 
-_SINGLE = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".index")
+ENDINGS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".index")
+"""How the names of files end that are opened; ".ckpt" is Lightning's."""
 _IN_FOLDER = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -146,11 +161,11 @@ def _recognise(path: Path) -> Path:
             f"no checkpoint at {path}: there is no such file, and no {path.name}.index beside it; "
             "give a TensorFlow prefix, a .safetensors or .bin file, or a folder with one of them"
         )
-    if path.name.endswith(_SINGLE):
+    if path.name.endswith(ENDINGS):
         return path
     raise CheckpointError(
         f"{path} is not a checkpoint that Hanmo can read; expected a name that ends in "
-        f"{', '.join(_SINGLE)}, or a TensorFlow prefix with its .index beside it"
+        f"{', '.join(ENDINGS)}, or a TensorFlow prefix with its .index beside it"
     )
 
 
@@ -158,10 +173,21 @@ def _only_checkpoint(folder: Path) -> Path:
     for name in _IN_FOLDER:
         if (folder / name).is_file():
             return folder / name
-    found = sorted(p for p in folder.iterdir() if p.name.endswith(_SINGLE))
-    if len(found) == 1:
-        return found[0]
+    found = sorted(p for p in folder.iterdir() if p.name.endswith(ENDINGS))
+    newest = _newest(folder)
+    if len(found) == 1 or newest in found:
+        return newest if newest in found else found[0]
     if not found:
-        raise MissingFile(f"no checkpoint in {folder}: it holds no file ending in {', '.join(_SINGLE)}")
+        raise MissingFile(f"no checkpoint in {folder}: it holds no file ending in {', '.join(ENDINGS)}")
     names = ", ".join(p.name for p in found[:10])
     raise CheckpointError(f"{folder} holds {len(found)} checkpoints ({names}); give the path of one of them")
+
+
+def _newest(folder: Path) -> Path | None:
+    """Read which `.index` TensorFlow's file "checkpoint" says is the newest; its folder may have been another."""
+    file = folder / "checkpoint"
+    if not file.is_file():
+        return None
+    text = read_bytes(file, error=CheckpointError, limit=1 << 20).decode("utf-8", "replace")
+    told = re.search(r'^model_checkpoint_path: *"([^"\n]+)"', text, re.MULTILINE)
+    return folder / (re.split(r"[/\\]", told[1])[-1] + ".index") if told else None

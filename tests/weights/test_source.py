@@ -74,6 +74,30 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         open_source(tmp_path)
 
 
+def test_tensorflow_s_file_checkpoint_names_the_newest(tmp_path):
+    for step in (5, 10):
+        write_bundle(tmp_path / f"model.ckpt-{step}", [("a", np.full(1, step))])
+    with pytest.raises(CheckpointError, match=r"holds 2 checkpoints"):
+        open_source(tmp_path)
+    for told in ("model.ckpt-10", "/elsewhere/model.ckpt-10", r"C:\\run\\model.ckpt-10"):
+        text = f'model_checkpoint_path: "{told}"\nall_model_checkpoint_paths: "model.ckpt-5"\n'
+        (tmp_path / "checkpoint").write_text(text, "utf-8")
+        with open_source(tmp_path) as source:
+            assert source.path == tmp_path / "model.ckpt-10"
+            assert source.read("a").tolist() == [10]
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-15"', "utf-8")
+    with pytest.raises(CheckpointError, match=r"holds 2 checkpoints"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "epoch=1.ckpt", "model.ckpt.index"])
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path, name):
+    oid = "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
+    (tmp_path / name).write_text(f"version https://git-lfs.github.com/spec/v1\n{oid}\nsize 411577189\n", "utf-8")
+    with pytest.raises(CorruptFile, match=r"is a git-lfs pointer of 134 bytes, .* fetch it by 'git lfs pull'"):
+        open_source(tmp_path)
+
+
 def test_bytes_outside_a_file_are_refused(tmp_path):
     (tmp_path / "f").write_bytes(bytes(10))
     file = MappedFile(tmp_path / "f")
