@@ -19,7 +19,7 @@ from rich.console import Console
 
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingFile
-from hanmo.files import read_json
+from hanmo.files import errors_as, read_json
 from hanmo.hub import load
 from hanmo.loaded import Loaded
 from hanmo.model import Model
@@ -159,7 +159,8 @@ def pretrain(
 def _choose(config: ModelConfig, run: Run, wishes: Wishes, device: torch.device, *, optimizer: str) -> Memory:
     """Find the first way to train that fits the memory, fast ones first; or the one that a run began with."""
     if run.resume and (chosen := _chosen(run)):
-        return plan_memory(config, Choice(**chosen["choice"]))
+        with errors_as(ConfigError, f"{run.out / 'chosen.json'} does not hold the choice that the run was begun with"):
+            return plan_memory(config, Choice(**chosen["choice"]))
     if wishes.lora is not None and wishes.optimizer is None:
         optimizer = "adamw"
     halves = (

@@ -24,7 +24,8 @@ import hanmo
 from hanmo.bench.quality import measure_quality
 from hanmo.bench.subject import Subject
 from hanmo.generate.text import write
-from hanmo.train.curves import draw_curves, read_log
+from hanmo.train.curves import draw_curves
+from hanmo.train.log import read_log
 from hanmo.weights.write import atomic_folder
 
 HERE = Path(__file__).parent
@@ -121,7 +122,7 @@ def _card(
     size: int,
 ) -> str:
     bar = {row[0]: float(row[2]) for row in _rows(HERE / "README.md", "bits per character")}
-    last = [record for record in read_log(run) if "loss" in record][-1]
+    last = [record for record in read_log(run / "log.jsonl") if "loss" in record][-1]
     files = {name: found for name, found in final["files"].items() if name in bar}
     bits = {name: found["bits_per_character"] for name, found in sorted(files.items())}
     table = [f"| {name} | {own:.4f} | {bar[name]:.4f} | {own / bar[name]:.3f} |" for name, own in bits.items()]
@@ -146,7 +147,7 @@ def _before(final: dict[str, Any]) -> str:
     start = final["arguments"].get("start", "None")
     if start == "None":
         return ""
-    last = [record for record in read_log(Path(start).parent) if "loss" in record][-1]
+    last = [record for record in read_log(Path(start).parent / "log.jsonl") if "loss" in record][-1]
     return f" behind the {last['total']:,} updates, {last['tokens']:,} tokens, of an earlier run"
 
 

@@ -2,7 +2,7 @@
 
     results.jsonl           a line for each row that was written for, in the order of the rows
     results.errors.jsonl    a line for each row that could not be
-    results.run             what the run is: the prompts' size and digest, its settings, its seed
+    results.jsonl.run       what the run is: the prompts' size and digest, its settings, its seed
 
 Every row stands in one of the first two, and a row's line is written before the next row's, so a process that is
 killed leaves at most one line that is cut short, the last. Knows nothing of models.
@@ -22,6 +22,7 @@ from typing import Any
 from hanmo.batch.rows import read_lines
 from hanmo.batch.work import Line
 from hanmo.errors import ConfigError, DataError, MissingFile
+from hanmo.files import open_file, read_json
 from hanmo.generate.draw import check_seed, fresh_seed
 from hanmo.weights.write import atomic_path
 
@@ -44,7 +45,7 @@ class Run:
             raise MissingFile(f"there is no file of prompts at {prompts}; give one with a JSON object in each line")
         self.prompts, self.out = prompts, out
         self.errors = out.with_name(f"{out.stem}.errors{out.suffix}")
-        self.record = out.with_name(f"{out.stem}.run")
+        self.record = out.with_name(f"{out.name}.run")
         if prompts.resolve() in (out.resolve(), self.errors.resolve(), self.record.resolve()):
             raise ConfigError(f"the results would replace the prompts, {prompts}; give another file for them")
         if seed is not None:
@@ -98,8 +99,9 @@ class Run:
     def _same(self, what: dict[str, Any], seed: int | None) -> int:
         """Hold what this run is to what it was begun as, and give the seed that it was begun with."""
         try:
-            begun = json.loads(self.record.read_text("utf-8"))
-            old, new, old_seed = dict(begun["settings"]), what["settings"], int(begun["seed"])
+            begun = read_json(self.record, error=DataError)
+            old, new, old_seed = dict(begun["settings"]), what["settings"], begun["seed"]
+            check_seed(old_seed)
         except (OSError, ValueError, TypeError, KeyError):
             raise DataError(
                 f"{self.out} holds something, and no {self.record.name} beside it tells of which run; give another "
@@ -212,7 +214,7 @@ def _lock(file: int, path: Path) -> None:
 
 def _digest(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path, error=DataError) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -14,6 +14,7 @@ import typer
 from hanmo.cli.screen import progress, say
 from hanmo.cli.write import Mask
 from hanmo.errors import ConfigError, MissingFile
+from hanmo.files import errors_as, read_json
 
 __all__ = ["finetune", "pretrain"]
 
@@ -211,28 +212,33 @@ def pretrain(
 
 def _options(context: typer.Context) -> dict[str, Any]:
     """Give the options as plain values; those of a run that goes on are its own where the command names no other."""
-    given: dict[str, Any] = {}
-    for name, value in context.params.items():
-        value = value.value if isinstance(value, Enum) else value
-        given[name] = [str(each) for each in value] if isinstance(value, list | tuple) else value
-        given[name] = str(value) if isinstance(value, Path) else given[name]
+    given = {name: _plain(value) for name, value in context.params.items()}
     out, kept = Path(given["out"]), Path(given["out"]) / "options.json"
     command = context.info_name
     if given["resume"]:
         if not kept.is_file():
             raise MissingFile(f"{out} holds no run to go on with ({kept.name} is missing); leave --resume out to begin")
-        before = json.loads(kept.read_text("utf-8"))
-        if before.pop("command") != command:
+        before = read_json(kept, error=ConfigError, advice="; begin again with another --out")
+        if before.get("command") != command:
             raise ConfigError(f"the run in {out} was begun by another command than {command}; resume it with that one")
-        for name, value in before.items():
+        for option in context.command.params:
+            name = str(option.name)
             source = context.get_parameter_source(name)
-            if source is None or source.name != "COMMANDLINE":
-                given[name] = value
+            if name in before and (source is None or source.name != "COMMANDLINE"):
+                with errors_as(ConfigError, f"{kept} says that {name} is {before[name]!r}", advice="; mend it"):
+                    given[name] = _plain(option.process_value(context, before[name]))
     elif any(out.glob("last-*")):
         raise ConfigError(f"{out} holds a run; go on with it by --resume, or give another --out")
     if not given["data"]:
         raise typer.BadParameter("give --data: text, packed files, or pairs")
     return given | {"command": command}
+
+
+def _plain(value: Any) -> Any:
+    """Give an option's value as JSON knows it."""
+    if isinstance(value, list | tuple):
+        return [str(each) for each in value]
+    return value.value if isinstance(value, Enum) else str(value) if isinstance(value, Path) else value
 
 
 def _keep(given: dict[str, Any], out: Path) -> None:

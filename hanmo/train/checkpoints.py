@@ -10,29 +10,31 @@ them (see sharded.py). Knows files; knows no loop.
 """
 
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from hanmo.errors import CheckpointError, CorruptFile, HanmoError, MissingFile, TensorMismatch
+from hanmo.files import errors_as, open_file
 from hanmo.model import Model
 from hanmo.train import parallel, sharded
 from hanmo.train.lora import save_lora
 from hanmo.train.step import Updates
+from hanmo.weights.load import as_tensor
+from hanmo.weights.safetensors import Safetensors
 from hanmo.weights.save import save
 from hanmo.weights.write import atomic_folder, is_disk_full
 
 __all__ = ["Checkpoints", "fill_from", "guarded", "newest", "read_state", "recover", "save_checkpoint"]
 
 ADAPTERS = "adapters.safetensors"
+_OTHER = "; resume from another checkpoint"
 
 
 class Checkpoints:
@@ -73,19 +75,22 @@ class Checkpoints:
         Raises CheckpointError if the settings are others.
         """
         state, updates = read_state(folder), self._updates
-        if other := updates.settings.differences(state["settings"]):
-            was, now = state["settings"].get(other[0]), getattr(updates.settings, other[0])
-            raise CheckpointError(f"{folder} was trained with {other[0]}={was}, now it is {now}; resume with the same")
-        if (folder / sharded.SHARDS).is_dir():
-            sharded.read(folder, updates, state)
-        else:
-            fill_from(self._model, folder)
-            sharded.restore(updates, state)
-        if len(generators := state["generators"]) and parallel.is_main():  # the other processes' are as they began
-            torch.set_rng_state(generators[0])
-            if updates.sum.is_cuda and len(generators) > 1:
-                torch.cuda.set_rng_state(generators[1])
-        return cast(dict[str, Any], state["place"])
+        with errors_as(CorruptFile, f"{folder} does not hold what training goes on from", advice=_OTHER):
+            if other := updates.settings.differences(state["settings"]):
+                was, now = state["settings"].get(other[0]), getattr(updates.settings, other[0])
+                raise CheckpointError(
+                    f"{folder} was trained with {other[0]}={was}, now it is {now}; resume with the same"
+                )
+            if (folder / sharded.SHARDS).is_dir():
+                sharded.read(folder, updates, state)
+            else:
+                fill_from(self._model, folder)
+                sharded.restore(updates, state)
+            if len(generators := state["generators"]) and parallel.is_main():  # the other processes' are as they began
+                torch.set_rng_state(generators[0])
+                if updates.sum.is_cuda and len(generators) > 1:
+                    torch.cuda.set_rng_state(generators[1])
+            return dict(state["place"])
 
 
 def save_checkpoint(
@@ -163,11 +168,13 @@ def read_state(folder: Path) -> dict[str, Any]:
     """
     path = folder / "state.pt"
     try:
-        return cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
+        with open_file(path) as file, errors_as(CorruptFile, f"{path} cannot be read", advice=_OTHER):
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise MissingFile(f"{path} is missing, so training cannot go on from it; name a last-* checkpoint") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise CorruptFile(f"{path} cannot be read ({str(error)[:200]}); resume from another checkpoint") from None
+    if not isinstance(state, dict):
+        raise CorruptFile(f"{path} holds a {type(state).__name__}; expected what save_last wrote{_OTHER}")
+    return state
 
 
 def fill_from(model: Model, folder: Path) -> None:
@@ -179,15 +186,15 @@ def fill_from(model: Model, folder: Path) -> None:
     ours = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not path.is_file():
         path, ours = folder / "model.safetensors", dict(model.named_parameters())
-    with safe_open(path, "pt") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
-        wrong = sorted(set(shapes) ^ set(ours)) or [name for name in ours if list(ours[name].shape) != shapes[name]]
+    with Safetensors(path) as file:
+        shapes = {name: info.shape for name, info in file.tensors.items()}
+        wrong = sorted(set(shapes) ^ set(ours)) or [name for name in ours if ours[name].shape != shapes[name]]
         if wrong:
             raise TensorMismatch(
                 f"{folder} does not fit the model: {wrong[0]} differs; resume with the same configuration"
             )
         for name, parameter in ours.items():
-            parallel.fill(parameter, file.get_tensor(name))
+            parallel.fill(parameter, as_tensor(file.read(name), file.tensors[name].dtype))
 
 
 def _folders(out: Path, kind: str) -> list[Path]:

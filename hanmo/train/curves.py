@@ -3,7 +3,6 @@
 Knows records of log.jsonl. Knows no model.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -11,14 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.errors import MissingExtra
+from hanmo.train.log import read_log
 from hanmo.weights.write import atomic_path
 
-__all__ = ["draw_curves", "read_log", "tensorboard"]
-
-
-def read_log(out: Path) -> list[dict[str, Any]]:
-    """Read the records of OUT/log.jsonl."""
-    return [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").split("\n")[:-1]]
+__all__ = ["draw_curves", "tensorboard"]
 
 
 def draw_curves(out: Path, *, unit: str) -> Path:
@@ -30,7 +25,7 @@ def draw_curves(out: Path, *, unit: str) -> Path:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtra("curves.png needs matplotlib; install it with: pip install 'hanmo[plots]'") from None
-    records = read_log(out)
+    records = read_log(out / "log.jsonl")
     losses = [(record["step"], record["loss"]) for record in records if "loss" in record]
     found = [record for record in records if "evaluation" in record]
     figure = Figure(figsize=(8, 4.5), layout="constrained")

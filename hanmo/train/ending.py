@@ -12,7 +12,8 @@ from hanmo.errors import MissingExtra
 from hanmo.model import Model
 from hanmo.train import parallel
 from hanmo.train.checkpoints import fill_from
-from hanmo.train.curves import draw_curves, read_log
+from hanmo.train.curves import draw_curves
+from hanmo.train.log import read_log
 from hanmo.train.loop import SCORE, Outcome
 from hanmo.train.lora import merge_lora, save_lora
 from hanmo.train.memory import Memory, gib
@@ -48,7 +49,7 @@ def finish(
         folder = save(model, out / "merged", tokenizer=beside, overwrite=True).path
     elif (out / "best").exists():
         folder = out / "best"
-    records = [record for record in read_log(out) if "evaluation" in record]
+    records = [record for record in read_log(out / "log.jsonl") if "evaluation" in record]
     unit = SCORE if SCORE in records[0]["evaluation"] else "loss"
     scores = [record["evaluation"][unit] for record in records]
     best = records[scores.index(min(scores))]

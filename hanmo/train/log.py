@@ -12,9 +12,11 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from hanmo.errors import CorruptFile
+from hanmo.files import parse_json, read_bytes
 from hanmo.weights.write import atomic_path
 
-__all__ = ["Log"]
+__all__ = ["Log", "read_log"]
 
 
 class Log:
@@ -39,7 +41,7 @@ class Log:
         if path is not None:
             kept = _before(path, after, evaluated) if after is not None and path.is_file() else []
             with atomic_path(path) as made:
-                made.write_text("".join(line + "\n" for line in kept), "utf-8")
+                made.write_text("".join(kept), "utf-8")
             self._file = path.open("a", encoding="utf-8")
         self._console, self._every, self._shown = console, every, float("-inf")
         self._bar: Progress | None = None
@@ -64,7 +66,7 @@ class Log:
     def write(self, record: dict[str, Any]) -> None:
         """Append a record to the file; it is on its way to the disk when this returns."""
         if self._file is not None:
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.write(_line(record))
             self._file.flush()
 
     def progress(self, line: str, *, step: int, total: int | None) -> None:
@@ -81,12 +83,29 @@ class Log:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Read the records of a log.jsonl; a last line without its end was being written, and is left out.
+
+    Raises CorruptFile naming the line that is no record.
+    """
+    records = []
+    for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], 1):
+        record = parse_json(line, f"{path} line {number}", advice="; remove that line")
+        if type(record.get("step")) is not int or not isinstance(record.get("evaluation", {}), dict):
+            raise CorruptFile(f"{path} line {number} is no record of a step; remove that line")
+        records.append(record)
+    return records
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
 def _before(path: Path, after: int, evaluated: int) -> list[str]:
     """Read the lines that a run which goes on after a step will not write again."""
     kept = []
-    for line in path.read_text("utf-8").split("\n")[:-1]:  # a line without its end was being written
-        record = json.loads(line)
-        again = "evaluation" in record and (record["averaged"] or evaluated != after)
+    for record in read_log(path):
+        again = "evaluation" in record and (record.get("averaged") or evaluated != after)
         if record["step"] < after or (record["step"] == after and not again):
-            kept.append(line)
+            kept.append(_line(record))
     return kept

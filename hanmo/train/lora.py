@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hanmo.errors import CheckpointError, ConfigError, TensorMismatch
+from hanmo.files import parse_json
 from hanmo.model import Model
 from hanmo.weights.load import as_tensor
 from hanmo.weights.safetensors import Safetensors
@@ -146,13 +147,13 @@ def load_lora(model: Model, path: str | Path) -> list[str]:
         try:
             rank = int(file.metadata["rank"])
             alpha, dropout = float(file.metadata["alpha"]), float(file.metadata["dropout"])
-            targets = json.loads(file.metadata["targets"])
-        except (KeyError, ValueError) as error:
+            targets = parse_json(file.metadata["targets"], "targets", kind=list)
+        except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(
                 f"{path} is no file of adapters: its metadata lacks or garbles {error}; give one that save_lora wrote"
             ) from None
         wanted: dict[str, tuple[int, ...]] = {}
-        for name in targets:
+        for name in map(str, targets):
             size = linears[name].weight.shape if name in linears else (0, 0)
             wanted |= {f"{name}.down": (rank, size[1]), f"{name}.up": (size[0], rank)}
         found = {name: info.shape for name, info in file.tensors.items()}

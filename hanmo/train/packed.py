@@ -10,7 +10,6 @@ A window has `window` + 1 ids: ids[:, :-1] are read, ids[:, 1:] foretold; 0 is i
 Neighbouring windows share one id, so every id is foretold exactly once (more often if `stride` is under `window`).
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanmo.errors import DataError, MissingFile
+from hanmo.files import read_json
 from hanmo.train.pack import DOCUMENT, FORMAT
 
 __all__ = ["PackedData", "PackedFile"]
+
+_AGAIN = "; pack the data again"
+_MAX_FACTS = 64 << 20  # with the counts of 65,536 sources
 
 Ids = NDArray[np.int64]
 
@@ -40,32 +43,42 @@ class PackedFile:
         for path in paths.values():
             if not path.is_file():
                 raise MissingFile(f"{path} is not there; pack the data again")
-        try:
-            self.facts: dict[str, Any] = json.loads(paths["json"].read_text("utf-8"))
-        except ValueError as error:
-            raise DataError(f"{paths['json']} cannot be read ({error}); pack the data again") from None
+        self.facts: dict[str, Any] = read_json(paths["json"], error=DataError, limit=_MAX_FACTS, advice=_AGAIN)
         if self.facts.get("format") != FORMAT:
             raise DataError(
                 f"{paths['json']} has format {self.facts.get('format')!r}, expected {FORMAT!r}; pack the data again"
             )
+        _check_facts(self.facts, paths["json"])
         if vocabulary_sha256 not in (None, self.facts["vocabulary_sha256"]):
             raise DataError(
                 f"{self.name} was packed with vocabulary {self.facts['vocabulary_sha256'][:12]}, the model has "
                 f"{str(vocabulary_sha256)[:12]}; pack the data again with the model's vocab.txt"
             )
         dtype = np.dtype(self.facts["dtype"]).newbyteorder("<")
-        marks = sum(length for _, length in self.facts["marks"].values()) + (self.facts["end"] is not None)
         for kind, size in (
-            ("bin", (self.facts["tokens"] + marks) * dtype.itemsize),
+            ("bin", (self.facts["tokens"] + _beside(self.facts)) * dtype.itemsize),
             ("documents", self.facts["documents"] * DOCUMENT.itemsize),
         ):
             if paths[kind].stat().st_size != size:
                 raise DataError(
                     f"{paths[kind]} has {paths[kind].stat().st_size} bytes, expected {size}; pack the data again"
                 )
+        if not self.facts["documents"]:
+            raise DataError(f"{self.name} holds no documents; pack the data again")
         self.ids = np.memmap(paths["bin"], dtype, "r")
         self.documents = np.memmap(paths["documents"], DOCUMENT, "r")
         self.sources = list(self.facts["sources"])
+        self._check_documents(paths["documents"])
+
+    def _check_documents(self, path: Path) -> None:
+        """Refuse documents that lie outside of NAME.bin, or of the sources."""
+        start, tokens = self.documents["start"], self.documents["tokens"]
+        wrong = (start < 0) | (tokens < 0) | (start > len(self.ids)) | (tokens > len(self.ids) - start)
+        wrong |= (self.documents["characters"] < 0) | (self.documents["title"] > tokens)
+        wrong |= self.documents["source"] >= len(self.sources)
+        if wrong.any():
+            number = int(wrong.argmax())
+            raise DataError(f"{path} says of document {number} what cannot be: {self.documents[number]}{_AGAIN}")
 
 
 @dataclass(frozen=True)
@@ -222,7 +235,38 @@ class PackedData:
         within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
         batch = np.zeros(self.rows * width, np.int64)
         batch[np.repeat(place, length) + within] = self.file.ids[np.repeat(source, length) + within]
+        if batch.max() >= self.file.facts["vocabulary_size"]:
+            size = self.file.facts["vocabulary_size"]
+            raise DataError(f"{self.file.name} holds the id {batch.max()}, the vocabulary {size} words{_AGAIN}")
         return batch.reshape(self.rows, width)
+
+
+def _check_facts(facts: dict[str, Any], path: Path) -> None:
+    """Refuse a NAME.json that says what cannot be; what it says of sizes is held to the files later."""
+    counts = [facts.get(name) for name in ("tokens", "documents", "characters", "unknown", "distinct_unknown")]
+    marks, end = facts.get("marks"), facts.get("end")
+    right = (
+        facts.get("dtype") in ("uint16", "uint32")
+        and isinstance(facts.get("vocabulary_sha256"), str)
+        and _count(size := facts.get("vocabulary_size"))
+        and all(_count(number) for number in counts)
+        and (end is None or (_count(end) and end < size))
+        and isinstance(facts.get("sources"), dict)
+        and isinstance(marks, dict)
+        and all(isinstance(mark, list) and len(mark) == 2 and all(map(_count, mark)) for mark in marks.values())
+    )
+    ids = facts["tokens"] + _beside(facts) if right else 0
+    if not right or any(start + length > ids for start, length in facts["marks"].values()):
+        raise DataError(f"{path} lacks a fact of packed data, or holds one that cannot be{_AGAIN}")
+
+
+def _beside(facts: Mapping[str, Any]) -> int:
+    """Return how many ids NAME.bin holds that are no document's: an end mark and the marks of the sources."""
+    return sum(length for _, length in facts["marks"].values()) + (facts["end"] is not None)
+
+
+def _count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
 
 
 def _windows(begin: int, stop: int, window: int, stride: int, ends: Ids) -> Iterator[tuple[int, int]]:

@@ -199,13 +199,13 @@ def test_a_run_goes_on_from_every_point_at_which_it_can_be_cut(tmp_path):
     path = make(tmp_path / "prompts.jsonl", 30)
     whole = written(path, tmp_path / "whole" / "results.jsonl")
     lines = lines_of(tmp_path / "whole" / "results.jsonl")
-    record = (tmp_path / "whole" / "results.run").read_bytes()
+    record = (tmp_path / "whole" / "results.jsonl.run").read_bytes()
     tried = 0
     for place in range(0, len(lines) + 1, 3):
         for torn in (0, 1, 25, -1):
             folder = tmp_path / f"{place}.{torn}"
             folder.mkdir()
-            (folder / "results.run").write_bytes(record)
+            (folder / "results.jsonl.run").write_bytes(record)
             cut = [*lines[:place], *((name, line[:torn]) for name, line in lines[place : place + 1])]
             for name, line in cut:
                 with (folder / name).open("ab") as file:
@@ -266,15 +266,34 @@ def test_a_run_that_has_no_row_yet_may_be_begun_otherwise(tmp_path):
     assert len(written(path, out, settings={"top_k": 8})[0]) == 5
 
 
-@pytest.mark.parametrize("content", [None, b"[1]", b"{}", b'{"settings": 5, "seed": 1}', b"\xff"])
+RUN = b'{"settings": {}, "seed": %s}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(None, b"[1]", b"{}", b'{"settings": 5, "seed": 1}', b"\xff", b"[" * 100_000),
+        *(RUN % seed for seed in (b"-1", b"1e400", b'"5"')),
+    ],
+)
 def test_a_file_that_no_run_wrote_is_not_touched(tmp_path, content):
     path, out = make(tmp_path / "prompts.jsonl", 5), tmp_path / "results.jsonl"
     out.write_text("mine\n")
     if content is not None:
-        (tmp_path / "results.run").write_bytes(content)
-    with pytest.raises(DataError, match=r"results\.jsonl holds something, and no results\.run beside it"):
+        (tmp_path / "results.jsonl.run").write_bytes(content)
+    with pytest.raises(DataError, match=r"results\.jsonl holds something, and no results\.jsonl\.run beside it"):
         Run(path, out, settings={})
     assert out.read_text() == "mine\n"
+
+
+def test_results_of_one_stem_are_two_runs(tmp_path):
+    path = make(tmp_path / "prompts.jsonl", 5)
+    for name, seed in (("a.jsonl", 1), ("a.json", 2)):
+        with Run(path, tmp_path / name, settings={}, seed=seed) as run:
+            run.append(next(iter(BatchWriter(ToyWriter(), seed=seed, how=HOW).write(read_rows(path)))))
+    for name, seed in (("a.jsonl", 1), ("a.json", 2)):
+        with Run(path, tmp_path / name, settings={}) as run:
+            assert run.rows and run.seed == seed
 
 
 def test_a_line_that_does_not_follow_is_refused(tmp_path):

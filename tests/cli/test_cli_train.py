@@ -18,7 +18,7 @@ import hanmo
 from hanmo.cli.app import app
 from hanmo.errors import ConfigError
 from hanmo.train.checkpoints import newest, read_state
-from hanmo.train.curves import read_log
+from hanmo.train.log import read_log
 from hanmo.weights.bundle_writer import write_bundle
 from hanmo.weights.fresh import config_of
 from hanmo.weights.source import open_source
@@ -72,7 +72,7 @@ def done(*words: object) -> str:
 
 
 def scores(out: str) -> list[float]:
-    found = [record["evaluation"] for record in read_log(Path(out)) if "evaluation" in record]
+    found = [record["evaluation"] for record in read_log(Path(out) / "log.jsonl") if "evaluation" in record]
     return [record.get("bits_per_character", record.get("loss")) for record in found]
 
 
@@ -108,6 +108,33 @@ def test_a_run_goes_on_by_its_own_options_and_is_not_begun_twice(work):
     assert other.exit_code == 1 and "begun by another command than pretrain" in other.stderr
     none = run("finetune", "--out", "nothing", "--resume")
     assert none.exit_code == 1 and "nothing holds no run to go on with" in none.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("options.json", b"[" * 100_000, "is not JSON: it is nested too deeply"),
+        ("options.json", b"[]", "holds a list; expected a JSON object"),
+        ("options.json", {"lr": "fast"}, "says that lr is 'fast'"),
+        ("options.json", {"data": 5}, "says that data is 5"),
+        ("options.json", {"batch": []}, "says that batch is []"),
+        ("chosen.json", b"\xff", "is not JSON: it is not UTF-8"),
+        ("chosen.json", b'{"choice": 5}', "chosen.json does not hold the choice that the run was begun with"),
+        ("chosen.json", b'{"choice": {"precision": 5}}', "precision is 5; expected one of"),
+        ("last-00000012/state.pt", b"", "state.pt cannot be read"),
+        ("last-00000012/model.safetensors", bytes(8), "claims a header of 0 bytes"),
+        ("log.jsonl", b"\xff\xfe\n", "log.jsonl line 1 is not JSON"),
+        ("log.jsonl", b"{}\n", "log.jsonl line 1 is no record of a step; remove that line"),
+    ],
+)
+def test_a_run_whose_files_are_damaged_says_which(work, name, content, says):
+    done("finetune", "--model", "model", "--data", "poems.txt", "--out", "run", *QUICK)
+    path = Path("run") / name
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(path.read_text("utf-8")) | content).encode()
+    path.write_bytes(content)
+    result = run("finetune", "--out", "run", "--resume", "--steps", 20)
+    assert result.exit_code == 1 and says in result.stderr, result.stderr or result.exception
 
 
 @pytest.mark.parametrize(

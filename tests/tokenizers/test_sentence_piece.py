@@ -173,6 +173,8 @@ def test_errors_name_the_value(tmp_path):
     (tmp_path / "spiece.model").write_bytes(b"not a model")
     with pytest.raises(TokenizerError, match=r"spiece\.model is no SentencePiece model"):
         SentencePiece(tmp_path / "spiece.model")
+    with pytest.raises(TokenizerError, match=r"the bytes given is no SentencePiece model: 'utf-8' codec can't decode"):
+        SentencePiece(MODELS["t5"].replace(b"<pad>", b"<\xff\xfe\xfd>", 1))
     with pytest.raises(TokenizerError, match="the bytes given is empty, expected a SentencePiece model"):
         SentencePiece(b"")
     with pytest.raises(TokenizerError, match=r"has no '\[CLS\]'"):

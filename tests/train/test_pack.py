@@ -160,11 +160,49 @@ def test_packed_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"d\.json has format 'other'"):
         PackedFile(tmp_path / "d")
     (tmp_path / "d.json").write_text("{")
-    with pytest.raises(DataError, match=r"d\.json cannot be read"):
+    with pytest.raises(DataError, match=r"d\.json is not JSON: .*; pack the data again"):
         PackedFile(tmp_path / "d")
     (tmp_path / "d.documents").unlink()
     with pytest.raises(MissingFile, match=r"d\.documents is not there"):
         PackedFile(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "float32"}, {"dtype": 5}, {"tokens": -1}, {"tokens": 1 << 63}, {"tokens": "9"}, {"end": 1 << 40},
+        {"marks": [1]}, {"marks": {"a": [0, 1 << 50]}}, {"marks": {"a": ["0", 1]}}, {"sources": 5},
+        {"vocabulary_size": None}, {"vocabulary_sha256": 5}, {"unknown": -1}, {"documents": 0}, {"sources": {}},
+    ],
+)  # fmt: skip
+def test_facts_that_cannot_be_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    file = packed(tmp_path, many())
+    (tmp_path / "d.json").write_text(json.dumps({**file.facts, **change}))
+    with pytest.raises(DataError, match=r"; pack the data again$"):
+        PackedFile(tmp_path / "d")
+
+
+@pytest.mark.parametrize("field", ["start", "tokens", "characters", "title", "source"])
+@pytest.mark.parametrize("number", [-1, 1 << 31])
+def test_documents_outside_of_the_file_are_refused(tmp_path: Path, field: str, number: int) -> None:
+    file = packed(tmp_path, many())
+    rows = np.array(file.documents)
+    rows[field][7] = np.int64(number).astype(rows[field].dtype)
+    (tmp_path / "d.documents").write_bytes(rows.tobytes())
+    if (field, number) == ("characters", 1 << 31):  # any number of characters may become few tokens
+        assert PackedFile(tmp_path / "d").documents["characters"][7] == number
+        return
+    with pytest.raises(DataError, match=r"d\.documents says of document 7 what cannot be: .*; pack the data again"):
+        PackedFile(tmp_path / "d")
+
+
+def test_an_id_outside_of_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    file = packed(tmp_path, many())
+    ids = np.array(file.ids)
+    ids[9] = 65535
+    (tmp_path / "d.bin").write_bytes(ids.tobytes())
+    with pytest.raises(DataError, match=r"d holds the id 65535, the vocabulary \d+ words; pack the data again"):
+        PackedData(PackedFile(tmp_path / "d"), window=1000, rows=4, shuffle=False).batch(0, 0)
 
 
 @pytest.mark.parametrize("window", [1, 5, 16, 1000])

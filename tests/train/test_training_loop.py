@@ -301,6 +301,21 @@ def test_a_run_that_gets_no_better_ends_early_and_stays_ended(tmp_path: Path) ->
     assert again.steps == 12 and next(scores) == 1.0
 
 
+@pytest.mark.parametrize(
+    "change",
+    [lambda s: [s], lambda s: s.pop("place"), lambda s: s.pop("settings"), lambda s: s["optimizer"].clear()],
+    ids=["list", "place", "settings", "optimizer"],
+)
+def test_a_state_that_lacks_a_part_is_refused(tmp_path: Path, change) -> None:
+    fit(model(), Counting(), out=tmp_path, settings=settings())
+    path = newest(tmp_path, "last") / "state.pt"
+    state = torch.load(path, weights_only=True)
+    changed = change(state)
+    torch.save(changed if isinstance(changed, list) else state, path)
+    with pytest.raises(CorruptFile, match=r"(state\.pt holds a list|does not hold what training goes on from)"):
+        fit(model(), Counting(), out=tmp_path, settings=settings(), resume=True)
+
+
 def test_with_update_in_backward_only_what_is_not_finite_is_left_out(tmp_path: Path) -> None:
     calls = 0
 
