@@ -57,7 +57,8 @@ class StackConfig:
 
     Widths are in numbers of features.   head_dim: of a value; key_dim: of a query and a key, usually the same.
     order: the sub-layers of every block, first to last.
-    positions: how many learned positions there are; None for kinds without a table.
+    positions: how many rows a table of learned positions has; None for kinds without a table.
+    position_offset: row of the first token's position; RoBERTa leaves the rows before it unused.
     hierarchical: alpha of the hierarchical decomposition of learned positions (kexue.fm/archives/7947); 0 is off.
     score_scale: factor of the attention scores; None is key_dim ** -0.5, T5 uses 1.
     score_residual: "cumulative" adds the scores of all earlier blocks (RealFormer, arXiv 2012.11747), "previous" only
@@ -77,6 +78,7 @@ class StackConfig:
     mask: str = "full"
     position: str = "learned"
     positions: int | None = None
+    position_offset: int = 0
     hierarchical: float = 0.0
     relative_clip: int = 64
     buckets: int = 32
@@ -111,7 +113,7 @@ class StackConfig:
                 raise ConfigError(f"{name} is {getattr(self, name):,}; expected at most {most:,}")
         for name in ("depth", "width", "heads", "head_dim", "key_dim", "feed_forward", "embedding_width"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("segments", "condition", "condition_hidden"):
+        for name in ("segments", "condition", "condition_hidden", "position_offset"):
             _at_least(name, getattr(self, name), 0)
         for name in ("buckets", "bucket_distance", "relative_clip"):
             _at_least(name, getattr(self, name), 2)
@@ -132,7 +134,11 @@ class StackConfig:
         if self.position == "learned":
             if self.positions is None:
                 raise ConfigError("positions is missing; learned positions need their number")
-            _at_least("positions", self.positions, 1)
+            _at_least("positions", self.positions, 1 + self.position_offset)
+        if self.position_offset and (self.hierarchical or self.position != "learned"):
+            raise ConfigError(
+                f"position_offset is {self.position_offset}; it needs learned positions that are not hierarchical"
+            )
         if self.hierarchical and self.position != "learned":
             raise ConfigError(f"hierarchical is set but position is {self.position!r}; it needs learned positions")
         if self.position in ("rotary", "relative", "sinusoidal"):
@@ -161,7 +167,7 @@ class StackConfig:
         """How many tokens the stack can see; None where its positions have no end."""
         if self.position != "learned" or self.positions is None:
             return None
-        return self.positions**2 if self.hierarchical else self.positions
+        return self.positions**2 if self.hierarchical else self.positions - self.position_offset
 
     @property
     def has_cross(self) -> bool:

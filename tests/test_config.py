@@ -35,11 +35,11 @@ def model(**changes) -> ModelConfig:
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gpt2_openai"}))
 def test_every_family_survives_json(family):
-    config = FAMILIES[family].tensorflow.config(BERT)
+    names = FAMILIES[family].tensorflow or FAMILIES[family].huggingface
+    config = names.config(BERT)
     assert ModelConfig.from_json(config.to_json()) == config
-    assert FAMILIES[family].tensorflow.config(FAMILIES[family].tensorflow.original(config)) == replace(
-        config, initializer=FAMILIES[family].tensorflow.config(FAMILIES[family].tensorflow.original(config)).initializer
-    )
+    again = names.config(names.original(config))
+    assert again == replace(config, initializer=again.initializer)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,8 @@ def test_every_family_survives_json(family):
         ({"mask": "none"}, "mask is 'none'; expected one of full, causal, prefix"),
         ({"activation": "gelu"}, "activation is 'gelu'; expected one of gelu_erf, gelu_tanh"),
         ({"order": ()}, "order is empty; expected at least one sublayer"),
+        ({"position_offset": 2, "positions": 2}, "positions is 2; expected 3 or more"),
+        ({"position_offset": 2, "hierarchical": 0.4}, "position_offset is 2; it needs learned positions"),
         ({"positions": None}, "positions is missing; learned positions need their number"),
         ({"position": "none", "hierarchical": 0.4}, "hierarchical is set but position is 'none'"),
         ({"position": "rotary", "key_dim": 3}, "key_dim is 3; rotary positions need an even number"),

@@ -14,6 +14,7 @@ from hanmo.model import Model
 GOLDENS = Path(__file__).parent / "data" / "goldens"
 KINDS = {
     "bert": "bert",
+    "roberta": "bert",
     "albert": "albert",
     "albert_unshared": "albert",
     "nezha": "nezha",
@@ -30,7 +31,8 @@ KINDS = {
 
 def config_of(family: str, **changes) -> ModelConfig:
     data = json.loads((GOLDENS / KINDS[family] / "config.json").read_text("utf-8"))
-    config = FAMILIES[family].tensorflow.config(data)
+    names = FAMILIES[family].tensorflow or FAMILIES[family].huggingface
+    config = names.config(data)
     side = "decoder" if config.decoder else "encoder"
     return replace(config, **{side: replace(config.main, dropout=0.0, attention_dropout=0.0, **changes)})
 
@@ -49,7 +51,7 @@ def ids_of(*shape: int, seed: int = 3) -> torch.Tensor:
 
 
 CAUSAL = [(family, {}) for family in ("gpt", "gpt2", "gpt2_ml")]
-KIN = ("bert", "albert", "albert_unshared", "nezha", "roformer", "roformer_v2")
+KIN = ("bert", "roberta", "albert", "albert_unshared", "nezha", "roformer", "roformer_v2")
 CAUSAL += [(family, {"mask": "causal"}) for family in KIN]
 CAUSAL += [("bert", {"mask": "causal", "score_residual": kind}) for kind in ("previous", "cumulative")]
 CAUSAL += [("bert", {"mask": "causal", "position": "sinusoidal", "positions": None})]

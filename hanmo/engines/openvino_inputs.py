@@ -53,7 +53,7 @@ class Tokens:
             inputs["segments"] = segments.astype(np.int32)
         match stack.position:
             case "learned":
-                inputs["positions"] = new.astype(np.int32)
+                inputs["positions"] = (new + stack.position_offset).astype(np.int32)
             case "sinusoidal":
                 inputs["waves"] = waves(new, stack.embedding_width)
             case "rotary":

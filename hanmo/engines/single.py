@@ -42,7 +42,7 @@ def suits(weights: Weights, config: ModelConfig) -> bool:
         and not config.answers
         and stack.mask == "causal"
         and stack.position == "learned"
-        and not (stack.hierarchical or stack.segments)
+        and not (stack.hierarchical or stack.position_offset or stack.segments)
         and stack.head_dim == stack.key_dim
         and stack.heads * stack.head_dim == stack.width == stack.embedding_width
         and config.output == "lm"

@@ -8,6 +8,7 @@ from hanmo.families.gpt import GPT
 from hanmo.families.gpt2 import GPT2, GPT2_OPENAI
 from hanmo.families.gpt2_ml import GPT2_ML
 from hanmo.families.nezha import NEZHA
+from hanmo.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from hanmo.families.roformer import ROFORMER, ROFORMER_V2
 from hanmo.families.t5 import MT5_1_1, T5_1_0, T5_1_1
 
@@ -28,6 +29,9 @@ FAMILIES: dict[str, Family] = {
         T5_1_0,
         T5_1_1,
         MT5_1_1,
+        ROBERTA,
+        XLM_ROBERTA,
+        CAMEMBERT,
     )
 }
 

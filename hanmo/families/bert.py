@@ -1,6 +1,6 @@
-"""BERT (google-research/bert): gelu by tanh, norms with eps 1e-12; also every RoBERTa in its names.
+"""BERT (google-research/bert): gelu by tanh, norms with eps 1e-12; also RoBERTa-wwm, which is a BERT.
 
-Its kin (NEZHA, RoFormer, ALBERT, ELECTRA, GPT) build on the functions here.
+Its kin (RoBERTa, NEZHA, RoFormer, ALBERT, ELECTRA, GPT) build on the functions here.
 """
 
 from collections.abc import Callable
@@ -37,6 +37,19 @@ HUGGINGFACE_DROPPED = {
     r"(^|.*\.)position_ids$": "the numbers 0, 1, 2, …",
     r"^cls\.predictions\.decoder\.(weight|bias)$": "the same tensor as the embedding and cls.predictions.bias",
 }
+
+
+def huggingface_sizes(prefix: str) -> Sizes:
+    """Name the tensors that tell sizes, in Hugging Face's names; a file without a position table has none to tell."""
+    return Sizes(
+        token=f"{prefix}.embeddings.word_embeddings.weight",
+        position=f"{prefix}.embeddings.position_embeddings.weight",
+        segment=f"{prefix}.embeddings.token_type_embeddings.weight",
+        layer=f"{prefix}.encoder.layer.{{}}.",
+        query=f"{prefix}.encoder.layer.0.attention.self.query.weight",
+        feed_forward=f"{prefix}.encoder.layer.0.intermediate.dense.weight",
+        columns=False,
+    )
 
 
 def huggingface_repeats(prefix: str) -> dict[str, str]:
@@ -227,15 +240,7 @@ BERT = Family(
         config=partial(huggingface_encoder, family="bert"),
         original=_huggingface_original,
         rows=huggingface_rows,
-        sizes=Sizes(
-            token="bert.embeddings.word_embeddings.weight",
-            position="bert.embeddings.position_embeddings.weight",
-            segment="bert.embeddings.token_type_embeddings.weight",
-            layer="bert.encoder.layer.{}.",
-            query="bert.encoder.layer.0.attention.self.query.weight",
-            feed_forward="bert.encoder.layer.0.intermediate.dense.weight",
-            columns=False,
-        ),
+        sizes=huggingface_sizes("bert"),
         marks=("bert.embeddings.position_embeddings.weight",),
         heads={
             "pool": "bert.pooler.dense.weight",

@@ -18,6 +18,7 @@ from hanmo.families.bert import (
     huggingface_encoder,
     huggingface_layer,
     huggingface_original,
+    huggingface_sizes,
 )
 from hanmo.families.family import (
     Config,
@@ -94,15 +95,7 @@ ELECTRA = Family(
         config=_huggingface_config,
         original=_huggingface_original,
         rows=_huggingface_rows,
-        sizes=Sizes(
-            token="electra.embeddings.word_embeddings.weight",
-            position="electra.embeddings.position_embeddings.weight",
-            segment="electra.embeddings.token_type_embeddings.weight",
-            layer="electra.encoder.layer.{}.",
-            query="electra.encoder.layer.0.attention.self.query.weight",
-            feed_forward="electra.encoder.layer.0.intermediate.dense.weight",
-            columns=False,
-        ),
+        sizes=huggingface_sizes("electra"),
         heads={"discriminator": "discriminator_predictions.dense.weight", "mlm": "generator_lm_head.bias"},
         dropped=HUGGINGFACE_DROPPED | {r"^generator_lm_head\.weight$": "the same tensor as the embedding"},
         repeats={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},

@@ -19,6 +19,7 @@ from hanmo.families.bert import (
     huggingface_mlm,
     huggingface_original,
     huggingface_repeats,
+    huggingface_sizes,
     rows,
 )
 from hanmo.families.family import (
@@ -26,7 +27,6 @@ from hanmo.families.family import (
     Family,
     Names,
     Row,
-    Sizes,
     blocks,
     row,
     torch_pair,
@@ -119,14 +119,7 @@ ROFORMER = Family(
         config=_huggingface_config,
         original=_huggingface_original,
         rows=_huggingface_rows,
-        sizes=Sizes(
-            token="roformer.embeddings.word_embeddings.weight",
-            segment="roformer.embeddings.token_type_embeddings.weight",
-            layer="roformer.encoder.layer.{}.",
-            query="roformer.encoder.layer.0.attention.self.query.weight",
-            feed_forward="roformer.encoder.layer.0.intermediate.dense.weight",
-            columns=False,
-        ),
+        sizes=huggingface_sizes("roformer"),
         heads={"pool": "roformer.pooler.dense.weight", "mlm": "cls.predictions.bias"},
         dropped=HUGGINGFACE_DROPPED | {r"^(roformer\.)?encoder\.embed_positions\.weight$": "a fixed table"},
         repeats=huggingface_repeats("roformer"),

@@ -34,7 +34,7 @@ class Embedding(nn.Module):
             if self.stack.hierarchical:
                 x = x + hierarchical(self.position.weight, positions, self.stack.hierarchical)
             else:
-                x = x + self.position(positions)
+                x = x + self.position(positions + self.stack.position_offset)
         elif self.stack.position == "sinusoidal":
             x = x + sinusoidal(positions, x.shape[-1]).to(x.dtype)
         if self.norm is not None:

@@ -89,10 +89,19 @@ def recognise(source: Source, *, config: Mapping[str, Any] | None = None, family
     """Recognise an open checkpoint in TensorFlow's or Hugging Face's names.
 
     config: the config.json beside it.   family: overrules what the names say.
-    Raises CheckpointError if no family has these names, ConfigError if `config` is not a configuration at all.
+    Raises CheckpointError if no family has these names, ConfigError if `config` is not a configuration at all, or its
+    model_type is unknown or another family's.
     """
     tensors = source.tensors
+    kind = None if family is not None else (config or {}).get("model_type")
+    if kind:
+        _check_kind(kind)
     found = _candidates(source, family)
+    if kind and not any(kind in _kinds(name) for name, _ in found):
+        raise ConfigError(
+            f"config.json says that model_type is {kind!r}, but the tensors of {source.path} have the names of "
+            f"{found[0][0]}; take the config.json that it came with, or name the family"
+        )
     name, form = _choose(found, tensors, config)
     names = names_of(FAMILIES[name], form)
     assert names is not None
@@ -204,6 +213,22 @@ def with_heads(config: ModelConfig, names: Names, tensors: Mapping[str, object])
     if "discriminator" in lacks:
         changes["discriminator"] = False
     return replace(config, **changes) if changes else config
+
+
+def _kinds(family: str) -> set[str]:
+    """Give what a config.json may call a family as its model_type."""
+    of = FAMILIES[family]
+    return {family, of.writes_as, *([of.huggingface.model_type] if of.huggingface is not None else [])}
+
+
+def _check_kind(kind: object) -> None:
+    """Raise ConfigError for a model_type that no family has: its names may fit where its computation differs."""
+    known = {each for family in FAMILIES for each in _kinds(family)}
+    if not isinstance(kind, str) or kind not in known:
+        raise ConfigError(
+            f"model_type is {kind!r} in config.json, which Hanmo does not read; known are "
+            f"{', '.join(sorted(known - {''}))}; if it computes exactly what one of them does, name that family"
+        )
 
 
 def _candidates(source: Source, family: str | None) -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """Encoders on OpenVINO against the torch network: hidden states, every head, texts of different length."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import hanmo.hub
 from hanmo.engines.openvino_encoder import OpenVinoEncoder
 from hanmo.engines.openvino_engine import open_weights
 from hanmo.errors import CheckpointError
+from hanmo.families import FAMILIES
+from hanmo.model import Model
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 KINDS = ("bert", "bert_headsize", "albert", "albert_unshared", "nezha", "roformer", "roformer_v2", "electra")
@@ -46,6 +49,19 @@ def test_every_output_equals_torch_also_in_padded_rows(tmp_path, name):
     heads = (model.output is not None) + (model.pooler is not None) + (model.discriminator is not None)
     assert compared >= 3 * heads > 0
     assert encoder.read(TEXTS[:1])["hidden"].shape == (1, 7, model.config.main.width)
+
+
+def test_positions_that_begin_at_a_later_row_equal_torch_also_in_padded_rows(tmp_path):
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 48, "max_position_embeddings": 9, "type_vocab_size": 1}
+    config = FAMILIES["roberta"].huggingface.config(sizes)
+    model = Model(replace(config, initializer=0.5)).initialize(0).eval()
+    path = hanmo.save(model, tmp_path / "roberta", form="huggingface").path
+    found = OpenVinoEncoder(open_weights(path, weights="float32", folder=tmp_path), threads=1).read(TEXTS)
+    for row, text in enumerate(TEXTS):
+        with torch.no_grad():
+            expected = model(torch.tensor([text])).hidden[0]
+        np.testing.assert_allclose(found["hidden"][row, : len(text)], expected, rtol=0, atol=1e-4)
 
 
 def test_int8_vectors_are_near_float32(tmp_path):

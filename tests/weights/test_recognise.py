@@ -1,6 +1,7 @@
 """A checkpoint is known by its names and shapes, and config.json is measured by them."""
 
 import json
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,6 +137,34 @@ def test_a_config_names_the_family_where_names_fit_several(data):
     told = recognise(listed(path), config=config | {"model_type": "roformer"})
     assert (told.family, told.notes) == ("roformer", [])
     assert recognise(listed(path), config=config | {"use_relative_position": True}).family == "nezha"
+
+
+@pytest.mark.parametrize("kind", ["data2vec-text", "ernie", "megatron-bert", ["bert"]])
+def test_an_unknown_model_type_is_refused_by_name_unless_the_family_is_named(data, kind):
+    path = data / "goldens" / "bert" / "model.ckpt"
+    config = read_config(path.parent) | {"model_type": kind}
+    with pytest.raises(
+        ConfigError, match=rf"model_type is {re.escape(repr(kind))} .* known are albert, .*, xlm-roberta"
+    ):
+        recognise(listed(path), config=config)
+    assert recognise(listed(path), config=config, family="bert").family == "bert"
+
+
+def test_a_model_type_of_another_family_than_the_names_is_refused(data):
+    path = data / "goldens" / "bert" / "model.ckpt"
+    config = read_config(path.parent) | {"model_type": "roberta"}
+    with pytest.raises(ConfigError, match=r"model_type is 'roberta', but the tensors of .* have the names of bert"):
+        recognise(listed(path), config=config)
+
+
+@pytest.mark.parametrize(("key", "name"), [("type_vocab_size", "token_type"), ("max_position_embeddings", "position")])
+def test_a_table_of_one_row_is_measured_as_one_row(data, key, name):
+    path = data / "goldens" / "bert" / "model.ckpt"
+    source = listed(path, **{f"bert/embeddings/{name}_embeddings": (1, 32)})
+    found = recognise(source, config=read_config(path.parent) | {key: 1})
+    assert (found.misfits, found.mend) == ([], {})
+    derived = recognise(source).config.main
+    assert (derived.segments if key == "type_vocab_size" else derived.positions) == 1
 
 
 def test_each_field_that_does_not_fit_is_named_with_both_values(data):
