@@ -37,20 +37,26 @@ CONFIGS = {
     ("electra", "tensorflow"): NARROW,
     ("electra", "huggingface"): NARROW,
     ("nezha", "tensorflow"): BERT,
+    ("nezha", "huggingface"): BERT,
     ("roformer", "tensorflow"): BERT,
     ("roformer", "huggingface"): NARROW,
     ("roformer_v2", "tensorflow"): BERT,
     ("gpt", "tensorflow"): BERT,
+    ("gpt", "huggingface"): OPENAI,
     ("gpt2", "tensorflow"): BERT,
     ("gpt2", "huggingface"): OPENAI | {"tie_word_embeddings": False},
     ("gpt2_openai", "tensorflow"): OPENAI,
     ("gpt2_ml", "tensorflow"): BERT,
+    ("gpt2_ml", "huggingface"): BERT,
     ("t5.1.0", "tensorflow"): BERT | {"attention_head_size": 6},
     ("t5.1.0", "huggingface"): T5,
     ("t5.1.1", "tensorflow"): BERT,
     ("t5.1.1", "huggingface"): T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     ("mt5.1.1", "tensorflow"): BERT,
     ("mt5.1.1", "huggingface"): T5,
+    ("roberta", "huggingface"): BERT,
+    ("xlm_roberta", "huggingface"): BERT,
+    ("camembert", "huggingface"): BERT,
 }
 
 
@@ -72,7 +78,7 @@ def test_every_table_is_a_case():
         if getattr(family, form) is not None
     }
     assert there == set(CONFIGS)
-    assert len(there) == 23 and len(FAMILIES) == 14
+    assert len(there) == 29 and len(FAMILIES) == 17
 
 
 @pytest.mark.parametrize(("family", "form"), CONFIGS)

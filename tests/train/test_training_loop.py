@@ -232,10 +232,13 @@ def test_a_run_that_fails_before_it_saves_leaves_no_best(tmp_path: Path) -> None
 
 
 # Families whose query, key and value lie in one tensor, in every layout that is read.
-@pytest.mark.parametrize(("form", "family"), [("huggingface", "gpt2"), ("tensorflow", "gpt2_openai")])
+@pytest.mark.parametrize(
+    ("form", "family"), [("huggingface", "gpt2"), ("huggingface", "gpt"), ("tensorflow", "gpt2_openai")]
+)
 def test_fused_layouts_learn_with_the_losses_of_our_own_form(tmp_path: Path, form: str, family: str) -> None:
     sizes = {"vocab_size": VOCAB, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 2}
-    made = Model(FAMILIES["gpt2"].huggingface.config(sizes)).initialize(0)
+    names = FAMILIES[family].huggingface or FAMILIES[family].tensorflow
+    made = Model(names.config(sizes)).initialize(0)
     paths = [
         save(made, tmp_path / "own").path,
         save(made, tmp_path / "fused" / "model.ckpt", form=form, family=family).path,
