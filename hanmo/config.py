@@ -14,20 +14,9 @@ from hanmo.errors import ConfigError
 from hanmo.files import parse_json, read_json
 
 ACTIVATIONS = (
-    "gelu_erf",
-    "gelu_tanh",
-    "relu",
-    "silu",
-    "tanh",
-    "sigmoid",
-    "elu",
-    "selu",
-    "softplus",
-    "softsign",
-    "leaky_relu",
-    "squared_relu",
-    "linear",
-)
+    "gelu_erf", "gelu_tanh", "relu", "silu", "tanh", "sigmoid", "elu", "selu", "softplus", "softsign", "leaky_relu",
+    "squared_relu", "linear",
+)  # fmt: skip
 MASKS = ("full", "causal", "prefix")
 POSITIONS = ("none", "learned", "sinusoidal", "rotary", "relative", "buckets")
 SUBLAYERS = ("attention", "cross", "feed_forward")
@@ -135,12 +124,11 @@ class StackConfig:
             if self.positions is None:
                 raise ConfigError("positions is missing; learned positions need their number")
             _at_least("positions", self.positions, 1 + self.position_offset)
-        if self.position_offset and (self.hierarchical or self.position != "learned"):
-            raise ConfigError(
-                f"position_offset is {self.position_offset}; it needs learned positions that are not hierarchical"
-            )
-        if self.hierarchical and self.position != "learned":
-            raise ConfigError(f"hierarchical is set but position is {self.position!r}; it needs learned positions")
+        for name in ("hierarchical", "position_offset"):
+            if getattr(self, name) and self.position != "learned":
+                raise ConfigError(f"{name} is set but position is {self.position!r}; it needs learned positions")
+        if self.hierarchical and self.position_offset:
+            raise ConfigError("hierarchical and position_offset are both set; expected at most one of them")
         if self.position in ("rotary", "relative", "sinusoidal"):
             name = "embedding_width" if self.position == "sinusoidal" else "key_dim"
             if getattr(self, name) % 2:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.config import ModelConfig
-from hanmo.errors import CheckpointError, ConfigError
-from hanmo.families import FAMILIES, Family, Names, Row
+from hanmo.errors import ConfigError
+from hanmo.families import FAMILIES, Names, Row
 from hanmo.files import errors_as, read_json
+from hanmo.weights.candidates import candidates, choose, named_by, names_of
 from hanmo.weights.measure import CUSTOM_HEAD, bare, derive, measure, translate
 from hanmo.weights.released import RELEASED
 from hanmo.weights.renamed import Renamed
@@ -25,7 +26,6 @@ __all__ = [
     "SPARE",
     "Recognised",
     "find_config",
-    "names_of",
     "read_config",
     "recognise",
     "recognise_own",
@@ -35,10 +35,6 @@ __all__ = [
 
 SPARE = 128
 """Embeddings are padded to round numbers by some trainers; more rows than this are another vocabulary."""
-
-
-# BERT's names with relative or rotary positions and equal shapes: only their vocabularies tell them apart.
-_BY_ROWS = {21128: "nezha", 12000: "roformer", 50000: "roformer"}
 
 
 @dataclass
@@ -80,11 +76,6 @@ class Recognised:
         return names
 
 
-def names_of(family: Family, form: str) -> Names | None:
-    """Pick a family's table of names for a format."""
-    return family.tensorflow if form == "tensorflow" else family.huggingface
-
-
 def recognise(source: Source, *, config: Mapping[str, Any] | None = None, family: str | None = None) -> Recognised:
     """Recognise an open checkpoint in TensorFlow's or Hugging Face's names.
 
@@ -93,16 +84,8 @@ def recognise(source: Source, *, config: Mapping[str, Any] | None = None, family
     model_type is unknown or another family's.
     """
     tensors = source.tensors
-    kind = None if family is not None else (config or {}).get("model_type")
-    if kind:
-        _check_kind(kind)
-    found = _candidates(source, family)
-    if kind and not any(kind in _kinds(name) for name, _ in found):
-        raise ConfigError(
-            f"config.json says that model_type is {kind!r}, but the tensors of {source.path} have the names of "
-            f"{found[0][0]}; take the config.json that it came with, or name the family"
-        )
-    name, form = _choose(found, tensors, config)
+    found = candidates(source, config, family)
+    name, form = choose(found, tensors, config)
     names = names_of(FAMILIES[name], form)
     assert names is not None
     sizes = measure(names, tensors)
@@ -132,7 +115,7 @@ def recognise(source: Source, *, config: Mapping[str, Any] | None = None, family
         _say_guesses(result)
     else:
         _compare(result, shown)
-    if len(result.candidates) > 1 and family is None and not _says(names, name, config):
+    if len(result.candidates) > 1 and family is None and not named_by(names, name, config):
         result.notes.append(f"the same names fit {' and '.join(result.candidates)}; name the family if it is another")
     return result
 
@@ -213,72 +196,6 @@ def with_heads(config: ModelConfig, names: Names, tensors: Mapping[str, object])
     if "discriminator" in lacks:
         changes["discriminator"] = False
     return replace(config, **changes) if changes else config
-
-
-def _kinds(family: str) -> set[str]:
-    """Give what a config.json may call a family as its model_type."""
-    of = FAMILIES[family]
-    return {family, of.writes_as, *([of.huggingface.model_type] if of.huggingface is not None else [])}
-
-
-def _check_kind(kind: object) -> None:
-    """Raise ConfigError for a model_type that no family has: its names may fit where its computation differs."""
-    known = {each for family in FAMILIES for each in _kinds(family)}
-    if not isinstance(kind, str) or kind not in known:
-        raise ConfigError(
-            f"model_type is {kind!r} in config.json, which Hanmo does not read; known are "
-            f"{', '.join(sorted(known - {''}))}; if it computes exactly what one of them does, name that family"
-        )
-
-
-def _candidates(source: Source, family: str | None) -> list[tuple[str, str]]:
-    if family is not None and family not in FAMILIES:
-        raise ConfigError(f"family is {family!r}; known are {', '.join(FAMILIES)}")
-    found = [
-        (name, form)
-        for name, candidate in FAMILIES.items()
-        for form in ("tensorflow", "huggingface")
-        if family in (None, name)
-        if (names := names_of(candidate, form)) is not None and _fits(names, source.tensors, forced=name == family)
-    ]
-    if not found:
-        known = f"{family!r}" if family else "any family that Hanmo knows"
-        if any(name.endswith("/.ATTRIBUTES/VARIABLE_VALUE") for name in source.tensors):
-            raise CheckpointError(
-                f"{source.path} is what Keras's save_weights writes: it numbers layers and names no weights; save it "
-                f"from the program that made it, by bert4keras's save_weights_as_checkpoint"
-            )
-        first = ", ".join(list(source.tensors)[:3]) or "no tensors at all"
-        raise CheckpointError(f"{source.path} does not have the names of {known}; it holds {first} …")
-    return found
-
-
-def _fits(names: Names, tensors: Mapping[str, object], *, forced: bool) -> bool:
-    needed = (names.sizes.token, names.sizes.query, names.sizes.feed_forward, *names.marks)
-    return all(bare(names, name, tensors) in tensors for name in needed) and (
-        forced or not any(bare(names, name, tensors) in tensors for name in names.absent)
-    )
-
-
-def _choose(
-    found: list[tuple[str, str]], tensors: Mapping[str, TensorInfo], config: Mapping[str, Any] | None
-) -> tuple[str, str]:
-    for name, form in found:
-        names = names_of(FAMILIES[name], form)
-        if names is not None and _says(names, name, config):
-            return name, form
-    if (config or {}).get("use_relative_position"):
-        return next((pair for pair in found if pair[0] == "nezha"), found[0])
-    names = names_of(FAMILIES[found[0][0]], found[0][1])
-    assert names is not None
-    shape = tensors[bare(names, names.sizes.token, tensors)].shape
-    likely = _BY_ROWS.get(shape[0]) if shape else None
-    return next((pair for pair in found if pair[0] == likely), found[0])
-
-
-def _says(names: Names, family: str, config: Mapping[str, Any] | None) -> bool:
-    kind = (config or {}).get("model_type")
-    return kind is not None and kind in (names.model_type, family)
 
 
 def _read(names: Names, config: Mapping[str, Any]) -> ModelConfig:
