@@ -19,6 +19,7 @@ from hanmo.engines.torch_engine import TorchEngine
 from hanmo.errors import CheckpointError, ConfigError, PromptError
 from hanmo.generate.rules import check_count
 from hanmo.model import Model
+from hanmo.tokenizers.huggingface import huggingface_files
 from hanmo.tokenizers.load import tokenizer_files
 from hanmo.tokenizers.prompt import as_texts, encode_prompt
 from hanmo.tokenizers.protocol import Tokenizer
@@ -91,7 +92,9 @@ class Loaded(Writer):
                 "load it again and save that"
             )
         beside = tokenizer_files(self.path if self.path.is_dir() else self.path.parent)
-        return save(self.model, path, form=form, tokenizer=beside, overwrite=overwrite).path
+        described = form == "huggingface" and self.tokenizer is not None and bool(beside)
+        files = huggingface_files(self.config, self._tokenizer(), beside) if described else beside
+        return save(self.model, path, form=form, tokenizer=files, overwrite=overwrite).path
 
     @overload
     def score(self, text: str, *, distinct_unknown: int | None = ..., parse_special: bool = ...) -> Score: ...

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hanmo.cli.screen import progress, say
-from hanmo.errors import CheckpointError
+from hanmo.errors import CheckpointError, MissingFile, TokenizerError
 
 if TYPE_CHECKING:
     from hanmo.model import Model
@@ -86,7 +87,7 @@ def convert(
         path,
         form=to.value,
         dtype=None if dtype is None else dtype.value,
-        tokenizer=tokenizer_files(origin.parent),
+        tokenizer=_beside(model, origin.parent) if to is Form.huggingface else tokenizer_files(origin.parent),
         overwrite=force,
     )
     for reason, count in Counter(report.dropped.values()).items():
@@ -97,7 +98,7 @@ def convert(
 
 
 def _load(source: Path, *, config: Path | None, family: str | None) -> tuple[Model, Report, Path]:
-    """Load the network alone: the tokenizer's files are copied as they are, and need not be ones that Hanmo reads."""
+    """Load the network alone: the tokenizer's files are copied, and need not be ones that Hanmo reads."""
     from hanmo.hub import load_network
     from hanmo.weights.source import open_source
 
@@ -105,7 +106,30 @@ def _load(source: Path, *, config: Path | None, family: str | None) -> tuple[Mod
         return *load_network(opened, config=config, family=family), opened.path
 
 
-def _save(model: Model, path: Path, *, form: str, dtype: str | None, tokenizer: list[Path], overwrite: bool) -> Saved:
+def _beside(model: Model, folder: Path) -> Sequence[Path] | Mapping[str, Path | dict[str, Any]]:
+    """Give a tokenizer's files with what transformers wants to be told of it, where Hanmo reads it."""
+    from hanmo.tokenizers.huggingface import huggingface_files
+    from hanmo.tokenizers.load import load_tokenizer, tokenizer_files
+
+    files = tokenizer_files(folder)
+    try:
+        return huggingface_files(model.config, load_tokenizer(folder), files)
+    except MissingFile:
+        return files
+    except TokenizerError as error:
+        say(f"the tokenizer's files are copied as they are: {error}")
+        return files
+
+
+def _save(
+    model: Model,
+    path: Path,
+    *,
+    form: str,
+    dtype: str | None,
+    tokenizer: Sequence[Path] | Mapping[str, Path | dict[str, Any]],
+    overwrite: bool,
+) -> Saved:
     import torch
 
     from hanmo.weights.save import save

@@ -19,7 +19,13 @@ from hanmo.tokenizers.wordpiece import WordPiece
 
 __all__ = ["load_tokenizer", "tokenizer_files"]
 
-_BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+)
 _TOKENIZER = (
     "vocab.txt",
     *_BESIDE,
@@ -32,7 +38,7 @@ _SENTENCE_PIECE = "*.model"
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """List the files of a folder that make a tokenizer, whatever kind it is; none is read.
+    """List the files of a folder that make a tokenizer of any kind, and generation_config.json; none is read.
 
     Of a vocabulary's file instead of a folder: it, and what beside it says how it is used.
     """

@@ -106,6 +106,11 @@ class WordPiece(BaseTokenizer):
         return list(self._tokens)
 
     @property
+    def lowercase(self) -> bool:
+        """Whether case and accents are folded."""
+        return self._lowercase
+
+    @property
     def stand_ins(self) -> dict[str, str]:
         """The characters that are written as others, each with its stand-in."""
         return dict(self._stand_ins)

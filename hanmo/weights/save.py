@@ -49,7 +49,7 @@ def save(
     family: str | None = None,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int | None = None,
-    tokenizer: Sequence[str | Path] = (),
+    tokenizer: Sequence[str | Path] | Mapping[str, Path | dict[str, Any]] = (),
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Saved:
@@ -61,14 +61,16 @@ def save(
     family: whose names to write, if not the model's own: "gpt2_openai" for a GPT-2 that was loaded as "gpt2".
     dtype: of floating parameters in the file; None keeps each as it is.   max_shard_bytes: None writes one data file.
     torch.int8 rounds matrices, with a scale for each row; it is for "safetensors" in one file.
-    tokenizer: files (vocab.txt, …) to copy along.   overwrite: replace what lies there.
+    tokenizer: files (vocab.txt, …) to copy along; or what `huggingface_files` gives: name → file, or JSON to write.
+    overwrite: replace what lies there.
     progress: called with the bytes of each piece that was written.
     Raises CheckpointError where the form does not exist for the family or cannot hold the model, ConfigError for an
     unknown form or family, or what is no network, and MissingFile for a tokenizer file that is not there.
     """
     if form not in FORMS:
         raise ConfigError(f"form is {form!r}; known are {', '.join(FORMS)}")
-    path, extra, state = Path(path), _files(tokenizer), _filled(model)
+    path, state = Path(path), _filled(model)
+    extra, added = _files(tokenizer)
     notes: list[str] = []
     if form == "safetensors":
         rows, made = [Row((name,), name) for name in state], {}
@@ -76,13 +78,13 @@ def save(
     else:
         family = family or model.config.family
         names = _names(family, form)
-        data = _foreign_config(model.config, names, form) | model.config.generation
+        data = _foreign_config(model.config, names, form) | model.config.generation | added
         rows = rows_of(state, names.rows(model.config))
         notes = _compare(model.config, data, names, rows)
         made = {name: MADE[how](model.config) for name, how in names.made.items()} if form == "huggingface" else {}
         if form == "huggingface":
             data["dtype"] = _name(dtype or state["token.weight"].dtype)
-        texts = {"config.json": json.dumps(data, indent=2, ensure_ascii=False) + "\n"}
+        texts = {"config.json": _json(data)}
     metadata = {"format": "pt"} if form == "huggingface" else {}
     items = _items(state, rows, made, dtype, progress)
     if dtype == torch.int8:
@@ -259,21 +261,37 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _files(tokenizer: Sequence[str | Path]) -> list[Path]:
-    files = [Path(file) for file in tokenizer]
-    for file in files:
-        if not file.is_file():
+def _files(
+    tokenizer: Sequence[str | Path] | Mapping[str, Path | dict[str, Any]],
+) -> tuple[dict[str, Path | dict[str, Any]], dict[str, Any]]:
+    """Give what to put beside the weights by name, and what to add to config.json."""
+    if isinstance(tokenizer, Mapping):
+        extra = dict(tokenizer)
+    else:
+        extra = {Path(file).name: Path(file) for file in tokenizer}
+    for file in extra.values():
+        if isinstance(file, Path) and not file.is_file():
             raise MissingFile(f"no tokenizer file at {file}; give files that are there, such as vocab.txt")
-    return files
+    said = extra.get("config.json")
+    if not isinstance(said, dict):
+        return extra, {}
+    return {name: file for name, file in extra.items() if file is not said}, said
 
 
-def _add(folder: Path, texts: Mapping[str, str], extra: Sequence[Path]) -> None:
+def _add(folder: Path, texts: Mapping[str, str], extra: Mapping[str, Path | dict[str, Any]]) -> None:
     for name, text in texts.items():
         (folder / name).write_text(text, "utf-8")
-    for file in extra:
-        if (folder / file.name).exists():
-            raise CheckpointError(f"{file} cannot be copied along: the checkpoint itself has a file {file.name}")
-        shutil.copyfile(file, folder / file.name)
+    for name, file in extra.items():
+        if (folder / name).exists():
+            raise CheckpointError(f"{file} cannot be copied along: the checkpoint itself has a file {name}")
+        if isinstance(file, dict):
+            (folder / name).write_text(_json(file), "utf-8")
+        else:
+            shutil.copyfile(file, folder / name)
+
+
+def _json(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
 @contextmanager

@@ -1,0 +1,67 @@
+"""What a Hugging Face folder has to say of its tokenizer and of the ids that begin and end texts.
+
+Knows the classes and files of transformers. What the checkpoint's files say is kept; this adds what they do not.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hanmo.config import ModelConfig
+from hanmo.tokenizers.byte_bpe import ByteBPE
+from hanmo.tokenizers.prompt import marks_of
+from hanmo.tokenizers.protocol import Tokenizer
+from hanmo.tokenizers.sentence_piece import SentencePiece
+from hanmo.tokenizers.wordpiece import WordPiece
+
+__all__ = ["huggingface_files"]
+
+_TOKENS = {"pad": "pad_token", "unk": "unk_token", "start": "cls_token", "end": "sep_token", "mask": "mask_token"}
+
+
+def huggingface_files(
+    config: ModelConfig, tokenizer: Tokenizer, files: Sequence[Path]
+) -> dict[str, Path | dict[str, Any]]:
+    """Give what goes beside the weights, by the name that transformers looks for: a file to copy, or JSON to write.
+
+    files: the tokenizer's, as `tokenizer_files` lists them.   "config.json" holds what is to be added to the model's.
+    A tokenizer that transformers has no class for (`Lossless`) is copied and not described.
+    """
+    copied = {file.name: file for file in files}
+    written: dict[str, dict[str, Any]] = {}
+    if not config.generation and (ids := _ids(config, tokenizer)):
+        written["config.json"] = ids
+        if config.writes and "generation_config.json" not in copied:
+            written["generation_config.json"] = ids
+    described = {"tokenizer_config.json", "tokenizer.json"} & set(copied) or "tokenizer_class" in config.generation
+    if not described and (said := _tokenizer_config(config, tokenizer)):
+        written["tokenizer_config.json"] = said
+        if isinstance(tokenizer, SentencePiece):
+            copied = {"spiece.model" if name.endswith(".model") else name: file for name, file in copied.items()}
+    return {**copied, **written}
+
+
+def _ids(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    special, marks = tokenizer.special, marks_of(config, tokenizer)
+    ids = {"pad_token_id": special.pad}
+    if config.writes:
+        ids |= {"bos_token_id": special.start, "eos_token_id": next(iter(marks.ends), None)}
+    if config.answers:
+        ids["decoder_start_token_id"] = marks.start
+    return {name: number for name, number in ids.items() if number is not None}
+
+
+def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    if isinstance(tokenizer, WordPiece):
+        said = {"tokenizer_class": "BertTokenizer", "do_lower_case": tokenizer.lowercase}
+        numbers = {kind: getattr(tokenizer.special, kind) for kind in _TOKENS}
+        said |= {_TOKENS[kind]: tokenizer.id_to_token(number) for kind, number in numbers.items() if number is not None}
+    elif isinstance(tokenizer, SentencePiece):
+        albert = "AlbertTokenizer" if tokenizer.special.start is not None else "T5Tokenizer"
+        said = {"tokenizer_class": "CpmTokenizer" if tokenizer.cpm else albert}
+    elif isinstance(tokenizer, ByteBPE):
+        said = {"tokenizer_class": "GPT2Tokenizer"}
+    if said and config.main.context is not None:
+        said["model_max_length"] = config.main.context
+    return said

@@ -1,0 +1,170 @@
+"""Converted folders in transformers: its Auto classes load tokenizer and model, with equal ids, outputs and texts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hanmo
+from hanmo.cli.app import app
+from hanmo.families import FAMILIES
+from hanmo.loaded import Loaded
+from hanmo.model import Model
+from hanmo.weights.save import save
+
+transformers = pytest.importorskip("transformers")
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+HAN = "今天气不错可以去跑步床前明月光疑是地上霜"
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *HAN, "hello", "##lo", "b", "##y", "，", "。"]
+TEXTS = ["今天天气不错", "hello，床前b明月光", "Hellolo by。", "霜é地", "今天[MASK]气"]
+SIZES = {"vocab_size": len(WORDS), "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+
+
+def randomise(model: Any) -> Any:
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(float(parameter.ndim == 1 and name.endswith("weight")), 0.3)
+    return model.eval()
+
+
+def convert(source: Path, target: Path) -> Path:
+    """Run `hanmo convert SOURCE TARGET --to huggingface` in this process."""
+    with pytest.raises(SystemExit) as ended:
+        app(["convert", str(source), str(target), "--to", "huggingface"])
+    assert not ended.value.code
+    return target
+
+
+def tokenizer_of(folder: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def greedy(model: Any, ids: list[int]) -> list[int]:
+    with torch.no_grad():
+        return list(model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0].tolist())
+
+
+# From Hugging Face's form
+
+
+def gpt2(folder: Path, generation: dict[str, Any]) -> type:
+    sizes = {"vocab_size": len(WORDS), "n_positions": 40, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    randomise(transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"tokenizer_class": "BertTokenizer", "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    config["task_specific_params"] = {"text-generation": {"do_sample": True, "max_length": 320}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    return transformers.AutoModelForCausalLM
+
+
+def t5(folder: Path, generation: dict[str, Any]) -> type:
+    said = {"decoder_start_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "tokenizer_class": "BertTokenizer"}
+    randomise(transformers.MT5ForConditionalGeneration(transformers.MT5Config(**SIZES, **said))).save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "[SEP]", "bos_token": "[CLS]"}))
+    (folder / "added_tokens.json").write_text("{}")
+    return transformers.AutoModelForSeq2SeqLM
+
+
+KEPT = ("tokenizer_class", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+@pytest.mark.parametrize("through", ["safetensors", None])
+@pytest.mark.parametrize(
+    ("make", "generation"),
+    [
+        (gpt2, {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}),
+        (gpt2, {"eos_token_id": [3, 7, 9, 11], "pad_token_id": 0}),
+        (t5, {"decoder_start_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}),
+        (t5, {"decoder_start_token_id": 2, "eos_token_id": [3, 8, 10], "pad_token_id": 0}),
+    ],
+)
+def test_what_a_folder_of_transformers_says_of_tokens_is_kept(
+    make: Any, generation: dict[str, Any], through: str | None, tmp_path: Path
+) -> None:
+    first, last = tmp_path / "first", tmp_path / "last"
+    kind = make(first, generation)
+    (first / "vocab.txt").write_text("\n".join(WORDS) + "\n", "utf-8")
+    if through:
+        hanmo.load(first).save(tmp_path / "between", form=through)
+    convert(tmp_path / "between" if through else first, last)
+    one, two = (json.loads((folder / "config.json").read_text()) for folder in (first, last))
+    # What generation_config.json says goes before config.json, in transformers too.
+    assert {key: two.get(key) for key in KEPT} == {key: generation.get(key, one.get(key)) for key in KEPT}
+    assert two.get("task_specific_params") == one.get("task_specific_params")
+    for file in ("generation_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (first / file).is_file():
+            assert (last / file).read_bytes() == (first / file).read_bytes()
+    texts = [tokenizer_of(folder)(TEXTS).input_ids for folder in (first, last)]
+    assert texts[0] == texts[1] and all(texts[0])
+    ids = texts[0][0]
+    assert greedy(kind.from_pretrained(first), ids) == greedy(kind.from_pretrained(last), ids)
+
+
+# From an original's form
+
+
+def original(family: str, folder: Path) -> Loaded:
+    """Save a small random model as the family's TensorFlow checkpoint with a vocab.txt beside it, and load it."""
+    names = FAMILIES[family].tensorflow
+    assert names is not None
+    sizes = {
+        "vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 32, "max_position_embeddings": 40,
+    }  # fmt: skip
+    if family == "albert":
+        sizes["embedding_size"] = 8
+    model = Model(names.config(sizes)).initialize(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8) if parameter.ndim > 1 else None
+    save(model, folder / "model.ckpt", form="tensorflow")
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", "utf-8")
+    return hanmo.load(folder / "model.ckpt", family=family)
+
+
+@pytest.mark.parametrize("family", ["bert", "albert", "electra", "gpt2", "t5.1.0", "t5.1.1", "mt5.1.1"])
+def test_an_original_s_folder_is_told_to_transformers(family: str, tmp_path: Path) -> None:
+    loaded = original(family, tmp_path)
+    assert loaded.tokenizer is not None
+    folder = convert(tmp_path / "model.ckpt", tmp_path / "converted")
+    tokenizer = tokenizer_of(folder)
+    assert tokenizer(TEXTS).input_ids == [loaded.tokenizer.encode(text, special=True).ids for text in TEXTS]
+    (ids,) = tokenizer(TEXTS[:1]).input_ids
+    if not loaded.config.writes:
+        with torch.no_grad():
+            theirs = transformers.AutoModel.from_pretrained(folder)(torch.tensor([ids])).last_hidden_state
+            ours = loaded.model(torch.tensor([ids])).hidden
+        assert (theirs - ours).abs().max() < 1e-5
+        return
+    kind = transformers.AutoModelForSeq2SeqLM if loaded.config.answers else transformers.AutoModelForCausalLM
+    model = kind.from_pretrained(folder)
+    banned = [[number] for number in (0, 1, 2, 4)]
+    given = ids if loaded.config.answers else ids[1:-1]
+    with torch.no_grad():
+        found = model.generate(torch.tensor([given]), max_new_tokens=8, do_sample=False, bad_words_ids=banned)
+    (answer,) = loaded.write_detailed(TEXTS[0], temperature=0, max_tokens=8, stop=None, max_chars=None)
+    assert found[0].tolist()[1 if loaded.config.answers else len(given) :] == list(answer.ids)
+
+
+def test_saving_in_python_tells_transformers_too(tmp_path: Path) -> None:
+    loaded = original("bert", tmp_path)
+    folder = loaded.save(tmp_path / "saved", form="huggingface")
+    assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "BertTokenizer"
+    assert tokenizer_of(folder)(TEXTS[0]).input_ids == [2, *(WORDS.index(each) for each in TEXTS[0]), 3]
+
+
+def test_a_tokenizer_that_hanmo_does_not_read_is_copied_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original("bert", tmp_path)
+    (tmp_path / "other.model").write_bytes(b"x")
+    folder = convert(tmp_path / "model.ckpt", tmp_path / "converted")
+    assert (folder / "vocab.txt").is_file() and not (folder / "tokenizer_config.json").exists()
+    assert "the tokenizer's files are copied as they are" in capsys.readouterr().err
