@@ -141,3 +141,10 @@ def test_loading_never_imports_torch_s_compiler(data, tmp_path):
     )
     command = [sys.executable, "-c", code, data / "goldens" / "t5_1.1", data / "goldens" / "bert", face]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "False\n"
+
+
+def test_a_family_that_the_configuration_contradicts_is_refused():
+    for how in ({}, {"config": load().config}):
+        with pytest.raises(ConfigError, match="family is 'foo', the configuration's is 'gpt2_ml'; leave family out"):
+            load(family="foo", **how)
+    assert load(family="gpt2_ml").config.family == "gpt2_ml"

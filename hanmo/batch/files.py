@@ -12,8 +12,8 @@ import hashlib
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from hanmo.batch.work import Line
 from hanmo.errors import ConfigError, DataError, MissingFile
 from hanmo.files import open_file, read_json
 from hanmo.generate.draw import check_seed, fresh_seed
+from hanmo.weights.lock import exclusive
 from hanmo.weights.write import atomic_path
 
 __all__ = ["Run"]
@@ -42,7 +43,7 @@ class Run:
 
     def __init__(self, prompts: Path, out: Path, *, settings: Mapping[str, Any], seed: int | None = None) -> None:
         if not prompts.is_file():
-            raise MissingFile(f"there is no file of prompts at {prompts}; give one with a JSON object in each line")
+            raise MissingFile(f"there is no file of prompts at {prompts}; give one with a prompt in each line")
         self.prompts, self.out = prompts, out
         self.errors = out.with_name(f"{out.stem}.errors{out.suffix}")
         self.record = out.with_name(f"{out.name}.run")
@@ -55,7 +56,10 @@ class Run:
         self.size, digest = prompts.stat().st_size, _digest(prompts)
         what = {"format": 1, "prompts": {"bytes": self.size, "sha256": digest}, "settings": dict(settings)}
         self._files: list[_File] = []
+        self._lock = ExitStack()
         try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.enter_context(exclusive(out.with_name(f".{out.name}.lock"), out))
             for path in (out, self.errors):
                 self._files.append(_File(path))
             if any(file.head is not None for file in self._files):
@@ -85,8 +89,9 @@ class Run:
 
     def close(self) -> None:
         """Close the files, and leave none where nothing was written."""
-        for file in self._files:
-            file.close()
+        with self._lock:
+            for file in self._files:
+                file.close()
 
     def __enter__(self) -> "Run":
         return self
@@ -140,7 +145,7 @@ class Run:
                     "all behind it away to go on, or give another file for the results"
                 )
         if finished and not self.rows:
-            raise DataError(f'{self.prompts} holds no rows; expected lines such as {{"prompt": "今天"}}')
+            raise DataError(f'{self.prompts} holds no rows; expected lines such as 今天 or {{"prompt": "今天"}}')
         return finished
 
 
@@ -154,13 +159,7 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.path, self.lines = path, 0
         self._new = not path.exists()
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab+", buffering=0)
-        try:
-            _lock(self._file.fileno(), path)
-        except BaseException:
-            self._file.close()
-            raise
         self._size = os.fstat(self._file.fileno()).st_size  # 0 for a device, which is not read
         self._end = 0
         self._reader = path.open("rb")
@@ -196,20 +195,6 @@ class _File:
         self._end = self._reader.tell()
         found = re.match(rb'\{"row": ([0-9]+), ', line)
         return int(found[1]) if found else 0
-
-
-def _lock(file: int, path: Path) -> None:
-    """Have the file to oneself until it is closed, whatever ends the process; Windows has other ways and none here."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise DataError(f"another process is writing to {path}; wait for it, or give another file") from None
-    except OSError:  # a file system that knows no locks
-        return
 
 
 def _digest(path: Path) -> str:

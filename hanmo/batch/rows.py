@@ -1,9 +1,11 @@
-"""The rows of a file of prompts: one JSON object a line, good or not. Knows lines and seeds, no model.
+"""The rows of a file of prompts: one JSON object a line, good or not, or plain text. Knows lines and seeds, no model.
 
-A row is {"prompt": "今天", "id": "a-17", "seed": 5}; id and seed may be left out, other keys are not read.
+A row is {"prompt": "今天", "id": "a-17", "seed": 5}; id and seed may be left out, other keys are not read. In plain
+text each line is a prompt: a file is plain if its first row does not begin with "{", but for .jsonl, .ndjson and .json.
 """
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -33,8 +35,9 @@ class Row:
 
 def read_rows(path: Path, *, start: int = 0, number: int = 0) -> Iterator[Row]:
     """Read the rows behind the first `start` bytes, which hold `number` lines."""
+    plain = _is_plain(path)
     for place, end, line in read_lines(path, start=start, number=number):
-        yield _row(line, place, end)
+        yield _row(line, place, end, plain)
 
 
 def read_lines(path: Path, *, start: int = 0, number: int = 0) -> Iterator[tuple[int, int, bytes]]:
@@ -55,11 +58,22 @@ def row_seed(seed: int, number: int) -> int:
     return int.from_bytes(blake2b(f"{seed}:{number}".encode(), digest_size=8).digest(), "big")
 
 
-def _row(line: bytes, number: int, end: int) -> Row:
+def _is_plain(path: Path) -> bool:
+    """Tell whether each line of a file is a prompt, by its name and its first row."""
+    if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
+        return False
+    _, _, first = next(read_lines(path), (0, 0, b"{"))
+    return not first.removeprefix(BOM_UTF8).lstrip().startswith(b"{")
+
+
+def _row(line: bytes, number: int, end: int, plain: bool = False) -> Row:
     if len(line) > LONGEST:
         return Row(number, end, error=f"the line is longer than {LONGEST:,} bytes; is there one row a line?")
     try:
-        record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), parse_constant=_no_constant)
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        if plain:
+            return Row(number, end, prompt=text.rstrip("\r\n"))
+        record = json.loads(text, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         return Row(number, end, error=f"the line is not UTF-8: {error.reason} at byte {error.start}; convert the file")
     except json.JSONDecodeError as error:

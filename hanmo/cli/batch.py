@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from hanmo.cli.screen import say
 from hanmo.errors import MemoryPlanError
 
@@ -40,7 +42,7 @@ def write_file(
     from hanmo.batch.files import Run
     from hanmo.batch.rows import read_rows
     from hanmo.batch.work import BatchWriter
-    from hanmo.engines.store import built_path
+    from hanmo.engines.store import identity
     from hanmo.generate.rules import check_count
     from hanmo.writer import check_search
 
@@ -48,11 +50,11 @@ def write_file(
     check_count("n", n)
     check_count("batch", batch)
     check_search(beams, n, seed, how)
-    files = built_path(Path(), model, {}).stem  # a digest of their names, sizes and times
-    settings = {"model": str(model.resolve()), "files": files, **options, "n": n, "beams": beams, **how}
+    settings = {"model": str(model.resolve()), "files": identity(model), **options, "n": n, "beams": beams, **how}
     with Run(file, out, settings=settings, seed=seed) as run:
         if run.finished:
             say(f"nothing left to do: {_told(run)}")
+            _check(run)
             return
         if run.rows:
             say(f"going on behind row {run.number}: {_told(run)}")
@@ -64,6 +66,7 @@ def write_file(
             results = BatchWriter(open_model(), **drawing).write(read_rows(file, **todo))
         _follow(run, results, batch)
         say(f"finished: {_told(run)}")
+        _check(run)
 
 
 def _follow(run: "Run", results: Iterable[Sequence["Line"]], batch: int) -> None:
@@ -83,6 +86,12 @@ def _follow(run: "Run", results: Iterable[Sequence["Line"]], batch: int) -> None
                 f"{batch} texts at once do not fit into memory; the same command with a --batch smaller than "
                 f"{batch} goes on behind row {run.number}"
             ) from None
+
+
+def _check(run: "Run") -> None:
+    """End with exit code 1 where no row at all was written for."""
+    if run.bad == run.rows:
+        raise typer.Exit(1)
 
 
 def _gpus(options: Mapping[str, Any]) -> bool | None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hanmo.cli.screen import say
+from hanmo.cli.screen import echo, say
 
 __all__ = ["cache"]
 
@@ -35,10 +35,10 @@ def cache(
     built = store.entries(place)
     if as_json:
         rows = [{"path": str(b.path), "bytes": b.nbytes, "finished": b.finished, **b.words} for b in built]
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
     for each in built:
         what = f"{each.words.get('weights', ''):<9}" if each.finished else "unfinished"
-        typer.echo(f"{each.nbytes:>15,}  {what:<10}  {each.words.get('source', '-')}  {each.path}")
+        echo(f"{each.nbytes:>15,}  {what:<10}  {each.words.get('source', '-')}  {each.path}")
     total = sum(each.nbytes for each in built)
     say(f"{place} holds {len(built)} file{'' if len(built) == 1 else 's'} of {total:,} bytes")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.screen import progress, say
+from hanmo.cli.screen import echo, progress, say
 from hanmo.errors import CheckpointError, MissingFile, TokenizerError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def convert(
         say(f"left out {count:,} tensor{'' if count == 1 else 's'}: {reason}")
     for note in saved.notes:
         say(note)
-    typer.echo(saved.path)
+    echo(str(saved.path))
 
 
 def _load(source: Path, *, config: Path | None, family: str | None) -> tuple[Model, Report, Path]:

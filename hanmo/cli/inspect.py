@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.screen import progress, say
+from hanmo.cli.screen import echo, printable, progress, say
 from hanmo.errors import CheckpointError, HanmoError
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ def inspect(
         raise CheckpointError(f"{path} holds {len(paths)} checkpoints ({names}); give the path of one of them")
     found = _inspect(paths[0], sha256=sha256)
     if config:
-        typer.echo(_dump(found.config))
+        echo(_dump(found.config))
     elif as_json:
-        typer.echo(_dump(found.as_dict()))
+        echo(_dump(found.as_dict()))
     else:
         _print(found)
     _check_sum([found])
@@ -95,13 +95,13 @@ def _list(folder: Path, paths: list[Path], *, as_json: bool, sha256: bool) -> No
         size, rows = f"{one.found.parameters:,} parameters", f"{one.found.sizes['vocab']:,} rows"
         lines.append([name, one.found.family, size, one.found.dtype, rows, one.found.released or ""])
     if as_json:
-        typer.echo(_dump(objects))
+        echo(_dump(objects))
     else:
         columns = zip_longest(*(line for line in lines if len(line) > 2), fillvalue="")
         widths = [max(map(len, column)) for column in columns] or [0]
         widths[0] = max(len(line[0]) for line in lines)
         for line in lines:
-            typer.echo("  ".join(map(str.ljust, line, widths)).rstrip())
+            echo("  ".join(map(str.ljust, line, widths)).rstrip())
         say(f"{folder} holds {len(paths)} checkpoints; give the path of one to see more")
     if not found:
         raise CheckpointError(f"none of the {len(paths)} checkpoints in {folder} can be read")
@@ -143,14 +143,14 @@ def _print(one: Inspection) -> None:
         _field("does not fit", problem, color=typer.colors.RED)
     if one.config_file is None:
         _field("config.json", "none is here; save this one beside the checkpoint (or use --config)")
-        typer.echo(_dump(one.config))
+        echo(_dump(one.config))
     else:
         mended = f"; {', '.join(found.mend)} must change, see --config" if found.mend and found.misfits else ""
         _field("config.json", f"{one.config_file.name}{mended}")
 
 
 def _field(name: str, value: str, *, color: str | None = None) -> None:
-    typer.echo(typer.style(f"{name:<13}", bold=True, fg=color) + value)
+    typer.echo(typer.style(f"{name:<13}", bold=True, fg=color) + printable(value))
 
 
 def _count(count: int, word: str) -> str:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hanmo.cli.screen import progress, say
+from hanmo.cli.screen import echo, progress, say
 from hanmo.cli.train import Document
+from hanmo.errors import DataError
 
 if TYPE_CHECKING:
     from hanmo.train.encoding import TokenEncoder
@@ -23,6 +24,7 @@ _Inputs = Annotated[
     list[Path],
     typer.Argument(metavar="INPUT", help="txt, jsonl, csv, tsv, also .xz .gz .bz2, or folders.", show_default=False),
 ]
+_Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 _TextKey = Annotated[str, typer.Option(help="Field of jsonl, or column of csv, that holds the text.")]
 
 
@@ -36,6 +38,7 @@ def pack(
     document: Annotated[Document, typer.Option(help="What one document of a text file is.")] = Document.file,
     separator: Annotated[str | None, typer.Option(help="Token put after each document, such as [SEP].")] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode; default: all cores.")] = None,
+    force: _Force = False,
 ) -> None:
     """Turn text into token files that training maps into memory.
 
@@ -60,6 +63,7 @@ def pack(
         with open_source(model) as source:
             tokenizer = source.path.parent
     assert tokenizer is not None
+    _refuse(force, *(out.with_name(f"{out.name}.{ending}") for ending in ("bin", "documents", "json")))
     encoder = TokenEncoder(load_tokenizer(tokenizer), separator=separator)
     with progress(f"packing {out.name}") as show:
         report = pack_files(
@@ -85,6 +89,7 @@ def vocab(
         bool, typer.Option("--common/--no-common", help="Hold the 3,755 common characters, be they there or not.")
     ] = True,
     text_key: _TextKey = "text",
+    force: _Force = False,
 ) -> None:
     """Make the vocabulary of a new model: the most frequent characters, and tokens for newline, space and the end.
 
@@ -96,30 +101,37 @@ def vocab(
     from hanmo.train.documents import read_documents
     from hanmo.train.vocabulary import CorpusCounts, common_characters, make_vocabulary
 
+    _refuse(force, out)
     counts = CorpusCounts()
     with progress("counting") as show:
         counts.add(part.text for part in read_documents(inputs, text_key=text_key, progress=show))
     always = common_characters() if common else ""
     made = make_vocabulary(counts, size=size, pieces=pieces, coverage=coverage, always=always)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_vocab(out, made.tokens)
-    typer.echo(
+    echo(
         f"{out}: {len(made.tokens):,} tokens, of them {made.characters:,} characters, which make {made.coverage:.3%} "
         f"of the text, and {made.pieces:,} pieces of words"
     )
 
 
+def _refuse(force: bool, *paths: Path) -> None:
+    """Raise DataError if something would be replaced that was not said to be."""
+    for path in paths:
+        if not force and path.exists():
+            raise DataError(f"{path} exists; give another --out, or --force to replace it")
+
+
 def _summarise(report: "PackReport", encoder: "TokenEncoder", out: Path) -> None:
-    typer.echo(
+    echo(
         f"{out}.bin: {report.documents:,} document{'' if report.documents == 1 else 's'}, "
         f"{report.characters:,} characters, {report.tokens:,} tokens"
     )
     end = "no mark" if report.end is None else encoder.tokenizer.id_to_token(report.end)
-    typer.echo(f"after each document: {end}")
+    echo(f"after each document: {end}")
     share = report.unknown / report.tokens
     most = " ".join(character for character, _ in report.outside.most_common(10))
     if report.unknown:
-        typer.echo(f"unknown: {share:.2%} of the tokens; {report.distinct_unknown:,} characters, the most: {most}")
+        echo(f"unknown: {share:.2%} of the tokens; {report.distinct_unknown:,} characters, the most: {most}")
     if share > _MANY:
         say(f"{share:.1%} of the tokens are unknown, most of them {most}; is this the vocabulary for these texts?")
     special = encoder.tokenizer.special

@@ -1,15 +1,29 @@
-"""What people see beside the result, all of it on standard error: messages and progress bars."""
+"""What people see: lines whose control characters are escaped; messages and progress bars on standard error."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["progress", "say"]
+__all__ = ["echo", "printable", "progress", "say"]
+
+# Controls but tab and newline, and those that turn the direction of text: names in a file may hold what terminals obey.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Escape control characters as JSON does, in JSON and elsewhere."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def echo(text: str) -> None:
+    """Print a result on standard output, its control characters escaped."""
+    print(printable(text))
 
 
 def say(message: str) -> None:
     """Print one line on standard error, after the program's name."""
-    print(f"hanmo: {message}", file=sys.stderr, flush=True)
+    print(f"hanmo: {printable(message)}", file=sys.stderr, flush=True)
 
 
 @contextmanager

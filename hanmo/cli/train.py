@@ -260,6 +260,7 @@ def _run(given: dict[str, Any], tune: Any) -> None:
     from rich.console import Console
 
     from hanmo.train import parallel
+    from hanmo.train.checkpoints import locked
     from hanmo.train.memory import parse_size
     from hanmo.tune import Run, Wishes
 
@@ -280,7 +281,7 @@ def _run(given: dict[str, Any], tune: Any) -> None:
         board=given["tensorboard"],
         form=given["form"],
     )
-    with parallel.started(given["device"]) as device, progress("packing") as shown:
+    with parallel.started(given["device"]) as device, locked(out), progress("packing") as shown:
         if parallel.is_main() and not run.resume:
             _keep(given, out)
         outcome = tune(

@@ -101,7 +101,9 @@ def write(
     family: Annotated[str | None, typer.Option(help="The family, where names fit several.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="The vocabulary, if not beside the checkpoint.")] = None,
     mask: Annotated[Mask | None, typer.Option(help="Have a BERT-like encoder write.")] = None,
-    file: Annotated[Path | None, typer.Option(help='Write for each row of this file: {"prompt": …} a line.')] = None,
+    file: Annotated[
+        Path | None, typer.Option(help='Write for each line of this file: a prompt, or {"prompt": …}.')
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="With --file: where results go; goes on if interrupted.")] = None,
     batch: Annotated[
         int | None, typer.Option(help="With --file: texts to write at once; no result depends on it.", show_default="8")

@@ -23,6 +23,7 @@ from hanmo.engines.openvino_inputs import Tokens, key_mask
 from hanmo.engines.openvino_weights import FORMAT, KINDS, Weights
 from hanmo.engines.single import SingleRow, Steps, open_steps
 from hanmo.errors import CheckpointError, ConfigError, MissingFile
+from hanmo.weights.write import clear_abandoned
 
 __all__ = ["OpenVinoEngine", "OpenVinoRows", "cpu_options", "open_engine", "open_weights"]
 
@@ -65,7 +66,7 @@ def open_weights(
     folder: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Weights:
-    """Map a checkpoint's weights from the folder of built files, built first if they are not there.
+    """Map a checkpoint's weights from the folder of built files, built first if they are not there or are damaged.
 
     Arguments and errors as for `open_engine`.
     """
@@ -73,10 +74,12 @@ def open_weights(
         raise ConfigError(f"weights is {weights!r}; expected one of {', '.join(KINDS)}")
     options = {"format": FORMAT, "weights": weights, "family": family, "config": _text(config)}
     built = store.built_path(folder or store.default_folder(), Path(path), options)
-    if not built.is_file():
+    if not store.is_whole(built):
         from hanmo.engines.openvino_build import build
 
         build(Path(path), built, weights=weights, config=config, family=family, progress=progress)
+        store.seal(built)
+        clear_abandoned(built.parent)
     return Weights(built)
 
 

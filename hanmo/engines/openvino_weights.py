@@ -16,7 +16,7 @@ import openvino as ov
 from openvino import opset15 as op
 
 from hanmo.config import ModelConfig
-from hanmo.errors import CorruptFile
+from hanmo.errors import ConfigError, CorruptFile
 from hanmo.weights.safetensors import Safetensors
 
 __all__ = ["FORMAT", "KINDS", "Node", "Weights"]
@@ -42,8 +42,10 @@ class Weights:
         if words.get("format") != FORMAT or words.get("weights") not in KINDS:
             raise CorruptFile(f"{path} is not a file of the engine; clear the cache with 'hanmo cache --clear'")
         self.kind = words["weights"]
-        self.config = ModelConfig.from_json(words["config"])
-        self.source = words["source"]
+        try:
+            self.config, self.source = ModelConfig.from_json(words["config"]), words["source"]
+        except (KeyError, ConfigError) as error:
+            raise CorruptFile(f"{path} does not say what it holds ({error}); clear the cache") from None
         self._made: dict[str, Node] = {}
 
     def __contains__(self, name: str) -> bool:

@@ -27,11 +27,12 @@ from hanmo.train import parallel, sharded
 from hanmo.train.lora import save_lora
 from hanmo.train.step import Updates
 from hanmo.weights.load import as_tensor
+from hanmo.weights.lock import exclusive
 from hanmo.weights.safetensors import Safetensors
 from hanmo.weights.save import save
 from hanmo.weights.write import atomic_folder, is_disk_full
 
-__all__ = ["Checkpoints", "fill_from", "guarded", "newest", "read_state", "recover", "save_checkpoint"]
+__all__ = ["Checkpoints", "fill_from", "guarded", "locked", "newest", "read_state", "recover", "save_checkpoint"]
 
 ADAPTERS = "adapters.safetensors"
 _OTHER = "; resume from another checkpoint"
@@ -141,6 +142,17 @@ def recover(out: Path) -> None:
                 path.rename(place)
             else:
                 shutil.rmtree(path)
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Have a run's folder to this run alone while the block runs. Raises DataError, naming the process that has it."""
+    if not parallel.is_main():
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with exclusive(out / ".lock", out, nested=True):
+        yield
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from hanmo.errors import CheckpointError, TrainingError
 from hanmo.model import Model
 from hanmo.train import parallel
-from hanmo.train.checkpoints import Checkpoints, guarded, newest, recover
+from hanmo.train.checkpoints import Checkpoints, guarded, locked, newest, recover
 from hanmo.train.log import Log
 from hanmo.train.loss import next_token_loss
 from hanmo.train.settings import Settings
@@ -79,38 +79,38 @@ def fit(
     torch's generators are seeded. SIGTERM and SIGINT end the run after the step in hand, saved. Where several processes
     joined (see parallel.py) each takes its rows of every batch and keeps its share of the weights.
     Raises CheckpointError if `out` holds a run and resume is False, or a run with other settings, or the disk is full,
-    and TrainingError when ten updates in a row are not finite.
+    DataError while another process trains there, and TrainingError when ten updates in a row are not finite.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    last = newest(out, "last")
-    if last is not None and not resume:
-        raise CheckpointError(f"{out} holds a run up to {last.name}; resume it, or give another folder")
-    if parallel.is_main():
-        recover(out)
-    last = parallel.agree(newest(out, "last"))
-    parallel.share(model)
-    run = _Run(out, settings, Updates(model, settings, loss, optimizer), evaluate, sample, watch, list(beside))
-    torch.manual_seed(settings.seed + parallel.rank())
-    if last is not None:
-        run.restore(last)
-    log = Log(
-        out / "log.jsonl" if parallel.is_main() else None,
-        after=run.at.step if last is not None else None,
-        evaluated=run.at.measured,
-        console=console if parallel.is_main() else None,
-    )
-    try:
-        with guarded(out), log as run.log, _signals() as asked:
-            run.train(Repeated(data) if isinstance(data, list) else data, asked)
-            if not run.asked(asked):
-                run.finish()
-    except BaseException:
-        run.checkpoints.forget_untrained()
-        raise
-    folder = newest(out, "best") or newest(out, "last")
-    assert folder is not None
-    return Outcome(run.at.step, run.at.seconds, run.at.best, folder, bool(asked))
+    with locked(out):
+        last = newest(out, "last")
+        if last is not None and not resume:
+            raise CheckpointError(f"{out} holds a run up to {last.name}; resume it, or give another folder")
+        if parallel.is_main():
+            recover(out)
+        last = parallel.agree(newest(out, "last"))
+        parallel.share(model)
+        run = _Run(out, settings, Updates(model, settings, loss, optimizer), evaluate, sample, watch, list(beside))
+        torch.manual_seed(settings.seed + parallel.rank())
+        if last is not None:
+            run.restore(last)
+        log = Log(
+            out / "log.jsonl" if parallel.is_main() else None,
+            after=run.at.step if last is not None else None,
+            evaluated=run.at.measured,
+            console=console if parallel.is_main() else None,
+        )
+        try:
+            with guarded(out), log as run.log, _signals() as asked:
+                run.train(Repeated(data) if isinstance(data, list) else data, asked)
+                if not run.asked(asked):
+                    run.finish()
+        except BaseException:
+            run.checkpoints.forget_untrained()
+            raise
+        folder = newest(out, "best") or newest(out, "last")
+        assert folder is not None
+        return Outcome(run.at.step, run.at.seconds, run.at.best, folder, bool(asked))
 
 
 @dataclass

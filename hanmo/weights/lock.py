@@ -48,22 +48,22 @@ def acquire(path: Path, *, create: bool = False) -> int | None:
 
 
 @contextmanager
-def exclusive(path: Path, what: Path) -> Iterator[None]:
+def exclusive(path: Path, what: Path, *, nested: bool = False) -> Iterator[None]:
     """Hold a lock file while the block runs; it holds the process's id and is deleted at the end.
 
-    what: what the lock is for, in the message. A thread that holds the lock may enter again.
-    Raises DataError, naming the process, if another holds it.
+    what: what the lock is for, in the message.   nested: let a thread that holds the lock pass.
+    Raises DataError, naming the process, if the lock is held.
     """
     path = path.parent.resolve() / path.name
-    if _held.get(path) == threading.get_ident():
+    if nested and _held.get(path) == threading.get_ident():
         yield
         return
     try:
         file = acquire(path, create=True)
     except BlockingIOError:
         owner = path.read_text("ascii", "replace").strip()
-        process = f"another process (pid {owner})" if owner.isdecimal() else "another process"
-        raise DataError(f"{process} is writing to {what}; wait for it, or give another place") from None
+        pid = f" (pid {owner})" if owner.isdecimal() else ""
+        raise DataError(f"another process is writing to {what}{pid}; wait for it, or give another --out") from None
     if file is None:
         yield
         return

@@ -70,6 +70,8 @@ def _recognised(
     if config is None and own.is_file():
         config = ModelConfig.read(own)
     if isinstance(config, ModelConfig):
+        if family not in (None, config.family):
+            raise ConfigError(f"family is {family!r}, the configuration's is {config.family!r}; leave family out")
         return _by(source, config)
     data = read_config(folder) if config is None else _read(Path(config))
     found = recognise(source, config=data, family=family)

@@ -322,7 +322,8 @@ def test_prompts_that_are_not_there_empty_or_the_results_themselves_are_refused(
 @pytest.mark.skipif(os.name == "nt", reason="locks of POSIX")
 def test_two_runs_at_once_are_refused(tmp_path):
     path, out = make(tmp_path / "prompts.jsonl", 5), tmp_path / "results.jsonl"
-    with Run(path, out, settings={}), pytest.raises(DataError, match=r"another process is writing to .*results\.jsonl"):
+    told = rf"another process is writing to .*results\.jsonl \(pid {os.getpid()}\); wait for it"
+    with Run(path, out, settings={}), pytest.raises(DataError, match=told):
         Run(path, out, settings={})
     assert len(written(path, out)[0]) == 5
 
@@ -350,3 +351,27 @@ def test_a_setting_out_of_range_is_refused_before_the_first_row(options, message
 def test_seeds_of_rows_differ_and_stay():
     assert row_seed(5, 3) == 12449168470066559583
     assert len(set(map(row_seed, [5] * 1000, count()))) == 1000 and row_seed(5, 11) != row_seed(51, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "prompts"),
+    [
+        ("prompts.txt", "今天\n\n 明月 \r\n5\n", ["今天", " 明月 ", "5"]),
+        ("prompts", "\ufeff今天\n{}\n", ["今天", "{}"]),
+        ("prompts.txt", '\n {"prompt": "今"}\n', ["今"]),
+        ("prompts.jsonl", '今天\n{"prompt": "今"}\n', ["", "今"]),
+    ],
+)
+def test_a_plain_text_has_a_prompt_in_each_line(tmp_path, name, text, prompts):
+    path = tmp_path / name
+    path.write_bytes(text.encode())
+    rows = list(read_rows(path))
+    assert [row.prompt for row in rows] == prompts
+    assert list(read_rows(path, start=rows[0].end, number=rows[0].number)) == rows[1:]
+
+
+def test_a_plain_text_that_is_not_utf8_has_bad_rows(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("今天\n".encode() + "明月\n".encode("gb18030"))
+    first, second = read_rows(path)
+    assert first.error is None and "the line is not UTF-8" in second.error

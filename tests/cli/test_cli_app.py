@@ -1,20 +1,26 @@
 """Errors are one line and an exit code, results alone go to standard output, and starting is cheap."""
 
 import errno
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import hanmo.weights.inspection
 from hanmo.cli.app import app
+from hanmo.cli.screen import printable
 from hanmo.errors import HanmoError
+from hanmo.weights.safetensors import write_safetensors
+from hanmo.weights.source import open_source
 
 HANMO = [sys.executable, "-m", "hanmo.cli"]
 ESCAPE = "\x1b["
@@ -178,3 +184,30 @@ def test_the_entry_point_is_installed():
 
     (entry,) = entry_points(group="console_scripts", name="hanmo")
     assert entry.load() is hanmo.cli.main
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[31mb\x07\x9b2J", "a\\u001b[31mb\\u0007\\u009b2J"),
+        ("\u202egnp.exe\r", "\\u202egnp.exe\\u000d"),
+        ("词\t，\n", "词\t，\n"),
+    ],
+)
+def test_control_characters_are_escaped_as_json_does(text, shown):
+    assert printable(text) == shown
+    assert json.loads(printable(json.dumps([text], ensure_ascii=False))) == [text]
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_names_in_a_file_do_not_reach_the_terminal_raw(tmp_path, data, options):
+    name, shown = "odd\x1b]0;owned\x07\x9b2J", "odd\\u001b]0;owned\\u0007\\u009b2J"
+    with open_source(data / "goldens" / "bert") as source:
+        tensors = {each: source.read(each) for each in source.tensors} | {name: np.zeros(3, np.float32)}
+    write_safetensors(tmp_path / "model.safetensors", tensors.items())
+    shutil.copy(data / "goldens" / "bert" / "config.json", tmp_path)
+    told = run("inspect", tmp_path, *options)
+    assert told.exit_code == 0 and shown in told.stdout
+    error = run("convert", tmp_path, tmp_path / "out", "--to", "safetensors")
+    assert error.exit_code == 1 and shown in error.stderr
+    assert not set(told.output + error.output) & {"\x1b", "\x07", "\x9b"}

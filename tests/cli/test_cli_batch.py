@@ -199,3 +199,13 @@ def assert_one_line(result, message):
     assert result.exit_code == 1 and result.stdout == ""
     assert result.stderr.startswith("hanmo: ") and result.stderr.count("\n") == 1
     assert message in result.stderr
+
+
+def test_a_run_in_which_every_row_fails_ends_with_exit_code_1(files, toy, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": 5}\n{"text": "今"}\n', "utf-8")
+    for told in ("finished", "nothing left to do"):
+        result = run(files())
+        assert_one_line(result, f"{told}: 0 rows are in {tmp_path / 'results.jsonl'}, 2 could not be written for")
+    with (tmp_path / "prompts.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"prompt": "今"}\n')
+    assert run(files("other.jsonl", "--max-chars", "9")).exit_code == 0

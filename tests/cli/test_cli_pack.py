@@ -80,7 +80,8 @@ def test_the_vocabulary_beside_a_checkpoint_is_taken(tmp_path: Path, data: Path)
     vocabulary(tmp_path / "vocab.txt", BERT)
     (tmp_path / "a.txt").write_text("天地", "utf-8")
     for options, ids in (([], [5, 6]), (["--separator", "[SEP]"], [3, 5, 6, 3])):
-        told = run("pack", tmp_path / "a.txt", "--out", tmp_path / "d", "--model", tmp_path / "model.ckpt", *options)
+        command = ["pack", tmp_path / "a.txt", "--out", tmp_path / "d", "--model", tmp_path / "model.ckpt", "--force"]
+        told = run(*command, *options)
         assert told.exit_code == 0, told.stderr
         assert f"after each document: {'[SEP]' if options else 'no mark'}\n" in told.stdout
         assert PackedFile(tmp_path / "d").ids.tolist() == ids
@@ -152,7 +153,7 @@ def test_ctrl_c_leaves_the_old_files_and_nothing_half_written(tmp_path: Path) ->
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.stem == "d"}
     (tmp_path / "b.txt").write_text("天地玄黄 word，" * 9_000_000, "utf-8")
     command = [sys.executable, "-m", "hanmo.cli", "pack", tmp_path / "b.txt", "--out", tmp_path / "d"]
-    command += ["--tokenizer", tmp_path / "vocab.txt", "--processes", "2"]
+    command += ["--tokenizer", tmp_path / "vocab.txt", "--processes", "2", "--force"]
     with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         deadline = time.monotonic() + 60
         while not any(path.stat().st_size for path in tmp_path.glob(".d.bin.*")):
@@ -176,6 +177,23 @@ def test_a_vocabulary_is_made_and_packs_its_own_corpus(tmp_path: Path) -> None:
     told = run("pack", tmp_path / "a.txt", "--out", tmp_path / "d", "--tokenizer", words)
     assert "unknown" not in told.stdout
     assert made.decode(PackedFile(tmp_path / "d").ids) == text.removesuffix("\n")
-    told = run("vocab", tmp_path / "a.txt", "--out", words, "--size", "300")
+    told = run("vocab", tmp_path / "a.txt", "--out", words, "--size", "300", "--force")
     assert told.exit_code == 1 and "300 tokens leave" in told.stderr and "raise size" in told.stderr
     assert Lossless(words).vocab == made.vocab
+
+
+def test_what_is_there_is_replaced_only_with_force(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("天地玄黄" * 9, "utf-8")
+    vocab = ["vocab", tmp_path / "a.txt", "--out", tmp_path / "vocab.txt", "--no-common", "--pieces", "0"]
+    pack = ["pack", tmp_path / "a.txt", "--out", tmp_path / "d", "--tokenizer", tmp_path / "vocab.txt"]
+    for command, left in ((vocab, "vocab.txt"), (pack, "d.documents")):
+        assert run(*command).exit_code == 0
+        for path in tmp_path.glob("d.[!d]*"):
+            path.unlink()
+        (tmp_path / left).write_bytes(b"precious")
+        told = run(*command)
+        assert (told.exit_code, told.stdout) == (1, "")
+        assert told.stderr == f"hanmo: {tmp_path / left} exists; give another --out, or --force to replace it\n"
+        assert (tmp_path / left).read_bytes() == b"precious"
+        assert run(*command, "--force").exit_code == 0
+        assert (tmp_path / left).read_bytes() != b"precious"

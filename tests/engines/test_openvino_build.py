@@ -54,7 +54,7 @@ def test_int4_uses_all_levels_and_errs_less_than_the_largest_number_over_seven(g
 def test_the_file_holds_what_the_checkpoint_held(tmp_path, weights, dtype):
     model = hanmo.hub.load(GOLDENS / "gpt2_ml" / "model.ckpt").model
     open_engine(GOLDENS / "gpt2_ml" / "model.ckpt", weights=weights, folder=tmp_path)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.safetensors")
     with Safetensors(path) as file:
         name = "decoder.blocks.1.attention.query_key_value"
         attention = model.decoder.blocks[1].attention

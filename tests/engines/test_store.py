@@ -1,3 +1,4 @@
+import json
 import os
 import random
 import shutil
@@ -7,8 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from hanmo import load
 from hanmo.engines import store
 from hanmo.engines.openvino_engine import open_engine
 from hanmo.errors import MissingFile
@@ -68,6 +72,117 @@ def test_what_is_built_is_listed_and_cleared_and_nothing_else(tmp_path, checkpoi
     assert [path.name for path in folder.iterdir()] == ["letter.txt"]
 
 
+def logits(checkpoint, folder):
+    engine = open_engine(checkpoint, weights="float32", folder=folder)
+    return engine.prefill([[5, 6, 7]], room=2)[1]
+
+
+def expected(checkpoint):
+    with torch.inference_mode():
+        return load(checkpoint).model(torch.tensor([[5, 6, 7]])).logits[:, -1].numpy()
+
+
+@pytest.mark.parametrize("name", ["mega.json", "hparams.json", "my_config_small.json", "config.json"])
+def test_a_configuration_that_changes_changes_the_engine(tmp_path, checkpoint, name):
+    config = checkpoint.with_name("config.json").rename(checkpoint.with_name(name))
+    before = logits(checkpoint, tmp_path / "built")
+    said = json.loads(config.read_text("utf-8"))
+    status = config.stat()
+    config.write_text(json.dumps(said | {"num_attention_heads": said["num_attention_heads"] // 2}), "utf-8")
+    os.utime(config, ns=(status.st_atime_ns, status.st_mtime_ns))
+    after = logits(checkpoint, tmp_path / "built")
+    assert np.abs(after - before).max() > 1e-3
+    np.testing.assert_allclose(after, expected(checkpoint), atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["written over", "copied there", "moved there"])
+def test_other_weights_of_the_same_size_and_time_are_not_taken_for_the_old_ones(tmp_path, checkpoint, how):
+    loaded, model = load(checkpoint), tmp_path / "own"
+    loaded.save(model)
+    loaded.model.decoder.blocks[0].attention.query.weight.data.mul_(-1)
+    loaded.save(tmp_path / "other")
+    path, other = (folder / "model.safetensors" for folder in (model, tmp_path / "other"))
+    before, status = logits(model, tmp_path / "built"), path.stat()
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    if how == "written over":
+        path.write_bytes(other.read_bytes())
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    elif how == "copied there":
+        shutil.copy2(other, path)
+    else:
+        other.rename(path)
+    assert path.stat().st_size == status.st_size and path.stat().st_mtime_ns == status.st_mtime_ns
+    after = logits(model, tmp_path / "built")
+    assert np.abs(after - before).max() > 1e-3
+    np.testing.assert_allclose(after, expected(model), atol=1e-4)
+
+
+def flip(data, start, step):
+    data = bytearray(data)
+    for place in range(start, len(data), step):
+        data[place] ^= 0x55
+    return bytes(data)
+
+
+def without(word):
+    def change(data):
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        header["__metadata__"].pop(word)
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: flip(data, 9000, 1000),
+        lambda data: flip(data, len(data) - 1, 1),
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        without("config"),
+        without("source"),
+        without("weights"),
+    ],
+)
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_kept_file_that_is_damaged_is_built_again(tmp_path, checkpoint, change, noted):
+    right = logits(checkpoint, tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(change(whole))
+    if not noted:
+        path.with_suffix(".json").write_bytes(b"{")
+    np.testing.assert_array_equal(logits(checkpoint, tmp_path), right)
+    assert path.read_bytes() == whole and len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+def test_a_link_in_the_place_of_a_kept_file_is_replaced_and_what_it_leads_to_stays(tmp_path, checkpoint):
+    logits(checkpoint, tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    (tmp_path / "victim").write_text("precious")
+    path.unlink()
+    path.symlink_to(tmp_path / "victim")
+    logits(checkpoint, tmp_path)
+    assert (tmp_path / "victim").read_text() == "precious" and not path.is_symlink()
+
+
+def test_a_kept_file_is_summed_up_when_it_was_touched_and_not_otherwise(tmp_path, checkpoint, monkeypatch):
+    logits(checkpoint, tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    sums = []
+    right = store._checksum
+    monkeypatch.setattr(store, "_checksum", lambda path: sums.append(path) or right(path))
+    assert store.is_whole(path) and sums == []
+    path.touch()
+    assert store.is_whole(path) and sums == [path]
+    assert store.is_whole(path) and sums == [path]
+    path.with_suffix(".json").unlink()
+    assert not store.is_whole(path)
+
+
 PROGRAM = """
 import sys, time
 from pathlib import Path
@@ -99,6 +214,7 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_used(tmp_path, checkpoint
     engine = open_engine(checkpoint, weights="int4", folder=folder)
     whole = [each for each in store.entries(folder) if each.finished]
     assert len(whole) == 1 and engine.prefill([[5, 6]], room=2)[1].shape == (1, 120)
+    assert [each.finished for each in store.entries(folder)] == [True]
     other = tmp_path / "other"
     open_engine(checkpoint, weights="int4", folder=other)
     assert whole[0].path.read_bytes() == store.entries(other)[0].path.read_bytes()

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from hanmo.errors import (
 from hanmo.families import FAMILIES
 from hanmo.hub import load
 from hanmo.model import Model
-from hanmo.train.checkpoints import fill_from, newest, read_state, save_checkpoint
+from hanmo.train.checkpoints import fill_from, locked, newest, read_state, save_checkpoint
 from hanmo.train.loop import fit
 from hanmo.train.loss import next_token_loss, targets_loss
 from hanmo.train.settings import Settings, make_optimizer, multiplier, scale_outputs
@@ -422,3 +423,17 @@ def test_norms_and_biases_do_not_decay_and_outputs_are_scaled() -> None:
     scale_outputs(made, 2)
     changed = [name for name, weight in weights(made).items() if not torch.equal(weight, before[name])]
     assert len(changed) == 4 and all(name.endswith("output.weight") for name in changed)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks of POSIX")
+def test_two_runs_in_one_folder_at_once_are_refused_and_the_first_ends_as_ever(tmp_path: Path) -> None:
+    told = rf"another process is writing to {tmp_path} \(pid {os.getpid()}\); wait for it, or give another --out"
+
+    def second(model) -> dict[str, float]:
+        with ThreadPoolExecutor(1) as pool, pytest.raises(DataError, match=told):
+            pool.submit(fit, Model(config()), Counting(), out=tmp_path, settings=settings(), resume=True).result()
+        return evaluate(model)
+
+    with locked(tmp_path):
+        fit(model(), Counting(), out=tmp_path, settings=settings(), evaluate=second)
+    assert not (tmp_path / ".lock").exists() and newest(tmp_path, "last") is not None
