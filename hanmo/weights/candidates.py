@@ -51,10 +51,7 @@ def candidates(source: Source, config: Mapping[str, Any] | None, family: str | N
         first = ", ".join(list(source.tensors)[:3]) or "no tensors at all"
         raise CheckpointError(f"{source.path} does not have the names of {known}; it holds {first} …")
     if kind and not any(kind in _kinds(name) for name, _ in found):
-        raise ConfigError(
-            f"config.json says that model_type is {kind!r}, but the tensors of {source.path} have the names of "
-            f"{found[0][0]}; take the config.json that it came with, or name the family"
-        )
+        _check_prefix(source, kind, *found[0])
     return found
 
 
@@ -95,6 +92,20 @@ def _check_kind(kind: object) -> None:
             f"model_type is {kind!r} in config.json, which Hanmo does not read; known are "
             f"{', '.join(sorted(known - {''}))}; if it computes exactly what one of them does, name that family"
         )
+
+
+def _check_prefix(source: Source, kind: str, family: str, form: str) -> None:
+    """Raise ConfigError if the names are those of the family that config.json says, but for what they begin with."""
+    names = names_of(FAMILIES[family], form)
+    assert names is not None
+    bare_names = {name.removeprefix(names.prefix): None for name in source.tensors}
+    for other, candidate in FAMILIES.items():
+        table = names_of(candidate, form)
+        if kind in _kinds(other) and table is not None and _fits(table, bare_names, forced=False):
+            raise ConfigError(
+                f"config.json says that model_type is {kind!r}, but the names in {source.path} begin with "
+                f"{names.prefix!r}, as those of a {family} do; take its own config.json, or name the family"
+            )
 
 
 def _fits(names: Names, tensors: Mapping[str, object], *, forced: bool) -> bool:

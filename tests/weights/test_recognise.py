@@ -151,10 +151,16 @@ def test_an_unknown_model_type_is_refused_by_name_unless_the_family_is_named(dat
 
 
 def test_a_model_type_of_another_family_than_the_names_is_refused(data):
-    path = data / "goldens" / "bert" / "model.ckpt"
-    config = read_config(path.parent) | {"model_type": "roberta"}
-    with pytest.raises(ConfigError, match=r"model_type is 'roberta', but the tensors of .* have the names of bert"):
-        recognise(listed(path), config=config)
+    names = FAMILIES["bert"].huggingface
+    config = read_config(data / "goldens" / "bert")
+    shapes = {row.theirs: (32, 32) for row in names.rows(names.config(config))}
+    message = r"model_type is 'roberta', but the names in .* begin with 'bert\.', as those of a bert do"
+    with pytest.raises(ConfigError, match=message):
+        recognise(Listed(shapes), config=config | {"model_type": "roberta"})
+    swapped = {name.replace("bert.", "roberta.", 1): shape for name, shape in shapes.items()}
+    with pytest.raises(ConfigError, match=r"model_type is 'bert', but the names in .* begin with 'roberta\.'"):
+        recognise(Listed(swapped), config=config | {"model_type": "bert"})
+    assert recognise(Listed(swapped), config=config | {"model_type": "roberta"}).family == "roberta"
 
 
 @pytest.mark.parametrize(("key", "name"), [("type_vocab_size", "token_type"), ("max_position_embeddings", "position")])

@@ -371,7 +371,7 @@ def test_two_networks_in_one_file_are_refused_by_their_names(golden, tmp_path):
 def test_unknown_modules_around_a_network_are_not_taken_off(golden, tmp_path):
     tensors, config = in_hugging_face_s_names(golden("bert"))
     with pytest.raises(CheckpointError, match="does not have the names of any family"):
-        load(keep(tmp_path, {f"roberta{name[4:]}": tensor for name, tensor in tensors.items()}, config))
+        load(keep(tmp_path, {f"unknown{name[4:]}": tensor for name, tensor in tensors.items()}, config))
 
 
 @pytest.mark.parametrize(
