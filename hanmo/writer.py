@@ -62,7 +62,10 @@ class Writer:
 
     @property
     def remembering(self) -> Engine:
-        """The engine as `write` and `stream` use it: it may know the beginning of a prompt from the last texts."""
+        """The engine as `write` and `stream` use it: it may know the beginning of a prompt from the last texts.
+
+        Its logits are then those of the whole prompt up to rounding: 1e-5 in float32, more in other weights.
+        """
         return self.engine
 
     def writing(
@@ -143,8 +146,10 @@ class Writer:
         """Go on from a text n times; each result begins with it (an encoder-decoder answers instead).
 
         text: one, or a list of texts; of a list each is written for alone, and what comes back is a list for each.
-        seed: repeats the results; each depends only on it and its number.   beams: search with so many instead of
-        drawing, and give the n best.   What the other arguments mean, `writing` says.
+        seed: repeats the draws, which depend only on it and a text's number. In float32 it repeats the texts too; in
+        int8, int4 and bfloat16 these may differ with n, and behind a prompt of which an earlier text knew the
+        beginning, for their logits are rounded otherwise.   beams: search with so many instead of drawing, and give the
+        n best.   What the other arguments mean, `writing` says.
         Raises PromptError for a text that cannot be continued, ConfigError for a setting out of range.
         """
         if not isinstance(text, str):
@@ -179,7 +184,7 @@ class Writer:
     def stream(self, text: str, *, seed: int | None = None, sample: int = 0, **options: "Unpack[Options]") -> Stream:
         """Go on from a text piece by piece: an iterator of str, without the prompt; arguments as for `write`.
 
-        sample: the number that the text would have among the n of `write`.
+        sample: the number that the text would have among the n of `write`; in float32 it is that text.
         """
         check_search(None, 1, seed, options)
         tokenizer, writing = self._tokenizer(), self.writing(**options)

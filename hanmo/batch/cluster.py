@@ -1,7 +1,7 @@
 """The same work on the machines of a Ray cluster: each reads its rows of the file itself and sends lines back.
 
-Knows Ray Data and windows of rows. A window whose worker dies is written again elsewhere; as every text depends on its
-row alone, nothing else comes of that than a delay. Knows nothing of models but how one is opened.
+Knows Ray Data and windows of rows. A window whose worker dies is written again elsewhere; as a window's texts depend on
+its rows and their batches alone, they come out the same. Knows nothing of models but how one is opened.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 from hanmo import errors
 from hanmo.batch.rows import read_lines, read_rows
-from hanmo.batch.work import WINDOW, BatchWriter, Line
+from hanmo.batch.work import BatchWriter, Line, window_rows
 from hanmo.errors import ConfigError, HanmoError, MissingExtra
 from hanmo.writer import Writer
 
@@ -28,16 +28,18 @@ def write_on_cluster(
     *,
     start: int = 0,
     number: int = 0,
+    done: int = 0,
     gpus: bool | None = None,
 ) -> Iterator[list[Line]]:
     """Do as `BatchWriter.write` does with the rows behind `start` bytes and `number` lines, on every machine.
 
     prompts: a path that all machines see, as must the paths of the model.   open_model: is sent to the workers.
+    done: the number of the last row that has its line, which is of the first window.
     options: of `BatchWriter`.   gpus: a worker for each GPU; False, one for each machine; None, what the cluster has.
     Raises MissingExtra without Ray, ConfigError without a cluster, and what a worker raises that is no row's fault.
     """
     ray = _connect()
-    size = WINDOW * max(1, options["batch"] // options["n"])
+    size = window_rows(**{name: options[name] for name in ("batch", "n", "beams")})
     windows = []
     lines = read_lines(prompts, start=start, number=number)
     while ends := [(line, end) for line, end, _ in islice(lines, size)]:
@@ -49,7 +51,7 @@ def write_on_cluster(
     results = ray.data.from_items(windows, override_num_blocks=len(windows)).map_batches(
         _Worker,
         batch_size=1,
-        fn_constructor_args=(os.getcwd(), prompts, open_model, dict(options)),
+        fn_constructor_args=(os.getcwd(), prompts, open_model, dict(options), done),
         **_share(ray, gpus),
     )
     for result in results.iter_rows():
@@ -63,9 +65,10 @@ class _Worker:
     """What runs on a machine: opens the model when its first window comes, and keeps it."""
 
     def __init__(
-        self, folder: str, prompts: Path, open_model: Callable[[], Writer], options: Mapping[str, Any]
+        self, folder: str, prompts: Path, open_model: Callable[[], Writer], options: Mapping[str, Any], done: int
     ) -> None:
         self._folder, self._prompts, self._open_model, self._options = folder, prompts, open_model, options
+        self._done = done
         self._work: BatchWriter | None = None
 
     def __call__(self, windows: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -76,7 +79,7 @@ class _Worker:
                 os.chdir(self._folder)  # paths mean what they mean where the command was given
                 self._work = BatchWriter(self._open_model(), **self._options)
             wanted = islice(read_rows(self._prompts, start=start, number=number), rows)
-            answer: Any = [line for lines in self._work.write(wanted) for line in lines]
+            answer: Any = [line for lines in self._work.write(wanted, done=self._done) for line in lines]
         except (HanmoError, OSError) as error:
             answer = {"error": type(error).__name__, "message": str(error)}
         return {"answer": [json.dumps(answer)]}

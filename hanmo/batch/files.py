@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -86,6 +86,13 @@ class Run:
             part = list(group)
             self._files[not good].append("".join(line.text for line in part), len(part))
             self.start, self.number, self.rows = part[-1].end, part[-1].number, self.rows + len(part)
+
+    def window(self, size: int) -> tuple[int, int]:
+        """Give the bytes and lines before the window of the next row: every `size` rows of the file are one."""
+        place = 0, 0
+        for number, end, _ in islice(read_lines(self.prompts), self.rows // size * size):
+            place = end, number
+        return place
 
     def close(self) -> None:
         """Close the files, and leave none where nothing was written."""

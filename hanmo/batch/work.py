@@ -11,13 +11,27 @@ from typing import Any, NamedTuple
 from hanmo.batch.rows import Row, row_seed
 from hanmo.errors import HanmoError, PromptError
 from hanmo.generate.rules import check_count
-from hanmo.generate.text import Written, read_prompt, write
+from hanmo.generate.text import Written, read_prompt, search, write
 from hanmo.tokenizers.protocol import Tokenizer
-from hanmo.writer import Writer
+from hanmo.writer import Writer, check_search
 
-__all__ = ["WINDOW", "BatchWriter", "Line"]
+__all__ = ["BatchWriter", "Line", "batch_rows", "window_rows"]
 
-WINDOW = 8  # batches that are held at once, so that those of one length come together
+_WINDOW = 8  # batches that are held at once, so that those of one length come together
+
+
+def batch_rows(*, batch: int, n: int, beams: int | None) -> int:
+    """Count the rows of a batch of at most `batch` texts, n for each row; a search takes one row at a time."""
+    return 1 if beams is not None else max(1, batch // n)
+
+
+def window_rows(*, batch: int, n: int, beams: int | None) -> int:
+    """Count the rows that are sorted by length into batches together.
+
+    Windows are counted from the first row of the file: a run that is resumed at the beginning of one makes the same
+    batches as a run that was never interrupted.
+    """
+    return _WINDOW * batch_rows(batch=batch, n=n, beams=beams)
 
 
 class Line(NamedTuple):
@@ -37,8 +51,9 @@ class Line(NamedTuple):
 class BatchWriter:
     """Write for rows with one model and one way of writing.
 
-    seed: of the run; that of a row which brings none is derived from it.   batch: texts that are written at once;
-    it changes no result.   n, beams, how: as in `Writer.write`.
+    seed: of the run; that of a row which brings none is derived from it.   batch: texts that are written at once; in
+    float32 it changes no result, with other weights it may, as which rows share a batch changes how sums are rounded.
+    n, beams, how: as in `Writer.write`.
     Raises ConfigError for a setting out of range, MissingFile without a vocabulary, CheckpointError if it cannot write.
     """
 
@@ -56,24 +71,29 @@ class BatchWriter:
         check_count("batch", batch)
         self._writer, self._engine, self._writing = writer, writer.engine, writer.writing(**how)
         self._seed, self._n, self._beams, self._how = seed, n, beams, how
-        self._rows = 1 if beams is not None else max(1, batch // n)
+        self._rows = batch_rows(batch=batch, n=n, beams=beams)
+        self.window = window_rows(batch=batch, n=n, beams=beams)
 
-    def write(self, rows: Iterable[Row]) -> Iterator[list[Line]]:
+    def write(self, rows: Iterable[Row], *, done: int = 0) -> Iterator[list[Line]]:
         """Write for rows and give a line for each, in their order, as soon as those before it are there.
 
-        A row that cannot be written on from gives a line that says so, and its neighbours do not notice.
+        rows: from the beginning of a window.   done: the number of the last row that has its line. No line is given
+        for rows up to it, and a batch of them alone is not computed; one that also holds later rows is computed whole,
+        so that these get the texts they would have got without an interruption.
+        A row that cannot be written on from gives a line that says so, and the other rows of its batch get theirs.
         """
         rows = iter(rows)
-        while window := list(islice(rows, WINDOW * self._rows)):
-            done, batches = self._sort(window)
-            waiting = iter(window)
-            row = next(waiting, None)
+        while window := list(islice(rows, self.window)):
+            lines, batches = self._sort(window)
+            waiting = (row.number for row in window if row.number > done)
+            number = next(waiting, None)
             for batch in [[], *batches]:
-                done |= self._texts(batch)
+                if any(row.number > done for row in batch):
+                    lines |= self._texts(batch)
                 ready = []
-                while row is not None and row.number in done:
-                    ready.append(done.pop(row.number))
-                    row = next(waiting, None)
+                while number in lines:
+                    ready.append(lines.pop(number))
+                    number = next(waiting, None)
                 if ready:
                     yield ready
 
@@ -107,7 +127,10 @@ class BatchWriter:
             return []
         if self._beams is not None:
             (row,) = rows
-            return [self._writer.write_detailed(row.prompt, n=self._n, seed=row.seed, beams=self._beams, **self._how)]
+            check_search(self._beams, self._n, row.seed, self._how)
+            # By the engine itself: what `Writer` keeps of earlier prompts would make a text depend on them.
+            found = search(self._engine, self._tokenizer, row.prompt, self._beams, writing=self._writing)
+            return [found[: self._n]]
         seeds = [row_seed(self._seed, row.number) if row.seed is None else row.seed for row in rows]
         prompts = [row.prompt for row in rows]
         return write(self._engine, self._tokenizer, prompts, n=self._n, writing=self._writing, seed=seeds)

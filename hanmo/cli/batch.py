@@ -41,7 +41,7 @@ def write_file(
     from hanmo.batch.cluster import write_on_cluster
     from hanmo.batch.files import Run
     from hanmo.batch.rows import read_rows
-    from hanmo.batch.work import BatchWriter
+    from hanmo.batch.work import BatchWriter, window_rows
     from hanmo.engines.store import identity
     from hanmo.generate.rules import check_count
     from hanmo.writer import check_search
@@ -59,11 +59,13 @@ def write_file(
         if run.rows:
             say(f"going on behind row {run.number}: {_told(run)}")
         drawing: dict[str, Any] = {"seed": run.seed, "n": n, "beams": beams, "batch": batch, "how": how}
-        todo: dict[str, Any] = {"start": run.start, "number": run.number}
+        start, number = run.window(window_rows(batch=batch, n=n, beams=beams))
         if ray:
+            todo: dict[str, int] = {"start": start, "number": number, "done": run.number}
             results = write_on_cluster(file, open_model, drawing, gpus=_gpus(options), **todo)
         else:
-            results = BatchWriter(open_model(), **drawing).write(read_rows(file, **todo))
+            rows = read_rows(file, start=start, number=number)
+            results = BatchWriter(open_model(), **drawing).write(rows, done=run.number)
         _follow(run, results, batch)
         say(f"finished: {_told(run)}")
         _check(run)

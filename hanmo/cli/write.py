@@ -106,7 +106,10 @@ def write(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="With --file: where results go; goes on if interrupted.")] = None,
     batch: Annotated[
-        int | None, typer.Option(help="With --file: texts to write at once; no result depends on it.", show_default="8")
+        int | None,
+        typer.Option(
+            help="With --file: texts to write at once; in int8, int4 and bfloat16 texts depend on it.", show_default="8"
+        ),
     ] = None,
     ray: Annotated[bool, typer.Option("--ray", help="With --file: spread the rows over the Ray cluster.")] = False,
 ) -> None:

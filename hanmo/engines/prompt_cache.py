@@ -44,10 +44,11 @@ class _Kept:
 
 
 class PromptCache:
-    """An `Engine` that remembers the last texts of another; what it gives is what that engine gives.
+    """An `Engine` that remembers the last texts of another, so that it reads only what is new in a prompt.
 
-    In float32 logits differ from those of the whole prompt by less than 1e-5, in other kinds as between batches; a
-    prompt that is read a second time gets the very logits of the first.
+    In float32 logits differ from that engine's own by less than 1e-5. In other kinds they differ by what is rounded, as
+    between batches, and a text that is drawn or even the likeliest may be another. A prompt that is read a second time
+    gets the very logits of the first.
     most: how many texts are kept.   most_bytes: and how much memory they take.
     Only prompts that are alone are helped, of models that read from left to right.
     """

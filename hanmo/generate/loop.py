@@ -135,8 +135,9 @@ def sample(
 ) -> Iterator[Token | End]:
     """Write n samples of every prompt and yield each id as it is chosen.
 
-    Row p*n + k is sample number first + k of prompt p. Its draws depend on seed and sample number alone: n samples are
-    the same as each of them written alone with `first`. A prompt is read once, whatever n is.
+    Row p*n + k is sample number first + k of prompt p. Its draws depend on seed and sample number alone: where an
+    engine gives a row the same logits in every batch, n samples are those that are written one by one with `first`.
+    A prompt is read once, whatever n is.
     seed: one for all prompts, or one for each.
     history: whether the prompt counts for the repetition rules; False where it is the source of an encoder.
     stop: asked with (row, id) after every id but an end id; a word ends the row and becomes the reason of its `End`.

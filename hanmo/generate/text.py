@@ -124,7 +124,8 @@ def write(
 ) -> list[list[Written]]:
     """Continue each text n times, all at once: one list a text, its samples numbered from `first`.
 
-    Each sample is what it would be if it were written alone with the same seed and number.
+    Where the engine gives a row the same logits in every batch, as in float32, each sample is what it would be if it
+    were written alone with the same seed and number; with fewer bits sums are rounded otherwise in another batch.
     seed: one for all texts, or one for each; None takes a fresh one for all.
     Raises PromptError for a text that cannot be continued and ConfigError for a setting, both before the first id.
     """

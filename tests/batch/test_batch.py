@@ -5,7 +5,9 @@ import json
 import math
 import os
 import random
+import shutil
 from itertools import count, islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,19 +16,20 @@ from toy_writer import SIZES, WORDS, ToyWriter
 from hanmo.batch import rows as rows_module
 from hanmo.batch.files import Run
 from hanmo.batch.rows import Row, read_rows, row_seed
-from hanmo.batch.work import WINDOW, BatchWriter
+from hanmo.batch.work import BatchWriter, window_rows
 from hanmo.errors import ConfigError, DataError, MissingFile
 
+GOLDENS = Path(__file__).parents[1] / "data" / "goldens"
 HOW = {"max_chars": 12, "min_chars": 4}
 LENGTHS = [1, 2, 5, 20, 63, 64]  # the last leaves no room
 
 
-def make(path, size, *, seed=1):
+def make(path, size, *, seed=1, lengths=LENGTHS):
     """Write a file of prompts of every length, each thirteenth row a bad one and each ninth with a seed of its own."""
     chance = random.Random(seed)
     with path.open("w", encoding="utf-8") as file:
         for number in range(1, size + 1):
-            row = {"prompt": "".join(chance.choices(WORDS[5:], k=chance.choice(LENGTHS))), "id": f"a{number}"}
+            row = {"prompt": "".join(chance.choices(WORDS[5:], k=chance.choice(lengths))), "id": f"a{number}"}
             row |= {"seed": number} if number % 9 == 0 else {}
             file.write(json.dumps(row if number % 13 else {"text": "…"}, ensure_ascii=False) + "\n")
     return path
@@ -37,7 +40,9 @@ def written(path, out, *, writer=None, limit=None, settings=(), **options):
     options = {"how": HOW} | options
     with Run(path, out, settings=dict(settings), seed=5) as run:
         work = BatchWriter(writer or ToyWriter(), seed=run.seed, **options)
-        for lines in islice(work.write(read_rows(path, start=run.start, number=run.number)), limit):
+        start, number = run.window(work.window)
+        rows = read_rows(path, start=start, number=number)
+        for lines in islice(work.write(rows, done=run.number), limit):
             run.append(lines)
     return records(out), records(out.with_name("results.errors.jsonl"))
 
@@ -61,7 +66,7 @@ def test_results_say_the_row_the_id_the_prompt_and_the_texts(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["torch", "openvino"])
-def test_texts_are_equal_at_every_batch_size_and_alone(tmp_path, monkeypatch, kind):
+def test_texts_in_float32_are_equal_at_every_batch_size_and_alone(tmp_path, monkeypatch, kind):
     from hanmo import load, open_writer
     from hanmo.families import FAMILIES
     from hanmo.model import Model
@@ -88,6 +93,25 @@ def test_texts_are_equal_at_every_batch_size_and_alone(tmp_path, monkeypatch, ki
         assert [record["row"] for record in bad] == [13, 26]
 
 
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4"])
+def test_a_run_cut_at_random_and_resumed_gives_the_same_bytes_in_all_weights(tmp_path, monkeypatch, weights):
+    from hanmo import open_writer
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(GOLDENS / "gpt2_ml", tmp_path / "model")
+    words = [*WORDS, *(chr(code) for code in range(ord("一"), ord("一") + 120) if chr(code) not in WORDS)]
+    (tmp_path / "model/vocab.txt").write_text("\n".join(words[:120]), "utf-8")
+    path, chance = make(tmp_path / "prompts.jsonl", 40, lengths=[1, 2, 5, 20]), random.Random(3)
+    options = {"writer": open_writer(tmp_path / "model", weights=weights, threads=1), "how": {"max_chars": 25}}
+    whole = tmp_path / "whole" / "results.jsonl"
+    written(path, whole, **options)
+    for number in range(3):
+        out = tmp_path / f"{number}" / "results.jsonl"
+        for limit in (chance.randint(1, 3), chance.randint(1, 3), None):
+            written(path, out, limit=limit, **options)
+        assert out.read_bytes() == whole.read_bytes()
+
+
 def test_texts_of_a_prompt_and_texts_at_once_make_no_difference(tmp_path):
     path = make(tmp_path / "prompts.jsonl", 40)
     results = [written(path, tmp_path / f"{batch}" / "results.jsonl", batch=batch, n=3) for batch in (1, 7, 40)]
@@ -95,11 +119,13 @@ def test_texts_of_a_prompt_and_texts_at_once_make_no_difference(tmp_path):
     assert [len(record["texts"]) for record in results[0][0]] == [3] * 37
 
 
-def test_a_search_takes_one_row_after_another(tmp_path):
+def test_a_search_takes_one_row_after_another_and_nothing_from_earlier_texts(tmp_path, monkeypatch):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "今天"}\n{"prompt": "明月", "seed": 3}\n', "utf-8")
+    expected = ToyWriter().write("今天", beams=3, n=2, **HOW)
+    monkeypatch.setattr(ToyWriter, "remembering", None)
     good, bad = written(path, tmp_path / "results.jsonl", beams=3, n=2)
-    assert [record["texts"] for record in good] == [ToyWriter().write("今天", beams=3, n=2, **HOW)]
+    assert [record["texts"] for record in good] == [expected]
     assert len(bad) == 1 and "leave seed and the settings of drawing out" in bad[0]["error"]
 
 
@@ -184,7 +210,7 @@ def test_fifty_thousand_rows_are_never_held_at_once():
         assert [line.number for line in lines] == list(range(given + 1, given + 1 + len(lines)))
         given += len(lines)
         ahead = max(ahead, read - given)
-    assert given == 50_000 and ahead < WINDOW * 8
+    assert given == 50_000 and ahead < window_rows(batch=8, n=1, beams=None) == 64
     assert sum(map(len, writer.toy.prefilled)) == 2500
 
 
@@ -212,10 +238,27 @@ def test_a_run_goes_on_from_every_point_at_which_it_can_be_cut(tmp_path):
                     file.write(line)
             writer = ToyWriter()
             assert written(path, folder / "results.jsonl", writer=writer, batch=1 + place % 9) == whole
-            done = sum(len(prompts) for prompts in writer.toy.prefilled)
-            assert done <= sum(name == "results.jsonl" for name, _ in lines[place:])
+            left = {json.loads(line)["prompt"] for name, line in lines[place:] if name == "results.jsonl"}
+            encoded = {tuple(writer.tokenizer.encode(prompt, ends=False).ids) for prompt in left}
+            assert all(any(tuple(prompt) in encoded for prompt in batch) for batch in writer.toy.prefilled)
             tried += 1
     assert tried == 44
+
+
+@pytest.mark.parametrize("options", [{"batch": 3}, {"batch": 5, "n": 2}, {"beams": 2}])
+def test_a_resumed_run_writes_the_very_batches_of_an_undisturbed_one(tmp_path, options):
+    path = make(tmp_path / "prompts.jsonl", 50)
+    path.write_text(path.read_text("utf-8").replace("\n", "\n\n", 40), "utf-8")  # blank lines are no rows
+    whole = ToyWriter()
+    written(path, tmp_path / "whole" / "results.jsonl", writer=whole, **options)
+    for limit in (1, 4, 8, 13):
+        out = tmp_path / f"{limit}" / "results.jsonl"
+        written(path, out, limit=limit, **options)
+        resumed = ToyWriter()
+        written(path, out, writer=resumed, **options)
+        assert all(batch in whole.toy.prefilled for batch in resumed.toy.prefilled)
+        for name in ("results.jsonl", "results.errors.jsonl"):
+            assert out.with_name(name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_a_seed_that_nobody_chose_is_kept_for_the_rest(tmp_path):

@@ -15,7 +15,7 @@ import toy_writer
 from hanmo.batch.cluster import write_on_cluster
 from hanmo.batch.files import Run
 from hanmo.batch.rows import read_rows
-from hanmo.batch.work import BatchWriter
+from hanmo.batch.work import BatchWriter, window_rows
 from hanmo.errors import ConfigError, MissingExtra
 
 OPTIONS = {"seed": 5, "n": 2, "beams": None, "batch": 4, "how": test_batch.HOW}
@@ -62,7 +62,8 @@ def run(path, out, folder, *, each=None, limit=None):
     folder.mkdir(exist_ok=True)
     with Run(path, out, settings={}, seed=5) as run:
         open_model = partial(toy_writer.started, folder, pause=0.1)
-        parts = write_on_cluster(path, open_model, OPTIONS, start=run.start, number=run.number)
+        start, number = run.window(window_rows(batch=4, n=2, beams=None))
+        parts = write_on_cluster(path, open_model, OPTIONS, start=start, number=number, done=run.number)
         for lines in islice(parts, limit):
             run.append(lines)
             if each is not None:
