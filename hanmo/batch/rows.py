@@ -13,6 +13,9 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import NoReturn
 
+from hanmo.errors import DataError
+from hanmo.files import open_file
+
 __all__ = ["Row", "read_lines", "read_rows", "row_seed"]
 
 LONGEST = 4 << 20  # bytes of a line; a file without line ends must not be held as one
@@ -42,7 +45,7 @@ def read_rows(path: Path, *, start: int = 0, number: int = 0) -> Iterator[Row]:
 
 def read_lines(path: Path, *, start: int = 0, number: int = 0) -> Iterator[tuple[int, int, bytes]]:
     """Read (number, end, bytes) of each line that is not blank; of one that is too long, more than LONGEST bytes."""
-    with path.open("rb") as file:
+    with open_file(path, error=DataError) as file:
         file.seek(start)
         while line := file.readline(LONGEST + 1):
             rest = line

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hanmo.errors import DataError, MissingFile
+from hanmo.files import open_file
 
 __all__ = ["JSON", "TABLES", "find_files", "form", "json_rows", "opened", "table_rows", "text_in"]
 
@@ -65,7 +66,7 @@ def opened(path: Path) -> Iterator[tuple[io.TextIOWrapper, IO[bytes]]]:
     encoding = _recognise(path)
     newline = "" if form(path) in TABLES else None
     try:
-        with path.open("rb") as raw, _uncompressed(raw, path) as file:
+        with open_file(path, error=DataError) as raw, _uncompressed(raw, path) as file:
             yield io.TextIOWrapper(file, encoding=encoding, errors="strict", newline=newline), raw
     except UnicodeDecodeError as error:
         raise _undecodable(path, error) from None
@@ -132,7 +133,7 @@ def _uncompressed(raw: IO[bytes], path: Path) -> IO[bytes]:
 def _recognise(path: Path) -> str:
     """Return "utf-8-sig" or "gb18030", by the first bytes that are not ASCII."""
     try:
-        with path.open("rb") as raw, _uncompressed(raw, path) as file:
+        with open_file(path, error=DataError) as raw, _uncompressed(raw, path) as file:
             at = 0
             while (chunk := file.read(_CHUNK)) and chunk.isascii():
                 if b"\0" in chunk:
@@ -167,7 +168,7 @@ def _line_of_fault(chunk: bytes) -> int:
 
 def _undecodable(path: Path, error: UnicodeDecodeError) -> DataError:
     """Return the error for bytes that break off the encoding recognised at the file's start, with their line."""
-    with path.open("rb") as raw, _uncompressed(raw, path) as file:
+    with open_file(path, error=DataError) as raw, _uncompressed(raw, path) as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode(error.encoding)

@@ -118,7 +118,13 @@ def read_weight_map(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict):
         raise CorruptFile(f'{path} has no object "weight_map" that names the file of each tensor')
     for name, file in weight_map.items():
-        if not isinstance(file, str) or file in {"", ".."} or file != Path(file).name or set(file) & {"\\", "\0"}:
+        if (
+            not isinstance(file, str)
+            or file in {"", ".."}
+            or file != Path(file).name
+            or set(file) & {"\\", "\0"}
+            or len(file.encode()) > 255
+        ):
             raise CorruptFile(f"{path} names {file!r} for {name!r}; expected a file name in the same folder")
     return weight_map
 

@@ -2,6 +2,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,14 @@ def test_bad_data_is_named_with_its_file_and_line(tmp_path: Path, name: str, con
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         texts(tmp_path / name)
+
+
+def test_data_that_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    (tmp_path / "b.jsonl").symlink_to("/dev/zero")
+    for name in ("a.txt", "b.jsonl"):
+        with pytest.raises(DataError, match="is a folder, a FIFO or a device; expected a regular file"):
+            texts(tmp_path / name)
 
 
 def test_an_archive_cut_short_late_is_named(tmp_path: Path) -> None:

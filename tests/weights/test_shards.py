@@ -48,7 +48,7 @@ def test_an_index_that_does_not_fit_its_files_is_refused(index):
         open_source(index)
 
 
-@pytest.mark.parametrize("file", ["../m.safetensors", "/etc/passwd", "..", "a/b", "a\\b", "", 5, "\0"])
+@pytest.mark.parametrize("file", ["../m.safetensors", "/etc/passwd", "..", "a/b", "a\\b", "", 5, "\0", "x" * 300])
 def test_a_shard_outside_the_folder_is_refused(index, file):
     content = json.loads(index.read_text())
     content["weight_map"]["a"] = file

@@ -20,6 +20,7 @@ import numpy as np
 
 from hanmo.compat.bert4keras._strings import convert_to_unicode
 from hanmo.errors import DataError, NotCarried
+from hanmo.files import MAX_BYTES, read_json
 
 
 class open:  # bert4keras's own name
@@ -43,7 +44,7 @@ class open:  # bert4keras's own name
         self.offsets: list[int] | None = None
         self._lines: Iterator[Any] | None = None
         if isinstance(indexable, str) and Path(indexable).exists():
-            self.offsets = json.loads(Path(indexable).read_text(encoding="utf-8"))
+            self.offsets = read_json(Path(indexable), kind=list, limit=MAX_BYTES)
         elif indexable:
             self.create_indexes()
             if isinstance(indexable, str):
