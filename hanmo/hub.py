@@ -14,6 +14,7 @@ from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError
 from hanmo.loaded import Loaded
 from hanmo.model import Model
+from hanmo.tokenizers.exact import PreTokenize
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.weights.edit import VocabularyEdit
 from hanmo.weights.load import Report, fill
@@ -31,6 +32,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     tokenizer: str | Path | Tokenizer | None = None,
+    pre_tokenize: bool | PreTokenize | None = None,
     edit: VocabularyEdit | None = None,
     verify: bool = True,
     progress: Callable[[int], None] | None = None,
@@ -41,6 +43,7 @@ def load(
     family: where the names fit several.   mask: "causal" or "prefix" lets a BERT-like encoder write (UniLM).
     dtype: of the weights; None keeps the file's.   edit: a change of the vocabulary.   verify: check the checksums.
     tokenizer: a vocabulary file or folder, or a ready tokenizer; None takes the one beside the checkpoint, if any.
+    pre_tokenize: cut texts into words first: True by jieba, or a function; None where the vocabulary holds words.
     progress: called with the bytes of each tensor that is in.
     Raises MissingFile, CheckpointError (CorruptFile, TensorMismatch) or ConfigError; nothing is filled halfway.
     """
@@ -55,7 +58,7 @@ def load(
             f"device is {str(device)!r}, which torch cannot use here: {str(error).splitlines()[0]}"
         ) from None
     if not isinstance(tokenizer, Tokenizer):
-        tokenizer = find_tokenizer(source.path, tokenizer)
+        tokenizer = find_tokenizer(source.path, tokenizer, pre_tokenize=pre_tokenize)
     return Loaded(model.config, model, tokenizer, report, source.path)
 
 

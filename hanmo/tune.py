@@ -78,6 +78,7 @@ class Wishes:
     held_out: float = 0.05
     separator: str | None = None
     document: str = "file"
+    pre_tokenize: bool | None = None
     seed: int = 0
 
 
@@ -124,7 +125,16 @@ def finetune(
         slots = _slots(source, config, family) if wishes.restore_slots and not run.resume else None
     console.print(f"planned: {gib(memory.needed)} ({memory.choice})", highlight=False, soft_wrap=True)
     dtype = torch.bfloat16 if memory.choice.precision == "bfloat16" else torch.float32
-    loaded = load(model, config=config, family=family, mask=mask, dtype=dtype, device=device, tokenizer=tokenizer)
+    loaded = load(
+        model,
+        config=config,
+        family=family,
+        mask=mask,
+        dtype=dtype,
+        device=device,
+        tokenizer=tokenizer,
+        pre_tokenize=wishes.pre_tokenize,
+    )
     folder = loaded.path if loaded.path.is_dir() else loaded.path.parent
     beside = _vocabulary(run.out, tokenizer or folder)
     return _learn(loaded, run, wishes, memory, before, beside, console, progress, slots=slots)
@@ -152,7 +162,9 @@ def pretrain(
     scale_outputs(model, whole.main.depth)
     if memory.choice.precision == "bfloat16":
         model.to(torch.bfloat16)
-    loaded = Loaded(whole, model.to(device), load_tokenizer(tokenizer), Report(), run.out)
+    loaded = Loaded(
+        whole, model.to(device), load_tokenizer(tokenizer, pre_tokenize=wishes.pre_tokenize), Report(), run.out
+    )
     return _learn(loaded, run, wishes, memory, before, _vocabulary(run.out, tokenizer), console, progress, fresh=True)
 
 

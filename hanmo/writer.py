@@ -18,6 +18,7 @@ from hanmo.generate.rules import check_count, check_number
 from hanmo.generate.sampling import GREEDY, PRESETS, Sampling
 from hanmo.generate.stop import StopRules
 from hanmo.generate.text import Stream, Writing, Written, search, stream, write
+from hanmo.tokenizers.exact import PreTokenize
 from hanmo.tokenizers.load import load_tokenizer
 from hanmo.tokenizers.prompt import Marks, as_texts, marks_of
 from hanmo.tokenizers.protocol import Tokenizer
@@ -295,12 +296,14 @@ def open_writer(
     family: str | None = None,
     mask: str | None = None,
     tokenizer: str | Path | Tokenizer | None = None,
+    pre_tokenize: bool | PreTokenize | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Writer:
     """Open a checkpoint for writing on a CPU, without torch once its weights were converted and kept.
 
     weights: "int8", "int4", "bfloat16" or "float32".   threads: None leaves it to OpenVINO.
-    path, config, family, mask, tokenizer: as for `hanmo.load`.   progress: called with the bytes read while converting.
+    path, config, family, mask, tokenizer, pre_tokenize: as for `hanmo.load`.
+    progress: called with the bytes read while converting.
     Raises what `hanmo.load` raises.
     """
     from hanmo.engines.openvino_engine import OpenVinoEngine, open_weights
@@ -309,21 +312,23 @@ def open_writer(
     path = Path(path)
     kept = open_weights(path, weights=weights, config=config, family=family, progress=progress)
     if not isinstance(tokenizer, Tokenizer):
-        tokenizer = find_tokenizer(path, tokenizer)
+        tokenizer = find_tokenizer(path, tokenizer, pre_tokenize=pre_tokenize)
     start = 0 if tokenizer is None else marks_of(kept.config, tokenizer).start
     engine = OpenVinoEngine(kept, mask=mask, threads=threads, start=start)
     return _EngineWriter(engine.config, tokenizer, path, engine, PromptCache(engine))
 
 
-def find_tokenizer(path: Path, given: str | Path | None) -> Tokenizer | None:
+def find_tokenizer(
+    path: Path, given: str | Path | None, *, pre_tokenize: bool | PreTokenize | None = None
+) -> Tokenizer | None:
     """Load the tokenizer that was given, or the one in the checkpoint's folder; None if there is none.
 
     Raises MissingFile or TokenizerError for one that cannot be used.
     """
     if given is not None:
-        return load_tokenizer(given)
+        return load_tokenizer(given, pre_tokenize=pre_tokenize)
     try:
-        return load_tokenizer(path if path.is_dir() else path.parent)
+        return load_tokenizer(path if path.is_dir() else path.parent, pre_tokenize=pre_tokenize)
     except MissingFile:
         return None
 

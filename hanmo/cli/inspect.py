@@ -62,7 +62,7 @@ def inspect(
     if config:
         echo(_dump(found.config))
     elif as_json:
-        echo(_dump(found.as_dict()))
+        echo(_dump(_as_dict(found)))
     else:
         _print(found)
     _check_sum([found])
@@ -91,7 +91,7 @@ def _list(folder: Path, paths: list[Path], *, as_json: bool, sha256: bool) -> No
             lines.append([name, f"not readable: {error}"])
             continue
         found.append(one)
-        objects.append(one.as_dict())
+        objects.append(_as_dict(one))
         size, rows = f"{one.found.parameters:,} parameters", f"{one.found.sizes['vocab']:,} rows"
         lines.append([name, one.found.family, size, one.found.dtype, rows, one.found.released or ""])
     if as_json:
@@ -141,12 +141,30 @@ def _print(one: Inspection) -> None:
         _field("note", note)
     for problem in one.problems:
         _field("does not fit", problem, color=typer.colors.RED)
+    if _cuts_words(one):
+        _field("words", "jieba cuts texts into words first (pip install 'hanmo[cpm]'); not with --no-pre-tokenize")
     if one.config_file is None:
         _field("config.json", "none is here; save this one beside the checkpoint (or use --config)")
         echo(_dump(one.config))
     else:
         mended = f"; {', '.join(found.mend)} must change, see --config" if found.mend and found.misfits else ""
         _field("config.json", f"{one.config_file.name}{mended}")
+
+
+def _as_dict(one: Inspection) -> dict[str, Any]:
+    return one.as_dict() | {"pre_tokenize": "jieba" if _cuts_words(one) else None}
+
+
+def _cuts_words(one: Inspection) -> bool:
+    """Say whether the tokenizer beside a checkpoint cuts texts into words first; one that cannot be read does not."""
+    from hanmo.tokenizers.load import load_tokenizer
+    from hanmo.tokenizers.wordpiece import WordPiece
+
+    try:
+        tokenizer = load_tokenizer(one.path.parent)
+    except HanmoError:
+        return False
+    return isinstance(tokenizer, WordPiece) and tokenizer.pre_tokenizes
 
 
 def _field(name: str, value: str, *, color: str | None = None) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from hanmo.cli.screen import echo, progress, say
 from hanmo.cli.train import Document
+from hanmo.cli.write import PreTokenize
 from hanmo.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def pack(
     out: Annotated[Path, typer.Option("--out", help="NAME of NAME.bin and its two companions.", show_default=False)],
     tokenizer: Annotated[Path | None, typer.Option(help="The vocabulary, a file or a folder with one.")] = None,
     model: Annotated[Path | None, typer.Option(help="A checkpoint whose vocabulary lies beside it.")] = None,
+    pre_tokenize: PreTokenize = None,
     text_key: _TextKey = "text",
     source_key: Annotated[str, typer.Option(help="Field that names the source; default: the file's name.")] = "source",
     document: Annotated[Document, typer.Option(help="What one document of a text file is.")] = Document.file,
@@ -64,7 +66,7 @@ def pack(
             tokenizer = source.path.parent
     assert tokenizer is not None
     _refuse(force, *(out.with_name(f"{out.name}.{ending}") for ending in ("bin", "documents", "json")))
-    encoder = TokenEncoder(load_tokenizer(tokenizer), separator=separator)
+    encoder = TokenEncoder(load_tokenizer(tokenizer, pre_tokenize=pre_tokenize), separator=separator)
     with progress(f"packing {out.name}") as show:
         report = pack_files(
             inputs,

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from hanmo.cli.screen import progress, say
-from hanmo.cli.write import Mask
+from hanmo.cli.write import Mask, PreTokenize
 from hanmo.errors import ConfigError, MissingFile
 from hanmo.files import errors_as, read_json
 
@@ -110,6 +110,7 @@ def finetune(
     config: Annotated[Path | None, typer.Option(help="The config.json, if not beside the checkpoint.")] = None,
     family: _Family = None,
     tokenizer: _Tokenizer = None,
+    pre_tokenize: PreTokenize = None,
     mask: Annotated[Mask | None, typer.Option(help="Have a BERT-like encoder learn to write.")] = None,
     sequence: _Sequence = None,
     batch: _Batch = 1,
@@ -165,6 +166,7 @@ def pretrain(
         Path | None, typer.Option(help="A hanmo.json, or a config.json of any family.", show_default=False)
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="The vocabulary: file or folder.", show_default=False)] = None,
+    pre_tokenize: PreTokenize = None,
     data: _Data = None,
     valid: _Valid = None,
     resume: _Resume = False,

@@ -46,6 +46,16 @@ class Mask(str, Enum):
     prefix = "prefix"
 
 
+PreTokenize = Annotated[
+    bool | None,
+    typer.Option(
+        "--pre-tokenize/--no-pre-tokenize",
+        help="Cut texts into words by jieba first; default: where the vocabulary is one of words (RoFormer, WoBERT).",
+        show_default=False,
+    ),
+]
+
+
 def _own(value: str) -> str:
     """Name a default that a model's own generation_config.json goes before."""
     return f"the model's, or {value}"
@@ -100,6 +110,7 @@ def write(
     config: Annotated[Path | None, typer.Option(help="The config.json, if not beside the checkpoint.")] = None,
     family: Annotated[str | None, typer.Option(help="The family, where names fit several.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="The vocabulary, if not beside the checkpoint.")] = None,
+    pre_tokenize: PreTokenize = None,
     mask: Annotated[Mask | None, typer.Option(help="Have a BERT-like encoder write.")] = None,
     file: Annotated[
         Path | None, typer.Option(help='Write for each line of this file: a prompt, or {"prompt": …}.')
@@ -128,7 +139,8 @@ def write(
         from hanmo.writer import SMALL
 
         model, weights = SMALL, weights or (Weights.int8 if device in ("auto", "cpu") else None)
-    open_model = partial(_load, model, weights, device, config, family, tokenizer, mask)
+    reading = {"config": config, "family": family, "tokenizer": tokenizer, "mask": mask and mask.value}
+    open_model = partial(_load, model, weights, device, reading | {"pre_tokenize": pre_tokenize})
     how: dict[str, Any] = {
         "preset": preset,
         "temperature": temperature,
@@ -155,6 +167,7 @@ def write(
             "family": family,
             "tokenizer": tokenizer and str(tokenizer.resolve()),
             "mask": mask and mask.value,
+            "pre_tokenize": pre_tokenize,
         }
         write_file(
             file,
@@ -198,18 +211,11 @@ def _from_stdin() -> str:
         raise PromptError(f"standard input is not UTF-8: {error.reason} at byte {error.start}; convert it") from None
 
 
-def _load(
-    model: Path,
-    weights: Weights | None,
-    device: str,
-    config: Path | None,
-    family: str | None,
-    tokenizer: Path | None,
-    mask: Mask | None,
-) -> "Writer":
+def _load(model: Path, weights: Weights | None, device: str, reading: dict[str, Any]) -> "Writer":
+    """Open a model; reading: what `hanmo.load` and `open_writer` both take."""
     on_gpu = weights is Weights.int8 and device.startswith("cuda")
     if weights in (Weights.int8, Weights.int4) and not on_gpu:
-        return _open(model, weights, device, config, family, tokenizer, mask)
+        return _open(model, weights, device, reading)
     import torch
 
     from hanmo.hub import load
@@ -222,16 +228,7 @@ def _load(
         raise ConfigError(f"device is {device!r}; expected cpu, cuda, cuda:0 …, mps or auto") from None
     kind = torch.bfloat16 if on_gpu else getattr(torch, weights.value) if weights else None
     with _bytes_read(model, "loading") as count:
-        loaded = load(
-            model,
-            config=config,
-            family=family,
-            tokenizer=tokenizer,
-            mask=mask.value if mask else None,
-            dtype=kind,
-            device=place,
-            progress=count,
-        )
+        loaded = load(model, dtype=kind, device=place, progress=count, **reading)
     if on_gpu:
         from hanmo.engines.fused import quantised
 
@@ -239,15 +236,7 @@ def _load(
     return loaded
 
 
-def _open(
-    model: Path,
-    weights: Weights,
-    device: str,
-    config: Path | None,
-    family: str | None,
-    tokenizer: Path | None,
-    mask: Mask | None,
-) -> "Writer":
+def _open(model: Path, weights: Weights, device: str, reading: dict[str, Any]) -> "Writer":
     """Open the CPU engine, which converts the weights when it first sees them and needs no torch after that."""
     if device not in ("auto", "cpu"):
         raise ConfigError(
@@ -256,15 +245,7 @@ def _open(
     from hanmo.writer import open_writer
 
     with _bytes_read(model, "converting") as count:
-        return open_writer(
-            model,
-            weights=weights.value,
-            config=config,
-            family=family,
-            mask=mask.value if mask else None,
-            tokenizer=tokenizer,
-            progress=count,
-        )
+        return open_writer(model, weights=weights.value, progress=count, **reading)
 
 
 @contextmanager

@@ -4,18 +4,21 @@ Knows the names of files and which go together. Knows no checkpoint and no model
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hanmo.errors import MissingFile, TokenizerError
 from hanmo.tokenizers.added import read_added, read_object
 from hanmo.tokenizers.byte_bpe import ByteBPE
+from hanmo.tokenizers.exact import PreTokenize
 from hanmo.tokenizers.lossless import NEWLINE, SPACE_TOKEN, Lossless
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.tokenizers.sentence_piece import CPM_NEWLINE, CPM_SPACE, SentencePiece
 from hanmo.tokenizers.tokenizer_json import TokenizerJson, read_tokenizer_json
 from hanmo.tokenizers.vocab import read_vocab
 from hanmo.tokenizers.wordpiece import WordPiece
+from hanmo.tokenizers.words import holds_words, jieba_words
 
 __all__ = ["load_tokenizer", "tokenizer_files"]
 
@@ -35,6 +38,7 @@ _TOKENIZER = (
     "vocab.bpe",
 )
 _SENTENCE_PIECE = "*.model"
+_WORD_CLASSES = ("RoFormerTokenizer", "RoFormerTokenizerFast")
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -56,6 +60,7 @@ def load_tokenizer(
     lowercase: bool | None = None,
     ends: bool | None = None,
     stand_ins: bool | Mapping[str, str] = False,
+    pre_tokenize: bool | PreTokenize | None = None,
 ) -> Tokenizer:
     """Load the tokenizer at a path: a file, or a folder that holds one.
 
@@ -70,6 +75,9 @@ def load_tokenizer(
     lowercase: for WordPiece; None follows a tokenizer_config.json beside it, else folds if no token has a capital.
     ends: whether encode adds the start and end marks by default; None does as the kind usually does. GPT2_ML: False.
     stand_ins: for WordPiece; see there.
+    pre_tokenize: for WordPiece: cut texts into words first, True by jieba without its HMM, as RoFormer, WoBERT and
+    T5-PEGASUS were trained. None does so where tokenizer_config.json names RoFormerTokenizer or the vocabulary holds
+    words.
     Raises MissingFile if there is nothing of this, TokenizerError if there are several or the file is damaged.
     """
     path = Path(path)
@@ -83,13 +91,13 @@ def load_tokenizer(
         folder = path.parent
         return ByteBPE.from_files(folder / "vocab.json", folder / "merges.txt", ends=bool(ends))
     if path.suffix == ".json":
-        return _from_json(path, lowercase, ends, stand_ins)
+        return _from_json(path, lowercase, ends, stand_ins, pre_tokenize)
     if path.suffix == ".model":
         return _sentence_piece(path, ends)
     if path.suffix == ".txt":
         said = read_object(path.parent / "tokenizer_config.json").get("do_lower_case")
         lowercase = said if lowercase is None and isinstance(said, bool) else lowercase
-        return _word_piece(read_vocab(path), path.parent, None, lowercase, ends, stand_ins)
+        return _word_piece(read_vocab(path), path.parent, None, lowercase, ends, stand_ins, pre_tokenize)
     raise TokenizerError(
         f"{path} is none of the files that hold a tokenizer: *.txt, *.model, vocab.json with merges.txt, tokenizer.json"
     )
@@ -120,6 +128,7 @@ def _word_piece(
     lowercase: bool | None,
     ends: bool | None,
     stand_ins: bool | Mapping[str, str],
+    pre_tokenize: bool | PreTokenize | None,
 ) -> Tokenizer:
     if NEWLINE in tokens and SPACE_TOKEN in tokens:
         return Lossless(tokens, ends=bool(ends))
@@ -129,7 +138,13 @@ def _word_piece(
     known = {*tokens, *(token.content for token in added.values())}
     marked = ends is not False and {"[CLS]", "[SEP]"} <= known
     start, end = ("[CLS]", "[SEP]") if marked or ends else (None, None)
-    return WordPiece(tokens, lowercase=lowercase, start=start, end=end, stand_ins=stand_ins, added=added)
+    if pre_tokenize is None:
+        named = read_object(folder / "tokenizer_config.json").get("tokenizer_class")
+        pre_tokenize = named in _WORD_CLASSES or holds_words(tokens)
+    cut = partial(jieba_words, hmm=False) if pre_tokenize is True else pre_tokenize or None
+    return WordPiece(
+        tokens, lowercase=lowercase, start=start, end=end, pre_tokenize=cut, stand_ins=stand_ins, added=added
+    )
 
 
 def _sentence_piece(path: Path, ends: bool | None) -> SentencePiece:
@@ -143,7 +158,13 @@ def _sentence_piece(path: Path, ends: bool | None) -> SentencePiece:
     return SentencePiece(path, end="</s>" if plain.token_to_id("</s>") is not None else None, ends=adds)
 
 
-def _from_json(path: Path, lowercase: bool | None, ends: bool | None, stand_ins: bool | Mapping[str, str]) -> Tokenizer:
+def _from_json(
+    path: Path,
+    lowercase: bool | None,
+    ends: bool | None,
+    stand_ins: bool | Mapping[str, str],
+    pre_tokenize: bool | PreTokenize | None,
+) -> Tokenizer:
     found = read_tokenizer_json(path)
     model = found["model"]
     if model.get("type") != "WordPiece" or not isinstance(model.get("vocab"), dict):
@@ -157,4 +178,4 @@ def _from_json(path: Path, lowercase: bool | None, ends: bool | None, stand_ins:
     said = normalizer.get("lowercase") if isinstance(normalizer, dict) else None
     if lowercase is None and isinstance(said, bool):
         lowercase = said
-    return _word_piece(tokens, path.parent, found, lowercase, ends, stand_ins)
+    return _word_piece(tokens, path.parent, found, lowercase, ends, stand_ins, pre_tokenize)

@@ -3,20 +3,19 @@
 Knows the .model file through the sentencepiece package, and CPM's way with spaces. Knows no vocab.txt.
 """
 
-import logging
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-from hanmo.errors import MissingExtra, MissingFile, TokenizerError
+from hanmo.errors import MissingFile, TokenizerError
 from hanmo.files import errors_as, read_bytes
 from hanmo.tokenizers.base import BaseTokenizer, Spans
 from hanmo.tokenizers.protocol import SpecialIds
 from hanmo.tokenizers.streams import WindowStream
+from hanmo.tokenizers.words import jieba_words
 
-__all__ = ["CPM_NEWLINE", "CPM_SPACE", "SentencePiece", "jieba_words", "load_model"]
+__all__ = ["CPM_NEWLINE", "CPM_SPACE", "SentencePiece", "load_model"]
 
 CPM_SPACE, CPM_NEWLINE = "\u2582", "\u2583"  # ▂ ▃: how CPM writes ' ' and '\n'
 _TO_CPM = str.maketrans({" ": CPM_SPACE, "\n": CPM_NEWLINE})
@@ -46,7 +45,6 @@ class SentencePiece(BaseTokenizer):
         self._processor = load_model(model)
         self._size = int(self._processor.get_piece_size())
         self._cpm = cpm
-        self._words: Callable[[str], Iterable[str]] | None = None
         unk = int(self._processor.unk_id())
         self._unk = unk
         special = SpecialIds(
@@ -114,12 +112,10 @@ class SentencePiece(BaseTokenizer):
 
     def _cut(self, text: str) -> tuple[str, list[int]]:
         """Return the words parted by spaces, and for each of its characters the position in text."""
-        if self._words is None:
-            self._words = jieba_words()
         parts: list[str] = []
         sources: list[int] = []
         at = 0
-        for word in self._words(text):
+        for word in jieba_words(text, hmm=True):
             if parts:
                 parts.append(" ")
                 sources.append(at)
@@ -141,24 +137,6 @@ class SentencePiece(BaseTokenizer):
                 "has, or None for none"
             )
         return number
-
-
-def jieba_words() -> Callable[[str], Iterable[str]]:
-    """Return jieba's cutting of a text into words, which joined are the text.
-
-    Raises MissingExtra if jieba is not installed.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # jieba 0.42.1 has escapes and imports that new Pythons warn of
-            import jieba
-    except ImportError:
-        raise MissingExtra(
-            "cutting words as CPM does needs jieba, which is not installed; pip install 'hanmo[cpm]'"
-        ) from None
-    jieba.setLogLevel(logging.WARNING)  # it would report on standard error how long its dictionary took to read
-    cut: Callable[[str], Iterable[str]] = jieba.cut
-    return cut
 
 
 def load_model(model: str | Path | bytes) -> SentencePieceProcessor:

@@ -16,7 +16,8 @@ not. It is off by default, because the published models were trained with [UNK] 
 learn them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ class WordPiece(BaseTokenizer):
     lowercase: fold case and accents, as all published Chinese models do.
     start, end: the marks around a text, None for none; GPT2_ML has none.
     word_limit: words of more characters are unknown.
-    pre_tokenize: cuts the text into words of its own first, as WoBERT's by jieba.
+    pre_tokenize: cuts the text into words of its own first, as jieba does for WoBERT: see words.py.
     stand_ins: True for STAND_INS where the vocabulary needs and has them, or a table of your own.
     added: id → token that is found in a text before it is split; ids that the vocabulary has not are the next ones.
     Raises MissingFile, and TokenizerError for a vocabulary that read_vocab refuses, that has no [UNK] or not the start
@@ -88,7 +89,7 @@ class WordPiece(BaseTokenizer):
         self._named_ids = frozenset(self._named.values())
         self._lowercase = lowercase
         self._word_limit = word_limit
-        self._pre_tokenize = pre_tokenize and _without_spaces(pre_tokenize)
+        self._pre_tokenize = pre_tokenize and partial(_without_spaces, pre_tokenize)
         self._stand_ins = self._checked(stand_ins)
         self._sources = {to: source for source, to in self._stand_ins.items()}
         self._exchange = self._exchanges()
@@ -109,6 +110,11 @@ class WordPiece(BaseTokenizer):
     def lowercase(self) -> bool:
         """Whether case and accents are folded."""
         return self._lowercase
+
+    @property
+    def pre_tokenizes(self) -> bool:
+        """Whether texts are cut into words first."""
+        return self._pre_tokenize is not None
 
     @property
     def stand_ins(self) -> dict[str, str]:
@@ -262,9 +268,9 @@ class ChineseStream:
         return ""
 
 
-def _without_spaces(pre_tokenize: PreTokenize) -> PreTokenize:
+def _without_spaces(pre_tokenize: PreTokenize, text: str) -> Iterable[str]:
     # bert-base-chinese has the token U+2028, but a line separator in a text is a space
-    return lambda text: (part for part in pre_tokenize(text) if not part.isspace())
+    return (part for part in pre_tokenize(text) if not part.isspace())
 
 
 def _alone(character: str) -> bool:

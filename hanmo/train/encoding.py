@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hanmo.errors import TokenizerError
 from hanmo.tokenizers.codes import codes_of
 from hanmo.tokenizers.protocol import Tokenizer
+from hanmo.tokenizers.wordpiece import WordPiece
 
 __all__ = ["TokenEncoder"]
 
@@ -21,7 +22,8 @@ class TokenEncoder:
 
     separator: the token put after every document. None takes the vocabulary's end mark ([EOS], </s>, <|endoftext|>);
     BERT's [SEP] is put only where it is asked for, because GPT2_ML was trained without any mark.
-    sha256: digest of the tokens, a newline after each; packed data carries it.   end: id after a document, or None.
+    sha256: digest of the tokens, a newline after each, and of whether texts are cut into words; packed data carries it.
+    end: id after a document, or None.
     unknown: id of [UNK], or None.   dtype: uint16 where the vocabulary allows it, else uint32.
     Raises TokenizerError if the vocabulary does not hold the separator.
     """
@@ -29,7 +31,8 @@ class TokenEncoder:
     def __init__(self, tokenizer: Tokenizer, *, separator: str | None = None) -> None:
         self.tokenizer, self.vocab = tokenizer, tokenizer.vocab
         tokens = [tokenizer.id_to_token(number) for number in range(tokenizer.vocab)]
-        self.sha256 = sha256("".join(token + "\n" for token in tokens).encode()).hexdigest()
+        cut = ["cut into words"] if isinstance(tokenizer, WordPiece) and tokenizer.pre_tokenizes else []
+        self.sha256 = sha256("".join(token + "\n" for token in [*tokens, *cut]).encode()).hexdigest()
         self.unknown = tokenizer.special.unk
         self.dtype = np.dtype(np.uint16 if self.vocab <= 1 << 16 else np.uint32)
         self.end = tokenizer.special.end

@@ -55,6 +55,16 @@ def test_people_read_what_it_is_and_which_config_it_needs(data, indexes):
     assert (shown["vocab_size"], shown["num_attention_heads"]) == (21130, 24)
 
 
+def test_a_vocabulary_of_words_is_said(folder):
+    tokens = [f"x{n}" for n in range(110)] + [first + second for first in "今天气" for second in "不错很"]
+    (folder / "vocab.txt").write_text("\n".join(["[UNK]", *tokens]), "utf-8")
+    assert "words        jieba cuts texts into words first" in run(folder).stdout
+    assert json.loads(run(folder, "--json").stdout)["pre_tokenize"] == "jieba"
+    (folder / "vocab.txt").write_text("\n".join(["[UNK]", *tokens[:110]]), "utf-8")
+    assert "jieba" not in run(folder).stdout
+    assert json.loads(run(folder, "--json").stdout)["pre_tokenize"] is None
+
+
 def test_people_read_what_does_not_fit(folder):
     config = json.loads((folder / "config.json").read_text()) | {"vocab_size": 999}
     (folder / "config.json").write_text(json.dumps(config))

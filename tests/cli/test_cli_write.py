@@ -64,6 +64,20 @@ def test_special_tokens_in_a_prompt_are_read_with_a_note_and_can_be_plain_charac
     assert run("今天龘", *how).stderr == ""
 
 
+def test_a_prompt_is_cut_into_words_where_the_vocabulary_holds_them_or_one_says_so(checkpoint):
+    words = [*WORDS[:-3], "步床", "今天", "床前"]
+    how = ("--model", checkpoint(words="\n".join(words)), "--temperature", "0", "--max-chars", "9")
+    result = run("今天", *how)
+    assert result.exit_code == 0 and result.stdout.startswith("今天")
+    assert run("今天", *how, "--pre-tokenize").stdout == result.stdout
+    plain = run("今天", *how, "--no-pre-tokenize")
+    assert plain.exit_code == 0 and plain.stdout != result.stdout
+    loaded = [hanmo.load(how[1], pre_tokenize=cut).tokenizer.encode("今天", ends=False).ids for cut in (None, False)]
+    assert loaded == [[words.index("今天")], [words.index("今"), words.index("天")]]
+    writer = hanmo.open_writer(how[1], weights="float32", pre_tokenize=False)
+    assert writer.tokenizer.encode("今天", ends=False).ids == loaded[1]
+
+
 def test_stdout_holds_the_text_alone_and_begins_with_the_prompt(checkpoint):
     path = checkpoint()
     result = run("今天", "--model", path, "--seed", "7", "--max-chars", "9")

@@ -1,0 +1,47 @@
+"""Vocabularies of words, and jieba, which cuts texts into words.
+
+Knows what such a vocabulary looks like. Knows no files.
+"""
+
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hanmo.errors import MissingExtra
+
+__all__ = ["holds_words", "jieba_words"]
+
+_WORD = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]{2,}")
+_SHARE = 0.05  # RoFormer, WoBERT and T5-PEGASUS have above 0.5, bert-base-chinese and CLUE none
+
+
+def holds_words(tokens: Sequence[str]) -> bool:
+    """Say whether a notable share of a vocabulary's tokens are words of several Chinese characters."""
+    return sum(1 for token in tokens if _WORD.fullmatch(token)) > _SHARE * len(tokens)
+
+
+def jieba_words(text: str, *, hmm: bool) -> Iterable[str]:
+    """Cut a text into words, which joined are the text.
+
+    hmm: let jieba guess words that its dictionary lacks. CPM does; bert4keras's and transformers' RoFormer do not.
+    Raises MissingExtra if jieba is not installed.
+    """
+    words: Iterable[str] = (sys.modules.get("jieba") or _import_jieba()).cut(text, HMM=hmm)
+    return words
+
+
+def _import_jieba() -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # jieba 0.42.1 has escapes and imports that new Pythons warn of
+            import jieba
+    except ImportError:
+        raise MissingExtra(
+            "cutting Chinese texts into words, as CPM's tokenizer and vocabularies of words (RoFormer, WoBERT, "
+            "T5-PEGASUS) need it, takes jieba, which is not installed; pip install 'hanmo[cpm]'"
+        ) from None
+    jieba.setLogLevel(logging.WARNING)  # it would report on standard error how long its dictionary took to read
+    return jieba
