@@ -315,7 +315,7 @@ def test_surrogates_never_crash_otherwise(text):
 
 
 def test_errors_name_the_value(tmp_path):
-    with pytest.raises(PromptError, match="the text is bytes, expected str"):
+    with pytest.raises(PromptError, match="the text is bytes; expected str"):
         SMALL.encode(b"abc")
     with pytest.raises(PromptError, match="limit=1 leaves no room for the 2 start and end marks"):
         WordPiece(TOKENS).encode("我", limit=1)
