@@ -202,7 +202,7 @@ def _choose(config: ModelConfig, run: Run, wishes: Wishes, device: torch.device,
 def _chosen(run: Run) -> dict[str, Any]:
     """Read what a run chose for itself when it began."""
     path = run.out / "chosen.json"
-    return dict(read_json(path, error=ConfigError, advice="; begin again with another --out")) if path.is_file() else {}
+    return dict(read_json(path, error=ConfigError, advice="; begin again with another out=")) if path.is_file() else {}
 
 
 def _sequence(config: ModelConfig, wishes: Wishes) -> int:
@@ -224,7 +224,7 @@ def _learn(
 ) -> Outcome:
     choice = memory.choice
     if loaded.tokenizer is None:
-        raise MissingFile(f"no vocabulary lies beside {loaded.path}; put its vocab.txt there, or give --tokenizer")
+        raise MissingFile(f"no vocabulary lies beside {loaded.path}; put its vocab.txt there, or give tokenizer=PATH")
     if choice.lora is not None:
         if parallel.world() > 1:
             raise ConfigError(f"LoRA of rank {choice.lora} is trained in one process, and here are {parallel.world()}")
@@ -322,7 +322,7 @@ def _slots(source: Source, config: Path | None, family: str | None) -> Any:
             if (name := f"{row.theirs}/adafactor_{slot}") in source.tensors:
                 slots.setdefault(row.ours[0], {})[slot] = as_tensor(source.read(name), source.tensors[name].dtype)
     if not slots:
-        raise ConfigError(f"{source.path} holds no moments of AdaFactor; leave --restore-slots out")
+        raise ConfigError(f"{source.path} holds no moments of AdaFactor; leave restore_slots out")
     step = int(source.read("global_step")) if "global_step" in source.tensors else 0
     return slots, {row.ours[0] for row in rows if row.how == "transpose"}, step
 

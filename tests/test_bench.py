@@ -231,8 +231,8 @@ def test_a_start_that_fails_passes_its_error_on(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": "int8"}, "device is 'cuda' and weights are int8; those run on a CPU: give --weights bfloat16"),
-        ({"weights": "float32", "threads": 3}, "device is 'cuda' and threads is 3; leave --threads out"),
+        ({"weights": "int8"}, "device is 'cuda' and weights are int8; those run on a CPU: give weights='bfloat16'"),
+        ({"weights": "float32", "threads": 3}, "device is 'cuda' and threads is 3; leave threads out"),
     ],
 )
 def test_what_does_not_run_on_a_gpu_is_refused(options, message):
@@ -241,7 +241,7 @@ def test_what_does_not_run_on_a_gpu_is_refused(options, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("bert", "sees both ways; give --mask prefix"), ("electra", "no output onto its vocabulary")]
+    ("name", "message"), [("bert", "sees both ways; give mask='prefix'"), ("electra", "no output onto its vocabulary")]
 )
 def test_a_plain_encoder_is_refused_before_it_is_converted(name, message):
     with pytest.raises(CheckpointError, match=rf"is a plain encoder \({name}\), and what is measured .*{message}"):

@@ -108,7 +108,7 @@ def _share(ray: Any, gpus: bool | None) -> dict[str, Any]:
     if gpus is not False and available:
         return {"num_gpus": 1, "compute": ray.data.ActorPoolStrategy(size=available)}
     if gpus:
-        raise ConfigError("the device is a GPU, and the Ray cluster has none; leave --device out")
+        raise ConfigError("the device is a GPU, and the Ray cluster has none; leave device out")
     machines = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     least = min(filter(None, machines))
     workers = sum(machine // least for machine in machines)

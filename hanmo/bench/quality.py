@@ -45,13 +45,13 @@ def measure_quality(
     DataError for a text that cannot be read or is too short, ConfigError for another device than the CPU.
     """
     if subject.device != "cpu":
-        raise ConfigError(f"device is {subject.device!r}; quality is measured on the CPU engine: leave --device out")
+        raise ConfigError(f"device is {subject.device!r}; quality is measured on the CPU engine: leave device out")
     looked = subject.look()
     config = looked.found.config
     if config.answers or (subject.mask or config.main.mask) != "causal":
         raise CheckpointError(
             f"bits per character need a model that reads from left to right, which this {config.family} does not; "
-            "a BERT does with --mask causal"
+            "a BERT does with mask='causal'"
         )
     tokenizer = find_tokenizer(subject.path, None)
     if tokenizer is None:

@@ -38,10 +38,10 @@ class Subject:
             return
         if self.weights in ("int8", "int4"):
             raise ConfigError(
-                f"device is {self.device!r} and weights are {self.weights}; those run on a CPU: give --weights bfloat16"
+                f"device is {self.device!r} and weights are {self.weights}; those run on a CPU: give weights='bfloat16'"
             )
         if self.threads is not None:
-            raise ConfigError(f"device is {self.device!r} and threads is {self.threads}; leave --threads out")
+            raise ConfigError(f"device is {self.device!r} and threads is {self.threads}; leave threads out")
 
     def look(self) -> Inspection:
         """Say what the checkpoint is, without loading it.
@@ -54,7 +54,7 @@ class Subject:
             return found
         way = "it has no output onto its vocabulary"
         if config.output != "none":
-            way = "it sees both ways; give --mask prefix, or causal, to have it write"
+            way = "it sees both ways; give mask='prefix' or mask='causal' to have it write"
         raise CheckpointError(
             f"{found.path} is a plain encoder ({config.family}), and what is measured here is writing: {way}"
         )

@@ -5,6 +5,7 @@ reads on, 143 told to end. Knows nothing of what a command does.
 """
 
 import os
+import re
 import signal
 import sys
 from types import FrameType
@@ -44,7 +45,7 @@ class _Commands(TyperGroup):
         except (HanmoError, OSError) as error:
             if ctx.params.get("debug"):
                 raise
-            _end(_line(error), 1)
+            _end(_as_options(_line(error), self.commands.get(ctx.invoked_subcommand or "")), 1)
         return result
 
 
@@ -115,6 +116,28 @@ def _end(message: str, code: int) -> NoReturn:
     except OSError:  # nobody reads, or the disk is full: what is left must not be tried again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _as_options(message: str, command: Any) -> str:
+    """Spell the arguments that a message of the library names as the options of the command that was given.
+
+    `keep_last=True` becomes --keep-last, `tokenizer=PATH` --tokenizer PATH. Without "=" a name is an argument if it
+    holds an underscore, begins a clause before "is" or "was", or stands in "leave NAME out".
+    """
+    options = {each.name: each for each in getattr(command, "params", ()) if each.opts[0].startswith("-")}
+
+    def spell(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        before, after = message[: match.start()], message[match.end() :]
+        clause = before[-2:] in ("", "; ", ", ", ": ") and after.startswith((" is ", " was "))
+        left_out = before.endswith("leave ") and after.startswith(" out")
+        if name not in options or not (value or "_" in name or clause or left_out):
+            return match[0]
+        if value == "False" and options[name].secondary_opts:
+            return str(options[name].secondary_opts[0])
+        return str(options[name].opts[0]) + ("" if value in (None, "True") else f" {value.strip(chr(39))}")
+
+    return re.sub(r"(?<![\w./-])([a-z_]+)(?:=('[^']*'|[\w.-]*\w))?(?![\w/])", spell, message)
 
 
 def _line(error: BaseException) -> str:

@@ -21,7 +21,10 @@ __all__ = ["bench"]
 
 
 def bench(
-    model: Annotated[Path, typer.Option(help="A checkpoint: TensorFlow prefix, file or folder.", show_default=False)],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A checkpoint: prefix, file or folder.", show_default="the small one inside Hanmo"),
+    ] = None,
     weights: Annotated[
         Weights | None, typer.Option(help="Hold the weights so; without it int8, on a GPU bfloat16.")
     ] = None,
@@ -47,9 +50,10 @@ def bench(
     if quality is not None and (picture is not None or quick or weights is not None):
         raise typer.BadParameter("--quality measures every kind of weights; leave --weights, --picture and --quick out")
     from hanmo.bench.subject import Subject
+    from hanmo.writer import SMALL
 
     kind = "int8" if device == "cpu" else "bfloat16"
-    subject = Subject(model, weights.value if weights else kind, device, threads, mask.value if mask else None)
+    subject = Subject(model or SMALL, weights.value if weights else kind, device, threads, mask.value if mask else None)
     if quality is not None:
         from hanmo.bench.quality import measure_quality
 

@@ -56,7 +56,7 @@ def convert(
         Path | None, typer.Option("--config", help="The config.json to read SRC by, if another than lies there.")
     ] = None,
     family: Annotated[str | None, typer.Option("--family", help="What SRC is, where its names fit several.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what lies at DST.")] = False,
+    overwrite: Annotated[bool, typer.Option("--force", help="Replace what lies at DST.")] = False,
 ) -> None:
     """Write a checkpoint in another form, bit for bit unless --dtype is given.
 
@@ -88,7 +88,7 @@ def convert(
         form=to.value,
         dtype=None if dtype is None else dtype.value,
         tokenizer=_beside(model, origin.parent) if to is Form.huggingface else tokenizer_files(origin.parent),
-        overwrite=force,
+        overwrite=overwrite,
     )
     for reason, count in Counter(report.dropped.values()).items():
         say(f"left out {count:,} tensor{'' if count == 1 else 's'}: {reason}")

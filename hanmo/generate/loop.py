@@ -183,7 +183,7 @@ def check_prompt(engine: Engine, prompt: Sequence[int]) -> None:
     if engine.max_positions is not None and len(prompt) > engine.max_positions:
         raise PromptError(
             f"the prompt has {len(prompt)} tokens, the model knows {engine.max_positions} positions; "
-            "shorten it, or keep only its end (keep_last)"
+            "shorten it, or keep only its end with keep_last=True"
         )
 
 

@@ -56,7 +56,7 @@ def tensorboard(out: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     try:
         board: Any = import_module("torch.utils.tensorboard")
     except ImportError:
-        raise MissingExtra("--tensorboard needs TensorBoard; install it with: pip install tensorboard") from None
+        raise MissingExtra("TensorBoard is not installed; install it with: pip install tensorboard") from None
     with board.SummaryWriter(out / "tensorboard") as writer:
 
         def show(record: Mapping[str, Any]) -> None:

@@ -166,7 +166,7 @@ def split(file: PackedFile, share: float, *, seed: int = 0) -> tuple[PackedFile,
         note = f"held out: the last {share:.1%} of each document"
     left, held = left[left["tokens"] > 1], held[held["tokens"] > 1]
     if not len(left) or not len(held):
-        raise DataError(f"{file.name} is too short to hold {share:.1%} out of it; give more text, or data for --valid")
+        raise DataError(f"{file.name} is too short to hold {share:.1%} out of it; give more text, or valid=FILES")
     return _with(file, left), _with(file, held), f"{note}: {int(held['tokens'].sum()):,} tokens"
 
 
@@ -246,7 +246,7 @@ def _pairs_task(
     if not valid:
         count = max(1, round(reading.held_out * len(pairs)))
         if count >= len(pairs):
-            raise DataError(f"{len(pairs)} pairs are too few to hold some out; give more, or data for --valid")
+            raise DataError(f"{len(pairs)} pairs are too few to hold some out; give more, or valid=FILES")
         chosen = set(np.random.default_rng([reading.seed, len(pairs)]).permutation(len(pairs))[:count].tolist())
         held = [pair for number, pair in enumerate(pairs) if number in chosen]
         pairs = [pair for number, pair in enumerate(pairs) if number not in chosen]

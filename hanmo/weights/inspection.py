@@ -19,6 +19,7 @@ from hanmo.weights.bundle import Bundle, shard_path
 from hanmo.weights.bundle_index import read_index
 from hanmo.weights.recognise import SPARE, Recognised, find_config, recognise, recognise_own
 from hanmo.weights.renamed import Renamed
+from hanmo.weights.rounded import Rounded
 from hanmo.weights.shards import read_weight_map
 from hanmo.weights.source import ENDINGS, Source, open_source
 
@@ -131,13 +132,15 @@ def inspect(
         files = _files(stored)
         form = {"Bundle": "tensorflow", "TorchFile": "torch"}.get(type(stored).__name__, "")
         form = form or ("torch" if ".bin" in source.path.name else "safetensors")
-        tensors, here = len(stored.tensors), source.path
+        tensors, here, rounded = len(stored.tensors), source.path, isinstance(stored, Rounded)
     problems += found.misfits
     if found.missing:
         problems.append(f"tensors of the model that are missing: {len(found.missing)}, first {found.missing[0]}")
     if found.unexpected:
         problems.append(f"tensors that fit no {found.family}: {len(found.unexpected)}, first {found.unexpected[0]}")
     notes = list(found.notes)
+    if rounded:
+        notes.append("matrices are stored in 8 bits with a scale for each row, and read as float32")
     if all(file.bytes is None for file in files):
         notes.append(f"only the index is here; the data has {sum(file.expected or 0 for file in files):,} bytes")
     else:
@@ -215,7 +218,7 @@ def _sum_up(files: list[StoredFile], progress: Callable[[int, int], None] | None
     total = 0
     for file in files:
         if file.bytes is None:
-            raise MissingFile(f"{file.path} is not here, so it has no SHA256; leave --sha256 out to see the rest")
+            raise MissingFile(f"{file.path} is not here, so it has no SHA256; leave sha256 out to see the rest")
         total += file.bytes
     summed = []
     done = 0

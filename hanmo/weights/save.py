@@ -317,4 +317,4 @@ def _beside(prefix: Path, *, overwrite: bool) -> Iterator[Path]:
 
 def _refuse(files: Sequence[Path], *, overwrite: bool) -> None:
     if not overwrite and (there := [file for file in files if file.exists()]):
-        raise CheckpointError(f"{there[0]} exists; give a prefix in another folder, or allow overwriting")
+        raise CheckpointError(f"{there[0]} exists; give a prefix in another folder, or replace it with overwrite=True")

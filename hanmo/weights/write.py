@@ -205,7 +205,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise CheckpointError(f"{path} is a file; give the path of a new folder")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise CheckpointError(f"the folder {path} is not empty; give another, or allow it to be overwritten")
+        raise CheckpointError(f"the folder {path} is not empty; give another, or replace it with overwrite=True")
     foreign = path.is_dir() and next(
         (p.name for p in sorted(path.iterdir()) if p.is_dir() or not _PART.search(p.name)), ""
     )

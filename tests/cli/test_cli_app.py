@@ -211,3 +211,25 @@ def test_names_in_a_file_do_not_reach_the_terminal_raw(tmp_path, data, options):
     error = run("convert", tmp_path, tmp_path / "out", "--to", "safetensors")
     assert error.exit_code == 1 and shown in error.stderr
     assert not set(told.output + error.output) & {"\x1b", "\x07", "\x9b"}
+
+
+@pytest.mark.parametrize(
+    ("command", "message", "shown"),
+    [
+        ("write", "shorten it, or cut it with keep_last=True", "shorten it, or cut it with --keep-last"),
+        ("write", "read it with parse_special=False", "read it with --no-parse-special"),
+        ("write", "put it there, or give tokenizer=PATH", "put it there, or give --tokenizer PATH"),
+        ("write", "load a BERT with mask='causal'", "load a BERT with --mask causal"),
+        ("write", "n is 3, top_k is 5; leave seed out", "-n is 3, --top-k is 5; leave --seed out"),
+        ("convert", "replace it with overwrite=True", "replace it with --force"),
+        ("inspect", "give tokenizer=PATH", "give tokenizer=PATH"),
+        ("write", "the model is there: a/top_k.txt, n/seed=3", "the model is there: a/top_k.txt, n/seed=3"),
+        ("write", "the seed, a stop and the device of this model", "the seed, a stop and the device of this model"),
+    ],
+)
+def test_errors_speak_of_options_as_the_command_line_spells_them(monkeypatch, command, message, shown):
+    arguments = {"write": ["x"], "convert": ["a", "b", "--to", "safetensors"], "inspect": ["x"]}[command]
+    for target in ("hanmo.writer.open_writer", "hanmo.hub.load_network", "hanmo.weights.source.open_source"):
+        monkeypatch.setattr(target, failing(HanmoError(message)))
+    monkeypatch.setattr(hanmo.weights.inspection, "inspect", failing(HanmoError(message)))
+    assert run(command, *arguments).stderr == f"hanmo: {shown}\n"

@@ -125,17 +125,17 @@ def test_ctrl_c_says_where_it_stopped_and_the_next_run_where_it_goes_on(files, t
 def test_other_settings_are_one_line(files, toy):
     assert run(files("results.jsonl", "--max-chars", "9")).exit_code == 0
     result = run(files("results.jsonl", "--max-chars", "8", "-n", "2"))
-    assert_one_line(result, "begun with other settings: max_chars was 9 and is 8; n was 1 and is 2; give the same")
+    assert_one_line(result, "begun with other settings: --max-chars was 9 and is 8; -n was 1 and is 2; give the same")
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--batch", "0"], "batch is 0; expected a whole number of 1 or more"),
-        (["-n", "0"], "n is 0; expected a whole number of 1 or more"),
-        (["--top-k", "0"], "top_k is 0"),
+        (["--batch", "0"], "--batch is 0; expected a whole number of 1 or more"),
+        (["-n", "0"], "-n is 0; expected a whole number of 1 or more"),
+        (["--top-k", "0"], "--top-k is 0"),
         (["--beams", "2", "--seed", "3"], "leave seed and the settings of drawing out"),
-        (["--beams", "2", "-n", "3"], "n is 3, beams is 2"),
+        (["--beams", "2", "-n", "3"], "-n is 3, --beams is 2"),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_line_and_leaves_no_file(files, toy, tmp_path, more, message):

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 import hanmo.bench.speed
 from hanmo.cli.app import app
+from hanmo.errors import CheckpointError
+from hanmo.writer import SMALL
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 MODEL = str(GOLDENS / "gpt2_ml" / "model.ckpt")
@@ -108,7 +110,7 @@ def test_quality_is_a_table_or_json(tmp_path):
         (("--model", GOLDENS / "bert"), "is a plain encoder (bert), and what is measured here is writing"),
         (("--model", MODEL, "--picture", "speed.gif"), "expected a name that ends in .png or .svg"),
         (("--model", MODEL, "--device", "cuda", "--weights", "int8"), "those run on a CPU"),
-        (("--model", MODEL, "--device", "nowhere"), "device is 'nowhere', which torch cannot use here"),
+        (("--model", MODEL, "--device", "nowhere"), "--device is 'nowhere', which torch cannot use here"),
         (("--model", MODEL, "--quality", "nothing.txt"), "no vocabulary lies beside"),
     ],
 )
@@ -136,3 +138,15 @@ def test_ctrl_c_ends_it_cleanly():
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the processes that it started too
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, "", "hanmo: interrupted\n")
+
+
+def test_without_a_model_the_small_one_is_measured(monkeypatch):
+    seen = []
+
+    def measure(subject, **options):
+        seen.append(subject)
+        raise CheckpointError("seen")
+
+    monkeypatch.setattr(hanmo.bench.speed, "measure", measure)
+    assert run("--quick").stderr == "hanmo: seen\n"
+    assert [subject.path for subject in seen] == [SMALL]

@@ -149,7 +149,7 @@ def test_nothing_is_overwritten_without_force(folder, tmp_path):
             (tmp_path / form / name).write_text("precious")
         result = run(folder, tmp_path / form, "--to", form)
         assert result.exit_code == 1
-        assert str(tmp_path / form) in result.stderr and "overwrit" in result.stderr
+        assert str(tmp_path / form) in result.stderr and "replace it with --force" in result.stderr
         assert (tmp_path / form / "model.safetensors").read_text() == "precious"
         assert (tmp_path / form / "model.ckpt.index").read_text() == "precious"
         done(folder, tmp_path / form, "--to", form, "--force")

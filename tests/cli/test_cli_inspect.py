@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from hanmo.cli.app import app
 from hanmo.cli.screen import progress
 from hanmo.weights import recognise as recognition
+from hanmo.writer import SMALL
 
 INDEX = "mega-bert-tok-tf_model.ckpt-100000.index"
 
@@ -154,3 +155,8 @@ def test_a_progress_bar_is_for_terminals_alone(capsys, monkeypatch):
         show(1, 2)
     out, err = capsys.readouterr()
     assert out == "" and "summing" in err
+
+
+def test_weights_stored_in_8_bits_are_said_to_be():
+    told = CliRunner().invoke(app, ["inspect", str(SMALL)]).stdout
+    assert "note         matrices are stored in 8 bits with a scale for each row, and read as float32" in told

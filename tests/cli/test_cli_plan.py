@@ -104,9 +104,9 @@ def test_adapters_and_other_lengths_change_the_plan(prefix):
 @pytest.mark.parametrize(
     ("args", "match"),
     [
-        (["--memory", "much"], "memory is 'much'; expected a size such as 22GiB"),
-        (["--memory", "1GiB", "--sequence", "99999"], "sequence is 99999; this model knows"),
-        (["--memory", "1GiB", "--device", "tpu"], "device is 'tpu'; expected one of cpu, cuda"),
+        (["--memory", "much"], "--memory is 'much'; expected a size such as 22GiB"),
+        (["--memory", "1GiB", "--sequence", "99999"], "--sequence is 99999; this model knows"),
+        (["--memory", "1GiB", "--device", "tpu"], "--device is 'tpu'; expected one of cpu, cuda"),
     ],
 )
 def test_what_cannot_be_planned_is_one_clear_line(prefix, args, match):

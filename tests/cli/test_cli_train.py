@@ -156,7 +156,7 @@ def test_what_is_missing_is_wrong_usage(work, words, says):
     ("words", "says"),
     [
         (("--memory", "100KiB"), "training needs "),
-        (("--sequence", 100), "sequence is 100; the model knows 48 positions"),
+        (("--sequence", 100), "--sequence is 100; the model knows 48 positions"),
         (("--data", "none.txt"), "none.txt is not there"),
         (("--held-out", 2), "the share held out is 2.0; expected a number between 0 and 1"),
         (("--valid", "short.txt", "--data", "binary.txt"), "binary.txt is binary"),

@@ -135,14 +135,14 @@ def test_a_model_that_is_not_there_is_one_line(arguments, message):
         (["\ud800"], "lone surrogate U+D800"),
         (["今\0天"], "U+0000 at position 1"),
         (["今" * 65], "65"),
-        (["今天", "-n", "0"], "n is 0"),
-        (["今天", "--top-k", "0"], "top_k is 0"),
-        (["今天", "--top-p", "0"], "top_p is 0"),
-        (["今天", "--temperature", "-1"], "temperature is -1"),
-        (["今天", "--max-chars", "0"], "max_chars is 0"),
-        (["今天", "--device", "toaster"], "device is 'toaster'; expected cpu, cuda"),
+        (["今天", "-n", "0"], "-n is 0"),
+        (["今天", "--top-k", "0"], "--top-k is 0"),
+        (["今天", "--top-p", "0"], "--top-p is 0"),
+        (["今天", "--temperature", "-1"], "--temperature is -1"),
+        (["今天", "--max-chars", "0"], "--max-chars is 0"),
+        (["今天", "--device", "toaster"], "--device is 'toaster'; expected cpu, cuda"),
         (["今天", "--device", "cuda", "--weights", "int4"], "these run on a CPU"),
-        (["今天", "--family", "gpt9"], "family is 'gpt9'; known are"),
+        (["今天", "--family", "gpt9"], "--family is 'gpt9'; known are"),
         (["今天", "--tokenizer", "/nowhere/vocab.txt"], "there is no tokenizer at /nowhere/vocab.txt"),
         (["今天", "--config", "/nowhere/config.json"], "no configuration at /nowhere/config.json"),
     ],
@@ -231,4 +231,4 @@ def test_beams_are_ranked_by_the_length_penalty(checkpoint):
     found = hanmo.load(path).write_detailed("今天", beams=3, max_tokens=6, stop=None, length_penalty=1.0)
     assert (means["text"][2:], means["score"]) == (found[0].text, found[0].score) and means["score"] > sums["score"]
     result = run("今天", "--model", path, "--length-penalty", "1")
-    assert result.exit_code == 1 and "length_penalty" in result.stderr
+    assert result.exit_code == 1 and "--length-penalty is 1.0" in result.stderr

@@ -162,7 +162,7 @@ def test_a_released_file_is_known_by_its_sum_and_a_changed_one_too(golden, monke
 
 
 def test_a_sum_of_data_that_is_not_there_is_refused(data, indexes):
-    with pytest.raises(MissingFile, match=r"data-00000-of-00001 is not here, so it has no SHA256; leave --sha256 out"):
+    with pytest.raises(MissingFile, match=r"data-00000-of-00001 is not here, so it has no SHA256; leave sha256 out"):
         inspect(indexes / "mega-bert-tok-tf_model.ckpt-100000", sha256=True)
 
 
