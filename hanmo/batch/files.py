@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import groupby, islice
@@ -165,7 +166,6 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self.path, self.lines = path, 0
-        self._new = not path.exists()
         self._file = path.open("ab+", buffering=0)
         self._size = os.fstat(self._file.fileno()).st_size  # 0 for a device, which is not read
         self._end = 0
@@ -191,8 +191,9 @@ class _File:
 
     def close(self) -> None:
         self._reader.close()
-        if self._new and os.fstat(self._file.fileno()).st_size == 0:
-            self.path.unlink(missing_ok=True)
+        status = os.lstat(self.path)
+        if stat.S_ISREG(status.st_mode) and status.st_size == 0:  # as a run that was killed leaves it too
+            self.path.unlink()
         self._file.close()
 
     def _next(self) -> int | None:

@@ -1,4 +1,4 @@
-"""`hanmo write --file`: a process that is killed at any moment loses and doubles nothing; messages are one line."""
+"""`hanmo write --file`: a process that is stopped says where and the next one goes on; messages are one line."""
 
 import json
 import os
@@ -66,35 +66,6 @@ def start(arguments, pause=0.02):
     folder = str(Path(__file__).parents[1] / "batch")
     command = [sys.executable, "-c", CHILD.format(folder=folder, pause=pause), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_a_run_that_is_killed_again_and_again_gives_what_one_run_gives(files, tmp_path):
-    short = ("--max-chars", "12", "--seed", "7", "--batch", "3")
-    process = start(files("whole.jsonl", *short))
-    assert process.communicate(timeout=120)[0] == "" and process.returncode == 0
-    chance = random.Random(3)
-    out = tmp_path / "results.jsonl"
-    sizes = [0]
-    for _ in range(8):
-        process = start(files("results.jsonl", *short))
-        more = chance.choice([0, 1, 500, 1500])  # bytes; 0 is a moment while it starts
-        while more and (out.stat().st_size if out.exists() else 0) < sizes[-1] + more:
-            assert process.poll() is None
-            time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.1))
-        assert process.poll() is None
-        process.kill()
-        process.communicate(timeout=60)
-        sizes.append(out.stat().st_size if out.exists() else 0)
-    assert sizes == sorted(sizes) and len(set(sizes)) > 4
-    process = start(files("results.jsonl", *short))
-    _, message = process.communicate(timeout=120)
-    assert process.returncode == 0 and message.count("hanmo: ") in (1, 2)
-    for name in ("jsonl", "errors.jsonl"):
-        assert (tmp_path / f"results.{name}").read_bytes() == (tmp_path / f"whole.{name}").read_bytes()
-    rows = [json.loads(line)["row"] for line in out.read_text("utf-8").split("\n")[:-1]]
-    assert rows == [number for number in range(1, 121) if number % 10]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")

@@ -1,11 +1,7 @@
 import json
 import os
-import random
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -181,40 +177,3 @@ def test_a_kept_file_is_summed_up_when_it_was_touched_and_not_otherwise(tmp_path
     assert store.is_whole(path) and sums == [path]
     path.with_suffix(".json").unlink()
     assert not store.is_whole(path)
-
-
-PROGRAM = """
-import sys, time
-from pathlib import Path
-from hanmo.engines.openvino_engine import open_engine
-def progress(nbytes):
-    print(nbytes, flush=True)
-    time.sleep(0.02)
-open_engine(Path(sys.argv[1]), weights="int4", folder=Path(sys.argv[2]), progress=progress)
-"""
-
-
-CHANCE = random.Random(7)
-
-
-@pytest.mark.parametrize(
-    ("tensors", "later"), [(1, 0.01), *((CHANCE.randint(1, 30), CHANCE.uniform(0, 0.03)) for _ in range(5))]
-)
-def test_a_build_that_is_killed_leaves_nothing_that_is_used(tmp_path, checkpoint, tensors, later):
-    folder = tmp_path / "built"
-    program = [sys.executable, "-c", PROGRAM, str(checkpoint), str(folder)]
-    with subprocess.Popen(program, stdout=subprocess.PIPE) as running:
-        for _ in range(tensors):
-            assert running.stdout.readline().strip().isdigit()
-        time.sleep(later)
-        running.send_signal(signal.SIGKILL)
-    assert running.returncode == -signal.SIGKILL
-    left = store.entries(folder)
-    assert [each.finished for each in left] == [False]
-    engine = open_engine(checkpoint, weights="int4", folder=folder)
-    whole = [each for each in store.entries(folder) if each.finished]
-    assert len(whole) == 1 and engine.prefill([[5, 6]], room=2)[1].shape == (1, 120)
-    assert [each.finished for each in store.entries(folder)] == [True]
-    other = tmp_path / "other"
-    open_engine(checkpoint, weights="int4", folder=other)
-    assert whole[0].path.read_bytes() == store.entries(other)[0].path.read_bytes()
