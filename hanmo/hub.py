@@ -17,7 +17,7 @@ from hanmo.model import Model
 from hanmo.tokenizers.exact import PreTokenize
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.weights.edit import VocabularyEdit
-from hanmo.weights.load import Report, fill
+from hanmo.weights.load import Report, as_dtype, fill
 from hanmo.weights.plan import plan
 from hanmo.weights.source import Source, open_source
 from hanmo.writer import SMALL, find_tokenizer
@@ -29,7 +29,7 @@ def load(
     config: str | Path | ModelConfig | None = None,
     family: str | None = None,
     mask: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: torch.device | str = "cpu",
     tokenizer: str | Path | Tokenizer | None = None,
     pre_tokenize: bool | PreTokenize | None = None,
@@ -41,7 +41,8 @@ def load(
 
     config: a config.json, or a ready ModelConfig, where none lies beside the checkpoint or another is wanted.
     family: where the names fit several.   mask: "causal" or "prefix" lets a BERT-like encoder write (UniLM).
-    dtype: of the weights; None keeps the file's.   edit: a change of the vocabulary.   verify: check the checksums.
+    dtype: of the weights, torch's own or "bfloat16"; None keeps the file's.   edit: a change of the vocabulary.
+    verify: check the checksums.
     tokenizer: a vocabulary file or folder, or a ready tokenizer; None takes the one beside the checkpoint, if any.
     pre_tokenize: cut texts into words first: True by jieba, or a function; None where the vocabulary holds words.
     progress: called with the bytes of each tensor that is in.
@@ -68,11 +69,12 @@ def load_network(
     config: str | Path | ModelConfig | None = None,
     family: str | None = None,
     mask: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     edit: VocabularyEdit | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Model, Report]:
     """Make and fill the network alone, from an open checkpoint; all as in `load`."""
+    kind = as_dtype(dtype)
     found, rows = plan(source, config=config, family=family)
     changes: dict[str, Any] = {}
     if edit is not None:
@@ -85,4 +87,4 @@ def load_network(
     with torch.device("meta"):
         model = Model(replace(found.config, **changes))
     dropped = {} if found.format == "hanmo" else found.names.reasons
-    return model, fill(model, source, rows, dropped=dropped, dtype=dtype, edit=edit, progress=progress)
+    return model, fill(model, source, rows, dropped=dropped, dtype=kind, edit=edit, progress=progress)

@@ -41,13 +41,13 @@ class Writer:
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None, path: Path) -> None:
         if tokenizer is not None and tokenizer.vocab > config.vocab:
             raise TokenizerError(
-                f"the vocabulary beside {path} has {tokenizer.vocab:,} words, the checkpoint {config.vocab:,} rows; "
-                "they do not belong together: give the vocabulary that came with the checkpoint"
+                f"the vocabulary has {tokenizer.vocab:,} words, the model of {path} {config.vocab:,} rows; they do not "
+                "belong together: give the vocabulary that the model was trained with, or more rows"
             )
         if tokenizer is not None and config.vocab - tokenizer.vocab > SPARE:
             raise TokenizerError(
-                f"the vocabulary beside {path} has {tokenizer.vocab:,} words, the checkpoint {config.vocab:,} rows; "
-                f"more than {SPARE} spare rows mean another vocabulary: give the one that came with the checkpoint"
+                f"the vocabulary has {tokenizer.vocab:,} words, the model of {path} {config.vocab:,} rows; more than "
+                f"{SPARE} spare rows mean another vocabulary: give the one that the model was trained with"
             )
         self.config, self.tokenizer, self.path = config, tokenizer, path
 

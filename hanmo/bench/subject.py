@@ -69,11 +69,9 @@ class Subject:
         """Open the model for writing, as `hanmo write` does."""
         if self.device == "cpu":
             return open_writer(self.path, weights=self.weights, threads=self.threads, mask=self.mask)
-        import torch
-
         from hanmo.hub import load
 
-        return load(self.path, dtype=getattr(torch, self.weights), device=self.device, mask=self.mask)
+        return load(self.path, dtype=self.weights, device=self.device, mask=self.mask)
 
     def sizes(self, writer: Writer) -> dict[str, int]:
         """Give the bytes of each tensor that the open model holds, by our names."""

@@ -130,11 +130,10 @@ def _save(
     tokenizer: Sequence[Path] | Mapping[str, Path | dict[str, Any]],
     overwrite: bool,
 ) -> Saved:
-    import torch
-
+    from hanmo.weights.load import FLOATS, as_dtype
     from hanmo.weights.save import save
 
-    kind: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
+    kind = as_dtype(dtype, (*FLOATS, "int8"))
     total = sum(each.numel() * (kind or each.dtype).itemsize for each in model.parameters())
     done = 0
     with progress(f"writing {path.name}") as show:

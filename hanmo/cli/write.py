@@ -226,7 +226,7 @@ def _load(model: Path, weights: Weights | None, device: str, reading: dict[str, 
         place = torch.device(device)
     except RuntimeError:
         raise ConfigError(f"device is {device!r}; expected cpu, cuda, cuda:0 …, mps or auto") from None
-    kind = torch.bfloat16 if on_gpu else getattr(torch, weights.value) if weights else None
+    kind = "bfloat16" if on_gpu else weights.value if weights else None
     with _bytes_read(model, "loading") as count:
         loaded = load(model, dtype=kind, device=place, progress=count, **reading)
     if on_gpu:

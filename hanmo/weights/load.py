@@ -6,7 +6,7 @@ a copy-on-write view of the mapped file; what changes dtype is converted tensor 
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +22,21 @@ from hanmo.weights.table import foreign_shape, take
 
 # The dtypes that NumPy has no name for come as bits.
 _BITS = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
+
+
+FLOATS = ("float32", "bfloat16", "float16", "float64")
+"""Dtypes that weights may be converted to."""
+
+
+def as_dtype(dtype: torch.dtype | str | None, known: Sequence[str] = FLOATS) -> torch.dtype | None:
+    """Read a dtype that is torch's own or its name, "bfloat16". Raises ConfigError if it is not one of `known`."""
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in known:
+        raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(known)}")
+    found: torch.dtype = getattr(torch, name)
+    return found
 
 
 @dataclass

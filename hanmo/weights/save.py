@@ -21,6 +21,7 @@ from hanmo.errors import CheckpointError, ConfigError, MissingFile
 from hanmo.families import FAMILIES, Names, Row
 from hanmo.model import Model
 from hanmo.weights.bundle_writer import write_bundle
+from hanmo.weights.load import FLOATS, as_dtype
 from hanmo.weights.recognise import with_heads
 from hanmo.weights.rounded import MARK, rounded_items
 from hanmo.weights.safetensors import write_safetensors
@@ -47,7 +48,7 @@ def save(
     *,
     form: str = "safetensors",
     family: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     max_shard_bytes: int | None = None,
     tokenizer: Sequence[str | Path] | Mapping[str, Path | dict[str, Any]] = (),
     overwrite: bool = False,
@@ -60,7 +61,7 @@ def save(
     folder that `transformers` loads.
     family: whose names to write, if not the model's own: "gpt2_openai" for a GPT-2 that was loaded as "gpt2".
     dtype: of floating parameters in the file; None keeps each as it is.   max_shard_bytes: None writes one data file.
-    torch.int8 rounds matrices, with a scale for each row; it is for "safetensors" in one file.
+    "int8" rounds matrices, with a scale for each row; it is for "safetensors" in one file.
     tokenizer: files (vocab.txt, …) to copy along; or what `huggingface_files` gives: name → file, or JSON to write.
     overwrite: replace what lies there.
     progress: called with the bytes of each piece that was written.
@@ -69,7 +70,7 @@ def save(
     """
     if form not in FORMS:
         raise ConfigError(f"form is {form!r}; known are {', '.join(FORMS)}")
-    path, state = Path(path), _filled(model)
+    path, state, kind = Path(path), _filled(model), as_dtype(dtype, (*FLOATS, "int8"))
     extra, added = _files(tokenizer)
     notes: list[str] = []
     if form == "safetensors":
@@ -83,11 +84,11 @@ def save(
         notes = _compare(model.config, data, names, rows)
         made = {name: MADE[how](model.config) for name, how in names.made.items()} if form == "huggingface" else {}
         if form == "huggingface":
-            data["dtype"] = _name(dtype or state["token.weight"].dtype)
+            data["dtype"] = _name(kind or state["token.weight"].dtype)
         texts = {"config.json": _json(data)}
     metadata = {"format": "pt"} if form == "huggingface" else {}
-    items = _items(state, rows, made, dtype, progress)
-    if dtype == torch.int8:
+    items = _items(state, rows, made, kind, progress)
+    if kind == torch.int8:
         if form != "safetensors" or max_shard_bytes is not None:
             raise ConfigError(f"dtype is int8, form is {form!r}; 8 bits are for form='safetensors', in one file")
         items, metadata = rounded_items(state), MARK

@@ -156,6 +156,12 @@ def _recognise(path: Path) -> Path:
     stem, dot_data, _ = path.name.rpartition(".data-")
     if dot_data and path.with_name(stem + ".index").is_file():
         return path.with_name(stem)
+    if _is_public_name(path):
+        raise MissingFile(
+            f"no checkpoint at {path}: there is no such file or folder, and Hanmo downloads nothing; a model of the "
+            f"Hugging Face Hub comes by 'hf download {path} --local-dir FOLDER', original checkpoints from where their "
+            f"project's README says (imcaspar/gpt2-ml, google-research/bert, ymcui/Chinese-BERT-wwm …); load the folder"
+        )
     if not path.is_file():
         raise MissingFile(
             f"no checkpoint at {path}: there is no such file, and no {path.name}.index beside it; "
@@ -167,6 +173,14 @@ def _recognise(path: Path) -> Path:
         f"{path} is not a checkpoint that Hanmo can read; expected a name that ends in "
         f"{', '.join(ENDINGS)}, or a TensorFlow prefix with its .index beside it"
     )
+
+
+def _is_public_name(path: Path) -> bool:
+    """Tell whether a path looks like "bert-base-chinese" or "imcaspar/gpt2-ml", and nothing lies there."""
+    plain = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path.as_posix())
+    file = any(part in path.name for part in (".ckpt", ".data-", *ENDINGS))
+    folder = len(path.parts) > 1 and path.parent.exists()
+    return bool(plain) and not (file or folder or path.exists())
 
 
 def _only_checkpoint(folder: Path) -> Path:

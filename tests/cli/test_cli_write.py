@@ -156,7 +156,7 @@ def test_what_cannot_be_done_is_one_line(checkpoint, arguments, message):
     [
         ("\ufeff" + "\n".join(WORDS), "byte order mark"),
         ("\r\n".join(WORDS), "Windows line ends"),
-        ("\n".join([*WORDS, "喵"]), "has 28 words, the checkpoint 27 rows"),
+        ("\n".join([*WORDS, "喵"]), "has 28 words, the model of"),
     ],
 )
 def test_a_vocabulary_that_cannot_be_used_is_one_line(checkpoint, words, message):

@@ -12,6 +12,7 @@ from hanmo.errors import CheckpointError, ConfigError, MissingFile, TensorMismat
 from hanmo.weights.bundle import Bundle
 from hanmo.weights.bundle_writer import write_bundle
 from hanmo.weights.edit import Average, VocabularyEdit
+from hanmo.weights.save import save
 
 
 @pytest.fixture
@@ -48,6 +49,19 @@ def test_dtype_on_the_way_in(copy, dtype):
     for (name, parameter), other in zip(model.named_parameters(), exact.parameters(), strict=True):
         assert parameter.dtype == dtype, name
         torch.testing.assert_close(parameter, other.to(dtype), rtol=0, atol=0)
+
+
+def test_a_dtype_may_be_named_and_others_are_refused_with_those_there_are(copy, tmp_path):
+    path = copy("gpt2_ml_original")
+    model = hanmo.hub.load(path, dtype="bfloat16").model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    saved = save(model, tmp_path / "half", dtype="float16").path
+    assert hanmo.hub.load(saved).model.token.weight.dtype == torch.float16
+    for wrong in ("bf16", "int8", torch.int8, 16):
+        with pytest.raises(ConfigError, match=rf"dtype is {wrong!r}; expected one of float32, bfloat16, float16"):
+            hanmo.hub.load(path, dtype=wrong)
+    with pytest.raises(ConfigError, match=r"dtype is 'bf16'; expected one of .*, int8"):
+        save(model, tmp_path / "other", dtype="bf16")
 
 
 def test_optimizer_slots_are_left_with_their_reason(copy):

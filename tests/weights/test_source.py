@@ -58,6 +58,20 @@ def test_verification_can_be_left_out(tmp_path):
         open_source(tmp_path / "m").read("a")
 
 
+@pytest.mark.parametrize("name", ["bert-base-chinese", "imcaspar/gpt2-ml", "uer/gpt2-chinese-cluecorpussmall"])
+def test_a_models_public_name_is_told_where_such_files_come_from(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingFile, match=rf"no checkpoint at {name}: .*'hf download {name} --local-dir FOLDER'"):
+        open_source(name)
+    for path in ("model.ckpt-100000", "gpt2/model.ckpt", "model.safetensors"):
+        with pytest.raises(MissingFile, match=r"and no .*\.index beside it"):
+            open_source(path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).mkdir()
+    with pytest.raises(MissingFile, match=r"it holds no file ending in"):
+        open_source(name)
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(
         MissingFile, match=r"no checkpoint at .*model\.ckpt: there is no such file, and no model\.ckpt\.index"
