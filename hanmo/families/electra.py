@@ -96,6 +96,7 @@ ELECTRA = Family(
         original=_huggingface_original,
         rows=_huggingface_rows,
         sizes=huggingface_sizes("electra"),
+        marks=("electra.embeddings.position_embeddings.weight",),
         heads={"discriminator": "discriminator_predictions.dense.weight", "mlm": "generator_lm_head.bias"},
         dropped=HUGGINGFACE_DROPPED | {r"^generator_lm_head\.weight$": "the same tensor as the embedding"},
         repeats={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},

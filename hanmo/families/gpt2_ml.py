@@ -117,6 +117,7 @@ GPT2_ML = Family(
         marks=("transformer.emb_norm.weight",),
         repeats={"lm_head.weight": "transformer.wte.weight"},
         dropped=CAUSAL_MASK,
+        model_type="gpt2",  # so its config.json calls it
         prefix="transformer.",
         read_only=True,
     ),

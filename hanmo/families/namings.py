@@ -24,7 +24,8 @@ class Naming:
     renames: regular expression → replacement, applied to every name, one after the other.
     how: regular expression of a new name → the way of `hanmo.weights.renamed.HOW` that makes its tensor from those that
     got this name; "same" where none matches.
-    config_keys: a key of the project's config.json → those that the family reads; the shapes tell the others.
+    config_keys: a key of the project's config.json → those that the family reads; the first tells that it is the
+    project's, and the shapes tell what is not here.
     config_fixed: key → the only value that is the family's network.   config_ignored: keys that are not true here.
     """
 

@@ -16,9 +16,10 @@ from hanmo.families.bert import (
     huggingface_original,
     huggingface_repeats,
     huggingface_rows,
+    huggingface_sizes,
     rows,
 )
-from hanmo.families.family import Config, Family, Names, Row, Sizes, write_transformer
+from hanmo.families.family import Config, Family, Names, Row, write_transformer
 
 
 def _config(data: Config) -> ModelConfig:
@@ -45,12 +46,7 @@ def _huggingface_rows(config: ModelConfig) -> list[Row]:
     return [r for r in theirs if "position" not in r.theirs]
 
 
-def _renamed(name: str) -> str:
-    return name.replace("bert.", "nezha.")
-
-
 assert BERT.tensorflow is not None and BERT.huggingface is not None
-_SIZES = BERT.huggingface.sizes
 NEZHA = Family(
     "nezha",
     tensorflow=Names(
@@ -69,18 +65,11 @@ NEZHA = Family(
         config=_huggingface_config,
         original=_huggingface_original,
         rows=_huggingface_rows,
-        sizes=Sizes(
-            token=_renamed(_SIZES.token),
-            segment=_renamed(_SIZES.segment),
-            layer=_renamed(_SIZES.layer),
-            query=_renamed(_SIZES.query),
-            feed_forward=_renamed(_SIZES.feed_forward),
-            columns=False,
-        ),
-        heads={head: _renamed(name) for head, name in BERT.huggingface.heads.items()},
+        sizes=huggingface_sizes("nezha"),
+        heads={head: name.replace("bert.", "nezha.") for head, name in BERT.huggingface.heads.items()},
         absent=("nezha.embeddings.position_embeddings.weight",),
         dropped=HUGGINGFACE_DROPPED
-        | {r".*\.relative_positions_encoding\.positions_encoding$": "the table of relative positions, which is fixed"},
+        | {r".*\.relative_positions_encoding\.position\w+$": "the table of relative positions, which is fixed"},
         repeats=huggingface_repeats("nezha"),
         model_type="nezha",
         prefix="nezha.",

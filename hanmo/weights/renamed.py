@@ -105,7 +105,7 @@ class Renamed:
             if data.get(key, value) != value:
                 raise ConfigError(f"{key} is {data[key]!r} in config.json; Hanmo reads {naming.project} with {value!r}")
         told = {key: value for key, value in data.items() if key not in naming.config_ignored}
-        if not any(key in data for key in naming.config_keys if key != "hidden_act"):
+        if not any(key in data for key in list(naming.config_keys)[:1]):
             return told
         guessed = {key: value for key, value in shown.items() if key != "attention_head_size"}
         return guessed | {new: data[old] for old, news in naming.config_keys.items() if old in data for new in news}
