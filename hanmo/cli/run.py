@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hanmo.cli.screen import say
+from hanmo.cli.screen import echo, say
 from hanmo.cli.write import Weights
 from hanmo.errors import HanmoError
 
@@ -75,7 +75,7 @@ def _check(script: Path) -> int:
 
     findings = check_script(script)
     for each in findings:
-        typer.echo(f"{script}:{each.line}: {'' if each.carried else 'not carried: '}{each.text}")
+        echo(f"{script}:{each.line}: {'' if each.carried else 'not carried: '}{each.text}")
     wrong = sum(not each.carried for each in findings)
     say(f"{len(findings) - wrong} carried, {wrong} not" if findings else f"{script} uses nothing of bert4keras")
     return int(wrong > 0)

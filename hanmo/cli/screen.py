@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["echo", "printable", "progress", "say"]
+__all__ = ["echo", "on_screen", "printable", "progress", "say"]
 
 # Controls but tab and newline, and those that turn the direction of text: names in a file may hold what terminals obey.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -14,6 +14,11 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 def printable(text: str) -> str:
     """Escape control characters as JSON does, in JSON and elsewhere."""
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def on_screen(text: str) -> str:
+    """Escape control characters in what a model wrote if a terminal shows it; files and pipes get it as it is."""
+    return printable(text) if sys.stdout.isatty() else text
 
 
 def echo(text: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.screen import progress, say
+from hanmo.cli.screen import echo, on_screen, progress, say
 from hanmo.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
@@ -274,11 +274,11 @@ def _one(loaded: "Writer", prompt: str, seed: int | None, how: dict[str, Any], *
     try:
         for piece in text:
             if shown:
-                print(piece if begun else begins + piece, end="", flush=True)
+                print(on_screen(piece if begun else begins + piece), end="", flush=True)
             begun = True
     finally:
         if begun or text.reason is not None:
-            print("" if shown and begun else begins + text.text, flush=True)
+            print("" if shown and begun else on_screen(begins + text.text), flush=True)
     if seed is None and sys.stderr.isatty():
         say(f"--seed {text.seed} writes this again")
     if text.reason == "context":
@@ -293,8 +293,8 @@ def _several(
         text = loaded.joined(prompt, written)
         if as_json:
             record = {"prompt": prompt, "text": text, "reason": written.reason, "seed": written.seed}
-            print(json.dumps(record | {"sample": written.sample, "score": written.score}, ensure_ascii=False))
+            echo(json.dumps(record | {"sample": written.sample, "score": written.score}, ensure_ascii=False))
         else:
-            print(("\n" if number else "") + text)
+            print(("\n" if number else "") + on_screen(text))
         if written.reason == "context":
             say("stopped early: prompt and text fill all positions that the model knows")

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import hanmo.weights.inspection
 from hanmo.cli.app import app
-from hanmo.cli.screen import printable
+from hanmo.cli.screen import on_screen, printable
 from hanmo.errors import HanmoError
 from hanmo.weights.safetensors import write_safetensors
 from hanmo.weights.source import open_source
@@ -235,3 +235,9 @@ def test_errors_speak_of_options_as_the_command_line_spells_them(monkeypatch, co
         monkeypatch.setattr(target, failing(HanmoError(message)))
     monkeypatch.setattr(hanmo.weights.inspection, "inspect", failing(HanmoError(message)))
     assert run(command, *arguments).stderr == f"hanmo: {shown}\n"
+
+
+@pytest.mark.parametrize(("terminal", "shown"), [(True, "一\\u001b[2J\n"), (False, "一\x1b[2J\n")])
+def test_what_a_model_writes_cannot_steer_a_terminal(monkeypatch, terminal, shown):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
+    assert on_screen("一\x1b[2J\n") == shown

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 import hanmo
 from hanmo.cli.app import app
 from hanmo.errors import ConfigError
-from hanmo.train.checkpoints import newest, read_state
+from hanmo.train.checkpoints import locked, newest, read_state
 from hanmo.train.log import read_log
 from hanmo.weights.bundle_writer import write_bundle
 from hanmo.weights.fresh import config_of
@@ -317,3 +318,17 @@ def test_ctrl_c_saves_and_says_how_to_go_on(work):
     _, said = started.communicate(timeout=60)
     assert started.returncode == 130
     assert "saved; go on with --out run --resume" in said and newest(Path("run"), "last") is not None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks of POSIX")
+def test_a_second_run_in_a_folder_is_refused_and_changes_nothing_there(work):
+    begin = ("finetune", "--model", "model", "--data", "poems.txt", "--out", "run", *QUICK)
+    with locked(Path("run")):
+        before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+        with ThreadPoolExecutor(1) as pool:
+            second = pool.submit(run, *begin).result()
+        assert second.exit_code == 1 and second.stderr.count("\n") == 1
+        assert f"another process is writing to run (pid {os.getpid()}); wait for it" in second.stderr
+        assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
+    done(*begin)
+    assert not Path("run/.lock").exists()
