@@ -59,7 +59,7 @@ def load(
             f"device is {str(device)!r}, which torch cannot use here: {str(error).splitlines()[0]}"
         ) from None
     if not isinstance(tokenizer, Tokenizer):
-        tokenizer = find_tokenizer(source.path, tokenizer, pre_tokenize=pre_tokenize)
+        tokenizer = find_tokenizer(source.path, tokenizer, model.config, pre_tokenize=pre_tokenize)
     return Loaded(model.config, model, tokenizer, report, source.path)
 
 

@@ -3,8 +3,11 @@
 Joins an engine with hanmo.generate. Knows no file.
 """
 
+import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count, pairwise
 from pathlib import Path
 from typing import overload
 
@@ -18,16 +21,19 @@ from hanmo.engines.static_engine import StaticEngine
 from hanmo.engines.torch_engine import TorchEngine
 from hanmo.errors import CheckpointError, ConfigError, PromptError
 from hanmo.generate.rules import check_count
+from hanmo.generate.text import search
 from hanmo.model import Model
 from hanmo.tokenizers.huggingface import huggingface_files
 from hanmo.tokenizers.load import tokenizer_files
 from hanmo.tokenizers.prompt import as_texts, encode_prompt
 from hanmo.tokenizers.protocol import Tokenizer
+from hanmo.tokenizers.sentence_piece import sentinel_ids
 from hanmo.train.bits import Bits, bits_per_character, foretell
 from hanmo.weights.load import Report
 from hanmo.weights.save import save
 from hanmo.writer import Texts, Writer, distinct_unknown_of
 
+_SPAN = 16  # most ids of a span that `fill` looks for, on average; T5 was trained on spans of 3
 QUEUED = ("cuda",)  # kinds of devices for which StaticEngine is made
 
 
@@ -47,7 +53,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that could stand in a [MASK], and how likely the model finds it (0 to 1)."""
+    """A token, of T5 a text, that could stand in a [MASK], and how likely the model finds it (0 to 1)."""
 
     token: str
     probability: float
@@ -173,12 +179,17 @@ class Loaded(Writer):
     def fill(self, text: str, *, k: int = 5) -> list[list[Candidate]]:
         """Name the k likeliest tokens for each [MASK] in a text: one list for each, in order.
 
+        A T5 names texts of any length for each <extra_id_0>, <extra_id_1> …, or each [MASK] where there is none of
+        these: what stands there in the k likeliest answers of a beam search, each with the probability of the answers
+        that say so.
         k: 1 or more; a k of the vocabulary's size or above names all tokens.
         Raises PromptError if there is no [MASK] or the text is too long, ConfigError for a k below 1, CheckpointError
         if the model cannot fill one.
         """
         check_count("k", k)
         tokenizer = self._tokenizer()
+        if self.config.answers:
+            return self._fill_spans(text, k)
         mask = tokenizer.special.mask
         if self.config.output == "none" or self.config.main.mask != "full" or mask is None:
             raise CheckpointError("filling needs a masked language model: a BERT-like encoder with its MLM head")
@@ -198,6 +209,32 @@ class Loaded(Writer):
             [Candidate(tokenizer.id_to_token(i), p) for p, i in zip(values, found, strict=True)]
             for values, found in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
+
+    def _fill_spans(self, text: str, k: int) -> list[list[Candidate]]:
+        tokenizer, sentinels = self._tokenizer(), sentinel_ids(self._tokenizer())
+        if not sentinels:
+            raise CheckpointError("this T5's vocabulary has no <extra_id_0>, which filling needs")
+        if "<extra_id_" not in text:
+            numbers = count()
+            text = re.sub(r"\[MASK\]", lambda _: f"<extra_id_{next(numbers)}>", text)
+        asked = [i for i in tokenizer.encode(text, ends=False, special=True).ids if i in sentinels]
+        if not asked:
+            raise PromptError(
+                f"the text {text[:20]!r} has no <extra_id_0> and no [MASK]; write one where a text is due"
+            )
+        writing = self.writing(stop=None, max_chars=None, max_tokens=_SPAN * (len(asked) + 1))
+        banned = tuple(i for i in writing.sampling.banned if i not in sentinels)
+        writing = replace(writing, sampling=replace(writing.sampling, banned=banned))
+        found: list[dict[str, float]] = [{} for _ in asked]
+        for answer in search(self.engine, tokenizer, text, k, writing=writing):
+            marks = [at for at, i in enumerate(answer.ids) if i in {*sentinels, *writing.limits.end_ids}]
+            parts = [answer.ids[start:stop] for start, stop in pairwise([*marks, len(answer.ids)])]
+            for sentinel, candidates in zip(asked, found, strict=True):
+                part = next((part for part in parts if part[0] == sentinel), None)  # it should come but once
+                if part is not None:
+                    span = tokenizer.decode(part[1:])
+                    candidates[span] = candidates.get(span, 0.0) + math.exp(answer.score or 0.0)
+        return [sorted((Candidate(*item) for item in each.items()), key=lambda c: -c.probability) for each in found]
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         longest = max(len(row) for row in rows)

@@ -22,6 +22,7 @@ from hanmo.tokenizers.exact import PreTokenize
 from hanmo.tokenizers.load import load_tokenizer
 from hanmo.tokenizers.prompt import Marks, as_texts, marks_of
 from hanmo.tokenizers.protocol import Tokenizer
+from hanmo.tokenizers.sentence_piece import sentinel_ids, with_sentinels
 from hanmo.weights.recognise import SPARE
 
 if TYPE_CHECKING:
@@ -216,9 +217,9 @@ class Writer:
 
     def _marks(self, allow_unknown: bool) -> tuple[int, ...]:
         """Give the special ids that are no text and end none."""
-        special = self._tokenizer().special
+        special, sentinels = self._tokenizer().special, sentinel_ids(self._tokenizer())
         kept = {*self.marks.ends, *({special.unk} if allow_unknown else ())}
-        return tuple(sorted(special.known() - kept))
+        return tuple(sorted({*special.known(), *sentinels} - kept))
 
     @property
     def marks(self) -> Marks:
@@ -312,25 +313,27 @@ def open_writer(
     path = Path(path)
     kept = open_weights(path, weights=weights, config=config, family=family, progress=progress)
     if not isinstance(tokenizer, Tokenizer):
-        tokenizer = find_tokenizer(path, tokenizer, pre_tokenize=pre_tokenize)
+        tokenizer = find_tokenizer(path, tokenizer, kept.config, pre_tokenize=pre_tokenize)
     start = 0 if tokenizer is None else marks_of(kept.config, tokenizer).start
     engine = OpenVinoEngine(kept, mask=mask, threads=threads, start=start)
     return _EngineWriter(engine.config, tokenizer, path, engine, PromptCache(engine))
 
 
 def find_tokenizer(
-    path: Path, given: str | Path | None, *, pre_tokenize: bool | PreTokenize | None = None
+    path: Path, given: str | Path | None, config: ModelConfig, *, pre_tokenize: bool | PreTokenize | None = None
 ) -> Tokenizer | None:
     """Load the tokenizer that was given, or the one in the checkpoint's folder; None if there is none.
 
+    Rows of a T5 behind its .model are its sentinels, up to 100, where no file says how many it has.
     Raises MissingFile or TokenizerError for one that cannot be used.
     """
-    if given is not None:
-        return load_tokenizer(given, pre_tokenize=pre_tokenize)
     try:
-        return load_tokenizer(path if path.is_dir() else path.parent, pre_tokenize=pre_tokenize)
+        found = load_tokenizer(given or (path if path.is_dir() else path.parent), pre_tokenize=pre_tokenize)
     except MissingFile:
+        if given is not None:
+            raise
         return None
+    return with_sentinels(found, config.vocab) if config.answers else found
 
 
 def distinct_unknown_of(path: Path) -> int:

@@ -27,7 +27,9 @@ from hanmo.weights.save import save
 HAN = "今天气不错可以去跑步床前明月光疑是地上霜"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *HAN]
 SOURCE, WRITTEN = "今天天气不错", 5
-ENCODERS = ("bert", "albert", "albert_unshared", "nezha", "roformer", "roformer_v2")
+ENCODERS = (
+    "bert", "albert", "albert_unshared", "nezha", "roformer", "roformer_v2", "roberta", "xlm_roberta", "camembert",
+)  # fmt: skip
 CASES = [
     *((family, "bert", "prefix") for family in ENCODERS),
     *((family, "bert", None) for family in FAMILIES if family not in ENCODERS and family != "electra"),
@@ -59,11 +61,11 @@ def small(family: str, vocabulary: str, mask: str | None, folder: Path) -> Loade
         words = WORDS if vocabulary == "bert" else lossless()
         (folder / "vocab.txt").write_text("\n".join(words), "utf-8")
         count = len(words)
-    names = FAMILIES[family].tensorflow
+    names = FAMILIES[family].tensorflow or FAMILIES[family].huggingface
     assert names is not None
     sizes = {
         "vocab_size": count, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 32, "max_position_embeddings": 40,
+        "intermediate_size": 32, "max_position_embeddings": 40, "type_vocab_size": 2,
         "n_vocab": count, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_ctx": 40,
     }  # fmt: skip
     model = Model(names.config(sizes)).initialize(3)

@@ -53,7 +53,7 @@ def measure_quality(
             f"bits per character need a model that reads from left to right, which this {config.family} does not; "
             "a BERT does with mask='causal'"
         )
-    tokenizer = find_tokenizer(subject.path, None)
+    tokenizer = find_tokenizer(subject.path, None, config)
     if tokenizer is None:
         raise MissingFile(f"no vocabulary lies beside {looked.path}; put its vocab.txt or *.model there")
     texts = list(islice(_documents(text), documents))

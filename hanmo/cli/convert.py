@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hanmo.cli.screen import echo, progress, say
-from hanmo.errors import CheckpointError, MissingFile, TokenizerError
+from hanmo.errors import CheckpointError, TokenizerError
 
 if TYPE_CHECKING:
     from hanmo.model import Model
@@ -109,13 +109,13 @@ def _load(source: Path, *, config: Path | None, family: str | None) -> tuple[Mod
 def _beside(model: Model, folder: Path) -> Sequence[Path] | Mapping[str, Path | dict[str, Any]]:
     """Give a tokenizer's files with what transformers wants to be told of it, where Hanmo reads it."""
     from hanmo.tokenizers.huggingface import huggingface_files
-    from hanmo.tokenizers.load import load_tokenizer, tokenizer_files
+    from hanmo.tokenizers.load import tokenizer_files
+    from hanmo.writer import find_tokenizer
 
     files = tokenizer_files(folder)
     try:
-        return huggingface_files(model.config, load_tokenizer(folder), files)
-    except MissingFile:
-        return files
+        tokenizer = find_tokenizer(folder, None, model.config)
+        return files if tokenizer is None else huggingface_files(model.config, tokenizer, files)
     except TokenizerError as error:
         say(f"the tokenizer's files are copied as they are: {error}")
         return files

@@ -54,12 +54,15 @@ def _ids(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     said: dict[str, Any] = {}
     if isinstance(tokenizer, WordPiece):
-        said = {"tokenizer_class": "BertTokenizer", "do_lower_case": tokenizer.lowercase}
+        kind = "RoFormerTokenizer" if tokenizer.pre_tokenizes else "BertTokenizer"
+        said = {"tokenizer_class": kind, "do_lower_case": tokenizer.lowercase}
         numbers = {kind: getattr(tokenizer.special, kind) for kind in _TOKENS}
         said |= {_TOKENS[kind]: tokenizer.id_to_token(number) for kind, number in numbers.items() if number is not None}
     elif isinstance(tokenizer, SentencePiece):
         albert = "AlbertTokenizer" if tokenizer.special.start is not None else "T5Tokenizer"
         said = {"tokenizer_class": "CpmTokenizer" if tokenizer.cpm else albert}
+        if said["tokenizer_class"] == "T5Tokenizer":
+            said["extra_ids"] = tokenizer.extra_ids
     elif isinstance(tokenizer, ByteBPE):
         said = {"tokenizer_class": "GPT2Tokenizer"}
     if said and config.main.context is not None:

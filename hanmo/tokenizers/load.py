@@ -14,7 +14,7 @@ from hanmo.tokenizers.byte_bpe import ByteBPE
 from hanmo.tokenizers.exact import PreTokenize
 from hanmo.tokenizers.lossless import NEWLINE, SPACE_TOKEN, Lossless
 from hanmo.tokenizers.protocol import Tokenizer
-from hanmo.tokenizers.sentence_piece import CPM_NEWLINE, CPM_SPACE, SentencePiece
+from hanmo.tokenizers.sentence_piece import CPM_NEWLINE, CPM_SPACE, SentencePiece, sentinel_ids
 from hanmo.tokenizers.tokenizer_json import TokenizerJson, read_tokenizer_json
 from hanmo.tokenizers.vocab import read_vocab
 from hanmo.tokenizers.wordpiece import WordPiece
@@ -155,7 +155,17 @@ def _sentence_piece(path: Path, ends: bool | None) -> SentencePiece:
     adds = ends is not False
     if plain.token_to_id("[CLS]") is not None and plain.token_to_id("[SEP]") is not None:
         return SentencePiece(path, start="[CLS]", end="[SEP]", ends=adds)
-    return SentencePiece(path, end="</s>" if plain.token_to_id("</s>") is not None else None, ends=adds)
+    end = "</s>" if plain.token_to_id("</s>") is not None else None
+    return SentencePiece(path, end=end, ends=adds, extra_ids=0 if sentinel_ids(plain) else _extra_ids(path.parent))
+
+
+def _extra_ids(folder: Path) -> int:
+    """Give the number of sentinels that tokenizer_config.json adds to a T5's .model."""
+    said = read_object(folder / "tokenizer_config.json")
+    if isinstance(found := said.get("extra_ids"), int) and 0 <= found <= 1000:
+        return found
+    listed = [*(said.get("additional_special_tokens") or ()), *(said.get("extra_special_tokens") or ())]
+    return sum("<extra_id_" in str(token) for token in listed)
 
 
 def _from_json(

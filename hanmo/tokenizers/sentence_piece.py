@@ -3,6 +3,7 @@
 Knows the .model file through the sentencepiece package, and CPM's way with spaces. Knows no vocab.txt.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,14 +12,15 @@ from sentencepiece import SentencePieceProcessor
 from hanmo.errors import MissingFile, TokenizerError
 from hanmo.files import errors_as, read_bytes
 from hanmo.tokenizers.base import BaseTokenizer, Spans
-from hanmo.tokenizers.protocol import SpecialIds
+from hanmo.tokenizers.protocol import SpecialIds, Tokenizer
 from hanmo.tokenizers.streams import WindowStream
 from hanmo.tokenizers.words import jieba_words
 
-__all__ = ["CPM_NEWLINE", "CPM_SPACE", "SentencePiece", "load_model"]
+__all__ = ["CPM_NEWLINE", "CPM_SPACE", "SentencePiece", "load_model", "sentinel_ids", "with_sentinels"]
 
 CPM_SPACE, CPM_NEWLINE = "\u2582", "\u2583"  # ▂ ▃: how CPM writes ' ' and '\n'
 _TO_CPM = str.maketrans({" ": CPM_SPACE, "\n": CPM_NEWLINE})
+_SENTINEL = re.compile(r"<extra_id_(\d{1,4})>")
 _FROM_CPM = str.maketrans({" ": None, CPM_SPACE: " ", CPM_NEWLINE: "\n"})
 
 
@@ -28,6 +30,8 @@ class SentencePiece(BaseTokenizer):
     model: the path of a .model file, or its bytes.
     start, end: names of the marks, None for none; T5's are the default.
     ends: whether encode adds the marks by default.
+    extra_ids: how many of T5's sentinels stand behind the .model's pieces, the last of them first: <extra_id_0> has the
+        last id of all. A .model that holds them itself (mT5's does, as '▁<extra_id_0>') needs none.
     cpm: cut words by jieba, write ' ' as '▂' and '\n' as '▃' inside them, and part them by spaces, which decode undoes.
     Raises MissingFile, TokenizerError for a file that is no model or has not the marks named; MissingExtra, when a
     text is encoded, if cpm needs jieba and it is not installed.
@@ -40,10 +44,12 @@ class SentencePiece(BaseTokenizer):
         start: str | None = None,
         end: str | None = "</s>",
         ends: bool = True,
+        extra_ids: int = 0,
         cpm: bool = False,
     ) -> None:
         self._processor = load_model(model)
-        self._size = int(self._processor.get_piece_size())
+        self._pieces = int(self._processor.get_piece_size())
+        self._size = self._pieces + extra_ids
         self._cpm = cpm
         unk = int(self._processor.unk_id())
         self._unk = unk
@@ -54,9 +60,11 @@ class SentencePiece(BaseTokenizer):
             end=None if end is None else self._mark(end),
             mask=self._first("[MASK]", "<mask>"),
         )
-        named = {i for i in range(self._size) if self._processor.is_control(i)}
+        named = {i for i in range(self._pieces) if self._processor.is_control(i)}
         named |= special.known() - {unk}
-        super().__init__(special, {self.id_to_token(i): i for i in named}, ends=ends)
+        names = {self.id_to_token(i): i for i in named}
+        names |= {f"<extra_id_{at}>": i for at, i in enumerate(sentinel_ids(self))}
+        super().__init__(special, names, ends=ends)
 
     @property
     def vocab(self) -> int:
@@ -64,18 +72,33 @@ class SentencePiece(BaseTokenizer):
         return self._size
 
     @property
+    def extra_ids(self) -> int:
+        """How many sentinels stand behind the .model's pieces."""
+        return self._size - self._pieces
+
+    @property
     def cpm(self) -> bool:
         """Whether texts are cut and spaced as CPM does."""
         return self._cpm
 
+    def serialized(self) -> bytes:
+        """Return the bytes of the .model."""
+        return bytes(self._processor.serialized_model_proto())
+
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token, None if there is no such token."""
+        if sentinel := _SENTINEL.fullmatch(token):
+            if int(sentinel[1]) < self.extra_ids:
+                return self._size - 1 - int(sentinel[1])
+            token = "▁" + token if self._processor.piece_to_id(token) == self._unk else token
         number = int(self._processor.piece_to_id(token))
         return number if self._processor.id_to_piece(number) == token else None
 
     def id_to_token(self, number: int) -> str:
         """Return the token of an id. Raises TokenizerError for an id that the vocabulary does not have."""
-        return str(self._processor.id_to_piece(self._check_id(number)))
+        if self._check_id(number) >= self._pieces:
+            return f"<extra_id_{self._size - 1 - number}>"
+        return str(self._processor.id_to_piece(number))
 
     def stream(self, *, special: bool = False) -> WindowStream:
         """Return a new incremental decoder."""
@@ -137,6 +160,23 @@ class SentencePiece(BaseTokenizer):
                 "has, or None for none"
             )
         return number
+
+
+def sentinel_ids(tokenizer: Tokenizer) -> list[int]:
+    """Give the ids of <extra_id_0>, <extra_id_1> …, which stand for T5's spans; [] where the vocabulary has none."""
+    found: list[int] = []
+    while (number := tokenizer.token_to_id(f"<extra_id_{len(found)}>")) is not None:
+        found.append(number)
+    return found
+
+
+def with_sentinels(tokenizer: Tokenizer, rows: int) -> Tokenizer:
+    """Let the rows that an embedding has behind a T5's .model be its sentinels, up to 100, unless it has some."""
+    if not isinstance(tokenizer, SentencePiece) or tokenizer.special.start is not None or sentinel_ids(tokenizer):
+        return tokenizer
+    end = None if tokenizer.special.end is None else tokenizer.id_to_token(tokenizer.special.end)
+    model, spare = tokenizer.serialized(), max(0, rows - tokenizer.vocab)
+    return SentencePiece(model, end=end, ends=tokenizer.ends, cpm=tokenizer.cpm, extra_ids=min(100, spare))
 
 
 def load_model(model: str | Path | bytes) -> SentencePieceProcessor:
