@@ -6,7 +6,6 @@ Joins a loaded model with its data, a memory plan and the loop. Knows no command
 """
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +22,7 @@ from hanmo.files import errors_as, read_json
 from hanmo.hub import load
 from hanmo.loaded import Loaded
 from hanmo.model import Model
-from hanmo.tokenizers.load import load_tokenizer, tokenizer_files
+from hanmo.tokenizers.load import copy_tokenizer, load_tokenizer, tokenizer_files
 from hanmo.train import parallel
 from hanmo.train.curves import tensorboard
 from hanmo.train.device import free_memory, held_memory, peak_memory
@@ -126,17 +125,11 @@ def finetune(
     console.print(f"planned: {gib(memory.needed)} ({memory.choice})", highlight=False, soft_wrap=True)
     dtype = torch.bfloat16 if memory.choice.precision == "bfloat16" else torch.float32
     loaded = load(
-        model,
-        config=config,
-        family=family,
-        mask=mask,
-        dtype=dtype,
-        device=device,
-        tokenizer=tokenizer,
+        model, config=config, family=family, mask=mask, dtype=dtype, device=device, tokenizer=tokenizer,
         pre_tokenize=wishes.pre_tokenize,
-    )
+    )  # fmt: skip
     folder = loaded.path if loaded.path.is_dir() else loaded.path.parent
-    beside = _vocabulary(run.out, tokenizer or folder)
+    beside = _vocabulary(run.out, tokenizer or folder, wishes.pre_tokenize)
     return _learn(loaded, run, wishes, memory, before, beside, console, progress, slots=slots)
 
 
@@ -165,7 +158,17 @@ def pretrain(
     loaded = Loaded(
         whole, model.to(device), load_tokenizer(tokenizer, pre_tokenize=wishes.pre_tokenize), Report(), run.out
     )
-    return _learn(loaded, run, wishes, memory, before, _vocabulary(run.out, tokenizer), console, progress, fresh=True)
+    return _learn(
+        loaded,
+        run,
+        wishes,
+        memory,
+        before,
+        _vocabulary(run.out, tokenizer, wishes.pre_tokenize),
+        console,
+        progress,
+        fresh=True,
+    )
 
 
 def _choose(config: ModelConfig, run: Run, wishes: Wishes, device: torch.device, *, optimizer: str) -> Memory:
@@ -337,12 +340,9 @@ def _restored(model: Model, *, settings: Settings, slots: Any) -> Any:
     return optimizer
 
 
-def _vocabulary(out: Path, tokenizer: Path) -> list[Path]:
-    """Copy a vocabulary where every checkpoint takes it from, under the name that loading looks for."""
-    folder = out / "tokenizer"
+def _vocabulary(out: Path, tokenizer: Path, pre_tokenize: bool | None) -> list[Path]:
+    """Copy a vocabulary where every checkpoint takes it from."""
     if parallel.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in tokenizer_files(tokenizer):
-            shutil.copyfile(file, folder / ("vocab.txt" if file == tokenizer and file.suffix == ".txt" else file.name))
+        copy_tokenizer(tokenizer, out / "tokenizer", pre_tokenize=pre_tokenize)
     parallel.agree(None)
-    return tokenizer_files(folder)
+    return tokenizer_files(out / "tokenizer")

@@ -3,6 +3,8 @@
 Knows the names of files and which go together. Knows no checkpoint and no model.
 """
 
+import json
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ from hanmo.tokenizers.vocab import read_vocab
 from hanmo.tokenizers.wordpiece import WordPiece
 from hanmo.tokenizers.words import holds_words, jieba_words
 
-__all__ = ["load_tokenizer", "tokenizer_files"]
+__all__ = ["copy_tokenizer", "load_tokenizer", "tokenizer_files"]
 
 _BESIDE = (
     "tokenizer.json",
@@ -54,6 +56,20 @@ def tokenizer_files(folder: Path) -> list[Path]:
     return named + sorted(file for file in folder.glob(_SENTENCE_PIECE) if file.is_file())
 
 
+def copy_tokenizer(tokenizer: Path, folder: Path, *, pre_tokenize: bool | None = None) -> None:
+    """Copy a vocabulary, a file or a folder, and what lies beside it, under the names that loading looks for.
+
+    pre_tokenize: kept in tokenizer_config.json, unless it is None.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in tokenizer_files(tokenizer):
+        shutil.copyfile(file, folder / ("vocab.txt" if file == tokenizer and file.suffix == ".txt" else file.name))
+    if pre_tokenize is not None:
+        config = folder / "tokenizer_config.json"
+        said = read_object(config) | {"pre_tokenize": pre_tokenize}
+        config.write_text(json.dumps(said, ensure_ascii=False) + "\n", "utf-8")
+
+
 def load_tokenizer(
     path: str | Path,
     *,
@@ -76,8 +92,8 @@ def load_tokenizer(
     ends: whether encode adds the start and end marks by default; None does as the kind usually does. GPT2_ML: False.
     stand_ins: for WordPiece; see there.
     pre_tokenize: for WordPiece: cut texts into words first, True by jieba without its HMM, as RoFormer, WoBERT and
-    T5-PEGASUS were trained. None does so where tokenizer_config.json names RoFormerTokenizer or the vocabulary holds
-    words.
+    T5-PEGASUS were trained. None does so where tokenizer_config.json has "pre_tokenize": true, as finetune keeps it,
+    or names RoFormerTokenizer, or where the vocabulary holds words.
     Raises MissingFile if there is nothing of this, TokenizerError if there are several or the file is damaged.
     """
     path = Path(path)
@@ -139,8 +155,9 @@ def _word_piece(
     marked = ends is not False and {"[CLS]", "[SEP]"} <= known
     start, end = ("[CLS]", "[SEP]") if marked or ends else (None, None)
     if pre_tokenize is None:
-        named = read_object(folder / "tokenizer_config.json").get("tokenizer_class")
-        pre_tokenize = named in _WORD_CLASSES or holds_words(tokens)
+        config = read_object(folder / "tokenizer_config.json")
+        named, said = config.get("tokenizer_class"), config.get("pre_tokenize")
+        pre_tokenize = said if isinstance(said, bool) else named in _WORD_CLASSES or holds_words(tokens)
     cut = partial(jieba_words, hmm=False) if pre_tokenize is True else pre_tokenize or None
     return WordPiece(
         tokens, lowercase=lowercase, start=start, end=end, pre_tokenize=cut, stand_ins=stand_ins, added=added

@@ -138,6 +138,17 @@ def test_a_run_whose_files_are_damaged_says_which(work, name, content, says):
     assert result.exit_code == 1 and says in result.stderr, result.stderr or result.exception
 
 
+def test_a_run_that_cuts_texts_into_words_makes_a_model_that_does(work):
+    tokens = Path("model/vocab.txt").read_text("utf-8").split("\n")
+    Path("model/vocab.txt").write_text("\n".join([*tokens[:-2], "明月光", ""]), "utf-8")
+    kept = []
+    for choice in ("--pre-tokenize", "--no-pre-tokenize"):
+        out = f"out{choice}"
+        done("finetune", "--model", "model", "--data", "poems.txt", "--out", out, *QUICK, "--steps", 1, choice)
+        kept.append(hanmo.load(f"{out}/best").tokenizer.encode("明月光", ends=False).ids)
+    assert kept == [[117], [tokens.index(character) for character in "明月光"]]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
