@@ -64,6 +64,64 @@ VALUES: tuple[Any, ...] = (
 RAW = (b"", b"[]", b"{}", b"null", b"1", b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe{\0", b'"\\ud800"', b"9" * 5000)
 ODD_BYTES = b'\0\x01\x7f\x80\xff\xfe-"[{]},:90\n'
 
+_TOKEN = {"special": True, "single_word": True, "lstrip": True, "rstrip": True, "normalized": True}
+_A, _Z = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "Z", "type_id": 0}}
+
+
+def _split(pattern: dict[str, str], behavior: str = "Isolated") -> dict[str, Any]:
+    return {"type": "Split", "pattern": pattern, "behavior": behavior, "invert": behavior == "Removed"}
+
+
+def _template(single: list[Any], *ids: int) -> dict[str, Any]:
+    special = {"Z": {"id": "Z", "ids": list(ids), "tokens": ["Z"]}} if ids else {}
+    return {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": special}
+
+
+PARTS: dict[str, list[Any]] = {
+    "normalizer": [
+        *({"type": "Replace", "pattern": {"Regex": each}, "content": "b"} for each in ("(a|a)*$", "", "(" * 5000)),
+        *({"type": "Precompiled", "precompiled_charsmap": each} for each in ("", "AAAA", "////////AAAA", "BAAAAP//")),
+        *({"type": "Nmt"}, {"type": "StripAccents"}, {"type": "ByteLevel"}),
+        *({"type": "Prepend", "prepend": "▁" * each} for each in (250, 100_000)),
+    ],
+    "pre_tokenizer": [
+        *(_split({"Regex": each}) for each in ("(.*)*x", "((.?)*)*\\2x", "")), _split({"String": ""}, "Removed"),
+        *({"type": "Metaspace", "replacement": each, "prepend_scheme": "always", "split": True} for each in ("ab", "")),
+        *({"type": "FixedLength", "length": each} for each in (0, 2**63)), {"type": "UnicodeScripts"},
+    ],
+    "decoder": [
+        {"type": "Strip", "content": "a", "start": 2**31, "stop": 2**63}, {"type": "Fuse"}, {"type": "ByteFallback"},
+        {"type": "Strip", "content": "今", "start": 5, "stop": 5}, {"type": "BPEDecoder", "suffix": ""},
+        {"type": "CTC", "pad_token": "", "word_delimiter_token": "", "cleanup": True},
+    ],
+    "post_processor": [
+        *(_template([_A] * 50), _template([]), _template([_Z, _A], 4_000_000_000), _template([_Z, _A], 99_999_999)),
+        *({"type": "BertProcessing", "sep": ["x", each], "cls": ["y", each]} for each in (1, 2**32 - 1)),
+    ],
+    "truncation": [{"direction": "Right", "max_length": 0, "strategy": "LongestFirst", "stride": 5}],
+    "padding": [
+        {"strategy": {"Fixed": 2**40}, "direction": "Right", "pad_to_multiple_of": 0, "pad_id": 0, "pad_type_id": 0,
+         "pad_token": "x"},
+    ],
+    "model": [
+        {"type": "Unigram", "unk_id": 5, "vocab": []}, {"type": "Unigram", "unk_id": 0, "vocab": [["", 0.0]]},
+        {"type": "Unigram", "unk_id": None, "vocab": [["a", -1.0]]}, {"type": "BPE", "vocab": {}, "merges": []},
+        {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2**32 - 1}, "merges": [["a", "b"]]},
+        {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]], "continuing_subword_prefix": "今今"},
+        {"type": "BPE", "dropout": -1, "vocab": {"a": 0}, "merges": []}, {"type": "WordPiece", "vocab": {"a": None}},
+        {"type": "BPE", "vocab": {"a": 0}, "merges": [], "unk_token": "zz"}, {"type": "WordPiece", "vocab": {"": 0}},
+        {"type": "WordLevel", "vocab": {"a": 2**32 - 1}, "unk_token": "a"}, {"type": "WordPiece", "vocab": [["a", 1]]},
+        {"type": "WordLevel", "vocab": {}, "unk_token": "x"}, {"type": None, "vocab": {"a": 0}}, {},
+    ],
+    "added_tokens": [
+        *(None, [1], [None], [{}], [{"special": True}], "abc", {"a": 1}, 5),
+        *([{"id": each, "content": "x", **_TOKEN}] for each in (-1, 2**40)),
+        [{"id": 2**32 - 1, "content": "", **_TOKEN}],
+        [{"id": 5, "content": "a", **_TOKEN}] * 3,
+    ],
+}  # fmt: skip
+"""Odd parts of a tokenizer.json; some of them make tokenizers panic."""
+
 
 class Fuzzer:
     """Mutations drawn from one random generator, over copies of the files in `seeds`."""
@@ -77,6 +135,23 @@ class Fuzzer:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.seeds / self.random.choice(names), folder)
         return folder
+
+    def unusual(self) -> None:
+        """Put something that is no usual file in the place of one."""
+        path = self.random.choice(sorted(path for path in (self.work / "case").rglob("*") if path.is_file()))
+        way = self.random.choice(["fifo", "sparse", "folder", "device", "nothing", "empty"])
+        if way == "sparse":
+            os.truncate(path, 1 << 40)
+        elif way == "empty":
+            os.truncate(path, 0)
+        else:
+            path.unlink()
+            if way == "fifo":
+                os.mkfifo(path)
+            elif way == "folder":
+                path.mkdir()
+            else:
+                path.symlink_to("/dev/zero" if way == "device" else "nothing")
 
     def bytes(self, data: bytes, start: int = 0, stop: int | None = None) -> bytes:
         """Flip, set, delete, insert, copy or cut bytes between two places."""
@@ -329,6 +404,9 @@ def tokenizer_json(f: Fuzzer) -> Action:
         table = base64.b64decode(data["normalizer"]["precompiled_charsmap"])
         data["normalizer"]["precompiled_charsmap"] = base64.b64encode(f.bytes(table)).decode()
         path.write_text(json.dumps(data))
+    elif f.random.random() < 0.4:
+        part = f.random.choice(list(PARTS))
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | {part: f.random.choice(PARTS[part])}))
     else:
         path.write_bytes(f.json(path.read_bytes()))
     return lambda: tokenize(path)
@@ -567,7 +645,10 @@ def fuzz(mutations: int, seed: int, *, only: str | None = None, keep: Path | Non
 
         def read(number: int) -> Verdict:
             fuzzer = Fuzzer(place / "seeds", place, seed * 1_000_003 + number)
-            return judged(kinds[number % len(kinds)](fuzzer))
+            action = kinds[number % len(kinds)](fuzzer)
+            if fuzzer.random.random() < 0.03:
+                fuzzer.unusual()
+            return judged(action)
 
         while done < mutations:
             for verdict, text, taken in in_child(read, range(done, min(done + TOGETHER, mutations))):

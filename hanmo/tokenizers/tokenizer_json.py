@@ -4,6 +4,7 @@ Knows the file's special tokens and marks. Splitting and joining are the file's 
 vocabulary is better read by wordpiece.py, which is why load.py does so.
 """
 
+import base64
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -21,6 +22,7 @@ from hanmo.tokenizers.streams import WindowStream
 
 __all__ = ["TokenizerJson", "read_tokenizer_json"]
 
+_MAX_STRING, _MAX_REGEX, _MAX_TEMPLATE = 256, 4096, 16  # characters, characters; parts around a text
 _NAMES = {
     "pad": ("[PAD]", "<pad>", "<|pad|>"),
     "unk": ("[UNK]", "<unk>"),
@@ -96,8 +98,9 @@ class TokenizerJson(BaseTokenizer):
     @cached_property
     def _asking(self) -> RustTokenizer:
         """The same tokenizer, which reads special tokens that are written in a text."""
-        rust = RustTokenizer.from_str(self._rust.to_str())
-        rust.encode_special_tokens = False
+        with errors_as(TokenizerError, f"{self._path} cannot be read again"):
+            rust = RustTokenizer.from_str(self._rust.to_str())
+            rust.encode_special_tokens = False
         return rust
 
     def _plain_ids(self, text: str) -> list[int]:
@@ -141,4 +144,29 @@ def read_tokenizer_json(path: str | Path) -> dict[str, Any]:
     found: dict[str, Any] = read_json(path, error=TokenizerError, limit=MAX_JSON, advice="; download it again")
     if not isinstance(found.get("model"), dict):
         raise TokenizerError(f"{path} has no 'model', as every tokenizer.json has; name the right file")
+    if reason := _excess([found.get(name) for name in ("normalizer", "pre_tokenizer", "decoder", "post_processor")]):
+        raise TokenizerError(f"{path} {reason}; download it again")
     return found
+
+
+def _excess(parts: list[Any]) -> str:
+    """Say which part of a tokenizer.json would take the library endless time or memory, if one does."""
+    while parts:
+        part = parts.pop()
+        if isinstance(part, list):
+            parts += part
+        for key, value in part.items() if isinstance(part, dict) else ():
+            if key == "precompiled_charsmap" and isinstance(value, str):
+                try:
+                    table = base64.b64decode(value)
+                except ValueError as error:
+                    return f"has a precompiled_charsmap that is not base64 ({error})"
+                if int.from_bytes(table[:4], "little") > len(table) - 4:  # the library allocates what it claims
+                    return f"has a precompiled_charsmap of {len(table)} bytes that claims more"
+            elif isinstance(value, str) and len(value) > (most := _MAX_REGEX if key == "Regex" else _MAX_STRING):
+                return f"has a {key} of {len(value):,} characters; expected at most {most:,}"
+            elif key in ("single", "pair") and isinstance(value, list) and len(value) > _MAX_TEMPLATE:
+                return f"has a template of {len(value)} parts; expected at most {_MAX_TEMPLATE}"
+            else:
+                parts.append(value)
+    return ""

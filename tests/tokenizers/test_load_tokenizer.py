@@ -251,12 +251,18 @@ def test_the_marks_of_a_tokenizer_json_are_its_own(tmp_path):
             "is no tokenizer that Hugging Face tokenizers reads",
         ),
         ('{"a": 1}', "has no 'model'"),
+        ({"normalizer": {"type": "Prepend", "prepend": "▁" * 5000}}, "has a prepend of 5,000 characters"),
+        (
+            {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "////////AAAA"}},
+            "of 9 bytes that claims more",
+        ),
+        ({"post_processor": {"type": "TemplateProcessing", "single": [{}] * 50}}, "has a template of 50 parts"),
         ('{"model": {"type": "Nothing"}}', "is no tokenizer that Hugging Face tokenizers reads"),
     ],
 )
 def test_a_damaged_tokenizer_json_is_refused(tmp_path, content, message):
     path = tmp_path / "tokenizer.json"
-    path.write_text(content)
+    path.write_text(content if isinstance(content, str) else json.dumps({"model": {}, **content}))
     with pytest.raises(TokenizerError, match=message):
         load_tokenizer(path)
     with pytest.raises(MissingFile, match=r"no tokenizer\.json at"):
