@@ -299,8 +299,13 @@ def _json(data: Mapping[str, Any]) -> str:
 def _beside(prefix: Path, *, overwrite: bool) -> Iterator[Path]:
     """Give a folder to fill with a prefix's files, which take their places beside it when the block ends well.
 
-    The `.index` comes last: without it the rest is no checkpoint.   Raises CheckpointError if a file is there already.
+    A folder that is not there appears whole. In one that is, the `.index` comes last: without it the rest is no
+    checkpoint. Raises CheckpointError if a file is there already.
     """
+    if not prefix.parent.exists():
+        with atomic_folder(prefix.parent) as made:
+            yield made
+        return
     index, config = prefix.with_name(f"{prefix.name}.index"), prefix.with_name("config.json")
     old = set(prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*"))
     _refuse([index, config, *old], overwrite=overwrite)
