@@ -4,9 +4,9 @@ Every rounding is taken as an independent error of the root mean square (rms) th
 rounded, and every block as keeping the size of its errors beside that of its numbers, as norms do. n roundings of the
 rms e then give the logits a relative error of e·√n. Largest of all are normal errors of six standard deviations.
 
-    bfloat16    8 significant bits: half a unit in the last place is 2^-8 at most, uniform         2^-8 / √3
-    8 bits      steps of peak/127, uniform; the largest of g normal numbers is √(2 ln 2g)          √(2 ln 2g) / 127 / √12
-    4 bits      the same with steps of peak/7                                                      √(2 ln 2g) / 7 / √12
+    bfloat16    8 significant bits: half a unit in the last place is 2^-8 at most, uniform        2^-8 / √3
+    8 bits      steps of peak/127, uniform; the largest of g normal numbers is √(2 ln 2g)         √(2 ln 2g) / 127 / √12
+    4 bits      the same with steps of peak/7                                                     √(2 ln 2g) / 7 / √12
 
 Where a processor or a kernel leaves a rounding out (no bfloat16 before AVX-512 BF16, no dynamic quantization of narrow
 matrices), errors are smaller: the bounds hold on all of them.

@@ -15,7 +15,7 @@ ROOT = Path(hanmo.__file__).parent
 # Each layer may import those above it in this list, and itself; layers on one line know nothing of each other.
 STREET = [
     ["errors"],
-    ["files"],
+    ["cores", "files"],
     ["config"],
     ["families"],
     ["compiled"],

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from hanmo.cores import cores
+
 __all__ = ["METHOD", "MemoryReader", "describe", "load", "memory"]
 
 METHOD = "each thread takes the maximum of its part of an array of uint64; on a GPU, torch sums float32; median pass"
@@ -59,7 +61,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
             versions[name] = None
     return {
         "processor": _line("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_bytes": _kibibytes("/proc/meminfo", "MemTotal"),
         "gpu": None if device == "cpu" else _gpu(device),
         "system": f"{platform.system()} {platform.release()}",

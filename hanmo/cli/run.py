@@ -10,6 +10,7 @@ import typer
 
 from hanmo.cli.screen import echo, say
 from hanmo.cli.write import Weights
+from hanmo.cores import set_torch_threads
 from hanmo.errors import HanmoError
 
 __all__ = ["CONTEXT", "run"]
@@ -52,9 +53,7 @@ def run(
 
     backend.set_weights_dtype(None if weights is None else weights.value)
     if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+        set_torch_threads(threads)
     try:
         run_script(script, arguments or [])
     except BrokenPipeError:

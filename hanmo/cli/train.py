@@ -13,6 +13,7 @@ import typer
 
 from hanmo.cli.screen import progress, say
 from hanmo.cli.write import Mask, PreTokenize
+from hanmo.cores import set_torch_threads
 from hanmo.errors import ConfigError, MissingFile
 from hanmo.files import errors_as, read_json
 
@@ -94,6 +95,7 @@ _Separator = Annotated[str | None, typer.Option(help="Token put after each docum
 _Document = Annotated[Document, typer.Option(help="What one document of a text file is.")]
 _Prompt = Annotated[list[str] | None, typer.Option(help="Write on from this at every evaluation; several times.")]
 _Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU if there is one.")]
+_Threads = Annotated[int | None, typer.Option(min=1, help="Of the processor, to compute with; default: its cores.")]
 _Compile = Annotated[bool, typer.Option("--compile", help="Compile the network with torch first.")]
 _Seed = Annotated[int, typer.Option(help="Of order, dropout and fresh weights.")]
 _Board = Annotated[bool, typer.Option("--tensorboard", help="Show the run in TensorBoard, from OUT/tensorboard.")]
@@ -140,6 +142,7 @@ def finetune(
     document: _Document = Document.file,
     prompt: _Prompt = None,
     device: _Device = "auto",
+    threads: _Threads = None,
     compile: _Compile = False,
     seed: _Seed = 0,
     tensorboard: _Board = False,
@@ -194,6 +197,7 @@ def pretrain(
     document: _Document = Document.file,
     prompt: _Prompt = None,
     device: _Device = "auto",
+    threads: _Threads = None,
     compile: _Compile = False,
     seed: _Seed = 0,
     tensorboard: _Board = False,
@@ -266,6 +270,7 @@ def _run(given: dict[str, Any], tune: Any) -> None:
     from hanmo.train.memory import parse_size
     from hanmo.tune import Run, Wishes
 
+    set_torch_threads(given["threads"])
     if given["device"] == "auto":
         given["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     names = [name for name in given if name in Wishes.__dataclass_fields__]

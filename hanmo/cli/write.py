@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hanmo.cli.screen import echo, on_screen, progress, say
+from hanmo.cores import set_torch_threads
 from hanmo.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
@@ -112,6 +113,9 @@ def write(
     tokenizer: Annotated[Path | None, typer.Option(help="The vocabulary, if not beside the checkpoint.")] = None,
     pre_tokenize: PreTokenize = None,
     mask: Annotated[Mask | None, typer.Option(help="Have a BERT-like encoder write.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of the processor, to compute with.", show_default="its cores")
+    ] = None,
     file: Annotated[
         Path | None, typer.Option(help='Write for each line of this file: a prompt, or {"prompt": …}.')
     ] = None,
@@ -140,7 +144,7 @@ def write(
 
         model, weights = SMALL, weights or (Weights.int8 if device in ("auto", "cpu") else None)
     reading = {"config": config, "family": family, "tokenizer": tokenizer, "mask": mask and mask.value}
-    open_model = partial(_load, model, weights, device, reading | {"pre_tokenize": pre_tokenize})
+    open_model = partial(_load, model, weights, device, reading | {"pre_tokenize": pre_tokenize}, threads)
     how: dict[str, Any] = {
         "preset": preset,
         "temperature": temperature,
@@ -211,15 +215,16 @@ def _from_stdin() -> str:
         raise PromptError(f"standard input is not UTF-8: {error.reason} at byte {error.start}; convert it") from None
 
 
-def _load(model: Path, weights: Weights | None, device: str, reading: dict[str, Any]) -> "Writer":
+def _load(model: Path, weights: Weights | None, device: str, reading: dict[str, Any], threads: int | None) -> "Writer":
     """Open a model; reading: what `hanmo.load` and `open_writer` both take."""
     on_gpu = weights is Weights.int8 and device.startswith("cuda")
     if weights in (Weights.int8, Weights.int4) and not on_gpu:
-        return _open(model, weights, device, reading)
+        return _open(model, weights, device, reading, threads)
     import torch
 
     from hanmo.hub import load
 
+    set_torch_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -236,7 +241,7 @@ def _load(model: Path, weights: Weights | None, device: str, reading: dict[str, 
     return loaded
 
 
-def _open(model: Path, weights: Weights, device: str, reading: dict[str, Any]) -> "Writer":
+def _open(model: Path, weights: Weights, device: str, reading: dict[str, Any], threads: int | None) -> "Writer":
     """Open the CPU engine, which converts the weights when it first sees them and needs no torch after that."""
     if device not in ("auto", "cpu"):
         raise ConfigError(
@@ -245,7 +250,7 @@ def _open(model: Path, weights: Weights, device: str, reading: dict[str, Any]) -
     from hanmo.writer import open_writer
 
     with _bytes_read(model, "converting") as count:
-        return open_writer(model, weights=weights.value, progress=count, **reading)
+        return open_writer(model, weights=weights.value, progress=count, threads=threads, **reading)
 
 
 @contextmanager

@@ -3,17 +3,16 @@
 Importing a module of kernels compiles them, so this is asked before.
 """
 
-import os
 import platform
 import sys
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 
 from hanmo.config import StackConfig
+from hanmo.cores import cores
 
-__all__ = ["ACTIVATIONS", "NORMS", "cores", "kernels", "plain"]
+__all__ = ["ACTIVATIONS", "NORMS", "kernels", "most_threads", "plain"]
 
 ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
 """By the numbers that `functions.activate` knows them by."""
@@ -48,19 +47,9 @@ def kernels(name: str) -> ModuleType | None:
         return None
 
 
-@cache
-def cores() -> int:
-    """Count the cores that this process may use, at most 16, and not the threads that share one."""
-    if not hasattr(os, "sched_getaffinity"):
-        return min(os.cpu_count() or 1, MOST_THREADS)
-    found = set()
-    for number in os.sched_getaffinity(0):
-        siblings = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
-        found.add(siblings.read_text() if siblings.is_file() else str(number))
-    limit = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000" in a container of two processors, or "max 100000"
-    share, _, period = limit.read_text().strip().partition(" ") if limit.is_file() else ("max", "", "")
-    allowed = len(found) if share == "max" else max(1, int(share) // int(period))
-    return min(len(found), allowed, MOST_THREADS)
+def most_threads() -> int:
+    """Give how many threads read the memory as fast as it goes: one for each core, at most 16."""
+    return min(cores(), MOST_THREADS)
 
 
 def _multiplies_bytes() -> bool:

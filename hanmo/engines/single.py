@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hanmo.compiled.crew import run_step
-from hanmo.compiled.support import ACTIVATIONS, NORMS, cores, kernels, plain
+from hanmo.compiled.support import ACTIVATIONS, NORMS, kernels, most_threads, plain
 from hanmo.config import ModelConfig
 from hanmo.engines.openvino_weights import Weights
 
@@ -31,7 +31,7 @@ def open_steps(weights: Weights, config: ModelConfig, threads: int | None) -> "S
     """
     if not suits(weights, config) or kernels("rounded") is None:
         return None
-    return Steps(weights, config, min(threads or cores(), cores()))
+    return Steps(weights, config, min(threads or most_threads(), most_threads()))
 
 
 def suits(weights: Weights, config: ModelConfig) -> bool:

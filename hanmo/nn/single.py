@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hanmo.compiled.crew import run_step
-from hanmo.compiled.support import ACTIVATIONS, NORMS, cores, kernels, plain
+from hanmo.compiled.support import ACTIVATIONS, NORMS, kernels, most_threads, plain
 from hanmo.config import StackConfig
 from hanmo.nn.attention import Sight
 from hanmo.nn.cache import Cache
@@ -68,7 +68,7 @@ def _numbers(stack: StackConfig) -> int:
 def _run(stack: StackConfig, fields: Sequence[list[int]], x: Tensor, cache: Cache) -> Tensor:
     from hanmo.compiled.exact import step
 
-    threads = min(torch.get_num_threads(), cores())
+    threads = min(torch.get_num_threads(), most_threads())
     kept = zip(cache.keys, cache.values, strict=True)
     lie = [(keys.data_ptr(), values.data_ptr()) for keys, values in kept]
     layers = np.array([[*fields[depth % len(fields)], *lie[depth]] for depth in range(stack.depth)], np.int64)

@@ -25,6 +25,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hanmo.cores import cores
 from hanmo.errors import DataError
 from hanmo.train.documents import Part, read_documents
 from hanmo.train.encoding import TokenEncoder
@@ -165,7 +166,7 @@ def _encoded(
     """Yield the batches encoded, in order; at most two a process are under way."""
     few = list(islice(batches, _FEW)) if processes is None else []
     batches = chain(few, batches)
-    count = processes or os.cpu_count() or 1
+    count = processes or cores()
     if count == 1 or (processes is None and len(few) < _FEW):
         yield from (_encode_batch(batch, encoder, titles) for batch in batches)
         return

@@ -10,7 +10,6 @@ of what the variables mean. Everything the index claims is checked against itsel
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from types import TracebackType
 
 import numpy as np
 
+from hanmo.cores import cores
 from hanmo.errors import CheckpointError, CorruptFile
 from hanmo.weights.bundle_index import Entry, read_index
 from hanmo.weights.bundle_strings import decode_strings
@@ -51,7 +51,7 @@ class Bundle:
         self._tensors = {name: entry.info for name, entry in self._entries.items()}
         self._files: dict[int, MappedFile] = {}
         self._lock = Lock()
-        self._threads = min(_MAX_THREADS, os.cpu_count() or 1)
+        self._threads = min(_MAX_THREADS, cores())
         self._pool = ThreadPoolExecutor(self._threads)
         self._order = sorted(self._entries, key=lambda name: self._entries[name].place)
 
