@@ -26,7 +26,7 @@ class BaseTokenizer(ABC):
     named: the special tokens of the vocabulary, each with its id; read in a text only when asked for (special=True).
     added: id → token that stands outside the vocabulary's rules of splitting; one without the flag `special` is always
         read.   normalizer: what a text goes through before such tokens are looked for; see AddedSplitter.
-    ends: whether marks are added by default.
+    ends: whether marks are added by default.   between: how many end marks part the texts of a pair; RoBERTa has two.
     """
 
     def __init__(
@@ -37,8 +37,10 @@ class BaseTokenizer(ABC):
         ends: bool,
         added: Mapping[int, AddedToken] | None = None,
         normalizer: Normalizer | None = None,
+        between: int = 1,
     ) -> None:
         added = added or {}
+        self._between = between
         self._special = special
         self._ends = ends
         self._named = {**named, **{token.content: number for number, token in added.items() if token.special}}
@@ -104,18 +106,18 @@ class BaseTokenizer(ABC):
         add = self._ends if ends is None else ends
         start = [self._special.start] if add and self._special.start is not None else []
         end = [self._special.end] if add and self._special.end is not None else []
+        after = [end] if pair is None else [end * self._between, end]
         if limit is not None:
             if cut not in ("right", "left"):
                 raise PromptError(f"cut={cut!r} is no side of a text; give 'right' or 'left'")
             lengths = [len(ids) for ids, _ in parts]
-            kept = _kept(lengths, limit, marks=len(start) + len(end) * len(parts))
+            kept = _kept(lengths, limit, marks=len(start) + sum(map(len, after)))
             parts = [_cut(part, keep, cut) for part, keep in zip(parts, kept, strict=True)]
-        ids = [*start, *parts[0][0], *end]
-        first = len(ids)
-        spans = [*((0, 0) for _ in start), *parts[0][1], *((0, 0) for _ in end)]
-        for part_ids, part_spans in parts[1:]:
-            ids += [*part_ids, *end]
-            spans += [*part_spans, *((0, 0) for _ in end)]
+        ids, spans = list(start), [(0, 0) for _ in start]
+        first = len(start) + len(parts[0][0]) + len(after[0])
+        for (part_ids, part_spans), marks in zip(parts, after, strict=True):
+            ids += [*part_ids, *marks]
+            spans += [*part_spans, *((0, 0) for _ in marks)]
         if not detail:
             return Encoding(ids, first)
         return Encoding(ids, first, [self.id_to_token(number) for number in ids], spans)

@@ -1,4 +1,4 @@
-"""Byte-level BPE: OpenAI's GPT-2 and its kin, from vocab.json and merges.txt.
+"""Byte-level BPE: OpenAI's GPT-2 and its kin, RoBERTa with marks, from vocab.json and merges.txt.
 
 Knows GPT-2's alphabet of bytes and the two files. Merging is done in Rust by Hugging Face `tokenizers`.
 """
@@ -30,6 +30,7 @@ def _alphabet() -> dict[str, int]:
 
 
 _BYTES = _alphabet()
+_END, _ROBERTA = "<|endoftext|>", ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
 class ByteBPE(BaseTokenizer):
@@ -37,7 +38,7 @@ class ByteBPE(BaseTokenizer):
 
     vocabulary: token → id.
     merges: pairs of tokens, the first to be merged first.
-    end: the mark between documents, None for none.
+    start, end: the marks around a text, or end alone between documents; None for none.
     ends: whether encode adds it by default; GPT-2 does not.   added: id → token that is found before a text is split.
     Raises TokenizerError for ids that are not 0, 1, 2 …, for a vocabulary without one of the 256 bytes or without
     the end mark, and for a merge of tokens that it does not have.
@@ -48,7 +49,8 @@ class ByteBPE(BaseTokenizer):
         vocabulary: Mapping[str, int],
         merges: Sequence[tuple[str, str]],
         *,
-        end: str | None = "<|endoftext|>",
+        start: str | None = None,
+        end: str | None = _END,
         ends: bool = False,
         added: Mapping[int, AddedToken] | None = None,
     ) -> None:
@@ -59,8 +61,12 @@ class ByteBPE(BaseTokenizer):
         named = {token: number for token, number in vocabulary.items() if not set(token) <= _BYTES.keys()}
         if end is not None:
             named[end] = self._ids[end]
-        special = SpecialIds(pad=self._ids.get("<|pad|>"), end=None if end is None else self._ids[end])
-        super().__init__(special, named, ends=ends, added=added)
+        if start is None:
+            special = SpecialIds(pad=self._ids.get("<|pad|>"), end=None if end is None else self._ids[end])
+        else:
+            pad, unk, mask = (self._ids.get(name) for name in ("<pad>", "<unk>", "<mask>"))
+            special = SpecialIds(pad=pad, unk=unk, start=self._ids[start], end=self._ids[end or start], mask=mask)
+        super().__init__(special, named, ends=ends, added=added, between=1 if start is None else 2)
         self._bytes = {
             number: token.encode() if number in added else bytes(_BYTES[character] for character in token)
             for token, number in self._ids.items()
@@ -76,16 +82,26 @@ class ByteBPE(BaseTokenizer):
         vocabulary: str | Path,
         merges: str | Path,
         *,
-        end: str | None = "<|endoftext|>",
-        ends: bool = False,
+        end: str | None = _END,
+        ends: bool | None = None,
     ) -> "ByteBPE":
         """Read a vocab.json and a merges.txt, and the added tokens that files beside vocab.json list.
 
+        A vocabulary with <s> and </s>, and without the end mark, is RoBERTa's: they stand around each text.
         Raises MissingFile, and TokenizerError for files that are no such thing.
         """
         ids = _read_vocabulary(Path(vocabulary))
         added = read_added(Path(vocabulary).parent, ids)
-        return cls(ids, _read_merges(Path(merges)), end=end, ends=ends, added=added)
+        pairs = _read_merges(Path(merges))
+        if end != _END or end in ids or not {"<s>", "</s>"} <= ids.keys():
+            return cls(ids, pairs, end=end, ends=bool(ends), added=added)
+        # Where no file says otherwise <mask> takes the space before it, as in fairseq (hub_interface.py, fill_mask).
+        marks = {
+            ids[name]: AddedToken(name, special=True, normalized=False, lstrip=name == "<mask>")
+            for name in _ROBERTA
+            if name in ids
+        }
+        return cls(ids, pairs, start="<s>", end="</s>", ends=ends is not False, added=marks | added)
 
     @property
     def vocab(self) -> int:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.errors import MissingFile, TokenizerError
+from hanmo.files import read_bytes
 from hanmo.tokenizers.added import read_added, read_object
 from hanmo.tokenizers.byte_bpe import ByteBPE
 from hanmo.tokenizers.exact import PreTokenize
 from hanmo.tokenizers.lossless import NEWLINE, SPACE_TOKEN, Lossless
 from hanmo.tokenizers.protocol import Tokenizer
-from hanmo.tokenizers.sentence_piece import CPM_NEWLINE, CPM_SPACE, SentencePiece, sentinel_ids
+from hanmo.tokenizers.sentence_piece import CPM_NEWLINE, CPM_SPACE, SentencePiece, as_fairseq, sentinel_ids
 from hanmo.tokenizers.tokenizer_json import TokenizerJson, read_tokenizer_json
 from hanmo.tokenizers.vocab import read_vocab
 from hanmo.tokenizers.wordpiece import WordPiece
@@ -40,6 +41,7 @@ _TOKENIZER = (
     "vocab.bpe",
 )
 _SENTENCE_PIECE = "*.model"
+_FAIRSEQ = "sentencepiece.bpe.model"
 _WORD_CLASSES = ("RoFormerTokenizer", "RoFormerTokenizerFast")
 
 
@@ -81,8 +83,9 @@ def load_tokenizer(
     """Load the tokenizer at a path: a file, or a folder that holds one.
 
     vocab.txt (or any *.txt)     WordPiece; with [NL] and [SP] in it, Lossless
+    sentencepiece.bpe.model      XLM-R's or CamemBERT's; tokenizer.json is taken where it is there
     *.model                      SentencePiece: CPM's if it has '▂' and '▃', ALBERT's if [CLS] and [SEP], else T5's
-    vocab.json and merges.txt    byte-level BPE
+    vocab.json and merges.txt    byte-level BPE; RoBERTa's if it has <s> and </s>
     tokenizer.json               what it says; taken only where none of the others is there
 
     Added tokens that tokenizer_config.json, added_tokens.json or tokenizer.json list beside a vocab.txt or vocab.json
@@ -105,9 +108,11 @@ def load_tokenizer(
         )
     if path.name in ("vocab.json", "merges.txt"):
         folder = path.parent
-        return ByteBPE.from_files(folder / "vocab.json", folder / "merges.txt", ends=bool(ends))
+        return ByteBPE.from_files(folder / "vocab.json", folder / "merges.txt", ends=ends)
     if path.suffix == ".json":
         return _from_json(path, lowercase, ends, stand_ins, pre_tokenize)
+    if path.name == _FAIRSEQ:
+        return _fairseq(path, ends)
     if path.suffix == ".model":
         return _sentence_piece(path, ends)
     if path.suffix == ".txt":
@@ -122,6 +127,8 @@ def load_tokenizer(
 def _in_folder(folder: Path) -> Path:
     found = [folder / "vocab.txt"] if (folder / "vocab.txt").is_file() else []
     found += sorted(folder.glob("*.model"))
+    if found == [folder / _FAIRSEQ] and (folder / "tokenizer.json").is_file():
+        found = [folder / "tokenizer.json"]  # it has the ids themselves
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         found.append(folder / "vocab.json")
     if not found and (folder / "tokenizer.json").is_file():
@@ -183,6 +190,20 @@ def _extra_ids(folder: Path) -> int:
         return found
     listed = [*(said.get("additional_special_tokens") or ()), *(said.get("extra_special_tokens") or ())]
     return sum("<extra_id_" in str(token) for token in listed)
+
+
+def _fairseq(path: Path, ends: bool | None) -> SentencePiece:
+    """Read the model of an XLM-R or CamemBERT, by whichever the files beside it say it is."""
+    said = read_object(path.parent / "tokenizer_config.json").get("tokenizer_class")
+    said = said or read_object(path.parent / "config.json").get("model_type")
+    kind = str(said).lower().replace("-", "").removesuffix("fast").removesuffix("tokenizer")
+    if kind not in ("xlmroberta", "camembert"):
+        raise TokenizerError(
+            f"the ids of {path} are each network's own, and nothing beside it says that it is XLM-R's or CamemBERT's "
+            f"(found {said!r}); put the tokenizer.json or tokenizer_config.json there that it came with"
+        )
+    model = as_fairseq(read_bytes(path, error=TokenizerError), camembert=kind == "camembert")
+    return SentencePiece(model, start="<s>", end="</s>", ends=ends is not False, between=2)
 
 
 def _from_json(

@@ -1,4 +1,4 @@
-"""SentencePiece models: T5 and mT5, ALBERT, and CPM with words cut by jieba first.
+"""SentencePiece models: T5 and mT5, ALBERT, XLM-R and CamemBERT, and CPM with words cut by jieba first.
 
 Knows the .model file through the sentencepiece package, and CPM's way with spaces. Knows no vocab.txt.
 """
@@ -9,16 +9,19 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-from hanmo.errors import MissingFile, TokenizerError
+from hanmo.errors import CorruptFile, MissingFile, TokenizerError
 from hanmo.files import errors_as, read_bytes
 from hanmo.tokenizers.base import BaseTokenizer, Spans
 from hanmo.tokenizers.protocol import SpecialIds, Tokenizer
 from hanmo.tokenizers.streams import WindowStream
 from hanmo.tokenizers.words import jieba_words
+from hanmo.weights.wire import encode_bytes, encode_int, fields
 
-__all__ = ["CPM_NEWLINE", "CPM_SPACE", "SentencePiece", "load_model", "sentinel_ids", "with_sentinels"]
+__all__ = ["CPM_NEWLINE", "CPM_SPACE", "SentencePiece", "as_fairseq", "load_model", "sentinel_ids", "with_sentinels"]
 
 CPM_SPACE, CPM_NEWLINE = "\u2582", "\u2583"  # ▂ ▃: how CPM writes ' ' and '\n'
+_FAIRSEQ = "sentencepiece.bpe.model"
+_PIECES, _CONTROL = 1, 3  # of sentencepiece_model.proto: ModelProto's field, a piece's type
 _TO_CPM = str.maketrans({" ": CPM_SPACE, "\n": CPM_NEWLINE})
 _SENTINEL = re.compile(r"<extra_id_(\d{1,4})>")
 _FROM_CPM = str.maketrans({" ": None, CPM_SPACE: " ", CPM_NEWLINE: "\n"})
@@ -29,7 +32,7 @@ class SentencePiece(BaseTokenizer):
 
     model: the path of a .model file, or its bytes.
     start, end: names of the marks, None for none; T5's are the default.
-    ends: whether encode adds the marks by default.
+    ends: whether encode adds the marks by default.   between: how many end marks part a pair.
     extra_ids: how many of T5's sentinels stand behind the .model's pieces, the last of them first: <extra_id_0> has the
         last id of all. A .model that holds them itself (mT5's does, as '▁<extra_id_0>') needs none.
     cpm: cut words by jieba, write ' ' as '▂' and '\n' as '▃' inside them, and part them by spaces, which decode undoes.
@@ -46,6 +49,7 @@ class SentencePiece(BaseTokenizer):
         ends: bool = True,
         extra_ids: int = 0,
         cpm: bool = False,
+        between: int = 1,
     ) -> None:
         self._processor = load_model(model)
         self._pieces = int(self._processor.get_piece_size())
@@ -64,7 +68,7 @@ class SentencePiece(BaseTokenizer):
         named |= special.known() - {unk}
         names = {self.id_to_token(i): i for i in named}
         names |= {f"<extra_id_{at}>": i for at, i in enumerate(sentinel_ids(self))}
-        super().__init__(special, names, ends=ends)
+        super().__init__(special, names, ends=ends, between=between)
 
     @property
     def vocab(self) -> int:
@@ -177,6 +181,34 @@ def with_sentinels(tokenizer: Tokenizer, rows: int) -> Tokenizer:
     end = None if tokenizer.special.end is None else tokenizer.id_to_token(tokenizer.special.end)
     model, spare = tokenizer.serialized(), max(0, rows - tokenizer.vocab)
     return SentencePiece(model, end=end, ends=tokenizer.ends, cpm=tokenizer.cpm, extra_ids=min(100, spare))
+
+
+def as_fairseq(model: bytes, *, camembert: bool = False) -> bytes:
+    """Put the pieces of a .model into the order of XLM-R's ids: fairseq's marks first, <mask> last.
+
+    camembert: the marks that CamemBERT has before them too.
+    Raises TokenizerError for what is no such model, or begins with other pieces than <unk>, <s> and </s>.
+    """
+    try:
+        parts = [(number, value) for number, value in fields(model) if isinstance(value, bytes)]
+        pieces = [value for number, value in parts if number == _PIECES]
+        names = [dict(fields(piece)).get(1) for piece in pieces[:3]]
+    except CorruptFile as error:
+        raise TokenizerError(f"{_FAIRSEQ} is no SentencePiece model ({error}); download it again") from None
+    if names != [b"<unk>", b"<s>", b"</s>"]:
+        raise TokenizerError(f"{_FAIRSEQ} begins with the pieces {names}; XLM-R's begins with <unk>, <s> and </s>")
+
+    def mark(name: str) -> bytes:
+        return encode_bytes(1, name.encode()) + encode_int(3, _CONTROL)
+
+    unk, start, end = pieces[:3]
+    if camembert:
+        first = [mark("<s>NOTUSED"), mark("<pad>"), mark("</s>NOTUSED"), unk, mark("<unk>NOTUSED"), start, end]
+    else:
+        first = [start, mark("<pad>"), end, unk]
+    ordered = [(_PIECES, piece) for piece in (*first, *pieces[3:], mark("<mask>"))]
+    others = [part for part in parts if part[0] != _PIECES]
+    return b"".join(encode_bytes(number, value) for number, value in (*ordered, *others))
 
 
 def load_model(model: str | Path | bytes) -> SentencePieceProcessor:

@@ -63,7 +63,7 @@ class TokenizerJson(BaseTokenizer):
             end=end if adds else guess["end"],
             mask=guess["mask"],
         )
-        super().__init__(special, named, ends=adds if ends is None else ends)
+        super().__init__(special, named, ends=adds if ends is None else ends, between=self._between_texts())
 
     @property
     def vocab(self) -> int:
@@ -121,6 +121,12 @@ class TokenizerJson(BaseTokenizer):
 
     def _first(self, names: Sequence[str]) -> int | None:
         return next((number for name in names if (number := self.token_to_id(name)) is not None), None)
+
+    def _between_texts(self) -> int:
+        """Count the marks between the texts of a pair."""
+        with errors_as(TokenizerError, f"{self._path} cannot split a text"):
+            both = len(self._rust.encode("1", "1").ids)
+        return max(1, both - len(self._encode("1", marks=True).ids) - len(self._encode("1").ids))
 
     def _marks(self, path: str | Path) -> tuple[int | None, int | None]:
         plain, marked = list(self._encode("1").ids), list(self._encode("1", marks=True).ids)

@@ -6,11 +6,12 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import models, pre_tokenizers, trainers
 
 from hanmo.errors import MissingFile, PromptError, TokenizerError
-from hanmo.tokenizers import ByteBPE, Tokenizer
+from hanmo.tokenizers import ByteBPE, Tokenizer, load_tokenizer
+from hanmo.tokenizers.protocol import SpecialIds
 
 LINES = [
     "今天天气不错，我们去公园跑步。",
@@ -163,3 +164,28 @@ def test_windows_line_ends_in_merges_do_no_harm(folder, tmp_path, ours):
     (tmp_path / "merges.txt").write_bytes(data.replace(b"\n", b"\r\n"))
     windows = ByteBPE.from_files(folder / "vocab.json", tmp_path / "merges.txt")
     assert windows.encode(MIXED[0]).ids == ours.encode(MIXED[0]).ids
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_roberta_s_vocabulary_gives_the_ids_of_transformers_with_its_marks(folder, tmp_path, saved):
+    from transformers import RobertaTokenizer
+
+    ids = json.loads((folder / "vocab.json").read_text("utf-8"))
+    del ids["<|endoftext|>"]
+    names = ["<s>", "<pad>", "</s>", "<unk>", *sorted(ids, key=ids.get), "<mask>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({name: number for number, name in enumerate(names)}), "utf-8")
+    (tmp_path / "merges.txt").write_bytes((folder / "merges.txt").read_bytes())
+    mask = AddedToken("<mask>", lstrip=True, special=True, normalized=False)  # as roberta-base's own files have it
+    peer = RobertaTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"), mask_token=mask)
+    if saved:
+        peer.save_pretrained(tmp_path / "saved")
+    ours = load_tokenizer(tmp_path / "saved" if saved else tmp_path)
+    assert ours.special == SpecialIds(pad=1, unk=3, start=0, end=2, mask=len(names) - 1) and ours.vocab == len(names)
+    for text in (*MIXED[:-1], "今天 <mask>天气", "hello <mask> world"):
+        assert ours.encode(text, special=True).ids == peer(text)["input_ids"], text
+        assert ours.encode(text, "公园 hello", special=True).ids == peer(text, "公园 hello")["input_ids"], text
+    assert ours.decode(ours.encode("今天 hello").ids) == "今天 hello"
+    assert ours.encode("今天<s>", ends=False).ids == peer("今天", add_special_tokens=False)["input_ids"] + [
+        ours.token_to_id(character) for character in "<s>"
+    ]
+    assert len(ours.encode("今天天气不错" * 9, "我们" * 9, limit=12)) == 12

@@ -1,6 +1,7 @@
 """SentencePiece against the sentencepiece package; CPM's convention with jieba."""
 
 import io
+import json
 import sys
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hanmo.errors import MissingExtra, MissingFile, TokenizerError
-from hanmo.tokenizers import SentencePiece, Tokenizer
+from hanmo.tokenizers import SentencePiece, Tokenizer, load_tokenizer
 
 LINES = [
     "今天天气不错，我们去公园跑步。",
@@ -183,3 +184,48 @@ def test_errors_name_the_value(tmp_path):
     for bad in (-1, size):
         with pytest.raises(TokenizerError, match=f"the id {bad} is outside the vocabulary of {size} tokens"):
             OURS["t5"].decode([bad])
+
+
+FAIRSEQ = {
+    "xlm-roberta": ("XLMRobertaTokenizer", ["<s>", "<pad>", "</s>", "<unk>"], 3),
+    "camembert": ("CamembertTokenizer", ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED"], 1),
+}
+
+
+@pytest.mark.parametrize("kind", FAIRSEQ)
+@pytest.mark.parametrize("saved", [False, True])
+def test_fairseq_s_order_of_pieces_gives_the_ids_of_transformers(tmp_path, kind, saved):
+    import transformers
+
+    model = train(vocab_size=150, pad_id=-1, unk_id=0, bos_id=1, eos_id=2)
+    name, marks, skipped = FAIRSEQ[kind]
+    sizes = sentencepiece.SentencePieceProcessor(model_proto=model)
+    pieces = [(sizes.id_to_piece(i), sizes.get_score(i)) for i in range(len(sizes))]
+    vocabulary = [*((mark, 0.0) for mark in marks), *pieces[skipped:], ("<mask>", 0.0)]
+    peer = getattr(transformers, name)(vocab=vocabulary)
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(model)
+    if saved:
+        peer.save_pretrained(tmp_path)
+    else:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}), "utf-8")
+    ours = load_tokenizer(tmp_path)
+    assert ours.vocab == len(peer) == len(pieces) + len(marks) - skipped + 1
+    assert (ours.special.pad, ours.special.unk, ours.special.mask) == (1, 3, len(peer) - 1)
+    for text in ("今天天气不错", "hello world 3.14", "今天 <mask>天气", "猫 cat"):
+        assert ours.encode(text, special=True).ids == peer(text)["input_ids"], text
+        assert ours.encode(text, "天气", special=True).ids == peer(text, "天气")["input_ids"], text
+    assert ours.decode(ours.encode("今天天气不错").ids) == "今天天气不错"
+
+
+def test_a_model_in_fairseq_s_order_needs_to_be_told_of_which_network_it_is(tmp_path):
+    path = tmp_path / "sentencepiece.bpe.model"
+    path.write_bytes(train(vocab_size=150, pad_id=-1, unk_id=0, bos_id=1, eos_id=2))
+    with pytest.raises(TokenizerError, match=r"nothing beside it says .* XLM-R's or CamemBERT's \(found None\)"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "xlm-roberta"}', "utf-8")
+    path.write_bytes(MODELS["t5"])
+    with pytest.raises(TokenizerError, match=r"begins with the pieces .*; XLM-R's begins with <unk>, <s> and </s>"):
+        load_tokenizer(path)
+    path.write_bytes(b"no model at all")
+    with pytest.raises(TokenizerError, match=r"sentencepiece\.bpe\.model is no SentencePiece model"):
+        load_tokenizer(path)
