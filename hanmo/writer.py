@@ -259,7 +259,7 @@ def check_search(beams: int | None, n: int, seed: int | None, options: Mapping[s
                 f"length_penalty is {options['length_penalty']!r}, which ranks the texts of a search; give beams=N too"
             )
         return
-    check_count("beams", beams)
+    check_count("beams", beams, most=1024)  # all are kept in memory
     if seed is not None or any(options.get(name) is not None for name in ("temperature", "top_k", "top_p", "preset")):
         raise ConfigError(
             "beams search for the likeliest text and draw nothing; leave seed and the settings of drawing out"

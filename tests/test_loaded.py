@@ -136,6 +136,7 @@ def test_a_prompt_that_is_too_long_names_both_lengths_or_is_cut(writer):
         ({"top_p": 1.5}, r"top_p is 1\.5"),
         ({"temperature": -1.0}, r"temperature is -1\.0"),
         ({"beams": 0}, "beams is 0"),
+        ({"beams": 10**6}, "beams is 1000000; expected a whole number from 1 to 1,024"),
         ({"beams": 2, "seed": 5}, "beams search for the likeliest text and draw nothing"),
         ({"beams": 2, "top_k": 5}, "beams search for the likeliest text and draw nothing"),
         ({"beams": 2, "top_k": 1}, "beams search for the likeliest text and draw nothing"),

@@ -151,14 +151,15 @@ def to_numpy(array: Array) -> "np.ndarray[Any, Any]":
     return np.asarray(array_api_compat.to_device(array, "cpu"))
 
 
-def check_count(name: str, value: int, *, least: int = 1) -> None:
-    """Raise ConfigError unless value is an integer of `least` or more."""
+def check_count(name: str, value: int, *, least: int = 1, most: float = math.inf) -> None:
+    """Raise ConfigError unless value is an integer from `least` to `most`."""
     try:
-        fits = operator.index(value) >= least
+        fits = least <= operator.index(value) <= most
     except TypeError:
         fits = False
     if not fits:
-        raise ConfigError(f"{name} is {value!r}; expected a whole number of {least} or more")
+        wanted = f"of {least} or more" if most == math.inf else f"from {least} to {most:,}"
+        raise ConfigError(f"{name} is {value!r}; expected a whole number {wanted}")
 
 
 def check_number(name: str, value: float, *, above: float, most: float = math.inf) -> None:

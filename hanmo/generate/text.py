@@ -40,6 +40,7 @@ class Writing:
 
 
 DEFAULT = Writing()
+_TOGETHER = 256  # samples of a text that are written at once; any number of rows would take any memory
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def write(
     seed: int | Sequence[int] | None = None,
     first: int = 0,
 ) -> list[list[Written]]:
-    """Continue each text n times, all at once: one list a text, its samples numbered from `first`.
+    """Continue each text n times, at most 256 at once: one list a text, its samples numbered from `first`.
 
     Where the engine gives a row the same logits in every batch, as in float32, each sample is what it would be if it
     were written alone with the same seed and number; with fewer bits sums are rounded otherwise in another batch.
@@ -130,6 +131,11 @@ def write(
     Raises PromptError for a text that cannot be continued and ConfigError for a setting, both before the first id.
     """
     check_count("n", n)
+    if n > _TOGETHER:
+        seeds = loop.seeds_of(fresh_seed() if seed is None else seed, texts)
+        counts = [(first + at, min(_TOGETHER, n - at)) for at in range(0, n, _TOGETHER)]
+        parts = [write(engine, tokenizer, texts, n=k, writing=writing, seed=seeds, first=at) for at, k in counts]
+        return [[written for part in parts for written in part[row]] for row in range(len(texts))]
     seeds = loop.seeds_of(fresh_seed() if seed is None else seed, texts)
     prompts = [read_prompt(engine, tokenizer, text, writing) for text in texts]
     writers = [

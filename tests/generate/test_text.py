@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from toy_engine import ToyEngine
 
 from hanmo.errors import CheckpointError, ConfigError, PromptError
-from hanmo.generate import GREEDY, Limits, Sampling
+from hanmo.generate import GREEDY, Limits, Sampling, loop
 from hanmo.generate.stop import NEVER, StopRules, cut
 from hanmo.generate.text import Writing, read_prompt, search, stream, write
 from hanmo.tokenizers import Encoding, SpecialIds, WordPiece
@@ -83,6 +83,17 @@ def test_n_texts_at_once_are_the_same_one_by_one(writing, seed, n):
         for number, written in enumerate(texts):
             alone = write(ToyEngine(), Bytes(), [text], writing=writing, seed=seed, first=number)
             assert alone == [[written]] and (written.seed, written.sample) == (seed, number)
+
+
+def test_many_texts_are_written_so_many_at_once(monkeypatch):
+    asked = {"n": 8, "seed": [3, 4], "first": 5}
+    whole = write(ToyEngine(), Bytes(), ["天气不错", "a“"], **asked)
+    assert [len(texts) for texts in whole] == [8, 8]
+    rows = []
+    monkeypatch.setattr("hanmo.generate.text._TOGETHER", 3)
+    monkeypatch.setattr(loop, "sample", lambda *a, _sample=loop.sample, **k: rows.append(k["n"]) or _sample(*a, **k))
+    assert write(ToyEngine(), Bytes(), ["天气不错", "a“"], **asked) == whole
+    assert rows == [3, 3, 2]
 
 
 def test_each_text_may_have_a_seed_of_its_own():
