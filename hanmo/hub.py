@@ -11,15 +11,16 @@ from typing import Any
 import torch
 
 from hanmo.config import ModelConfig
-from hanmo.errors import ConfigError
+from hanmo.errors import ConfigError, MissingFile
 from hanmo.loaded import Loaded
 from hanmo.model import Model
 from hanmo.tokenizers.exact import PreTokenize
 from hanmo.tokenizers.protocol import Tokenizer
+from hanmo.train.lora import base_of, load_lora, merge_lora
 from hanmo.weights.edit import VocabularyEdit
 from hanmo.weights.load import Report, as_dtype, fill
 from hanmo.weights.plan import plan
-from hanmo.weights.source import Source, open_source
+from hanmo.weights.source import ADAPTERS, Source, locate, open_source
 from hanmo.writer import SMALL, find_tokenizer
 
 
@@ -46,8 +47,13 @@ def load(
     tokenizer: a vocabulary file or folder, or a ready tokenizer; None takes the one beside the checkpoint, if any.
     pre_tokenize: cut texts into words first: True by jieba, or a function; None where the vocabulary holds words.
     progress: called with the bytes of each tensor that is in.
+    A training run's folder means its best checkpoint; LoRA adapters are merged into the model they belong to.
     Raises MissingFile, CheckpointError (CorruptFile, TensorMismatch) or ConfigError; nothing is filled halfway.
     """
+    if (adapters := locate(Path(path))).name == ADAPTERS:
+        return _adapted(
+            adapters, dtype=dtype, device=device, tokenizer=tokenizer, edit=edit, verify=verify, progress=progress
+        )
     with open_source(path, verify=verify) as source:
         model, report = load_network(
             source, config=config, family=family, mask=mask, dtype=dtype, edit=edit, progress=progress
@@ -61,6 +67,24 @@ def load(
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = find_tokenizer(source.path, tokenizer, model.config, pre_tokenize=pre_tokenize)
     return Loaded(model.config, model, tokenizer, report, source.path)
+
+
+def _adapted(adapters: Path, *, tokenizer: str | Path | Tokenizer | None, **options: Any) -> Loaded:
+    """Load the base model that lies where adapter_config.json says, and merge the adapters into it."""
+    base, given = base_of(adapters)
+    options |= given
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = find_tokenizer(adapters, tokenizer)
+    try:
+        loaded = load(base, tokenizer=tokenizer, **options)
+    except MissingFile as error:
+        raise MissingFile(
+            f"{adapters} holds adapters of the model at {base}, which cannot be loaded ({error}); correct its path in "
+            f"{adapters.parent / 'adapter_config.json'}, or load the folder `merged` of the run"
+        ) from None
+    load_lora(loaded.model, adapters)
+    merge_lora(loaded.model)
+    return Loaded(loaded.config, loaded.model.eval(), loaded.tokenizer, loaded.report, adapters)
 
 
 def load_network(

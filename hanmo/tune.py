@@ -25,11 +25,11 @@ from hanmo.model import Model
 from hanmo.tokenizers.load import copy_tokenizer, load_tokenizer, tokenizer_files
 from hanmo.train import parallel
 from hanmo.train.curves import tensorboard
-from hanmo.train.device import free_memory, held_memory, peak_memory
-from hanmo.train.ending import finish
+from hanmo.train.device import free_memory, held_memory
+from hanmo.train.ending import finish, show
 from hanmo.train.loop import Outcome, fit
-from hanmo.train.lora import add_lora
-from hanmo.train.memory import Choice, Memory, gib, give_back_freed, refuse_unless_fits
+from hanmo.train.lora import ADAPTER_CONFIG, add_lora, name_base
+from hanmo.train.memory import Choice, Memory, choose, gib, give_back_freed, refuse_unless_fits
 from hanmo.train.memory import plan as plan_memory
 from hanmo.train.settings import Settings, make_optimizer, scale_outputs
 from hanmo.train.slots import load_slots
@@ -130,6 +130,8 @@ def finetune(
     )  # fmt: skip
     folder = loaded.path if loaded.path.is_dir() else loaded.path.parent
     beside = _vocabulary(run.out, tokenizer or folder, wishes.pre_tokenize)
+    if memory.choice.lora is not None:
+        name_base(run.out, loaded.path, config=config and config.resolve(), family=family, mask=mask)
     return _learn(loaded, run, wishes, memory, before, beside, console, progress, slots=slots)
 
 
@@ -172,31 +174,25 @@ def pretrain(
 
 
 def _choose(config: ModelConfig, run: Run, wishes: Wishes, device: torch.device, *, optimizer: str) -> Memory:
-    """Find the first way to train that fits the memory, fast ones first; or the one that a run began with."""
+    """Plan the fastest way to train that fits the memory, or the one that a run began with."""
     if run.resume and (chosen := _chosen(run)):
         with errors_as(ConfigError, f"{run.out / 'chosen.json'} does not hold the choice that the run was begun with"):
             return plan_memory(config, Choice(**chosen["choice"]))
     if wishes.lora is not None and wishes.optimizer is None:
         optimizer = "adamw"
-    halves = (
-        ("mixed", "bfloat16") if device.type == "cuda" and torch.cuda.is_bf16_supported() else ("float32", "bfloat16")
-    )
-    precisions = (wishes.precision,) if wishes.precision else halves
-    if not optimizer.startswith("adafactor") and wishes.precision is None:
-        precisions = precisions[:1]  # only AdaFactor rounds bfloat16 weights so that small updates count
-    recompute = (wishes.recompute,) if wishes.recompute is not None else (False, True)
     in_backward = optimizer != "muon" and wishes.accumulate == 1 and wishes.clip is None and wishes.lora is None
+    base = Choice(
+        optimizer=optimizer,
+        precision="mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32",
+        in_backward=in_backward and parallel.world() == 1,
+        sequence=_sequence(config, wishes),
+        batch=-(-wishes.batch // wishes.accumulate),
+        average=wishes.average > 0,
+        lora=wishes.lora,
+        device=device.type,
+    )
     available = wishes.memory or free_memory(device)
-    for precision in precisions:
-        for again in recompute:
-            choice = Choice(
-                optimizer=optimizer, precision=precision, in_backward=in_backward and parallel.world() == 1,
-                recompute=again, sequence=_sequence(config, wishes), batch=-(-wishes.batch // wishes.accumulate),
-                average=wishes.average > 0, lora=wishes.lora, device=device.type,
-            )  # fmt: skip
-            memory = plan_memory(config, choice)
-            if memory.needed <= available:
-                return memory
+    memory = choose(config, base, available, precision=wishes.precision, recompute=wishes.recompute)
     if parallel.world() == 1:
         refuse_unless_fits(memory, available)
     return memory
@@ -260,13 +256,23 @@ def _learn(
             evaluate=task.evaluate,
             sample=partial(_write, loaded, run.prompts) if run.prompts and parallel.world() == 1 else None,
             watch=watch,
-            beside=beside,
+            beside=[*beside, *([] if choice.lora is None else [run.out / ADAPTER_CONFIG])],
             resume=run.resume,
             console=console,
         )
-    if not outcome.stopped and parallel.is_main():
-        measured = peak_memory(loaded.model.token.weight.device) - before
-        finish(loaded.model, run.out, outcome, memory, measured, beside=beside, form=run.form, console=console)
+    if parallel.is_main():
+        show(run.out, outcome, console=console)
+        if not outcome.stopped:
+            finish(
+                loaded.model,
+                run.out,
+                outcome,
+                memory,
+                outcome.peak - before,
+                beside=beside,
+                form=run.form,
+                console=console,
+            )
     return outcome
 
 

@@ -24,6 +24,7 @@ from hanmo.tokenizers.prompt import Marks, as_texts, marks_of
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.tokenizers.sentence_piece import sentinel_ids, with_sentinels
 from hanmo.weights.recognise import SPARE
+from hanmo.weights.source import locate
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -311,6 +312,8 @@ def open_writer(
     from hanmo.engines.prompt_cache import PromptCache
 
     path = Path(path)
+    if path.is_dir():
+        path = locate(path).parent  # of a training run's folder, that of its best checkpoint
     kept = open_weights(path, weights=weights, config=config, family=family, progress=progress)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = find_tokenizer(path, tokenizer, kept.config, pre_tokenize=pre_tokenize)

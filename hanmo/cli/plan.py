@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["plan"]
 
-_HEADROOM = 0.95  # of the memory is recommended to be filled; the rest is for what lies between the tensors
-
 
 def plan(
     model: Annotated[Path, typer.Option(help="The checkpoint, as for `hanmo inspect`; a bare .index will do.")],
@@ -45,7 +43,7 @@ def plan(
 
       hanmo plan --model model.ckpt-100000.index --memory 8G --sequence 512 --json
     """
-    from hanmo.train.memory import Choice, largest_batch, parse_size, table
+    from hanmo.train.memory import Choice, choose, largest_batch, parse_size, table
     from hanmo.weights.inspection import inspect
 
     there = parse_size(memory) if memory is not None else None
@@ -53,11 +51,15 @@ def plan(
     config, context = found.config, found.config.main.context
     if sequence is not None and context is not None and sequence > context:
         raise ConfigError(f"sequence is {sequence}; this model knows {context} positions")
-    base = Choice(sequence=sequence or min(1024, context or 1024), batch=batch, lora=lora, device=device)
+    optimizer = "adafactor-gpt2-ml" if lora is None else "adamw"  # as `hanmo finetune` chooses
+    base = Choice(
+        optimizer=optimizer, precision="mixed" if device == "cuda" else "float32", in_backward=lora is None,
+        sequence=sequence or min(1024, context or 512), batch=batch, lora=lora, device=device,
+    )  # fmt: skip
     there = _free(device) if there is None else there
     rows = table(config, base)
-    fitting = [row for row in rows if row.needed <= there]
-    best = next((row for row in fitting if row.needed <= _HEADROOM * there), next(iter(fitting), None))
+    chosen = choose(config, base, there)
+    best = chosen if chosen.needed <= there else None
     lengths = sorted({max(1, base.sequence // 4), max(1, base.sequence // 2), base.sequence})
     batches = {n: largest_batch(config, _at(best.choice, n), there) for n in lengths} if best else {}
     if as_json:
@@ -116,7 +118,7 @@ def _print(rows: list[Memory], there: int) -> None:
 
 
 def _advise(config: ModelConfig, base: Choice, best: Memory | None, batches: dict[int, int], there: int) -> None:
-    from hanmo.train.memory import table
+    from hanmo.train.memory import choose
 
     if best is not None:
         typer.echo(f"Recommended: {best.choice}; needs {_size(best.needed)}")
@@ -124,7 +126,8 @@ def _advise(config: ModelConfig, base: Choice, best: Memory | None, batches: dic
         typer.echo(f"Rows that fit at once that way: {room}")
         return
     typer.echo("Nothing here fits; a shorter --sequence or a smaller --batch may, or adapters:")
-    smallest = min(table(config, _at(base, base.sequence, lora=8)), key=lambda row: row.needed)
+    adapters = _at(base, base.sequence, lora=8, optimizer="adamw", in_backward=False)
+    smallest = choose(config, adapters, there, precision="bfloat16")
     fits = "fits" if smallest.needed <= there else "does not fit either"
     typer.echo(f"--lora 8: {smallest.choice} needs {_size(smallest.needed)}, which {fits}")
 

@@ -5,8 +5,9 @@
     OUT/best              leads to it, where the system has symbolic links
 
 A folder is written beside and renamed; only then are older ones deleted. Of a model that learns adapters alone only
-these are kept, in adapters.safetensors. Where several processes train, the tensors of "last" are written by all of
-them (see sharded.py). Knows files; knows no loop.
+these are kept, in adapters.safetensors, with adapter_config.json, which names the base model.
+Where several processes train, the tensors of "last" are written by all of them (see sharded.py).
+Knows files; knows no loop.
 """
 
 import os
@@ -14,7 +15,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,39 @@ from hanmo.weights.load import as_tensor
 from hanmo.weights.lock import exclusive
 from hanmo.weights.safetensors import Safetensors
 from hanmo.weights.save import save
+from hanmo.weights.source import ADAPTERS
 from hanmo.weights.write import atomic_folder, is_disk_full
 
-__all__ = ["Checkpoints", "fill_from", "guarded", "locked", "newest", "read_state", "recover", "save_checkpoint"]
+__all__ = [
+    "Checkpoints",
+    "Place",
+    "fill_from",
+    "guarded",
+    "locked",
+    "newest",
+    "read_state",
+    "recover",
+    "save_checkpoint",
+]
 
-ADAPTERS = "adapters.safetensors"
 _OTHER = "; resume from another checkpoint"
+
+
+@dataclass
+class Place:
+    """Where a run is; all of it is in the checkpoint."""
+
+    step: int = 0  # updates made
+    epoch: int = 0  # of the next batch
+    batch: int = 0  # of the next batch, in its epoch
+    total: int | None = None  # updates of the whole run; None until the speed is known
+    seconds: float = 0.0  # spent, over all processes
+    tokens: int = 0  # read
+    skipped: int = 0  # batches whose gradient was not finite
+    best: float | None = None
+    worse: int = 0  # evaluations since the best one
+    measured: int = -1  # step of the last evaluation
+    samples: int | None = None  # bytes of samples.txt
 
 
 class Checkpoints:
@@ -114,6 +142,8 @@ def save_checkpoint(
             save(model, made, tokenizer=list(beside))
         else:
             save_lora(model, made / ADAPTERS)
+            for file in beside:
+                shutil.copyfile(file, made / file.name)
         if state is not None:
             torch.save(state, made / "state.pt")
     if kind == "best":

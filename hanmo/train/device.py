@@ -5,11 +5,12 @@ Knows devices; knows no model.
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-__all__ = ["free_memory", "held_memory", "peak_memory"]
+__all__ = ["free_memory", "held_memory", "peak_memory", "reset_peak"]
 
 
 def free_memory(device: torch.device) -> int:
@@ -27,20 +28,39 @@ def free_memory(device: torch.device) -> int:
 
 
 def held_memory(device: torch.device) -> int:
-    """Give the bytes that this process holds now; the GPU's peak is counted from here."""
+    """Give the bytes that this process holds now: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
         return int(torch.cuda.memory_allocated(device))
-    return peak_memory(device)
+    return _status("VmRSS") or peak_memory(device)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Give the most bytes that this process has held: allocated on a GPU, resident on a CPU."""
+    """Give the most bytes that this process has held since `reset_peak`, or its start."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    if found := _status("VmHWM"):
+        return found
     try:
         import resource
     except ImportError:  # Windows counts it elsewhere; the plan stands alone there
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak << 10
+
+
+def reset_peak(device: torch.device) -> None:
+    """Count the peak from here on; on a CPU only where Linux allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
+
+
+def _status(name: str) -> int:
+    """Read a size of /proc/self/status in bytes; 0 where there is none."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) << 10
+    return 0

@@ -19,7 +19,27 @@ from hanmo.train.lora import merge_lora, save_lora
 from hanmo.train.memory import Memory, gib
 from hanmo.weights.save import save
 
-__all__ = ["finish"]
+__all__ = ["finish", "show"]
+
+
+def show(out: Path, outcome: Outcome, *, console: Console) -> None:
+    """Say how the held-out score changed so far, and draw the curves."""
+    records = [record for record in read_log(out / "log.jsonl") if "evaluation" in record]
+    if not records:
+        return
+    unit = SCORE if SCORE in records[0]["evaluation"] else "loss"
+    scores = [record["evaluation"][unit] for record in records]
+    best = records[scores.index(min(scores))]
+    said = [
+        f"{unit.replace('_', ' ')}, held out: {scores[0]:.4f} before, {min(scores):.4f} after (step {best['step']} of "
+        f"{outcome.steps})"
+    ]
+    try:
+        said.append(f"curves: {draw_curves(out, unit=unit)}")
+    except MissingExtra as error:
+        said.append(str(error))
+    for line in said:
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def finish(
@@ -33,9 +53,10 @@ def finish(
     form: str,
     console: Console,
 ) -> None:
-    """Merge adapters, save the form that was asked for, draw the curves, and say what came of the run.
+    """Merge adapters, save the form that was asked for, and say what training took and how to use its result.
 
-    measured: bytes that training took.   beside: files of the vocabulary.   form: "tensorflow" saves that too.
+    measured: bytes that the steps took, evaluations left out.   beside: files of the vocabulary.
+    form: "tensorflow" saves that too.
     """
 
     def say(text: str) -> None:
@@ -49,19 +70,7 @@ def finish(
         folder = save(model, out / "merged", tokenizer=beside, overwrite=True).path
     elif (out / "best").exists():
         folder = out / "best"
-    records = [record for record in read_log(out / "log.jsonl") if "evaluation" in record]
-    unit = SCORE if SCORE in records[0]["evaluation"] else "loss"
-    scores = [record["evaluation"][unit] for record in records]
-    best = records[scores.index(min(scores))]
-    say(
-        f"{unit.replace('_', ' ')}, held out: {scores[0]:.4f} before, {min(scores):.4f} after (step {best['step']} of "
-        f"{outcome.steps})"
-    )
-    say(f"memory: planned {gib(memory.peak)}, measured {gib(measured)}")
-    try:
-        say(f"curves: {draw_curves(out, unit=unit)}")
-    except MissingExtra as error:
-        say(str(error))
+    say(f"memory of a step: planned {gib(memory.peak)}, measured {gib(measured)}")
     if form == "tensorflow":
         if memory.choice.lora is None:
             model = model if parallel.world() == 1 else Model(model.config)

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from hanmo.errors import CorruptFile
 from hanmo.files import parse_json, read_bytes
@@ -49,7 +49,7 @@ class Log:
 
     def __enter__(self) -> "Log":
         if self._console is not None and self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+            columns = (TextColumn("{task.description}"), BarColumn())
             self._bar = Progress(*columns, console=self._console)
             self._bar.start()
             self._task = self._bar.add_task("training", total=None)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,7 +26,8 @@ from torch.optim import Optimizer
 from hanmo.errors import CheckpointError, TrainingError
 from hanmo.model import Model
 from hanmo.train import parallel
-from hanmo.train.checkpoints import Checkpoints, guarded, locked, newest, recover
+from hanmo.train.checkpoints import Checkpoints, Place, guarded, locked, newest, recover
+from hanmo.train.device import peak_memory, reset_peak
 from hanmo.train.log import Log
 from hanmo.train.loss import next_token_loss
 from hanmo.train.settings import Settings
@@ -43,13 +45,17 @@ Evaluate = Callable[[Model], Mapping[str, Any]]
 
 @dataclass
 class Outcome:
-    """How a run ended: steps, seconds, the best score, the folder of the best weights, whether it was stopped."""
+    """How a run ended: best score, folder of the best weights, whether a signal stopped it.
+
+    peak: the most bytes that the process held while it trained, evaluations left out.
+    """
 
     steps: int
     seconds: float
     best: float | None
     folder: Path
     stopped: bool
+    peak: int
 
 
 def fit(
@@ -110,24 +116,7 @@ def fit(
             raise
         folder = newest(out, "best") or newest(out, "last")
         assert folder is not None
-        return Outcome(run.at.step, run.at.seconds, run.at.best, folder, bool(asked))
-
-
-@dataclass
-class _Place:
-    """Where a run is; all of it is in the checkpoint."""
-
-    step: int = 0  # updates made
-    epoch: int = 0  # of the next batch
-    batch: int = 0  # of the next batch, in its epoch
-    total: int | None = None  # updates of the whole run; None until the speed is known
-    seconds: float = 0.0  # spent, over all processes
-    tokens: int = 0  # read
-    skipped: int = 0  # batches whose gradient was not finite
-    best: float | None = None
-    worse: int = 0  # evaluations since the best one
-    measured: int = -1  # step of the last evaluation
-    samples: int | None = None  # bytes of samples.txt
+        return Outcome(run.at.step, run.at.seconds, run.at.best, folder, bool(asked), run.peak)
 
 
 class _Run:
@@ -149,12 +138,13 @@ class _Run:
         self.evaluate, self.sample, self.watch = evaluate, sample, watch
         self.samples = out / "samples.txt"
         self.checkpoints = Checkpoints(out, updates, beside)
-        self.at = _Place(total=settings.steps)
+        self.at = Place(total=settings.steps)
         self.saved: int | None = None  # step of the last checkpoint
         self.pauses = {"evaluate": 0.0, "save": 0.0}  # seconds that one of each takes
         self.left_out = 0  # updates in a row whose gradient was not finite
         self.pace = (0, 0.0)  # steps of this process after the first ones, and their seconds
         self.shown = (0, 0.0)  # tokens and seconds at the last record
+        self.paused, self.peak = 0.0, 0  # seconds of evaluations and saves since then; bytes outside of them
 
     def train(self, data: Batches, asked: list[int]) -> None:
         """Run to the end, or until a signal was asked for; save."""
@@ -164,7 +154,7 @@ class _Run:
             self.measure()
             at.seconds = time.perf_counter() - began
         self.model.train()
-        self.shown = at.tokens, at.seconds
+        self.shown, self.paused = (at.tokens, at.seconds), 0.0
         first = at.step
         with ahead(data, epoch=at.epoch, step=at.batch, device=self.updates.device) as batches:
             while not self.ended() and not self.asked(asked):
@@ -222,11 +212,9 @@ class _Run:
     def plan(self, limit: float) -> None:
         """Fix the number of steps so that the run ends after `limit` seconds; mend it where the speed has changed."""
         at, settings = self.at, self.settings
-        steps, seconds = self.pace
-        if steps < _MEASURE or (at.total is not None and at.step % settings.log_every):
+        if self.pace[0] < _MEASURE or (at.total is not None and at.step % settings.log_every):
             return
-        each = seconds / steps
-        each += self.pauses["evaluate"] / settings.evaluate_every + self.pauses["save"] / settings.save_every
+        each = self.step_seconds()
         left = max(0.0, limit - at.seconds - self.pauses["evaluate"] - self.pauses["save"])
         total = parallel.agree(at.step + int(left / each))
         if at.total is None or abs(total - at.total) > 0.01 * at.total:
@@ -237,7 +225,7 @@ class _Run:
         """Write the mean loss since the last record, and the pace."""
         at, updates = self.at, self.updates
         loss = float(updates.sum) / updates.count if updates.count else math.nan
-        tokens, seconds = at.tokens - self.shown[0], at.seconds - self.shown[1]
+        tokens, seconds = at.tokens - self.shown[0], at.seconds - self.shown[1] - self.paused
         record = {
             "step": at.step, "total": at.total, "loss": loss, "norm": norm,
             "lr": updates.optimizer.param_groups[0]["lr"],
@@ -245,11 +233,23 @@ class _Run:
             "tokens_per_second": tokens / seconds if seconds > 0 else 0.0, "skipped": at.skipped,
         }  # fmt: skip
         self.tell(record)
-        pace = f"{record['tokens_per_second']:,.0f} tokens/s  {at.seconds:.0f} s"
+        pace = f"{record['tokens_per_second']:,.0f} tokens/s  {at.seconds:.0f} s{self.remaining()}"
         line = f"step {at.step}/{at.total or '?'}  loss {loss:.4f}  norm {norm:.2f}  lr {record['lr']:.2e}  {pace}"
         self.log.progress(line, step=at.step, total=at.total)
         updates.sum.zero_()
-        updates.count, self.shown = 0, (at.tokens, at.seconds)
+        updates.count, self.shown, self.paused = 0, (at.tokens, at.seconds), 0.0
+
+    def remaining(self) -> str:
+        """Say how long the rest of the run takes, evaluations and saves included; nothing until the speed is known."""
+        if self.pace[0] == 0 or self.at.total in (None, self.at.step):
+            return ""
+        return f"  {timedelta(seconds=round((self.at.total - self.at.step) * self.step_seconds()))} left"
+
+    def step_seconds(self) -> float:
+        """Give the seconds of a step, with its share of evaluations and saves."""
+        steps, seconds = self.pace
+        pauses, settings = self.pauses, self.settings
+        return seconds / steps + pauses["evaluate"] / settings.evaluate_every + pauses["save"] / settings.save_every
 
     def tell(self, record: dict[str, Any]) -> None:
         """Write a record, and show it to who watches."""
@@ -259,8 +259,9 @@ class _Run:
 
     def measure(self, *, averaged: bool = False) -> None:
         """Evaluate and write samples; keep the weights if they are the best so far."""
-        at, start = self.at, time.perf_counter()
+        at, start, device = self.at, time.perf_counter(), self.updates.device
         at.measured = at.step
+        self.peak = max(self.peak, peak_memory(device)) if at.step else 0
         words = " (averaged)" if averaged else ""
         if self.evaluate is not None:
             found = parallel.agree(dict(self.evaluate(self.model)))
@@ -272,13 +273,15 @@ class _Run:
             if at.best is None or found[name] < at.best:
                 at.best, at.worse = found[name], 0
                 self.checkpoints.save_best(at.step)
-        if self.sample is not None and at.step:
+        if self.sample is not None:
             text = self.sample(self.model)
             if parallel.is_main():
                 with self.samples.open("a", encoding="utf-8") as file:
                     file.write(f"## step {at.step}{words}\n\n{text}\n\n")
         parallel.settle(self.model)
         self.pauses["evaluate"] = time.perf_counter() - start
+        self.paused += self.pauses["evaluate"]
+        reset_peak(device)
 
     def finish(self) -> None:
         """Evaluate the end, and the moving average beside it; without an evaluation the end is the best."""
@@ -295,15 +298,17 @@ class _Run:
         """Keep all that going on needs, in a new folder; older ones are deleted."""
         if self.saved == self.at.step:
             return
+        self.peak = max(self.peak, peak_memory(self.updates.device))
         start = time.perf_counter()
         self.at.samples = self.samples.stat().st_size if self.samples.is_file() else 0
         self.checkpoints.save_last(self.at.step, asdict(self.at))
         self.saved = self.at.step
         self.pauses["save"] = time.perf_counter() - start
+        self.paused += self.pauses["save"]
 
     def restore(self, folder: Path) -> None:
         """Go back to where `save` was. Raises CheckpointError if the settings are others."""
-        self.at = _Place(**self.checkpoints.restore(folder))
+        self.at = Place(**self.checkpoints.restore(folder))
         self.at.total = self.settings.steps or self.at.total
         self.saved = self.at.step
         if self.at.samples is not None and self.samples.is_file() and parallel.is_main():

@@ -15,16 +15,26 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hanmo.errors import CheckpointError, ConfigError, TensorMismatch
-from hanmo.files import parse_json
+from hanmo.errors import CheckpointError, ConfigError, MissingFile, TensorMismatch
+from hanmo.files import parse_json, read_json
 from hanmo.model import Model
 from hanmo.weights.load import as_tensor
 from hanmo.weights.safetensors import Safetensors
 from hanmo.weights.write import atomic_path
 
-__all__ = ["TARGETS", "AdaptedLinear", "add_lora", "load_lora", "merge_lora", "save_lora"]
+__all__ = [
+    "TARGETS",
+    "AdaptedLinear",
+    "add_lora",
+    "base_of",
+    "load_lora",
+    "merge_lora",
+    "name_base",
+    "save_lora",
+]
 
 TARGETS = ("attention", "cross", "feed_forward")
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 class AdaptedLinear(nn.Linear):
@@ -170,6 +180,37 @@ def load_lora(model: Model, path: str | Path) -> list[str]:
                     info = file.tensors[f"{name}.{half}"]
                     tensor.copy_(as_tensor(file.read(info.name), info.dtype))
     return names
+
+
+def name_base(folder: Path, base: Path, **options: str | Path | None) -> Path:
+    """Write FOLDER/adapter_config.json: the model that adapters belong to, under PEFT's key, and how to load it.
+
+    options: of `hanmo.load` (config, family, mask); None leaves one out.
+    """
+    path = folder / ADAPTER_CONFIG
+    told = {"base_model_name_or_path": str(base.resolve())}
+    told |= {name: str(value) for name, value in options.items() if value is not None}
+    with atomic_path(path) as made:
+        made.write_text(json.dumps(told, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    return path
+
+
+def base_of(adapters: Path) -> tuple[Path, dict[str, str]]:
+    """Read where the base model of a file of adapters lies, and the options of `hanmo.load` for it.
+
+    Raises MissingFile if the adapter_config.json beside it is missing, CheckpointError if it names no model.
+    """
+    path = adapters.parent / ADAPTER_CONFIG
+    if not path.is_file():
+        raise MissingFile(
+            f"{path} is missing, which names the model that these adapters belong to; load that model, then "
+            "hanmo.train.lora.load_lora(loaded.model, adapters)"
+        )
+    told = read_json(path)
+    base = told.pop("base_model_name_or_path", None)
+    if not isinstance(base, str) or not all(isinstance(value, str) for value in told.values()):
+        raise CheckpointError(f"{path} names no model under base_model_name_or_path; write its path there")
+    return Path(base), {name: told[name] for name in ("config", "family", "mask") if name in told}
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Linear]:

@@ -25,6 +25,7 @@ __all__ = [
     "PRECISIONS",
     "Choice",
     "Memory",
+    "choose",
     "gib",
     "give_back_freed",
     "largest_batch",
@@ -35,6 +36,7 @@ __all__ = [
     "table",
 ]
 
+_HEADROOM = 0.95  # of the memory is filled if possible; the rest is for fragmentation
 _BLOCK = 1 << 18  # elements that AdaFactor updates at once on a CPU
 _PARTS = ("weights", "gradients", "optimizer", "static", "activations", "passing", "needed", "peak")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -124,6 +126,32 @@ def plan(config: ModelConfig, choice: Choice) -> Memory:
         passing=passing,
         peak=peak,
     )
+
+
+def choose(
+    config: ModelConfig,
+    base: Choice,
+    available: int,
+    *,
+    precision: str | None = None,
+    recompute: bool | None = None,
+) -> Memory:
+    """Plan the fastest way to train that fits into `available` bytes, or the smallest one if none does.
+
+    First without recomputation, then with it, then both with bfloat16 weights, which only AdaFactor rounds so that
+    small updates count. base: all that is fixed, and the precision to try first.   precision, recompute: fix these too.
+    """
+    halves = ("bfloat16",) if base.optimizer.startswith("adafactor") and base.precision != "bfloat16" else ()
+    plans = [
+        plan(config, replace(base, precision=kind, recompute=again))
+        for kind in ((precision,) if precision else (base.precision, *halves))
+        for again in ((False, True) if recompute is None else (recompute,))
+    ]
+    for limit in (_HEADROOM * available, available):
+        for found in plans:
+            if found.needed <= limit:
+                return found
+    return min(plans, key=lambda found: found.needed)
 
 
 def table(config: ModelConfig, base: Choice) -> list[Memory]:

@@ -20,7 +20,10 @@ import numpy.typing as npt
 from hanmo.errors import CheckpointError, MissingFile
 from hanmo.files import read_bytes
 
-__all__ = ["ENDINGS", "STORAGE", "Array", "Source", "TensorInfo", "open_source", "storage_bytes"]
+__all__ = ["ADAPTERS", "ENDINGS", "STORAGE", "Array", "Source", "TensorInfo", "locate", "open_source", "storage_bytes"]
+
+ADAPTERS = "adapters.safetensors"
+"""Name of a file of LoRA adapters, which is no checkpoint by itself; see `hanmo.train.lora`."""
 
 Array = npt.NDArray[Any]
 
@@ -104,7 +107,7 @@ def open_source(path: str | Path, *, verify: bool = True) -> Source:
     """
     from hanmo.weights.renamed import with_known_names
 
-    source = _open(_recognise(Path(path)), verify=verify)
+    source = _open(locate(Path(path)), verify=verify)
     try:
         return with_known_names(source)
     except CheckpointError:
@@ -113,6 +116,11 @@ def open_source(path: str | Path, *, verify: bool = True) -> Source:
 
 
 def _open(found: Path, *, verify: bool) -> Source:
+    if found.name == ADAPTERS:
+        raise CheckpointError(
+            f"{found} holds LoRA adapters, not a whole model; use the folder `merged` of its run, or save what "
+            "hanmo.load gives for it"
+        )
     if found.name.endswith((".safetensors", ".safetensors.index.json")):
         from hanmo.weights.rounded import MARK, Rounded
         from hanmo.weights.safetensors import Safetensors
@@ -145,10 +153,13 @@ _IN_FOLDER = (
 )
 
 
-def _recognise(path: Path) -> Path:
-    """Return the file to open (for TensorFlow, its prefix)."""
+def locate(path: Path) -> Path:
+    """Return the file to open (for TensorFlow, its prefix); a training run's folder means its best checkpoint.
+
+    Raises MissingFile if nothing lies there and CheckpointError if it is no checkpoint, or several.
+    """
     if path.is_dir():
-        return _recognise(_only_checkpoint(path))
+        return locate(_only_checkpoint(path))
     if path.name.endswith(".index"):
         return path.with_name(path.name.removesuffix(".index"))
     if path.with_name(path.name + ".index").is_file():
@@ -187,6 +198,9 @@ def _only_checkpoint(folder: Path) -> Path:
     for name in _IN_FOLDER:
         if (folder / name).is_file():
             return folder / name
+    for best in (folder / "best", *sorted(folder.glob("best-*"), reverse=True)):  # the first links to the last
+        if best.is_dir():
+            return best
     found = sorted(p for p in folder.iterdir() if p.name.endswith(ENDINGS))
     newest = _newest(folder)
     if len(found) == 1 or newest in found:

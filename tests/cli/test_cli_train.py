@@ -88,7 +88,7 @@ def test_finetuning_makes_a_model_that_writes_the_poems(work):
     found = scores("run")
     assert len(found) == 11 and found[-1] < 0.2 * found[0]
     assert f"{found[0]:.4f} before, {min(found):.4f} after" in said
-    assert Path("run/samples.txt").read_text("utf-8").count('"春眠"\n春眠') == 10
+    assert Path("run/samples.txt").read_text("utf-8").count('"春眠"\n春眠') == 11
     assert Path("run/curves.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in Path("run/best").iterdir()} == {"hanmo.json", "model.safetensors", "vocab.txt"}
     written = run("write", "床前", "--model", "run/best", "--top-k", 1, "--max-chars", 10)
@@ -200,8 +200,70 @@ def test_adapters_are_merged_into_what_is_written_with(work):
     assert torch.equal(before.token.weight, after.token.weight)
     found = scores("run")
     assert min(found) < found[0]
+    ids = torch.tensor([[5, 6, 7]])
+    merged = hanmo.load("run/merged").model(ids).logits
+    for path in ("run", "run/best", "run/adapters.safetensors"):
+        loaded = hanmo.load(path)
+        assert torch.equal(loaded.model(ids).logits, merged) and loaded.tokenizer.vocab == 118
+    assert run("write", "春眠", "--model", "run/best", "--max-chars", 5).exit_code == 0
+    inspected = run("inspect", "run/best")
+    assert inspected.exit_code == 1 and "holds LoRA adapters, not a whole model; use the folder" in inspected.stderr
     done("finetune", "--out", "run", "--resume", "--steps", 16)
     assert newest(Path("run"), "last").name == "last-00000016" and scores("run")[:3] == found[:3]
+
+
+def test_adapters_whose_model_has_moved_say_where_it_was(work):
+    done("finetune", "--model", "model", "--data", "poems.txt", "--out", "run", *QUICK, "--lora", 4)
+    shutil.move("model", "moved")
+    with pytest.raises(hanmo.errors.MissingFile, match=r"adapters of the model at .*/model.*correct its path in .*"):
+        hanmo.load("run/best")
+    told = json.loads(Path("run/best/adapter_config.json").read_text("utf-8"))
+    told["base_model_name_or_path"] = str(work / "moved")
+    Path("run/best/adapter_config.json").write_text(json.dumps(told), "utf-8")
+    assert hanmo.load("run/best").config.family == "gpt2_ml"
+    Path("run/best/adapter_config.json").write_text("{}", "utf-8")
+    with pytest.raises(hanmo.errors.CheckpointError, match="names no model under base_model_name_or_path"):
+        hanmo.load("run/best")
+    Path("run/best/adapter_config.json").unlink()
+    with pytest.raises(hanmo.errors.MissingFile, match=r"adapter_config.json is missing, which names the model"):
+        hanmo.load("run/best")
+
+
+def test_adapters_of_a_masked_encoder_are_loaded_with_its_mask(work, data):
+    copy(data, "bert")
+    done(
+        "finetune", "--model", "model", "--data", "pairs.jsonl", "--mask", "prefix", "--out", "run", *QUICK, "--lora", 2
+    )
+    assert hanmo.load("run").config.main.mask == "prefix"
+
+
+def test_a_runs_folder_means_its_best_weights(work):
+    done("finetune", "--model", "model", "--data", "poems.txt", "--out", "run", *QUICK)
+    of_the_run, best = hanmo.load("run"), hanmo.load("run/best")
+    assert of_the_run.tokenizer.vocab == best.tokenizer.vocab
+    for ours, theirs in zip(of_the_run.model.parameters(), best.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert hanmo.inspect("run").found.config == best.config
+    options = ("--weights", "int8", "--max-chars", 5, "--seed", 1)
+    assert (
+        run("write", "春眠", "--model", "run", *options).stdout
+        == run("write", "春眠", "--model", "run/best", *options).stdout
+    )
+    Path("run/best").unlink()  # as on a system without symbolic links
+    assert hanmo.inspect("run").found.config == best.config
+
+
+@pytest.mark.parametrize("words", [(), ("--lora", 2), ("--batch", 3)])
+@pytest.mark.parametrize("memory", ["2MiB", "1450KiB", "1GiB"])
+def test_what_is_planned_is_what_finetuning_chooses(work, memory, words):
+    common = ("--model", "model", "--memory", memory, "--sequence", 48, *words)
+    told = json.loads(run("plan", *common, "--json").stdout)["recommended"]
+    result = run("finetune", *common, "--data", "poems.txt", "--out", "run", "--steps", 1, "--device", "cpu")
+    if told is None:
+        assert result.exit_code == 1 and "training needs " in result.stderr
+    else:
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(Path("run/chosen.json").read_text("utf-8"))["choice"] == told["choice"]
 
 
 def test_the_result_is_saved_as_the_original_too_and_moments_come_back(work):
@@ -329,6 +391,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(work):
     _, said = started.communicate(timeout=60)
     assert started.returncode == 130
     assert "saved; go on with --out run --resume" in said and newest(Path("run"), "last") is not None
+    assert "curves: run/curves.png" in said and Path("run/curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="locks of POSIX")
