@@ -200,11 +200,11 @@ def test_adapters_are_merged_into_what_is_written_with(work):
     assert torch.equal(before.token.weight, after.token.weight)
     found = scores("run")
     assert min(found) < found[0]
-    ids = torch.tensor([[5, 6, 7]])
-    merged = hanmo.load("run/merged").model(ids).logits
     for path in ("run", "run/best", "run/adapters.safetensors"):
         loaded = hanmo.load(path)
-        assert torch.equal(loaded.model(ids).logits, merged) and loaded.tokenizer.vocab == 118
+        assert loaded.tokenizer.vocab == 118
+        for ours, theirs in zip(loaded.model.parameters(), after.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs)  # sums in another order, by how the weights lie in memory
     assert run("write", "春眠", "--model", "run/best", "--max-chars", 5).exit_code == 0
     inspected = run("inspect", "run/best")
     assert inspected.exit_code == 1 and "holds LoRA adapters, not a whole model; use the folder" in inspected.stderr
@@ -245,10 +245,8 @@ def test_a_runs_folder_means_its_best_weights(work):
         assert torch.equal(ours, theirs)
     assert hanmo.inspect("run").found.config == best.config
     options = ("--weights", "int8", "--max-chars", 5, "--seed", 1)
-    assert (
-        run("write", "春眠", "--model", "run", *options).stdout
-        == run("write", "春眠", "--model", "run/best", *options).stdout
-    )
+    texts = [run("write", "春眠", "--model", path, *options).stdout for path in ("run", "run/best")]
+    assert texts[0].startswith("春眠") and texts[0] == texts[1]
     Path("run/best").unlink()  # as on a system without symbolic links
     assert hanmo.inspect("run").found.config == best.config
 
