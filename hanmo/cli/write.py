@@ -256,8 +256,12 @@ def _open(model: Path, weights: Weights, device: str, reading: dict[str, Any], t
 @contextmanager
 def _bytes_read(model: Path, title: str) -> Iterator[Callable[[int], None]]:
     """Show a bar while the block reads a checkpoint; gives a function to call with the bytes of each tensor."""
-    from hanmo.weights.source import open_source
+    from hanmo.weights.source import ADAPTERS, locate, open_source
 
+    if (found := locate(model)).name == ADAPTERS:
+        from hanmo.train.lora import base_of
+
+        model, _ = base_of(found)
     with open_source(model) as source:
         total = sum(info.nbytes for info in source.tensors.values())
     done = 0

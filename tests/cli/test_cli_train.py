@@ -205,7 +205,9 @@ def test_adapters_are_merged_into_what_is_written_with(work):
         assert loaded.tokenizer.vocab == 118
         for ours, theirs in zip(loaded.model.parameters(), after.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs)  # sums in another order, by how the weights lie in memory
-    assert run("write", "春眠", "--model", "run/best", "--max-chars", 5).exit_code == 0
+    assert run("write", "春眠", "--model", "run/best", "--max-chars", 5).stdout.startswith("春眠")
+    rounded = run("write", "春眠", "--model", "run/best", "--weights", "int8")
+    assert rounded.exit_code == 1 and "use the folder `merged` of its run" in rounded.stderr
     inspected = run("inspect", "run/best")
     assert inspected.exit_code == 1 and "holds LoRA adapters, not a whole model; use the folder" in inspected.stderr
     done("finetune", "--out", "run", "--resume", "--steps", 16)
