@@ -15,6 +15,7 @@ from hanmo.errors import ConfigError, MissingFile
 from hanmo.loaded import Loaded
 from hanmo.model import Model
 from hanmo.tokenizers.exact import PreTokenize
+from hanmo.tokenizers.load import tokenizer_files
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.train.lora import base_of, load_lora, merge_lora
 from hanmo.weights.edit import VocabularyEdit
@@ -52,8 +53,9 @@ def load(
     """
     if (adapters := locate(Path(path))).name == ADAPTERS:
         return _adapted(
-            adapters, dtype=dtype, device=device, tokenizer=tokenizer, edit=edit, verify=verify, progress=progress
-        )
+            adapters, dtype=dtype, device=device, tokenizer=tokenizer, pre_tokenize=pre_tokenize, edit=edit,
+            verify=verify, progress=progress,
+        )  # fmt: skip
     with open_source(path, verify=verify) as source:
         model, report = load_network(
             source, config=config, family=family, mask=mask, dtype=dtype, edit=edit, progress=progress
@@ -73,8 +75,8 @@ def _adapted(adapters: Path, *, tokenizer: str | Path | Tokenizer | None, **opti
     """Load the base model that lies where adapter_config.json says, and merge the adapters into it."""
     base, given = base_of(adapters)
     options |= given
-    if not isinstance(tokenizer, Tokenizer):
-        tokenizer = find_tokenizer(adapters, tokenizer)
+    if tokenizer is None and tokenizer_files(adapters.parent):
+        tokenizer = adapters.parent
     try:
         loaded = load(base, tokenizer=tokenizer, **options)
     except MissingFile as error:

@@ -181,16 +181,12 @@ def _choose(config: ModelConfig, run: Run, wishes: Wishes, device: torch.device,
     if wishes.lora is not None and wishes.optimizer is None:
         optimizer = "adamw"
     in_backward = optimizer != "muon" and wishes.accumulate == 1 and wishes.clip is None and wishes.lora is None
+    half = device.type == "cuda" and torch.cuda.is_bf16_supported()
     base = Choice(
-        optimizer=optimizer,
-        precision="mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32",
-        in_backward=in_backward and parallel.world() == 1,
-        sequence=_sequence(config, wishes),
-        batch=-(-wishes.batch // wishes.accumulate),
-        average=wishes.average > 0,
-        lora=wishes.lora,
-        device=device.type,
-    )
+        optimizer=optimizer, precision="mixed" if half else "float32", lora=wishes.lora, device=device.type,
+        in_backward=in_backward and parallel.world() == 1, average=wishes.average > 0,
+        sequence=_sequence(config, wishes), batch=-(-wishes.batch // wishes.accumulate),
+    )  # fmt: skip
     available = wishes.memory or free_memory(device)
     memory = choose(config, base, available, precision=wishes.precision, recompute=wishes.recompute)
     if parallel.world() == 1:
