@@ -259,16 +259,8 @@ def _learn(
     if parallel.is_main():
         show(run.out, outcome, console=console)
         if not outcome.stopped:
-            finish(
-                loaded.model,
-                run.out,
-                outcome,
-                memory,
-                outcome.peak - before,
-                beside=beside,
-                form=run.form,
-                console=console,
-            )
+            used = outcome.peak - before
+            finish(loaded.model, run.out, outcome, memory, used, beside=beside, form=run.form, console=console)
     return outcome
 
 

@@ -270,8 +270,6 @@ def check_search(beams: int | None, n: int, seed: int | None, options: Mapping[s
 
 
 class _EngineWriter(Writer):
-    """A writer over an engine that is open, and over what remembers its prompts."""
-
     def __init__(
         self, config: ModelConfig, tokenizer: Tokenizer | None, path: Path, engine: Engine, remembering: Engine
     ) -> None:
@@ -280,12 +278,10 @@ class _EngineWriter(Writer):
 
     @property
     def engine(self) -> Engine:
-        """The engine it was made with."""
         return self._engine
 
     @property
     def remembering(self) -> Engine:
-        """The engine behind the last prompts."""
         return self._remembering
 
 

@@ -58,9 +58,9 @@ def plan(
     )  # fmt: skip
     there = _free(device) if there is None else there
     rows = table(config, base)
-    chosen = choose(config, base, there)
-    best = chosen if chosen.needed <= there else None
-    lengths = sorted({max(1, base.sequence // 4), max(1, base.sequence // 2), base.sequence})
+    best: Memory | None = choose(config, base, there)
+    best = best if best is not None and best.needed <= there else None
+    lengths = sorted({max(1, base.sequence // part) for part in (4, 2, 1)})
     batches = {n: largest_batch(config, _at(best.choice, n), there) for n in lengths} if best else {}
     if as_json:
         object_ = {
@@ -74,10 +74,8 @@ def plan(
         }
         typer.echo(json.dumps(object_, indent=2, ensure_ascii=False))
     else:
-        typer.echo(
-            f"{model.name}: {found.family}, {found.parameters:,} parameters; sequence {base.sequence:,}, ", nl=False
-        )
-        typer.echo(f"batch {batch:,}; memory {_size(there)}")
+        size = f"sequence {base.sequence:,}, batch {batch:,}; memory {_size(there)}"
+        typer.echo(f"{model.name}: {found.family}, {found.parameters:,} parameters; {size}")
         _print(rows, there)
         _advise(config, base, best, batches, there)
         typer.echo(_adam(rows, there))
