@@ -46,7 +46,7 @@ def plan(
     from hanmo.train.memory import Choice, choose, largest_batch, parse_size, table
     from hanmo.weights.inspection import inspect
 
-    there = parse_size(memory) if memory is not None else None
+    there = parse_size(memory) if memory is not None else _free(device)
     found = inspect(model).found
     config, context = found.config, found.config.main.context
     if sequence is not None and context is not None and sequence > context:
@@ -56,7 +56,6 @@ def plan(
         optimizer=optimizer, precision="mixed" if device == "cuda" else "float32", in_backward=lora is None,
         sequence=sequence or min(1024, context or 512), batch=batch, lora=lora, device=device,
     )  # fmt: skip
-    there = _free(device) if there is None else there
     rows = table(config, base)
     best: Memory | None = choose(config, base, there)
     best = best if best is not None and best.needed <= there else None
@@ -68,14 +67,13 @@ def plan(
             "parameters": found.parameters,
             "memory": there,
             "plans": [row.as_dict() | {"fits": row.needed <= there} for row in rows],
-            "recommended": None if best is None else best.as_dict(),
+            "recommended": best and best.as_dict(),
             "largest_batch": batches,
             "adam": _adam(rows, there),
         }
         typer.echo(json.dumps(object_, indent=2, ensure_ascii=False))
     else:
-        size = f"sequence {base.sequence:,}, batch {batch:,}; memory {_size(there)}"
-        typer.echo(f"{model.name}: {found.family}, {found.parameters:,} parameters; {size}")
+        typer.echo(f"{model.name}: {found.family}, {found.parameters:,} parameters; memory {_size(there)}")
         _print(rows, there)
         _advise(config, base, best, batches, there)
         typer.echo(_adam(rows, there))
