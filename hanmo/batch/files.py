@@ -166,6 +166,8 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self.path, self.lines = path, 0
+        if path.is_dir():
+            raise DataError(f"{path} is a folder; give a file for the results")
         self._file = path.open("ab+", buffering=0)
         self._size = os.fstat(self._file.fileno()).st_size  # 0 for a device, which is not read
         self._end = 0

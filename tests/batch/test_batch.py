@@ -329,6 +329,11 @@ def test_a_file_that_no_run_wrote_is_not_touched(tmp_path, content):
     assert out.read_text() == "mine\n"
 
 
+def test_a_folder_is_no_file_of_results(tmp_path):
+    with pytest.raises(DataError, match="is a folder; give a file for the results"):
+        Run(make(tmp_path / "prompts.jsonl", 5), tmp_path, settings={})
+
+
 def test_results_of_one_stem_are_two_runs(tmp_path):
     path = make(tmp_path / "prompts.jsonl", 5)
     for name, seed in (("a.jsonl", 1), ("a.json", 2)):

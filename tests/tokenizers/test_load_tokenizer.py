@@ -251,6 +251,11 @@ def test_the_marks_of_a_tokenizer_json_are_its_own(tmp_path):
             "is no tokenizer that Hugging Face tokenizers reads",
         ),
         ('{"a": 1}', "has no 'model'"),
+        (
+            '{"model": {"type": "BPE", "vocab": {"a": 4294967295}, "merges": []}}',
+            "claims the id 4,294,967,295; expected",
+        ),
+        ({"added_tokens": [{"id": 1 << 40, "content": "x"}]}, "claims the id 1,099,511,627,776; expected less than"),
         ({"normalizer": {"type": "Prepend", "prepend": "▁" * 5000}}, "has a prepend of 5,000 characters"),
         (
             {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "////////AAAA"}},
