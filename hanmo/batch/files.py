@@ -199,7 +199,7 @@ class _File:
         self._file.close()
 
     def _next(self) -> int | None:
-        line = self._reader.readline() if self._reader.tell() < self._size else b""
+        line = self._reader.readline() if self._size and self._reader.tell() < self._size else b""
         if not line.endswith(b"\n"):
             return None
         self._end = self._reader.tell()

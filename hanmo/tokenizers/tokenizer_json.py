@@ -22,7 +22,7 @@ from hanmo.tokenizers.streams import WindowStream
 
 __all__ = ["TokenizerJson", "read_tokenizer_json"]
 
-_MAX_ID = 1 << 24
+_MAX_ID = 1 << 24  # the library makes a place for every id up to the largest
 _MAX_STRING, _MAX_REGEX, _MAX_TEMPLATE = 256, 4096, 16  # characters, characters; parts around a text
 _NAMES = {
     "pad": ("[PAD]", "<pad>", "<|pad|>"),
@@ -155,9 +155,7 @@ def read_tokenizer_json(path: str | Path) -> dict[str, Any]:
     ids = list(listed.values()) if isinstance(listed, dict) else []
     ids += [each.get("id") for each in added if isinstance(each, dict)] if isinstance(added, list) else []
     if most := max((number for number in ids if type(number) is int and number >= _MAX_ID), default=0):
-        raise TokenizerError(
-            f"{path} claims the id {most:,}; expected less than {_MAX_ID:,}"
-        )  # a place for each is made
+        raise TokenizerError(f"{path} claims the id {most:,}; expected less than {_MAX_ID:,}")
     if reason := _excess([found.get(name) for name in ("normalizer", "pre_tokenizer", "decoder", "post_processor")]):
         raise TokenizerError(f"{path} {reason}; download it again")
     return found

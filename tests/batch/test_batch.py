@@ -334,6 +334,12 @@ def test_a_folder_is_no_file_of_results(tmp_path):
         Run(make(tmp_path / "prompts.jsonl", 5), tmp_path, settings={})
 
 
+def test_results_may_go_to_what_cannot_be_read_again(tmp_path):
+    os.mkfifo(tmp_path / "results.jsonl")
+    with Run(make(tmp_path / "prompts.jsonl", 5), tmp_path / "results.jsonl", settings={}) as run:
+        assert run.rows == 0 and not run.finished
+
+
 def test_results_of_one_stem_are_two_runs(tmp_path):
     path = make(tmp_path / "prompts.jsonl", 5)
     for name, seed in (("a.jsonl", 1), ("a.json", 2)):
