@@ -59,9 +59,9 @@ def train(prefix: Path, given: argparse.Namespace) -> dict[str, float | list[flo
     import hanmo
     from hanmo.train.adafactor import AdaFactor
     from hanmo.train.in_backward import UpdateInBackward
-    from hanmo.train.layerwise import parameter_groups
     from hanmo.train.loss import next_token_loss
     from hanmo.train.memory import Choice, give_back_freed, plan
+    from hanmo.train.schedule import parameter_groups
 
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)

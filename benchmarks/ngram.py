@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hanmo.train.bits import Bits, bits_per_character
+from hanmo.train.evaluate import Bits, bits_per_character
 from hanmo.train.packed import PackedFile
 
 

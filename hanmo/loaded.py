@@ -28,7 +28,7 @@ from hanmo.tokenizers.load import tokenizer_files
 from hanmo.tokenizers.prompt import as_texts, encode_prompt
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.tokenizers.sentence_piece import sentinel_ids
-from hanmo.train.bits import Bits, bits_per_character, foretell
+from hanmo.train.evaluate import Bits, bits_per_character, foretell
 from hanmo.weights.load import Report
 from hanmo.weights.save import save
 from hanmo.writer import Texts, Writer, distinct_unknown_of

@@ -34,9 +34,8 @@ from hanmo.train.memory import plan as plan_memory
 from hanmo.train.settings import Settings, make_optimizer, scale_outputs
 from hanmo.train.slots import load_slots
 from hanmo.train.task import Reading, Task, make_task
-from hanmo.weights.fresh import config_of
 from hanmo.weights.load import Report, as_tensor
-from hanmo.weights.plan import plan
+from hanmo.weights.plan import config_of, plan
 from hanmo.weights.source import Source, open_source
 from hanmo.weights.write import atomic_path
 

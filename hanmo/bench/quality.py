@@ -1,4 +1,4 @@
-"""How well a model foretells a text with its weights rounded: bits per character by the rule of hanmo/train/bits.py.
+"""How well a model foretells a text with its weights rounded: bits per character as in hanmo/train/evaluate.py.
 
 Knows documents and the logits of the CPU engine; each kind of weights is measured by its own.
 
@@ -18,8 +18,8 @@ from hanmo.bench.speed import Show
 from hanmo.bench.subject import Subject
 from hanmo.errors import CheckpointError, ConfigError, DataError, MissingFile
 from hanmo.tokenizers.protocol import Tokenizer
-from hanmo.train.bits import Bits, bits_per_character, foretell
 from hanmo.train.documents import read_documents
+from hanmo.train.evaluate import Bits, bits_per_character, foretell
 from hanmo.writer import distinct_unknown_of, find_tokenizer
 
 __all__ = ["KINDS", "measure_quality"]

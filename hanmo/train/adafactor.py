@@ -24,8 +24,8 @@ from hanmo.train.adafactor_update import (
     factored_axes,
     update_tensor,
 )
+from hanmo.train.parallel import local, shard_place, zeros
 from hanmo.train.rounding import noise_key
-from hanmo.train.shards import local, shard_place, zeros
 
 __all__ = ["RECIPES", "AdaFactor", "Recipe"]
 
@@ -89,7 +89,7 @@ class AdaFactor(Optimizer):
     """Update float32 or bfloat16 parameters by AdaFactor, after a named recipe or one's own.
 
     All arithmetic is float32; bfloat16 weights are rounded stochastically, with noise that depends on (seed, parameter,
-    step) only, so that a resumed run goes on exactly. For weight decay on matrices only see `hanmo.train.layerwise`.
+    step) only, so that a resumed run goes on exactly. For weight decay on matrices only see `hanmo.train.schedule`.
     State of a parameter: `step`, and `rows` and `columns` if it is factored, else `v`; `m` if beta1 > 0; all float32.
     Sharded parameters (FSDP2) are updated where they lie; what needs the whole tensor is summed over the shards.
     Source: https://arxiv.org/abs/1804.04235, bert4keras `optimizers.py`, gpt2-ml `train/optimization_adafactor.py`.

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hanmo.train.parallel import is_sharded, local, sum_over_shards
 from hanmo.train.rounding import round_stochastically
-from hanmo.train.shards import is_sharded, local, sum_over_shards
 
 __all__ = ["Numbers", "Rule", "can_compile", "compiled_update", "factored_axes", "update_tensor"]
 

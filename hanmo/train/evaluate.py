@@ -1,4 +1,4 @@
-"""Measure what a model spends on packed documents, each read by itself, by the rule of hanmo/train/bits.py.
+"""Measure what a model spends on packed documents, each read by itself, and what bits per character means.
 
 Knows models and packed files. Knows no optimizer and no step.
 
@@ -12,7 +12,10 @@ Before the first token stands the end mark. In files without one (GPT2_ML has no
 given and not foretold, and counts as one character.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +23,64 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from hanmo.errors import DataError
 from hanmo.model import Model
-from hanmo.train.bits import Bits
 from hanmo.train.packed import PackedFile
 
-__all__ = ["spent_on"]
+__all__ = ["Bits", "bits_per_character", "foretell", "measure", "scoring_windows", "spent_on"]
 
 _SCORES = 1 << 24  # elements of [tokens, vocab] held at once
 
 
 @torch.no_grad()
+@dataclass(frozen=True)
+class Bits:
+    """What a model spends on some documents; adding two gives both together.
+
+    nats: -sum of log p over all tokens and end marks.   tokens: their number.
+    characters: of the original text.   unknown: [UNK] among the tokens, each one character.
+    """
+
+    nats: float
+    tokens: int
+    characters: int
+    unknown: int
+
+    def __add__(self, other: "Bits") -> "Bits":
+        return Bits(
+            self.nats + other.nats,
+            self.tokens + other.tokens,
+            self.characters + other.characters,
+            self.unknown + other.unknown,
+        )
+
+
+def bits_per_character(spent: Bits, *, distinct_unknown: int) -> float:
+    """Return the bits per character of the original text, by the rule above.
+
+    distinct_unknown: distinct unknown characters in training (`distinct_unknown` of the training data's NAME.json).
+    Raises DataError if there are no characters.
+    """
+    if spent.characters < 1:
+        raise DataError(f"{spent.characters} characters were measured, expected 1 or more; give files that hold text")
+    return (spent.nats / math.log(2) + spent.unknown * math.log2(distinct_unknown + 1)) / spent.characters
+
+
+def foretell(
+    log_probabilities: Callable[[Sequence[int]], Sequence[float]], ids: Sequence[int], *, window: int
+) -> list[float]:
+    """Give natural log p of every id but the first, each once, read in windows that overlap by half.
+
+    log_probabilities: of a window's ids but the first.   window: the most ids that are read at once, 2 or more.
+    """
+    found: list[float] = []
+    start = 0
+    while len(found) < len(ids) - 1:
+        found += log_probabilities(ids[start : start + window])[len(found) - start :]
+        start += window // 2
+    return found
+
+
 def spent_on(
     model: Model,
     file: PackedFile,
@@ -106,3 +157,58 @@ def _batches(
             first[place] = done - begin - 1
         yield ids, first
         at += count
+
+
+Ids = NDArray[np.int64]
+
+
+def scoring_windows(
+    file: PackedFile, *, window: int, context: int, rows: int
+) -> Iterator[tuple[Ids, NDArray[np.bool_]]]:
+    """Yield (ids [rows, window + 1], counted [rows, window]); counted marks the foretold ids that are to be added up.
+
+    context: ids that a window but the first of a document reads again, 0 to window - 1; half the window serves well.
+    The last batch is filled up with rows of 0 that count nothing.
+    Raises DataError if context is out of range or the file has no end mark.
+    """
+    if not 0 <= context < window:
+        raise DataError(f"context is {context}, expected 0 to {window - 1}, less than the window")
+    if file.facts["end"] is None:
+        raise DataError(f"{file.name} was packed without an end mark, which the rule needs; pack it with one")
+    ids, counted = np.zeros((rows, window + 1), np.int64), np.zeros((rows, window), bool)
+    filled = 0
+    for row in file.documents:
+        start, tokens = int(row["start"]), int(row["tokens"])
+        document = np.concatenate([[file.facts["end"]], file.ids[start : start + tokens]])
+        done = 0  # ids of the document that are foretold
+        while done < tokens:
+            first = max(done - context, 0)
+            piece = document[first : first + window + 1]
+            ids[filled, : len(piece)] = piece
+            counted[filled, done - first : len(piece) - 1] = True
+            done, filled = first + len(piece) - 1, filled + 1
+            if filled == rows:
+                yield ids, counted
+                ids, counted, filled = np.zeros_like(ids), np.zeros_like(counted), 0
+    if filled:
+        yield ids, counted
+
+
+def measure(
+    log_probabilities: Callable[[Ids], NDArray[np.floating[Any]]],
+    file: PackedFile,
+    *,
+    window: int,
+    context: int,
+    rows: int = 16,
+) -> Bits:
+    """Return what a model spends on the documents of a packed file.
+
+    log_probabilities: [rows, window + 1] ids to natural log p of ids[:, 1:], [rows, window]; what it gives for rows and
+        places of 0 is not looked at.   The rest: as in `scoring_windows`.
+    """
+    nats = 0.0
+    for ids, counted in scoring_windows(file, window=window, context=context, rows=rows):
+        nats -= float(np.where(counted, log_probabilities(ids), 0).sum(dtype=np.float64))
+    facts = file.facts
+    return Bits(nats=nats, tokens=facts["tokens"], characters=facts["characters"], unknown=facts["unknown"])

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hanmo.errors import ConfigError
-from hanmo.train.shards import is_sharded
+from hanmo.train.parallel import is_sharded
 
 __all__ = ["Applied", "UpdateInBackward", "UpdatesOne", "gradient_bytes"]
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from hanmo.errors import ConfigError
-from hanmo.train.layerwise import parameter_groups
+from hanmo.train.schedule import parameter_groups
 
 __all__ = ["MuonWithAdamW"]
 

@@ -1,6 +1,7 @@
 """Training in several processes: each keeps its share of every parameter (FSDP2), all read the same batches.
 
-Knows torch.distributed. Knows no data and no loop. In one process, every function here does the plain thing.
+Also what an optimizer must know of tensors that are cut over processes (DTensor). Knows torch.distributed. Knows no
+data and no loop. In one process, every function here does the plain thing.
 """
 
 import os
@@ -12,11 +13,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from hanmo.model import Model
 
-__all__ = ["agree", "fill", "is_main", "rank", "settle", "share", "started", "sum_over_processes", "whole", "world"]
+__all__ = [
+    "agree",
+    "fill",
+    "is_main",
+    "is_sharded",
+    "local",
+    "rank",
+    "settle",
+    "shard_place",
+    "share",
+    "started",
+    "sum_over_processes",
+    "sum_over_shards",
+    "whole",
+    "world",
+    "zeros",
+]
 
 
 @contextmanager
@@ -101,3 +118,49 @@ def agree(value: Any) -> Any:
     found = [value]
     dist.broadcast_object_list(found)
     return found[0]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Give the part of a tensor that lies in this process; writing to it writes to the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def is_sharded(tensor: Tensor, axis: int | None = None) -> bool:
+    """Say whether a tensor is cut over processes along an axis, or along any if it is None."""
+    return isinstance(tensor, DTensor) and any(placement.is_shard(axis) for placement in tensor.placements)
+
+
+def shard_place(tensor: Tensor) -> tuple[int, ...]:
+    """Give this process's place among a tensor's shards; copies of the same shard give the same."""
+    if not isinstance(tensor, DTensor):
+        return ()
+    places = tensor.device_mesh.get_coordinate() or ()
+    return tuple(at for at, placement in zip(places, tensor.placements, strict=False) if placement.is_shard())
+
+
+def sum_over_shards(tensor: Tensor, total: Tensor, *, axis: int | None = None) -> Tensor:
+    """Add up, in place, a total over the shards that cut `tensor` along an axis, or along any if it is None."""
+    if isinstance(tensor, DTensor):
+        for dimension, placement in enumerate(tensor.placements):
+            if placement.is_shard(axis):
+                dist.all_reduce(total, group=tensor.device_mesh.get_group(dimension))
+    return total
+
+
+def zeros(tensor: Tensor, *, reduced: tuple[int, ...] = ()) -> Tensor:
+    """Make float32 zeros of a tensor's shape, 1 wide along the reduced axes and cut like it along the others."""
+    part = local(tensor)
+    if reduced:
+        shape = [1 if axis in reduced else size for axis, size in enumerate(part.shape)]
+        made = part.new_zeros(shape, dtype=torch.float32)
+    else:
+        made = torch.zeros_like(part, dtype=torch.float32)
+    if not isinstance(tensor, DTensor):
+        return made
+    placements = [
+        Replicate() if any(placement.is_shard(axis) for axis in reduced) else placement
+        for placement in tensor.placements
+    ]
+    whole = torch.Size(1 if axis in reduced else size for axis, size in enumerate(tensor.shape))
+    stride = torch.empty(whole, device="meta").stride()
+    return DTensor.from_local(made, tensor.device_mesh, placements, run_check=False, shape=whole, stride=stride)

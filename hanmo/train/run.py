@@ -13,8 +13,7 @@ from hanmo.errors import DataError
 from hanmo.families import FAMILIES
 from hanmo.model import Model
 from hanmo.tokenizers.protocol import Tokenizer
-from hanmo.train.bits import Bits, bits_per_character
-from hanmo.train.evaluate import spent_on
+from hanmo.train.evaluate import Bits, bits_per_character, spent_on
 from hanmo.train.loop import SCORE
 from hanmo.train.packed import PackedFile
 from hanmo.train.sample import sample

@@ -13,9 +13,8 @@ from torch.optim import AdamW, Optimizer
 
 from hanmo.errors import ConfigError
 from hanmo.train.adafactor import AdaFactor
-from hanmo.train.layerwise import parameter_groups
 from hanmo.train.muon import MuonWithAdamW
-from hanmo.train.schedule import warmup_cosine, warmup_linear
+from hanmo.train.schedule import parameter_groups, warmup_cosine, warmup_linear
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "Settings", "make_optimizer", "multiplier", "scale_outputs"]
 

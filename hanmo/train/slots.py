@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hanmo.errors import TensorMismatch
 from hanmo.train.adafactor import AdaFactor
-from hanmo.train.shards import is_sharded
+from hanmo.train.parallel import is_sharded
 
 __all__ = ["Slots", "load_slots", "save_slots"]
 

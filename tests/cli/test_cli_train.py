@@ -21,7 +21,7 @@ from hanmo.errors import ConfigError
 from hanmo.train.checkpoints import locked, newest, read_state
 from hanmo.train.log import read_log
 from hanmo.weights.bundle_writer import write_bundle
-from hanmo.weights.fresh import config_of
+from hanmo.weights.plan import config_of
 from hanmo.weights.source import open_source
 
 POEMS = [

@@ -15,8 +15,7 @@ from hanmo.errors import ConfigError
 from hanmo.train import adafactor_update
 from hanmo.train.adafactor import RECIPES, AdaFactor, Recipe
 from hanmo.train.adafactor_update import Blocks, factored_axes
-from hanmo.train.layerwise import parameter_groups
-from hanmo.train.schedule import piecewise_linear, relative_step, warmup_linear
+from hanmo.train.schedule import parameter_groups, piecewise_linear, relative_step, warmup_linear
 
 BERT4KERAS = RECIPES["bert4keras"]
 GPT2_ML = RECIPES["gpt2-ml"]

@@ -11,8 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from hanmo.errors import ConfigError
 from hanmo.train.adafactor import AdaFactor
 from hanmo.train.in_backward import UpdateInBackward, gradient_bytes
-from hanmo.train.layerwise import parameter_groups
-from hanmo.train.schedule import warmup_linear
+from hanmo.train.schedule import parameter_groups, warmup_linear
 
 VOCAB, WIDTH = 60, 16
 

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from hanmo.errors import ConfigError, TensorMismatch
 from hanmo.train.adafactor import AdaFactor
 from hanmo.train.in_backward import UpdateInBackward
-from hanmo.train.shards import is_sharded, local, shard_place, sum_over_shards, zeros
+from hanmo.train.parallel import is_sharded, local, shard_place, sum_over_shards, zeros
 from hanmo.train.slots import save_slots
 
 RECIPES = ("bert4keras", "gpt2-ml")

@@ -9,9 +9,9 @@ from hanmo.errors import DataError
 from hanmo.tokenizers import Lossless
 from hanmo.train.documents import Part
 from hanmo.train.encoding import TokenEncoder
+from hanmo.train.evaluate import measure, scoring_windows
 from hanmo.train.pack import pack_documents
 from hanmo.train.packed import PackedFile
-from hanmo.train.score import measure, scoring_windows
 
 ALPHABET = string.ascii_letters + string.digits
 TOKENS = [

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from hanmo.errors import DataError
-from hanmo.train.bits import Bits, bits_per_character, foretell
+from hanmo.train.evaluate import Bits, bits_per_character, foretell
 
 
 def test_bits_are_divided_by_characters_and_unknown_ones_are_named() -> None:

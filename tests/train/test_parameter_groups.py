@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hanmo.errors import ConfigError
-from hanmo.train.layerwise import depth_multipliers, parameter_groups
+from hanmo.train.schedule import depth_multipliers, parameter_groups
 
 
 def small_model():
