@@ -238,7 +238,7 @@ def _write(model: Path, weights: str, vocabulary: Path | None) -> list[str]:
 
 def _built(model: Path, weights: str) -> int:
     """Give the bytes of the converted weights."""
-    from hanmo.engines.openvino_engine import open_weights
+    from hanmo.inference.openvino.engine import open_weights
 
     return open_weights(model, weights=weights).path.stat().st_size
 
@@ -246,7 +246,7 @@ def _built(model: Path, weights: str) -> int:
 def _parameters(bench: Bench) -> int:
     import torch
 
-    from hanmo.engines.openvino_engine import open_weights
+    from hanmo.inference.openvino.engine import open_weights
     from hanmo.model import Model
 
     with torch.device("meta"):

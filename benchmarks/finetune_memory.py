@@ -57,11 +57,11 @@ def train(prefix: Path, given: argparse.Namespace) -> dict[str, float | list[flo
     import torch
 
     import hanmo
-    from hanmo.train.adafactor import AdaFactor
-    from hanmo.train.in_backward import UpdateInBackward
-    from hanmo.train.loss import next_token_loss
-    from hanmo.train.memory import Choice, give_back_freed, plan
-    from hanmo.train.schedule import parameter_groups
+    from hanmo.training.loss import next_token_loss
+    from hanmo.training.memory import Choice, give_back_freed, plan
+    from hanmo.training.optim.adafactor import AdaFactor
+    from hanmo.training.optim.in_backward import UpdateInBackward
+    from hanmo.training.optim.schedule import parameter_groups
 
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)

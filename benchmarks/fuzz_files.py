@@ -37,20 +37,20 @@ import hanmo
 from hanmo.batch.files import Run
 from hanmo.batch.rows import read_rows
 from hanmo.batch.work import BatchWriter
+from hanmo.checkpoint.safetensors import write_safetensors
+from hanmo.checkpoint.source import open_source
+from hanmo.checkpoint.tf.protobuf import fields, read_varint, varint
+from hanmo.checkpoint.tf.sstable import read_table, write_table
+from hanmo.checkpoint.torch_files import write_torch
 from hanmo.errors import HanmoError
 from hanmo.tokenizers.load import load_tokenizer
 from hanmo.tokenizers.sentence_piece import jieba_words
-from hanmo.train.checkpoints import read_state
-from hanmo.train.documents import Part
-from hanmo.train.encoding import TokenEncoder
-from hanmo.train.log import read_log
-from hanmo.train.pack import pack_documents
-from hanmo.train.packed import PackedData, PackedFile
-from hanmo.weights.safetensors import write_safetensors
-from hanmo.weights.source import open_source
-from hanmo.weights.sstable import read_table, write_table
-from hanmo.weights.torch_files import write_torch
-from hanmo.weights.wire import fields, read_varint, varint
+from hanmo.training.checkpoints import read_state
+from hanmo.training.data.documents import Part
+from hanmo.training.data.encoding import TokenEncoder
+from hanmo.training.data.pack import pack_documents
+from hanmo.training.data.packed import PackedData, PackedFile
+from hanmo.training.log import read_log
 
 GOLDENS = Path(__file__).resolve().parents[1] / "tests" / "data" / "goldens"
 TEXTS = ["今天天气不错，我们去公园。", "the quick brown fox jumps", "春眠不觉晓，处处闻啼鸟。", "Ｆｕｌｌ ①②③ ﬁ"]

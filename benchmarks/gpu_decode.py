@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hanmo.engines.fused import Int8Linear, quantised
-from hanmo.engines.static_engine import StaticEngine
 from hanmo.generate import Limits, Sampling, sample
+from hanmo.inference.cuda.blocks import Int8Linear, quantised
+from hanmo.inference.cuda.engine import StaticEngine
 from hanmo.model import Model
-from hanmo.train.run import gpt2_ml_config
+from hanmo.training.run import gpt2_ml_config
 
 TINY = {"depth": 2, "width": 64, "vocab": 100, "positions": 64, "prompt": 8, "tokens": 6, "rounds": 2, "rows": [1, 2]}
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from hanmo.checkpoint.source import TensorInfo
+from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.families import FAMILIES
-from hanmo.weights.bundle_writer import write_bundle
-from hanmo.weights.source import TensorInfo
 
 MEGA = {
     "vocab_size": 21130,
@@ -40,8 +40,8 @@ def shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
     """Give every tensor of the model by name, its shape as TensorFlow has it."""
     import torch
 
+    from hanmo.checkpoint.names import foreign_shape
     from hanmo.model import Model
-    from hanmo.weights.table import foreign_shape
 
     names = FAMILIES["gpt2_ml"].tensorflow
     assert names is not None
@@ -78,13 +78,13 @@ def write(prefix: Path) -> None:
 
 CHILD = """
 import json, resource, sys, time
-import torch, hanmo.hub, numpy
+import torch, hanmo.loading, numpy
 torch.set_num_threads(2)
 def status(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
 open("/proc/self/clear_refs", "w").write("5")
 before, start = status("VmRSS"), time.perf_counter()
-loaded = hanmo.hub.load(sys.argv[1], dtype=getattr(torch, sys.argv[2]) if sys.argv[2] != "file" else None)
+loaded = hanmo.loading.load(sys.argv[1], dtype=getattr(torch, sys.argv[2]) if sys.argv[2] != "file" else None)
 seconds = time.perf_counter() - start
 size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
 print(json.dumps({"seconds": seconds, "peak": status("VmHWM") - before, "anonymous": status("RssAnon"), "bytes": size}))

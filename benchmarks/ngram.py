@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hanmo.train.evaluate import Bits, bits_per_character
-from hanmo.train.packed import PackedFile
+from hanmo.training.data.packed import PackedFile
+from hanmo.training.score import Bits, bits_per_character
 
 
 @dataclass

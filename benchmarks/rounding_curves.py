@@ -18,10 +18,11 @@ from matplotlib.figure import Figure
 
 from hanmo.model import Model
 from hanmo.tokenizers import Lossless
-from hanmo.train import Settings, adafactor_update, fit
-from hanmo.train.encoding import TokenEncoder
-from hanmo.train.packed import PackedData, PackedFile
-from hanmo.train.run import evaluation, gpt2_ml_config, held_out
+from hanmo.training import Settings, fit
+from hanmo.training.data.encoding import TokenEncoder
+from hanmo.training.data.packed import PackedData, PackedFile
+from hanmo.training.optim import adafactor_update
+from hanmo.training.run import evaluation, gpt2_ml_config, held_out
 
 KINDS = ("float32", "bfloat16, rounded by chance", "bfloat16, plain")
 

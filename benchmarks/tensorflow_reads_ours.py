@@ -112,8 +112,8 @@ def inside(folder: Path) -> None:
 
 def ours(folder: Path) -> None:
     """Write what TensorFlow shall read, and the values to compare with."""
-    from hanmo.weights.bundle_writer import write_bundle
-    from hanmo.weights.source import TensorInfo
+    from hanmo.checkpoint.source import TensorInfo
+    from hanmo.checkpoint.tf.writer import write_bundle
 
     for name, seed in (("ours", 1), ("theirs", 2)):
         np.savez(folder / f"{name}.npz", **values(seed))
@@ -128,9 +128,9 @@ def ours(folder: Path) -> None:
 
 def read_theirs(folder: Path) -> dict[str, list[str]]:
     """Compare what TensorFlow wrote with what was meant; return what differs, by checkpoint."""
-    from hanmo.weights.bundle import Bundle
-    from hanmo.weights.bundle_writer import write_bundle
-    from hanmo.weights.write import items_of
+    from hanmo.checkpoint.staged import items_of
+    from hanmo.checkpoint.tf.bundle import Bundle
+    from hanmo.checkpoint.tf.writer import write_bundle
 
     expected = values(2)
     wrong: dict[str, list[str]] = {}

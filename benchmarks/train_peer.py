@@ -93,7 +93,7 @@ def _ours(ids: Any, sizes: dict[str, int], begin: Any, ended: Any) -> None:
 
     from hanmo.families import FAMILIES
     from hanmo.model import Model
-    from hanmo.train import Settings, fit
+    from hanmo.training import Settings, fit
 
     names = FAMILIES["gpt2_openai"].huggingface or FAMILIES["gpt2"].huggingface
     config = names.config({

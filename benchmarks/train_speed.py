@@ -12,9 +12,9 @@ import time
 import torch
 
 from hanmo.model import Model
-from hanmo.train.loss import next_token_loss
-from hanmo.train.run import gpt2_ml_config
-from hanmo.train.settings import Settings, make_optimizer
+from hanmo.training.args import Settings, make_optimizer
+from hanmo.training.loss import next_token_loss
+from hanmo.training.run import gpt2_ml_config
 
 
 def main() -> None:

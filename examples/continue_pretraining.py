@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from hanmo.tune import Run, Wishes, finetune
+from hanmo.finetune import Run, Wishes, finetune
 
 
 def main() -> None:

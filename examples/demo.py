@@ -14,8 +14,8 @@ import torch
 
 import hanmo
 from hanmo.model import Model
-from hanmo.train.loss import next_token_loss
-from hanmo.train.run import gpt2_ml_config
+from hanmo.training.loss import next_token_loss
+from hanmo.training.run import gpt2_ml_config
 
 POEMS = (
     "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。",

@@ -14,8 +14,8 @@ from rich.console import Console
 
 import hanmo
 from hanmo.tokenizers.load import tokenizer_files
-from hanmo.train import Settings, fit
-from hanmo.train.task import Reading, make_task
+from hanmo.training import Settings, fit
+from hanmo.training.objective import Reading, make_task
 
 
 def main() -> None:

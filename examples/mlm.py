@@ -12,13 +12,13 @@ import torch
 
 import hanmo
 from hanmo.tokenizers.load import tokenizer_files
-from hanmo.train.encoding import TokenEncoder
-from hanmo.train.loop import fit
-from hanmo.train.loss import targets_loss
-from hanmo.train.masked import MaskedData
-from hanmo.train.pack import pack
-from hanmo.train.packed import PackedData, PackedFile
-from hanmo.train.settings import Settings
+from hanmo.training.args import Settings
+from hanmo.training.data.encoding import TokenEncoder
+from hanmo.training.data.masked import MaskedData
+from hanmo.training.data.pack import pack
+from hanmo.training.data.packed import PackedData, PackedFile
+from hanmo.training.loop import fit
+from hanmo.training.loss import targets_loss
 
 
 def main(arguments: list[str] | None = None) -> None:

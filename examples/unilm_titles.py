@@ -13,10 +13,10 @@ import torch
 
 import hanmo
 from hanmo.tokenizers.load import tokenizer_files
-from hanmo.train.loop import fit
-from hanmo.train.loss import targets_loss
-from hanmo.train.pairs import PairData, read_pairs
-from hanmo.train.settings import Settings
+from hanmo.training.args import Settings
+from hanmo.training.data.pairs import PairData, read_pairs
+from hanmo.training.loop import fit
+from hanmo.training.loss import targets_loss
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hanmo import errors
-    from hanmo.hub import load
-    from hanmo.weights.inspection import inspect
-    from hanmo.weights.save import save
+    from hanmo.checkpoint.inspect import inspect
+    from hanmo.checkpoint.save import save
+    from hanmo.loading import load
     from hanmo.writer import open_writer
 
 __all__ = ["__version__", "errors", "inspect", "load", "open_writer", "save"]
@@ -24,10 +24,10 @@ __all__ = ["__version__", "errors", "inspect", "load", "open_writer", "save"]
 __version__ = "0.1.0"
 
 _HOMES = {
-    "inspect": "hanmo.weights.inspection",
-    "load": "hanmo.hub",
+    "inspect": "hanmo.checkpoint.inspect",
+    "load": "hanmo.loading",
     "open_writer": "hanmo.writer",
-    "save": "hanmo.weights.save",
+    "save": "hanmo.checkpoint.save",
 }
 
 

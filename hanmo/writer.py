@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
+from hanmo.checkpoint.recognise import SPARE
+from hanmo.checkpoint.source import locate
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, CorruptFile, MissingFile, TokenizerError
 from hanmo.files import read_json
@@ -23,8 +25,6 @@ from hanmo.tokenizers.load import load_tokenizer
 from hanmo.tokenizers.prompt import Marks, as_texts, marks_of
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.tokenizers.sentence_piece import sentinel_ids, with_sentinels
-from hanmo.weights.recognise import SPARE
-from hanmo.weights.source import locate
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -304,8 +304,8 @@ def open_writer(
     progress: called with the bytes read while converting.
     Raises what `hanmo.load` raises.
     """
-    from hanmo.engines.openvino_engine import OpenVinoEngine, open_weights
-    from hanmo.engines.prompt_cache import PromptCache
+    from hanmo.inference.openvino.engine import OpenVinoEngine, open_weights
+    from hanmo.inference.prefix_cache import PromptCache
 
     path = Path(path)
     if path.is_dir():

@@ -18,17 +18,16 @@ STREET = [
     ["cores", "files"],
     ["config"],
     ["families"],
-    ["compiled"],
     ["nn"],
     ["model"],
-    ["weights"],
+    ["checkpoint"],
     ["tokenizers"],
-    ["generate", "train", "engines"],
+    ["generate", "training", "inference"],
     ["writer"],
     ["batch"],
-    ["loaded"],
-    ["hub"],
-    ["bench", "tune"],
+    ["pipeline"],
+    ["loading"],
+    ["bench", "finetune"],
     ["compat", "server"],
     ["cli"],
 ]
@@ -37,7 +36,7 @@ RANK = {layer: rank for rank, layers in enumerate(STREET) for layer in layers}
 MAX_FILE, MAX_FUNCTION = 350, 60
 # What is longer, and why it reads better in one piece.
 LONG: dict[str, str] = {
-    "compiled/rounded.py:step": "a token's way through a layer, from one meeting of the threads to the next",
+    "inference/fused/quantized_step.py:step": "one layer of one token, from one barrier of the threads to the next",
     "cli/write.py:write": "typer reads the options from the signature, and there are many",
 }
 
@@ -93,10 +92,10 @@ def test_no_layer_imports_a_later_one():
 @pytest.mark.parametrize(
     ("where", "text"),
     [
-        ("nn/norm.py", "from hanmo.weights import load"),
-        ("generate/loop.py", "def f():\n    import hanmo.train.pack"),
-        ("train/loop.py", "from hanmo.generate.loop import Limits"),
-        ("weights/load.py", "import hanmo"),
+        ("nn/norm.py", "from hanmo.checkpoint import load"),
+        ("generate/loop.py", "def f():\n    import hanmo.training.data.pack"),
+        ("training/loop.py", "from hanmo.generate.loop import Limits"),
+        ("checkpoint/load.py", "import hanmo"),
         ("model.py", "from hanmo import hub"),
         ("compat/x.py", "from hanmo.cli import main"),
     ],
@@ -132,7 +131,7 @@ def test_torch_is_not_on_the_way_from_the_shell_to_the_text():
         if layer(name_of(path)) in ("", "errors", "files", "config", "families", "tokenizers", "generate", "cli")
         and path.name != "__main__.py"
     ]
-    free += ["hanmo.weights.inspection", "hanmo.weights.source", "hanmo.weights.bundle", "hanmo.weights.safetensors"]
+    free += [f"hanmo.checkpoint.{name}" for name in ("inspect", "source", "tf.bundle", "safetensors")]
     program = f"import sys\nfor name in {free}:\n    __import__(name)\n    assert 'torch' not in sys.modules, name"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr

@@ -18,13 +18,13 @@ from hanmo.bench.quality import KINDS, measure_quality
 from hanmo.bench.speed import Case, fitting, measure, measure_cases
 from hanmo.bench.start import measure_start
 from hanmo.bench.subject import Subject, bytes_per_token
-from hanmo.engines.static_engine import StaticEngine
+from hanmo.checkpoint.save import save
 from hanmo.errors import CheckpointError, ConfigError, DataError, MissingExtra, MissingFile
 from hanmo.families import FAMILIES
 from hanmo.generate.loop import QueueingEngine
+from hanmo.inference.cuda.engine import StaticEngine
 from hanmo.model import Model
 from hanmo.tokenizers.lossless import Lossless
-from hanmo.weights.save import save
 
 GOLDENS = Path(__file__).parent / "data" / "goldens"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"今天气不错可以去跑步床前明月光疑是地上霜，。"]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from hanmo.checkpoint.save import save
+from hanmo.checkpoint.source import open_source
 from hanmo.errors import ConfigError, TensorMismatch
-from hanmo.hub import load
-from hanmo.weights.save import save
-from hanmo.weights.source import open_source
+from hanmo.loading import load
 
 transformers = pytest.importorskip("transformers")
 transformers.utils.logging.set_verbosity_error()

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import hanmo.hub
+import hanmo.loading
+from hanmo.checkpoint.names import export
 from hanmo.families import FAMILIES
-from hanmo.weights.table import export
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def arrays(folder):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return hanmo.hub.load(folder / "model.ckpt").model
+    return hanmo.loading.load(folder / "model.ckpt").model
 
 
 @pytest.mark.parametrize("case", ["plain", "pad", "len48", "len1"])
@@ -44,7 +44,7 @@ def test_cache_holds_the_original_keys_and_values(model, arrays):
 
 
 def test_loss_and_all_gradients_equal_the_original(folder, arrays):
-    model = hanmo.hub.load(folder / "model.ckpt").model
+    model = hanmo.loading.load(folder / "model.ckpt").model
     ids = torch.from_numpy(arrays["train/in/tokens"]).long()
     logits = model(ids[:, :-1]).logits.flatten(0, 1)
     targets = ids[:, 1:].flatten()

@@ -25,7 +25,7 @@ def test_every_public_name_is_there_when_it_is_used():
         assert getattr(hanmo, name) is not None
         assert name in dir(hanmo)
     assert issubclass(hanmo.errors.ConfigError, ValueError)
-    assert hanmo.load.__module__ == "hanmo.hub"
+    assert hanmo.load.__module__ == "hanmo.loading"
 
 
 def test_an_unknown_name_is_named_with_those_there_are():

@@ -11,18 +11,18 @@ import sentencepiece
 import torch
 
 import hanmo
+from hanmo.checkpoint.save import save
 from hanmo.families import FAMILIES
-from hanmo.hub import load
-from hanmo.loaded import Loaded
+from hanmo.loading import load
 from hanmo.model import Model
+from hanmo.pipeline import Loaded
 from hanmo.tokenizers import Lossless
-from hanmo.train.documents import Part
-from hanmo.train.encoding import TokenEncoder
-from hanmo.train.masked import MaskedData
-from hanmo.train.pack import pack_documents
-from hanmo.train.packed import PackedData, PackedFile
-from hanmo.train.pairs import PairData
-from hanmo.weights.save import save
+from hanmo.training.data.documents import Part
+from hanmo.training.data.encoding import TokenEncoder
+from hanmo.training.data.masked import MaskedData
+from hanmo.training.data.pack import pack_documents
+from hanmo.training.data.packed import PackedData, PackedFile
+from hanmo.training.data.pairs import PairData
 
 HAN = "今天气不错可以去跑步床前明月光疑是地上霜"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *HAN]

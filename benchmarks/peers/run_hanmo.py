@@ -34,7 +34,7 @@ def _openvino(options: dict[str, Any]) -> tuple[Any, Callable[[], dict[str, Any]
     import openvino
 
     from hanmo import __version__
-    from hanmo.engines.openvino_engine import OpenVinoEngine, open_weights
+    from hanmo.inference.openvino.engine import OpenVinoEngine, open_weights
 
     weights = open_weights(options["checkpoint"], weights=options["weights"])
     engine = OpenVinoEngine(weights, threads=options["threads"])
@@ -46,8 +46,8 @@ def _torch(options: dict[str, Any]) -> tuple[Any, Callable[[], dict[str, Any]]]:
     import torch
 
     from hanmo import __version__
-    from hanmo.engines.torch_engine import TorchEngine
-    from hanmo.hub import load
+    from hanmo.inference.torch_engine import TorchEngine
+    from hanmo.loading import load
 
     torch.set_num_threads(options["threads"])
     model = load(options["checkpoint"], dtype=getattr(torch, options["weights"])).model

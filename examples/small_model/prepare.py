@@ -16,10 +16,10 @@ from pathlib import Path
 
 from hanmo.cli.screen import progress
 from hanmo.tokenizers import Lossless, write_vocab
-from hanmo.train.documents import Part, read_documents
-from hanmo.train.encoding import TokenEncoder
-from hanmo.train.pack import PackReport, pack_documents
-from hanmo.train.vocabulary import CorpusCounts, common_characters, make_vocabulary
+from hanmo.training.data.documents import Part, read_documents
+from hanmo.training.data.encoding import TokenEncoder
+from hanmo.training.data.pack import PackReport, pack_documents
+from hanmo.training.data.vocabulary import CorpusCounts, common_characters, make_vocabulary
 
 # How often the whole run reads each source. Modern prose is what a reader meets first, and there is little of
 # it; statutes and manuals repeat themselves; the literary classics are 45 % of the corpus; of machine translation the

@@ -23,10 +23,10 @@ from rich.console import Console
 import hanmo
 from hanmo.bench.quality import measure_quality
 from hanmo.bench.subject import Subject
+from hanmo.checkpoint.staged import atomic_folder
 from hanmo.generate.text import write
-from hanmo.train.curves import draw_curves
-from hanmo.train.log import read_log
-from hanmo.weights.write import atomic_folder
+from hanmo.training.curves import draw_curves
+from hanmo.training.log import read_log
 
 HERE = Path(__file__).parent
 PROMPTS = (

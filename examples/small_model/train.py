@@ -22,12 +22,12 @@ from rich.console import Console
 from hanmo.errors import HanmoError
 from hanmo.model import Model
 from hanmo.tokenizers import Lossless
-from hanmo.train.checkpoints import fill_from
-from hanmo.train.encoding import TokenEncoder
-from hanmo.train.loop import Outcome, fit
-from hanmo.train.packed import PackedData, PackedFile
-from hanmo.train.run import evaluation, gpt2_ml_config, held_out, sampler
-from hanmo.train.settings import Settings, scale_outputs
+from hanmo.training.args import Settings, scale_outputs
+from hanmo.training.checkpoints import fill_from
+from hanmo.training.data.encoding import TokenEncoder
+from hanmo.training.data.packed import PackedData, PackedFile
+from hanmo.training.loop import Outcome, fit
+from hanmo.training.run import evaluation, gpt2_ml_config, held_out, sampler
 
 # What the shuffled epochs of the run are measured in: the literary classics are read once in each.
 UNIT = "classical-literary"

@@ -4,8 +4,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanmo.checkpoint.staged import atomic_path
 from hanmo.errors import ConfigError, MissingExtra
-from hanmo.weights.write import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

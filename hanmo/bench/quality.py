@@ -1,4 +1,4 @@
-"""How well a model foretells a text with its weights rounded: bits per character as in hanmo/train/evaluate.py.
+"""How well a model foretells a text with its weights rounded: bits per character as in hanmo/training/score.py.
 
 Knows documents and the logits of the CPU engine; each kind of weights is measured by its own.
 
@@ -18,8 +18,8 @@ from hanmo.bench.speed import Show
 from hanmo.bench.subject import Subject
 from hanmo.errors import CheckpointError, ConfigError, DataError, MissingFile
 from hanmo.tokenizers.protocol import Tokenizer
-from hanmo.train.documents import read_documents
-from hanmo.train.evaluate import Bits, bits_per_character, foretell
+from hanmo.training.data.documents import read_documents
+from hanmo.training.score import Bits, bits_per_character, foretell
 from hanmo.writer import distinct_unknown_of, find_tokenizer
 
 __all__ = ["KINDS", "measure_quality"]
@@ -112,7 +112,7 @@ def _spent(
     window: int,
     count: Callable[[int], None],
 ) -> Bits:
-    from hanmo.engines.openvino_engine import OpenVinoEngine
+    from hanmo.inference.openvino.engine import OpenVinoEngine
 
     engine = OpenVinoEngine(subject.convert(), mask=subject.mask, threads=subject.threads)
 

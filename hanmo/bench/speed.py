@@ -203,7 +203,7 @@ def _threads(subject: Subject) -> int:
     from openvino import Model
     from openvino import opset15 as op
 
-    from hanmo.engines.openvino_engine import core, cpu_options
+    from hanmo.inference.openvino.engine import core, cpu_options
 
     one = op.parameter([1], np.float32)
     compiled = core().compile_model(Model([op.relu(one)], [one], "one"), "CPU", cpu_options(subject.weights, None))

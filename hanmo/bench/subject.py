@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hanmo.checkpoint.inspect import Inspection, inspect
 from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, ConfigError
-from hanmo.weights.inspection import Inspection, inspect
 from hanmo.writer import Writer, open_writer
 
 if TYPE_CHECKING:
-    from hanmo.engines.openvino_weights import Weights
+    from hanmo.inference.openvino.weights import Weights
 
 __all__ = ["Subject", "bytes_per_token"]
 
@@ -61,7 +61,7 @@ class Subject:
 
     def convert(self, progress: Callable[[int], None] | None = None) -> "Weights":
         """Map the weights as the CPU engine keeps them, converted first if they are not there; see `open_weights`."""
-        from hanmo.engines.openvino_engine import open_weights
+        from hanmo.inference.openvino.engine import open_weights
 
         return open_weights(self.path, weights=self.weights, progress=progress)
 
@@ -69,17 +69,17 @@ class Subject:
         """Open the model for writing, as `hanmo write` does."""
         if self.device == "cpu":
             return open_writer(self.path, weights=self.weights, threads=self.threads, mask=self.mask)
-        from hanmo.hub import load
+        from hanmo.loading import load
 
         return load(self.path, dtype=self.weights, device=self.device, mask=self.mask)
 
     def sizes(self, writer: Writer) -> dict[str, int]:
         """Give the bytes of each tensor that the open model holds, by our names."""
         if self.device == "cpu":
-            from hanmo.weights.safetensors import Safetensors
+            from hanmo.checkpoint.safetensors import Safetensors
 
             return {name: info.nbytes for name, info in Safetensors(self.convert().path).tensors.items()}
-        from hanmo.loaded import Loaded
+        from hanmo.pipeline import Loaded
 
         assert isinstance(writer, Loaded)
         return {name: parameter.nbytes for name, parameter in writer.model.named_parameters()}

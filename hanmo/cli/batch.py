@@ -42,8 +42,8 @@ def write_file(
     from hanmo.batch.files import Run
     from hanmo.batch.rows import read_rows
     from hanmo.batch.work import BatchWriter, window_rows
-    from hanmo.engines.store import identity
     from hanmo.generate.rules import check_count
+    from hanmo.inference.store import identity
     from hanmo.writer import check_search
 
     batch = 8 if batch is None else batch

@@ -24,7 +24,7 @@ def cache(
 
     [bold]hanmo cache --clear[/bold]
     """
-    from hanmo.engines import store
+    from hanmo.inference import store
 
     place = folder or store.default_folder()
     if clear:

@@ -14,9 +14,9 @@ from hanmo.cli.screen import echo, progress, say
 from hanmo.errors import CheckpointError, TokenizerError
 
 if TYPE_CHECKING:
+    from hanmo.checkpoint.load import Report
+    from hanmo.checkpoint.save import Saved
     from hanmo.model import Model
-    from hanmo.weights.load import Report
-    from hanmo.weights.save import Saved
 
 __all__ = ["convert"]
 
@@ -99,8 +99,8 @@ def convert(
 
 def _load(source: Path, *, config: Path | None, family: str | None) -> tuple[Model, Report, Path]:
     """Load the network alone: the tokenizer's files are copied, and need not be ones that Hanmo reads."""
-    from hanmo.hub import load_network
-    from hanmo.weights.source import open_source
+    from hanmo.checkpoint.source import open_source
+    from hanmo.loading import load_network
 
     with open_source(source) as opened:
         return *load_network(opened, config=config, family=family), opened.path
@@ -130,8 +130,8 @@ def _save(
     tokenizer: Sequence[Path] | Mapping[str, Path | dict[str, Any]],
     overwrite: bool,
 ) -> Saved:
-    from hanmo.weights.load import FLOATS, as_dtype
-    from hanmo.weights.save import save
+    from hanmo.checkpoint.load import FLOATS, as_dtype
+    from hanmo.checkpoint.save import save
 
     kind = as_dtype(dtype, (*FLOATS, "int8"))
     total = sum(each.numel() * (kind or each.dtype).itemsize for each in model.parameters())

@@ -13,7 +13,7 @@ from hanmo.cli.screen import echo, printable, progress, say
 from hanmo.errors import CheckpointError, HanmoError
 
 if TYPE_CHECKING:
-    from hanmo.weights.inspection import Inspection
+    from hanmo.checkpoint.inspect import Inspection
 
 __all__ = ["inspect"]
 
@@ -49,7 +49,7 @@ def inspect(
     """
     if as_json and config:
         raise typer.BadParameter("give --json or --config, not both; the JSON has the config in it")
-    from hanmo.weights.inspection import find_checkpoints
+    from hanmo.checkpoint.inspect import find_checkpoints
 
     paths = find_checkpoints(path)
     if len(paths) > 1 and not config:
@@ -69,7 +69,7 @@ def inspect(
 
 
 def _inspect(path: Path, *, sha256: bool) -> Inspection:
-    from hanmo.weights.inspection import inspect as look
+    from hanmo.checkpoint.inspect import inspect as look
 
     if not sha256:
         return look(path)

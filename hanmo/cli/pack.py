@@ -1,6 +1,6 @@
 """`hanmo pack` and `hanmo vocab`: text into files that training reads, and the vocabulary of a new model.
 
-Knows options and the summary; `hanmo.train` does the work.
+Knows options and the summary; `hanmo.training` does the work.
 """
 
 from pathlib import Path
@@ -14,8 +14,8 @@ from hanmo.cli.write import PreTokenize
 from hanmo.errors import DataError
 
 if TYPE_CHECKING:
-    from hanmo.train.encoding import TokenEncoder
-    from hanmo.train.pack import PackReport
+    from hanmo.training.data.encoding import TokenEncoder
+    from hanmo.training.data.pack import PackReport
 
 __all__ = ["pack", "vocab"]
 
@@ -54,13 +54,13 @@ def pack(
       hanmo pack poems.txt --document line --out data/poems --tokenizer vocab.txt --separator [SEP]
     """
     from hanmo.tokenizers.load import load_tokenizer
-    from hanmo.train.encoding import TokenEncoder
-    from hanmo.train.pack import pack as pack_files
+    from hanmo.training.data.encoding import TokenEncoder
+    from hanmo.training.data.pack import pack as pack_files
 
     if (tokenizer is None) == (model is None):
         raise typer.BadParameter("give --tokenizer with a vocabulary, or --model with a checkpoint beside one")
     if model is not None:
-        from hanmo.weights.source import open_source
+        from hanmo.checkpoint.source import open_source
 
         with open_source(model) as source:
             tokenizer = source.path.parent
@@ -100,8 +100,8 @@ def vocab(
       hanmo vocab corpus/ --out vocab.txt --size 8000
     """
     from hanmo.tokenizers.vocab import write_vocab
-    from hanmo.train.documents import read_documents
-    from hanmo.train.vocabulary import CorpusCounts, common_characters, make_vocabulary
+    from hanmo.training.data.documents import read_documents
+    from hanmo.training.data.vocabulary import CorpusCounts, common_characters, make_vocabulary
 
     _refuse(force, out)
     counts = CorpusCounts()

@@ -12,7 +12,7 @@ from hanmo.errors import ConfigError
 
 if TYPE_CHECKING:
     from hanmo.config import ModelConfig
-    from hanmo.train.memory import Choice, Memory
+    from hanmo.training.memory import Choice, Memory
 
 __all__ = ["plan"]
 
@@ -43,8 +43,8 @@ def plan(
 
       hanmo plan --model model.ckpt-100000.index --memory 8G --sequence 512 --json
     """
-    from hanmo.train.memory import Choice, choose, largest_batch, parse_size, table
-    from hanmo.weights.inspection import inspect
+    from hanmo.checkpoint.inspect import inspect
+    from hanmo.training.memory import Choice, choose, largest_batch, parse_size, table
 
     there = parse_size(memory) if memory is not None else _free(device)
     found = inspect(model).found
@@ -82,7 +82,7 @@ def plan(
 def _free(device: str) -> int:
     import torch
 
-    from hanmo.train.device import free_memory
+    from hanmo.training.device import free_memory
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is 'cuda', which torch cannot use here; say what the GPU has, as in --memory 22GiB")
@@ -114,7 +114,7 @@ def _print(rows: list[Memory], there: int) -> None:
 
 
 def _advise(config: ModelConfig, base: Choice, best: Memory | None, batches: dict[int, int], there: int) -> None:
-    from hanmo.train.memory import choose
+    from hanmo.training.memory import choose
 
     if best is not None:
         typer.echo(f"Recommended: {best.choice}; needs {_size(best.needed)}")
@@ -157,6 +157,6 @@ def _at(choice: Choice, sequence: int, **changes: Any) -> Choice:
 
 
 def _size(size: int) -> str:
-    from hanmo.train.memory import gib
+    from hanmo.training.memory import gib
 
     return gib(size)

@@ -1,4 +1,4 @@
-"""`hanmo finetune` and `hanmo pretrain`: options in, a trained model out. `hanmo.tune` does the work.
+"""`hanmo finetune` and `hanmo pretrain`: options in, a trained model out. `hanmo.finetune` does the work.
 
 Knows options, and how those of a run that goes on are found again: OUT/options.json. Everything is said on standard
 error.
@@ -157,7 +157,7 @@ def finetune(
     given = _options(context)
     if given["model"] is None:
         raise typer.BadParameter("give --model, the checkpoint to begin from")
-    from hanmo.tune import finetune as tune
+    from hanmo.finetune import finetune as tune
 
     _run(given, lambda **known: tune(Path(given["model"]), config=_path(given["config"]), **known))
 
@@ -211,7 +211,7 @@ def pretrain(
     for name in ("config", "tokenizer"):
         if given[name] is None:
             raise typer.BadParameter(f"give --{name}; a fresh model needs both --config and --tokenizer")
-    from hanmo.tune import pretrain as tune
+    from hanmo.finetune import pretrain as tune
 
     _run(given, lambda **known: tune(Path(given["config"]), **known))
 
@@ -249,7 +249,7 @@ def _plain(value: Any) -> Any:
 
 def _keep(given: dict[str, Any], out: Path) -> None:
     """Write the options of a run that begins beside it."""
-    from hanmo.weights.write import atomic_path
+    from hanmo.checkpoint.staged import atomic_path
 
     kept = {name: value for name, value in given.items() if name not in ("resume", "out")}
     with atomic_path(out / "options.json") as made:
@@ -265,10 +265,10 @@ def _run(given: dict[str, Any], tune: Any) -> None:
     import torch
     from rich.console import Console
 
-    from hanmo.train import parallel
-    from hanmo.train.checkpoints import locked
-    from hanmo.train.memory import parse_size
-    from hanmo.tune import Run, Wishes
+    from hanmo.finetune import Run, Wishes
+    from hanmo.training import distributed
+    from hanmo.training.checkpoints import locked
+    from hanmo.training.memory import parse_size
 
     set_torch_threads(given["threads"])
     if given["device"] == "auto":
@@ -288,8 +288,8 @@ def _run(given: dict[str, Any], tune: Any) -> None:
         board=given["tensorboard"],
         form=given["form"],
     )
-    with parallel.started(given["device"]) as device, locked(out), progress("packing") as shown:
-        if parallel.is_main() and not run.resume:
+    with distributed.started(given["device"]) as device, locked(out), progress("packing") as shown:
+        if distributed.is_main() and not run.resume:
             _keep(given, out)
         outcome = tune(
             run=run,
@@ -298,7 +298,7 @@ def _run(given: dict[str, Any], tune: Any) -> None:
             family=given["family"],
             mask=given["mask"],
             tokenizer=_path(given["tokenizer"]),
-            console=Console(stderr=True, quiet=not parallel.is_main()),
+            console=Console(stderr=True, quiet=not distributed.is_main()),
             progress=shown,
         )
     if outcome.stopped:

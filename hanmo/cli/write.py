@@ -1,6 +1,6 @@
 """`hanmo write`: prompts in, text out, as it is written.
 
-Standard output holds the texts alone, each beginning with its prompt. Knows options and streams; `hanmo.loaded` writes.
+Standard output holds the texts alone, each beginning with its prompt. Knows options and streams.
 """
 
 import json
@@ -222,7 +222,7 @@ def _load(model: Path, weights: Weights | None, device: str, reading: dict[str, 
         return _open(model, weights, device, reading, threads)
     import torch
 
-    from hanmo.hub import load
+    from hanmo.loading import load
 
     set_torch_threads(threads)
     if device == "auto":
@@ -235,7 +235,7 @@ def _load(model: Path, weights: Weights | None, device: str, reading: dict[str, 
     with _bytes_read(model, "loading") as count:
         loaded = load(model, dtype=kind, device=place, progress=count, **reading)
     if on_gpu:
-        from hanmo.engines.fused import quantised
+        from hanmo.inference.cuda.blocks import quantised
 
         loaded.model = quantised(loaded.model)
     return loaded
@@ -256,10 +256,10 @@ def _open(model: Path, weights: Weights, device: str, reading: dict[str, Any], t
 @contextmanager
 def _bytes_read(model: Path, title: str) -> Iterator[Callable[[int], None]]:
     """Show a bar while the block reads a checkpoint; gives a function to call with the bytes of each tensor."""
-    from hanmo.weights.source import ADAPTERS, locate, open_source
+    from hanmo.checkpoint.source import ADAPTERS, locate, open_source
 
     if (found := locate(model)).name == ADAPTERS:
-        from hanmo.train.lora import base_of
+        from hanmo.training.lora import base_of
 
         model, _ = base_of(found)
     with open_source(model) as source:

@@ -17,7 +17,7 @@ PRE_NORM = (Sublayer("attention", pre=True), Sublayer("feed_forward", pre=True))
 class Row:
     """One line of a table of names: our parameters, a foreign tensor, and how one becomes the other.
 
-    how: a name of `hanmo.weights.table.HOW`; "same", "transpose", … each with its inverse.
+    how: a name of `hanmo.checkpoint.names.HOW`; "same", "transpose", … each with its inverse.
     """
 
     ours: tuple[str, ...]
@@ -52,7 +52,7 @@ class Names:
     model does not have it.
     dropped: regular expression of foreign names → why they are not needed, beyond what is so in all (`TRAINING`).
     repeats: foreign name → the foreign name of the same numbers, where files hold a tied tensor twice.
-    made: foreign tensors that hold no parameter → the way of `hanmo.weights.table.MADE` that makes them for a writer.
+    made: foreign tensors that hold no parameter → the way of `checkpoint.names.MADE` that makes them for a writer.
     marks, absent: tensors that are there, and are not, in this family alone among those with the same names.
     model_type: what a Hugging Face config.json calls it.   prefix: what names lack where the bare network was saved.
     style: whose words its config.json uses: "bert", "gpt2" or "t5".   read_only: nobody else reads such files by now.

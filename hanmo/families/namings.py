@@ -22,7 +22,7 @@ class Naming:
 
     project: whose.   marks: names that are all there, and tell this naming from others.
     renames: regular expression → replacement, applied to every name, one after the other.
-    how: regular expression of a new name → the way of `hanmo.weights.renamed.HOW` that makes its tensor from those that
+    how: regular expression of a new name → the way of `checkpoint.renamed.HOW` that makes its tensor from those that
     got this name; "same" where none matches.
     config_keys: a key of the project's config.json → those that the family reads; the first tells that it is the
     project's, and the shapes tell what is not here.

@@ -1,6 +1,8 @@
 """A stack of blocks with its embeddings and its view of positions and masks; one forward for every kind."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,8 @@ from hanmo.nn.embedding import Embedding, empty_table
 from hanmo.nn.mask import order_of, places, real_positions, visible
 from hanmo.nn.norm import Norm
 from hanmo.nn.position import bucket, distance, sinusoidal
-from hanmo.nn.single import blocks_alone
+
+FusedStep: TypeAlias = Callable[["Stack", Tensor, Sight, Cache], Tensor | None]
 
 
 @dataclass
@@ -27,12 +30,18 @@ class Keys:
 
 
 class Stack(nn.Module):
-    """`depth` blocks; `recompute` trades a second forward in training for not keeping what lies inside blocks."""
+    """`depth` blocks.
+
+    recompute: in training, run each block again in the backward pass instead of keeping what lies inside it.
+    fused_step: (stack, x, sight, cache) → hidden states of all blocks for the calls that it supports, else None; set by
+    an engine.
+    """
 
     def __init__(self, stack: StackConfig) -> None:
         super().__init__()
         self.config = stack
         self.recompute = False
+        self.fused_step: FusedStep | None = None
         self.embedding = Embedding(stack)
         self.blocks = nn.ModuleList(Block(stack) for _ in range(1 if stack.shared_layers else stack.depth))
         self.relative = empty_table(stack.heads, stack.buckets) if stack.position == "buckets" else None
@@ -65,8 +74,10 @@ class Stack(nn.Module):
             sights["cross"] = self.cross_sight(new, memory, memory_mask, cache)
         x = self.embedding(x, new, segments, condition)
         scores: dict[str, Tensor | None] | None = None
-        alone = None if cache is None or condition is not None else blocks_alone(self, x, sights["attention"], cache)
-        for depth in range(self.config.depth if alone is None else 0):
+        fused = None
+        if self.fused_step is not None and cache is not None and condition is None:
+            fused = self.fused_step(self, x, sights["attention"], cache)
+        for depth in range(self.config.depth if fused is None else 0):
             block = self.blocks[0 if self.config.shared_layers else depth]
             if self.recompute and torch.is_grad_enabled() and cache is None:
                 x, scores = checkpoint(
@@ -76,7 +87,7 @@ class Stack(nn.Module):
                 x, scores = block(
                     x, sights, memory=memory, condition=condition, cache=cache, depth=depth, scores=scores
                 )
-        x = x if alone is None else alone
+        x = x if fused is None else fused
         if cache is not None:
             cache.length = keys.positions.shape[1]
             cache.positions, cache.order, cache.mask = keys.positions, keys.order, keys.mask

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
+from hanmo.checkpoint.tf.protobuf import encode_bytes, encode_int, fields
 from hanmo.errors import CorruptFile, MissingFile, TokenizerError
 from hanmo.files import errors_as, read_bytes
 from hanmo.tokenizers.base import BaseTokenizer, Spans
 from hanmo.tokenizers.protocol import SpecialIds, Tokenizer
 from hanmo.tokenizers.streams import WindowStream
 from hanmo.tokenizers.words import jieba_words
-from hanmo.weights.wire import encode_bytes, encode_int, fields
 
 __all__ = ["CPM_NEWLINE", "CPM_SPACE", "SentencePiece", "as_fairseq", "load_model", "sentinel_ids", "with_sentinels"]
 

@@ -6,9 +6,9 @@ Knows the file and what may be wrong with it. Knows no splitting of text.
 from collections.abc import Sequence
 from pathlib import Path
 
+from hanmo.checkpoint.staged import atomic_path
 from hanmo.errors import MissingFile, TokenizerError
 from hanmo.files import read_bytes
-from hanmo.weights.write import atomic_path
 
 __all__ = ["MAX_VOCAB", "read_vocab", "write_vocab"]
 

@@ -68,9 +68,9 @@ def test_results_say_the_row_the_id_the_prompt_and_the_texts(tmp_path):
 @pytest.mark.parametrize("kind", ["torch", "openvino"])
 def test_texts_in_float32_are_equal_at_every_batch_size_and_alone(tmp_path, monkeypatch, kind):
     from hanmo import load, open_writer
+    from hanmo.checkpoint.save import save
     from hanmo.families import FAMILIES
     from hanmo.model import Model
-    from hanmo.weights.save import save
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "model").mkdir()

@@ -119,9 +119,9 @@ def test_what_a_worker_cannot_do_is_raised_here(tmp_path, cluster):
 
 
 def test_the_command_writes_the_same_with_and_without_a_cluster(tmp_path, cluster):
+    from hanmo.checkpoint.save import save
     from hanmo.families import FAMILIES
     from hanmo.model import Model
-    from hanmo.weights.save import save
 
     model = Model(FAMILIES["gpt2_ml"].tensorflow.config(toy_writer.SIZES)).initialize(3)
     save(model, tmp_path / "x.ckpt", form="tensorflow")

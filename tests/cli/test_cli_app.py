@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import hanmo.weights.inspection
+import hanmo.checkpoint.inspect
+from hanmo.checkpoint.safetensors import write_safetensors
+from hanmo.checkpoint.source import open_source
 from hanmo.cli.app import app
 from hanmo.cli.screen import on_screen, printable
 from hanmo.errors import HanmoError
-from hanmo.weights.safetensors import write_safetensors
-from hanmo.weights.source import open_source
 
 HANMO = [sys.executable, "-m", "hanmo.cli"]
 ESCAPE = "\x1b["
@@ -91,13 +91,13 @@ def failing(error: BaseException):
     ],
 )
 def test_each_kind_of_failure_has_its_code_and_line(monkeypatch, tmp_path, error, code, line):
-    monkeypatch.setattr(hanmo.weights.inspection, "inspect", failing(error))
+    monkeypatch.setattr(hanmo.checkpoint.inspect, "inspect", failing(error))
     result = run("inspect", tmp_path)
     assert (result.exit_code, result.stderr, result.stdout) == (code, line, "")
 
 
 def test_a_defect_of_ours_is_not_hidden(monkeypatch, tmp_path):
-    monkeypatch.setattr(hanmo.weights.inspection, "inspect", failing(ZeroDivisionError("ours")))
+    monkeypatch.setattr(hanmo.checkpoint.inspect, "inspect", failing(ZeroDivisionError("ours")))
     result = run("inspect", tmp_path)
     assert isinstance(result.exception, ZeroDivisionError)
 
@@ -231,9 +231,9 @@ def test_names_in_a_file_do_not_reach_the_terminal_raw(tmp_path, data, options):
 )
 def test_errors_speak_of_options_as_the_command_line_spells_them(monkeypatch, command, message, shown):
     arguments = {"write": ["x"], "convert": ["a", "b", "--to", "safetensors"], "inspect": ["x"]}[command]
-    for target in ("hanmo.writer.open_writer", "hanmo.hub.load_network", "hanmo.weights.source.open_source"):
+    for target in ("hanmo.writer.open_writer", "hanmo.loading.load_network", "hanmo.checkpoint.source.open_source"):
         monkeypatch.setattr(target, failing(HanmoError(message)))
-    monkeypatch.setattr(hanmo.weights.inspection, "inspect", failing(HanmoError(message)))
+    monkeypatch.setattr(hanmo.checkpoint.inspect, "inspect", failing(HanmoError(message)))
     assert run(command, *arguments).stderr == f"hanmo: {shown}\n"
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from hanmo.cli.app import app
-from hanmo.engines.openvino_engine import open_engine
+from hanmo.inference.openvino.engine import open_engine
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 import hanmo
 import hanmo.cli.convert
+from hanmo.checkpoint.source import open_source
+from hanmo.checkpoint.tf.bundle import Bundle
+from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.cli.app import app
-from hanmo.weights.bundle import Bundle
-from hanmo.weights.bundle_writer import write_bundle
-from hanmo.weights.source import open_source
 
 KINDS = (
     "albert",

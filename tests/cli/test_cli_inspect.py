@@ -8,9 +8,9 @@ from hashlib import sha256
 import pytest
 from typer.testing import CliRunner
 
+from hanmo.checkpoint import recognise as recognition
 from hanmo.cli.app import app
 from hanmo.cli.screen import progress
-from hanmo.weights import recognise as recognition
 from hanmo.writer import SMALL
 
 INDEX = "mega-bert-tok-tf_model.ckpt-100000.index"

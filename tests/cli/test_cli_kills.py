@@ -19,10 +19,11 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(0x4E00 + number) fo
 NURSERY = """
 import json, os, signal, sys, time, traceback
 import torch, torch._dynamo, openvino
-import hanmo.cli.app, hanmo.cli.batch, hanmo.batch.cluster, hanmo.batch.work, hanmo.engines.openvino_build, hanmo.tune
-import hanmo.engines.prompt_cache
+import hanmo.cli.app, hanmo.cli.batch, hanmo.batch.cluster, hanmo.batch.work, hanmo.inference.openvino.build
+import hanmo.finetune
+import hanmo.inference.prefix_cache
 from pathlib import Path
-from hanmo.engines.openvino_engine import open_engine
+from hanmo.inference.openvino.engine import open_engine
 
 torch.set_num_threads(1)
 for line in sys.stdin:

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from hanmo.cli.app import app
 from hanmo.tokenizers import Lossless
 from hanmo.tokenizers.byte_bpe import _alphabet
-from hanmo.train.encoding import TokenEncoder
-from hanmo.train.packed import PackedFile
+from hanmo.training.data.encoding import TokenEncoder
+from hanmo.training.data.packed import PackedFile
 
 ALPHABET = string.ascii_letters + string.digits
 LOSSLESS = [

@@ -16,13 +16,13 @@ import torch
 from typer.testing import CliRunner
 
 import hanmo
+from hanmo.checkpoint.match import config_of
+from hanmo.checkpoint.source import open_source
+from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.cli.app import app
 from hanmo.errors import ConfigError
-from hanmo.train.checkpoints import locked, newest, read_state
-from hanmo.train.log import read_log
-from hanmo.weights.bundle_writer import write_bundle
-from hanmo.weights.plan import config_of
-from hanmo.weights.source import open_source
+from hanmo.training.checkpoints import locked, newest, read_state
+from hanmo.training.log import read_log
 
 POEMS = [
     "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。",

@@ -13,10 +13,10 @@ import torch
 from typer.testing import CliRunner
 
 import hanmo
+from hanmo.checkpoint.save import save
 from hanmo.cli.app import app
 from hanmo.families import FAMILIES
 from hanmo.model import Model
-from hanmo.weights.save import save
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"今天气不错可以去跑步床前明月光疑是地上霜，。"]
 TEXT = "\n".join(WORDS)
@@ -196,7 +196,7 @@ def test_ctrl_c_keeps_what_was_written_so_far(checkpoint):
     path = checkpoint(lambda model: model.token.weight[3].fill_(-9))
     command = [*HANMO, "write", "今天", "--model", path, "--max-chars", "9", "--stop", "none"]
     script = (  # each step waits, so that the signal falls into the middle of the text
-        "import sys, time; from hanmo.engines.torch_engine import TorchRows; step = TorchRows.step\n"
+        "import sys, time; from hanmo.inference.torch_engine import TorchRows; step = TorchRows.step\n"
         "TorchRows.step = lambda self, ids: (time.sleep(0.5), step(self, ids))[1]\n"
         "from hanmo.cli import main; main()"
     )

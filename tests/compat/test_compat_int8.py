@@ -13,8 +13,8 @@ import hanmo.compat.bert4keras.models as models
 from hanmo.cli.app import app
 from hanmo.compat.bert4keras import backend
 from hanmo.compat.bert4keras.keras import keras
-from hanmo.engines.openvino_engine import OpenVinoRows
 from hanmo.errors import ConfigError, NotCarried, PromptError, TensorMismatch
+from hanmo.inference.openvino.engine import OpenVinoRows
 
 CARRIED = [kind for kind in KINDS if kind not in ("bert condition", "t5", "t5 decoder", "mt5")]
 TOKENS = np.array([[3, 4, 5, 0, 6, 7, 8]])
@@ -142,7 +142,7 @@ def test_a_checkpoint_with_tensors_that_nothing_knows_is_computed_as_it_is(monke
     def refuse(*args, **kwargs):
         raise TensorMismatch("model.ckpt holds the unknown extra")
 
-    monkeypatch.setattr("hanmo.engines.openvino_engine.open_weights", refuse)
+    monkeypatch.setattr("hanmo.inference.openvino.engine.open_weights", refuse)
     model = rounded("gpt2_ml")
     np.testing.assert_allclose(model.predict(TOKENS), build("gpt2_ml").predict(TOKENS), rtol=0, atol=2e-5)
     assert "not in int8: model.ckpt holds the unknown extra; int8 is for GPT" in caplog.text

@@ -15,7 +15,7 @@ from hanmo.compat.bert4keras import backend
 from hanmo.compat.bert4keras._check import check_script
 from hanmo.compat.bert4keras._script import find_module, run_script, served
 from hanmo.errors import NotCarried
-from hanmo.loaded import Loaded
+from hanmo.pipeline import Loaded
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,7 +101,7 @@ def test_a_script_sees_what_python_would_show_it(script, capsys):
         ("from bert4keras.backend import K\nK.mean(3)", r"backend.K.mean is not carried: .*use NumPy"),
         ("from bert4keras.models import BERT\nBERT['x']", "models.BERT is not carried"),
         ("from bert4keras.models import BERT\nlist(BERT)", "models.BERT is not carried"),
-        ("from bert4keras.optimizers import AdaFactor\nAdaFactor(1e-3)", r"AdaFactor is not carried: .*hanmo.train"),
+        ("from bert4keras.optimizers import AdaFactor\nAdaFactor(1e-3)", r"AdaFactor is not carried: .*hanmo.training"),
     ],
 )
 def test_what_is_not_carried_fails_at_once_and_names_the_way(script, text, says):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 import hanmo.compat.bert4keras.models as ours
+from hanmo.checkpoint.safetensors import write_safetensors
+from hanmo.checkpoint.source import open_source
 from hanmo.compat.bert4keras import backend
 from hanmo.compat.bert4keras.configs import Settings
 from hanmo.compat.bert4keras.keras import keras
 from hanmo.errors import CheckpointError, ConfigError, CorruptFile, MissingFile, NotCarried, TensorMismatch
-from hanmo.weights.safetensors import write_safetensors
-from hanmo.weights.source import open_source
 
 TOKENS = [np.array([[2, 5, 6, 3]]), np.zeros((1, 4), int)]
 

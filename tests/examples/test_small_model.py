@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hanmo.tokenizers import Lossless
-from hanmo.train.encoding import TokenEncoder
-from hanmo.train.packed import PackedData, PackedFile
+from hanmo.training.data.encoding import TokenEncoder
+from hanmo.training.data.packed import PackedData, PackedFile
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import hanmo
+from hanmo.checkpoint.source import open_source
+from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.cli.app import app
-from hanmo.weights.bundle_writer import write_bundle
-from hanmo.weights.source import open_source
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text("utf-8")

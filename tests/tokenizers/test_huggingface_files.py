@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import hanmo
+from hanmo.checkpoint.save import save
 from hanmo.cli.app import app
 from hanmo.families import FAMILIES
-from hanmo.loaded import Loaded
 from hanmo.model import Model
-from hanmo.weights.save import save
+from hanmo.pipeline import Loaded
 
 transformers = pytest.importorskip("transformers")
 transformers.utils.logging.set_verbosity_error()

@@ -11,7 +11,7 @@ import torch
 
 import hanmo
 from hanmo.errors import CheckpointError, PromptError
-from hanmo.loaded import Loaded
+from hanmo.pipeline import Loaded
 from hanmo.tokenizers import SentencePiece, load_tokenizer
 from hanmo.tokenizers.sentence_piece import sentinel_ids, with_sentinels
 

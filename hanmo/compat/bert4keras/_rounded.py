@@ -42,7 +42,7 @@ def open_rounded(
     """
     why = _hindrance(config, settings, edited=edited)
     if why is None:
-        from hanmo.engines.openvino_engine import OpenVinoEngine, open_weights
+        from hanmo.inference.openvino.engine import OpenVinoEngine, open_weights
 
         try:
             weights = open_weights(Path(checkpoint), weights=kind, config=config, progress=_Once(checkpoint, kind))

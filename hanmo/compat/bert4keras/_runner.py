@@ -10,6 +10,7 @@ import torch
 
 from hanmo.compat.bert4keras._forward import forward
 from hanmo.compat.bert4keras.configs import Settings
+from hanmo.inference.fused.float32_rows import fused_step
 from hanmo.model import Model
 from hanmo.nn.cache import Cache
 
@@ -59,6 +60,7 @@ class TorchRunner:
 
     def __init__(self, network: Model, settings: Settings) -> None:
         self._network, self._settings = network, settings
+        network.main.fused_step = fused_step
 
     @property
     def token_bytes(self) -> int:

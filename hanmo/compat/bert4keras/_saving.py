@@ -12,6 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hanmo.checkpoint.load import as_tensor, fill
+from hanmo.checkpoint.names import export
+from hanmo.checkpoint.safetensors import Safetensors, write_safetensors
+from hanmo.checkpoint.source import TensorInfo
+from hanmo.checkpoint.staged import Item
+from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.compat.bert4keras import backend
 from hanmo.compat.bert4keras._rounded import ROUNDED, note
 from hanmo.compat.bert4keras.configs import Settings
@@ -20,12 +26,6 @@ from hanmo.errors import CheckpointError, CorruptFile, NotCarried, TensorMismatc
 from hanmo.families import FAMILIES, Row
 from hanmo.files import open_file, parse_json
 from hanmo.model import Model
-from hanmo.weights.bundle_writer import write_bundle
-from hanmo.weights.load import as_tensor, fill
-from hanmo.weights.safetensors import Safetensors, write_safetensors
-from hanmo.weights.source import TensorInfo
-from hanmo.weights.table import export
-from hanmo.weights.write import Item
 
 if TYPE_CHECKING:
     from hanmo.compat.bert4keras.models import KerasModel

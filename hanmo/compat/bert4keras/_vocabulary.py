@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, overload
 
+from hanmo.checkpoint.staged import atomic_path
 from hanmo.errors import MissingFile, TokenizerError
 from hanmo.tokenizers.characters import is_chinese, is_punctuation
-from hanmo.weights.write import atomic_path
 
 __all__ = ["StrPath", "is_redundant", "load_vocab", "save_vocab"]
 

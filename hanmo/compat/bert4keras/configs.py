@@ -47,7 +47,7 @@ KEYWORDS = frozenset(
 REFUSED = {
     "layers": "Keras layers from outside cannot be reused; load two models",
     "attention_caches": "caches of Keras tensors are not carried; see Model.new_cache",
-    "autoresize_weights": "resizing weights to other shapes is not carried; edit the tensors with hanmo.weights",
+    "autoresize_weights": "resizing weights to other shapes is not carried; edit the tensors with hanmo.checkpoint",
 }
 
 

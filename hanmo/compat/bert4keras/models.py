@@ -13,6 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hanmo.checkpoint.load import fill
+from hanmo.checkpoint.source import open_source
+from hanmo.checkpoint.vocabulary_edit import Average, VocabularyEdit
 from hanmo.compat.bert4keras import _saving, backend, configs
 from hanmo.compat.bert4keras._absent import BERT4KERAS, TRAINING, Absent, absent
 from hanmo.compat.bert4keras._forward import TOKENS, outputs_of
@@ -27,9 +30,6 @@ from hanmo.errors import ConfigError, MissingFile, PromptError
 from hanmo.families import FAMILIES
 from hanmo.files import read_json
 from hanmo.model import Model
-from hanmo.weights.edit import Average, VocabularyEdit
-from hanmo.weights.load import fill
-from hanmo.weights.source import open_source
 
 __all__ = ["Input", "KerasModel", "Transformer", "build_transformer_model", "keras"]
 

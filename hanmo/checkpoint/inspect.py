@@ -1,0 +1,243 @@
+"""Say what lies at a path: which checkpoints, what each is, which config.json it needs, what about it does not fit.
+
+Joins the readers and `recognise` with the files beside a checkpoint. Reads no tensor and imports no torch, but for
+the files that only torch can open.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hanmo.checkpoint.quantized import Rounded
+from hanmo.checkpoint.recognise import SPARE, Recognised, find_config, recognise, recognise_own
+from hanmo.checkpoint.renamed import Renamed
+from hanmo.checkpoint.shards import read_weight_map
+from hanmo.checkpoint.source import ENDINGS, Source, open_source
+from hanmo.checkpoint.tf.bundle import Bundle, shard_path
+from hanmo.checkpoint.tf.index import read_index
+from hanmo.config import ModelConfig
+from hanmo.errors import ConfigError, MissingFile
+from hanmo.families.family import TRAINING
+from hanmo.files import open_file, read_bytes, read_json
+
+__all__ = ["Inspection", "StoredFile", "find_checkpoints", "inspect"]
+
+_FIRST = ("model.safetensors.index.json", "model.safetensors")
+# What training scripts leave in a folder, and the parts that an index json lists.
+_NO_MODEL = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)|.*-\d{5}-of-\d{5}\.\w+")
+_SLOTS = {reason for reason in TRAINING.values() if "state" in reason}
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file that holds tensors; bytes: None where it is missing; expected: what its index says, if there is one."""
+
+    path: Path
+    bytes: int | None
+    expected: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What one checkpoint is.
+
+    path: what to load.   format: "tensorflow", "safetensors" or "torch", the files; found.format has the names.
+    tensors: how many are listed.   config: the config.json that it needs; config_file: the one that is there.
+    vocabulary: file and number of words, where vocab.txt lies beside.   problems: what does not fit.
+    """
+
+    path: Path
+    format: str
+    found: Recognised
+    tensors: int
+    files: list[StoredFile]
+    config: dict[str, Any]
+    config_file: Path | None
+    vocabulary: tuple[Path, int] | None
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def slots(self) -> dict[str, int]:
+        """Whose state → how many tensors of optimizers there are."""
+        return {reason: count for reason, count in self.found.left.items() if reason in _SLOTS}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give everything in the types that JSON has."""
+        found, stack = self.found, self.found.config.main
+        return {
+            "path": str(self.path),
+            "family": found.family,
+            "candidates": found.candidates,
+            "parameters": found.parameters,
+            "vocab_rows": found.sizes["vocab"],
+            "dtype": found.dtype,
+            "released": found.released,
+            "format": self.format,
+            "names": found.format,
+            "sizes": {
+                "depth": stack.depth,
+                "width": stack.width,
+                "heads": stack.heads,
+                "head_dim": stack.head_dim,
+                "feed_forward": stack.feed_forward,
+                "context": stack.context,
+            },
+            "tensors": self.tensors,
+            "model_tensors": found.own,
+            "optimizer_slots": self.slots,
+            "left": found.left,
+            "files": [
+                {"name": file.path.name, "bytes": file.bytes, "expected_bytes": file.expected, "sha256": file.sha256}
+                for file in self.files
+            ],
+            "config_file": None if self.config_file is None else str(self.config_file),
+            "config": self.config,
+            "vocabulary": None if self.vocabulary is None else str(self.vocabulary[0]),
+            "words": None if self.vocabulary is None else self.vocabulary[1],
+            "missing": found.missing,
+            "unexpected": found.unexpected,
+            "notes": self.notes,
+            "problems": self.problems,
+        }
+
+
+def find_checkpoints(path: str | Path) -> list[Path]:
+    """List the checkpoints at a path: those of a folder, else the path itself, there or not."""
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    names = sorted(file.name for file in path.iterdir() if file.name.endswith(ENDINGS))
+    whole = [name for name in names if not _NO_MODEL.fullmatch(name)] or names
+    return [path / name for name in sorted(whole, key=lambda name: (name not in _FIRST, name))] or [path]
+
+
+def inspect(
+    path: str | Path, *, sha256: bool = False, progress: Callable[[int, int], None] | None = None
+) -> Inspection:
+    """Say what one checkpoint is.
+
+    path: as for `open_source`.   sha256: sum the data files up, and compare the sum with the released checkpoint's.
+    progress: called with (bytes summed, bytes in all).
+    Raises MissingFile, CheckpointError for what no family has the names of, CorruptFile for a damaged index or header.
+    """
+    with open_source(path) as source:
+        found, config_file, config, problems = _recognise(source)
+        stored = source.inner if isinstance(source, Renamed) else source
+        files = _files(stored)
+        form = {"Bundle": "tensorflow", "TorchFile": "torch"}.get(type(stored).__name__, "")
+        form = form or ("torch" if ".bin" in source.path.name else "safetensors")
+        tensors, here, rounded = len(stored.tensors), source.path, isinstance(stored, Rounded)
+    problems += found.misfits
+    if found.missing:
+        problems.append(f"tensors of the model that are missing: {len(found.missing)}, first {found.missing[0]}")
+    if found.unexpected:
+        problems.append(f"tensors that fit no {found.family}: {len(found.unexpected)}, first {found.unexpected[0]}")
+    notes = list(found.notes)
+    if rounded:
+        notes.append("matrices are stored in 8 bits with a scale for each row, and read as float32")
+    if all(file.bytes is None for file in files):
+        notes.append(f"only the index is here; the data has {sum(file.expected or 0 for file in files):,} bytes")
+    else:
+        problems += [problem for file in files if (problem := _size_problem(file))]
+    if sha256:
+        files = _sum_up(files, progress)
+        if len(files) == 1 and found.sha256 not in (None, files[0].sha256):
+            problems.append(
+                f"SHA256 of {files[0].path.name} is {files[0].sha256}, the released file's is {found.sha256}: "
+                f"it was damaged on the way, or trained further"
+            )
+    vocabulary = _vocabulary(here.parent)
+    if vocabulary is not None:
+        rows, words = found.sizes["vocab"], vocabulary[1]
+        if words > rows or rows - words > SPARE:
+            problems.append(f"{vocabulary[0].name} has {words:,} words, the embedding {rows:,} rows")
+    return Inspection(here, form, found, tensors, files, config, config_file, vocabulary, notes, problems)
+
+
+def _recognise(source: Source) -> tuple[Recognised, Path | None, dict[str, Any], list[str]]:
+    """Recognise by the configuration that lies beside, or without it where it is none; return what was wrong too."""
+    folder = source.path.parent
+    own = folder / "hanmo.json"
+    if "token.weight" in source.tensors:
+        if not own.is_file():
+            raise MissingFile(f"{source.path} has Hanmo's own names but no hanmo.json beside it; copy it there")
+        config = ModelConfig.read(own)
+        return recognise_own(source, config), own, read_json(own, error=ConfigError), []
+    path = find_config(folder)
+    problems: list[str] = []
+    data = None
+    if path is not None:
+        try:
+            data = read_json(path, error=ConfigError)
+            found = recognise(source, config=data)
+        except ConfigError as error:
+            data = None
+            problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+    if data is None:
+        found = recognise(source)
+        return found, path, found.names.original(found.config), problems
+    return found, path, data | found.mend, problems
+
+
+def _files(source: Source) -> list[StoredFile]:
+    if isinstance(source, Bundle):
+        shards, entries = read_index(source.path.with_name(source.path.name + ".index"))
+        ends = [0] * shards
+        for entry in entries.values():
+            for part in entry.parts or (entry,):
+                ends[part.shard] = max(ends[part.shard], part.offset + part.info.nbytes)
+        paths = [shard_path(source.path, shard, shards) for shard in range(shards)]
+    elif source.path.name.endswith(".index.json"):
+        paths = [source.path.with_name(name) for name in sorted(set(read_weight_map(source.path).values()))]
+        ends = []
+    else:
+        paths, ends = [source.path], []
+    expected = [*ends, *[None] * (len(paths) - len(ends))]
+    return [
+        StoredFile(path, path.stat().st_size if path.is_file() else None, end)
+        for path, end in zip(paths, expected, strict=True)
+    ]
+
+
+def _size_problem(file: StoredFile) -> str:
+    if file.bytes is None:
+        size = "" if file.expected is None else f"; it has {file.expected:,} bytes"
+        return f"{file.path.name} is not here{size}"
+    if file.expected is not None and file.bytes < file.expected:
+        return f"{file.path.name} has {file.bytes:,} bytes of {file.expected:,}: it is cut short, download it again"
+    return ""
+
+
+def _sum_up(files: list[StoredFile], progress: Callable[[int, int], None] | None) -> list[StoredFile]:
+    total = 0
+    for file in files:
+        if file.bytes is None:
+            raise MissingFile(f"{file.path} is not here, so it has no SHA256; leave sha256 out to see the rest")
+        total += file.bytes
+    summed = []
+    done = 0
+    for file in files:
+        digest = hashlib.sha256()
+        with open_file(file.path, buffering=0) as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+                done += len(chunk)
+                if progress is not None:
+                    progress(done, total)
+        summed.append(replace(file, sha256=digest.hexdigest()))
+    return summed
+
+
+def _vocabulary(folder: Path) -> tuple[Path, int] | None:
+    path = folder / "vocab.txt"
+    if not path.is_file():
+        return None
+    data = read_bytes(path)
+    # Only '\n' ends a word: vocabularies hold U+2028 and the like.
+    return path, data.count(b"\n") + (not data.endswith(b"\n") and bool(data))

@@ -1,0 +1,121 @@
+"""Matrices rounded to 8 bits in a safetensors file, and the reader that gives them back as numbers.
+
+    NAME        int8 [out, in]       w ≈ scale · q,  -127 ≤ q ≤ 127, one scale for each row
+    NAME.scale  float32 [out, 1]
+
+Knows how numbers are rounded and what the two tensors are called. Knows no network; reads without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hanmo.checkpoint.source import Array, Source, TensorInfo, storage_bytes
+from hanmo.checkpoint.staged import Item
+from hanmo.errors import CorruptFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["MARK", "Rounded", "nonzero", "round_int8", "rounded_items", "scales_int8"]
+
+MARK = {"hanmo": "int8"}
+"""What the header of such a file says of itself."""
+_SCALE = ".scale"
+
+
+def scales_int8(weights: Tensor) -> Tensor:
+    """Choose a scale for each output of [out, in]: [out, 1]."""
+    return nonzero(weights.abs().amax(1, keepdim=True) / 127)
+
+
+def round_int8(weights: Tensor, scales: Tensor) -> Tensor:
+    """Round [out, in] to int8."""
+    return (weights / scales).round_().clamp_(-127, 127).char()
+
+
+def nonzero(scale: Tensor) -> Tensor:
+    """Replace scales of 0 by the smallest that can be divided by."""
+    return scale.masked_fill(scale.abs() < 1e-30, 1e-30)
+
+
+def rounded_items(state: Mapping[str, Tensor]) -> Iterator[Item]:
+    """Give the tensors of a file: matrices rounded, with their scales; all else as float32."""
+    for name, parameter in state.items():
+        whole = parameter.detach().cpu()
+        if whole.ndim == 2:
+            yield _item(name, "int8", tuple(whole.shape), whole)
+            yield _item(name + _SCALE, "float32", (len(whole), 1), whole)
+        else:
+            yield _item(name, "float32", tuple(whole.shape), whole)
+
+
+def _item(name: str, dtype: str, shape: tuple[int, ...], whole: Tensor) -> Item:
+    def made() -> Iterator[Array]:
+        weights = whole.float()
+        if whole.ndim != 2:
+            yield weights.contiguous().numpy()
+        elif dtype == "int8":
+            yield round_int8(weights, scales_int8(weights)).numpy()
+        else:
+            yield scales_int8(weights).numpy()
+
+    return name, (TensorInfo(name, dtype, shape, storage_bytes(dtype, shape)), made())
+
+
+class Rounded:
+    """A source whose rounded matrices read as float32, made anew at each reading.
+
+    Raises CorruptFile if a matrix lacks its scales or has others.
+    """
+
+    def __init__(self, inner: Source) -> None:
+        self._inner, self.path = inner, inner.path
+        self._infos: dict[str, TensorInfo] = {}
+        for name, info in inner.tensors.items():
+            if info.dtype == "int8":
+                scale = inner.tensors.get(name + _SCALE)
+                if scale is None or (scale.dtype, scale.shape) != ("float32", (*info.shape[:1], 1)):
+                    found = "none" if scale is None else f"{scale.dtype}{list(scale.shape)}"
+                    raise CorruptFile(
+                        f"{self.path}: {name} is int8{list(info.shape)} and its scales are {found}; "
+                        f"expected {name}{_SCALE} of float32{[*info.shape[:1], 1]}; download or copy the file again"
+                    )
+                info = TensorInfo(name, "float32", info.shape, storage_bytes("float32", info.shape))
+            if not name.endswith(_SCALE) or name.removesuffix(_SCALE) not in inner.tensors:
+                self._infos[name] = info
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by its name, matrices as float32."""
+        return self._infos
+
+    @property
+    def in_file_order(self) -> Sequence[str]:
+        """Names by offset."""
+        return [name for name in self._inner.in_file_order if name in self._infos]
+
+    def read(self, name: str) -> Array:
+        """Return one tensor; see `Source.read`."""
+        found = self._inner.read(name)
+        return found if found.dtype != np.int8 else found.astype(np.float32) * self._inner.read(name + _SCALE)
+
+    def release(self, name: str) -> None:
+        """Give back the tensor's mapped pages; see `Source.release`."""
+        self._inner.release(name)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._inner.close()
+
+    def __enter__(self) -> Rounded:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,119 @@
+"""Measure a network by the shapes of its tensors, and write the config.json that they call for.
+
+Knows which tensors tell a size (families.Sizes) and how configurations call it. Reads no tensor, imports no torch.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from hanmo.checkpoint.source import TensorInfo
+from hanmo.errors import CheckpointError
+from hanmo.families import Names
+
+__all__ = ["CUSTOM_HEAD", "bare", "derive", "measure", "translate"]
+
+CUSTOM_HEAD = 64
+"""Features of a head in nearly every published model; no shape tells how many heads there are."""
+
+# How other configurations call what BERT's says.
+_STYLES = {
+    "gpt2": {
+        "vocab_size": "vocab_size",
+        "hidden_size": "n_embd",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+        "intermediate_size": "n_inner",
+        "max_position_embeddings": "n_positions",
+    },
+    "t5": {
+        "vocab_size": "vocab_size",
+        "hidden_size": "d_model",
+        "attention_head_size": "d_kv",
+        "num_attention_heads": "num_heads",
+        "intermediate_size": "d_ff",
+        "num_hidden_layers": "num_layers",
+        "num_decoder_layers": "num_decoder_layers",
+        "feed_forward_proj": "feed_forward_proj",
+        "tie_word_embeddings": "tie_word_embeddings",
+    },
+}
+
+
+def bare(names: Names, name: str, tensors: Mapping[str, object]) -> str:
+    """Give a tensor's name as the file spells it: without the prefix where the bare network was saved."""
+    return name.removeprefix(names.prefix) if names.prefix and name not in tensors else name
+
+
+def measure(names: Names, tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
+    """Tell the sizes that the shapes show: vocab, embedding_width, width, depth, feed_forward, query, and more.
+
+    query: heads times the features of a key.   positions, segments, heads, decoder_depth: where a tensor tells them.
+    Raises CheckpointError if what should be a matrix is none.
+    """
+    of = names.sizes
+
+    def shape(name: str) -> tuple[int, ...]:
+        info = tensors.get(bare(names, name, tensors)) if name else None
+        found = info.shape if info else ()
+        return found[1:] if len(found) == 3 and found[0] == 1 else found  # a convolution of width 1
+
+    token, query, inner = shape(of.token), shape(of.query), shape(of.feed_forward)
+    for name, found in ((of.token, token), (of.query, query), (of.feed_forward, inner)):
+        if len(found) != 2 or 0 in found:
+            raise CheckpointError(f"{name} is of the shape {list(found)}; expected a matrix that is not empty")
+    if not of.columns:
+        query, inner = query[::-1], inner[::-1]
+    layer = of.layer if of.token in tensors else of.layer.removeprefix(names.prefix)
+    sizes = {
+        "vocab": token[0],
+        "embedding_width": token[1],
+        "width": query[0],
+        "depth": _depth(layer, tensors),
+        "feed_forward": inner[1],
+        "query": query[1],
+    }
+    for key, found in (
+        ("positions", shape(of.position)),
+        ("segments", shape(of.segment)),
+        ("heads", shape(of.heads)),
+    ):
+        if found:
+            sizes[key] = found[0]
+    if layer.startswith("encoder") and (depth := _depth(layer.replace("encoder", "decoder", 1), tensors)):
+        sizes["decoder_depth"] = depth
+    return sizes
+
+
+def _depth(layer: str, tensors: Mapping[str, object]) -> int:
+    before, after = re.split(r"\{.*?\}", layer)
+    pattern = re.compile(rf"{re.escape(before)}(\d{{1,6}}){re.escape(after)}")
+    return len({int(match[1]) for name in tensors if (match := pattern.match(name))})
+
+
+def derive(names: Names, sizes: Mapping[str, int], tensors: Mapping[str, object]) -> dict[str, Any]:
+    """Write the config.json that the shapes call for, in the words of the format; heads by custom if need be."""
+    query = sizes["query"]
+    heads = sizes.get("heads") or (query // CUSTOM_HEAD if query % CUSTOM_HEAD == 0 else 1)
+    data: dict[str, Any] = {
+        "vocab_size": sizes["vocab"],
+        "hidden_size": sizes["width"],
+        "embedding_size": sizes["embedding_width"],
+        "num_hidden_layers": sizes["depth"],
+        "num_attention_heads": heads,
+        "attention_head_size": query // heads,
+        "intermediate_size": sizes["feed_forward"],
+        "max_position_embeddings": sizes.get("positions", 512),
+        "type_vocab_size": sizes.get("segments", 0),
+    }
+    if names.style == "t5":
+        gated = "wi_0" in names.sizes.feed_forward
+        data["num_decoder_layers"] = sizes.get("decoder_depth", sizes["depth"])
+        data["feed_forward_proj"] = "gated-gelu" if gated else "relu"
+        data["tie_word_embeddings"] = not gated or "lm_head.weight" not in tensors
+    return {translate(names, key): value for key, value in data.items() if translate(names, key)}
+
+
+def translate(names: Names, key: str) -> str:
+    """Give a key of BERT's config.json in the words of the format; "" where it has no such word."""
+    return key if names.style == "bert" else _STYLES[names.style].get(key, "")

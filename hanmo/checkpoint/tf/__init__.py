@@ -1,0 +1,1 @@
+"""TensorFlow's bundle format: reader and writer, without TensorFlow."""

@@ -1,0 +1,140 @@
+r"""TensorFlow's tensor bundle, read: `PREFIX.index` lists the tensors, `PREFIX.data-00000-of-00001` … hold them.
+
+    ""        -> BundleHeaderProto: shards, byte order, version
+    name      -> BundleEntryProto: dtype, shape, shard, offset, size, crc32c, or the slices it is stored in
+    \0 name … -> BundleEntryProto of one slice (see slices.py)
+
+The index alone suffices to list; the data files are mapped when a tensor of theirs is first read. Knows nothing
+of what the variables mean. Everything the index claims is checked against itself and the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+
+import numpy as np
+
+from hanmo.checkpoint.mapped import MappedFile
+from hanmo.checkpoint.source import STORAGE, Array, TensorInfo
+from hanmo.checkpoint.tf.checksum import masked, threaded_crc32c
+from hanmo.checkpoint.tf.index import Entry, read_index
+from hanmo.checkpoint.tf.strings import decode_strings
+from hanmo.cores import cores
+from hanmo.errors import CheckpointError, CorruptFile
+
+__all__ = ["Bundle", "shard_path"]
+
+_MAX_THREADS = 4  # memory, not arithmetic, is the limit
+
+
+def shard_path(prefix: Path, shard: int, shards: int) -> Path:
+    """Return the path of one data file."""
+    return prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}")
+
+
+class Bundle:
+    """A tensor bundle that is open for reading; a `Source`.
+
+    path: the prefix, the file names without `.index` and `.data-…`.   Several threads may read at once.
+    Raises MissingFile if there is no index and CorruptFile if it is damaged or contradicts itself.
+    """
+
+    def __init__(self, path: Path, *, verify: bool = True) -> None:
+        self.path = path
+        index = path.with_name(path.name + ".index")
+        self._verify = verify
+        self._shards, self._entries = read_index(index)
+        self._tensors = {name: entry.info for name, entry in self._entries.items()}
+        self._files: dict[int, MappedFile] = {}
+        self._lock = Lock()
+        self._threads = min(_MAX_THREADS, cores())
+        self._pool = ThreadPoolExecutor(self._threads)
+        self._order = sorted(self._entries, key=lambda name: self._entries[name].place)
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by its name, sorted; partitioned variables as one."""
+        return self._tensors
+
+    @property
+    def in_file_order(self) -> Sequence[str]:
+        """Names by shard and offset."""
+        return self._order
+
+    def read(self, name: str) -> Array:
+        """Return one tensor; see `Source.read`. Strings come as an array of `bytes` objects.
+
+        Raises CorruptFile if its bytes fail their checksum, naming it; CheckpointError for a dtype that holds
+        no numbers.
+        """
+        entry = self._entries[name]
+        if entry.info.dtype == "string":
+            stored = self._file(entry.shard).raw(entry.offset, entry.info.nbytes)
+            try:
+                return decode_strings(stored.tobytes(), entry.info.shape, entry.checksum if self._verify else None)
+            except CorruptFile as error:
+                raise self._damaged(entry, str(error)) from None
+        if entry.info.dtype not in STORAGE:
+            raise CheckpointError(
+                f"tensor {name!r} of {self.path} is of dtype {entry.info.dtype}, which holds no numbers; leave it out"
+            )
+        if not entry.parts:
+            return self._dense(entry)
+        whole = np.concatenate([self._dense(part).reshape(part.info.shape or (1,)) for part in entry.parts], entry.axis)
+        return whole.reshape(entry.info.shape)
+
+    def release(self, name: str) -> None:
+        """Give back the tensor's mapped pages; see `Source.release`."""
+        entry = self._entries[name]
+        for part in entry.parts or (entry,):
+            if part.shard in self._files:
+                self._files[part.shard].release(part.offset, part.info.nbytes)
+
+    def close(self) -> None:
+        """Let go of the data files; arrays that were read stay valid."""
+        self._files.clear()
+        self._pool.shutdown()
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _dense(self, entry: Entry) -> Array:
+        file = self._file(entry.shard)
+        stored = file.raw(entry.offset, entry.info.nbytes)
+        if self._verify:
+            found = masked(threaded_crc32c(stored, self._pool, self._threads))
+            if found != entry.checksum:
+                raise self._damaged(entry, f"checksum is {found:#010x}, the index says {entry.checksum:#010x}")
+        return file.read(entry.offset, entry.info.dtype, entry.info.shape)
+
+    def _file(self, shard: int) -> MappedFile:
+        """Map a data file when it is first needed, and check that all its tensors lie inside."""
+        with self._lock:
+            if shard not in self._files:
+                self._files[shard] = self._map(shard)
+            return self._files[shard]
+
+    def _map(self, shard: int) -> MappedFile:
+        file = MappedFile(shard_path(self.path, shard, self._shards))
+        for entry in self._entries.values():
+            for part in entry.parts or (entry,):
+                if part.shard == shard and part.offset + part.info.nbytes > file.size:
+                    raise CorruptFile(
+                        f"{file.path} holds {file.size:,} bytes, but tensor {entry.info.name!r} needs "
+                        f"{part.info.nbytes:,} at {part.offset:,}: the file is cut short or belongs to "
+                        "another index; download it again"
+                    )
+        return file
+
+    def _damaged(self, entry: Entry, reason: str) -> CorruptFile:
+        file = shard_path(self.path, entry.shard, self._shards)
+        return CorruptFile(f"tensor {entry.info.name!r} in {file} is damaged: {reason}; download the file again")

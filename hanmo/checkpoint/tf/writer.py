@@ -1,0 +1,127 @@
+"""TensorFlow's tensor bundle, written as today's `tf.train.Saver` writes it: the same bytes for the same tensors.
+
+Knows the index's messages and the order of writing: data files first, the index last. Knows nothing of what the
+variables mean. The reader is bundle.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from crc32c import crc32c
+
+from hanmo.checkpoint.source import STORAGE, TensorInfo
+from hanmo.checkpoint.staged import Item, Staged, describe, raw_chunks
+from hanmo.checkpoint.tf.bundle import shard_path
+from hanmo.checkpoint.tf.checksum import masked
+from hanmo.checkpoint.tf.index import DTYPES, MAX_SHARDS
+from hanmo.checkpoint.tf.protobuf import encode_bytes, encode_fixed32, encode_int
+from hanmo.checkpoint.tf.sstable import write_table
+from hanmo.checkpoint.tf.strings import encode_strings
+from hanmo.errors import CheckpointError
+
+__all__ = ["write_bundle"]
+
+_NUMBERS = {name: number for number, name in DTYPES.items()}
+_MAX_NAME = 60_000
+
+
+def write_bundle(
+    prefix: str | Path,
+    tensors: Iterable[Item],
+    *,
+    max_shard_bytes: int | None = None,
+    block_size: int = 262_144,
+    checkpoint_file: bool = False,
+) -> Path:
+    """Write tensors as `PREFIX.index` and `PREFIX.data-…`; return the prefix.
+
+    tensors: written in their order and one by one; the names need no order.   max_shard_bytes: start another
+    data file once one holds so many bytes; None writes one.   block_size: bytes of a block of the index.
+    checkpoint_file: also write the text file `checkpoint` beside it, by which TensorFlow finds the latest.
+    Nothing appears under its final name before everything is written; the index appears last.
+    Raises CheckpointError for names or dtypes that a bundle cannot hold.
+    """
+    prefix = Path(prefix)
+    entries: dict[bytes, tuple[TensorInfo, int, int, int]] = {}
+    with Staged() as staged:
+        made = [staged.new(shard_path(prefix, 0, 1))]
+        file: IO[bytes] = made[0].open("wb")
+        try:
+            for item in tensors:
+                key = _key(item[0])
+                if key in entries:
+                    raise CheckpointError(f"tensor {item[0]!r} is given twice")
+                if max_shard_bytes is not None and file.tell() >= max_shard_bytes:
+                    file.close()
+                    made.append(staged.new(shard_path(prefix, len(made), len(made) + 1)))
+                    file = made[-1].open("wb")
+                info, offset, checksum = _write_tensor(file, item)
+                entries[key] = info, len(made) - 1, offset, checksum
+        finally:
+            file.close()
+        if len(made) > MAX_SHARDS:
+            raise CheckpointError(f"{len(made):,} shards; a bundle has at most {MAX_SHARDS:,}: raise max_shard_bytes")
+        for shard, path in enumerate(made):
+            staged.place(path, shard_path(prefix, shard, len(made)))
+        index = prefix.with_name(prefix.name + ".index")
+        made_index = staged.new(index)
+        with made_index.open("wb") as file:
+            header = (b"", encode_int(1, len(made)) + encode_bytes(3, encode_int(1, 1)))
+            rows = ((key, _entry(*entries[key])) for key in sorted(entries))
+            write_table([header, *rows], file.write, block_size=block_size)
+        staged.place(made_index, index)
+        if checkpoint_file:
+            listing = prefix.with_name("checkpoint")
+            made_listing = staged.new(listing)
+            quoted = prefix.name.replace("\\", "\\\\").replace('"', '\\"')
+            made_listing.write_text(
+                f'model_checkpoint_path: "{quoted}"\nall_model_checkpoint_paths: "{quoted}"\n', encoding="utf-8"
+            )
+            staged.place(made_listing, listing)
+    return prefix
+
+
+def _key(name: str) -> bytes:
+    key = name.encode()
+    if not key or key[:1] == b"\0" or len(key) > _MAX_NAME:
+        raise CheckpointError(
+            f"tensor name {name[:200]!r} of {len(key):,} bytes cannot stand in a bundle; it needs 1 to "
+            f"{_MAX_NAME:,} bytes, the first not zero"
+        )
+    return key
+
+
+def _write_tensor(file: IO[bytes], item: Item) -> tuple[TensorInfo, int, int]:
+    """Return (info, offset, masked crc32c) of a tensor that now stands in the file."""
+    info, chunks = describe(item)
+    offset = file.tell()
+    if info.dtype == "string":
+        strings = np.asarray(next(iter(chunks))).reshape(-1)
+        stored, checksum = encode_strings(bytes(text) for text in strings)
+        file.write(stored)
+        return TensorInfo(info.name, "string", info.shape, len(stored)), offset, checksum
+    if info.dtype not in STORAGE or info.dtype not in _NUMBERS:
+        raise CheckpointError(f"tensor {info.name!r} is of dtype {info.dtype}, which a bundle cannot hold")
+    pad = -offset % np.dtype(STORAGE[info.dtype]).alignment  # so that a reader can map it
+    file.write(b"\0" * pad)
+    crc = 0
+    for chunk in raw_chunks(info, chunks):
+        crc = crc32c(chunk.data, crc)
+        file.write(chunk.data)
+    return info, offset + pad, masked(crc)
+
+
+def _entry(info: TensorInfo, shard: int, offset: int, checksum: int) -> bytes:
+    shape = b"".join(encode_bytes(2, encode_int(1, size)) for size in info.shape)
+    return (
+        encode_int(1, _NUMBERS[info.dtype])
+        + encode_bytes(2, shape)
+        + encode_int(3, shard)
+        + encode_int(4, offset)
+        + encode_int(5, info.nbytes)
+        + encode_fixed32(6, checksum)
+    )

@@ -1,0 +1,222 @@
+"""Files of `torch.save` (`pytorch_model.bin`, `.pt`), read without running code from them and written.
+
+Knows torch, which it imports when a file is opened or written, and where people put the tensors in such files.
+"""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from reprlib import repr
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hanmo.checkpoint.shards import group, write_sharded
+from hanmo.checkpoint.source import STORAGE, Array, TensorInfo, storage_bytes
+from hanmo.checkpoint.staged import Item, describe, is_disk_full, raw_chunks
+from hanmo.errors import CheckpointError, CorruptFile, MissingFile
+from hanmo.files import errors_as, open_file
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["TorchFile", "write_torch"]
+
+_CHUNK = 1 << 22
+_MOST_REPEATED = 1 << 20  # bytes that the expanded tensors of a file may come to, beyond what is stored
+_NESTED = ("state_dict", "model_state_dict", "model", "module")
+
+
+class TorchFile:
+    """One file of torch.save that is open for reading; a `Source`.
+
+    The tensors may stand at the top or under "state_dict", "model_state_dict", "model" or "module". Files of
+    torch 1.6 and later are mapped; older ones are read whole.
+    Raises MissingFile, CheckpointError for contents that are not tensors by name, and CorruptFile for damaged
+    files and for pickles that would run code: they are never run.
+    verify: compare the CRC-32 of every record, before the first tensor is read, where the file has them (torch 1.6).
+    """
+
+    def __init__(self, path: Path, *, verify: bool = True) -> None:
+        self.path = path
+        loaded, zipped = _load(path)
+        self._verify = verify and zipped
+        self._found = dict(sorted(_state_dict(loaded, path).items()))
+        self._infos = {name: _info(name, tensor, path) for name, tensor in self._found.items()}
+        _refuse_repeated(self._found, path)
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by its name, sorted."""
+        return self._infos
+
+    @property
+    def in_file_order(self) -> Sequence[str]:
+        """Names by address."""
+        return sorted(self._found, key=lambda name: self._found[name].data_ptr())
+
+    def read(self, name: str) -> Array:
+        """Return one tensor; see `Source.read`. Tensors that share memory in the file share it here."""
+        import torch
+
+        if self._verify:
+            _check_sums(self.path)
+            self._verify = False
+        tensor, dtype = self._found[name], self._infos[name].dtype
+        with errors_as(CorruptFile, f"tensor {name!r} of {self.path} cannot be read"):
+            return (tensor if STORAGE[dtype] == dtype else tensor.view(getattr(torch, STORAGE[dtype]))).numpy()
+
+    def release(self, name: str) -> None:
+        """Do nothing: torch owns the map."""
+
+    def close(self) -> None:
+        """Let go of the file; arrays that were read stay valid."""
+        self._found = {}
+
+    def __enter__(self) -> TorchFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def write_torch(path: str | Path, tensors: Iterable[Item], *, max_shard_bytes: int | None = None) -> Path:
+    """Write tensors to `path`, or to several files beside it with `PATH.index.json`; return what to open.
+
+    The file holds a flat dict of tensors. A file's tensors are held in memory while it is written, unless they
+    are views of a mapped file.   max_shard_bytes: the most bytes of tensors in a file; None writes one.
+    Raises CheckpointError for a name given twice or a dtype that torch lacks.
+    """
+    import torch
+
+    known = [dtype for dtype in STORAGE if isinstance(getattr(torch, dtype, None), torch.dtype)]
+    groups = group(tensors, max_shard_bytes, dtypes=known, kind="torch")
+
+    def write_one(made: Path, items: list[Item]) -> None:
+        try:
+            torch.save({item[0]: _tensor(item) for item in items}, made)
+        except RuntimeError as error:
+            if not is_disk_full(error):
+                raise
+            raise OSError(errno.ENOSPC, "the disk is full, or forbids so large a file", str(made)) from None
+
+    return write_sharded(Path(path), groups, write_one)
+
+
+def _tensor(item: Item) -> torch.Tensor:
+    import torch
+
+    info, chunks = describe(item)
+    raw = list(raw_chunks(info, chunks))
+    flat = raw[0] if len(raw) == 1 else np.concatenate([np.empty(0, np.uint8), *raw])
+    typed = flat.view(STORAGE[info.dtype]).reshape(info.shape)
+    if not typed.flags.writeable:  # torch would warn
+        typed = typed.copy()
+    return torch.from_numpy(typed).view(getattr(torch, info.dtype))
+
+
+def _load(path: Path) -> tuple[object, bool]:
+    """Return what the file holds, and whether it is a zip archive, whose tensors are mapped."""
+    import torch
+
+    try:
+        with open_file(path) as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+    except FileNotFoundError:
+        raise MissingFile(f"{path} is missing; download it again into {path.parent}") from None
+    with errors_as(CorruptFile, f"{path} is not a whole file of torch.save", advice="; download or copy it again"):
+        if zipped:
+            _check_stored(path)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about old protocols, of no use to whoever was given the file
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped), zipped
+        except pickle.UnpicklingError as error:
+            reason = str(error).partition("\n")[0][:300]
+            raise CorruptFile(
+                f"{path} is refused: it is damaged, or its pickle holds more than tensors and could run code "
+                f"({_refused(str(error)) or reason}); save its state_dict alone, or better as safetensors"
+            ) from None
+
+
+def _check_stored(path: Path) -> None:
+    """Refuse compressed records, which mapping would take for numbers and which may unpack to any size."""
+    with open_file(path) as file, zipfile.ZipFile(file) as archive:
+        for record in archive.infolist():
+            if record.compress_type != zipfile.ZIP_STORED:
+                raise CorruptFile(
+                    f"{path} holds compressed records, which torch.save never writes; load it with torch.load and "
+                    "save it again, or better as safetensors"
+                )
+
+
+def _check_sums(path: Path) -> None:
+    """Read every record and compare its CRC-32; torch writes 0 where it was told to compute none."""
+    with (
+        errors_as(CorruptFile, f"{path} is damaged", advice="; download it again, or give verify=False to load it"),
+        open_file(path) as file,
+        zipfile.ZipFile(file) as archive,
+    ):
+        for record in archive.infolist():
+            if record.CRC:
+                with archive.open(record) as stream:
+                    while stream.read(_CHUNK):
+                        pass
+
+
+def _refused(message: str) -> str:
+    """Return the sentence of torch's long message that names what was refused, if there is one."""
+    for line in message.replace(". ", "\n").splitlines():
+        if "GLOBAL" in line or "nsupported" in line:
+            return line.strip()[:300]
+    return ""
+
+
+def _state_dict(loaded: object, path: Path) -> dict[str, torch.Tensor]:
+    import torch
+
+    for key in _NESTED:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path} holds a {type(loaded).__name__}; expected tensors by name")
+    tensors: dict[str, Any] = {}
+    for name, value in loaded.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise CheckpointError(
+                f"{path} holds a {type(value).__name__} under {repr(name)}; expected tensors by name, at the top or "
+                f"under one of {', '.join(_NESTED)}"
+            )
+        tensors[name] = value.detach()
+    return tensors
+
+
+def _info(name: str, tensor: torch.Tensor, path: Path) -> TensorInfo:
+    import torch
+
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in STORAGE or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise CheckpointError(
+            f"tensor {name!r} of {path} is {tensor.layout} {dtype} on {tensor.device}; expected a dense tensor of "
+            "plain numbers: save it again"
+        )
+    return TensorInfo(name, dtype, tuple(tensor.shape), storage_bytes(dtype, tensor.shape))
+
+
+def _refuse_repeated(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse tensors that claim many times the numbers they have, by a stride of 0: a small file, a full memory."""
+    beyond = {name: tensor.nbytes - tensor.untyped_storage().nbytes() for name, tensor in tensors.items()}
+    if sum(size for size in beyond.values() if size > 0) > _MOST_REPEATED:
+        name = max(beyond, key=lambda name: beyond[name])
+        raise CorruptFile(
+            f"tensor {name!r} of {path} claims the shape {list(tensors[name].shape)} but repeats the numbers of "
+            f"{tensors[name].untyped_storage().nbytes():,} bytes; save it again, made contiguous"
+        )

@@ -1,0 +1,136 @@
+"""Blocks of one new token a row in few kernels, and linear layers whose weights are int8.
+
+Knows which blocks can be run so, and when `kernels.py` may serve; everywhere else the same formulas run in plain torch.
+"""
+
+import copy
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hanmo.config import StackConfig
+from hanmo.model import Model
+from hanmo.nn.activation import activate
+from hanmo.nn.attention import Sight
+from hanmo.nn.block import Block
+from hanmo.nn.cache import Cache
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+class Int8Linear(nn.Module):
+    """A linear layer whose weights are whole numbers from -127 to 127 with a scale for each output."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        """Round a layer's weights to the nearest; its bias is shared."""
+        super().__init__()
+        weight = layer.weight.detach().float()
+        scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        self.weight: Tensor
+        self.scale: Tensor
+        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8).contiguous())
+        self.register_buffer("scale", scale)
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., in]; returns [..., out]."""
+        return _linear(x.flatten(0, -2), [self])[0].view(*x.shape[:-1], -1)
+
+
+def quantised(model: Model) -> Model:
+    """Copy a model with the weights of all linear layers in int8; everything else is shared with it."""
+    shared: dict[int, Any] = {id(each): each for each in (*model.parameters(), *model.buffers())}
+    layers = {id(each): Int8Linear(each) for each in model.modules() if isinstance(each, nn.Linear)}
+    return copy.deepcopy(model, shared | layers)
+
+
+def lay_out(model: Model) -> None:
+    """Have the weights of all linear layers lie output by output, as the kernels read them; values stay as they are.
+
+    Those of a TensorFlow checkpoint lie input by input.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.data = layer.weight.data.contiguous()
+
+
+def fuses(stack: StackConfig) -> bool:
+    """Tell whether `step` can run a stack's blocks: attention to itself by scores alone, a feed-forward of one gate."""
+    return (
+        {sublayer.kind for sublayer in stack.order} <= {"attention", "feed_forward"}
+        and stack.position in ("none", "learned", "sinusoidal")
+        and stack.score_residual == "none"
+        and stack.key_dim == stack.head_dim
+        and not stack.gated
+        and not stack.condition
+    )
+
+
+def step(block: Block, x: Tensor, sight: Sight, cache: Cache, *, depth: int, slot: Tensor, pad: Tensor) -> Tensor:
+    """Run a block over one new token a row, as its own forward does: x [rows, width] → the same.
+
+    cache: a window that begins where the rows do.   slot, pad: as in `kernels.attend`.
+    """
+    for sublayer in block.order:
+        layer = getattr(block, sublayer.kind)
+        h = getattr(block, f"{sublayer.kind}_pre")(x) if sublayer.pre else x
+        if sublayer.kind == "feed_forward":
+            h = _linear(h, [layer.input], activation=layer.activation)[0]
+        else:
+            query, key, value = _linear(h, [layer.query, layer.key, layer.value])
+            keys, values = cache.keys[depth], cache.values[depth]
+            if (kernels := _kernels(x)) is not None:
+                h = kernels.attend(query, key, value, keys, values, slot, pad, scale=layer.scale)
+            else:
+                query, key, value = (each.view(len(x), layer.heads, 1, -1) for each in (query, key, value))
+                keys, values = cache.append(depth, key, value)
+                mask = sight.bias
+                h = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=layer.scale).flatten(1)
+        x = _linear(h, [layer.output], residual=x)[0]
+        if sublayer.post:
+            x = getattr(block, f"{sublayer.kind}_post")(x)
+    return x
+
+
+def _linear(
+    x: Tensor, layers: list[Any], *, activation: str = "linear", residual: Tensor | None = None
+) -> Tensor | list[Tensor]:
+    """Apply layers of one size to x [rows, in], one result [rows, out] for each: residual + act(layer(x))."""
+    kernels = _kernels(x)
+    whole = isinstance(layers[0], Int8Linear)
+    # Beyond a tile of rows the products are no longer bound by memory, and torch's own are better at them.
+    most = 0 if kernels is None else kernels.MOST_ROWS if whole else kernels.MOST_ROWS // 4
+    laid_out = all(layer.weight.is_contiguous() for layer in layers)
+    if kernels is not None and len(x) <= most and laid_out and activation in kernels.ACTIVATIONS:
+        scales = [layer.scale for layer in layers] if whole else None
+        biases = None if layers[0].bias is None else [layer.bias for layer in layers]
+        weights = [layer.weight for layer in layers]
+        return kernels.linear(x, weights, scales, biases, activation=activation, residual=residual)
+    found = []
+    for layer in layers:
+        y = F.linear(x, layer.weight.to(x.dtype), None if whole else layer.bias)
+        if whole:
+            y = (y * layer.scale).to(x.dtype)
+            y = y if layer.bias is None else y + layer.bias
+        y = activate(y, activation)
+        found.append(y if residual is None else residual + y)
+    return found
+
+
+def _kernels(x: Tensor) -> Any:
+    """Give the module of kernels if it can compute with this tensor here; float32 is left to torch, exactly."""
+    return _module(x.device) if x.is_cuda and x.dtype in HALVES else None
+
+
+@cache
+def _module(device: torch.device) -> Any:
+    if torch.cuda.get_device_capability(device) < (8, 0):  # before Ampere there is no bfloat16
+        return None
+    try:
+        from hanmo.inference.cuda import kernels
+    except ImportError:  # torch comes without Triton on some systems
+        return None
+    return kernels

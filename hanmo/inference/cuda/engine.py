@@ -1,0 +1,293 @@
+"""The GPU engine: decode steps of fixed shapes over memory that never moves, each captured as a CUDA graph once.
+
+Knows networks, arrays and the order of work on a device. Knows no text and none of the rules by which ids are chosen.
+Without a GPU the same steps run one kernel at a time, which is how they are tested.
+
+    prefill ──► Cache ──first step──► Slots of the engine, lent to the rows until they are forgotten
+    columns of a row     padding │ prompt │ written │ slot: the new token │ free          bucket ≥ slot + 1
+    a graph for every    (rows rounded up to a power of two, bucket of columns), shared by all texts
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hanmo.inference.cuda.blocks import fuses, lay_out, step
+from hanmo.inference.torch_engine import TorchEngine, TorchRows
+from hanmo.model import Model
+from hanmo.nn.attention import Sight
+from hanmo.nn.cache import Cache
+
+BUCKET = 128  # the fewest columns that a step attends to
+LARGE = 1024  # up to here buckets double, from here on they grow by so much
+WARM_UP = 3  # runs before a capture, in which libraries choose kernels and take their memory
+
+
+class StaticEngine(TorchEngine):
+    """Run a model that writes as `TorchEngine` does, each decode step without a word from the processor in between.
+
+    The logits are torch tensors wherever the model lies. The model's parameters are read in place: changed values
+    count at once, but a model that is moved needs a new engine.
+    Raises CheckpointError if the model cannot write.
+    """
+
+    def __init__(self, model: Model, *, start: int = 0) -> None:
+        super().__init__(model, start=start)
+        self.device = model.token.weight.device
+        lay_out(model)
+        self._free: list[Slots] = []
+        self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+
+    def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple[TorchRows, Any]:
+        """Read prompts, shorter ones padded on the left; see `Engine.prefill`."""
+        with self._here():
+            cache, logits = self.read(prompts, room=0)
+        return StaticRows(self, cache, cache.length + max(room, 1)), torch.as_tensor(logits)
+
+    def send(self, numbers: Sequence[float]) -> Tensor:
+        """Bring numbers to the device without waiting for what it is doing; see `QueueingEngine.send`."""
+        host = torch.tensor(numbers, dtype=torch.float64)
+        return host.pin_memory().to(self.device, non_blocking=True) if self._pool else host
+
+    def fetch(self, ids: Tensor) -> Callable[[], list[int]]:
+        """Begin to bring ids from the device; see `QueueingEngine.fetch`."""
+        if not self._pool:
+            return ids.tolist
+        host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
+        with self._here():
+            host.copy_(ids, non_blocking=True)
+            there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            there.record()
+
+        def wait() -> list[int]:
+            there.synchronize()
+            return host.tolist()
+
+        return wait
+
+    def lend(self, rows: int, capacity: int, memory: int) -> "Slots":
+        """Give memory for so many rows, columns and columns of an encoder's output, used before if any is free."""
+        rows, capacity, memory = row_bucket(rows), column_bucket(capacity), memory and column_bucket(memory)
+        for slots in self._free:
+            if slots.rows >= rows and slots.capacity >= capacity and slots.memory_capacity == memory:
+                self._free.remove(slots)
+                return slots.cleared()
+        self._free.clear()  # too small for what is asked of this engine now; their graphs go with them
+        return Slots(self.model, rows, capacity, memory)
+
+    def give_back(self, slots: "Slots") -> None:
+        """Take memory back that `lend` gave."""
+        self._free.append(slots)
+
+    def run(self, slots: "Slots", rows: int, columns: int) -> Tensor:
+        """Step the first rows, over as many columns as are in use: logits [rows, vocab], valid until the next step."""
+        window = row_bucket(rows), column_bucket(columns)
+        if self._pool is None:
+            return self._forward(Window(slots, *window))[:rows]
+        with self._here():
+            if window not in slots.graphs:
+                slots.graphs[window] = self._capture(Window(slots, *window))
+            graph, logits = slots.graphs[window]
+            graph.replay()
+        return logits[:rows]
+
+    def _here(self) -> AbstractContextManager[object]:
+        """Make the model's GPU the one that kernels are launched on."""
+        return torch.cuda.device(self.device) if self._pool else nullcontext()
+
+    def _capture(self, window: "Window") -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        here = torch.cuda.current_stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UP):  # writes the same keys to the same places as the replay will
+                self._forward(window)
+        here.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        # One pool for all graphs: none runs beside another, and logits are copied before the next one runs.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            logits = self._forward(window)
+        return graph, logits
+
+    def _forward(self, window: "Window") -> Tensor:
+        """Compute a step from what lies in the window, and nothing of it on the processor: [rows, vocab]."""
+        model, stack = self.model, self.model.main
+        limit = stack.config.context
+        # A row that has ended may be stepped once more before it is dropped.
+        new = (window.slot - window.pad).clamp(0, None if limit is None else limit - 1)
+        columns = torch.arange(window.capacity, device=self.device)[None]
+        real = ((columns >= window.pad) & (columns <= window.slot))[:, None, None]
+        sight = Sight()
+        stack.place(sight, new, (columns - window.pad).clamp(min=0))
+        # Added to the scores, which the fused kernel takes as it is; a boolean mask it would convert in every block.
+        bias = torch.zeros(1, dtype=model.token.weight.dtype, device=self.device) if sight.bias is None else sight.bias
+        sight.bias = bias.masked_fill(~real, float("-inf"))
+        sights = {"attention": sight}
+        if stack.config.has_cross:
+            sights["cross"] = stack.cross_sight(new, None, window.memory_mask, window)
+        ids = window.ids[:, None]
+        segments = torch.ones_like(ids) if self.prefix else None
+        x = stack.embedding(model.vectors(stack, ids, segments), new, segments)
+        scores: dict[str, Tensor | None] | None = None
+        fused = fuses(stack.config)
+        x = x[:, 0] if fused else x
+        for depth in range(stack.config.depth):
+            block: Any = stack.blocks[0 if stack.config.shared_layers else depth]
+            if fused:
+                x = step(block, x, sight, window, depth=depth, slot=window.slot, pad=window.pad)
+            else:
+                x, scores = block(x, sights, cache=window, depth=depth, scores=scores)
+        x = x[:, None] if fused else x
+        return model.logits(x if stack.norm is None else stack.norm(x))[:, -1]
+
+
+class StaticRows(TorchRows):
+    """The rows of one `prefill`: their cache, and from the first step on their slots."""
+
+    def __init__(self, engine: StaticEngine, cache: Cache, capacity: int) -> None:
+        super().__init__(engine, cache)
+        self._static = engine
+        self._capacity, self._length, self._rows = capacity, cache.length, cache.rows
+        self._slots: Slots | None = None
+        self._return: Callable[[], object] | None = None
+
+    @torch.inference_mode()
+    def step(self, ids: Any) -> Any:
+        """Append one id to every row and return the logits [rows, vocab]; see `Rows.step`.
+
+        ids: a sequence, or a tensor on the device. Below 0 it stands for no id, and what comes of it is not used.
+        Raises ValueError if there is no room for them.
+        """
+        if self._length == self._capacity:
+            raise ValueError(f"the rows have room for {self._capacity} tokens; prefill them with a larger room")
+        slots = self._settled()
+        slots.ids[: self._rows] = torch.as_tensor(ids).clamp(min=0)
+        slots.slot.fill_(self._length)
+        self._length += 1
+        return self._static.run(slots, self._rows, self._length).to(torch.float32, copy=True)
+
+    @torch.inference_mode()
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Keep these rows in this order; see `Rows.reorder`."""
+        if self._slots is None:
+            super().reorder(rows)
+        elif len(rows) <= self._slots.rows:
+            self._slots.take(self._slots, rows, self._length)
+        else:
+            larger = self._static.lend(len(rows), self._capacity, self._slots.memory_capacity)
+            larger.take(self._slots, rows, self._length)
+            self._hold(larger)
+        self._rows = len(rows)
+
+    def _settled(self) -> "Slots":
+        """Move what was read to fixed memory at the first step, when n samples of one prompt are n rows already."""
+        if self._slots is None:
+            cache = self._cache
+            memory = cache.memory[0][0].shape[2] if cache.memory[0] else 0
+            self._hold(self._static.lend(cache.rows, self._capacity, memory)).fill(cache)
+            del self._cache
+        assert self._slots is not None
+        return self._slots
+
+    def _hold(self, slots: "Slots") -> "Slots":
+        """Keep slots until other ones take their place or these rows are forgotten."""
+        if self._return is not None:
+            self._return()
+        self._slots = slots
+        self._return = finalizer = weakref.finalize(self, self._static.give_back, slots)
+        finalizer.atexit = False
+        return slots
+
+
+class Slots(Cache):
+    """Memory for rows to write in, and what a step has to know of them: its addresses never change.
+
+    ids: [rows] to append.   slot: [1], the column they go to.   pad: [rows, 1], how many columns are padding.
+    memory_mask: [rows, memory], True where an encoder's output is real.   graphs: by (rows, columns).
+    """
+
+    def __init__(self, model: Model, rows: int, capacity: int, memory: int) -> None:
+        stack, weight = model.main.config, model.token.weight
+        super().__init__(stack, rows=rows, capacity=capacity, dtype=weight.dtype, device=weight.device)
+        self.memory_capacity = memory
+        if memory:
+            other = Cache(stack, rows=rows, capacity=memory, dtype=weight.dtype, device=weight.device)
+            self.memory = list(zip(other.keys, other.values, strict=True))
+        self.memory_mask = torch.zeros(rows, memory, dtype=torch.bool, device=weight.device) if memory else None
+        self.ids = torch.zeros(rows, dtype=torch.long, device=weight.device)
+        self.slot = torch.zeros(1, dtype=torch.long, device=weight.device)
+        self.pad = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)
+        self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.cleared()
+
+    def cleared(self) -> "Slots":
+        """Forget everything: not even a NaN may be left, for a masked one still spoils a sum."""
+        for kept in (*self.keys, *self.values, *(each for pair in self.memory if pair for each in pair)):
+            kept.zero_()
+        return self
+
+    def fill(self, cache: Cache) -> None:
+        """Take over what a prefill left."""
+        rows, length = cache.rows, cache.length
+        self.pad[:rows] = 0 if cache.mask is None else (~cache.mask).sum(1, keepdim=True)
+        for depth in range(len(self.keys)):
+            self.keys[depth][:rows, :, :length] = cache.keys[depth][:, :, :length]
+            self.values[depth][:rows, :, :length] = cache.values[depth][:, :, :length]
+            ours, theirs = self.memory[depth], cache.memory[depth]
+            if ours is not None and theirs is not None:
+                for kept, given in zip(ours, theirs, strict=True):
+                    kept[:rows, :, : given.shape[2]] = given
+        if self.memory_mask is not None and (first := cache.memory[0]) is not None:
+            self.memory_mask[:rows] = False
+            real = True if cache.memory_mask is None else cache.memory_mask
+            self.memory_mask[:rows, : first[0].shape[2]] = real
+
+    def take(self, other: "Slots", rows: Sequence[int], length: int) -> None:
+        """Make row i a copy of row rows[i] of other slots, or of these; length: columns that hold something."""
+        moved = [(place, row) for place, row in enumerate(rows) if place != row or other is not self]
+        if not moved:
+            return
+        to, of = torch.tensor(moved, device=self.ids.device).unbind(1)
+        memory = [(ours, theirs) for ours, theirs in zip(self.memory, other.memory, strict=True) if ours and theirs]
+        pairs = [(ours[0], theirs[0]) for ours, theirs in memory] + [(ours[1], theirs[1]) for ours, theirs in memory]
+        pairs += [(self.pad, other.pad)]
+        if self.memory_mask is not None and other.memory_mask is not None:
+            pairs.append((self.memory_mask, other.memory_mask))
+        for ours, theirs in pairs:
+            ours[to] = theirs[of]
+        for ours, theirs in zip(self.keys + self.values, other.keys + other.values, strict=True):
+            ours[:, :, :length][to] = theirs[:, :, :length][of]
+
+
+class Window(Cache):
+    """The first rows and columns of slots, as a block sees them: everything in it is a view."""
+
+    def __init__(self, slots: Slots, rows: int, capacity: int) -> None:
+        self.keys = [keys[:rows, :, :capacity] for keys in slots.keys]
+        self.values = [values[:rows, :, :capacity] for values in slots.values]
+        self.memory = [pair and (pair[0][:rows], pair[1][:rows]) for pair in slots.memory]
+        self.memory_mask = None if slots.memory_mask is None else slots.memory_mask[:rows]
+        self.capacity, self.slot = capacity, slots.slot
+        self.ids, self.pad = slots.ids[:rows], slots.pad[:rows]
+
+    def append(self, depth: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write one new key and value a row to the slot and give the whole window: [b, heads, capacity, …]."""
+        self.keys[depth].index_copy_(2, self.slot, keys)
+        self.values[depth].index_copy_(2, self.slot, values)
+        return self.keys[depth], self.values[depth]
+
+
+def row_bucket(rows: int) -> int:
+    """Round a number of rows up to a power of two: a few idle rows cost less than a graph for each number."""
+    return 1 << (rows - 1).bit_length()
+
+
+def column_bucket(columns: int) -> int:
+    """Round a number of columns up: short texts do not read long buffers, long ones have few graphs."""
+    if columns > LARGE:
+        return -(-columns // LARGE) * LARGE
+    return max(BUCKET, 1 << (columns - 1).bit_length())

@@ -1,0 +1,240 @@
+"""One token of one row through a whole decoder, at the speed of the memory: x86 processors with AVX-512 VNNI.
+
+Knows addresses and sizes. Numba compiles it once for a machine and keeps that beside this file. All threads run `step`
+and meet four times in a layer; each makes its rows of every product and its heads of attention, and all norms. A number
+comes out the same whatever the count of threads.
+
+    x ─ in groups of 128 to 8 bits, a scale each ─► 64 products an instruction with rows of int8 or int4 ─► float32
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from hanmo.inference.fused.functions import (
+    FAST,
+    activate,
+    add,
+    address_of,
+    attend,
+    floats,
+    into,
+    matrix,
+    meet,
+    narrow,
+    nearest,
+    part,
+    to_byte,
+)  # fmt: skip
+
+__all__ = ["FIELDS", "GLOBALS", "GROUP", "step"]
+
+_FUNCTIONS = "c8534b4693d16bc1"  # functions.py's, so that Numba, which looks at this file, sees its changes
+
+GROUP = 128  # inputs that share a scale
+FIELDS = 4 * 4 + 4 * 2
+"""Of a layer: (bits, weights, scales, bias) of query_key_value, output, input, output; (weight, bias) of the norms
+before and after attention, before and after the feed-forward; 0 where there is none."""
+GLOBALS = 6
+"""Bits, weights, scales and bias of the projection onto the vocabulary; weight and bias of the last norm."""
+
+I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+LANES = 16
+INTS, FLOATS = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
+BYTE = I8.as_pointer()
+
+
+def _vector(builder, pointer, kind):
+    loaded = builder.load(builder.bitcast(pointer, kind.as_pointer()))
+    loaded.align = 1
+    return loaded
+
+
+def _at(builder, address, offset):
+    return builder.gep(builder.inttoptr(address, BYTE), [offset])
+
+
+def _row(bits):
+    """Make the product of a row of weights [in] with a rounded x.
+
+    The instruction multiplies bytes without a sign by bytes with one: weights get 128 (or 8) added by turning over
+    their highest bit, and `shift` holds what that adds to a group's sum, negated, in its first lane.
+    """
+
+    def generate(context, builder, signature, args):
+        weights, scales, numbers, x_scales, shift, groups = args
+        number = ir.Constant
+        dot = builder.module.declare_intrinsic("llvm.x86.avx512.vpdpbusd.512", (), ir.FunctionType(INTS, [INTS] * 3))
+        reduce = builder.module.declare_intrinsic(
+            "llvm.vector.reduce.fadd.v16f32", (), ir.FunctionType(F32, [F32, FLOATS])
+        )
+        before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        group, total = builder.phi(I64), builder.phi(FLOATS)
+        group.add_incoming(number(I64, 0), before)
+        total.add_incoming(number(FLOATS, [0.0] * LANES), before)
+        sums = _vector(builder, _at(builder, shift, builder.mul(group, number(I64, 4 * LANES))), INTS)
+        x_at = builder.mul(group, number(I64, GROUP))
+        halves = [
+            _vector(builder, _at(builder, numbers, builder.add(x_at, number(I64, start))), INTS) for start in (0, 64)
+        ]
+        if bits == 8:
+            for start, half in zip((0, 64), halves, strict=True):
+                row = _vector(builder, _at(builder, weights, builder.add(x_at, number(I64, start))), INTS)
+                row = builder.xor(row, number(INTS, [0x80808080 - (1 << 32)] * LANES))
+                sums = builder.call(dot, [sums, row, half])
+        else:
+            low = number(INTS, [0x0F0F0F0F] * LANES)
+            row = _vector(builder, _at(builder, weights, builder.mul(group, number(I64, 64))), INTS)
+            row = builder.xor(row, number(INTS, [0x88888888 - (1 << 32)] * LANES))
+            sums = builder.call(dot, [sums, builder.and_(row, low), halves[0]])
+            row = builder.and_(builder.lshr(row, number(INTS, [4] * LANES)), low)
+            sums = builder.call(dot, [sums, row, halves[1]])
+        offset = builder.mul(group, number(I64, 4))
+        scale = builder.load(builder.bitcast(_at(builder, x_scales, offset), F32.as_pointer()))
+        if bits == 4:
+            own = builder.load(builder.bitcast(_at(builder, scales, offset), F32.as_pointer()))
+            scale = builder.fmul(scale, own)
+        spread = builder.insert_element(number(FLOATS, ir.Undefined), scale, number(I32, 0))
+        spread = builder.shuffle_vector(spread, number(FLOATS, ir.Undefined), number(INTS, [0] * LANES))
+        product = builder.fmul(builder.sitofp(sums, FLOATS), spread, flags=("contract",))
+        result = builder.fadd(total, product, flags=("contract",))
+        following = builder.add(group, number(I64, 1))
+        group.add_incoming(following, loop)
+        total.add_incoming(result, loop)
+        builder.cbranch(builder.icmp_signed("<", following, groups), loop, after)
+        builder.position_at_end(after)
+        return builder.call(reduce, [number(F32, 0.0), result], fastmath=("reassoc",))
+
+    return generate
+
+
+@intrinsic
+def _row8(context, weights, scales, numbers, x_scales, shift, groups):
+    return types.float32(*[types.int64] * 6), _row(8)
+
+
+@intrinsic
+def _row4(context, weights, scales, numbers, x_scales, shift, groups):
+    return types.float32(*[types.int64] * 6), _row(4)
+
+
+@njit(**FAST)
+def _round(x, bits, numbers, scales, shift):
+    """Round x to 8 bits for `_product`; for weights of 4 bits the even numbers of a group come before the odd."""
+    zero = np.float32(128.0 if bits == 8 else 8.0)
+    for group in range(len(x) // GROUP):
+        own = x[group * GROUP : (group + 1) * GROUP]
+        most = np.float32(0.0)
+        for i in range(GROUP):
+            most = max(most, abs(own[i]))
+        scales[group] = most / np.float32(127.0)
+        factor = np.float32(127.0) / most if most > np.float32(0.0) else np.float32(0.0)
+        total = np.float32(0.0)
+        to = numbers[group * GROUP : (group + 1) * GROUP]
+        if bits == 8:
+            for i in range(GROUP):
+                near = nearest(own[i] * factor)
+                total += near
+                to[i] = to_byte(near)
+        else:
+            for i in range(GROUP // 2):
+                even, odd = nearest(own[2 * i] * factor), nearest(own[2 * i + 1] * factor)
+                total += even + odd
+                to[i], to[i + GROUP // 2] = to_byte(even), to_byte(odd)
+        shift[group, 0] = np.int32(-zero * total)
+
+
+@njit(**FAST)
+def _product(fields, first, last, numbers, scales, shift, groups, out):
+    """Rows first to last of a matrix, (bits, weights, scales, bias), times a rounded x."""
+    bits, weights, row_scales, bias = fields
+    x, x_scales, shifts = address_of(numbers), address_of(scales), address_of(shift)
+    if bits == 8:
+        factors = floats(row_scales, last)
+        for row in range(first, last):
+            total = _row8(weights + row * groups * GROUP, np.int64(0), x, x_scales, shifts, groups)
+            out[row] = total * factors[row]
+    else:
+        for row in range(first, last):
+            at = weights + row * groups * (GROUP // 2)
+            out[row] = _row4(at, row_scales + row * groups * 4, x, x_scales, shifts, groups)
+    if bias:
+        b = floats(bias, last)
+        for row in range(first, last):
+            out[row] += b[row]
+
+
+_SIGNATURE = types.void(
+    *[types.int64] * 2,
+    *[types.int64[::1], types.float32[::1], types.int64[:, ::1], types.int64[::1], types.UniTuple(types.int64, 4)],
+    *[types.float32] * 2,
+    *[types.uint16[:, :, :, :, ::1], types.int64, types.float32[::1], types.float32[::1]],
+)
+
+
+@njit(_SIGNATURE, **FAST)
+def step(thread, threads, counter, x, layers, ends, sizes, scale, eps, cache, at, shared, logits):
+    """Run one thread's share of a step.
+
+    counter: int64 [1], 0 before any thread begins.   x: [width], the embedded token; unchanged.
+    layers: int64 [depth, FIELDS], ends: int64 [GLOBALS]: addresses, 0 for what is not there.
+    sizes: (heads, size of a head, feed-forward width, kind of activation as in `activate`).
+    cache: uint16 [depth, 2, heads, room, size], bfloat16; the token's keys and values are written at place `at`.
+    shared: float32 [2 width + max(3 width, feed-forward)], the threads' blackboard.   logits: float32 [vocab].
+    """
+    heads, size, inner, kind = sizes
+    width = heads * size
+    x = x.copy()
+    h = np.empty(width, np.float32)
+    most = max(width, inner)
+    numbers = np.empty(most, np.int8)
+    scales = np.empty(most // GROUP, np.float32)
+    shift = np.zeros((most // GROUP, LANES), np.int32)
+    scores = np.empty(at + 1, np.float32)
+    attended, y, wide = shared[:width], shared[width : 2 * width], shared[2 * width :]
+    groups = width // GROUP
+    meeting = 0
+    for depth in range(len(layers)):
+        f = layers[depth]
+        # Attention: queries, keys and values of this thread's heads, which nobody else needs.
+        into(x, f[16], f[17], eps, h)
+        _round(h, f[0], numbers, scales, shift)
+        one, other = part(heads, thread, threads)
+        for word in range(3):
+            rows = word * width + one * size, word * width + other * size
+            _product(matrix(f, 0), rows[0], rows[1], numbers, scales, shift, groups, wide)
+        for head in range(one, other):
+            for word in range(2):
+                start = (word + 1) * width + head * size
+                for i in range(size):
+                    cache[depth, word, head, at, i] = narrow(wide[start + i])
+            q = wide[head * size : (head + 1) * size]
+            own = attended[head * size : (head + 1) * size]
+            attend(q, cache[depth, 0, head], cache[depth, 1, head], at + 1, scale, scores, own)
+        meeting = meet(counter, meeting, threads)
+        _round(attended, f[4], numbers, scales, shift)
+        one, other = part(width, thread, threads)
+        _product(matrix(f, 1), one, other, numbers, scales, shift, groups, y)
+        meeting = meet(counter, meeting, threads)
+        add(x, y, f[18], f[19], eps)
+        # Feed-forward.
+        into(x, f[20], f[21], eps, h)
+        _round(h, f[8], numbers, scales, shift)
+        one, other = part(inner, thread, threads)
+        _product(matrix(f, 2), one, other, numbers, scales, shift, groups, wide)
+        for i in range(one, other):
+            wide[i] = activate(wide[i], kind)
+        meeting = meet(counter, meeting, threads)
+        _round(wide[:inner], f[12], numbers, scales, shift)
+        one, other = part(width, thread, threads)
+        _product(matrix(f, 3), one, other, numbers, scales, shift, inner // GROUP, y)
+        meeting = meet(counter, meeting, threads)
+        add(x, y, f[22], f[23], eps)
+    into(x, ends[4], ends[5], eps, h)
+    _round(h, ends[0], numbers, scales, shift)
+    one, other = part(len(logits), thread, threads)
+    _product(matrix(ends, 0), one, other, numbers, scales, shift, groups, logits)
+    meet(counter, meeting, threads)

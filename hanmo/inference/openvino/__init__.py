@@ -1,0 +1,1 @@
+"""Decoding and encoding on a CPU with OpenVINO."""

@@ -1,0 +1,192 @@
+"""From a checkpoint to the file of weights that the OpenVINO engine maps: tensor by tensor, quantised on the way.
+
+Knows how names are joined and how numbers are rounded. The one part of the engine that needs torch; not asked again
+once the file is there.
+
+    int8   a scale for each output:                  w ≈ scale · q,  -127 ≤ q ≤ 127
+    int4   a scale for each 128 inputs of an output: w ≈ scale · q,    -8 ≤ q ≤ 7    (64 or 32 where 128 do not divide)
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hanmo.checkpoint.load import as_tensor
+from hanmo.checkpoint.match import plan
+from hanmo.checkpoint.names import take
+from hanmo.checkpoint.quantized import nonzero, round_int8, scales_int8
+from hanmo.checkpoint.safetensors import write_safetensors
+from hanmo.checkpoint.source import Source, TensorInfo, open_source, storage_bytes
+from hanmo.checkpoint.staged import Item
+from hanmo.config import ModelConfig
+from hanmo.errors import ConfigError, TensorMismatch
+from hanmo.families import Row
+from hanmo.inference.openvino.weights import FORMAT
+from hanmo.model import Model
+
+__all__ = ["build", "round_int4", "scales_int4"]
+
+JOINED = {"attention": ("query", "key", "value"), "cross": ("key", "value"), "feed_forward": ("gate", "input")}
+"""Matrices that see the same input are kept, and multiplied, as one under their names joined with "_"."""
+
+TABLES = (".position.weight", ".segment.weight", ".relative.weight")
+PIECE = 1 << 22  # numbers that are looked at together
+
+
+def build(
+    checkpoint: Path,
+    path: Path,
+    *,
+    weights: str,
+    config: str | Path | ModelConfig | None = None,
+    family: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Recognise a checkpoint and write the engine's file of weights at `path`, beside it first.
+
+    weights: a name of `openvino_weights.KINDS`.   config, family: as for `hanmo.load`.
+    progress: called with the bytes of each foreign tensor once it is read.
+    Raises MissingFile, CheckpointError or ConfigError before anything is written, CorruptFile for damaged bytes.
+    """
+    with open_source(checkpoint) as source:
+        found, rows = plan(source, config=config, family=family)
+        with torch.device("meta"):
+            ours = {name: tuple(parameter.shape) for name, parameter in Model(found.config).named_parameters()}
+        rows = [row for row in rows if row.theirs in source.tensors and any(name in ours for name in row.ours)]
+        reader = _Reader(source, rows, progress)
+        own = source.tensors if found.format == "hanmo" else ()
+        if unknown := found.unexpected or [name for name in own if name not in ours]:
+            raise TensorMismatch(f"{source.path} holds the unknown {unknown[0]}; expected a {found.family}'s tensors")
+        for name, shape in ours.items():
+            if name not in reader.shapes:
+                raise TensorMismatch(f"{source.path} lacks {name}; expected all tensors of a {found.family}")
+            if reader.shapes[name] != shape:
+                raise ConfigError(
+                    f"{name} of {source.path} is {list(reader.shapes[name])}; the configuration makes it {list(shape)}"
+                )
+        words = {"format": FORMAT, "weights": weights, "config": found.config.to_json(), "source": str(source.path)}
+        items = [item for name, parts in _plan(reader.shapes) for item in _items(reader, name, parts, weights)]
+        write_safetensors(path, items, metadata=words)
+
+
+def scales_int4(weights: Tensor, group: int) -> Tensor:
+    """Choose a scale for each group of inputs of [out, in]: [out, in / group].
+
+    Of several near the one at which the largest number just fits, each group takes that of the least square error.
+    """
+    grouped = weights.view(len(weights), -1, group)
+    place = grouped.abs().argmax(-1, keepdim=True)
+    # The largest takes -8, whatever its sign, so that all 16 levels are of use.
+    full = grouped.gather(-1, place) / -8
+    best, scales = torch.full_like(full, torch.inf), full
+    for factor in FACTORS:
+        tried = nonzero(full * factor)
+        error = (_levels(grouped, tried) * tried - grouped).square_().sum(-1, keepdim=True)
+        scales = torch.where(error < best, tried, scales)
+        best = torch.minimum(error, best)
+    return scales[..., 0]
+
+
+def round_int4(weights: Tensor, scales: Tensor) -> Tensor:
+    """Round [out, in] to 4 bits, two a byte, low half first: [out, in / 2] of uint8."""
+    grouped = weights.view(*scales.shape, -1)
+    whole = _levels(grouped, scales[..., None]).to(torch.int8).flatten(1).view(torch.uint8) & 15
+    return whole[:, 0::2] | whole[:, 1::2] << 4
+
+
+FACTORS = (1.0, 0.93, 0.86, -1.0, -0.93)
+
+
+def _levels(weights: Tensor, scales: Tensor) -> Tensor:
+    return (weights / scales).round_().clamp_(-8, 7)
+
+
+class _Reader:
+    """Our parameters, one after another, as float32 pieces of rows."""
+
+    def __init__(self, source: Source, rows: Sequence[Row], progress: Callable[[int], None] | None) -> None:
+        self._source, self._progress = source, progress
+        self._places: dict[str, tuple[Row, int]] = {}
+        self._kept: tuple[str, list[Tensor]] = "", []
+        self._counted: set[str] = set()
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for row in rows:
+            info = source.tensors[row.theirs]
+            parts = take(row, torch.empty(info.shape, device="meta"))
+            for number, name in enumerate(row.ours):
+                self._places[name] = row, number
+                self.shapes[name] = tuple(parts[number].shape)
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """Yield the parameter by some rows at a time."""
+        row, number = self._places[name]
+        if self._kept[0] != row.theirs:
+            if self._kept[0]:
+                self._source.release(self._kept[0])
+            info = self._source.tensors[row.theirs]
+            self._kept = row.theirs, take(row, as_tensor(self._source.read(row.theirs), info.dtype))
+            if self._progress is not None and row.theirs not in self._counted:
+                self._counted.add(row.theirs)
+                self._progress(info.nbytes)
+        whole = self._kept[1][number]
+        count = max(1, PIECE // max(1, whole[:1].numel()))
+        for start in range(0, len(whole), count):
+            yield whole[start : start + count].float().contiguous()
+
+
+def _plan(shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield (name in the file, our parameters that it is joined of)."""
+    for name in shapes:
+        path, _, leaf = name.rpartition(".")
+        parent, _, own = path.rpartition(".")
+        joined = JOINED.get(parent.rpartition(".")[2], ())
+        parts = tuple(f"{parent}.{each}.{leaf}" for each in joined)
+        if own not in joined or any(part not in shapes for part in parts):
+            yield name, (name,)
+        elif own == joined[0]:
+            yield f"{parent}.{'_'.join(joined)}.{leaf}", parts
+
+
+def _items(reader: _Reader, name: str, parts: tuple[str, ...], weights: str) -> list[Item]:
+    shapes = [reader.shapes[part] for part in parts]
+    shape = (sum(each[0] for each in shapes), *shapes[0][1:])
+
+    def pieces() -> Iterator[Tensor]:
+        for part in parts:
+            yield from reader.pieces(part)
+
+    def item(dtype: str, shape: tuple[int, ...], made: Iterator[Tensor], suffix: str = "") -> Item:
+        info = TensorInfo(name + suffix, dtype, shape, storage_bytes(dtype, shape))
+        return name + suffix, (info, (piece.contiguous().numpy() for piece in made))
+
+    if len(shape) != 2 or name.endswith(TABLES) or weights == "float32":
+        return [item("float32", shape, pieces())]
+    if weights == "bfloat16":
+        return [item("bfloat16", shape, (piece.bfloat16().view(torch.int16) for piece in pieces()))]
+    # The token embedding is looked up as well as multiplied, and worth its 8 bits.
+    group = next((size for size in (128, 64, 32) if shape[1] % size == 0), 0)
+    if weights == "int8" or name == "token.weight" or not group:
+        group = 0
+    # The file has wider numbers first, so the scales are made before the weights. Their memory is taken before
+    # anything else: small blocks that outlive the large ones among them would keep the heap from shrinking.
+    scales = torch.empty(shape[0], shape[1] // group if group else 1)
+
+    def chosen() -> Iterator[Tensor]:
+        at = 0
+        for piece in pieces():
+            scales[at : at + len(piece)] = scales_int4(piece, group) if group else scales_int8(piece)
+            yield scales[at : at + len(piece)]
+            at += len(piece)
+
+    def rounded() -> Iterator[Tensor]:
+        at = 0
+        for piece in pieces():
+            yield (round_int4 if group else round_int8)(piece, scales[at : at + len(piece)])
+            at += len(piece)
+
+    return [
+        item("float32", tuple(scales.shape), chosen(), ".scale"),
+        item("uint8", (shape[0], shape[1] // 2), rounded()) if group else item("int8", shape, rounded()),
+    ]

@@ -1,0 +1,113 @@
+"""The weights of the OpenVINO engine as it keeps them: one safetensors file, mapped, its tensors as graph constants.
+
+    NAME.weight        float32, bfloat16, int8 [out, in], or int4 two a byte [out, in / 2], low half first
+    NAME.weight.scale  float32 [out, 1] of int8, or [out, groups] of int4
+    NAME.bias          float32, and so is whatever else is no matrix
+
+Knows the file and the patterns that OpenVINO's CPU plugin takes for compressed matrices. Knows no network.
+"""
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+from openvino import opset15 as op
+
+from hanmo.checkpoint.safetensors import Safetensors
+from hanmo.config import ModelConfig
+from hanmo.errors import ConfigError, CorruptFile
+
+__all__ = ["FORMAT", "KINDS", "Node", "Weights"]
+
+FORMAT = "2"
+"""Raised whenever a file of an earlier version of Hanmo would be read wrongly."""
+
+KINDS = ("float32", "bfloat16", "int8", "int4")
+
+Node: TypeAlias = Any
+
+
+class Weights:
+    """An open file of weights; constants of a graph share its pages, so that nothing is held twice.
+
+    Raises MissingFile or CorruptFile.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = Safetensors(path)
+        words = self._file.metadata
+        if words.get("format") != FORMAT or words.get("weights") not in KINDS:
+            raise CorruptFile(f"{path} is not a file of the engine; clear the cache with 'hanmo cache --clear'")
+        self.kind = words["weights"]
+        try:
+            self.config, self.source = ModelConfig.from_json(words["config"]), words["source"]
+        except (KeyError, ConfigError) as error:
+            raise CorruptFile(f"{path} does not say what it holds ({error}); clear the cache") from None
+        self._made: dict[str, Node] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file.tensors
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """Give a tensor as it is kept, its pages shared."""
+        return self._file.read(name)
+
+    def vector(self, name: str) -> Node:
+        """Make the constant of a tensor that is kept in float32."""
+        return self._once(name, lambda: op.constant(self._file.read(name), shared_memory=True))
+
+    def linear(self, x: Node, name: str) -> Node:
+        """Multiply x [..., in] by a matrix [out, in] and add its bias, if it has one."""
+        y = self.product(x, f"{name}.weight")
+        return op.add(y, self.vector(f"{name}.bias")) if f"{name}.bias" in self else y
+
+    def product(self, x: Node, name: str) -> Node:
+        """Multiply x [..., in] by a matrix [out, in], in a pattern that does not unpack it first."""
+        matrix = self._once(f"{name} as a matrix", lambda: self._matrix(name))
+        if self._file.tensors[name].dtype == "bfloat16":
+            # Compiling would turn a widened constant into one of float32.
+            return op.convert(op.matmul(op.convert(x, "bf16"), matrix, False, True), "f32")
+        return op.matmul(x, matrix, False, True)
+
+    def rows(self, name: str, ids: Node) -> Node:
+        """Look up rows of a table; only what is looked up is unpacked."""
+        found = op.gather(self._stored(name), ids, 0)
+        if self._file.tensors[name].dtype == "float32":
+            return found
+        found = op.convert(found, "f32")
+        scale = f"{name}.scale"
+        return op.multiply(found, op.gather(self.vector(scale), ids, 0)) if scale in self else found
+
+    def _matrix(self, name: str) -> Node:
+        stored, info = self._stored(name), self._file.tensors[name]
+        if f"{name}.scale" not in self:
+            return stored
+        wide = op.convert(stored, "f32")
+        scale = self.vector(f"{name}.scale")
+        if info.dtype == "int8":
+            return op.multiply(wide, scale)
+        rows, groups = self._file.tensors[f"{name}.scale"].shape
+        scaled = op.multiply(wide, op.constant(self._file.read(f"{name}.scale").reshape(rows, groups, 1)))
+        return op.reshape(scaled, np.array([rows, 2 * info.shape[1]]), False)
+
+    def _stored(self, name: str) -> Node:
+        return self._once(f"{name} as stored", lambda: self._constant(name))
+
+    def _constant(self, name: str) -> Node:
+        info, array = self._file.tensors[name], self._file.read(name)
+        if info.dtype == "bfloat16":
+            return op.constant(ov.Tensor(array, ov.Shape(info.shape), ov.Type.bf16), shared_memory=True)
+        if info.dtype == "uint8":
+            rows, groups = self._file.tensors[f"{name}.scale"].shape
+            shape = ov.Shape([rows, groups, 2 * info.shape[1] // groups])
+            return op.constant(ov.Tensor(array, shape, ov.Type.i4), shared_memory=True)
+        return op.constant(array, shared_memory=True)
+
+    def _once(self, name: str, make: Any) -> Node:
+        """Make a node when it is first asked for: layers that share weights share the constants too."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]

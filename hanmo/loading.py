@@ -1,0 +1,116 @@
+"""Load what lies at a path: recognise it, join configuration, model, weights and tokenizer.
+
+The only place where all layers meet.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hanmo.checkpoint.load import Report, as_dtype, fill
+from hanmo.checkpoint.match import plan
+from hanmo.checkpoint.source import ADAPTERS, Source, locate, open_source
+from hanmo.checkpoint.vocabulary_edit import VocabularyEdit
+from hanmo.config import ModelConfig
+from hanmo.errors import ConfigError, MissingFile
+from hanmo.model import Model
+from hanmo.pipeline import Loaded
+from hanmo.tokenizers.exact import PreTokenize
+from hanmo.tokenizers.load import tokenizer_files
+from hanmo.tokenizers.protocol import Tokenizer
+from hanmo.training.lora import base_of, load_lora, merge_lora
+from hanmo.writer import SMALL, find_tokenizer
+
+
+def load(
+    path: str | Path = SMALL,
+    *,
+    config: str | Path | ModelConfig | None = None,
+    family: str | None = None,
+    mask: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str = "cpu",
+    tokenizer: str | Path | Tokenizer | None = None,
+    pre_tokenize: bool | PreTokenize | None = None,
+    edit: VocabularyEdit | None = None,
+    verify: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Loaded:
+    """Load a checkpoint in any format that `inspect` recognises; without a path, the small model of the package.
+
+    config: a config.json, or a ready ModelConfig, where none lies beside the checkpoint or another is wanted.
+    family: where the names fit several.   mask: "causal" or "prefix" lets a BERT-like encoder write (UniLM).
+    dtype: of the weights, torch's own or "bfloat16"; None keeps the file's.   edit: a change of the vocabulary.
+    verify: check the checksums.
+    tokenizer: a vocabulary file or folder, or a ready tokenizer; None takes the one beside the checkpoint, if any.
+    pre_tokenize: cut texts into words first: True by jieba, or a function; None where the vocabulary holds words.
+    progress: called with the bytes of each tensor that is in.
+    A training run's folder means its best checkpoint; LoRA adapters are merged into the model they belong to.
+    Raises MissingFile, CheckpointError (CorruptFile, TensorMismatch) or ConfigError; nothing is filled halfway.
+    """
+    if (adapters := locate(Path(path))).name == ADAPTERS:
+        return _adapted(
+            adapters, dtype=dtype, device=device, tokenizer=tokenizer, pre_tokenize=pre_tokenize, edit=edit,
+            verify=verify, progress=progress,
+        )  # fmt: skip
+    with open_source(path, verify=verify) as source:
+        model, report = load_network(
+            source, config=config, family=family, mask=mask, dtype=dtype, edit=edit, progress=progress
+        )
+    try:
+        model = model.eval().to(device)
+    except (RuntimeError, AssertionError) as error:  # torch's ways of saying that there is no such device
+        raise ConfigError(
+            f"device is {str(device)!r}, which torch cannot use here: {str(error).splitlines()[0]}"
+        ) from None
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = find_tokenizer(source.path, tokenizer, model.config, pre_tokenize=pre_tokenize)
+    return Loaded(model.config, model, tokenizer, report, source.path)
+
+
+def _adapted(adapters: Path, *, tokenizer: str | Path | Tokenizer | None, **options: Any) -> Loaded:
+    """Load the base model that lies where adapter_config.json says, and merge the adapters into it."""
+    base, given = base_of(adapters)
+    options |= given
+    if tokenizer is None and tokenizer_files(adapters.parent):
+        tokenizer = adapters.parent
+    try:
+        loaded = load(base, tokenizer=tokenizer, **options)
+    except MissingFile as error:
+        raise MissingFile(
+            f"{adapters} holds adapters of the model at {base}, which cannot be loaded ({error}); correct its path in "
+            f"{adapters.parent / 'adapter_config.json'}, or load the folder `merged` of the run"
+        ) from None
+    load_lora(loaded.model, adapters)
+    merge_lora(loaded.model)
+    return Loaded(loaded.config, loaded.model.eval(), loaded.tokenizer, loaded.report, adapters)
+
+
+def load_network(
+    source: Source,
+    *,
+    config: str | Path | ModelConfig | None = None,
+    family: str | None = None,
+    mask: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    edit: VocabularyEdit | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Model, Report]:
+    """Make and fill the network alone, from an open checkpoint; all as in `load`."""
+    kind = as_dtype(dtype)
+    found, rows = plan(source, config=config, family=family)
+    changes: dict[str, Any] = {}
+    if edit is not None:
+        changes["vocab"] = edit.size(found.config.vocab)
+    if mask is not None:
+        if found.config.decoder is not None:
+            raise ConfigError(f"mask is {mask!r}, but a {found.family} writes already; leave mask out")
+        side = "decoder" if found.config.decoder else "encoder"
+        changes[side] = replace(found.config.main, mask=mask)
+    with torch.device("meta"):
+        model = Model(replace(found.config, **changes))
+    dropped = {} if found.format == "hanmo" else found.names.reasons
+    return model, fill(model, source, rows, dropped=dropped, dtype=kind, edit=edit, progress=progress)

@@ -1,0 +1,1 @@
+"""Training data: text files, documents, packed rows, pairs, masked words."""

@@ -1,0 +1,275 @@
+"""Pack documents into files of token ids that training maps into memory.
+
+Knows encoding in many processes and the files that result. Knows no windows, no batches (packed.py) and no model.
+
+    NAME.bin        ids, uint16 or uint32, little endian:  [EOS] mark mark ... | document [EOS] | document [EOS] | ...
+    NAME.documents  a row a document: where it starts, its source, tokens, tokens of its title line, characters
+    NAME.json       what the other two are, digest of the vocabulary, counts; written last
+"""
+
+import errno
+import json
+import os
+import signal
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hanmo.checkpoint.staged import Staged
+from hanmo.cores import cores
+from hanmo.errors import DataError
+from hanmo.training.data.documents import Part, read_documents
+from hanmo.training.data.encoding import TokenEncoder
+
+__all__ = ["DOCUMENT", "FORMAT", "PackReport", "pack", "pack_documents"]
+
+FORMAT = "hanmo-packed-1"
+DOCUMENT = np.dtype([("start", "<i8"), ("tokens", "<i8"), ("characters", "<i8"), ("title", "<u4"), ("source", "<u4")])
+_BATCH = 1 << 20  # characters sent to a process at once
+_FEW = 4  # batches that are encoded sooner than processes start
+_TITLE = 120  # characters; a first line longer than this is no title
+_SOURCES = 1 << 16  # more of them are held to be a mistake: the counts of each are kept in memory
+
+
+@dataclass
+class PackReport:
+    """What was packed; NAME.json holds the same, but for the last."""
+
+    format: str = FORMAT
+    dtype: str = "uint16"
+    tokens: int = 0
+    documents: int = 0
+    characters: int = 0
+    unknown: int = 0
+    distinct_unknown: int = 0
+    vocabulary_size: int = 0
+    vocabulary_sha256: str = ""
+    end: int | None = None
+    marks: dict[str, tuple[int, int]] = field(default_factory=dict)  # source: (start, tokens) in NAME.bin
+    sources: dict[str, dict[str, int]] = field(default_factory=dict)  # in the order of their numbers
+    outside: Counter[str] = field(default_factory=Counter)  # how often each character outside the vocabulary stands
+
+    def to_json(self) -> str:
+        """Write what NAME.json holds."""
+        facts = asdict(self)
+        del facts["outside"]
+        return json.dumps(facts, ensure_ascii=False, indent=1) + "\n"
+
+
+def pack(
+    paths: Iterable[str | Path],
+    out: str | Path,
+    *,
+    encoder: TokenEncoder,
+    text_key: str = "text",
+    source_key: str = "source",
+    document: str = "file",
+    processes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PackReport:
+    """Pack txt, jsonl, csv (also .xz .gz .bz2) and folders of them into out.bin, out.documents and out.json.
+
+    paths, text_key, source_key, document, progress: as in `read_documents`.   The rest: as in `pack_documents`.
+    """
+    parts = read_documents(paths, text_key=text_key, source_key=source_key, document=document, progress=progress)
+    return pack_documents(parts, out, encoder=encoder, processes=processes)
+
+
+def pack_documents(
+    parts: Iterable[Part],
+    out: str | Path,
+    *,
+    encoder: TokenEncoder,
+    marks: Mapping[str, str] | None = None,
+    titles: bool = False,
+    processes: int | None = None,
+) -> PackReport:
+    """Pack documents, in order, into out.bin, out.documents and out.json; the same parts give the same bytes.
+
+    marks: text by source that the reader may set before a document, such as {"poetry": "【诗】"}.
+    titles: note the first line of documents that begin with 《, so that the reader may leave it out.
+    processes: encoders at work; 1 stays in this process, None takes all cores if there is more than a little to do.
+        They bound the memory, not the corpus. A script that uses more than one calls this under
+        `if __name__ == "__main__":`, as multiprocessing asks.
+    A document's parts must follow each other. Nothing is replaced before everything is written.
+    Raises DataError if there are no documents, the last one never ends, there are more than 65,536 sources, a process
+    dies, or no space is left.
+    """
+    out = Path(out)
+    finals = [out.with_name(out.name + suffix) for suffix in (".bin", ".documents", ".json")]
+    report = PackReport(
+        dtype=str(encoder.dtype),
+        vocabulary_size=encoder.vocab,
+        vocabulary_sha256=encoder.sha256,
+        end=encoder.end,
+    )
+    try:
+        with Staged() as staged:
+            made = [staged.new(final) for final in finals]
+            with ExitStack() as files:
+                ids, documents, facts = (files.enter_context(path.open("wb")) for path in made)
+                writer = _Writer(ids, documents, report)
+                writer.write_marks({source: encoder.encode(text) for source, text in (marks or {}).items()})
+                for batch in _encoded(_batches(parts), encoder, titles, processes):
+                    writer.write(batch)
+                writer.close()
+                facts.write(report.to_json().encode())
+                for file in (ids, documents, facts):
+                    file.flush()
+                    os.fsync(file.fileno())
+            for path, final in zip(made, finals, strict=True):
+                staged.place(path, final)
+            finals[2].unlink(missing_ok=True)  # without its json the pair is no packed data: no mixture is ever read
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"no space is left while writing {finals[0]}; nothing was replaced; free space and pack again"
+        ) from error
+    return report
+
+
+@dataclass
+class _Encoded:
+    ids: NDArray[np.unsignedinteger]
+    rows: list[tuple[int, int, int, int, str, bool]]  # tokens, characters, unknown, title, source, ends
+    outside: Mapping[str, int]
+
+
+def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
+    held: list[Part] = []
+    size = 0
+    for part in parts:
+        for piece in part.pieces(_BATCH):
+            held.append(piece)
+            size += len(piece.text) + 1
+            if size >= _BATCH:
+                yield held
+                held, size = [], 0
+    if held:
+        yield held
+
+
+def _encoded(
+    batches: Iterator[list[Part]], encoder: TokenEncoder, titles: bool, processes: int | None
+) -> Iterator[_Encoded]:
+    """Yield the batches encoded, in order; at most two a process are under way."""
+    few = list(islice(batches, _FEW)) if processes is None else []
+    batches = chain(few, batches)
+    count = processes or cores()
+    if count == 1 or (processes is None and len(few) < _FEW):
+        yield from (_encode_batch(batch, encoder, titles) for batch in batches)
+        return
+    # Spawned, not forked: the progress display runs in a thread, and a fork beside threads may hang.
+    with ProcessPoolExecutor(count, get_context("spawn"), _set_worker, (encoder, titles)) as pool:
+        waiting: deque[Future[_Encoded]] = deque()
+        try:
+            for batch in batches:
+                waiting.append(pool.submit(_work, batch))
+                if len(waiting) >= 2 * count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise DataError(
+                f"one of {count} processes that encode was ended from outside, perhaps for want of memory; nothing "
+                "was replaced; pack again with fewer processes"
+            ) from None
+
+
+_worker: dict[str, Any] = {}
+
+
+def _set_worker(encoder: TokenEncoder, titles: bool) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that writes, which ends this one
+    _worker.update(encoder=encoder, titles=titles)
+
+
+def _work(batch: list[Part]) -> _Encoded:
+    return _encode_batch(batch, _worker["encoder"], _worker["titles"])
+
+
+def _encode_batch(batch: list[Part], encoder: TokenEncoder, titles: bool) -> _Encoded:
+    ids: list[NDArray[np.unsignedinteger]] = []
+    rows = []
+    lacking: list[str] = []
+    for part in batch:
+        found = encoder.encode(part.text)
+        unknown = 0 if encoder.unknown is None else int((found == encoder.unknown).sum())
+        if unknown:
+            lacking.append(part.text)
+        line = part.text.find("\n", 0, _TITLE) if titles and part.text.startswith("《") else -1
+        title = len(encoder.encode(part.text[: line + 1])) if line > 0 else 0
+        ids.append(found)
+        if part.ends and encoder.end is not None:
+            ids.append(np.array([encoder.end], found.dtype))
+        rows.append((len(found), len(part.text), unknown, title, part.source, part.ends))
+    return _Encoded(np.concatenate(ids), rows, encoder.outside("".join(lacking)))
+
+
+class _Writer:
+    """Put encoded batches into the files and count them into the report."""
+
+    def __init__(self, ids: IO[bytes], documents: IO[bytes], report: PackReport) -> None:
+        self._ids, self._documents, self._report = ids, documents, report
+        self._dtype = np.dtype(report.dtype).newbyteorder("<")
+        self._written = 0
+        self._document: list[int] | None = None  # start, tokens, characters, title, source of the one under way
+        self._numbers: dict[str, int] = {}
+
+    def write_marks(self, marks: dict[str, NDArray[np.unsignedinteger]]) -> None:
+        if self._report.end is not None:
+            self._put(np.array([self._report.end]))
+        for source, ids in marks.items():
+            self._report.marks[source] = (self._written, len(ids))
+            self._put(ids)
+
+    def write(self, batch: _Encoded) -> None:
+        end = int(self._report.end is not None)
+        at = self._written
+        done = []
+        for tokens, characters, unknown, title, source, ends in batch.rows:
+            counts = self._report.sources.setdefault(
+                source, dict.fromkeys(("documents", "tokens", "characters", "unknown"), 0)
+            )
+            number = self._numbers.setdefault(source, len(self._numbers))
+            if number >= _SOURCES:
+                raise DataError(
+                    f"there are more than {_SOURCES:,} sources, the last {source!r}; name another field for them "
+                    "with source_key, or one that is not there to take the files' names"
+                )
+            self._document = self._document or [at, 0, 0, title, number]
+            self._document[1] += tokens + end * ends
+            self._document[2] += characters
+            at += tokens + end * ends
+            for name, amount in zip(counts, (int(ends), tokens + end * ends, characters, unknown), strict=True):
+                counts[name] += amount
+                setattr(self._report, name, getattr(self._report, name) + amount)
+            if ends:
+                done.append(tuple(self._document))
+                self._document = None
+        self._report.outside.update(batch.outside)
+        self._put(batch.ids)
+        self._documents.write(np.array(done, DOCUMENT).tobytes())
+
+    def close(self) -> None:
+        if self._document:
+            source = list(self._numbers)[self._document[4]]
+            raise DataError(f"the last document of source {source!r} never ended; give its last part with ends=True")
+        if not self._report.documents:
+            raise DataError("there was no document to pack; give files that hold text")
+        self._report.distinct_unknown = len(self._report.outside)
+
+    def _put(self, ids: NDArray[Any]) -> None:
+        self._ids.write(ids.astype(self._dtype, copy=False).tobytes())
+        self._written += len(ids)

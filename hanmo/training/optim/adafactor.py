@@ -1,0 +1,222 @@
+"""AdaFactor, really factored: the second moment of a matrix is kept as two vectors.
+
+Knows recipes, parameter groups and state; knows no model and no schedule, and leaves the arithmetic to
+`adafactor_update`. Two recipes by name, because the two systems that trained with it differ: bert4keras's and
+gpt2-ml's. `torch.optim.Adafactor` is neither (it caps the learning rate, uses other axes and another epsilon).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from hanmo.errors import ConfigError
+from hanmo.training.distributed import local, shard_place, zeros
+from hanmo.training.optim.adafactor_update import (
+    Blocks,
+    Numbers,
+    Rule,
+    can_compile,
+    compiled_update,
+    factored_axes,
+    update_tensor,
+)
+from hanmo.training.rounding import noise_key
+
+__all__ = ["RECIPES", "AdaFactor", "Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Name every setting of AdaFactor; each may also be given per parameter group.
+
+    lr: learning rate.   beta1: decay of the update's running mean, 0 keeps none.
+    beta2: decay of the second moment; None means 1 - t^-0.8 at update t.
+    clip: largest root mean square of a tensor's update, or None.
+    parameter_scale: multiply the update by max(rms(weight), eps2).
+    weight_decay: share of the weight, times lr, that each update takes away.
+    factor_from: a tensor is factored over its two largest axes if neither is smaller.
+    joint_eps: add eps1 to the second moment put together (bert4keras), else to each of its factors (gpt2-ml).
+    Raises ConfigError for a value outside its range.
+    """
+
+    lr: float
+    beta1: float
+    beta2: float | None
+    parameter_scale: bool
+    weight_decay: float
+    factor_from: int
+    joint_eps: bool
+    clip: float | None = 1.0
+    eps1: float = 1e-30
+    eps2: float = 1e-3
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "lr": self.lr >= 0,
+            "beta1": 0 <= self.beta1 < 1,
+            "beta2": self.beta2 is None or 0 <= self.beta2 < 1,
+            "weight_decay": self.weight_decay >= 0,
+            "factor_from": self.factor_from >= 1,
+            "clip": self.clip is None or self.clip > 0,
+            "eps1": self.eps1 > 0,
+            "eps2": self.eps2 >= 0,
+        }
+        for name, right in ranges.items():
+            if not right:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} in an AdaFactor recipe is out of range; "
+                    "expected lr, weight_decay, eps2 >= 0, betas in [0, 1), clip, eps1 > 0, factor_from >= 1"
+                )
+
+
+RECIPES = {
+    "bert4keras": Recipe(
+        lr=1e-3, beta1=0.0, beta2=None, parameter_scale=True, weight_decay=0.0, factor_from=128, joint_eps=True
+    ),
+    # lr: what the released models were trained with, after 10,000 steps of warm-up.
+    "gpt2-ml": Recipe(
+        lr=1e-4, beta1=0.0, beta2=0.999, parameter_scale=False, weight_decay=0.01, factor_from=1, joint_eps=False
+    ),
+}
+
+
+class AdaFactor(Optimizer):
+    """Update float32 or bfloat16 parameters by AdaFactor, after a named recipe or one's own.
+
+    All arithmetic is float32; bfloat16 weights are rounded stochastically, with noise that depends on (seed, parameter,
+    step) only, so that a resumed run goes on exactly. For weight decay on matrices only see schedule.py.
+    State of a parameter: `step`, and `rows` and `columns` if it is factored, else `v`; `m` if beta1 > 0; all float32.
+    Sharded parameters (FSDP2) are updated where they lie; what needs the whole tensor is summed over the shards.
+    Source: https://arxiv.org/abs/1804.04235, bert4keras `optimizers.py`, gpt2-ml `train/optimization_adafactor.py`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        recipe: Recipe | str = "gpt2-ml",
+        *,
+        lr: float | None = None,
+        seed: int = 0,
+        compile: bool = True,
+    ) -> None:
+        """Take parameters or groups of them.
+
+        recipe: a key of RECIPES, or a Recipe (`dataclasses.replace` makes variants).   lr: in place of the recipe's.
+        seed: of the stochastic rounding.   compile: on a GPU that allows it, make few kernels of each update.
+        Raises ConfigError for an unknown recipe or a parameter that is neither float32 nor bfloat16.
+        """
+        if isinstance(recipe, str):
+            if recipe not in RECIPES:
+                raise ConfigError(f"AdaFactor recipe is {recipe!r}; expected one of {sorted(RECIPES)} or a Recipe")
+            recipe = RECIPES[recipe]
+        self._streams: dict[Tensor, int] = {}
+        settings = asdict(recipe if lr is None else replace(recipe, lr=lr))
+        super().__init__(params, settings | {"seed": seed, "compile": compile})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; settings it does not name are the recipe's."""
+        super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            if parameter.dtype not in (torch.float32, torch.bfloat16):
+                raise ConfigError(
+                    f"AdaFactor was given a parameter of {parameter.dtype}, shape {tuple(parameter.shape)}; "
+                    "expected float32 or bfloat16; convert the model with .to(torch.float32)"
+                )
+            self._streams[parameter] = len(self._streams)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_streams": self._streams}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore settings, counters and moments; the moments stay float32 whatever the parameters are."""
+        super().load_state_dict(state_dict)
+        names = (name for group in state_dict["param_groups"] for name in group["params"])
+        parameters = (parameter for group in self.param_groups for parameter in group["params"])
+        for name, parameter in zip(names, parameters, strict=True):
+            if parameter.dtype == torch.float32:
+                continue
+            # torch has cast the moments to the parameter's type; take them again from what was saved.
+            for key, value in state_dict["state"].get(name, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[parameter][key] = value.to(parameter.device, torch.float32, copy=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every parameter that has a gradient; gradients are left as they are."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self.update_one(parameter, group)
+        return loss
+
+    def start(self, parameter: Tensor, group: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Give the state of a parameter, made of zeros if it was never updated."""
+        state = cast(dict[str, Any], self.state[parameter])
+        if state:
+            return state
+        if group is None:
+            group = next(g for g in self.param_groups if any(p is parameter for p in g["params"]))
+        state["step"] = 0
+        axes = factored_axes(tuple(parameter.shape), group["factor_from"])
+        if axes is None:
+            state["v"] = zeros(parameter)
+        else:
+            state["rows"], state["columns"] = zeros(parameter, reduced=axes[1:]), zeros(parameter, reduced=axes[:1])
+        if group["beta1"]:
+            state["m"] = zeros(parameter)
+        return state
+
+    @torch.no_grad()
+    def update_one(self, parameter: Tensor, group: dict[str, Any], *, scale: float | None = None) -> Tensor | None:
+        """Update one parameter of a group from its gradient, by itself.
+
+        scale: what the gradient is divided by first; with it, a gradient that holds inf or NaN is taken as zero,
+            without waiting for the device, and its norm is returned, which then is not finite.
+        """
+        state = self.start(parameter, group)
+        state["step"] += 1
+        grad = cast(Tensor, parameter.grad)
+        weight = local(parameter)
+        compiled = group["compile"] and can_compile(parameter)
+        blocks = Blocks(weight, whole=compiled)
+        rule = Rule(
+            axes=factored_axes(tuple(parameter.shape), group["factor_from"]),
+            guarded=scale is not None,
+            **{name: group[name] for name in ("joint_eps", "eps1", "eps2", "clip", "beta1", "parameter_scale")},
+        )
+        lr = float(group["lr"])
+        beta2 = group["beta2"] if group["beta2"] is not None else 1 - state["step"] ** -0.8
+        keys: list[int] = []
+        if weight.dtype == torch.bfloat16:
+            place = (group["seed"], self._streams[parameter], state["step"], *shard_place(parameter))
+            keys = [noise_key(*place, index) for index in range(len(blocks))]
+        numbers = Numbers(
+            lr=_number(lr, weight.device),
+            beta2=_number(beta2, weight.device),
+            kept=_number(1 - lr * group["weight_decay"], weight.device),
+            unscale=None if scale is None or scale == 1 else _number(1 / scale, weight.device),
+            keys=tuple(torch.full((), key, dtype=torch.int32, device=weight.device) for key in keys),
+        )
+        return (compiled_update if compiled else update_tensor)(
+            parameter,
+            grad.to_dense() if grad.is_sparse else grad,
+            (state["rows"], state["columns"]) if rule.axes else (state["v"],),
+            state.get("m"),
+            numbers,
+            rule=rule,
+            blocks=blocks,
+        )
+
+
+@lru_cache(maxsize=64)  # all parameters of a step share their numbers, and on a GPU each is a kernel to make
+def _number(value: float, device: torch.device) -> Tensor:
+    return torch.full((), value, dtype=torch.float32, device=device)

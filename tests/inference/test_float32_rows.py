@@ -1,0 +1,137 @@
+"""All blocks at once for one token: what torch gives, block by block."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from hanmo.config import Sublayer
+from hanmo.inference.fused import float32_rows
+from hanmo.inference.fused.support import kernels
+from hanmo.model import Model
+from hanmo.training.run import gpt2_ml_config
+
+pytestmark = pytest.mark.skipif(kernels("exact") is None, reason="Numba or the processor is missing")
+
+
+def changed(*, order=None, **changes):
+    config = gpt2_ml_config(vocab=61, depth=3, width=96, positions=64, head_dim=32)
+    if order is not None:
+        changes["order"] = tuple(Sublayer(kind, pre, post) for kind, pre, post in order)
+    return replace(config, decoder=replace(config.decoder, **changes))
+
+
+STACKS = {
+    "gpt2_ml": changed(),
+    "gpt2": changed(
+        order=[("attention", True, False), ("feed_forward", True, False)], final_norm=True, activation="gelu_tanh"
+    ),
+    "gpt": changed(
+        order=[("attention", False, True), ("feed_forward", False, True)], shared_layers=True, activation="relu"
+    ),
+    "unilm": changed(mask="prefix", segments=2),
+    "sinusoidal": changed(position="sinusoidal", positions=None),
+    "other sizes": changed(key_dim=16, feed_forward=50, bias=False, score_scale=0.3),
+}
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Have small stacks taken too; count the steps."""
+    monkeypatch.setattr(float32_rows, "LEAST", 0)
+    found, run = [], float32_rows._run
+    monkeypatch.setattr(float32_rows, "_run", lambda *given: found.append(1) or run(*given))
+    return found
+
+
+def network(config, lies="out, in"):
+    model = Model(config).initialize(1).eval()
+    model.main.fused_step = float32_rows.fused_step
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5))
+    if lies == "in, out":
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.data = module.weight.data.T.contiguous().T
+    if lies == "side by side":  # as GPT-2 keeps query, key and value
+        for block in model.main.blocks:
+            layers = [block.attention.query, block.attention.key, block.attention.value]
+            whole = torch.cat([layer.weight.data.T for layer in layers], 1)
+            for layer, part in zip(layers, whole.split([len(layer.weight) for layer in layers], 1), strict=True):
+                layer.weight.data = part.T
+    return model
+
+
+@torch.inference_mode()
+def logits(model, count=20, unseen=False):
+    """Give the logits after a prompt and after each of so many ids, and the cache."""
+    cache = model.new_cache(rows=1, capacity=40)
+    found = []
+    for step in range(count + 1):
+        ids = torch.tensor([[3 + 2 * step]]) if step else torch.arange(1, 8)[None]
+        mask = torch.ones_like(ids)
+        mask[0, 0] = not (unseen and step == 0)
+        segments = torch.full_like(ids, int(step > 0)) if model.config.main.segments else None
+        given = {"segments": segments, "mask": mask.bool(), "cache": cache, "logits": "last"}
+        found.append(model(ids, **given).logits[0, 0])
+    return torch.stack(found), cache
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("lies", ["out, in", "in, out", "side by side"])
+@pytest.mark.parametrize("name", STACKS)
+def test_steps_equal_torch(taken, monkeypatch, name, lies, threads):
+    model = network(STACKS[name], lies)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(float32_rows, "cores", lambda: 4)
+    ours, cache = logits(model)
+    assert len(taken) == 20
+    monkeypatch.setattr(float32_rows, "plain", lambda stack: False)
+    theirs, other = logits(model)
+    assert len(taken) == 20
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
+    assert cache.length == other.length == 27
+    for one, two in zip(cache.keys + cache.values, other.keys + other.values, strict=True):
+        torch.testing.assert_close(one[:, :, :27], two[:, :, :27], rtol=0, atol=1e-4)
+
+
+def test_changed_weights_are_seen(taken, monkeypatch):
+    model = network(STACKS["gpt2_ml"])
+    before, _ = logits(model)
+    with torch.no_grad():
+        model.main.blocks[1].feed_forward.output.weight.mul_(2)
+    model.main.blocks[0].attention.query.weight = nn.Parameter(torch.randn(96, 96) / 10)
+    ours, _ = logits(model)
+    assert len(taken) == 40 and not torch.allclose(before, ours)
+    monkeypatch.setattr(float32_rows, "plain", lambda stack: False)
+    theirs, _ = logits(model)
+    assert len(taken) == 40
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_what_does_not_suit_is_left_to_torch(taken, monkeypatch):
+    for change in (
+        {"position": "rotary"},
+        {"gated": True},
+        {"activation": "silu"},
+        {"norm": "rms"},
+        {"norm_scale": False},
+    ):
+        logits(network(changed(**change)), 2)
+    logits(network(STACKS["gpt2_ml"]).bfloat16(), 2)
+    model = network(STACKS["gpt2_ml"])
+    logits(model, 2, unseen=True)
+    with torch.inference_mode(False), torch.enable_grad():
+        cache = model.new_cache(rows=1, capacity=9)
+        model(torch.tensor([[1, 2]]), cache=cache)
+        model(torch.tensor([[3]]), cache=cache)
+    assert not taken
+    seen = []
+    model.main.blocks[2].register_forward_hook(lambda *given: seen.append(1))
+    logits(model, 2)
+    assert not taken and len(seen) == 3
+    monkeypatch.undo()
+    logits(network(STACKS["gpt2_ml"]), 2)  # too small
+    assert not taken

@@ -1,0 +1,39 @@
+"""The second start: from the shell to the text without torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from hanmo.inference.openvino.engine import open_engine
+
+GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from hanmo.inference.openvino.engine import open_engine
+from hanmo.generate import GREEDY, Limits
+from hanmo.generate.stop import NEVER
+from hanmo.generate.text import Writing, write
+from hanmo.tokenizers import WordPiece
+
+words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(0x4E00 + i) for i in range(115))]
+engine = open_engine(Path(sys.argv[1]), weights="float32", folder=Path(sys.argv[2]))
+writing = Writing(sampling=GREEDY, limits=Limits(max_tokens=9), stop=NEVER)
+[[written]] = write(engine, WordPiece(words), ["一丁"], writing=writing, seed=1)
+assert "torch" not in sys.modules, "torch was imported"
+print(*written.ids)
+"""
+
+
+def test_a_second_start_writes_the_same_text_and_never_imports_torch(tmp_path):
+    checkpoint = GOLDENS / "gpt2_ml" / "model.ckpt"
+    engine = open_engine(checkpoint, weights="float32", folder=tmp_path)
+    rows, logits = engine.prefill([[5, 6]], room=9)
+    expected = [int(logits.argmax())]
+    while len(expected) < 9:
+        expected.append(int(rows.step(expected[-1:]).argmax()))
+    program = [sys.executable, "-c", PROGRAM, str(checkpoint), str(tmp_path)]
+    result = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert [int(id) for id in result.stdout.split()] == expected

@@ -1,0 +1,281 @@
+"""Steps of single rows past OpenVINO: their arithmetic, their company with OpenVINO's cache, their threads."""
+
+import hashlib
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rounding import assert_near
+
+import hanmo
+from hanmo.config import Sublayer
+from hanmo.inference.fused import quantized_rows, support, thread_pool
+from hanmo.inference.openvino.engine import open_engine
+from hanmo.model import Model
+from hanmo.training.run import gpt2_ml_config
+
+kernels = support.kernels("rounded")
+pytestmark = pytest.mark.skipif(kernels is None, reason="Numba or AVX-512 VNNI is missing")
+
+OTHERS = ({"position": "rotary"}, {"gated": True}, {"activation": "silu"}, {"norm": "rms"}, {"norm_scale": False})
+PROMPT = [5, 17, 99, 250, 3, 42, 42]
+
+
+def gpt2_ml():
+    return gpt2_ml_config(vocab=301, depth=3, width=256, positions=96)
+
+
+def like_gpt2():
+    """Norms before each part and at the end, GELU by tanh, no norm of the embedding, an output of its own."""
+    config = gpt2_ml()
+    order = (Sublayer("attention", pre=True, post=False), Sublayer("feed_forward", pre=True, post=False))
+    stack = replace(config.decoder, order=order, final_norm=True, embedding_norm=False, activation="gelu_tanh")
+    return replace(config, decoder=stack, tied=False)
+
+
+def like_gpt():
+    """Norms behind each part, ReLU, one layer for all."""
+    config = gpt2_ml()
+    order = (Sublayer("attention", pre=False, post=True), Sublayer("feed_forward", pre=False, post=True))
+    stack = replace(config.decoder, order=order, activation="relu", shared_layers=True)
+    return replace(config, decoder=stack)
+
+
+KINDS = {"gpt2_ml": gpt2_ml, "gpt2": like_gpt2, "gpt": like_gpt}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for name, make in KINDS.items():
+        model = Model(make()).initialize(3)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        hanmo.save(model, folder / name)
+    return folder
+
+
+@pytest.fixture
+def opened(models, monkeypatch, tmp_path_factory):
+    monkeypatch.setattr(quantized_rows, "LEAST_BYTES", 0)
+    cache = tmp_path_factory.getbasetemp() / "built"
+
+    def get(name="gpt2_ml", weights="int8", threads=2):
+        engine = open_engine(models / name, weights=weights, threads=threads, folder=cache)
+        assert engine._steps is not None
+        return engine
+
+    return get
+
+
+def written(engine, tokens, ids):
+    """Give the logits after the prompt and after each id, and the rows."""
+    rows, logits = engine.prefill([PROMPT], room=len(ids))
+    return np.array([logits[0], *(rows.step([id])[0] for id in ids[:tokens])]), rows
+
+
+def without_steps(engine):
+    engine._steps = None
+    return engine
+
+
+def compiled(engine):
+    """Say whether OpenVINO's graph was needed."""
+    return engine._compiled is not None
+
+
+IDS = [int(id) for id in np.random.default_rng(0).integers(1, 301, 80)]
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("name", KINDS)
+def test_logits_are_near_those_of_openvino_over_a_whole_text(opened, name, weights):
+    ours, rows = written(opened(name, weights), 80, IDS)
+    theirs, _ = written(without_steps(opened(name, weights)), 80, IDS)
+    assert rows._single is not None and rows.length == 87
+    assert_near(ours, theirs, KINDS[name](), weights)
+    assert not np.array_equal(ours[1:], theirs[1:])  # it was not OpenVINO that made them
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_product_is_that_of_the_rounded_numbers(bits):
+    random = np.random.default_rng(bits)
+    x = random.standard_normal(384).astype(np.float32)
+    x[130] = 40  # its group has a scale of its own
+    numbers, scales, shift = np.empty(384, np.int8), np.empty(3, np.float32), np.zeros((3, 16), np.int32)
+    kernels._round(x, bits, numbers, scales, shift)
+    rounded = np.rint(x.reshape(3, 128) / scales[:, None]) * scales[:, None]
+    assert np.abs(rounded.ravel() - x).max() <= scales.max() / 2 * 1.001
+    bias = random.standard_normal(24).astype(np.float32)
+    if bits == 8:
+        weights = random.integers(-127, 128, (24, 384), dtype=np.int8)
+        rows = random.random(24).astype(np.float32)
+        wide, kept = weights * rows[:, None], weights
+    else:
+        levels = random.integers(-8, 8, (24, 3, 128))
+        rows = random.random((24, 3)).astype(np.float32)
+        wide = (levels * rows[..., None]).reshape(24, 384)
+        nibbles = (levels.reshape(24, 384) & 15).astype(np.uint8)
+        kept = nibbles[:, 0::2] | nibbles[:, 1::2] << 4
+    out = np.zeros(24, np.float32)
+    matrix = (bits, kept.ctypes.data, rows.ctypes.data, bias.ctypes.data)
+    kernels._product(matrix, 0, 11, numbers, scales, shift, 3, out)
+    kernels._product(matrix, 11, 24, numbers, scales, shift, 3, out)
+    expected = wide.astype(np.float64) @ rounded.ravel() + bias
+    assert np.abs(out - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_the_functions_are_exact_to_what_they_say():
+    from hanmo.inference.fused import functions
+
+    for x in np.linspace(-12, 12, 501):
+        number = np.float32(x)
+        assert functions.exp(number) == pytest.approx(math.exp(number), rel=5e-7)
+        normal = number * (1 + math.erf(number / math.sqrt(2))) / 2
+        inner = math.sqrt(2 / math.pi) * (number + 0.044715 * float(number) ** 3)
+        assert functions.activate(number, 0) == pytest.approx(normal, abs=2e-6)
+        assert functions.activate(number, 1) == pytest.approx(number * (1 + math.tanh(inner)) / 2, abs=2e-6)
+        assert functions.activate(number, 2) == max(number, 0)
+    assert functions.exp(np.float32(-200)) < 1e-37
+
+
+def test_the_count_of_threads_changes_no_bit(opened):
+    one, three = written(opened(threads=1), 40, IDS)[0], None
+    engine = opened(threads=1)
+    engine._steps = quantized_rows.Steps(engine._weights, engine.config, 3)
+    three = written(engine, 40, IDS)[0]
+    assert np.array_equal(one, three)
+
+
+def test_short_prompts_never_need_openvino_and_long_ones_do(opened):
+    engine = opened()
+    written(engine, 30, IDS)
+    assert not compiled(engine)
+    rows, logits = engine.prefill([IDS[:17]], room=4)
+    assert compiled(engine)
+    theirs, expected = without_steps(opened()).prefill([IDS[:17]], room=4)
+    assert np.array_equal(logits, expected)  # both OpenVINO's
+    assert_near(rows.step([3]), theirs.step([3]), engine.config, "int8")
+
+
+def test_a_row_may_be_cut_to_nothing_and_written_again(opened):
+    rows, logits = opened().prefill([PROMPT], room=4)
+    rows.cut(0)
+    assert np.array_equal(rows.run(np.array([PROMPT]))[:, -1], logits)
+    rows.cut(0)
+    expected = without_steps(opened()).prefill([IDS[:20]], room=4)[1]
+    assert np.array_equal(rows.run(np.array([IDS[:20]]))[:, -1], expected)
+
+
+def test_all_logits_of_a_short_text_are_those_of_its_steps(opened):
+    engine = opened()
+    alone = [engine.prefill([PROMPT[: end + 1]], room=1)[1][0] for end in range(len(PROMPT))]
+    assert np.array_equal(engine.logits(PROMPT), alone)
+
+
+def test_rows_go_on_in_openvino_where_they_are_read_copied_cut_or_more_than_one(opened):
+    def story(engine):
+        _, rows = written(engine, 20, IDS)
+        found = [rows.run(np.array([IDS[:17]]))[:, -1], rows.step([11])]
+        rows.cut(rows.length - 3)
+        found += [rows.step([12])]
+        other = rows.copy(0, 15)
+        found += [other.step([13]), rows.step([14])]
+        rows.reorder([0, 0])
+        found += [rows.step([15, 16])[:1]]
+        rows.reorder([1])
+        found += [rows.step([17]), rows.step([18])]
+        assert rows.length == len(PROMPT) + 20 + 17 + 1 - 3 + 2 + 1 + 2
+        return np.concatenate(found)
+
+    ours, theirs = story(opened()), story(without_steps(opened()))
+    assert_near(ours, theirs, gpt2_ml(), "int8")
+
+
+def test_two_rows_written_by_turns_do_not_disturb_one_another(opened):
+    engine = opened()
+    alone = written(engine, 10, IDS)[0][1:]
+    one, other = engine.prefill([PROMPT], room=10)[0], engine.prefill([PROMPT[:3]], room=10)[0]
+    found = []
+    for id in IDS[:10]:
+        found.append(one.step([id])[0])
+        other.step([id + 1 if id < 300 else 1])
+    assert np.array_equal(found, alone)
+
+
+def test_an_interrupted_step_leaves_no_thread_waiting(opened):
+    engine = opened()
+    expected = written(engine, 3, IDS)[0]
+    kernel, asked = engine._steps._kernel, []
+
+    def interrupted(thread, *rest):
+        if thread == 0 and not asked:
+            asked.append(thread)
+            raise KeyboardInterrupt
+        kernel(thread, *rest)
+
+    engine._steps._kernel = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        written(engine, 1, IDS)
+    assert asked
+    assert np.array_equal(written(engine, 3, IDS)[0], expected)  # would wait for ever if a thread did
+
+
+def test_a_thread_that_fails_hands_its_error_on_and_works_again():
+    ours, given_up = thread_pool.Crew(3), []
+
+    def job(number):
+        if number == 2:
+            raise MemoryError("no room")
+
+    for _ in range(2):
+        with pytest.raises(MemoryError, match="no room"):
+            ours.run(job, lambda: given_up.append(1))
+    done = []
+    ours.run(done.append)
+    assert sorted(done) == [0, 1, 2] and len(given_up) == 2
+
+
+@pytest.mark.parametrize("name", ["rounded", "exact"])
+def test_a_change_of_the_shared_functions_is_one_of_every_file_that_numba_looks_at(name):
+    shared = Path(support.__file__).with_name("functions.py").read_bytes()
+    assert support.kernels(name)._FUNCTIONS == hashlib.sha256(shared).hexdigest()[:16], "write it there"
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [("machine", "aarch64"), ("_multiplies_bytes", False), ("import_module", RuntimeError("no locator available"))],
+)
+def test_elsewhere_the_libraries_do_it(monkeypatch, change, value):
+    support.kernels.cache_clear()
+    if change == "import_module":
+
+        def refuse(name):
+            raise value
+
+        monkeypatch.setattr(support, change, refuse)
+    else:
+        monkeypatch.setattr(support.platform if change == "machine" else support, change, lambda: value)
+    assert support.kernels("rounded") is None
+    monkeypatch.undo()
+    support.kernels.cache_clear()
+    assert support.kernels("rounded") is not None
+
+
+def test_small_models_and_other_kinds_are_left_to_openvino(models, opened, monkeypatch, tmp_path):
+    assert open_engine(models / "gpt2_ml", weights="float32", folder=tmp_path)._steps is None
+    weights, config = opened()._weights, opened().config
+    for change in (
+        {"position": "rotary"},
+        {"gated": True},
+        {"activation": "silu"},
+        {"norm": "rms"},
+        {"norm_scale": False},
+    ):
+        assert not quantized_rows.suits(weights, replace(config, decoder=replace(config.decoder, **change)))
+    monkeypatch.undo()
+    assert not quantized_rows.suits(weights, config)  # too small
