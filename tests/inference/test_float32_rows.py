@@ -12,7 +12,7 @@ from hanmo.inference.fused.support import kernels
 from hanmo.model import Model
 from hanmo.training.run import gpt2_ml_config
 
-pytestmark = pytest.mark.skipif(kernels("exact") is None, reason="Numba or the processor is missing")
+pytestmark = pytest.mark.skipif(kernels("float32") is None, reason="Numba or the processor is missing")
 
 
 def changed(*, order=None, **changes):
@@ -85,7 +85,7 @@ def logits(model, count=20, unseen=False):
 def test_steps_equal_torch(taken, monkeypatch, name, lies, threads):
     model = network(STACKS[name], lies)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(float32_rows, "cores", lambda: 4)
+    monkeypatch.setattr(float32_rows, "most_threads", lambda: 4)
     ours, cache = logits(model)
     assert len(taken) == 20
     monkeypatch.setattr(float32_rows, "plain", lambda stack: False)

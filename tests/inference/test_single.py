@@ -17,7 +17,7 @@ from hanmo.inference.openvino.engine import open_engine
 from hanmo.model import Model
 from hanmo.training.run import gpt2_ml_config
 
-kernels = support.kernels("rounded")
+kernels = support.kernels("quantized")
 pytestmark = pytest.mark.skipif(kernels is None, reason="Numba or AVX-512 VNNI is missing")
 
 OTHERS = ({"position": "rotary"}, {"gated": True}, {"activation": "silu"}, {"norm": "rms"}, {"norm_scale": False})
@@ -240,7 +240,7 @@ def test_a_thread_that_fails_hands_its_error_on_and_works_again():
     assert sorted(done) == [0, 1, 2] and len(given_up) == 2
 
 
-@pytest.mark.parametrize("name", ["rounded", "exact"])
+@pytest.mark.parametrize("name", ["quantized", "float32"])
 def test_a_change_of_the_shared_functions_is_one_of_every_file_that_numba_looks_at(name):
     shared = Path(support.__file__).with_name("functions.py").read_bytes()
     assert support.kernels(name)._FUNCTIONS == hashlib.sha256(shared).hexdigest()[:16], "write it there"
@@ -260,10 +260,10 @@ def test_elsewhere_the_libraries_do_it(monkeypatch, change, value):
         monkeypatch.setattr(support, change, refuse)
     else:
         monkeypatch.setattr(support.platform if change == "machine" else support, change, lambda: value)
-    assert support.kernels("rounded") is None
+    assert support.kernels("quantized") is None
     monkeypatch.undo()
     support.kernels.cache_clear()
-    assert support.kernels("rounded") is not None
+    assert support.kernels("quantized") is not None
 
 
 def test_small_models_and_other_kinds_are_left_to_openvino(models, opened, monkeypatch, tmp_path):

@@ -50,7 +50,7 @@ def fused_step(stack: Stack, x: Tensor, sight: Sight, cache: Cache) -> Tensor | 
     lie = tuple([(parameter.data_ptr(), parameter.stride()) for parameter in stack.blocks.parameters()])
     found = _STEPS.get(stack)
     if found is None or found[0] != lie:
-        found = _STEPS[stack] = lie, _fields(stack) if kernels("exact") is not None else None
+        found = _STEPS[stack] = lie, _fields(stack) if kernels("float32") is not None else None
     return None if found[1] is None else _run(stack.config, found[1], x, cache)
 
 

@@ -29,7 +29,7 @@ def open_steps(weights: Weights, config: ModelConfig, threads: int | None) -> "S
 
     threads: None takes one for each core that this process may use; no more are taken in any case.
     """
-    if not suits(weights, config) or kernels("rounded") is None:
+    if not suits(weights, config) or kernels("quantized") is None:
         return None
     return Steps(weights, config, min(threads or most_threads(), most_threads()))
 

@@ -36,13 +36,13 @@ def plain(stack: StackConfig) -> bool:
 
 @cache
 def kernels(name: str) -> ModuleType | None:
-    """Import "exact" or "rounded" and so compile it, or give None where it does not run or Numba is not there."""
+    """Import "float32" or "quantized" and so compile it, or give None where it does not run or Numba is not there."""
     if platform.machine() not in ("x86_64", "AMD64") or sys.platform not in ("linux", "darwin"):
         return None
     try:
-        if name == "rounded" and not _multiplies_bytes():
+        if name == "quantized" and not _multiplies_bytes():
             return None
-        return import_module(f"hanmo.inference.fused.{name}")
+        return import_module(f"hanmo.inference.fused.{name}_step")
     except (ImportError, RuntimeError):  # RuntimeError: nowhere may Numba keep what it compiles
         return None
 
