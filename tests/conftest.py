@@ -9,6 +9,10 @@ from hypothesis import settings
 # Networks here are tiny: waking a second thread costs more than it does. Set before NumPy and torch are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Messages are compared in English, whatever the locale of the machine.
+os.environ.pop("LC_ALL", None)
+os.environ["LC_MESSAGES"] = "C"
+
 # A shared machine may stall for longer than any example takes.
 settings.register_profile("hanmo", deadline=None)
 settings.load_profile("hanmo")

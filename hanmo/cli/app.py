@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from hanmo import __version__
 from hanmo.cli.bench import bench
 from hanmo.cli.cache import cache
+from hanmo.cli.chinese import Translated, TranslatedCommand, errors_translated, translate
 from hanmo.cli.convert import convert
 from hanmo.cli.inspect import inspect
 from hanmo.cli.pack import pack, vocab
@@ -31,12 +32,13 @@ from hanmo.errors import HanmoError
 __all__ = ["app", "run"]
 
 
-class _Commands(TyperGroup):
+class _Commands(Translated, TyperGroup):
     """Turns errors that a user can do something about into one line."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            result = super().invoke(ctx)
+            with errors_translated():
+                result = super().invoke(ctx)
             sys.stdout.flush()
         except KeyboardInterrupt:
             _end("interrupted", 130)
@@ -45,7 +47,7 @@ class _Commands(TyperGroup):
         except (HanmoError, OSError) as error:
             if ctx.params.get("debug"):
                 raise
-            _end(_as_options(_line(error), self.commands.get(ctx.invoked_subcommand or "")), 1)
+            _end(_as_options(translate(_line(error)), self.commands.get(ctx.invoked_subcommand or "")), 1)
         return result
 
 
@@ -80,17 +82,17 @@ def _options(
     """
 
 
-app.command("write")(write)
-app.command("inspect")(inspect)
-app.command("convert")(convert)
-app.command("plan")(plan)
-app.command("cache")(cache)
-app.command("bench")(bench)
-app.command("finetune")(finetune)
-app.command("pretrain")(pretrain)
-app.command("pack")(pack)
-app.command("vocab")(vocab)
-app.command("run", context_settings=CONTEXT)(run_script)
+app.command("write", cls=TranslatedCommand)(write)
+app.command("inspect", cls=TranslatedCommand)(inspect)
+app.command("convert", cls=TranslatedCommand)(convert)
+app.command("plan", cls=TranslatedCommand)(plan)
+app.command("cache", cls=TranslatedCommand)(cache)
+app.command("bench", cls=TranslatedCommand)(bench)
+app.command("finetune", cls=TranslatedCommand)(finetune)
+app.command("pretrain", cls=TranslatedCommand)(pretrain)
+app.command("pack", cls=TranslatedCommand)(pack)
+app.command("vocab", cls=TranslatedCommand)(vocab)
+app.command("run", cls=TranslatedCommand, context_settings=CONTEXT)(run_script)
 
 
 def run() -> NoReturn:

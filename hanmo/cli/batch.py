@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hanmo.cli.chinese import translate
 from hanmo.cli.screen import say
 from hanmo.errors import MemoryPlanError
 
@@ -104,8 +105,8 @@ def _gpus(options: Mapping[str, Any]) -> bool | None:
 
 
 def _told(run: "Run") -> str:
-    bad = f", {run.bad:,} could not be written for and are in {run.errors}" if run.bad else ""
-    return f"{run.rows - run.bad:,} rows are in {run.out}{bad}"
+    done = f"{run.rows - run.bad:,} rows are in {run.out}"
+    return f"{done}, {run.bad:,} could not be written for and are in {run.errors}" if run.bad else done
 
 
 @contextmanager
@@ -120,13 +121,13 @@ def _bar(run: "Run") -> Iterator[Callable[[int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     begun, total = time.monotonic(), 0
     with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=600) as bar:
-        task = bar.add_task("writing", total=run.size, completed=run.start)
+        task = bar.add_task(translate("writing"), total=run.size, completed=run.start)
 
         def show(chars: int) -> None:
             nonlocal total
             total += chars
-            bad = f", {run.bad:,} bad" if run.bad else ""
             speed = total / max(time.monotonic() - begun, 1e-3)
-            bar.update(task, completed=run.start, description=f"{run.rows:,} rows{bad}, {speed:,.0f} characters/s")
+            told = f"{run.rows:,} rows, {run.bad:,} bad, {speed:,.0f} characters/s"
+            bar.update(task, completed=run.start, description=translate(told))
 
         yield show

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hanmo.cli.chinese import translate
 from hanmo.cli.screen import say
 from hanmo.cli.write import Mask, Weights
 
@@ -86,8 +87,12 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
     columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn())
     # Nothing is drawn while something is timed: it would take a share of the processor.
     with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
-        task = bar.add_task("looking", total=None)
-        yield lambda words, done, total: bar.update(task, description=words, completed=done, total=total, refresh=True)
+        task = bar.add_task(translate("looking"), total=None)
+
+        def show(words: str, done: int, total: int) -> None:
+            bar.update(task, description=translate(words), completed=done, total=total, refresh=True)
+
+        yield show
 
 
 def _print(result: dict[str, Any], tables: list[Table], *, as_json: bool) -> None:

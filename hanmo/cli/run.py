@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from hanmo.cli.chinese import translate
 from hanmo.cli.screen import echo, say
 from hanmo.cli.write import Weights
 from hanmo.cores import set_torch_threads
@@ -63,7 +64,7 @@ def run(
         debug = context.find_root().params.get("debug")
         if isinstance(error, HanmoError) and not debug:
             line = line_of(script, trace)
-            say(("" if line is None else f"{script}:{line}: ") + " ".join(str(error).split()))
+            say(("" if line is None else f"{script}:{line}: ") + translate(" ".join(str(error).split())))
         else:
             sys.excepthook(type(error), error.with_traceback(trace), trace)
         raise typer.Exit(1) from None

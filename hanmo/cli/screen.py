@@ -4,8 +4,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["echo", "on_screen", "printable", "progress", "say"]
+from hanmo.cli.chinese import translate
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["echo", "on_screen", "printable", "progress", "say", "translating_console"]
 
 # Controls but tab and newline, and those that turn the direction of text: names in a file may hold what terminals obey.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -27,8 +33,8 @@ def echo(text: str) -> None:
 
 
 def say(message: str) -> None:
-    """Print one line on standard error, after the program's name."""
-    print(f"hanmo: {printable(message)}", file=sys.stderr, flush=True)
+    """Print one line on standard error, after the program's name, in the user's language."""
+    print(f"hanmo: {printable(translate(message))}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -45,5 +51,16 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
+        task = bar.add_task(translate(title), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def translating_console(*, quiet: bool = False) -> "Console":
+    """Make a console on standard error that prints lines in the user's language."""
+    from rich.console import Console
+
+    class Translating(Console):
+        def print(self, *objects: Any, **how: Any) -> None:
+            super().print(*(translate(each) if isinstance(each, str) else each for each in objects), **how)
+
+    return Translating(stderr=True, quiet=quiet)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hanmo.cli.screen import progress, say
+from hanmo.cli.screen import progress, say, translating_console
 from hanmo.cli.write import Mask, PreTokenize
 from hanmo.cores import set_torch_threads
 from hanmo.errors import ConfigError, MissingFile
@@ -263,7 +263,6 @@ def _path(value: str | None) -> Path | None:
 def _run(given: dict[str, Any], tune: Any) -> None:
     """Do the run, in as many processes as torchrun started, and end as it was asked to."""
     import torch
-    from rich.console import Console
 
     from hanmo.finetune import Run, Wishes
     from hanmo.training import distributed
@@ -298,7 +297,7 @@ def _run(given: dict[str, Any], tune: Any) -> None:
             family=given["family"],
             mask=given["mask"],
             tokenizer=_path(given["tokenizer"]),
-            console=Console(stderr=True, quiet=not distributed.is_main()),
+            console=translating_console(quiet=not distributed.is_main()),
             progress=shown,
         )
     if outcome.stopped:
