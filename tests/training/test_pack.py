@@ -182,6 +182,14 @@ def test_facts_that_cannot_be_are_refused(tmp_path: Path, change: dict[str, obje
         PackedFile(tmp_path / "d")
 
 
+@pytest.mark.parametrize("name", ["end", "marks", "sources", "unknown"])
+def test_facts_that_lack_one_are_refused(tmp_path: Path, name: str) -> None:
+    file = packed(tmp_path, many())
+    (tmp_path / "d.json").write_text(json.dumps({key: value for key, value in file.facts.items() if key != name}))
+    with pytest.raises(DataError, match="lacks a fact of packed data"):
+        PackedFile(tmp_path / "d")
+
+
 @pytest.mark.parametrize("field", ["start", "tokens", "characters", "title", "source"])
 @pytest.mark.parametrize("number", [-1, 1 << 31])
 def test_documents_outside_of_the_file_are_refused(tmp_path: Path, field: str, number: int) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from hanmo.errors import DataError, MissingFile
 from hanmo.files import read_json
-from hanmo.training.data.pack import DOCUMENT, FORMAT
+from hanmo.training.data.pack import DOCUMENT, FORMAT, PackReport
 
 __all__ = ["PackedData", "PackedFile"]
 
@@ -246,7 +246,8 @@ def _check_facts(facts: dict[str, Any], path: Path) -> None:
     counts = [facts.get(name) for name in ("tokens", "documents", "characters", "unknown", "distinct_unknown")]
     marks, end = facts.get("marks"), facts.get("end")
     right = (
-        facts.get("dtype") in ("uint16", "uint32")
+        facts.keys() >= PackReport.__dataclass_fields__.keys() - {"outside"}
+        and facts["dtype"] in ("uint16", "uint32")
         and isinstance(facts.get("vocabulary_sha256"), str)
         and _count(size := facts.get("vocabulary_size"))
         and all(_count(number) for number in counts)
