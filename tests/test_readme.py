@@ -8,15 +8,24 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from hanmo.cli.app import app
 from hanmo.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ["README.md", "docs/architecture.md"]
-README = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+README, CHINESE = ((ROOT / name).read_text("utf-8") for name in ("README.md", "README.zh.md"))
+DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
+PAGES = ["README.md", "README.zh.md", *DOCS]
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Give (language, content) of each block of code."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+BLOCKS = blocks(README)
 
 
 @pytest.fixture
@@ -26,14 +35,16 @@ def clone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_python_blocks_run_and_print_what_is_shown(clone):
-    shown = [(code, BLOCKS[i + 1]) for i, (language, code) in enumerate(BLOCKS) if language == "python"]
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md", "docs/zh/writing.md"])
+def test_the_python_blocks_run_and_print_what_is_shown(clone, page):
+    found = blocks((ROOT / page).read_text("utf-8"))
+    shown = [(code, found[i + 1]) for i, (language, code) in enumerate(found) if language == "python"]
     assert len(shown) == 1
     for code, (language, output) in shown:
         assert language == "text"
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(code, "README.md", "exec"), {})
+            exec(compile(code, page, "exec"), {})
         assert printed.getvalue() == output
 
 
@@ -68,7 +79,7 @@ def test_every_path_and_link_exists(page):
     text = (ROOT / page).read_text("utf-8")
     paths = re.findall(r"\b(?:hanmo|tests|examples|benchmarks|docs)/[\w./-]*\w", text)
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
-    assert len(paths) > 5
+    assert len(paths) > 5 or len(links) > 2 or page in DOCS
     # A TensorFlow checkpoint is named by its prefix.
     missing = [path for path in paths if not (ROOT / path).exists() and not (ROOT / f"{path}.index").exists()]
     assert missing + [link for link in links if not ((ROOT / page).parent / link).exists()] == []
@@ -77,6 +88,46 @@ def test_every_path_and_link_exists(page):
 def test_the_table_has_every_family():
     table = README[README.index("## Families") : README.index("## What is where")]
     assert set(re.findall(r"`([a-z0-9_.]+)`", table)) & set(FAMILIES) == set(FAMILIES)
+
+
+def commands(text: str) -> list[list[str]]:
+    """Give the words of each command that a page shows, comments and outputs left out."""
+    lines = [line for language, block in blocks(text) if language == "sh" for line in block.splitlines()]
+    lines += re.findall(r"^(?: {4})?\$ (.*)$", text, re.MULTILINE) + re.findall(r"^ {4}(hanmo .*)$", text, re.MULTILINE)
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_are_ones_that_hanmo_has(page):
+    group = typer.main.get_command(app)
+    text = (ROOT / page).read_text("utf-8")
+    for words in commands(text):
+        start = next((i for i, word in enumerate(words) if word in ("hanmo", "hanmo.cli")), None)
+        if start is None:
+            assert words[0] in ("make", "pip", "ray")
+            continue
+        name, *args = words[start + 1 :]
+        command = group.commands[name]
+        with group.make_context("hanmo", [name]) as parent:
+            command.make_context(name, args, parent=parent)  # exits where an option is unknown or a value is wrong
+
+
+def test_commands_are_found():
+    counts = {page: len(commands((ROOT / page).read_text("utf-8"))) for page in PAGES}
+    assert counts["README.md"] > 10 and min(counts[page] for page in DOCS if "/zh/" in page) >= 3
+
+
+def test_both_readmes_say_the_same():
+    pages = (README, CHINESE)
+    headings, shown = (
+        [re.findall(pattern, page, re.MULTILINE) for page in pages] for pattern in (r"^#+ ", r"^hanmo/\S+")
+    )
+    assert headings[0] == headings[1] and len(headings[0]) > 8
+    assert shown[0] == shown[1] and len(shown[0]) > 10
+    codes = [[(language, re.sub(r" *#.*", "", code)) for language, code in blocks(page)] for page in pages]
+    assert codes[0][:-1] == codes[1][:-1]  # the last block says in words what is where
+    names = [set(re.findall(r"`([^`\n\u4e00-\u9fff]+)`", re.sub(r"(?ms)^```.*?^```$", "", page))) for page in pages]
+    assert names[0] == names[1] and len(names[0]) > 50
 
 
 def test_the_make_targets_exist():
