@@ -1,6 +1,6 @@
 """Fine-tune all of a GPT2_ML of 1.39 B parameters on a CPU: peak memory, planned beside measured, and speed.
 
-    python benchmarks/finetune_memory.py FOLDER [--precision float32|bfloat16] [--steps 3] [--depth 6]
+    python benchmarks/finetune_memory.py FOLDER [--precision float32|bfloat16] [--steps 3] [--num-layers 6]
 
 The checkpoint is random, in the published one's format (load_large.py writes it into FOLDER once). Batch 1, sequence
 1,024, AdaFactor by gpt2-ml's recipe, update in backward, recomputation; bfloat16 weights are rounded stochastically.
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--sequence", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--depth", type=int, default=48, help="fewer layers, for a trial")
+    parser.add_argument("--num-layers", type=int, default=48, help="fewer layers, for a trial")
     parser.add_argument("--tiny", action="store_true", help="a model of a few thousand parameters, for a test")
     parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -36,7 +36,7 @@ def main() -> None:
         return
     if not prefix.with_name(prefix.name + ".index").is_file():
         given.folder.mkdir(parents=True, exist_ok=True)
-        load_large.MEGA["num_hidden_layers"] = given.depth
+        load_large.MEGA["num_hidden_layers"] = given.num_layers
         if given.tiny:
             small = {"vocab_size": 500, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
             load_large.MEGA.update(small, intermediate_size=256, max_position_embeddings=64)
@@ -78,7 +78,7 @@ def train(prefix: Path, given: argparse.Namespace) -> dict[str, float | list[flo
     updates = UpdateInBackward(AdaFactor(groups, "gpt2-ml"))
     seconds, losses = [], []
     for _ in range(given.steps):
-        ids = torch.randint(1, model.config.vocab, (1, sequence + 1))
+        ids = torch.randint(1, model.config.vocab_size, (1, sequence + 1))
         start = time.perf_counter()
         loss = next_token_loss(model, ids)
         torch.autograd.backward(loss)

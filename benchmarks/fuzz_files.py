@@ -217,7 +217,7 @@ class Fuzzer:
     def _dumps(self, value: Any) -> bytes:
         return json.dumps(value, ensure_ascii=self.random.random() < 0.5).encode("utf-8", "surrogatepass")
 
-    def message(self, data: bytes, depth: int = 2) -> bytes:
+    def message(self, data: bytes, num_layers: int = 2) -> bytes:
         """Change fields of a protobuf message, and of those inside."""
         r = self.random
         try:
@@ -238,8 +238,8 @@ class Fuzzer:
             elif kind != 2:
                 size = len(value)
                 value = r.choice([b"\xff" * size, bytes(size), self.bytes(value)[:size].ljust(size)])
-            elif depth and way < 0.7:
-                value = self.message(value, depth - 1)
+            elif num_layers and way < 0.7:
+                value = self.message(value, num_layers - 1)
             else:
                 value = r.choice([b"", b"\xff\xfe", b"a" * 5000, "▁".encode(), b"<0x41>", b"</s>", self.bytes(value)])
             found[at] = (number, kind, value)
@@ -470,7 +470,7 @@ def load(folder: Path, *, write: bool = False) -> None:
     loaded = hanmo.load(folder)
     for parameter in loaded.model.parameters():
         parameter.detach().double().sum()
-    if write and loaded.tokenizer is not None and loaded.config.writes:
+    if write and loaded.tokenizer is not None and loaded.config.can_generate:
         loaded.write("今天天气", max_chars=4, seed=1)
 
 
@@ -482,7 +482,7 @@ def tokenize(path: Path) -> None:
         tokenizer.encode(text, detail=True, special=True)
         tokenizer.decode(ids)
         tokenizer.decode(ids, special=True)
-    for number in range(min(tokenizer.vocab, 300)):
+    for number in range(min(tokenizer.vocab_size, 300)):
         tokenizer.id_to_token(number)
 
 

@@ -27,15 +27,32 @@ from hanmo.inference.cuda.engine import StaticEngine
 from hanmo.model import Model
 from hanmo.training.run import gpt2_ml_config
 
-TINY = {"depth": 2, "width": 64, "vocab": 100, "positions": 64, "prompt": 8, "tokens": 6, "rounds": 2, "rows": [1, 2]}
+TINY = {
+    "num_layers": 2,
+    "hidden_size": 64,
+    "vocab_size": 100,
+    "positions": 64,
+    "prompt": 8,
+    "tokens": 6,
+    "rounds": 2,
+    "rows": [1, 2],
+}
 
 
 def main() -> None:
     """Read the arguments, measure by turns, print what was found."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    sizes = {"depth": 48, "width": 1536, "vocab": 21128, "positions": 1024, "prompt": 128, "tokens": 128, "rounds": 5}
+    sizes = {
+        "num_layers": 48,
+        "hidden_size": 1536,
+        "vocab_size": 21128,
+        "positions": 1024,
+        "prompt": 128,
+        "tokens": 128,
+        "rounds": 5,
+    }
     for name, default in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--weights", nargs="+", choices=("bfloat16", "int8"), default=["bfloat16", "int8"])
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True)
@@ -55,7 +72,12 @@ def main() -> None:
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Time every kind of weights and the peer at every number of rows, by turns."""
-    config = gpt2_ml_config(vocab=given.vocab, depth=given.depth, width=given.width, positions=given.positions)
+    config = gpt2_ml_config(
+        vocab_size=given.vocab_size,
+        num_layers=given.num_layers,
+        hidden_size=given.hidden_size,
+        positions=given.positions,
+    )
     with torch.device(given.device):
         model = Model(config).initialize(0).to(torch.bfloat16).eval()
     models = {kind: quantised(model) if kind == "int8" else model for kind in given.weights}
@@ -123,9 +145,9 @@ def peer(given: argparse.Namespace) -> Callable[[int, int], None]:
     """Give a function that writes as much with transformers."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    names = {"vocab_size": "vocab", "n_positions": "positions", "n_embd": "width", "n_layer": "depth"}
+    names = {"vocab_size": "vocab", "n_positions": "positions", "n_embd": "hidden_size", "n_layer": "num_layers"}
     sizes = {theirs: getattr(given, name) for theirs, name in names.items()}
-    config = GPT2Config(**sizes, n_head=max(1, given.width // 64), bos_token_id=None, eos_token_id=None)
+    config = GPT2Config(**sizes, n_head=max(1, given.hidden_size // 64), bos_token_id=None, eos_token_id=None)
     with torch.device(given.device):
         model = GPT2LMHeadModel(config).to(torch.bfloat16).eval()
 
@@ -140,7 +162,7 @@ def peer(given: argparse.Namespace) -> Callable[[int, int], None]:
 
 def prompt(given: argparse.Namespace) -> list[int]:
     """Give the ids that every text goes on from."""
-    return torch.randint(1, given.vocab, (given.prompt,), generator=torch.Generator().manual_seed(0)).tolist()
+    return torch.randint(1, given.vocab_size, (given.prompt,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
 def warm_up(side: Callable[[int, int], None], given: argparse.Namespace) -> float:

@@ -51,7 +51,7 @@ class KneserNey:
     """
 
     def __init__(self, stream: NDArray[np.integer], *, order: int, vocab: int, end: int) -> None:
-        self.vocab, self.end = vocab, end
+        self.vocab_size, self.end = vocab, end
         self.levels: list[Level] = []
         stream = stream.astype(np.int32)
         reach = _reach(stream, end, order)
@@ -76,10 +76,10 @@ class KneserNey:
         """
         stream = stream.astype(np.int64)
         reach = _reach(stream, self.end, len(self.levels))
-        p = np.full(len(stream), 1.0 / (self.vocab - 1))
+        p = np.full(len(stream), 1.0 / (self.vocab_size - 1))
         context = np.zeros(len(stream), np.int64)  # number, at the order below, of the tokens before each place
         for length, level in enumerate(self.levels, 1):
-            key = context * self.vocab + stream
+            key = context * self.vocab_size + stream
             place = np.minimum(np.searchsorted(level.keys, key), len(level.keys) - 1)
             seen = (level.keys[place] == key) & (context >= 0)
             count = np.where(seen, level.counts[place], 0)
@@ -94,7 +94,7 @@ class KneserNey:
 
     def _add(self, keys: NDArray[np.int64], counts: NDArray[np.int32], contexts: int) -> None:
         discounts = _discounts(counts)
-        prefix = keys // self.vocab
+        prefix = keys // self.vocab_size
         total = np.bincount(prefix, counts, contexts)
         gamma = np.bincount(prefix, np.array([0.0, *discounts])[np.minimum(counts, 3)], contexts)
         np.divide(gamma, total, out=gamma, where=total > 0)
@@ -162,7 +162,7 @@ def main() -> None:
     began = time.perf_counter()
     train = PackedFile(given.folder / "train")
     facts = train.facts
-    model = KneserNey(documents_of(train), order=given.order, vocab=facts["vocabulary_size"], end=facts["end"])
+    model = KneserNey(documents_of(train), order=given.order, vocab_size=facts["vocabulary_size"], end=facts["end"])
     counted = time.perf_counter() - began
     held_out = {}
     for path in sorted(given.folder.glob("valid-*.json")):

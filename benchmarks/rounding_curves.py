@@ -1,6 +1,6 @@
 """Train with float32 weights, bfloat16 weights rounded by chance, and plain bfloat16 weights, beside each other.
 
-    python benchmarks/rounding_curves.py DATA OUT [--steps 400] [--width 128]
+    python benchmarks/rounding_curves.py DATA OUT [--steps 400] [--hidden-size 128]
 
 DATA is a folder that examples/small_model/prepare.py made. The three runs see the same batches, from the same weights,
 by gpt2-ml's AdaFactor with the update in backward; all compute as their weights are. OUT gets curves.png and
@@ -33,8 +33,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--depth", type=int, default=2)
-    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--num-layers", type=int, default=2)
+    parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--window", type=int, default=128)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -57,7 +57,12 @@ def _train(given: argparse.Namespace, kind: str) -> dict[str, Any]:
     data = PackedData(
         PackedFile(given.data / "train", vocabulary_sha256=encoder.sha256), window=given.window, rows=given.rows
     )
-    config = gpt2_ml_config(vocab=encoder.vocab, depth=given.depth, width=given.width, positions=given.window)
+    config = gpt2_ml_config(
+        vocab_size=encoder.vocab_size,
+        num_layers=given.num_layers,
+        hidden_size=given.hidden_size,
+        positions=given.window,
+    )
     model = Model(config).initialize(0)
     if kind != "float32":
         model.to(torch.bfloat16)

@@ -18,8 +18,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-SIZES = {"layers": 12, "width": 768, "heads": 12, "vocab": 21128, "positions": 1024, "sequence": 512, "batch": 4}
-TINY = {"layers": 2, "width": 64, "heads": 2, "vocab": 500, "positions": 64, "sequence": 32, "batch": 2}
+SIZES = {
+    "layers": 12,
+    "hidden_size": 768,
+    "num_heads": 12,
+    "vocab_size": 21128,
+    "positions": 1024,
+    "sequence": 512,
+    "batch": 4,
+}
+TINY = {"layers": 2, "hidden_size": 64, "num_heads": 2, "vocab_size": 500, "positions": 64, "sequence": 32, "batch": 2}
 
 
 def main() -> None:
@@ -74,7 +82,7 @@ def _measure(given: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     sizes = TINY if given.tiny else SIZES
-    ids = torch.randint(5, sizes["vocab"], (given.steps + 1, sizes["batch"], sizes["sequence"] + 1))
+    ids = torch.randint(5, sizes["vocab_size"], (given.steps + 1, sizes["batch"], sizes["sequence"] + 1))
     ends: list[float] = []
     before = 0
 
@@ -97,7 +105,8 @@ def _ours(ids: Any, sizes: dict[str, int], begin: Any, ended: Any) -> None:
 
     names = FAMILIES["gpt2_openai"].huggingface or FAMILIES["gpt2"].huggingface
     config = names.config({
-        "vocab_size": sizes["vocab"], "n_embd": sizes["width"], "n_layer": sizes["layers"], "n_head": sizes["heads"],
+        "vocab_size": sizes["vocab_size"], "n_embd": sizes["hidden_size"],
+        "n_layer": sizes["layers"], "n_head": sizes["num_heads"],
         "n_positions": sizes["positions"], "activation_function": "gelu_new",
     })  # fmt: skip
     config = replace(config, decoder=replace(config.decoder, dropout=0.0, attention_dropout=0.0))
@@ -130,7 +139,8 @@ def _theirs(ids: Any, sizes: dict[str, int], begin: Any, ended: Any) -> None:
     begin()
     model = GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=sizes["vocab"], n_embd=sizes["width"], n_layer=sizes["layers"], n_head=sizes["heads"],
+            vocab_size=sizes["vocab_size"], n_embd=sizes["hidden_size"],
+            n_layer=sizes["layers"], n_head=sizes["num_heads"],
             n_positions=sizes["positions"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0,
             eos_token_id=0,
         )

@@ -1,8 +1,9 @@
 """Measure training steps: seconds, tokens a second, memory and the share of the chip's peak, on random ids.
 
-    python benchmarks/train_speed.py --depth 8 --width 448 --positions 1024 --rows 64 --compile
+    python benchmarks/train_speed.py --num-layers 8 --hidden-size 448 --positions 1024 --rows 64 --compile
 
-FLOPs are counted as 6 per parameter and token plus 6 depth width positions for causal attention, no recomputation.
+FLOPs are counted as 6 per parameter and token plus 6 x layers x hidden size x positions
+for causal attention, no recomputation.
 """
 
 import argparse
@@ -20,8 +21,14 @@ from hanmo.training.run import gpt2_ml_config
 def main() -> None:
     """Read the arguments, time the steps, print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name, default in (("depth", 8), ("width", 448), ("positions", 1024), ("rows", 64), ("vocab", 8000)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    for name, default in (
+        ("num_layers", 8),
+        ("hidden_size", 448),
+        ("positions", 1024),
+        ("rows", 64),
+        ("vocab_size", 8000),
+    ):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--optimizer", default="adamw")
@@ -31,7 +38,11 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = gpt2_ml_config(
-        vocab=given.vocab, depth=given.depth, width=given.width, positions=given.positions, dropout=given.dropout
+        vocab_size=given.vocab_size,
+        num_layers=given.num_layers,
+        hidden_size=given.hidden_size,
+        positions=given.positions,
+        dropout=given.dropout,
     )
     model = Model(config).initialize(0).to(device)
     optimizer = make_optimizer(model, Settings(steps=1, optimizer=given.optimizer))
@@ -40,7 +51,7 @@ def main() -> None:
         return next_token_loss(model, ids)
 
     loss_of = torch.compile(compute, dynamic=False) if given.compile else compute
-    ids = torch.randint(1, given.vocab, (given.rows, given.positions + 1), device=device)
+    ids = torch.randint(1, given.vocab_size, (given.rows, given.positions + 1), device=device)
     times = []
     for _ in range(given.steps):
         began = time.perf_counter()
@@ -56,7 +67,7 @@ def main() -> None:
     steady = sorted(times[given.steps // 2 :])[(given.steps - given.steps // 2) // 2]
     tokens = given.rows * given.positions
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    flops = (6 * parameters + 6 * given.depth * given.width * given.positions) * tokens
+    flops = (6 * parameters + 6 * given.num_layers * given.hidden_size * given.positions) * tokens
     found = {
         "parameters": parameters, "tokens": tokens, "first_step_s": times[0], "step_s": steady,
         "tokens_per_second": tokens / steady, "tflops": flops / steady / 1e12, "norm": norm,

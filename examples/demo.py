@@ -59,7 +59,8 @@ def main() -> None:
         found = hanmo.inspect(prefix).found
         stack = found.config.main
         print(f"  {found.family}: {found.parameters:,} parameters, {found.dtype}")
-        print(f"  {stack.depth} layers, width {stack.width}, {stack.heads} heads, {found.sizes['vocab']:,} words")
+        sizes = f"{stack.num_layers} layers, hidden size {stack.hidden_size}, {stack.num_heads} heads"
+        print(f"  {sizes}, {found.sizes['vocab_size']:,} words")
 
         step("Load it and have it write")
         writer = hanmo.load(prefix)
@@ -75,7 +76,9 @@ def main() -> None:
 
 def train(words: list[str]) -> Model:
     """Teach a fresh model the poems by heart."""
-    model = Model(gpt2_ml_config(vocab=len(words), depth=2, width=64, positions=64, head_dim=16)).initialize(seed=7)
+    model = Model(
+        gpt2_ml_config(vocab_size=len(words), num_layers=2, hidden_size=64, positions=64, head_dim=16)
+    ).initialize(seed=7)
     number = {word: i for i, word in enumerate(words)}
     longest = max(len(poem) for poem in POEMS) + 1
     rows = [[number[character] for character in poem] + [number["[SEP]"]] for poem in POEMS]

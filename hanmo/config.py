@@ -27,6 +27,18 @@ _DEEPEST, _FARTHEST = 4096, 1 << 16
 T = TypeVar("T", "Sublayer", "StackConfig", "ModelConfig")
 
 
+RENAMED = {"depth": "num_layers", "width": "hidden_size", "heads": "num_heads", "embedding_width": "embedding_size"}
+RENAMED |= {"vocab": "vocab_size", "writes": "can_generate", "answers": "is_encoder_decoder"}
+"""Names of version 0.1, which are still read in hanmo.json and as attributes."""
+
+
+class _Renamed:
+    def __getattr__(self, name: str) -> Any:
+        if name in RENAMED:
+            return getattr(self, RENAMED[name])
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
 @dataclass(frozen=True)
 class Sublayer:
     """One residual step of a block: `x = post(x + f(pre(x)))`, each norm there or not."""
@@ -41,7 +53,7 @@ class Sublayer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StackConfig:
+class StackConfig(_Renamed):
     """One stack of blocks with its embeddings: an encoder, or a decoder.
 
     Widths are in numbers of features.   head_dim: of a value; key_dim: of a query and a key, usually the same.
@@ -53,13 +65,13 @@ class StackConfig:
     score_residual: "cumulative" adds the scores of all earlier blocks (RealFormer, arXiv 2012.11747), "previous" only
         those of the block before (bert4keras), "none" is off.
     cross_positions: whether cross-attention has T5's relative bias too (bert4keras; the paper's code has not).
-    condition: width of the vector that shifts and scales the norms (conditional layer norm); 0 is off.
-    condition_hidden: width of a hidden layer in between; 0 is none.
+    condition: size of the vector that shifts and scales the norms (conditional layer norm); 0 is off.
+    condition_hidden: size of a hidden layer in between; 0 is none.
     """
 
-    depth: int
-    width: int
-    heads: int
+    num_layers: int
+    hidden_size: int
+    num_heads: int
     head_dim: int
     key_dim: int
     feed_forward: int
@@ -74,7 +86,7 @@ class StackConfig:
     bucket_distance: int = 128
     segments: int = 0
     shared_segments: bool = False
-    embedding_width: int
+    embedding_size: int
     embedding_norm: bool = True
     embedding_norm_eps: float = 1e-12
     final_norm: bool = False
@@ -97,10 +109,10 @@ class StackConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        for name, most in (("depth", _DEEPEST), ("relative_clip", _FARTHEST)):  # no tensor of a file bounds these
+        for name, most in (("num_layers", _DEEPEST), ("relative_clip", _FARTHEST)):  # no tensor of a file bounds these
             if getattr(self, name) > most:
                 raise ConfigError(f"{name} is {getattr(self, name):,}; expected at most {most:,}")
-        for name in ("depth", "width", "heads", "head_dim", "key_dim", "feed_forward", "embedding_width"):
+        for name in ("num_layers", "hidden_size", "num_heads", "head_dim", "key_dim", "feed_forward", "embedding_size"):
             _at_least(name, getattr(self, name), 1)
         for name in ("segments", "condition", "condition_hidden", "position_offset"):
             _at_least(name, getattr(self, name), 0)
@@ -130,7 +142,7 @@ class StackConfig:
         if self.hierarchical and self.position_offset:
             raise ConfigError("hierarchical and position_offset are both set; expected at most one of them")
         if self.position in ("rotary", "relative", "sinusoidal"):
-            name = "embedding_width" if self.position == "sinusoidal" else "key_dim"
+            name = "embedding_size" if self.position == "sinusoidal" else "key_dim"
             if getattr(self, name) % 2:
                 raise ConfigError(f"{name} is {getattr(self, name)}; {self.position} positions need an even number")
         if self.position == "relative" and self.key_dim != self.head_dim:
@@ -164,13 +176,13 @@ class StackConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(_Renamed):
     """A whole model: at most one encoder and one decoder over one vocabulary, and the heads on top.
 
     family: a label, which tells the tables of names apart; no network code asks for it.
     output: "lm" projects onto the vocabulary, "mlm" transforms first (dense, activation, norm) and adds a bias, "none".
     tied: the output projection is the token embedding.
-    logit_scale: factor of the last hidden state before the projection (T5 1.0: width ** -0.5).
+    logit_scale: factor of the last hidden state before the projection (T5 1.0: hidden_size ** -0.5).
     pool: activation of the pooler on the first token ("tanh", "linear"), or "none"; nsp: next-sentence head on it.
     discriminator: ELECTRA's head, one logit a token.
     head_activation, head_norm_eps: of the "mlm" transform and the discriminator.
@@ -180,7 +192,7 @@ class ModelConfig:
     """
 
     family: str
-    vocab: int
+    vocab_size: int
     encoder: StackConfig | None = None
     decoder: StackConfig | None = None
     output: str = "none"
@@ -196,7 +208,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _at_least("vocab", self.vocab, 1)
+        _at_least("vocab_size", self.vocab_size, 1)
         _one_of("output", self.output, ("none", "lm", "mlm"))
         _one_of("pool", self.pool, ("none", *ACTIVATIONS))
         _one_of("head_activation", self.head_activation, ACTIVATIONS)
@@ -204,10 +216,10 @@ class ModelConfig:
             raise ConfigError("neither encoder nor decoder is given; expected at least one of them")
         if self.nsp and self.pool == "none":
             raise ConfigError("nsp is set but pool is 'none'; the next-sentence head stands on the pooler")
-        if self.encoder and self.decoder and self.encoder.embedding_width != self.decoder.embedding_width:
+        if self.encoder and self.decoder and self.encoder.embedding_size != self.decoder.embedding_size:
             raise ConfigError(
-                f"embedding_width is {self.encoder.embedding_width} in the encoder and "
-                f"{self.decoder.embedding_width} in the decoder; they share one embedding"
+                f"embedding_size is {self.encoder.embedding_size} in the encoder and "
+                f"{self.decoder.embedding_size} in the decoder; they share one embedding"
             )
 
     @property
@@ -218,12 +230,12 @@ class ModelConfig:
         return stack
 
     @property
-    def answers(self) -> bool:
+    def is_encoder_decoder(self) -> bool:
         """Whether an encoder reads and a decoder answers, as in T5."""
         return self.encoder is not None and self.decoder is not None
 
     @property
-    def writes(self) -> bool:
+    def can_generate(self) -> bool:
         """Whether the model can write on: it gives logits, and no token sees a later one of its own text."""
         return self.output != "none" and self.main.mask != "full"
 
@@ -238,8 +250,8 @@ class ModelConfig:
         if name is None:
             return None
         found = self._token_ids(name)
-        if len(found) != 1 or not 0 <= found[0] < self.vocab:
-            raise ConfigError(f"{name} is {self.generation[name]!r}; expected one id from 0 to {self.vocab - 1}")
+        if len(found) != 1 or not 0 <= found[0] < self.vocab_size:
+            raise ConfigError(f"{name} is {self.generation[name]!r}; expected one id from 0 to {self.vocab_size - 1}")
         return found[0]
 
     @property
@@ -248,7 +260,7 @@ class ModelConfig:
 
         A GPT-2 with a vocabulary of its own often keeps 50256, the default of transformers, which never comes then.
         """
-        return tuple(number for number in self._token_ids("eos_token_id") if 0 <= number < self.vocab)
+        return tuple(number for number in self._token_ids("eos_token_id") if 0 <= number < self.vocab_size)
 
     def _token_ids(self, name: str) -> list[int]:
         value = self.generation.get(name)
@@ -283,6 +295,7 @@ def _build(cls: type[T], data: Any, where: str) -> T:
     if not isinstance(data, dict):
         raise ConfigError(f"{where} is {type(data).__name__}; expected a JSON object")
     known = {field.name: field for field in fields(cls)}
+    data = {RENAMED.get(key, key): value for key, value in data.items()}
     if unknown := sorted(set(data) - set(known)):
         raise ConfigError(f"{where} has the unknown key {unknown[0]!r}; known are {', '.join(known)}")
     hints = get_type_hints(cls)

@@ -153,7 +153,7 @@ def pretrain(
     memory = _choose(whole, run, wishes, device, optimizer=wishes.optimizer or "adamw")
     console.print(f"planned: {gib(memory.needed)} ({memory.choice})", highlight=False, soft_wrap=True)
     model = Model(whole).initialize(wishes.seed)
-    scale_outputs(model, whole.main.depth)
+    scale_outputs(model, whole.main.num_layers)
     if memory.choice.precision == "bfloat16":
         model.to(torch.bfloat16)
     loaded = Loaded(

@@ -104,7 +104,7 @@ def load_network(
     found, rows = plan(source, config=config, family=family)
     changes: dict[str, Any] = {}
     if edit is not None:
-        changes["vocab"] = edit.size(found.config.vocab)
+        changes["vocab"] = edit.size(found.config.vocab_size)
     if mask is not None:
         if found.config.decoder is not None:
             raise ConfigError(f"mask is {mask!r}, but a {found.family} writes already; leave mask out")

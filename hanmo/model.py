@@ -21,8 +21,8 @@ from hanmo.nn.stack import Stack
 class Output:
     """What a forward gives; None where the model has no such head, or it was not asked for.
 
-    hidden: [b, n, width] of the last block.   logits: [b, n, vocab] ([b, 1, vocab] with logits="last").
-    pooled: [b, width].   nsp: [b, 2] logits.   discriminator: [b, n, 1] logits.
+    hidden: [b, n, hidden_size] of the last block.   logits: [b, n, vocab] ([b, 1, vocab] with logits="last").
+    pooled: [b, hidden_size].   nsp: [b, 2] logits.   discriminator: [b, n, 1] logits.
     """
 
     hidden: Tensor
@@ -38,7 +38,7 @@ class Model(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.token = empty_table(config.vocab, config.main.embedding_width)
+        self.token = empty_table(config.vocab_size, config.main.embedding_size)
         self.encoder = Stack(config.encoder) if config.encoder else None
         self.decoder = Stack(config.decoder) if config.decoder else None
         self.output = Projection(config) if config.output != "none" else None
@@ -69,7 +69,7 @@ class Model(nn.Module):
         """Run ids [b, n] through the model.
 
         segments, positions: [b, n].   mask: [b, n], True where a token is real (default: all are).
-        source: [b, m] ids for the encoder of an encoder-decoder, with source_mask; or memory: [b, m, width], its
+        source: [b, m] ids for the encoder of an encoder-decoder, with source_mask; or memory: [b, m, hidden_size], its
         output; neither is needed once the cache holds the memory's keys and values.
         condition: [b, features] for conditional norms.   logits: "all", "last" (of each row), or "none".
         """
@@ -102,14 +102,14 @@ class Model(nn.Module):
         positions: Tensor | None = None,
         condition: Tensor | None = None,
     ) -> Tensor:
-        """Run the encoder of an encoder-decoder over source ids [b, m]: [b, m, width]."""
+        """Run the encoder of an encoder-decoder over source ids [b, m]: [b, m, hidden_size]."""
         if self.encoder is None:
             raise ValueError("this model has no encoder; call it with ids alone")
         x = self.vectors(self.encoder, source, None)
         return self.encoder(x, mask=mask, positions=positions, condition=condition)
 
     def logits(self, hidden: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Score the vocabulary from hidden states [..., width]: [..., vocab]."""
+        """Score the vocabulary from hidden states [..., hidden_size]: [..., vocab]."""
         if self.output is None:
             raise ValueError(
                 "this model has no output onto its vocabulary; give a configuration whose output is 'lm' or 'mlm'"
@@ -142,7 +142,7 @@ class Model(nn.Module):
         return self
 
     def vectors(self, stack: Stack, ids: Tensor, segments: Tensor | None) -> Tensor:
-        """Look up the token vectors of ids [b, n] for a stack: [b, n, embedding_width]."""
+        """Look up the token vectors of ids [b, n] for a stack: [b, n, embedding_size]."""
         x = self.token(ids)
         if stack.config.shared_segments and stack.config.segments:
             x = x + (self.token.weight[0] if segments is None else self.token(segments))

@@ -124,7 +124,7 @@ class Loaded(Writer):
                 for each in as_texts(text)
             ]
         tokenizer = self._tokenizer()
-        if not self.config.writes or self.config.main.mask != "causal" or self.config.answers:
+        if not self.config.can_generate or self.config.main.mask != "causal" or self.config.is_encoder_decoder:
             raise CheckpointError("scores need a model that reads from left to right; load a BERT with mask='causal'")
         marks = self.marks.before
         ids = [*marks, *encode_prompt(tokenizer, text, ends=False, special=parse_special), *marks]
@@ -145,7 +145,7 @@ class Loaded(Writer):
 
     @torch.inference_mode()
     def encode(self, texts: str | Sequence[str], *, pool: str = "mean", batch: int = 32) -> npt.NDArray[np.float32]:
-        """Turn texts into vectors [texts, width] with an encoder; one text counts as a list of one.
+        """Turn texts into vectors [texts, hidden_size] with an encoder; one text counts as a list of one.
 
         Texts longer than the model's positions are cut at their end. Each stands alone; a pair is not a text.
         pool: "mean" of all tokens, "first" token, or "pooler" (the trained one, if there is).   batch: texts at once.
@@ -161,10 +161,10 @@ class Loaded(Writer):
             raise CheckpointError("this model was loaded to write (mask='prefix'); load it without a mask for vectors")
         tokenizer = self._tokenizer()
         encodings = tokenizer.encode_batch(texts, limit=self.config.main.context)
-        vectors = [np.zeros((0, self.config.main.width), np.float32)]
+        vectors = [np.zeros((0, self.config.main.hidden_size), np.float32)]
         for start in range(0, len(encodings), batch):
             ids, mask = self._padded([encoding.ids for encoding in encodings[start : start + batch]])
-            if self.config.answers:
+            if self.config.is_encoder_decoder:
                 hidden = self.model.encode(ids, mask=mask)
             else:
                 output = self.model(ids, mask=mask, logits="none")
@@ -188,7 +188,7 @@ class Loaded(Writer):
         """
         check_count("k", k)
         tokenizer = self._tokenizer()
-        if self.config.answers:
+        if self.config.is_encoder_decoder:
             return self._fill_spans(text, k)
         mask = tokenizer.special.mask
         if self.config.output == "none" or self.config.main.mask != "full" or mask is None:
@@ -203,8 +203,8 @@ class Loaded(Writer):
                 f"the text has {len(ids)} tokens with its marks, the model knows {context} positions; shorten it"
             )
         logits = self.model(torch.tensor([ids], device=self.model.token.weight.device)).logits[0, places].float()
-        logits[:, tokenizer.vocab :] = -torch.inf
-        best = logits.softmax(-1).topk(min(k, tokenizer.vocab))
+        logits[:, tokenizer.vocab_size :] = -torch.inf
+        best = logits.softmax(-1).topk(min(k, tokenizer.vocab_size))
         return [
             [Candidate(tokenizer.id_to_token(i), p) for p, i in zip(values, found, strict=True)]
             for values, found in zip(best.values.tolist(), best.indices.tolist(), strict=True)

@@ -41,21 +41,21 @@ class Writer:
     """Something that writes: its configuration, tokenizer (None if no vocabulary was found), path and engine."""
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None, path: Path) -> None:
-        if tokenizer is not None and tokenizer.vocab > config.vocab:
+        if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise TokenizerError(
-                f"the vocabulary has {tokenizer.vocab:,} words, the model of {path} {config.vocab:,} rows; they do not "
-                "belong together: give the vocabulary that the model was trained with, or more rows"
+                f"the vocabulary has {tokenizer.vocab_size:,} words, the model of {path} {config.vocab_size:,} rows; "
+                "they do not belong together: give the vocabulary that the model was trained with, or more rows"
             )
-        if tokenizer is not None and config.vocab - tokenizer.vocab > SPARE:
+        if tokenizer is not None and config.vocab_size - tokenizer.vocab_size > SPARE:
             raise TokenizerError(
-                f"the vocabulary has {tokenizer.vocab:,} words, the model of {path} {config.vocab:,} rows; more than "
-                f"{SPARE} spare rows mean another vocabulary: give the one that the model was trained with"
+                f"the vocabulary has {tokenizer.vocab_size:,} words, the model of {path} {config.vocab_size:,} rows; "
+                f"more than {SPARE} spare rows mean another vocabulary: give the one that the model was trained with"
             )
         self.config, self.tokenizer, self.path = config, tokenizer, path
 
     def __repr__(self) -> str:
         config, stack = self.config, self.config.main
-        size = f"{stack.depth} x {stack.width}, {config.vocab:,} ids"
+        size = f"{stack.num_layers} x {stack.hidden_size}, {config.vocab_size:,} ids"
         return f"<{type(self).__name__} of {self.path}: {config.family}, {size}>"
 
     @property
@@ -119,7 +119,7 @@ class Writer:
         least = min(128, max_chars or 128) if min_chars is None else min_chars
         if max_tokens is None and self.config.main.context is None:
             max_tokens = 4 * (max_chars or 1024)  # an end for models whose positions have none
-        marks, answers = self.marks, self.config.answers
+        marks, answers = self.marks, self.config.is_encoder_decoder
         return Writing(
             sampling=sampling,
             limits=Limits(max_tokens=max_tokens, end_ids=marks.ends),
@@ -202,7 +202,7 @@ class Writer:
             )
         if preset is not None and preset not in PRESETS:
             raise ConfigError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}")
-        spare = range(self._tokenizer().vocab, self.config.vocab)
+        spare = range(self._tokenizer().vocab_size, self.config.vocab_size)
         banned = (*self._marks(allow_unknown), *spare)
         if preset is not None:  # an original's bans are followed as they were; the greedy choice is no original's
             known = PRESETS[preset]
@@ -236,7 +236,9 @@ class Writer:
 
     def joined(self, text: str, written: Written) -> str:
         """Join a prompt and what was written on; an answer to a source stands alone."""
-        return written.text if self.config.answers or self.config.main.mask == "prefix" else text + written.text
+        return (
+            written.text if self.config.is_encoder_decoder or self.config.main.mask == "prefix" else text + written.text
+        )
 
 
 def _check_ends(stop: str | None, min_chars: int | None, max_chars: int | None) -> None:
@@ -332,7 +334,7 @@ def find_tokenizer(
         if given is not None:
             raise
         return None
-    return with_sentinels(found, config.vocab) if config.answers else found
+    return with_sentinels(found, config.vocab_size) if config.is_encoder_decoder else found
 
 
 def distinct_unknown_of(path: Path) -> int:

@@ -22,9 +22,9 @@ BLOCK = 6  # results of a sub-layer that are rounded: norm, two products, what i
 SIGMAS = 6
 
 
-def steps(levels: int, width: int) -> float:
+def steps(levels: int, hidden_size: int) -> float:
     """Give the rms error of rounding to so many levels on either side of 0, scaled by the largest of a group."""
-    return math.sqrt(2 * math.log(2 * min(GROUP, width))) / levels / math.sqrt(12)
+    return math.sqrt(2 * math.log(2 * min(GROUP, hidden_size))) / levels / math.sqrt(12)
 
 
 def relative_error(config, weights, *, to_float32):
@@ -33,8 +33,8 @@ def relative_error(config, weights, *, to_float32):
     to_float32: of rounded weights against float32 without any rounding; else of two runs with the same rounded weights.
     """
     stacks = [stack for stack in (config.encoder, config.decoder) if stack is not None]
-    parts = [sublayer.kind for stack in stacks for sublayer in stack.order * stack.depth]
-    eight, four = (steps(levels, config.main.width) for levels in (127, 7))
+    parts = [sublayer.kind for stack in stacks for sublayer in stack.order * stack.num_layers]
+    eight, four = (steps(levels, config.main.hidden_size) for levels in (127, 7))
     matrices, caches = 2 * len(parts) + 1, 2 * sum(kind != "feed_forward" for kind in parts)
     variance = (BLOCK * len(parts) + 1) * BFLOAT16**2
     if weights != "bfloat16":

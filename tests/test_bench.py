@@ -161,7 +161,7 @@ def test_what_a_token_reads_leaves_out_what_it_only_looks_up():
     shared = hanmo.load(GOLDENS / "albert" / "model.ckpt").config
     sizes = {"encoder.blocks.0.attention.output.weight": 1, "encoder.embedding.position.weight": 1000}
     sizes |= {"token.weight": 10, "pooler.dense.weight": 100}
-    assert shared.tied and bytes_per_token(shared, sizes) == shared.main.depth + 10
+    assert shared.tied and bytes_per_token(shared, sizes) == shared.main.num_layers + 10
 
 
 def test_lengths_that_do_not_fit_are_one_that_does():

@@ -16,21 +16,21 @@ BERT = json.loads((GOLDENS / "bert" / "config.json").read_text("utf-8"))
 
 def stack(**changes) -> StackConfig:
     values = {
-        "depth": 2,
-        "width": 8,
-        "heads": 2,
+        "num_layers": 2,
+        "hidden_size": 8,
+        "num_heads": 2,
         "head_dim": 4,
         "key_dim": 4,
         "feed_forward": 16,
         "order": (Sublayer("attention", post=True), Sublayer("feed_forward", post=True)),
         "positions": 10,
-        "embedding_width": 8,
+        "embedding_size": 8,
     }
     return StackConfig(**values | changes)
 
 
 def model(**changes) -> ModelConfig:
-    return ModelConfig(**{"family": "bert", "vocab": 5, "encoder": stack()} | changes)
+    return ModelConfig(**{"family": "bert", "vocab_size": 5, "encoder": stack()} | changes)
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gpt2_openai"}))
@@ -45,7 +45,7 @@ def test_every_family_survives_json(family):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depth": 0}, "depth is 0; expected 1 or more"),
+        ({"num_layers": 0}, "num_layers is 0; expected 1 or more"),
         ({"segments": -1}, "segments is -1; expected 0 or more"),
         ({"buckets": 1}, "buckets is 1; expected 2 or more"),
         ({"dropout": 1.0}, "dropout is 1.0; expected a number from 0 up to 1"),
@@ -75,7 +75,7 @@ def test_a_stack_that_cannot_be_is_refused(changes, message):
     [
         ({"encoder": None}, "neither encoder nor decoder is given"),
         ({"nsp": True}, "nsp is set but pool is 'none'"),
-        ({"decoder": stack(embedding_width=4)}, "embedding_width is 8 in the encoder and 4 in the decoder"),
+        ({"decoder": stack(embedding_size=4)}, "embedding_size is 8 in the encoder and 4 in the decoder"),
     ],
 )
 def test_a_model_that_cannot_be_is_refused(changes, message):
@@ -93,10 +93,10 @@ def test_an_unknown_kind_of_sublayer_is_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(colour=1), "the model has the unknown key 'colour'; known are family, vocab"),
-        (lambda d: d.pop("vocab"), "the model is not complete: .*'vocab'"),
-        (lambda d: d.update(vocab="5"), "vocab of the model is '5'; expected int"),
-        (lambda d: d.update(vocab=True), "vocab of the model is True; expected int"),
+        (lambda d: d.update(colour=1), "the model has the unknown key 'colour'; known are family, vocab_size"),
+        (lambda d: d.pop("vocab_size"), "the model is not complete: .*'vocab_size'"),
+        (lambda d: d.update(vocab_size="5"), "vocab of the model is '5'; expected int"),
+        (lambda d: d.update(vocab_size=True), "vocab of the model is True; expected int"),
         (lambda d: d["encoder"].update(dropout=float("nan")), "dropout of encoder of the model is nan; expected float"),
         (lambda d: d["encoder"].update(order="x"), "order of encoder of the model is 'x'; expected a list"),
         (lambda d: d.update(encoder=3), "encoder of the model is int; expected a JSON object"),
@@ -119,7 +119,7 @@ def test_text_that_is_not_json_is_refused():
     [
         (
             {"num_attention_heads": 5},
-            "hidden_size is 32, num_attention_heads is 5; expected heads that divide the width",
+            "hidden_size is 32, num_attention_heads is 5; expected heads that divide the hidden_size",
         ),
         ({"hidden_size": None}, "hidden_size is missing in config.json; expected int"),
         ({"hidden_size": "32"}, "hidden_size is '32' in config.json; expected int"),

@@ -362,7 +362,7 @@ def test_sentence_vectors_of_a_real_bert_equal_those_of_transformers() -> None:
     mask = batch["attention_mask"].bool()
     theirs = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     loaded = load(folder)
-    assert loaded.config.main.depth == 6 and loaded.config.vocab == 30522
+    assert loaded.config.main.num_layers == 6 and loaded.config.vocab_size == 30522
     with torch.no_grad():
         expected = sentence_vectors(theirs(**batch).last_hidden_state, mask)
         output = loaded.model(batch["input_ids"], mask=mask, segments=batch["token_type_ids"])

@@ -79,7 +79,11 @@ def test_the_decoder_of_a_t5_loads_alone(folder, data):
 @pytest.mark.parametrize("form", ["tensorflow", "huggingface"])
 @pytest.mark.parametrize(
     ("changes", "name"),
-    [({"bias": False}, "dense.bias"), ({"embedding_norm": False}, "embeddings.LayerNorm"), ({"depth": 2}, "layer.2")],
+    [
+        ({"bias": False}, "dense.bias"),
+        ({"embedding_norm": False}, "embeddings.LayerNorm"),
+        ({"num_layers": 2}, "layer.2"),
+    ],
 )
 def test_nothing_inside_a_stack_is_left_out(folder, form, changes, name):
     path, config = folder("bert", form)
@@ -95,8 +99,8 @@ def test_a_parameter_that_the_names_do_not_know_is_refused(folder):
 
 def test_our_own_names_are_held_against_the_configuration(folder):
     path, config = folder("bert", "safetensors")
-    with pytest.raises(ConfigError, match="vocab is 100; the checkpoint holds 120; give the configuration"):
-        load(path, config=replace(config, vocab=100))
+    with pytest.raises(ConfigError, match="vocab_size is 100; the checkpoint holds 120; give the configuration"):
+        load(path, config=replace(config, vocab_size=100))
     encoder = replace(config.encoder, segments=0)
     with pytest.raises(
         TensorMismatch, match=r"holds encoder.embedding.segment.weight, which this model has no place for"

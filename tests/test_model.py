@@ -189,11 +189,11 @@ def test_gradients_reach_every_parameter_and_recomputation_changes_none(family):
 def test_realformer_of_the_paper_differs_from_bert4keras_from_the_third_block_on():
     ids = ids_of(1, 6)
     outputs = {}
-    for depth in (2, 3):
+    for num_layers in (2, 3):
         for kind in ("previous", "cumulative"):
-            model = model_of(config_of("bert", score_residual=kind, depth=depth))
+            model = model_of(config_of("bert", score_residual=kind, num_layers=num_layers))
             with torch.no_grad():
-                outputs[depth, kind] = model(ids).hidden
+                outputs[num_layers, kind] = model(ids).hidden
     torch.testing.assert_close(outputs[2, "previous"], outputs[2, "cumulative"])
     assert not torch.allclose(outputs[3, "previous"], outputs[3, "cumulative"])
 

@@ -38,9 +38,9 @@ def test_cache_holds_the_original_keys_and_values(model, arrays):
     cache = model.new_cache(rows=len(ids), capacity=ids.shape[1])
     with torch.no_grad():
         model(ids, cache=cache)
-    for depth in range(model.config.main.depth):
-        np.testing.assert_allclose(cache.keys[depth], theirs[:, depth, 0], rtol=0, atol=2e-5)
-        np.testing.assert_allclose(cache.values[depth], theirs[:, depth, 1], rtol=0, atol=2e-5)
+    for num_layers in range(model.config.main.num_layers):
+        np.testing.assert_allclose(cache.keys[num_layers], theirs[:, num_layers, 0], rtol=0, atol=2e-5)
+        np.testing.assert_allclose(cache.values[num_layers], theirs[:, num_layers, 1], rtol=0, atol=2e-5)
 
 
 def test_loss_and_all_gradients_equal_the_original(folder, arrays):

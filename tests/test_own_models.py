@@ -18,7 +18,7 @@ WORDS = ["[PAD]", "[UNK]", "[EOS]", "[NL]", "[SP]", *ASCII, *("##" + letter for 
 @pytest.fixture
 def own(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n", "utf-8")
-    model = Model(gpt2_ml_config(vocab=len(WORDS), depth=2, width=64, positions=32)).initialize(0)
+    model = Model(gpt2_ml_config(vocab_size=len(WORDS), num_layers=2, hidden_size=64, positions=32)).initialize(0)
     hanmo.save(model, tmp_path / "own", tokenizer=[tmp_path / "vocab.txt"])
     return hanmo.load(tmp_path / "own")
 

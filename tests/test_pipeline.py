@@ -92,14 +92,14 @@ def test_special_tokens_of_a_prompt_are_read_as_transformers_does(writer, prompt
 
 
 def test_special_tokens_and_rows_without_a_word_are_never_written(tmp_path):
-    writer = small("gpt2_ml", tmp_path, vocab=len(WORDS) + 7)
+    writer = small("gpt2_ml", tmp_path, vocab_size=len(WORDS) + 7)
     for written in writer.write_detailed("今天", n=8, seed=1, top_k=100, stop=None, max_tokens=30):
         assert all(len(SPECIAL) <= i < len(WORDS) or i == 3 for i in written.ids)
 
 
 def test_added_tokens_are_rows_with_a_word_and_are_written(tmp_path):
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<诗>": len(WORDS), "春眠": len(WORDS) + 1}), "utf-8")
-    writer = small("gpt2_ml", tmp_path, vocab=len(WORDS) + 4)
+    writer = small("gpt2_ml", tmp_path, vocab_size=len(WORDS) + 4)
     assert set(writer.writing().sampling.banned) == {0, 1, 2, 4, len(WORDS) + 2, len(WORDS) + 3}
     with torch.no_grad():
         writer.model.token.weight[len(WORDS) + 1] *= 20
@@ -108,7 +108,7 @@ def test_added_tokens_are_rows_with_a_word_and_are_written(tmp_path):
 
 
 def test_a_preset_draws_as_its_original_did(tmp_path):
-    writer = small("gpt2_ml", tmp_path, vocab=len(WORDS) + 2)
+    writer = small("gpt2_ml", tmp_path, vocab_size=len(WORDS) + 2)
     demo = writer.writing(preset="gpt2-ml-demo").sampling
     assert (demo.top_p, demo.crossing, demo.banned) == (0.95, "drop", (0, len(WORDS), len(WORDS) + 1))
     assert writer.writing(preset="article").sampling.top_k == 5
@@ -174,7 +174,10 @@ def test_beams_give_the_likeliest_first(writer):
     texts = writer.write_detailed("今天", beams=4, n=3, max_tokens=6, stop=None)
     assert len({written.ids for written in texts}) == 3
     assert texts[0].score >= texts[1].score >= texts[2].score
-    assert [len(writer.write("今天", beams=width, n=width, max_tokens=6)) for width in (7, 8)] == [7, 8]
+    assert [len(writer.write("今天", beams=hidden_size, n=hidden_size, max_tokens=6)) for hidden_size in (7, 8)] == [
+        7,
+        8,
+    ]
 
 
 def test_a_length_penalty_ranks_beams_by_their_means(writer):
@@ -320,12 +323,12 @@ def test_an_encoder_decoder_answers(family, tmp_path):
 
 def test_a_vocabulary_with_more_words_than_rows_is_refused(tmp_path):
     with pytest.raises(TokenizerError, match=r"has 34 words, the model of .* 33 rows"):
-        small("gpt2_ml", tmp_path, vocab=len(WORDS) - 1)
+        small("gpt2_ml", tmp_path, vocab_size=len(WORDS) - 1)
 
 
 def test_a_vocabulary_of_far_fewer_words_than_rows_is_another_models(tmp_path):
     with pytest.raises(TokenizerError, match=r"has 34 words, the model of .* 163 rows; more than 128 spare rows"):
-        small("gpt2_ml", tmp_path, vocab=len(WORDS) + 129)
+        small("gpt2_ml", tmp_path, vocab_size=len(WORDS) + 129)
 
 
 def test_a_device_that_is_not_there_and_a_mask_for_a_writer_are_refused(tmp_path, writer):

@@ -96,7 +96,7 @@ def test_writing_feeds_the_ids_that_training_feeds(family: str, vocabulary: str,
     answer, calls = written(loaded)
     assert len(answer.ids) > 1 or answer.reason == "end"
     fed = torch.cat([call["ids"] for call in calls], 1)
-    if loaded.config.answers or mask == "prefix":
+    if loaded.config.is_encoder_decoder or mask == "prefix":
         data = PairData([(SOURCE, HAN)], loaded.tokenizer, loaded.config, rows=1)
         batch = {name: torch.from_numpy(array) for name, array in data.batch(0, 0).items()}
         around = len(batch["ids"][0]) + 1 - int((batch["targets"] > 0).sum())  # what stands before the target

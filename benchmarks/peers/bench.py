@@ -40,15 +40,15 @@ class Bench:
         """Sizes for the peers; llama.cpp's fastest kernels want a vocabulary that 8 divides."""
         config = json.loads((self.checkpoint.parent / "config.json").read_text("utf-8"))
         names = {
-            "depth": "num_hidden_layers",
-            "width": "hidden_size",
-            "heads": "num_attention_heads",
+            "num_layers": "num_hidden_layers",
+            "hidden_size": "hidden_size",
+            "num_heads": "num_attention_heads",
             "inner": "intermediate_size",
             "positions": "max_position_embeddings",
-            "vocab": "vocab_size",
+            "vocab_size": "vocab_size",
         }
         found = {ours: int(config[theirs]) for ours, theirs in names.items()}
-        return {**found, "vocab": found["vocab"] - found["vocab"] % 8}
+        return {**found, "vocab_size": found["vocab_size"] - found["vocab_size"] % 8}
 
     def log(self, name: str) -> Path:
         """Give the file for what a process prints."""

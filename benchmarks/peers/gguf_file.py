@@ -1,6 +1,6 @@
 """Write a GGUF file of GPT-2's graph with any sizes, random weights and a vocabulary of made-up words.
 
-    python gguf_file.py OUT.gguf '{"kind": "Q8_0", "depth": 48, "width": 1536, "heads": 24, …}'
+    python gguf_file.py OUT.gguf '{"kind": "Q8_0", "num_layers": 48, "hidden_size": 1536, "num_heads": 24, …}'
 
 Runs in llama.cpp's environment (packages gguf, numpy). Every matrix, the embeddings' included, is of that kind; norms
 and biases are float32, as in the files that llama.cpp's own tools make.
@@ -13,40 +13,42 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-KEYS = ("kind", "depth", "width", "heads", "inner", "positions", "vocab")
+KEYS = ("kind", "num_layers", "hidden_size", "num_heads", "inner", "positions", "vocab")
 
 
-def shapes(depth: int, width: int, inner: int, positions: int, vocab: int) -> dict[str, tuple[int, ...]]:
+def shapes(num_layers: int, hidden_size: int, inner: int, positions: int, vocab: int) -> dict[str, tuple[int, ...]]:
     """Give every tensor's shape, [out, in] for a matrix; the output is the embeddings', as GPT2_ML's."""
     found: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (vocab, width),
-        "position_embd.weight": (positions, width),
+        "token_embd.weight": (vocab, hidden_size),
+        "position_embd.weight": (positions, hidden_size),
     }
-    for layer in range(depth):
+    for layer in range(num_layers):
         for name, out, into in (
-            ("attn_qkv", 3 * width, width),
-            ("attn_output", width, width),
-            ("ffn_up", inner, width),
-            ("ffn_down", width, inner),
+            ("attn_qkv", 3 * hidden_size, hidden_size),
+            ("attn_output", hidden_size, hidden_size),
+            ("ffn_up", inner, hidden_size),
+            ("ffn_down", hidden_size, inner),
         ):
             found[f"blk.{layer}.{name}.weight"] = (out, into)
             found[f"blk.{layer}.{name}.bias"] = (out,)
         for name in ("attn_norm", "ffn_norm"):
-            found[f"blk.{layer}.{name}.weight"] = found[f"blk.{layer}.{name}.bias"] = (width,)
-    found["output_norm.weight"] = found["output_norm.bias"] = (width,)
+            found[f"blk.{layer}.{name}.weight"] = found[f"blk.{layer}.{name}.bias"] = (hidden_size,)
+    found["output_norm.weight"] = found["output_norm.bias"] = (hidden_size,)
     return found
 
 
-def write(path: Path, *, kind: str, depth: int, width: int, heads: int, inner: int, positions: int, vocab: int) -> None:
+def write(
+    path: Path, *, kind: str, num_layers: int, hidden_size: int, heads: int, inner: int, positions: int, vocab: int
+) -> None:
     """Write the file beside and rename it."""
     quantised = gguf.GGMLQuantizationType[kind]
     partial = path.with_suffix(".partial")
     out = gguf.GGUFWriter(partial, "gpt2")
-    out.add_name(f"random GPT-2 of {depth} layers of {width}")
+    out.add_name(f"random GPT-2 of {num_layers} layers of {hidden_size}")
     out.add_context_length(positions)
-    out.add_embedding_length(width)
+    out.add_embedding_length(hidden_size)
     out.add_feed_forward_length(inner)
-    out.add_block_count(depth)
+    out.add_block_count(num_layers)
     out.add_head_count(heads)
     out.add_layer_norm_eps(1e-5)
     out.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
@@ -61,8 +63,8 @@ def write(path: Path, *, kind: str, depth: int, width: int, heads: int, inner: i
     out.add_bos_token_id(vocab - 1)
     out.add_eos_token_id(vocab - 1)
     random = np.random.default_rng(0)
-    kinds = {name: gguf.GGMLQuantizationType.F32 for name in shapes(depth, width, inner, positions, vocab)}
-    every = shapes(depth, width, inner, positions, vocab)
+    kinds = {name: gguf.GGMLQuantizationType.F32 for name in shapes(num_layers, hidden_size, inner, positions, vocab)}
+    every = shapes(num_layers, hidden_size, inner, positions, vocab)
     for name, shape in every.items():
         if len(shape) == 2 and name != "position_embd.weight":
             kinds[name] = quantised

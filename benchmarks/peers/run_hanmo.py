@@ -13,7 +13,7 @@ def open_model(options: dict[str, Any]) -> dict[str, Any]:
 
     def decode(context: int, tokens: int, rows: int = 1) -> list[float]:
         """Milliseconds of each step after a prompt, all rows of it together."""
-        prompts = [random_ids(context, engine.vocab, seed) for seed in range(rows)]
+        prompts = [random_ids(context, engine.vocab_size, seed) for seed in range(rows)]
         cache, logits = engine.prefill(prompts, room=tokens)
 
         def write(logits: Any) -> Any:
@@ -25,7 +25,7 @@ def open_model(options: dict[str, Any]) -> dict[str, Any]:
 
     def prompt(tokens: int) -> float:
         """Seconds to read a prompt."""
-        return timed(lambda: engine.prefill([random_ids(tokens, engine.vocab)], room=1))
+        return timed(lambda: engine.prefill([random_ids(tokens, engine.vocab_size)], room=1))
 
     return {"decode": decode, "prompt": prompt, "info": lambda: {**info(), **memory()}}
 

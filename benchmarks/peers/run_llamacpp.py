@@ -22,7 +22,7 @@ def open_model(options: dict[str, Any]) -> dict[str, Any]:
     flash = "ENABLED" if options["flash"] == "on" else "DISABLED"
     params.flash_attn_type = getattr(xllamacpp.llama_flash_attn_type, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
     server = xllamacpp.Server(params)
-    vocab = options["vocab"]
+    vocab = options["vocab_size"]
 
     def write(context: int, tokens: int) -> list[dict[str, Any]]:
         """Read a prompt, write tokens; the server's timings after each."""

@@ -22,7 +22,7 @@ def open_model(options: dict[str, Any]) -> dict[str, Any]:
     wanted.n_threads = wanted.n_threads_batch = options["threads"]
     wanted.flash_attn_type = int(options["flash"] == "on")
     context = llama_cpp.llama_init_from_model(model, wanted)
-    vocab = options["vocab"]
+    vocab = options["vocab_size"]
 
     def read(ids: list[int]) -> int:
         """Append ids, and give the likeliest of what comes next."""

@@ -1,6 +1,6 @@
 """Worker: transformers' GPT2LMHeadModel with its own cache, one step as its `generate` takes it when greedy.
 
-Options: dtype, threads, depth, width, heads, inner, positions, vocab. Random weights.
+Options: dtype, threads, num_layers, hidden_size, heads, inner, positions, vocab. Random weights.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ def open_model(options: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(options["threads"])
     torch.set_grad_enabled(False)
     config = transformers.GPT2Config(
-        vocab_size=options["vocab"],
+        vocab_size=options["vocab_size"],
         n_positions=options["positions"],
-        n_embd=options["width"],
-        n_layer=options["depth"],
-        n_head=options["heads"],
+        n_embd=options["hidden_size"],
+        n_layer=options["num_layers"],
+        n_head=options["num_heads"],
         n_inner=options["inner"],
     )
     with torch.device("meta"):
@@ -32,7 +32,7 @@ def open_model(options: dict[str, Any]) -> dict[str, Any]:
 
     def decode(context: int, tokens: int) -> list[float]:
         """Milliseconds of each step after a prompt."""
-        ids = torch.tensor([random_ids(context, options["vocab"])])
+        ids = torch.tensor([random_ids(context, options["vocab_size"])])
 
         def write() -> Iterator[None]:
             known, cache = ids, None
@@ -45,7 +45,7 @@ def open_model(options: dict[str, Any]) -> dict[str, Any]:
 
     def prompt(tokens: int) -> float:
         """Seconds to read a prompt."""
-        ids = torch.tensor([random_ids(tokens, options["vocab"])])
+        ids = torch.tensor([random_ids(tokens, options["vocab_size"])])
         return timed(lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
 
     def info() -> dict[str, Any]:

@@ -152,7 +152,19 @@ def _before(final: dict[str, Any]) -> str:
 
 
 def _command(final: dict[str, Any]) -> str:
-    own = ("depth", "width", "positions", "rows", "optimizer", "lr", "warmup", "schedule", "bfloat16", "times", "seed")
+    own = (
+        "num_layers",
+        "hidden_size",
+        "positions",
+        "rows",
+        "optimizer",
+        "lr",
+        "warmup",
+        "schedule",
+        "bfloat16",
+        "times",
+        "seed",
+    )
     return ", ".join(f"{name} {final['arguments'][name]}" for name in own if name in final["arguments"])
 
 

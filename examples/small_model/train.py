@@ -2,9 +2,9 @@ r"""Train the small model from the folder that prepare.py made: one command, res
 
     python examples/small_model/train.py DATA OUT --minutes 18              the shipped model's size
     python examples/small_model/train.py DATA OUT --minutes 18 --resume
-    python examples/small_model/train.py DATA OUT --minutes 118 --depth 4 --width 384 --positions 512 --rows 16 \
+    python examples/small_model/train.py DATA OUT --minutes 118 --num-layers 4 --hidden-size 384 --positions 512 --rows 16 \
         --optimizer muon --lr 2e-3 --warmup 100 --bfloat16 --compile --times pdauthors=4 …   two cores, see README.md
-    python examples/small_model/train.py DATA OUT --steps 100 --depth 2 --width 64 --positions 64 --rows 4
+    python examples/small_model/train.py DATA OUT --steps 100 --num-layers 2 --hidden-size 64 --positions 64 --rows 4
 
 --times replaces the data's own readings, relative to each other. The last line is a try. Into OUT go last-STEP and
 best-STEP (folders that Hanmo loads), log.jsonl, samples.txt, and at the end final.json: bits per character on every
@@ -66,14 +66,14 @@ def _train(given: argparse.Namespace, console: Console) -> None:
         bare_share=report["bare_share"],
     )
     config = gpt2_ml_config(
-        vocab=tokenizer.vocab,
-        depth=given.depth,
-        width=given.width,
+        vocab_size=tokenizer.vocab_size,
+        num_layers=given.num_layers,
+        hidden_size=given.hidden_size,
         positions=given.positions,
         dropout=given.dropout,
     )
     model = Model(config).initialize(given.seed)
-    scale_outputs(model, given.depth)
+    scale_outputs(model, given.num_layers)
     if given.start is not None:
         fill_from(model, given.start)
     model.to(given.device)
@@ -154,8 +154,8 @@ def _arguments() -> argparse.Namespace:
     length.add_argument("--steps", type=int)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in OUT")
     parser.add_argument("--start", type=Path, help="begin with the weights of this folder, of the same size")
-    parser.add_argument("--depth", type=int, default=8)
-    parser.add_argument("--width", type=int, default=448)
+    parser.add_argument("--num-layers", type=int, default=8)
+    parser.add_argument("--hidden-size", type=int, default=448)
     parser.add_argument("--positions", type=int, default=1024)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--rows", type=int, default=64, help="windows in a batch")

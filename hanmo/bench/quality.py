@@ -48,7 +48,7 @@ def measure_quality(
         raise ConfigError(f"device is {subject.device!r}; quality is measured on the CPU engine: leave device out")
     looked = subject.look()
     config = looked.found.config
-    if config.answers or (subject.mask or config.main.mask) != "causal":
+    if config.is_encoder_decoder or (subject.mask or config.main.mask) != "causal":
         raise CheckpointError(
             f"bits per character need a model that reads from left to right, which this {config.family} does not; "
             "a BERT does with mask='causal'"

@@ -53,7 +53,7 @@ def measure(subject: Subject, *, quick: bool = False, show: Show = lambda words,
     looked, busy = subject.look(), load()
     conversion = _convert(subject, sum(file.bytes or 0 for file in looked.files), show)
     rounds = 1 if quick else 3
-    prompt = _prompt(looked.found.config.vocab, fitting((16,), looked.found.config.main.context)[0])
+    prompt = _prompt(looked.found.config.vocab_size, fitting((16,), looked.found.config.main.context)[0])
     starts = []
     for number in range(rounds):
         show("starting", number, rounds)
@@ -84,7 +84,7 @@ def measure(subject: Subject, *, quick: bool = False, show: Show = lambda words,
             "weights": subject.weights,
             "weights_bytes": held,
             "to_float32": held / (4 * looked.found.parameters),
-            "answers": writer.config.answers,
+            "answers": writer.config.is_encoder_decoder,
         },
         "machine": {**describe(subject.device), "load": busy, "device": subject.device, "threads": threads},
         "start": _start(conversion, starts, held),
@@ -153,7 +153,7 @@ def _cases(positions: int | None) -> list[Case]:
 def _run(engine: Engine, case: Case) -> Times:
     """Time a case once; a device with a queue is asked for a step before the last ids are there, as by the loop."""
     queue = engine if isinstance(engine, QueueingEngine) else None
-    prompt, times, steps = _prompt(engine.vocab, case.tokens), Times(), _steps(engine.max_positions)
+    prompt, times, steps = _prompt(engine.vocab_size, case.tokens), Times(), _steps(engine.max_positions)
     start = time.perf_counter()
     rows, logits = engine.prefill([prompt], room=WARM + steps)
     int(logits[0].argmax())  # waits

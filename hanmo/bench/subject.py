@@ -50,7 +50,7 @@ class Subject:
         """
         found = inspect(self.path)
         config = found.found.config
-        if config.writes or (self.mask is not None and config.output != "none"):
+        if config.can_generate or (self.mask is not None and config.output != "none"):
             return found
         way = "it has no output onto its vocabulary"
         if config.output != "none":
@@ -96,10 +96,14 @@ def bytes_per_token(config: ModelConfig, sizes: Mapping[str, int]) -> int:
         stack, _, rest = name.partition(".")
         if name.endswith(_LOOKED_UP) or (stack == "token" and not config.tied):
             continue
-        if stack in ("pooler", "discriminator") or (stack == "encoder" and config.answers) or ".cross.key" in name:
+        if (
+            stack in ("pooler", "discriminator")
+            or (stack == "encoder" and config.is_encoder_decoder)
+            or ".cross.key" in name
+        ):
             continue
         if ".cross.value" in name:
             continue
         shared = config.main.shared_layers and rest.startswith("blocks.")
-        total += nbytes * (config.main.depth if shared else 1)
+        total += nbytes * (config.main.num_layers if shared else 1)
     return total

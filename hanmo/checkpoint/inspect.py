@@ -75,15 +75,15 @@ class Inspection:
             "family": found.family,
             "candidates": found.candidates,
             "parameters": found.parameters,
-            "vocab_rows": found.sizes["vocab"],
+            "vocab_rows": found.sizes["vocab_size"],
             "dtype": found.dtype,
             "released": found.released,
             "format": self.format,
             "names": found.format,
             "sizes": {
-                "depth": stack.depth,
-                "width": stack.width,
-                "heads": stack.heads,
+                "num_layers": stack.num_layers,
+                "hidden_size": stack.hidden_size,
+                "num_heads": stack.num_heads,
                 "head_dim": stack.head_dim,
                 "feed_forward": stack.feed_forward,
                 "context": stack.context,
@@ -154,7 +154,7 @@ def inspect(
             )
     vocabulary = _vocabulary(here.parent)
     if vocabulary is not None:
-        rows, words = found.sizes["vocab"], vocabulary[1]
+        rows, words = found.sizes["vocab_size"], vocabulary[1]
         if words > rows or rows - words > SPARE:
             problems.append(f"{vocabulary[0].name} has {words:,} words, the embedding {rows:,} rows")
     return Inspection(here, form, found, tensors, files, config, config_file, vocabulary, notes, problems)

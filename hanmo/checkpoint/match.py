@@ -83,7 +83,7 @@ def _recognised(
         raise ConfigError(
             f"{source.path}: " + "; ".join(found.misfits) + "; mend config.json or take the one it came with"
         )
-    if found.derived and any(note.startswith(("heads", "depth")) for note in found.notes):
+    if found.derived and any(note.startswith(("num_heads", "num_layers")) for note in found.notes):
         raise MissingFile(
             f"no config.json beside {source.path}, and its shapes do not tell {found.notes[0]}; "
             f"put the one it came with there, or the one that 'hanmo inspect' prints"

@@ -53,8 +53,8 @@ HOW: dict[str, Ways] = {
 def _sines_then_cosines(config: ModelConfig) -> Tensor:
     """Compute the table that transformers' RoFormer keeps: [positions, head_dim], in its own order of steps."""
     stack = config.main
-    count, width = stack.positions or 1536, stack.head_dim
-    angle = np.arange(count)[:, None] / np.power(10000, 2 * np.arange(width // 2) / width)
+    count, size = stack.positions or 1536, stack.head_dim
+    angle = np.arange(count)[:, None] / np.power(10000, 2 * np.arange(size // 2) / size)
     return torch.from_numpy(np.concatenate((np.sin(angle), np.cos(angle)), 1).astype(np.float32))
 
 

@@ -43,7 +43,7 @@ class Recognised:
 
     family: the likeliest; candidates: all that fit.   format: "tensorflow", "huggingface" or "hanmo", its names.
     config: what the file's own config.json says, or what its shapes do (derived=True).
-    sizes: as measured: vocab, width, depth, feed_forward, and what else the shapes tell.
+    sizes: as measured: vocab, hidden_size, num_layers, feed_forward, and what else the shapes tell.
     parameters: numbers in the model's own tensors.   dtype: of most of them.   left: reason → how many other tensors.
     released: name of the released checkpoint of this shape; sha256: of its data file.
     notes: what a person should know.   misfits: what config.json has wrong.   mend: its keys → what they should be.
@@ -89,7 +89,7 @@ def recognise(source: Source, *, config: Mapping[str, Any] | None = None, family
     names = names_of(FAMILIES[name], form)
     assert names is not None
     sizes = measure(names, tensors)
-    released = RELEASED.get((name, sizes["vocab"], sizes["depth"], sizes["width"]))
+    released = RELEASED.get((name, sizes["vocab_size"], sizes["num_layers"], sizes["hidden_size"]))
     shown = derive(names, sizes, tensors)
     if released is not None:
         shown |= {key: released.config[key] for key in released.config if translate(names, key) == key}
@@ -128,25 +128,25 @@ def recognise_own(source: Source, config: ModelConfig) -> Recognised:
     side = "decoder" if config.decoder else "encoder"
     blocks = {match[1] for name in tensors if (match := re.match(rf"{side}\.blocks\.(\d+)\.", name))}
     sizes = {
-        "vocab": token.shape[0],
-        "width": stack.width,
-        "depth": len(blocks),
+        "vocab_size": token.shape[0],
+        "hidden_size": stack.hidden_size,
+        "num_layers": len(blocks),
         "feed_forward": stack.feed_forward,
-        "embedding_width": token.shape[-1],
+        "embedding_size": token.shape[-1],
     }
     if stack.positions is not None:
         sizes["positions"] = stack.positions
     result = Recognised(config.family, [config.family], "hanmo", config, False, sizes, 0, "")
     _sort(result, [Row((name,), name) for name in tensors], tensors)
-    depth = 1 if stack.shared_layers else stack.depth
+    num_layers = 1 if stack.shared_layers else stack.num_layers
     for key, says, holds in (
-        ("vocab", config.vocab, sizes["vocab"]),
-        ("embedding_width", stack.embedding_width, sizes["embedding_width"]),
-        ("depth", depth, sizes["depth"]),
+        ("vocab_size", config.vocab_size, sizes["vocab_size"]),
+        ("embedding_size", stack.embedding_size, sizes["embedding_size"]),
+        ("num_layers", num_layers, sizes["num_layers"]),
     ):
         if says != holds:
             result.misfits.append(f"the configuration says {key} is {says:,}; the checkpoint holds {holds:,}")
-    released = RELEASED.get((config.family, sizes["vocab"], sizes["depth"], sizes["width"]))
+    released = RELEASED.get((config.family, sizes["vocab_size"], sizes["num_layers"], sizes["hidden_size"]))
     if released is not None:
         result.released = released.name
     return result
@@ -228,10 +228,10 @@ def _sort(result: Recognised, rows: list[Row], tensors: Mapping[str, TensorInfo]
 
 def _say_guesses(result: Recognised) -> None:
     stack = result.config.main
-    if "heads" not in result.sizes and result.released is None:
-        result.notes.append(f"heads: {stack.heads}, taken from the custom of {CUSTOM_HEAD} features a head")
+    if "num_heads" not in result.sizes and result.released is None:
+        result.notes.append(f"heads: {stack.num_heads}, taken from the custom of {CUSTOM_HEAD} features a head")
     if stack.shared_layers:
-        result.notes.append(f"depth: {stack.depth} in the file, shared; config.json must say how often it is run")
+        result.notes.append(f"depth: {stack.num_layers} in the file, shared; config.json must say how often it is run")
 
 
 def _compare(result: Recognised, shown: Mapping[str, Any]) -> None:
@@ -239,15 +239,15 @@ def _compare(result: Recognised, shown: Mapping[str, Any]) -> None:
     sizes, stack = result.sizes, result.config.main
     encoder = result.config.encoder or stack
     pairs = [
-        ("vocab_size", result.config.vocab, sizes["vocab"]),
-        ("hidden_size", stack.width, sizes["width"]),
-        ("embedding_size", stack.embedding_width, sizes["embedding_width"]),
+        ("vocab_size", result.config.vocab_size, sizes["vocab_size"]),
+        ("hidden_size", stack.hidden_size, sizes["hidden_size"]),
+        ("embedding_size", stack.embedding_size, sizes["embedding_size"]),
         ("intermediate_size", stack.feed_forward, sizes["feed_forward"]),
     ]
     if not stack.shared_layers and result.family != "albert_unshared":
-        pairs.append(("num_hidden_layers", encoder.depth, sizes["depth"]))
-        if result.config.encoder and result.config.decoder and "decoder_depth" in sizes:
-            pairs.append(("num_decoder_layers", stack.depth, sizes["decoder_depth"]))
+        pairs.append(("num_hidden_layers", encoder.num_layers, sizes["num_layers"]))
+        if result.config.encoder and result.config.decoder and "num_decoder_layers" in sizes:
+            pairs.append(("num_decoder_layers", stack.num_layers, sizes["num_decoder_layers"]))
     if "positions" in sizes and stack.positions is not None:
         pairs.append(("max_position_embeddings", stack.positions, sizes["positions"]))
     if "segments" in sizes:
@@ -259,7 +259,7 @@ def _compare(result: Recognised, shown: Mapping[str, Any]) -> None:
         result.mend[theirs] = holds
         if key == "vocab_size" and 0 < holds - says <= SPARE:
             result.notes.append(f"the embedding has {holds:,} rows for {says:,} words: {holds - says} are spare")
-            result.config = replace(result.config, vocab=holds)
+            result.config = replace(result.config, vocab_size=holds)
         else:
             result.misfits.append(f"config.json says {theirs} is {says:,}; the checkpoint holds {holds:,}")
     if result.names.sizes.segment and stack.segments and not stack.shared_segments and "segments" not in sizes:
@@ -268,11 +268,11 @@ def _compare(result: Recognised, shown: Mapping[str, Any]) -> None:
             f"config.json says type_vocab_size is {stack.segments}, but the checkpoint has no "
             f"{result.names.sizes.segment}: set it to 0, or shared_segment_embeddings to true"
         )
-    if stack.heads * stack.key_dim != sizes["query"]:
+    if stack.num_heads * stack.key_dim != sizes["query"]:
         heads, of = (translate(result.names, key) for key in ("num_attention_heads", "attention_head_size"))
         result.mend |= {key: shown[key] for key in (heads, of) if key in shown}
         result.misfits.append(
-            f"config.json says {heads} × head size is {stack.heads * stack.key_dim:,}; "
+            f"config.json says {heads} × head size is {stack.num_heads * stack.key_dim:,}; "
             f"the checkpoint holds {sizes['query']:,}"
         )
 
@@ -305,4 +305,4 @@ RELEASED = {
         _MEGA,
     ),
 }
-"""By (family, vocabulary rows, depth, width)."""
+"""By (family, vocabulary rows, num_layers, hidden_size)."""

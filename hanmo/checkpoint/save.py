@@ -170,7 +170,7 @@ def _compare(config: ModelConfig, data: Mapping[str, Any], names: Names, rows: S
 
 
 def _fields(config: ModelConfig) -> dict[str, Any]:
-    """Flatten what counts of a configuration, "encoder.width" → 768, without what no part of it uses."""
+    """Flatten what counts of a configuration, "encoder.hidden_size" → 768, without what no part of it uses."""
     flat: dict[str, Any] = {}
     for name, value in asdict(replace(config, generation={})).items():
         if name in ("encoder", "decoder") and value is not None:

@@ -46,9 +46,9 @@ def bare(names: Names, name: str, tensors: Mapping[str, object]) -> str:
 
 
 def measure(names: Names, tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
-    """Tell the sizes that the shapes show: vocab, embedding_width, width, depth, feed_forward, query, and more.
+    """Tell the sizes that the shapes show: vocab_size, embedding_size, hidden_size, num_layers and more.
 
-    query: heads times the features of a key.   positions, segments, heads, decoder_depth: where a tensor tells them.
+    query: heads times the features of a key.   positions, segments, num_heads, num_decoder_layers: where shown.
     Raises CheckpointError if what should be a matrix is none.
     """
     of = names.sizes
@@ -66,22 +66,22 @@ def measure(names: Names, tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
         query, inner = query[::-1], inner[::-1]
     layer = of.layer if of.token in tensors else of.layer.removeprefix(names.prefix)
     sizes = {
-        "vocab": token[0],
-        "embedding_width": token[1],
-        "width": query[0],
-        "depth": _depth(layer, tensors),
+        "vocab_size": token[0],
+        "embedding_size": token[1],
+        "hidden_size": query[0],
+        "num_layers": _depth(layer, tensors),
         "feed_forward": inner[1],
         "query": query[1],
     }
     for key, found in (
         ("positions", shape(of.position)),
         ("segments", shape(of.segment)),
-        ("heads", shape(of.heads)),
+        ("num_heads", shape(of.heads)),
     ):
         if found:
             sizes[key] = found[0]
-    if layer.startswith("encoder") and (depth := _depth(layer.replace("encoder", "decoder", 1), tensors)):
-        sizes["decoder_depth"] = depth
+    if layer.startswith("encoder") and (num_layers := _depth(layer.replace("encoder", "decoder", 1), tensors)):
+        sizes["num_decoder_layers"] = num_layers
     return sizes
 
 
@@ -94,12 +94,12 @@ def _depth(layer: str, tensors: Mapping[str, object]) -> int:
 def derive(names: Names, sizes: Mapping[str, int], tensors: Mapping[str, object]) -> dict[str, Any]:
     """Write the config.json that the shapes call for, in the words of the format; heads by custom if need be."""
     query = sizes["query"]
-    heads = sizes.get("heads") or (query // CUSTOM_HEAD if query % CUSTOM_HEAD == 0 else 1)
+    heads = sizes.get("num_heads") or (query // CUSTOM_HEAD if query % CUSTOM_HEAD == 0 else 1)
     data: dict[str, Any] = {
-        "vocab_size": sizes["vocab"],
-        "hidden_size": sizes["width"],
-        "embedding_size": sizes["embedding_width"],
-        "num_hidden_layers": sizes["depth"],
+        "vocab_size": sizes["vocab_size"],
+        "hidden_size": sizes["hidden_size"],
+        "embedding_size": sizes["embedding_size"],
+        "num_hidden_layers": sizes["num_layers"],
         "num_attention_heads": heads,
         "attention_head_size": query // heads,
         "intermediate_size": sizes["feed_forward"],
@@ -108,7 +108,7 @@ def derive(names: Names, sizes: Mapping[str, int], tensors: Mapping[str, object]
     }
     if names.style == "t5":
         gated = "wi_0" in names.sizes.feed_forward
-        data["num_decoder_layers"] = sizes.get("decoder_depth", sizes["depth"])
+        data["num_decoder_layers"] = sizes.get("num_decoder_layers", sizes["num_layers"])
         data["feed_forward_proj"] = "gated-gelu" if gated else "relu"
         data["tie_word_embeddings"] = not gated or "lm_head.weight" not in tensors
     return {translate(names, key): value for key, value in data.items() if translate(names, key)}

@@ -92,7 +92,7 @@ def _list(folder: Path, paths: list[Path], *, as_json: bool, sha256: bool) -> No
             continue
         found.append(one)
         objects.append(_as_dict(one))
-        size, rows = f"{one.found.parameters:,} parameters", f"{one.found.sizes['vocab']:,} rows"
+        size, rows = f"{one.found.parameters:,} parameters", f"{one.found.sizes['vocab_size']:,} rows"
         lines.append([name, one.found.family, size, one.found.dtype, rows, one.found.released or ""])
     if as_json:
         echo(_dump(objects))
@@ -111,11 +111,11 @@ def _list(folder: Path, paths: list[Path], *, as_json: bool, sha256: bool) -> No
 def _print(one: Inspection) -> None:
     found, stack = one.found, one.found.config.main
     nbytes = sum(file.bytes if file.bytes is not None else file.expected or 0 for file in one.files)
-    depth = f"{stack.depth} layers"
+    num_layers = f"{stack.num_layers} layers"
     if found.config.encoder is not None and found.config.decoder is not None:
-        depth = f"{found.config.encoder.depth} + {stack.depth} layers"
+        num_layers = f"{found.config.encoder.num_layers} + {stack.num_layers} layers"
     context = f", {stack.context:,} positions" if stack.context else ""
-    rows = f"{found.sizes['vocab']:,} rows"
+    rows = f"{found.sizes['vocab_size']:,} rows"
     if one.vocabulary is not None:
         rows += f", {one.vocabulary[1]:,} words in {one.vocabulary[0].name}"
     _field("checkpoint", str(one.path))
@@ -126,7 +126,7 @@ def _print(one: Inspection) -> None:
     _field("vocabulary", rows)
     _field(
         "sizes",
-        f"{depth}, width {stack.width:,}, {stack.heads} heads of {stack.head_dim}, "
+        f"{num_layers}, hidden size {stack.hidden_size:,}, {stack.num_heads} heads of {stack.head_dim}, "
         f"feed-forward {stack.feed_forward:,}{context}",
     )
     files = f"{_count(len(one.files), 'data file')} of {nbytes:,} bytes"

@@ -278,7 +278,7 @@ def _bytes_read(model: Path, title: str) -> Iterator[Callable[[int], None]]:
 def _one(loaded: "Writer", prompt: str, seed: int | None, how: dict[str, Any], *, shown: bool) -> None:
     """Write one text, showing it piece by piece; at Ctrl-C what is there so far stays."""
     text = loaded.stream(prompt, seed=seed, **how)
-    begins = "" if loaded.config.answers or loaded.config.main.mask == "prefix" else prompt
+    begins = "" if loaded.config.is_encoder_decoder or loaded.config.main.mask == "prefix" else prompt
     begun = False
     try:
         for piece in text:

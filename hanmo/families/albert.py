@@ -69,7 +69,7 @@ def _layers(config: ModelConfig, layer: Callable[[str], list[Row]]) -> list[Row]
     """Make the rows of the one shared block, or copy it into every block of a model that trains them apart."""
     if config.main.shared_layers:
         return layer("encoder.blocks.0")
-    copies = zip(*[layer(f"encoder.blocks.{i}") for i in range(config.main.depth)], strict=True)
+    copies = zip(*[layer(f"encoder.blocks.{i}") for i in range(config.main.num_layers)], strict=True)
     return [replace(same[0], ours=tuple(r.ours[0] for r in same), how=f"copy_{same[0].how}") for same in copies]
 
 
@@ -87,14 +87,14 @@ def _huggingface_config(data: Config, *, shared: bool) -> ModelConfig:
     if data["embedding_size"] == data.get("hidden_size"):
         raise ConfigError(
             f"embedding_size and hidden_size are both {data['embedding_size']} in config.json; Hugging Face maps "
-            f"embeddings to the width even then, and Hanmo reads ALBERT with embeddings narrower than its width"
+            f"embeddings even then, and Hanmo reads ALBERT with embeddings narrower than its hidden_size"
         )
     return huggingface_encoder(data, family="albert" if shared else "albert_unshared", shared_layers=shared)
 
 
 def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
     data = huggingface_original("albert", "Albert")(config)
-    return {"embedding_size": config.main.embedding_width, "num_hidden_groups": 1, "inner_group_num": 1} | data
+    return {"embedding_size": config.main.embedding_size, "num_hidden_groups": 1, "inner_group_num": 1} | data
 
 
 def _huggingface_layer(ours: str) -> list[Row]:

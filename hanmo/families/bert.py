@@ -64,7 +64,7 @@ def encoder_config(data: Config, *, family: str, gelu: str, **changes: Any) -> M
     """Read a BERT-like encoder with every head its checkpoints may have."""
     return ModelConfig(
         family=family,
-        vocab=read(data, "vocab_size", int),
+        vocab_size=read(data, "vocab_size", int),
         encoder=transformer(data, gelu=gelu, **changes),
         output="mlm",
         pool="tanh",
@@ -75,7 +75,7 @@ def encoder_config(data: Config, *, family: str, gelu: str, **changes: Any) -> M
 
 
 def google_embedding(ours: str, theirs: str, project: str) -> list[Row]:
-    """Make the rows of token, segment, position embeddings, their norm and the mapping to the width."""
+    """Make the rows of token, segment, position embeddings, their norm and the mapping to the hidden_size."""
     return [
         row("token.weight", f"{theirs}/word_embeddings"),
         row(f"{ours}.embedding.position.weight", f"{theirs}/position_embeddings"),
@@ -98,7 +98,7 @@ def google_layer(ours: str, theirs: str) -> list[Row]:
 
 
 def google_heads() -> list[Row]:
-    """Make the rows of pooler, NSP and MLM heads; NSP's weights are stored [2, width]."""
+    """Make the rows of pooler, NSP and MLM heads; NSP's weights are stored [2, hidden_size]."""
     return [
         *dense("pooler.dense", "bert/pooler/dense"),
         row("pooler.nsp.weight", "cls/seq_relationship/output_weights"),
@@ -190,7 +190,7 @@ def huggingface_original(model_type: str, word: str) -> Callable[[ModelConfig], 
     def write(config: ModelConfig) -> dict[str, Any]:
         stack = config.main
         data = write_transformer(config, gelu="gelu_erf")
-        # Its code derives these from the width; a reader would not miss them.
+        # Its code derives these from the hidden_size; a reader would not miss them.
         for key in ("attention_head_size", "attention_key_size", "shared_segment_embeddings"):
             data.pop(key, None)
         data["hidden_act"] = {"gelu_erf": "gelu", "gelu_tanh": "gelu_new"}.get(stack.activation, stack.activation)
@@ -214,7 +214,7 @@ def _class(config: ModelConfig) -> str:
 
 def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
     data = huggingface_original("bert", "Bert")(config)
-    data.pop("embedding_size", None)  # its embeddings have the width of the stack
+    data.pop("embedding_size", None)  # its embeddings have the hidden_size of the stack
     return data
 
 

@@ -57,7 +57,7 @@ def _huggingface_config(data: Config) -> ModelConfig:
 
 def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
     data = huggingface_original("electra", "Electra")(config)
-    return {"embedding_size": config.main.embedding_width} | data
+    return {"embedding_size": config.main.embedding_size} | data
 
 
 def _huggingface_rows(config: ModelConfig) -> list[Row]:

@@ -140,7 +140,7 @@ def query_key_value(pair: Callable[[str, str], list[Row]], ours: str, theirs: st
 def blocks(config: ModelConfig, layer: Callable[[str, str], list[Row]], theirs: str) -> list[Row]:
     """Make the rows of every block of a lone stack; layer: makes one's; theirs: a name with {} for the number."""
     side = "decoder" if config.decoder else "encoder"
-    return [r for i in range(config.main.depth) for r in layer(f"{side}.blocks.{i}", theirs.format(i))]
+    return [r for i in range(config.main.num_layers) for r in layer(f"{side}.blocks.{i}", theirs.format(i))]
 
 
 def read(config: Config, key: str, kind: type, default: Any = None) -> Any:
@@ -155,16 +155,16 @@ def read(config: Config, key: str, kind: type, default: Any = None) -> Any:
     return value
 
 
-def head_sizes(config: Config, width: int, heads: int) -> dict[str, int]:
-    """Read head_dim and key_dim; raises ConfigError if the width does not divide and no size is given."""
+def head_sizes(config: Config, hidden_size: int, heads: int) -> dict[str, int]:
+    """Read head_dim and key_dim; raises ConfigError if the hidden_size does not divide and no size is given."""
     head_dim = config.get("attention_head_size")
     if head_dim is None:
-        if heads < 1 or width % heads:
+        if heads < 1 or hidden_size % heads:
             raise ConfigError(
-                f"hidden_size is {width}, num_attention_heads is {heads}; expected heads that divide the width, "
+                f"hidden_size is {hidden_size}, num_attention_heads is {heads}; expected heads that divide it, "
                 f"or attention_head_size beside them in config.json"
             )
-        head_dim = width // heads
+        head_dim = hidden_size // heads
     return {"head_dim": head_dim, "key_dim": config.get("attention_key_size") or head_dim}
 
 
@@ -173,18 +173,18 @@ def transformer(config: Config, *, gelu: str, **changes: Any) -> StackConfig:
 
     gelu: what this family's code means by hidden_act "gelu".   changes: fields of StackConfig that the family fixes.
     """
-    width, heads = read(config, "hidden_size", int), read(config, "num_attention_heads", int)
+    hidden_size, heads = read(config, "hidden_size", int), read(config, "num_attention_heads", int)
     values: dict[str, Any] = {
-        "depth": read(config, "num_hidden_layers", int),
-        "width": width,
-        "heads": heads,
-        **head_sizes(config, width, heads),
+        "num_layers": read(config, "num_hidden_layers", int),
+        "hidden_size": hidden_size,
+        "num_heads": heads,
+        **head_sizes(config, hidden_size, heads),
         "feed_forward": read(config, "intermediate_size", int),
         "order": POST_NORM,
         "positions": config.get("max_position_embeddings", 512),
         "segments": config.get("type_vocab_size", 2),
         "shared_segments": bool(config.get("shared_segment_embeddings", False)),
-        "embedding_width": config.get("embedding_size") or width,
+        "embedding_size": config.get("embedding_size") or hidden_size,
         "activation": activation(config, gelu),
         "dropout": float(config.get("hidden_dropout_prob") or 0),
         "attention_dropout": float(config.get("attention_probs_dropout_prob") or 0),
@@ -218,10 +218,10 @@ def write_transformer(config: ModelConfig, *, gelu: str) -> dict[str, Any]:
     """Write what `transformer` reads."""
     stack = config.main
     data: dict[str, Any] = {
-        "vocab_size": config.vocab,
-        "hidden_size": stack.width,
-        "num_hidden_layers": stack.depth,
-        "num_attention_heads": stack.heads,
+        "vocab_size": config.vocab_size,
+        "hidden_size": stack.hidden_size,
+        "num_hidden_layers": stack.num_layers,
+        "num_attention_heads": stack.num_heads,
         "intermediate_size": stack.feed_forward,
         "hidden_act": "gelu" if stack.activation == gelu else stack.activation,
         "hidden_dropout_prob": stack.dropout,
@@ -230,9 +230,9 @@ def write_transformer(config: ModelConfig, *, gelu: str) -> dict[str, Any]:
         "type_vocab_size": stack.segments,
         "initializer_range": config.initializer,
     }
-    if stack.embedding_width != stack.width:
-        data["embedding_size"] = stack.embedding_width
-    if stack.head_dim * stack.heads != stack.width:
+    if stack.embedding_size != stack.hidden_size:
+        data["embedding_size"] = stack.embedding_size
+    if stack.head_dim * stack.num_heads != stack.hidden_size:
         data["attention_head_size"] = stack.head_dim
     if stack.key_dim != stack.head_dim:
         data["attention_key_size"] = stack.key_dim

@@ -28,7 +28,7 @@ from hanmo.families.gpt2 import CAUSAL_MASK, conv1d_layer, gpt_sizes, hparams, o
 
 def _config(data: Config) -> ModelConfig:
     stack = transformer(data, gelu="gelu_tanh", mask="causal", embedding_norm=False, norm_eps=1e-5)
-    return ModelConfig(family="gpt", vocab=read(data, "vocab_size", int), decoder=stack, output="lm")
+    return ModelConfig(family="gpt", vocab_size=read(data, "vocab_size", int), decoder=stack, output="lm")
 
 
 def _rows(config: ModelConfig) -> list[Row]:
@@ -56,8 +56,8 @@ def _huggingface_config(data: Config) -> ModelConfig:
 
 def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
     stack = config.main
-    if stack.feed_forward != 4 * stack.width:
-        raise ConfigError(f"feed_forward is {stack.feed_forward}; OpenAIGPT has 4 × n_embd, {4 * stack.width}")
+    if stack.feed_forward != 4 * stack.hidden_size:
+        raise ConfigError(f"feed_forward is {stack.feed_forward}; OpenAIGPT has 4 × n_embd, {4 * stack.hidden_size}")
     data = original_hparams(config, "openai-gpt", "OpenAIGPTLMHeadModel")
     if stack.segments:
         data |= {"type_vocab_size": stack.segments, "shared_segment_embeddings": stack.shared_segments}

@@ -48,7 +48,7 @@ _PLAIN = {"scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True, 
 
 def _config(data: Config) -> ModelConfig:
     stack = transformer(data, gelu="gelu_tanh", **_FIXED)
-    return ModelConfig(family="gpt2", vocab=read(data, "vocab_size", int), decoder=stack, output="lm")
+    return ModelConfig(family="gpt2", vocab_size=read(data, "vocab_size", int), decoder=stack, output="lm")
 
 
 def _rows(config: ModelConfig) -> list[Row]:
@@ -57,7 +57,7 @@ def _rows(config: ModelConfig) -> list[Row]:
         row("decoder.embedding.position.weight", "gpt/embeddings/position_embeddings"),
         *norm("decoder.norm", "gpt/output/LayerNorm"),
     ]
-    for i in range(config.main.depth):
+    for i in range(config.main.num_layers):
         ours, theirs = f"decoder.blocks.{i}", f"gpt/transformer/layer_{i}"
         rows += [
             *norm(f"{ours}.attention_pre", f"{theirs}/attention/input/LayerNorm"),
@@ -87,22 +87,24 @@ def hparams(data: Config, *, family: str, **fixed: Any) -> ModelConfig:
 
     fixed: fields of StackConfig that the family fixes.
     """
-    width, heads = read(data, "n_embd", int), read(data, "n_head", int)
-    if heads < 1 or width % heads:
-        raise ConfigError(f"n_embd is {width}, n_head is {heads} in config.json; expected heads that divide the width")
+    hidden_size, heads = read(data, "n_embd", int), read(data, "n_head", int)
+    if heads < 1 or hidden_size % heads:
+        raise ConfigError(
+            f"n_embd is {hidden_size}, n_head is {heads} in config.json; expected heads that divide the hidden_size"
+        )
     for key, value in _PLAIN.items():
         if data.get(key, value) != value:
             raise ConfigError(f"{key} is {data[key]!r} in config.json; Hanmo reads GPT-2 with {value}")
     eps = float(data.get("layer_norm_epsilon", 1e-5))
     stack = StackConfig(
-        depth=read(data, "n_layer", int),
-        width=width,
-        heads=heads,
-        head_dim=width // heads,
-        key_dim=width // heads,
-        feed_forward=data.get("n_inner") or 4 * width,
+        num_layers=read(data, "n_layer", int),
+        hidden_size=hidden_size,
+        num_heads=heads,
+        head_dim=hidden_size // heads,
+        key_dim=hidden_size // heads,
+        feed_forward=data.get("n_inner") or 4 * hidden_size,
         positions=data.get("n_positions") or read(data, "n_ctx", int),
-        embedding_width=width,
+        embedding_size=hidden_size,
         dropout=float(data.get("resid_pdrop", 0.0)),
         attention_dropout=float(data.get("attn_pdrop", 0.0)),
         **fixed | {"norm_eps": eps},
@@ -110,7 +112,7 @@ def hparams(data: Config, *, family: str, **fixed: Any) -> ModelConfig:
     vocab = data.get("vocab_size") or read(data, "n_vocab", int)
     return ModelConfig(
         family=family,
-        vocab=vocab,
+        vocab_size=vocab,
         decoder=stack,
         output="lm",
         tied=data.get("tie_word_embeddings", True),
@@ -126,11 +128,11 @@ def _openai_config(data: Config, *, family: str) -> ModelConfig:
 def _openai_original(config: ModelConfig) -> dict[str, Any]:
     stack = config.main
     return {
-        "n_vocab": config.vocab,
+        "n_vocab": config.vocab_size,
         "n_ctx": stack.positions,
-        "n_embd": stack.width,
-        "n_head": stack.heads,
-        "n_layer": stack.depth,
+        "n_embd": stack.hidden_size,
+        "n_head": stack.num_heads,
+        "n_layer": stack.num_layers,
     }
 
 
@@ -164,7 +166,7 @@ def original_hparams(config: ModelConfig, model_type: str, architecture: str) ->
 def _openai_rows(config: ModelConfig) -> list[Row]:
     rows = [row("token.weight", "model/wte"), row("decoder.embedding.position.weight", "model/wpe")]
     rows += [row("decoder.norm.weight", "model/ln_f/g"), row("decoder.norm.bias", "model/ln_f/b")]
-    for i in range(config.main.depth):
+    for i in range(config.main.num_layers):
         ours, theirs = f"decoder.blocks.{i}", f"model/h{i}"
         rows += _fused(f"{ours}.attention", f"{theirs}/attn/c_attn", "/w", "/b", "split_convolution")
         for name, other in (

@@ -53,7 +53,7 @@ def _config(data: Config) -> ModelConfig:
     )
     return ModelConfig(
         family="gpt2_ml",
-        vocab=read(data, "vocab_size", int),
+        vocab_size=read(data, "vocab_size", int),
         decoder=stack,
         output="lm",
         initializer=float(data.get("initializer_range", 0.02)),
@@ -66,7 +66,7 @@ def _rows(config: ModelConfig) -> list[Row]:
         row("decoder.embedding.position.weight", "newslm/embeddings/pos_embed"),
         *norm("decoder.embedding.norm", "newslm/embeddings/LayerNorm_embed_norm"),
     ]
-    for i in range(config.main.depth):
+    for i in range(config.main.num_layers):
         ours, theirs = f"decoder.blocks.{i}", f"newslm/layer{i:02d}"
         rows += [
             *query_key_value(dense, f"{ours}.attention", f"{theirs}/{{}}_layer"),

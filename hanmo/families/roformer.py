@@ -87,7 +87,7 @@ def _huggingface_config(data: Config) -> ModelConfig:
 
 def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
     data = huggingface_original("roformer", "RoFormer")(config)
-    data |= {"embedding_size": config.main.embedding_width, "rotary_value": False}
+    data |= {"embedding_size": config.main.embedding_size, "rotary_value": False}
     return data if config.pool == "none" else data | {"pooler_activation": config.pool}
 
 

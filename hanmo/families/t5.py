@@ -20,9 +20,9 @@ REPEATS = {
 }
 
 
-def _stack(sizes: dict[str, Any], *, decoder: bool, depth: int) -> StackConfig:
+def _stack(sizes: dict[str, Any], *, decoder: bool, num_layers: int) -> StackConfig:
     values: dict[str, Any] = {
-        "depth": depth,
+        "num_layers": num_layers,
         "order": DECODER if decoder else ENCODER,
         "mask": "causal" if decoder else "full",
         "position": "buckets",
@@ -41,44 +41,46 @@ def _model(family: str, vocab: int, sizes: dict[str, Any], depths: tuple[int, in
     """Join both stacks; scaled: the output is the embedding, and hidden states are scaled for it (T5 1.0)."""
     return ModelConfig(
         family=family,
-        vocab=vocab,
-        encoder=_stack(sizes, decoder=False, depth=depths[0]),
-        decoder=_stack(sizes, decoder=True, depth=depths[1]),
+        vocab_size=vocab,
+        encoder=_stack(sizes, decoder=False, num_layers=depths[0]),
+        decoder=_stack(sizes, decoder=True, num_layers=depths[1]),
         output="lm",
         tied=scaled,
-        logit_scale=sizes["width"] ** -0.5 if scaled else 1.0,
+        logit_scale=sizes["hidden_size"] ** -0.5 if scaled else 1.0,
     )
 
 
 def _config(data: Config, *, family: str) -> ModelConfig:
     """Read the BERT-like config.json that users write beside a T5 checkpoint."""
-    width, heads, depth = (read(data, key, int) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    hidden_size, heads, num_layers = (
+        read(data, key, int) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
+    )
     act = data.get("hidden_act", "relu" if family == "t5.1.0" else ["gelu", "linear"])
     gated = isinstance(act, list)
     if gated and (len(act) != 2 or act[1] != "linear"):
         raise ConfigError(f"hidden_act is {act!r} in config.json; expected a name, or a pair whose second is 'linear'")
     sizes = {
-        "width": width,
-        "heads": heads,
-        **head_sizes(data, width, heads),
+        "hidden_size": hidden_size,
+        "num_heads": heads,
+        **head_sizes(data, hidden_size, heads),
         "feed_forward": read(data, "intermediate_size", int),
-        "embedding_width": width,
+        "embedding_size": hidden_size,
         "gated": gated,
         "activation": activation({"hidden_act": act[0] if gated else act}, "gelu_tanh"),
         "dropout": float(data.get("hidden_dropout_prob") or 0),
         "attention_dropout": float(data.get("attention_probs_dropout_prob") or 0),
     }
-    return _model(family, read(data, "vocab_size", int), sizes, (depth, depth), scaled=family == "t5.1.0")
+    return _model(family, read(data, "vocab_size", int), sizes, (num_layers, num_layers), scaled=family == "t5.1.0")
 
 
 def _original(config: ModelConfig) -> dict[str, Any]:
     stack = config.main
     act = {"gelu_tanh": "gelu"}.get(stack.activation, stack.activation)
     return {
-        "vocab_size": config.vocab,
-        "hidden_size": stack.width,
-        "num_hidden_layers": stack.depth,
-        "num_attention_heads": stack.heads,
+        "vocab_size": config.vocab_size,
+        "hidden_size": stack.hidden_size,
+        "num_hidden_layers": stack.num_layers,
+        "num_attention_heads": stack.num_heads,
         "attention_head_size": stack.head_dim,
         "intermediate_size": stack.feed_forward,
         "hidden_act": [act, "linear"] if stack.gated else act,
@@ -98,7 +100,7 @@ def _rows(config: ModelConfig, *, norm: str, family: str) -> list[Row]:
         first = f"{name}/block_000/layer_000/SelfAttention"
         rows.append(row(f"{name}.relative.weight", f"{first}/relative_attention_bias"))
         rows.append(row(f"{name}.norm.weight", f"{name}/{final}/scale"))
-        for i in range(stack.depth):
+        for i in range(stack.num_layers):
             for j, sublayer in enumerate(stack.order):
                 ours, theirs = f"{name}.blocks.{i}.{sublayer.kind}", f"{name}/block_{i:03d}/layer_{j:03d}"
                 rows.append(row(f"{ours}_pre.weight", f"{theirs}/{norm}/scale"))
@@ -128,12 +130,12 @@ def _huggingface_config(data: Config, *, family: str) -> ModelConfig:
     gated = gate.startswith("gated-")
     dropout = float(data.get("dropout_rate", 0.1))
     sizes = {
-        "width": read(data, "d_model", int),
-        "heads": read(data, "num_heads", int),
+        "hidden_size": read(data, "d_model", int),
+        "num_heads": read(data, "num_heads", int),
         "head_dim": read(data, "d_kv", int),
         "key_dim": read(data, "d_kv", int),
         "feed_forward": read(data, "d_ff", int),
-        "embedding_width": read(data, "d_model", int),
+        "embedding_size": read(data, "d_model", int),
         "buckets": data.get("relative_attention_num_buckets", 32),
         "bucket_distance": data.get("relative_attention_max_distance", 128),
         "gated": gated,
@@ -147,8 +149,8 @@ def _huggingface_config(data: Config, *, family: str) -> ModelConfig:
         "dropout": dropout,
         "attention_dropout": dropout,
     }
-    depth = read(data, "num_layers", int)
-    depths = depth, data.get("num_decoder_layers") or depth
+    num_layers = read(data, "num_layers", int)
+    depths = num_layers, data.get("num_decoder_layers") or num_layers
     scaled = not mt5 and data.get("scale_decoder_outputs", data.get("tie_word_embeddings") is not False)
     if family == "t5.1.0" and not scaled:
         family = "t5.1.1"
@@ -166,13 +168,13 @@ def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
     data: dict[str, Any] = {
         "model_type": word.lower(),
         "architectures": [word + ("ForConditionalGeneration" if config.decoder else "EncoderModel")],
-        "vocab_size": config.vocab,
-        "d_model": stack.width,
+        "vocab_size": config.vocab_size,
+        "d_model": stack.hidden_size,
         "d_kv": stack.head_dim,
         "d_ff": stack.feed_forward,
-        "num_heads": stack.heads,
-        "num_layers": encoder.depth,
-        "num_decoder_layers": stack.depth,
+        "num_heads": stack.num_heads,
+        "num_layers": encoder.num_layers,
+        "num_decoder_layers": stack.num_layers,
         "relative_attention_num_buckets": stack.buckets,
         "relative_attention_max_distance": stack.bucket_distance,
         "feed_forward_proj": f"gated-{gated}" if stack.gated else plain,
@@ -204,7 +206,7 @@ def _huggingface_rows(config: ModelConfig) -> list[Row]:
             )
         )
         rows.append(row(f"{name}.norm.weight", f"{name}.final_layer_norm.weight"))
-        for i in range(stack.depth):
+        for i in range(stack.num_layers):
             for j, sublayer in enumerate(stack.order):
                 ours, theirs = f"{name}.blocks.{i}.{sublayer.kind}", f"{name}.block.{i}.layer.{j}"
                 rows.append(row(f"{ours}_pre.weight", f"{theirs}.layer_norm.weight"))

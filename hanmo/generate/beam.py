@@ -38,7 +38,7 @@ class Beam:
 def beam_search(
     engine: Engine,
     prompt: Sequence[int],
-    width: int,
+    num_beams: int,
     *,
     sampling: Sampling = PLAIN,
     limits: Limits = UNLIMITED,
@@ -46,9 +46,9 @@ def beam_search(
     history: bool = True,
     stop: Stop | None = None,
 ) -> list[Beam]:
-    """Find up to `width` continuations of one prompt, best first.
+    """Find up to `num_beams` continuations of one prompt, best first.
 
-    width: rows followed at once, 1 or more; 1 without length_penalty is the greedy choice.
+    num_beams: rows followed at once, 1 or more; 1 without length_penalty is the greedy choice.
     length_penalty: 0 compares sums, which favours short texts; 1 compares means (Wu et al. 2016, arXiv 1609.08144,
     with a plain power of the length).
     sampling: allowed, banned and the repetition rules; nothing is drawn, so the rest of it has no effect.
@@ -56,9 +56,9 @@ def beam_search(
     Ended rows are kept in a pool; the search ends when no open row can enter it any more.
     Raises ConfigError, PromptError and CheckpointError as `loop.sample` does.
     """
-    rules.check_count("width", width)
+    rules.check_count("num_beams", num_beams)
     check_prompt(engine, prompt)
-    search = _Search(width, limits, length_penalty, stop, room_behind(engine, prompt, limits))
+    search = _Search(num_beams, limits, length_penalty, stop, room_behind(engine, prompt, limits))
     if search.room == 0:
         return [Beam((), 0.0, "context")]
     cache, logits = engine.prefill([prompt], room=search.room)
@@ -74,7 +74,7 @@ def beam_search(
 
 @dataclass
 class _Search:
-    width: int
+    num_beams: int
     limits: Limits
     penalty: float
     stop: Stop | None
@@ -87,7 +87,9 @@ class _Search:
     def advance(self, likelihoods: Array) -> list[int]:
         """Append the best ids to the rows and return the parents of the rows that go on; none ends the search."""
         totals = np.asarray(self.scores)[:, None] + likelihoods
-        wanted = self.width * (2 + len(self.limits.end_ids))  # enough for `width` open rows beside those that end
+        wanted = self.num_beams * (
+            2 + len(self.limits.end_ids)
+        )  # enough for `num_beams` open rows beside those that end
         order = np.argsort(-totals, axis=None, kind="stable")[:wanted]
         self.written += 1
         parents: list[int] = []
@@ -96,7 +98,7 @@ class _Search:
         for rank, place in enumerate(order.tolist()):
             parent, id = divmod(place, totals.shape[1])
             score = float(totals[parent, id])
-            if score == -np.inf or len(rows) == self.width:
+            if score == -np.inf or len(rows) == self.num_beams:
                 break
             row = (*self.rows[parent], id)
             reason = self._reason(row)
@@ -104,7 +106,9 @@ class _Search:
                 parents.append(parent)
                 rows.append(row)
                 scores.append(score)
-            elif rank < self.width:  # an end that is not among the best is no hypothesis, as in Hugging Face's search
+            elif (
+                rank < self.num_beams
+            ):  # an end that is not among the best is no hypothesis, as in Hugging Face's search
                 self.pool.append(Beam(row, score / len(row) ** self.penalty, reason))
         self.rows, self.scores = rows, scores
         if not rows and not self.pool:
@@ -116,7 +120,7 @@ class _Search:
 
     def best(self) -> list[Beam]:
         """Return the best of the pool, best first."""
-        return sorted(self.pool, key=lambda beam: -beam.score)[: self.width]
+        return sorted(self.pool, key=lambda beam: -beam.score)[: self.num_beams]
 
     def _reason(self, row: tuple[int, ...]) -> str | None:
         reason = self.limits.reason(len(row), row[-1])
@@ -128,7 +132,7 @@ class _Search:
         """Say whether no open row can still beat the worst of the best: scores only fall, lengths are bounded."""
         if not self.rows:
             return True
-        if len(self.pool) < self.width:
+        if len(self.pool) < self.num_beams:
             return False
         longest = self.room if self.penalty > 0 else self.written + 1
         return self.best()[-1].score >= max(self.scores) / longest**self.penalty

@@ -37,7 +37,7 @@ class Engine(Protocol):
     """A model that continues ids; engines do not know of one another, nor of how ids are chosen."""
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         """Number of ids, and of columns of the logits."""
 
     @property
@@ -175,9 +175,9 @@ def check_prompt(engine: Engine, prompt: Sequence[int]) -> None:
     if not len(prompt):
         raise PromptError("the prompt is empty; give at least one token to write on from")
     for place, id in enumerate(prompt):
-        if not 0 <= id < engine.vocab:
+        if not 0 <= id < engine.vocab_size:
             raise PromptError(
-                f"id {id} at position {place} of the prompt is outside the model's ids 0 to {engine.vocab - 1}; "
+                f"id {id} at position {place} of the prompt is outside the model's ids 0 to {engine.vocab_size - 1}; "
                 "the vocabulary file probably belongs to another model"
             )
     if engine.max_positions is not None and len(prompt) > engine.max_positions:
@@ -256,7 +256,7 @@ def _write(
         written += 1
         if queue and written < max(run.room[row] for row in live):
             logits = cache.step(chosen)  # in vain for a row that ends with its id
-        ids = checked(fetched(), run.engine.vocab)
+        ids = checked(fetched(), run.engine.vocab_size)
         kept = []
         for place, (row, id) in enumerate(zip(live, ids, strict=True)):
             reason = run.append(row, id, written=written)

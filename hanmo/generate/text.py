@@ -150,8 +150,10 @@ def write(
     return [written[start : start + n] for start in range(0, len(written), n)]
 
 
-def search(engine: Engine, tokenizer: Tokenizer, text: str, width: int, *, writing: Writing = DEFAULT) -> list[Written]:
-    """Continue a text by beam search: up to `width` texts, best first; see `beam_search`.
+def search(
+    engine: Engine, tokenizer: Tokenizer, text: str, num_beams: int, *, writing: Writing = DEFAULT
+) -> list[Written]:
+    """Continue a text by beam search: up to `num_beams` texts, best first; see `beam_search`.
 
     Raises PromptError for a text that cannot be continued and ConfigError for a setting.
     """
@@ -169,7 +171,7 @@ def search(engine: Engine, tokenizer: Tokenizer, text: str, width: int, *, writi
     beams = beam_search(
         engine,
         prompt,
-        width,
+        num_beams,
         sampling=writing.sampling,
         limits=writing.limits,
         length_penalty=writing.length_penalty,

@@ -39,9 +39,9 @@ class OpenVinoEncoder:
     def read(self, texts: Sequence[Sequence[int]], *, places: Sequence[tuple[int, int]] = ()) -> dict[str, Array]:
         """Read texts, of different lengths perhaps, and give what the network makes of them, in float32.
 
-        "hidden" [b, n, width], shorter texts padded at the end, and "mask" [b, n], False there.
+        "hidden" [b, n, hidden_size], shorter texts padded at the end, and "mask" [b, n], False there.
         places: (text, token) of those whose "logits" [places, vocab] are wanted.
-        As the model has them: "pooled" [b, width], "nsp" [b, 2], "discriminator" [b, n, 1].
+        As the model has them: "pooled" [b, hidden_size], "nsp" [b, 2], "discriminator" [b, n, 1].
         """
         longest = max(len(text) for text in texts)
         ids = np.array([[*text, *[0] * (longest - len(text))] for text in texts])

@@ -55,15 +55,15 @@ class PromptCache:
 
     def __init__(self, engine: OpenVinoEngine, *, most: int = 4, most_bytes: int = 256 << 20) -> None:
         self._engine, self._most, self._most_bytes = engine, most, most_bytes
-        self._helps = engine.config.main.mask == "causal" and not engine.config.answers
+        self._helps = engine.config.main.mask == "causal" and not engine.config.is_encoder_decoder
         self._kept: list[_Kept] = []  # the last used one last
         self._back: deque[_Kept] = deque()  # not yet looked at: they may come back at any moment, in any thread
         self._lock = Lock()
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         """Number of ids."""
-        return self._engine.vocab
+        return self._engine.vocab_size
 
     @property
     def max_positions(self) -> int | None:

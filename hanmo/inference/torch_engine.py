@@ -23,7 +23,7 @@ class TorchEngine:
     """
 
     def __init__(self, model: Model, *, start: int = 0) -> None:
-        if not model.config.writes:
+        if not model.config.can_generate:
             raise CheckpointError(
                 "this model does not write: it has no output onto its vocabulary, or sees both ways; "
                 "a BERT writes when it is loaded with mask='prefix' or 'causal'"
@@ -34,9 +34,9 @@ class TorchEngine:
         self.prefix = model.config.main.mask == "prefix"
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         """Number of ids."""
-        return self.model.config.vocab
+        return self.model.config.vocab_size
 
     @property
     def max_positions(self) -> int | None:
@@ -59,7 +59,7 @@ class TorchEngine:
             lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
             mask = torch.arange(longest, device=device) >= longest - lengths[:, None]
         more: dict[str, Any] = {"mask": mask}
-        if self.model.config.answers:
+        if self.model.config.is_encoder_decoder:
             more = {"source": ids, "source_mask": mask}
             ids = torch.full((len(prompts), 1), self.start, device=device)
         elif self.prefix:

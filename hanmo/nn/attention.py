@@ -37,12 +37,12 @@ class Attention(nn.Module):
 
     def __init__(self, stack: StackConfig) -> None:
         super().__init__()
-        self.heads, self.scale = stack.heads, stack.scale
+        self.num_heads, self.scale = stack.num_heads, stack.scale
         self.score_residual, self.dropout = stack.score_residual, stack.attention_dropout
-        self.query = Linear(stack.width, stack.heads * stack.key_dim, bias=stack.bias)
-        self.key = Linear(stack.width, stack.heads * stack.key_dim, bias=stack.bias)
-        self.value = Linear(stack.width, stack.heads * stack.head_dim, bias=stack.bias)
-        self.output = Linear(stack.heads * stack.head_dim, stack.width, bias=stack.bias)
+        self.query = Linear(stack.hidden_size, stack.num_heads * stack.key_dim, bias=stack.bias)
+        self.key = Linear(stack.hidden_size, stack.num_heads * stack.key_dim, bias=stack.bias)
+        self.value = Linear(stack.hidden_size, stack.num_heads * stack.head_dim, bias=stack.bias)
+        self.output = Linear(stack.num_heads * stack.head_dim, stack.hidden_size, bias=stack.bias)
 
     def forward(
         self,
@@ -52,22 +52,22 @@ class Attention(nn.Module):
         memory: Tensor | None = None,
         cross: bool = False,
         cache: Cache | None = None,
-        depth: int = 0,
+        layer: int = 0,
         scores: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend from x [b, n, width] to itself, or with cross=True to memory [b, m, width].
+        """Attend from x [b, n, hidden_size] to itself, or with cross=True to memory [b, m, hidden_size].
 
-        scores: [b, heads, n, m] of the blocks before (RealFormer).   Returns ([b, n, width], scores for the next).
+        scores: [b, heads, n, m] of the blocks before (RealFormer).   Returns ([b, n, hidden_size], new scores).
         """
         q = self._split(self.query(x))
         if cross:
-            k, v = self._of_memory(memory, cache, depth)
+            k, v = self._of_memory(memory, cache, layer)
         else:
             k, v = self._split(self.key(x)), self._split(self.value(x))
             if sight.rotary is not None:
                 q, k = rotate(q, sight.rotary), rotate(k, sight.rotary)
             if cache is not None:
-                k, v = cache.append(depth, k, v)
+                k, v = cache.append(layer, k, v)
         if self.score_residual == "none" and sight.relative is None:
             out, scores = self._fused(q, k, v, sight), None
         else:
@@ -75,16 +75,16 @@ class Attention(nn.Module):
         return self.output(out.transpose(1, 2).flatten(2)), scores
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # [b, h, n, d]
+        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)  # [b, h, n, d]
 
-    def _of_memory(self, memory: Tensor | None, cache: Cache | None, depth: int) -> tuple[Tensor, Tensor]:
-        if cache is not None and (kept := cache.memory[depth]) is not None:
+    def _of_memory(self, memory: Tensor | None, cache: Cache | None, layer: int) -> tuple[Tensor, Tensor]:
+        if cache is not None and (kept := cache.memory[layer]) is not None:
             return kept
         if memory is None:
             raise ValueError("memory is missing; cross-attention needs the encoder's output or a cache that holds it")
         k, v = self._split(self.key(memory)), self._split(self.value(memory))
         if cache is not None:
-            cache.memory[depth] = k, v
+            cache.memory[layer] = k, v
         return k, v
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
@@ -106,7 +106,7 @@ class Attention(nn.Module):
         index = None
         if sight.relative is not None and sight.relative_table is not None:
             table = sight.relative_table.to(q.dtype)
-            index = sight.relative[:, None].expand(len(q), self.heads, -1, -1)
+            index = sight.relative[:, None].expand(len(q), self.num_heads, -1, -1)
             scores = scores + (q @ table.T).gather(-1, index)
         scores = scores * self.scale
         if sight.bias is not None:

@@ -37,25 +37,25 @@ class Block(nn.Module):
         memory: Tensor | None = None,
         condition: Tensor | None = None,
         cache: Cache | None = None,
-        depth: int = 0,
+        layer: int = 0,
         scores: dict[str, Tensor | None] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor | None]]:
-        """x: [b, n, width].   sights, scores: by kind of sub-layer.   Returns (x, scores for the next block)."""
+        """x: [b, n, hidden_size].   sights, scores: by kind of sub-layer.   Returns (x, scores for the next block)."""
         kept: dict[str, Tensor | None] = {}
         for sublayer in self.order:
             kind = sublayer.kind
             h = getattr(self, f"{kind}_pre")(x, condition) if sublayer.pre else x
-            layer = getattr(self, kind)
+            module = getattr(self, kind)
             if kind == "feed_forward":
-                h = layer(h)
+                h = module(h)
             else:
-                h, kept[kind] = layer(
+                h, kept[kind] = module(
                     h,
                     sights[kind],
                     memory=memory,
                     cross=kind == "cross",
                     cache=cache,
-                    depth=depth,
+                    layer=layer,
                     scores=scores and scores.get(kind),
                 )
             x = x + F.dropout(h, self.dropout, self.training)

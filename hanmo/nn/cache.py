@@ -1,8 +1,8 @@
-"""The keys and values of tokens already seen: passed in, indexed by depth, owned by no layer.
+"""The keys and values of tokens already seen: passed in, indexed by layer, owned by no layer.
 
-keys[depth]    [b, heads, capacity, key_dim]     filled up to `length`
-values[depth]  [b, heads, capacity, head_dim]
-memory[depth]  (keys, values) of the encoder's output, made once by cross-attention
+keys[layer]    [b, heads, capacity, key_dim]     filled up to `length`
+values[layer]  [b, heads, capacity, head_dim]
+memory[layer]  (keys, values) of the encoder's output, made once by cross-attention
 positions, order, mask   [b or 1, length]  of every key, so that a continued text sees what the whole would
 """
 
@@ -25,10 +25,10 @@ class Cache:
         device: torch.device | str = "cpu",
     ) -> None:
         """Take the memory at once; padding counts, so that capacity may be more than the stack has positions."""
-        shape = (rows, stack.heads, capacity)
-        self.keys = [torch.empty(*shape, stack.key_dim, dtype=dtype, device=device) for _ in range(stack.depth)]
-        self.values = [torch.empty(*shape, stack.head_dim, dtype=dtype, device=device) for _ in range(stack.depth)]
-        self.memory: list[tuple[Tensor, Tensor] | None] = [None] * stack.depth
+        shape = (rows, stack.num_heads, capacity)
+        self.keys = [torch.empty(*shape, stack.key_dim, dtype=dtype, device=device) for _ in range(stack.num_layers)]
+        self.values = [torch.empty(*shape, stack.head_dim, dtype=dtype, device=device) for _ in range(stack.num_layers)]
+        self.memory: list[tuple[Tensor, Tensor] | None] = [None] * stack.num_layers
         self.memory_mask: Tensor | None = None
         self.capacity = capacity
         self.length = 0
@@ -41,7 +41,7 @@ class Cache:
         """How many texts there are."""
         return len(self.keys[0])
 
-    def append(self, depth: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write new keys and values behind the old ones and give all of them: [b, heads, length + n, …].
 
         Raises ValueError if there is no room for them.
@@ -49,9 +49,9 @@ class Cache:
         end = self.length + keys.shape[2]
         if end > self.capacity:  # torch would spread one key over no place without a word
             raise ValueError(f"the cache has room for {self.capacity} tokens; {end} were given: make a larger one")
-        self.keys[depth][:, :, self.length : end] = keys
-        self.values[depth][:, :, self.length : end] = values
-        return self.keys[depth][:, :, :end], self.values[depth][:, :, :end]
+        self.keys[layer][:, :, self.length : end] = keys
+        self.values[layer][:, :, self.length : end] = values
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def reorder(self, rows: Tensor) -> None:
         """Keep these rows, in this order, a row as often as it is named; rows: [new b], integers."""

@@ -16,17 +16,17 @@ class Embedding(nn.Module):
     def __init__(self, stack: StackConfig) -> None:
         super().__init__()
         self.stack = stack
-        width = stack.embedding_width
+        width = stack.embedding_size
         learned = stack.position == "learned"
         self.position = empty_table(stack.positions or 0, width) if learned else None
         self.segment = empty_table(stack.segments, width) if stack.segments and not stack.shared_segments else None
         self.norm = Norm.of(stack, width, stack.embedding_norm_eps) if stack.embedding_norm else None
-        self.project = Linear(width, stack.width, bias=stack.bias) if width != stack.width else None
+        self.project = Linear(width, stack.hidden_size, bias=stack.bias) if width != stack.hidden_size else None
 
     def forward(
         self, x: Tensor, positions: Tensor, segments: Tensor | None = None, condition: Tensor | None = None
     ) -> Tensor:
-        """x: [b, n, embedding_width], token vectors.   positions: [b or 1, n].   → [b, n, width]."""
+        """x: [b, n, embedding_size], token vectors.   positions: [b or 1, n].   → [b, n, hidden_size]."""
         if self.segment is not None:
             # A model with segments reads one text as segment 0 all through.
             x = x + (self.segment.weight[0] if segments is None else self.segment(segments))

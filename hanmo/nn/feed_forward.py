@@ -13,12 +13,12 @@ class FeedForward(nn.Module):
     def __init__(self, stack: StackConfig) -> None:
         super().__init__()
         self.activation = stack.activation
-        self.input = Linear(stack.width, stack.feed_forward, bias=stack.bias)
-        self.gate = Linear(stack.width, stack.feed_forward, bias=stack.bias) if stack.gated else None
-        self.output = Linear(stack.feed_forward, stack.width, bias=stack.bias)
+        self.input = Linear(stack.hidden_size, stack.feed_forward, bias=stack.bias)
+        self.gate = Linear(stack.hidden_size, stack.feed_forward, bias=stack.bias) if stack.gated else None
+        self.output = Linear(stack.feed_forward, stack.hidden_size, bias=stack.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., width]; returns the same shape."""
+        """x: [..., hidden_size]; returns the same shape."""
         if self.gate is None:
             return self.output(activate(self.input(x), self.activation))
         return self.output(activate(self.gate(x), self.activation) * self.input(x))

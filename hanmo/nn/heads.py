@@ -20,8 +20,8 @@ class Output(nn.Module):
         stack = config.main
         self.scale, self.activation = config.logit_scale, config.head_activation
         mlm = config.output == "mlm"
-        narrow = stack.embedding_width
-        self.dense = Linear(stack.width, narrow) if mlm else None
+        narrow = stack.embedding_size
+        self.dense = Linear(stack.hidden_size, narrow) if mlm else None
         self.norm = (
             Norm(
                 narrow,
@@ -33,12 +33,14 @@ class Output(nn.Module):
             if mlm
             else None
         )
-        self.project = Linear(stack.width, narrow, bias=stack.bias) if not mlm and narrow != stack.width else None
-        self.weight = None if config.tied else nn.Parameter(torch.empty(config.vocab, narrow))
-        self.bias = nn.Parameter(torch.zeros(config.vocab)) if mlm else None
+        self.project = (
+            Linear(stack.hidden_size, narrow, bias=stack.bias) if not mlm and narrow != stack.hidden_size else None
+        )
+        self.weight = None if config.tied else nn.Parameter(torch.empty(config.vocab_size, narrow))
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if mlm else None
 
     def forward(self, hidden: Tensor, embedding: Tensor, condition: Tensor | None = None) -> Tensor:
-        """hidden: [..., width].   embedding: [vocab, embedding_width], used where tied.   → [..., vocab]."""
+        """hidden: [..., hidden_size].   embedding: [vocab, embedding_size], used where tied.   → [..., vocab]."""
         if self.scale != 1.0:
             hidden = hidden * self.scale
         if self.dense is not None and self.norm is not None:
@@ -54,11 +56,11 @@ class Pooler(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation = config.pool
-        self.dense = Linear(config.main.width, config.main.width)
-        self.nsp = Linear(config.main.width, 2) if config.nsp else None
+        self.dense = Linear(config.main.hidden_size, config.main.hidden_size)
+        self.nsp = Linear(config.main.hidden_size, 2) if config.nsp else None
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        """hidden: [b, n, width] → ([b, width], [b, 2] logits or None)."""
+        """hidden: [b, n, hidden_size] → ([b, hidden_size], [b, 2] logits or None)."""
         pooled = activate(self.dense(hidden[:, 0]), self.activation)
         return pooled, None if self.nsp is None else self.nsp(pooled)
 
@@ -69,9 +71,9 @@ class Discriminator(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation = config.head_activation
-        self.dense = Linear(config.main.width, config.main.width)
-        self.output = Linear(config.main.width, 1)
+        self.dense = Linear(config.main.hidden_size, config.main.hidden_size)
+        self.output = Linear(config.main.hidden_size, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """hidden: [b, n, width] → [b, n, 1]."""
+        """hidden: [b, n, hidden_size] → [b, n, 1]."""
         return self.output(activate(self.dense(hidden), self.activation))

@@ -41,7 +41,7 @@ class Norm(nn.Module):
     def of(cls, stack: StackConfig, width: int | None = None, eps: float | None = None) -> "Norm":
         """Make the norm that a stack's blocks use."""
         return cls(
-            width or stack.width,
+            width or stack.hidden_size,
             eps=eps or stack.norm_eps,
             kind=stack.norm,
             scale=stack.norm_scale,
@@ -52,7 +52,7 @@ class Norm(nn.Module):
         )
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """x: [..., width].   condition: [b, condition], or None where the norm has none."""
+        """x: [..., hidden_size].   condition: [b, condition], or None where the norm has none."""
         if self.condition_scale is None and self.condition_bias is None:
             return self._normalise(x, self.weight, self.bias)
         if condition is None:

@@ -30,7 +30,7 @@ class Keys:
 
 
 class Stack(nn.Module):
-    """`depth` blocks.
+    """`layer` blocks.
 
     recompute: in training, run each block again in the backward pass instead of keeping what lies inside it.
     fused_step: (stack, x, sight, cache) → hidden states of all blocks for the calls that it supports, else None; set by
@@ -43,8 +43,8 @@ class Stack(nn.Module):
         self.recompute = False
         self.fused_step: FusedStep | None = None
         self.embedding = Embedding(stack)
-        self.blocks = nn.ModuleList(Block(stack) for _ in range(1 if stack.shared_layers else stack.depth))
-        self.relative = empty_table(stack.heads, stack.buckets) if stack.position == "buckets" else None
+        self.blocks = nn.ModuleList(Block(stack) for _ in range(1 if stack.shared_layers else stack.num_layers))
+        self.relative = empty_table(stack.num_heads, stack.buckets) if stack.position == "buckets" else None
         self.norm = Norm.of(stack) if stack.final_norm else None
 
     def forward(
@@ -59,10 +59,10 @@ class Stack(nn.Module):
         memory_mask: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """Run x [b, n, embedding_width] of token vectors through the stack: [b, n, width].
+        """Run x [b, n, embedding_size] of token vectors through the stack: [b, n, hidden_size].
 
         positions: [b or 1, n]; None counts the real tokens, from where the cache ends.
-        mask: [b, n], True where a token is real; None: all are.   memory: [b, m, width], memory_mask: [b, m].
+        mask: [b, n], True where a token is real; None: all are.   memory: [b, m, hidden_size], memory_mask: [b, m].
         """
         keys = self._keys(x, segments, positions, mask, cache)
         new = keys.positions[:, -x.shape[1] :]
@@ -77,15 +77,15 @@ class Stack(nn.Module):
         fused = None
         if self.fused_step is not None and cache is not None and condition is None:
             fused = self.fused_step(self, x, sights["attention"], cache)
-        for depth in range(self.config.depth if fused is None else 0):
-            block = self.blocks[0 if self.config.shared_layers else depth]
+        for layer in range(self.config.num_layers if fused is None else 0):
+            block = self.blocks[0 if self.config.shared_layers else layer]
             if self.recompute and torch.is_grad_enabled() and cache is None:
                 x, scores = checkpoint(
                     block, x, sights, memory=memory, condition=condition, scores=scores, use_reentrant=False
                 )
             else:
                 x, scores = block(
-                    x, sights, memory=memory, condition=condition, cache=cache, depth=depth, scores=scores
+                    x, sights, memory=memory, condition=condition, cache=cache, layer=layer, scores=scores
                 )
         x = x if fused is None else fused
         if cache is not None:

@@ -51,7 +51,7 @@ class BaseTokenizer(ABC):
 
     @property
     @abstractmethod
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         """How many ids there are."""
 
     @property
@@ -144,9 +144,9 @@ class BaseTokenizer(ABC):
         return np.array(self._part(text, special=False, detail=False)[0], np.int32)
 
     def _check_id(self, number: int) -> int:
-        if not 0 <= number < self.vocab:
+        if not 0 <= number < self.vocab_size:
             raise TokenizerError(
-                f"the id {number} is outside the vocabulary of {self.vocab} tokens (0 to {self.vocab - 1}); "
+                f"the id {number} is outside the vocabulary of {self.vocab_size} tokens (0 to {self.vocab_size - 1}); "
                 "a model with more rows must be kept from choosing the rows without a token"
             )
         return int(number)

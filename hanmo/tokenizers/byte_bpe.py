@@ -104,7 +104,7 @@ class ByteBPE(BaseTokenizer):
         return cls(ids, pairs, start="<s>", end="</s>", ends=ends is not False, added=marks | added)
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         """How many ids there are."""
         return len(self._tokens)
 

@@ -65,5 +65,5 @@ def is_space(character: str) -> bool:
 
 
 def is_control(character: str) -> bool:
-    """Say whether a character is of the classes Cc and Cf; zero width joiners are."""
+    """Say whether a character is of the classes Cc and Cf; zero-width joiners are."""
     return unicodedata.category(character) in ("Cc", "Cf")

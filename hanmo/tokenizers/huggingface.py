@@ -31,7 +31,7 @@ def huggingface_files(
     written: dict[str, dict[str, Any]] = {}
     if not config.generation and (ids := _ids(config, tokenizer)):
         written["config.json"] = ids
-        if config.writes and "generation_config.json" not in copied:
+        if config.can_generate and "generation_config.json" not in copied:
             written["generation_config.json"] = ids
     described = {"tokenizer_config.json", "tokenizer.json"} & set(copied) or "tokenizer_class" in config.generation
     if not described and (said := _tokenizer_config(config, tokenizer)):
@@ -44,9 +44,9 @@ def huggingface_files(
 def _ids(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     special, marks = tokenizer.special, marks_of(config, tokenizer)
     ids = {"pad_token_id": special.pad}
-    if config.writes:
+    if config.can_generate:
         ids |= {"bos_token_id": special.start, "eos_token_id": next(iter(marks.ends), None)}
-    if config.answers:
+    if config.is_encoder_decoder:
         ids["decoder_start_token_id"] = marks.start
     return {name: number for name, number in ids.items() if number is not None}
 

@@ -71,7 +71,7 @@ class Lossless(BaseTokenizer):
         self._splitter = CodeSplitter(self._judge, self._pieces, len(self._tokens))
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         """How many ids there are."""
         return len(self._tokens)
 

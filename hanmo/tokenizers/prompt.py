@@ -42,9 +42,9 @@ def marks_of(config: ModelConfig, tokenizer: Tokenizer) -> Marks:
     special = tokenizer.special
     end = () if special.end is None else (special.end,)
     ends = config.end_ids or end
-    if not config.answers and config.main.mask != "prefix":
+    if not config.is_encoder_decoder and config.main.mask != "prefix":
         return Marks(before=end if isinstance(tokenizer, Lossless) else (), after=(), start=0, ends=ends)
-    start = config.decoder_start if config.answers else None
+    start = config.decoder_start if config.is_encoder_decoder else None
     if start is None:
         start = next((number for number in (special.start, special.pad) if number is not None), 0)
     return Marks(before=() if special.start is None else (special.start,), after=end, start=start, ends=ends)
@@ -82,7 +82,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str, *, ends: bool | None = None, 
         raise PromptError(f"the prompt {shown}; give at least one character to begin with")
     if all(number == tokenizer.special.unk for number in plain):
         raise PromptError(
-            f"the prompt {text[:20]!r} has no character that the vocabulary of {tokenizer.vocab} "
+            f"the prompt {text[:20]!r} has no character that the vocabulary of {tokenizer.vocab_size} "
             "tokens knows; write it "
             "in the characters the model was trained on, or use the vocabulary that belongs to the model"
         )

@@ -74,7 +74,7 @@ class Tokenizer(Protocol):
     """What every tokenizer does."""
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         """How many ids there are; ids run from 0 to vocab - 1."""
         ...
 

@@ -71,7 +71,7 @@ class SentencePiece(BaseTokenizer):
         super().__init__(special, names, ends=ends, between=between)
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         """How many ids there are."""
         return self._size
 
@@ -179,7 +179,7 @@ def with_sentinels(tokenizer: Tokenizer, rows: int) -> Tokenizer:
     if not isinstance(tokenizer, SentencePiece) or tokenizer.special.start is not None or sentinel_ids(tokenizer):
         return tokenizer
     end = None if tokenizer.special.end is None else tokenizer.id_to_token(tokenizer.special.end)
-    model, spare = tokenizer.serialized(), max(0, rows - tokenizer.vocab)
+    model, spare = tokenizer.serialized(), max(0, rows - tokenizer.vocab_size)
     return SentencePiece(model, end=end, ends=tokenizer.ends, cpm=tokenizer.cpm, extra_ids=min(100, spare))
 
 

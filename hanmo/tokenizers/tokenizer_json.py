@@ -67,7 +67,7 @@ class TokenizerJson(BaseTokenizer):
         super().__init__(special, named, ends=adds if ends is None else ends, between=self._between_texts())
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         """How many ids there are."""
         return self._size
 

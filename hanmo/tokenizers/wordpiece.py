@@ -97,7 +97,7 @@ class WordPiece(BaseTokenizer):
         self._splitter = CodeSplitter(self._judge, self._word_ids, len(self._tokens))
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         """How many ids there are."""
         return len(self._tokens)
 

@@ -71,7 +71,7 @@ class Account:
         self.tokens = choice.batch * choice.sequence
         self.act = 4 if choice.precision == "float32" else 2  # bytes of what a matrix reads and gives
         self.stream = 2 if choice.precision == "bfloat16" else 4  # bytes of the sums between sub-layers
-        self.rows = CHUNK_BYTES[choice.device] // (4 * config.vocab)  # that the loss scores at once
+        self.rows = CHUNK_BYTES[choice.device] // (4 * config.vocab_size)  # that the loss scores at once
         self.chunked = self.tokens > self.rows
         self.mixed, self.cpu = choice.precision == "mixed", choice.device == "cpu"
 
@@ -81,9 +81,9 @@ class Account:
         for stack in (self.config.encoder, self.config.decoder):
             if stack is not None:
                 each = self.boundary(stack) if self.choice.recompute else self.block(stack)
-                total += self._embedding(stack) + stack.depth * each + self._shared(stack)
-                total += self._norm(stack, stack.width) if stack.final_norm else 0
-        if self.config.answers:
+                total += self._embedding(stack) + stack.num_layers * each + self._shared(stack)
+                total += self._norm(stack, stack.hidden_size) if stack.final_norm else 0
+        if self.config.is_encoder_decoder:
             total += self.hidden(self.config.main)  # the encoder's output, which all blocks of the decoder read
         return total
 
@@ -94,14 +94,14 @@ class Account:
 
     def hidden(self, stack: StackConfig) -> int:
         """Bytes of one hidden state of all tokens."""
-        return self.tokens * stack.width * self.stream
+        return self.tokens * stack.hidden_size * self.stream
 
     def block(self, stack: StackConfig) -> int:
         """Bytes that one block keeps, its input included."""
         total = 0
         for sublayer in stack.order:
-            total += (sublayer.pre + sublayer.post) * self._norm(stack, stack.width)
-            total += self._dropped(stack.dropout, stack.width, self.act)
+            total += (sublayer.pre + sublayer.post) * self._norm(stack, stack.hidden_size)
+            total += self._dropped(stack.dropout, stack.hidden_size, self.act)
             if sublayer.kind == "feed_forward":
                 total += self._feed_forward(stack)
             else:
@@ -119,7 +119,9 @@ class Account:
                 continue
             again = self.block(stack) if self.choice.recompute else 0
             last = stack.order[-1]
-            freed = last.post * self._norm(stack, stack.width) + self._dropped(stack.dropout, stack.width, self.act)
+            freed = last.post * self._norm(stack, stack.hidden_size) + self._dropped(
+                stack.dropout, stack.hidden_size, self.act
+            )
             inner = self.tokens * stack.feed_forward * self.act  # the gradient of what the activation gives
             through = 0 if self._fused(stack) else 2 * 4 * self._scores(stack) - self._feed_forward(stack)
             found = max(found, (again + max(inner - freed, through), again - freed))
@@ -129,24 +131,24 @@ class Account:
         """Bytes that the loss keeps, and what its backward pass takes on top of that while one chunk is scored."""
         config, stack = self.config, self.config.main
         rows = min(self.rows, self.tokens)
-        scores = rows * config.vocab * 4
-        narrow = stack.embedding_width
+        scores = rows * config.vocab_size * 4
+        narrow = stack.embedding_size
         head = 0
         if config.output == "mlm":
             head = rows * narrow * (self.act * 2 + self.stream)
-        elif narrow != stack.width:
+        elif narrow != stack.hidden_size:
             head = rows * narrow * self.act
-        casts = config.vocab * narrow * 2 if self.mixed else 0
+        casts = config.vocab_size * narrow * 2 if self.mixed else 0
         if self.chunked:
             return self.hidden(stack) + self.tokens * 8, 3 * scores + head + casts
-        kept = self.tokens * stack.width * self.act + head + scores + self.tokens * 8
+        kept = self.tokens * stack.hidden_size * self.act + head + scores + self.tokens * 8
         return kept + casts, 2 * scores
 
     def _embedding(self, stack: StackConfig) -> int:
-        width = stack.embedding_width
+        width = stack.embedding_size
         total = self.tokens * 8 + (self._norm(stack, width) if stack.embedding_norm else 0)
         total += self._dropped(stack.dropout, width, self.stream)
-        return total + (self._read(width, 1) if width != stack.width else 0)
+        return total + (self._read(width, 1) if width != stack.hidden_size else 0)
 
     def _shared(self, stack: StackConfig) -> int:
         """Bytes of the tables of positions that all blocks read."""
@@ -154,7 +156,7 @@ class Account:
         if stack.position == "relative":
             return square * 8
         if stack.position == "buckets":
-            return square * (8 + 4 * stack.heads)
+            return square * (8 + 4 * stack.num_heads)
         return self.choice.sequence * stack.key_dim * 4 if stack.position == "rotary" else 0
 
     def _norm(self, stack: StackConfig, width: int) -> int:
@@ -178,13 +180,13 @@ class Account:
         inner = self.tokens * stack.feed_forward * self.act * leaves
         if self.mixed and self.choice.lora is not None:
             inner += self.tokens * stack.feed_forward * self.act
-        return inner + self._read(stack.width, 2 if stack.gated else 1) + self._adapters(3 if stack.gated else 2)
+        return inner + self._read(stack.hidden_size, 2 if stack.gated else 1) + self._adapters(3 if stack.gated else 2)
 
     def _adapters(self, layers: int) -> int:
         return self.tokens * layers * (self.choice.lora or 0) * self.act
 
     def _scores(self, stack: StackConfig) -> int:
-        return self.choice.batch * stack.heads * self.choice.sequence**2
+        return self.choice.batch * stack.num_heads * self.choice.sequence**2
 
     def _biased(self, stack: StackConfig, *, cross: bool) -> bool:
         return stack.position == "buckets" and (not cross or stack.cross_positions)
@@ -196,10 +198,10 @@ class Account:
         return not self.cpu or not (self._biased(stack, cross=cross) or stack.attention_dropout)
 
     def _attention(self, stack: StackConfig, *, cross: bool) -> int:
-        keys, values = stack.heads * stack.key_dim, stack.heads * stack.head_dim
-        read = self._read(stack.width, 1 if cross else 3) + self._adapters(4)
+        keys, values = stack.num_heads * stack.key_dim, stack.num_heads * stack.head_dim
+        read = self._read(stack.hidden_size, 1 if cross else 3) + self._adapters(4)
         if cross and self.mixed:
-            read += self._read(stack.width, 2)
+            read += self._read(stack.hidden_size, 2)
         scores, pairs = self._scores(stack), self.choice.batch * self.choice.sequence**2
         given = self.tokens * values * self.act  # the output layer's input
         relative = stack.position == "relative" and not cross
@@ -207,7 +209,7 @@ class Account:
         if stack.score_residual != "none" or relative:
             weights = scores * self.act * (3 if dropped else 1)
             if relative:
-                weights += self.tokens * stack.heads * (2 * stack.relative_clip + 1) * self.act
+                weights += self.tokens * stack.num_heads * (2 * stack.relative_clip + 1) * self.act
             mask = pairs if stack.mask != "full" and not cross else 0
             return read + self.tokens * (2 * keys + values) * self.act + given + weights + mask
         biased = self._biased(stack, cross=cross)
@@ -215,5 +217,5 @@ class Account:
             mask = pairs if biased and stack.mask != "full" and not cross else 0
             return read + self.tokens * (2 * keys + values) * 4 + given + scores * 4 * (3 if dropped else 1) + mask
         masked = (stack.mask == "prefix" and not cross) or biased
-        mask = pairs * (stack.heads if biased else 1) * self.act if masked else 0
-        return read + self.tokens * ((2 * keys + values) * self.act + 4 * stack.heads) + given + mask
+        mask = pairs * (stack.num_heads if biased else 1) * self.act if masked else 0
+        return read + self.tokens * ((2 * keys + values) * self.act + 4 * stack.num_heads) + given + mask

@@ -117,11 +117,11 @@ def multiplier(settings: Settings, step: int, total: int | None) -> float:
 
 
 @torch.no_grad()
-def scale_outputs(model: nn.Module, depth: int) -> None:
-    """Shrink fresh output projections of attention and feed-forward by (2 depth)^-0.5, as GPT-2 does.
+def scale_outputs(model: nn.Module, num_layers: int) -> None:
+    """Shrink fresh output projections of attention and feed-forward by (2 num_layers)^-0.5, as GPT-2 does.
 
-    Then the sum of all sub-layers is about as large as one at the start, whatever the depth.
+    Then the sum of all sub-layers is about as large as one at the start, whatever the num_layers.
     """
     for name, parameter in model.named_parameters():
         if name.endswith((".attention.output.weight", ".feed_forward.output.weight")):
-            parameter.mul_(1 / math.sqrt(2 * depth))
+            parameter.mul_(1 / math.sqrt(2 * num_layers))

@@ -78,7 +78,7 @@ def finish(
         path = out / "tensorflow" / "model.ckpt"
         made = save(model, path, form=form, dtype=torch.float32, tokenizer=beside, overwrite=True)
         say(f"in the original's form: {made.path}")
-    if model.config.writes:
+    if model.config.can_generate:
         say(f"to write with it: hanmo write 今天天气不错 --model {folder}")
     else:
         say(f"to use it: hanmo.load({str(folder)!r})")

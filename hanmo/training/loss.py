@@ -2,7 +2,7 @@
 
 Knows a model's hidden states and its projection onto the vocabulary. Knows no data, no optimizer and no step.
 
-    hidden [tokens, width] ─ cut into chunks ─► scores [chunk, vocab] ─► sum of -log p    (made again in backward)
+    hidden [tokens, hidden_size] ─ cut into chunks ─► scores [chunk, vocab] ─► sum of -log p    (made again in backward)
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ def next_token_loss(model: Model, ids: Tensor, *, chunk_bytes: int | None = None
     ids: [rows, window + 1]; an id 0 is read but not foretold.   chunk_bytes: see `cross_entropy`.
     """
     hidden = model(ids[:, :-1], logits="none").hidden
-    return cross_entropy(model.logits, hidden, ids[:, 1:], vocab=model.config.vocab, chunk_bytes=chunk_bytes)
+    return cross_entropy(model.logits, hidden, ids[:, 1:], vocab_size=model.config.vocab_size, chunk_bytes=chunk_bytes)
 
 
 def targets_loss(model: Model, batch: Mapping[str, Tensor], *, chunk_bytes: int | None = None) -> Tensor:
@@ -41,15 +41,22 @@ def targets_loss(model: Model, batch: Mapping[str, Tensor], *, chunk_bytes: int 
     inputs = {name: tensor for name, tensor in batch.items() if name != "targets"}
     hidden, targets = model(**inputs, logits="none").hidden, batch["targets"]
     asked = targets != IGNORED  # few of them, so that most scores need not be made
-    return cross_entropy(model.logits, hidden[asked], targets[asked], vocab=model.config.vocab, chunk_bytes=chunk_bytes)
+    return cross_entropy(
+        model.logits, hidden[asked], targets[asked], vocab_size=model.config.vocab_size, chunk_bytes=chunk_bytes
+    )
 
 
 def cross_entropy(
-    scores: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, *, vocab: int, chunk_bytes: int | None = None
+    scores: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    vocab_size: int,
+    chunk_bytes: int | None = None,
 ) -> Tensor:
     """Give the mean cross entropy over the targets that are not 0, chunk by chunk.
 
-    scores: [tokens, width] → [tokens, vocab].   hidden: [..., width].   targets: [...], integers.
+    scores: [tokens, hidden_size] → [tokens, vocab].   hidden: [..., hidden_size].   targets: [...], integers.
     chunk_bytes: most bytes of float32 scores at once; None takes CHUNK_BYTES of the device. What fits one chunk is not
     recomputed.   The sum is divided by the count + 1e-5, as in gpt2-ml (`train/modeling.py`, lm_loss).
     Raises ConfigError if chunk_bytes holds no token.
@@ -57,9 +64,11 @@ def cross_entropy(
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
     if chunk_bytes is None:
         chunk_bytes = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"])
-    rows = chunk_bytes // (4 * vocab)
+    rows = chunk_bytes // (4 * vocab_size)
     if rows < 1:
-        raise ConfigError(f"chunk_bytes is {chunk_bytes}; scores of one token over {vocab} words need {4 * vocab}")
+        raise ConfigError(
+            f"chunk_bytes is {chunk_bytes}; scores of one token over {vocab_size} words need {4 * vocab_size}"
+        )
 
     def chunk(hidden: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(scores(hidden).float(), targets, ignore_index=IGNORED, reduction="sum")

@@ -184,8 +184,8 @@ def largest_batch(config: ModelConfig, choice: Choice, available: int) -> int:
 def give_back_freed() -> None:
     """Have the C library return blocks of a MiB or more to the system when they are freed; for training on a CPU.
 
-    Without it glibc learns to keep blocks of up to 32 MiB in a heap that falls to pieces, half a GiB of them at a width
-    of 1,536 and 1,024 tokens. Does nothing where there is no glibc.
+    Without it glibc learns to keep blocks of up to 32 MiB in a heap that fragments, half a GiB of them at
+    hidden_size 1,536 and 1,024 tokens. Does nothing where there is no glibc.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD of malloc.h
@@ -250,26 +250,26 @@ def _update(choice: Choice, numbers: int, bytes_each: int) -> int:
 def shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Give every parameter of a model by name, in the shape that `hanmo.model.Model` gives it."""
     main = config.main
-    yield "token.weight", (config.vocab, main.embedding_width)
+    yield "token.weight", (config.vocab_size, main.embedding_size)
     for side, stack in (("encoder", config.encoder), ("decoder", config.decoder)):
         if stack is not None:
             yield from _stack(f"{side}.", stack)
-    narrow = main.embedding_width
+    narrow = main.embedding_size
     if config.output == "mlm":
-        yield from _linear("output.dense", main.width, narrow)
+        yield from _linear("output.dense", main.hidden_size, narrow)
         yield from _norm("output.norm", main, narrow, plain=True)
-        yield "output.bias", (config.vocab,)
-    elif config.output == "lm" and narrow != main.width:
-        yield from _linear("output.project", main.width, narrow, bias=main.bias)
+        yield "output.bias", (config.vocab_size,)
+    elif config.output == "lm" and narrow != main.hidden_size:
+        yield from _linear("output.project", main.hidden_size, narrow, bias=main.bias)
     if config.output != "none" and not config.tied:
-        yield "output.weight", (config.vocab, narrow)
+        yield "output.weight", (config.vocab_size, narrow)
     if config.pool != "none":
-        yield from _linear("pooler.dense", main.width, main.width)
+        yield from _linear("pooler.dense", main.hidden_size, main.hidden_size)
         if config.nsp:
-            yield from _linear("pooler.nsp", main.width, 2)
+            yield from _linear("pooler.nsp", main.hidden_size, 2)
     if config.discriminator:
-        yield from _linear("discriminator.dense", main.width, main.width)
-        yield from _linear("discriminator.output", main.width, 1)
+        yield from _linear("discriminator.dense", main.hidden_size, main.hidden_size)
+        yield from _linear("discriminator.output", main.hidden_size, 1)
 
 
 def adapters(whole: dict[str, tuple[int, ...]], rank: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -281,37 +281,42 @@ def adapters(whole: dict[str, tuple[int, ...]], rank: int) -> Iterator[tuple[str
 
 
 def _stack(prefix: str, stack: StackConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    width, narrow = stack.width, stack.embedding_width
+    hidden_size, narrow = stack.hidden_size, stack.embedding_size
     if stack.position == "learned":
         yield f"{prefix}embedding.position.weight", (stack.positions or 0, narrow)
     if stack.segments and not stack.shared_segments:
         yield f"{prefix}embedding.segment.weight", (stack.segments, narrow)
     if stack.embedding_norm:
         yield from _norm(f"{prefix}embedding.norm", stack, narrow)
-    if narrow != width:
-        yield from _linear(f"{prefix}embedding.project", narrow, width, bias=stack.bias)
-    for depth in range(1 if stack.shared_layers else stack.depth):
+    if narrow != hidden_size:
+        yield from _linear(f"{prefix}embedding.project", narrow, hidden_size, bias=stack.bias)
+    for layer in range(1 if stack.shared_layers else stack.num_layers):
         for sublayer in stack.order:
-            name = f"{prefix}blocks.{depth}.{sublayer.kind}"
+            name = f"{prefix}blocks.{layer}.{sublayer.kind}"
             for part, (inputs, outputs) in _linears(stack, sublayer.kind).items():
                 yield from _linear(f"{name}.{part}", inputs, outputs, bias=stack.bias)
             for place in ("pre", "post"):
                 if getattr(sublayer, place):
-                    yield from _norm(f"{name}_{place}", stack, width)
+                    yield from _norm(f"{name}_{place}", stack, hidden_size)
     if stack.position == "buckets":
-        yield f"{prefix}relative.weight", (stack.heads, stack.buckets)
+        yield f"{prefix}relative.weight", (stack.num_heads, stack.buckets)
     if stack.final_norm:
-        yield from _norm(f"{prefix}norm", stack, width)
+        yield from _norm(f"{prefix}norm", stack, hidden_size)
 
 
 def _linears(stack: StackConfig, kind: str) -> dict[str, tuple[int, int]]:
     """Name the linear layers of a sub-layer: part → (inputs, outputs)."""
-    width, inner = stack.width, stack.feed_forward
+    hidden_size, inner = stack.hidden_size, stack.feed_forward
     if kind == "feed_forward":
-        gate = {"gate": (width, inner)} if stack.gated else {}
-        return {"input": (width, inner), **gate, "output": (inner, width)}
-    keys, values = stack.heads * stack.key_dim, stack.heads * stack.head_dim
-    return {"query": (width, keys), "key": (width, keys), "value": (width, values), "output": (values, width)}
+        gate = {"gate": (hidden_size, inner)} if stack.gated else {}
+        return {"input": (hidden_size, inner), **gate, "output": (inner, hidden_size)}
+    keys, values = stack.num_heads * stack.key_dim, stack.num_heads * stack.head_dim
+    return {
+        "query": (hidden_size, keys),
+        "key": (hidden_size, keys),
+        "value": (hidden_size, values),
+        "output": (values, hidden_size),
+    }
 
 
 def _linear(name: str, inputs: int, outputs: int, *, bias: bool = True) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -320,18 +325,20 @@ def _linear(name: str, inputs: int, outputs: int, *, bias: bool = True) -> Itera
         yield f"{name}.bias", (outputs,)
 
 
-def _norm(name: str, stack: StackConfig, width: int, *, plain: bool = False) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _norm(
+    name: str, stack: StackConfig, hidden_size: int, *, plain: bool = False
+) -> Iterator[tuple[str, tuple[int, ...]]]:
     """plain: a layer norm whatever the stack's own are."""
     scale, bias = plain or stack.norm_scale, plain or (stack.norm_bias and stack.norm == "layer")
     if scale:
-        yield f"{name}.weight", (width,)
+        yield f"{name}.weight", (hidden_size,)
     if bias:
-        yield f"{name}.bias", (width,)
+        yield f"{name}.bias", (hidden_size,)
     if stack.condition:
         features = stack.condition_hidden or stack.condition
         if stack.condition_hidden:
             yield f"{name}.hidden.weight", (stack.condition_hidden, stack.condition)
         if scale:
-            yield f"{name}.condition_scale.weight", (width, features)
+            yield f"{name}.condition_scale.weight", (hidden_size, features)
         if bias:
-            yield f"{name}.condition_bias.weight", (width, features)
+            yield f"{name}.condition_bias.weight", (hidden_size, features)

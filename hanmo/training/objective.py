@@ -77,7 +77,7 @@ def kind_of(config: ModelConfig) -> str:
             f"this {config.family} has no output onto its vocabulary, so there is nothing to learn from text; "
             "take a checkpoint with its language-model head"
         )
-    if config.answers or config.main.mask == "prefix":
+    if config.is_encoder_decoder or config.main.mask == "prefix":
         return "pairs"
     return "next" if config.main.mask == "causal" else "masked"
 

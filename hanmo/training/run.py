@@ -22,7 +22,7 @@ __all__ = ["evaluation", "gpt2_ml_config", "held_out", "sampler"]
 
 
 def gpt2_ml_config(
-    *, vocab: int, depth: int, width: int, positions: int, head_dim: int = 64, dropout: float = 0.0
+    *, vocab: int, num_layers: int, hidden_size: int, positions: int, head_dim: int = 64, dropout: float = 0.0
 ) -> ModelConfig:
     """Describe a model of GPT2_ML's structure in another size; the feed-forward is four times as wide.
 
@@ -33,10 +33,10 @@ def gpt2_ml_config(
     return names.config(
         {
             "vocab_size": vocab,
-            "hidden_size": width,
-            "num_hidden_layers": depth,
-            "num_attention_heads": max(1, width // head_dim),
-            "intermediate_size": 4 * width,
+            "hidden_size": hidden_size,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": max(1, hidden_size // head_dim),
+            "intermediate_size": 4 * hidden_size,
             "max_position_embeddings": positions,
             "hidden_act": "gelu",
             "hidden_dropout_prob": dropout,

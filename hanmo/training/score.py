@@ -122,7 +122,7 @@ def _nats(model: Model, ids: Tensor, first: Tensor) -> Tensor:
     targets = ids[:, 1:]
     counted = (targets != 0) & (torch.arange(targets.shape[1], device=ids.device) >= first[:, None])
     hidden, wanted = model(ids[:, :-1], logits="none").hidden[counted], targets[counted]
-    size = max(1, _SCORES // model.config.vocab)
+    size = max(1, _SCORES // model.config.vocab_size)
     total = torch.zeros((), dtype=torch.float64, device=ids.device)
     for some, right in zip(torch.split(hidden, size), torch.split(wanted, size), strict=True):
         total += F.cross_entropy(model.logits(some).float(), right, reduction="none").double().sum()

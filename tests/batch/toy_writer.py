@@ -29,7 +29,7 @@ class ToyWriter(Writer):
 
     def __init__(self, *, pause=0.0, **options):
         super().__init__(FAMILIES["gpt2_ml"].tensorflow.config(SIZES), WordPiece(WORDS), Path("toy"))
-        self.toy = ToyEngine(vocab=len(WORDS), max_positions=64, **options)
+        self.toy = ToyEngine(vocab_size=len(WORDS), max_positions=64, **options)
         if pause:
             prefill = self.toy.prefill
             self.toy.prefill = lambda prompts, room: (time.sleep(pause), prefill(prompts, room=room))[1]

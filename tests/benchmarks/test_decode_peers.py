@@ -68,8 +68,8 @@ def test_workers_take_turns_and_the_order_is_turned_round_each_round(driver, tmp
     with worker(driver, tmp_path, "a", told) as a, worker(driver, tmp_path, "b", told) as b:
         turns = driver.take_turns([(a, {"do": "do", "x": 1}), (b, {"do": "do"})], [{"x": 2}, {}, {"y": 3}])
     assert (tmp_path / "order").read_text() == "abbaab"
-    assert turns.answers[0] == [["a", {"x": 2}], ["a", {"x": 1}], ["a", {"x": 1, "y": 3}]]
-    assert turns.answers[1] == [["b", {"x": 2}], ["b", {}], ["b", {"y": 3}]]
+    assert turns.is_encoder_decoder[0] == [["a", {"x": 2}], ["a", {"x": 1}], ["a", {"x": 1, "y": 3}]]
+    assert turns.is_encoder_decoder[1] == [["b", {"x": 2}], ["b", {}], ["b", {"y": 3}]]
 
 
 def test_a_worker_that_computes_while_it_should_wait_is_seen(driver, tmp_path):
@@ -162,7 +162,7 @@ def test_words_of_a_made_up_vocabulary_are_characters(bench):
 
 
 def test_peers_get_the_checkpoints_sizes_and_a_vocabulary_that_8_divides(bench):
-    wanted = {"depth": 2, "width": 32, "heads": 2, "inner": 64, "positions": 1024, "vocab": 2000}
+    wanted = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "inner": 64, "positions": 1024, "vocab_size": 2000}
     assert bench.sizes == wanted
 
 

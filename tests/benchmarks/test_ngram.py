@@ -82,7 +82,7 @@ def written_out(stream: list[int], order: int) -> tuple[Callable, list]:
 @pytest.mark.parametrize("documents", [12, 300])
 def test_every_probability_is_that_of_the_definition(order: int, documents: int) -> None:
     stream = corpus(documents)
-    model = NGRAM.KneserNey(stream, order=order, vocab=VOCAB, end=END)
+    model = NGRAM.KneserNey(stream, order=order, vocab_size=VOCAB, end=END)
     p, discounts = written_out(stream.tolist(), order)
     assert [level.discounts for level in model.levels] == [pytest.approx(d) for d in discounts[1:]]
     probe = np.concatenate([[END, 7, 3, 7, END], corpus(20)[1:], [6, 6, 6, 6, 6, 7, 4, 3, 3, END]])
@@ -94,13 +94,13 @@ def test_every_probability_is_that_of_the_definition(order: int, documents: int)
 
 
 def test_some_discounts_are_found_and_some_fall_back() -> None:
-    found = {level.discounts for level in NGRAM.KneserNey(corpus(300), order=5, vocab=VOCAB, end=END).levels}
+    found = {level.discounts for level in NGRAM.KneserNey(corpus(300), order=5, vocab_size=VOCAB, end=END).levels}
     assert (0.5, 1.0, 1.5) in found
     assert len(found) > 1
 
 
 def test_probabilities_of_every_context_sum_to_one() -> None:
-    model = NGRAM.KneserNey(corpus(300), order=4, vocab=VOCAB, end=END)
+    model = NGRAM.KneserNey(corpus(300), order=4, vocab_size=VOCAB, end=END)
     contexts = [[END, *words] for length in range(4) for words in itertools.product([1, 3, 4, 5, 6, 7], repeat=length)]
     assert len(contexts) == 259
     for context in contexts:
@@ -109,7 +109,7 @@ def test_probabilities_of_every_context_sum_to_one() -> None:
 
 
 def test_no_document_is_seen_through_the_one_before_it() -> None:
-    model = NGRAM.KneserNey(corpus(300), order=5, vocab=VOCAB, end=END)
+    model = NGRAM.KneserNey(corpus(300), order=5, vocab_size=VOCAB, end=END)
     first, second = np.array([END, 3, 4, 5, END]), np.array([END, 4, 4, 6, END])
     apart = np.concatenate([model.log_probabilities(first), model.log_probabilities(second)])
     assert model.log_probabilities(np.concatenate([first, second[1:]])).tolist() == apart.tolist()

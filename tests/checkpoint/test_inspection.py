@@ -42,9 +42,9 @@ def test_everything_that_json_shows_can_be_written_as_json(golden):
     assert told["released"] is None and told["problems"] == []
     assert told["files"][0]["bytes"] == told["files"][0]["expected_bytes"] >= 4 * 31072
     assert told["sizes"] == {
-        "depth": 3,
-        "width": 32,
-        "heads": 4,
+        "num_layers": 3,
+        "hidden_size": 32,
+        "num_heads": 4,
         "head_dim": 8,
         "feed_forward": 64,
         "context": 48,

@@ -175,7 +175,7 @@ def test_spare_rows_of_the_embedding_are_kept(copy):
         tensors["newslm/embeddings/word_embed"] = np.concatenate((word, np.ones((2, 32), np.float32)))
 
     loaded = hanmo.loading.load(copy("gpt2_ml_original", pad))
-    assert loaded.config.vocab == 122 and loaded.model.token.weight.shape == (122, 32)
+    assert loaded.config.vocab_size == 122 and loaded.model.token.weight.shape == (122, 32)
 
 
 def test_without_config_json_the_error_says_where_to_get_one(copy):
@@ -213,7 +213,7 @@ def test_vocabulary_edits_keep_and_average_rows(copy):
     whole = hanmo.loading.load(path).model
     edit = VocabularyEdit([5, 3, 0], [Average([0, 1]), Average([0, 2], [1, 3])])
     loaded = hanmo.loading.load(path, edit=edit)
-    assert loaded.config.vocab == 5
+    assert loaded.config.vocab_size == 5
     rows = whole.token.weight[[5, 3, 0]]
     expected = torch.stack((*rows, (rows[0] + rows[1]) / 2, (rows[0] + 3 * rows[2]) / 4))
     torch.testing.assert_close(loaded.model.token.weight, expected)
@@ -236,8 +236,8 @@ def test_vocabulary_edits_that_cannot_be_are_refused(copy, edit, message):
 
 def test_a_bert_writes_with_a_prefix_or_causal_mask(copy):
     path = copy("bert")
-    assert not hanmo.loading.load(path).config.writes
-    assert hanmo.loading.load(path, mask="prefix").config.writes
+    assert not hanmo.loading.load(path).config.can_generate
+    assert hanmo.loading.load(path, mask="prefix").config.can_generate
     assert hanmo.loading.load(path, mask="causal").config.main.mask == "causal"
 
 

@@ -67,12 +67,18 @@ def test_the_released_indexes_are_named_without_a_config(name, indexes):
     with Bundle(indexes / name) as source:
         found = recognise(source)
     assert (found.family, found.format, found.candidates) == ("gpt2_ml", "tensorflow", ["gpt2_ml"])
-    assert (found.sizes["vocab"], found.parameters, found.dtype) == (rows, parameters, "float32")
+    assert (found.sizes["vocab_size"], found.parameters, found.dtype) == (rows, parameters, "float32")
     assert corpus in found.released
     assert found.left == {"AdaFactor's state": 1062, "the training step": 1}
     assert (found.own, found.missing, found.unexpected, found.misfits) == (772, [], [], [])
     stack = found.config.main
-    assert (stack.depth, stack.width, stack.heads, stack.feed_forward, stack.positions) == (48, 1536, 24, 6144, 1024)
+    assert (stack.num_layers, stack.hidden_size, stack.num_heads, stack.feed_forward, stack.positions) == (
+        48,
+        1536,
+        24,
+        6144,
+        1024,
+    )
     assert (stack.dropout, found.config.initializer) == (0.1, 0.014142135623731)
     assert found.derived and found.notes == []  # the heads of a released model are known, not guessed
 
@@ -83,7 +89,7 @@ def test_the_released_indexes_fit_the_republished_config(name, indexes):
     config = read_json(folder / (name.rpartition("_")[0] + "_mega.json"))
     with Bundle(folder / name) as source:
         found = recognise(source, config=config)
-    assert (found.config.main.heads, found.config.vocab) == (24, INDEXES[name][0])
+    assert (found.config.main.num_heads, found.config.vocab_size) == (24, INDEXES[name][0])
     assert (found.misfits, found.mend, found.derived) == ([], {}, False)
 
 
@@ -111,9 +117,13 @@ def test_every_kind_is_recognised_with_its_own_config_and_without(data, kind):
     assert (bare.missing, bare.unexpected) == ([], [])
     assert bare.parameters == told.parameters > 0
     measured, meant = bare.config.main, told.config.main
-    assert (measured.width, measured.feed_forward) == (meant.width, meant.feed_forward) == (32, measured.feed_forward)
+    assert (
+        (measured.hidden_size, measured.feed_forward)
+        == (meant.hidden_size, meant.feed_forward)
+        == (32, measured.feed_forward)
+    )
     if not measured.shared_layers:
-        assert measured.depth == meant.depth == 3
+        assert measured.num_layers == meant.num_layers == 3
 
 
 def test_nezha_and_roformer_share_names_and_the_vocabulary_tells_them_apart(data):
@@ -199,7 +209,7 @@ def test_spare_rows_are_noted_and_kept(data):
     config = read_config(path.parent)
     found = recognise(listed(path), config=config | {"vocab_size": 118})
     assert found.notes == ["the embedding has 120 rows for 118 words: 2 are spare"]
-    assert (found.config.vocab, found.misfits) == (120, [])
+    assert (found.config.vocab_size, found.misfits) == (120, [])
 
 
 def test_segments_that_the_file_has_no_table_for_do_not_fit(data):
@@ -230,7 +240,7 @@ def test_what_is_missing_or_unexpected_is_listed(data):
     assert found.missing == ["newslm/layer01/output/bias"]
     assert found.unexpected == ["newslm/layer01/extra"]
     found = recognise(listed(path, **{"newslm/layer07/output/bias": (32,)}))
-    assert found.sizes["depth"] == 4 and found.unexpected == ["newslm/layer07/output/bias"]
+    assert found.sizes["num_layers"] == 4 and found.unexpected == ["newslm/layer07/output/bias"]
     assert len(found.missing) == 16
 
 
@@ -251,7 +261,7 @@ def test_hugging_face_names_are_recognised_with_and_without_the_prefix():
         found = recognise(Listed({prefix + name: shape for name, shape in shapes.items()}))
         assert (found.family, found.format, found.sizes["feed_forward"]) == ("bert", "huggingface", 512)
         assert (found.config.pool, found.config.nsp, found.config.output) == ("tanh", False, "none")
-        assert found.config.main.heads == 2
+        assert found.config.main.num_heads == 2
 
 
 def test_the_derived_config_of_a_hugging_face_t5_is_gated_and_untied_as_its_tensors_are():
@@ -262,7 +272,7 @@ def test_the_derived_config_of_a_hugging_face_t5_is_gated_and_untied_as_its_tens
     shapes["decoder.block.0.layer.0.SelfAttention.q.weight"] = (64, 32)
     found = recognise(Listed(shapes))
     assert (found.family, found.candidates) == ("t5.1.1", ["t5.1.1", "mt5.1.1"])
-    assert (found.config.encoder.depth, found.config.decoder.depth) == (2, 1)
+    assert (found.config.encoder.num_layers, found.config.decoder.num_layers) == (2, 1)
     assert found.config.main.gated and not found.config.tied
     assert recognise(Listed(shapes), config={"model_type": "mt5"} | found.names.original(found.config)).family
 
@@ -288,8 +298,8 @@ def test_our_own_names_are_held_against_hanmo_json(data):
     found = recognise_own(Listed(shapes), config)
     assert (found.family, found.format, found.parameters) == ("gpt2_ml", "hanmo", 130 * 32 + 32 * 32)
     assert found.misfits == [
-        "the configuration says vocab is 120; the checkpoint holds 130",
-        "the configuration says depth is 3; the checkpoint holds 1",
+        "the configuration says vocab_size is 120; the checkpoint holds 130",
+        "the configuration says num_layers is 3; the checkpoint holds 1",
     ]
 
 

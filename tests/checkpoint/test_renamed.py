@@ -245,7 +245,7 @@ def factorized(path: Path, folder: Path, **config: object) -> None:
 def test_albert_zh_s_own_names_are_read_with_the_product_of_both_embeddings(data, golden, tmp_path):
     factorized(data / "goldens" / "albert" / "model.ckpt", tmp_path)
     loaded = load(tmp_path)
-    assert (loaded.config.family, loaded.config.main.embedding_width, loaded.config.main.depth) == ("albert", 32, 3)
+    assert (loaded.config.family, loaded.config.main.embedding_size, loaded.config.main.num_layers) == ("albert", 32, 3)
     assert list(loaded.report.dropped.values()) == ["Adam's state"]
     with Bundle(tmp_path / "model.ckpt") as source:
         shown = {name: torch.from_numpy(np.array(source.read(name))) for name in source.tensors}

@@ -153,7 +153,7 @@ def test_what_a_form_cannot_say_is_refused(form, changes, message, golden, tmp_p
 def test_head_sizes_that_hugging_face_derives_otherwise_are_refused(golden, tmp_path):
     with pytest.raises(CheckpointError, match=r"encoder\.head_dim is \d+, but that form would make it 8"):
         save(golden("bert_headsize").model, tmp_path / "saved", form="huggingface")
-    model = with_stack(golden("bert").model, heads=5, head_dim=7, key_dim=7)
+    model = with_stack(golden("bert").model, num_heads=5, head_dim=7, key_dim=7)
     with pytest.raises(CheckpointError, match="cannot hold this model: hidden_size is 32, num_attention_heads is 5"):
         save(model, tmp_path / "saved", form="huggingface")
 

@@ -85,18 +85,29 @@ def test_every_family_with_tensorflow_names_is_covered():
 
 
 def test_openai_s_layout_comes_back_bit_for_bit(tmp_path):
-    width, depth, vocab = 24, 3, 50
-    shapes = {"model/wte": (vocab, width), "model/wpe": (16, width), "model/ln_f/g": (width,), "model/ln_f/b": (width,)}
-    for i in range(depth):
+    hidden_size, num_layers, vocab = 24, 3, 50
+    shapes = {
+        "model/wte": (vocab, hidden_size),
+        "model/wpe": (16, hidden_size),
+        "model/ln_f/g": (hidden_size,),
+        "model/ln_f/b": (hidden_size,),
+    }
+    for i in range(num_layers):
         for name, n in (("attn/c_attn", 3), ("attn/c_proj", 1), ("mlp/c_fc", 4)):
-            shapes |= {f"model/h{i}/{name}/w": (1, width, n * width), f"model/h{i}/{name}/b": (n * width,)}
-        shapes |= {f"model/h{i}/mlp/c_proj/w": (1, 4 * width, width), f"model/h{i}/mlp/c_proj/b": (width,)}
-        shapes |= {f"model/h{i}/{norm}/{part}": (width,) for norm in ("ln_1", "ln_2") for part in "gb"}
+            shapes |= {
+                f"model/h{i}/{name}/w": (1, hidden_size, n * hidden_size),
+                f"model/h{i}/{name}/b": (n * hidden_size,),
+            }
+        shapes |= {
+            f"model/h{i}/mlp/c_proj/w": (1, 4 * hidden_size, hidden_size),
+            f"model/h{i}/mlp/c_proj/b": (hidden_size,),
+        }
+        shapes |= {f"model/h{i}/{norm}/{part}": (hidden_size,) for norm in ("ln_1", "ln_2") for part in "gb"}
     random = np.random.default_rng(0)
     tensors = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     write_bundle(tmp_path / "model.ckpt", tensors.items())
     (tmp_path / "hparams.json").write_text(
-        json.dumps({"n_vocab": vocab, "n_ctx": 16, "n_embd": width, "n_head": 4, "n_layer": depth})
+        json.dumps({"n_vocab": vocab, "n_ctx": 16, "n_embd": hidden_size, "n_head": 4, "n_layer": num_layers})
     )
     loaded = load(tmp_path / "model.ckpt")
     assert loaded.config.family == "gpt2_openai" and loaded.report.dropped == {}
@@ -104,7 +115,7 @@ def test_openai_s_layout_comes_back_bit_for_bit(tmp_path):
     assert set(out) == set(tensors) and len(tensors) == 40
     assert all(same_bits(out[name], tensors[name]) for name in tensors)
     q = loaded.model.main.blocks[1].attention.query.weight
-    assert torch.equal(q, torch.from_numpy(tensors["model/h1/attn/c_attn/w"][0, :, :width]).T)
+    assert torch.equal(q, torch.from_numpy(tensors["model/h1/attn/c_attn/w"][0, :, :hidden_size]).T)
 
 
 # how → shapes of ours.
@@ -168,10 +179,10 @@ def test_the_table_made_for_roformer_holds_sines_and_then_cosines(data):
     told = json.loads((data / "goldens" / "roformer" / "config.json").read_text("utf-8"))
     config: ModelConfig = FAMILIES["roformer"].tensorflow.config(told)
     table = MADE["sines_then_cosines"](config)
-    width = config.main.head_dim
-    assert table.shape == (48, width)
-    assert torch.equal(table[0], torch.cat((torch.zeros(width // 2), torch.ones(width // 2))))
-    angle = torch.tensor([3 * 10000 ** (-2 * i / width) for i in range(width // 2)], dtype=torch.float64)
+    hidden_size = config.main.head_dim
+    assert table.shape == (48, hidden_size)
+    assert torch.equal(table[0], torch.cat((torch.zeros(hidden_size // 2), torch.ones(hidden_size // 2))))
+    angle = torch.tensor([3 * 10000 ** (-2 * i / hidden_size) for i in range(hidden_size // 2)], dtype=torch.float64)
     torch.testing.assert_close(table[3].double(), torch.cat((angle.sin(), angle.cos())), rtol=0, atol=1e-7)
     assert {how for family in FAMILIES.values() if family.huggingface for how in family.huggingface.made.values()} == (
         set(MADE)

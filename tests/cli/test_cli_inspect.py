@@ -49,7 +49,7 @@ def test_people_read_what_it_is_and_which_config_it_needs(data, indexes):
     assert told["family"] == "gpt2_ml"
     assert told["parameters"] == "1,393,944,576 in 772 tensors, float32"
     assert told["vocabulary"] == "21,130 rows"
-    assert told["sizes"] == "48 layers, width 1,536, 24 heads of 64, feed-forward 6,144, 1,024 positions"
+    assert told["sizes"] == "48 layers, hidden size 1,536, 24 heads of 64, feed-forward 6,144, 1,024 positions"
     assert "beside it    AdaFactor's state: 1,062 tensors" in lines
     assert told["note"] == "only the index is here; the data has 5,585,033,776 bytes"
     shown = json.loads("\n".join(lines[lines.index("{") :]))
@@ -77,7 +77,7 @@ def test_people_read_what_does_not_fit(folder):
 
 
 def test_an_encoder_decoder_has_two_depths(data):
-    assert "sizes        3 + 3 layers, width 32" in run(data / "goldens" / "t5_1.1").stdout
+    assert "sizes        3 + 3 layers, hidden size 32" in run(data / "goldens" / "t5_1.1").stdout
 
 
 def test_the_config_alone_can_be_saved_and_then_fits(folder):

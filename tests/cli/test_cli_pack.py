@@ -173,13 +173,15 @@ def test_a_vocabulary_is_made_and_packs_its_own_corpus(tmp_path: Path) -> None:
     told = run("vocab", tmp_path / "a.txt", "--out", words, "--size", "300", "--pieces", "4", "--no-common")
     assert told.exit_code == 0, told.stderr
     made = Lossless(words)
-    assert told.stdout.startswith(f"{words}: {made.vocab} tokens, of them ") and "which make 100.000%" in told.stdout
+    assert (
+        told.stdout.startswith(f"{words}: {made.vocab_size} tokens, of them ") and "which make 100.000%" in told.stdout
+    )
     told = run("pack", tmp_path / "a.txt", "--out", tmp_path / "d", "--tokenizer", words)
     assert "unknown" not in told.stdout
     assert made.decode(PackedFile(tmp_path / "d").ids) == text.removesuffix("\n")
     told = run("vocab", tmp_path / "a.txt", "--out", words, "--size", "300", "--force")
     assert told.exit_code == 1 and "300 tokens leave" in told.stderr and "raise size" in told.stderr
-    assert Lossless(words).vocab == made.vocab
+    assert Lossless(words).vocab_size == made.vocab_size
 
 
 def test_what_is_there_is_replaced_only_with_force(tmp_path: Path) -> None:

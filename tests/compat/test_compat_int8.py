@@ -55,7 +55,7 @@ def test_the_engine_with_exact_weights_gives_what_torch_gives_whatever_is_asked_
     plain, model = build(kind), rounded(kind, "float32")
     for seed in range(3):
         rng = np.random.default_rng(seed)
-        tokens = rng.integers(0, model.config.vocab, (1, 4))
+        tokens = rng.integers(0, model.config.vocab_size, (1, 4))
         arrays = inputs_of(plain, tokens, rng)
         for _ in range(8):
             expected = recomputed(plain, arrays)
@@ -63,7 +63,7 @@ def test_the_engine_with_exact_weights_gives_what_torch_gives_whatever_is_asked_
             for each in (result(arrays), last(arrays)):
                 assert each.dtype == np.float32
                 np.testing.assert_allclose(each, expected[:, -1] if each.ndim == 2 else expected, rtol=0, atol=2e-5)
-            tokens = change(tokens, rng, model.config.vocab)
+            tokens = change(tokens, rng, model.config.vocab_size)
             arrays = inputs_of(plain, tokens, np.random.default_rng(seed) if rng.integers(0, 3) else rng)
     assert model._rounded is not None and model._fill is not None
 
@@ -93,7 +93,7 @@ def test_only_new_tokens_go_through_the_engine(seen):
 def test_many_rows_go_through_the_engine_in_batches(seen):
     model = rounded("gpt2_ml")
     tokens = np.random.default_rng(0).integers(1, 100, (5, 4))
-    assert model.predict(tokens, batch_size=2).shape == (5, 4, model.config.vocab)
+    assert model.predict(tokens, batch_size=2).shape == (5, 4, model.config.vocab_size)
     assert seen == [8, 8, 4]
 
 

@@ -51,7 +51,7 @@ def inputs_of(model, tokens, rng):
         elif name == "Encoder-Input-Token":
             arrays.append(np.array([[5, 6, 0, 7], [9, 8, 7, 6]])[rng.integers(0, 2, rows)])
         elif name == "Input-Context":
-            memories = np.random.default_rng(3).normal(size=(2, 5, model.network.main.config.width))
+            memories = np.random.default_rng(3).normal(size=(2, 5, model.network.main.config.hidden_size))
             arrays.append(memories[rng.integers(0, 2, rows)])
         elif name == "cond":
             arrays.append(np.random.default_rng(4).normal(size=(2, 6))[rng.integers(0, 2, rows)])
@@ -93,7 +93,7 @@ def change(tokens, rng, vocab):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_whatever_is_asked_in_turn_equals_computing_it_again(kind, seed):
     model, rng = build(kind), np.random.default_rng(seed)
-    vocab = model.network.config.vocab
+    vocab = model.network.config.vocab_size
     tokens = rng.integers(0, vocab, (1, 4))
     arrays = inputs_of(model, tokens, rng)
     asked = []
@@ -155,7 +155,7 @@ def test_a_unilm_prompt_is_kept_once_and_its_answer_grows():
 def test_one_encoded_text_is_taken_as_long_as_it_is_the_same():
     model = build("t5 decoder")
     seen = counting(model)
-    memory = np.random.default_rng(0).normal(size=(1, 3, model.network.main.config.width)).astype(np.float32)
+    memory = np.random.default_rng(0).normal(size=(1, 3, model.network.main.config.hidden_size)).astype(np.float32)
     model.predict([memory, np.array([[1, 2]])])
     model.predict([np.repeat(memory, 2, 0), np.array([[1, 2, 3], [1, 2, 4]])])
     memory[0, 0, 0] += 1
@@ -165,7 +165,7 @@ def test_one_encoded_text_is_taken_as_long_as_it_is_the_same():
 
 def test_a_call_that_failed_leaves_nothing_behind(monkeypatch):
     model, rng = build("t5 decoder"), np.random.default_rng(0)
-    one, two = (rng.normal(size=(1, 3, model.network.main.config.width)).astype(np.float32) for _ in range(2))
+    one, two = (rng.normal(size=(1, 3, model.network.main.config.hidden_size)).astype(np.float32) for _ in range(2))
     tokens = np.array([[1, 2, 3]])
     model.predict([one, tokens])
     with monkeypatch.context() as patch:
@@ -218,7 +218,7 @@ def test_many_rows_go_through_the_network_in_batches():
     model = build("gpt2_ml")
     seen = counting(model)
     tokens = np.random.default_rng(0).integers(1, 100, (5, 4))
-    assert model.predict(tokens, batch_size=2).shape == (5, 4, model.network.config.vocab)
+    assert model.predict(tokens, batch_size=2).shape == (5, 4, model.network.config.vocab_size)
     assert seen == [8, 8, 4]
     model.predict_on_batch(tokens)
     assert seen == [8, 8, 4, 20]

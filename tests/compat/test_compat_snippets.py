@@ -237,12 +237,12 @@ def test_small_helpers_do_what_they_did():
 
 def test_arguments_are_inserted_and_deleted():
     class Layer:
-        @snippets.insert_arguments(heads=3)
+        @snippets.insert_arguments(num_heads=3)
         @snippets.delete_arguments("bias")
-        def __init__(self, width, **rest):
-            self.width, self.rest = width, rest
+        def __init__(self, hidden_size, **rest):
+            self.hidden_size, self.rest = hidden_size, rest
 
-    assert (Layer(5).heads, Layer(5, heads=7).heads, Layer(width=2, x=1).rest) == (3, 7, {"x": 1})
+    assert (Layer(5).num_heads, Layer(5, num_heads=7).num_heads, Layer(hidden_size=2, x=1).rest) == (3, 7, {"x": 1})
     with pytest.raises(TypeError, match="Layer got an unexpected keyword argument 'bias'"):
         Layer(5, bias=True)
 

@@ -34,7 +34,7 @@ def every_text(vocab, length, end_ids):
     st.lists(st.integers(0, 4), min_size=1, max_size=4), st.sampled_from([0.0, 0.7, 1.0]), st.sampled_from([(), (2,)])
 )
 def test_a_beam_wide_enough_finds_the_best_of_all_texts(prompt, length_penalty, end_ids):
-    engine = ToyEngine(vocab=5)
+    engine = ToyEngine(vocab_size=5)
     scores = {
         ids: log_probability(engine, prompt, ids) / len(ids) ** length_penalty for ids in every_text(5, 3, end_ids)
     }
@@ -48,10 +48,10 @@ def test_a_beam_wide_enough_finds_the_best_of_all_texts(prompt, length_penalty, 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 11), min_size=1, max_size=4), st.integers(1, 6), st.booleans())
-def test_scores_are_those_of_the_ids_so_the_cache_follows_its_parents(prompt, width, on_torch):
+def test_scores_are_those_of_the_ids_so_the_cache_follows_its_parents(prompt, num_beams, on_torch):
     engine = ToyEngine(convert=torch.from_numpy if on_torch else np.asarray)
-    found = beam_search(engine, prompt, width, limits=Limits(max_tokens=7, end_ids=(3,)))
-    assert 1 <= len(found) <= width
+    found = beam_search(engine, prompt, num_beams, limits=Limits(max_tokens=7, end_ids=(3,)))
+    assert 1 <= len(found) <= num_beams
     assert [beam.score for beam in found] == sorted((beam.score for beam in found), reverse=True)
     assert len({beam.ids for beam in found}) == len(found)
     for beam in found:
@@ -92,7 +92,7 @@ def test_beams_end_at_the_last_position():
 
 
 def test_a_beam_wider_than_the_vocabulary_takes_what_there_is():
-    assert len(beam_search(ToyEngine(vocab=3), [1], 9, limits=Limits(max_tokens=1))) == 3
+    assert len(beam_search(ToyEngine(vocab_size=3), [1], 9, limits=Limits(max_tokens=1))) == 3
 
 
 def test_the_search_stops_when_no_open_row_can_enter_the_pool():
@@ -109,7 +109,7 @@ def test_the_search_stops_when_no_open_row_can_enter_the_pool():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: beam_search(ToyEngine(), [1], 0), ConfigError, "width is 0; expected a whole number of 1 or more"),
+        (lambda: beam_search(ToyEngine(), [1], 0), ConfigError, "num_beams is 0; expected a whole number of 1 or more"),
         (lambda: beam_search(ToyEngine(), [], 2), PromptError, "the prompt is empty"),
         (lambda: beam_search(ToyEngine(max_positions=None), [1], 2), ConfigError, "max_tokens is None"),
         (

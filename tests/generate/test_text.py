@@ -183,7 +183,7 @@ def test_a_prompt_that_is_no_usable_text_is_refused_at_the_call(text, message):
 
 def test_the_prompt_settles_the_first_space_unless_it_is_the_source_of_an_encoder():
     words = WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "day", "##s", "天"])
-    follows = ToyEngine(vocab=8, scores=lambda ids: np.eye(8)[{4: 5, 5: 6, 6: 7}.get(ids[-1], 5)])
+    follows = ToyEngine(vocab_size=8, scores=lambda ids: np.eye(8)[{4: 5, 5: 6, 6: 7}.get(ids[-1], 5)])
     limits = Limits(max_tokens=3)
     writing = Writing(sampling=GREEDY, limits=limits)
     assert list(stream(follows, words, "good", writing=writing)) == [" day", "s", "天"]
@@ -203,7 +203,7 @@ def test_settings_are_refused_at_the_call():
         write(ToyEngine(), Bytes(), ["a"], n=0)
     with pytest.raises(ConfigError, match="seed is -7"):
         stream(ToyEngine(), Bytes(), "a", seed=-7)
-    with pytest.raises(ConfigError, match="width is 0"):
+    with pytest.raises(ConfigError, match="num_beams is 0"):
         search(ToyEngine(), Bytes(), "a", 0)
 
 

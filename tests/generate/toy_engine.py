@@ -6,14 +6,16 @@ import numpy as np
 
 
 class ToyEngine:
-    def __init__(self, vocab=12, max_positions=64, *, convert=lambda array: array, scores=None):
-        self.vocab, self.max_positions = vocab, max_positions
+    def __init__(self, vocab_size=12, max_positions=64, *, convert=lambda array: array, scores=None):
+        self.vocab_size, self.max_positions = vocab_size, max_positions
         self.convert, self.scores = convert, scores or self.random_scores
         self.prefilled, self.steps, self.rooms = [], [], []
 
     def random_scores(self, ids):
         digest = hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).digest()
-        return np.random.Generator(np.random.Philox(int.from_bytes(digest[:8], "little"))).normal(size=self.vocab) * 2
+        return (
+            np.random.Generator(np.random.Philox(int.from_bytes(digest[:8], "little"))).normal(size=self.vocab_size) * 2
+        )
 
     def prefill(self, prompts, *, room):
         self.prefilled.append([list(prompt) for prompt in prompts])

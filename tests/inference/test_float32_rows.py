@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(kernels("float32") is None, reason="Numba or the
 
 
 def changed(*, order=None, **changes):
-    config = gpt2_ml_config(vocab=61, depth=3, width=96, positions=64, head_dim=32)
+    config = gpt2_ml_config(vocab_size=61, num_layers=3, hidden_size=96, positions=64, head_dim=32)
     if order is not None:
         changes["order"] = tuple(Sublayer(kind, pre, post) for kind, pre, post in order)
     return replace(config, decoder=replace(config.decoder, **changes))

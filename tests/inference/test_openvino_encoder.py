@@ -49,7 +49,7 @@ def test_every_output_equals_torch_also_in_padded_rows(tmp_path, name):
             compared += 1
     heads = (model.output is not None) + (model.pooler is not None) + (model.discriminator is not None)
     assert compared >= 3 * heads > 0
-    assert encoder.read(TEXTS[:1])["hidden"].shape == (1, 7, model.config.main.width)
+    assert encoder.read(TEXTS[:1])["hidden"].shape == (1, 7, model.config.main.hidden_size)
 
 
 def test_positions_that_begin_at_a_later_row_equal_torch_also_in_padded_rows(tmp_path):

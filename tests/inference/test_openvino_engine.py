@@ -147,12 +147,12 @@ def test_logits_of_a_whole_text_equal_those_of_its_steps(ours):
     whole = engine.logits(text)
     rows, logits = engine.prefill([text[:1]], room=9)
     steps = [logits, *(rows.step([id]) for id in text[1:])]
-    assert whole.shape == (len(text), engine.vocab)
+    assert whole.shape == (len(text), engine.vocab_size)
     np.testing.assert_allclose(whole, np.concatenate(steps), rtol=0, atol=1e-5)
 
 
 def test_the_engine_says_what_it_can_hold(ours):
-    assert (ours("gpt2_ml", None).vocab, ours("gpt2_ml", None).max_positions) == (120, 48)
+    assert (ours("gpt2_ml", None).vocab_size, ours("gpt2_ml", None).max_positions) == (120, 48)
     assert ours("t5_1.1", None).max_positions is None
     texts = written(ours("gpt2_ml", None), [PROMPTS[0]], tokens=60)
     assert len(texts[0]) == 48 - len(PROMPTS[0])

@@ -150,7 +150,7 @@ def test_the_last_few_texts_are_kept_in_bounded_memory(engines, read):
     remembering = PromptCache(engine, most=2)
     for first in range(30, 35):
         written(remembering, [[first, *OTHER]])
-    assert 0 < remembering.nbytes <= 2 * (11 * engine.token_bytes + 4 * engine.vocab)
+    assert 0 < remembering.nbytes <= 2 * (11 * engine.token_bytes + 4 * engine.vocab_size)
     prefilled(read)
     written(remembering, [[33, *OTHER, 1, 2]])  # now one of the last two, though written before 34
     written(remembering, [[33, *OTHER, 3, 4]])

@@ -25,7 +25,7 @@ PROMPT = [5, 17, 99, 250, 3, 42, 42]
 
 
 def gpt2_ml():
-    return gpt2_ml_config(vocab=301, depth=3, width=256, positions=96)
+    return gpt2_ml_config(vocab_size=301, num_layers=3, hidden_size=256, positions=96)
 
 
 def like_gpt2():

@@ -120,7 +120,7 @@ def test_text_equals_the_plain_engine(engines, name, mask):
 @pytest.mark.parametrize("kind", ["previous", "cumulative"])
 def test_residual_scores_equal_the_plain_engine(engines, kind):
     plain, _ = engines("bert", "causal")
-    config = replace(plain.model.config, encoder=replace(plain.model.config.encoder, score_residual=kind, depth=2))
+    config = replace(plain.model.config, encoder=replace(plain.model.config.encoder, score_residual=kind, num_layers=2))
     model = Model(config).initialize(1).eval().to(plain.model.token.weight.device)
     assert difference(TorchEngine(model), StaticEngine(model), [[2, 0, 2, 1], [1]]) < 1e-4
 

@@ -60,7 +60,7 @@ def peer(folder):
 
 
 def test_ids_and_text_equal_transformers(ours, peer):
-    assert ours.vocab == len(peer) > 300
+    assert ours.vocab_size == len(peer) > 300
     for text in MIXED[:-1]:
         ids = ours.encode(text).ids
         assert ids == peer(text)["input_ids"], text
@@ -96,7 +96,7 @@ def test_every_text_comes_back(ours, peer):
 
 def test_streamed_pieces_joined_are_the_whole_and_no_character_is_halved(ours):
     @settings(deadline=None)
-    @given(st.lists(st.integers(0, ours.vocab - 1)), st.booleans())
+    @given(st.lists(st.integers(0, ours.vocab_size - 1)), st.booleans())
     def random_ids(ids, special):
         stream = ours.stream(special=special)
         assert "".join([stream.push(number) for number in ids]) + stream.flush() == ours.decode(ids, special=special)
@@ -115,7 +115,7 @@ def test_streamed_pieces_joined_are_the_whole_and_no_character_is_halved(ours):
 
 def test_text_of_cut_characters_equals_transformers(ours, peer):
     @settings(deadline=None)
-    @given(st.lists(st.integers(1, ours.vocab - 1)))
+    @given(st.lists(st.integers(1, ours.vocab_size - 1)))
     def check(ids):
         assert ours.decode(ids) == peer.decode(ids, clean_up_tokenization_spaces=False)
 
@@ -128,8 +128,8 @@ def test_it_is_what_the_protocol_says(ours):
     assert (ours.special.unk, ours.special.start, ours.special.pad) == (None, None, None)
     with pytest.raises(PromptError, match=r"lone surrogate U\+DCFF at position 1"):
         ours.encode("a\udcff")
-    with pytest.raises(TokenizerError, match=f"the id {ours.vocab} is outside"):
-        ours.decode([ours.vocab])
+    with pytest.raises(TokenizerError, match=f"the id {ours.vocab_size} is outside"):
+        ours.decode([ours.vocab_size])
 
 
 def test_files_that_do_not_fit_are_refused(folder, tmp_path):
@@ -180,7 +180,9 @@ def test_roberta_s_vocabulary_gives_the_ids_of_transformers_with_its_marks(folde
     if saved:
         peer.save_pretrained(tmp_path / "saved")
     ours = load_tokenizer(tmp_path / "saved" if saved else tmp_path)
-    assert ours.special == SpecialIds(pad=1, unk=3, start=0, end=2, mask=len(names) - 1) and ours.vocab == len(names)
+    assert ours.special == SpecialIds(pad=1, unk=3, start=0, end=2, mask=len(names) - 1) and ours.vocab_size == len(
+        names
+    )
     for text in (*MIXED[:-1], "今天 <mask>天气", "hello <mask> world"):
         assert ours.encode(text, special=True).ids == peer(text)["input_ids"], text
         assert ours.encode(text, "公园 hello", special=True).ids == peer(text, "公园 hello")["input_ids"], text

@@ -137,20 +137,20 @@ def test_an_original_s_folder_is_told_to_transformers(family: str, tmp_path: Pat
     tokenizer = tokenizer_of(folder)
     assert tokenizer(TEXTS).input_ids == [loaded.tokenizer.encode(text, special=True).ids for text in TEXTS]
     (ids,) = tokenizer(TEXTS[:1]).input_ids
-    if not loaded.config.writes:
+    if not loaded.config.can_generate:
         with torch.no_grad():
             theirs = transformers.AutoModel.from_pretrained(folder)(torch.tensor([ids])).last_hidden_state
             ours = loaded.model(torch.tensor([ids])).hidden
         assert (theirs - ours).abs().max() < 1e-5
         return
-    kind = transformers.AutoModelForSeq2SeqLM if loaded.config.answers else transformers.AutoModelForCausalLM
+    kind = transformers.AutoModelForSeq2SeqLM if loaded.config.is_encoder_decoder else transformers.AutoModelForCausalLM
     model = kind.from_pretrained(folder)
     banned = [[number] for number in (0, 1, 2, 4)]
-    given = ids if loaded.config.answers else ids[1:-1]
+    given = ids if loaded.config.is_encoder_decoder else ids[1:-1]
     with torch.no_grad():
         found = model.generate(torch.tensor([given]), max_new_tokens=8, do_sample=False, bad_words_ids=banned)
     (answer,) = loaded.write_detailed(TEXTS[0], temperature=0, max_tokens=8, stop=None, max_chars=None)
-    assert found[0].tolist()[1 if loaded.config.answers else len(given) :] == list(answer.ids)
+    assert found[0].tolist()[1 if loaded.config.is_encoder_decoder else len(given) :] == list(answer.ids)
 
 
 def test_saving_in_python_tells_transformers_too(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_repeated_line_keeps_the_later_id_as_in_transformers(tmp_path):
     tokenizer = load_tokenizer(tmp_path)
     peer = transformers.BertTokenizer.from_pretrained(tmp_path)
     assert tokenizer.encode("我aa我").ids == peer("我aa我")["input_ids"] == [2, 7, 6, 8, 7, 3]
-    assert (tokenizer.vocab, tokenizer.token_to_id("我"), tokenizer.id_to_token(5)) == (9, 7, "我")
+    assert (tokenizer.vocab_size, tokenizer.token_to_id("我"), tokenizer.id_to_token(5)) == (9, 7, "我")
     assert tokenizer.decode([5, 6, 8, 7]) == "我aa我"
 
 
@@ -198,7 +198,7 @@ def test_a_tokenizer_json_of_word_piece_is_word_piece(tmp_path):
 
 
 def byte_level(template=None):
-    rust = RustTokenizer(models.BPE(vocab=GPT2, merges=[("h", "e")]))
+    rust = RustTokenizer(models.BPE(vocab_size=GPT2, merges=[("h", "e")]))
     rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     rust.decoder = decoders.ByteLevel()
     rust.add_special_tokens(["<|endoftext|>"])
@@ -223,7 +223,7 @@ def test_any_other_tokenizer_json_is_run_as_it_is(tmp_path):
     assert tokenizer.encode(text, special=True).ids[-1] == 257 == tokenizer.special.end
     assert tokenizer.decode([256, 257]) == "he"
     assert tokenizer.decode([256, 257], special=True) == "he<|endoftext|>"
-    assert (tokenizer.vocab, tokenizer.id_to_token(256), tokenizer.token_to_id("none")) == (258, "he", None)
+    assert (tokenizer.vocab_size, tokenizer.id_to_token(256), tokenizer.token_to_id("none")) == (258, "he", None)
     with pytest.raises(TokenizerError, match="the id 258 is outside"):
         tokenizer.decode([258])
 

@@ -110,7 +110,7 @@ def test_marks_are_left_out_unless_asked_for():
     assert OURS.encode("我[NL]", special=True).ids == OURS.encode("我[NL]").ids
     assert (OURS.special.pad, OURS.special.end, OURS.special.start) == (0, 5, None)
     assert isinstance(OURS, Tokenizer)
-    assert OURS.vocab == len(TOKENS)
+    assert OURS.vocab_size == len(TOKENS)
 
 
 def test_a_vocabulary_that_loses_something_is_refused(tmp_path):

@@ -73,7 +73,7 @@ def test_ids_and_text_equal_the_sentencepiece_package(name, text):
     assert ours.encode(text, ends=False).ids == ids
     assert ours.encode(text, ends=False, detail=True).ids == ids
     assert ours.decode(ids) == peer.decode(ids)
-    assert ours.vocab == peer.get_piece_size()
+    assert ours.vocab_size == peer.get_piece_size()
 
 
 def test_marks_are_the_model_s():
@@ -104,7 +104,7 @@ def test_special_tokens_in_a_text_are_read_when_asked():
 @given(data=st.data())
 def test_streamed_pieces_joined_are_the_whole(name, data):
     tokenizer = OURS[name]
-    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab - 1)))
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1)))
     for special in (False, True):
         stream = tokenizer.stream(special=special)
         pieces = [stream.push(number) for number in ids]
@@ -180,7 +180,7 @@ def test_errors_name_the_value(tmp_path):
         SentencePiece(b"")
     with pytest.raises(TokenizerError, match=r"has no '\[CLS\]'"):
         SentencePiece(MODELS["t5"], start="[CLS]")
-    size = OURS["t5"].vocab
+    size = OURS["t5"].vocab_size
     for bad in (-1, size):
         with pytest.raises(TokenizerError, match=f"the id {bad} is outside the vocabulary of {size} tokens"):
             OURS["t5"].decode([bad])
@@ -202,14 +202,14 @@ def test_fairseq_s_order_of_pieces_gives_the_ids_of_transformers(tmp_path, kind,
     sizes = sentencepiece.SentencePieceProcessor(model_proto=model)
     pieces = [(sizes.id_to_piece(i), sizes.get_score(i)) for i in range(len(sizes))]
     vocabulary = [*((mark, 0.0) for mark in marks), *pieces[skipped:], ("<mask>", 0.0)]
-    peer = getattr(transformers, name)(vocab=vocabulary)
+    peer = getattr(transformers, name)(vocab_size=vocabulary)
     (tmp_path / "sentencepiece.bpe.model").write_bytes(model)
     if saved:
         peer.save_pretrained(tmp_path)
     else:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}), "utf-8")
     ours = load_tokenizer(tmp_path)
-    assert ours.vocab == len(peer) == len(pieces) + len(marks) - skipped + 1
+    assert ours.vocab_size == len(peer) == len(pieces) + len(marks) - skipped + 1
     assert (ours.special.pad, ours.special.unk, ours.special.mask) == (1, 3, len(peer) - 1)
     for text in ("今天天气不错", "hello world 3.14", "今天 <mask>天气", "猫 cat"):
         assert ours.encode(text, special=True).ids == peer(text)["input_ids"], text

@@ -40,7 +40,7 @@ def piece_model(*symbols: str) -> bytes:
 
 
 MODEL = piece_model()
-PIECES = SentencePiece(MODEL).vocab
+PIECES = SentencePiece(MODEL).vocab_size
 
 
 def of_transformers(extra: int) -> Any:
@@ -48,7 +48,7 @@ def of_transformers(extra: int) -> Any:
     processor = sentencepiece.SentencePieceProcessor(model_proto=MODEL)
     scores = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(PIECES)]
     scores += [(f"<extra_id_{i}>", 0.0) for i in range(extra - 1, -1, -1)]
-    return transformers.T5Tokenizer(vocab=scores, extra_ids=extra)
+    return transformers.T5Tokenizer(vocab_size=scores, extra_ids=extra)
 
 
 def t5(folder: Path, rows: int) -> Any:
@@ -127,10 +127,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 
 @pytest.mark.parametrize("text", [TEXTS[0], "今天[MASK]不错[MASK]"])
 def test_filling_finds_the_answers_of_transformers(text: str, trained: tuple[Any, Path]) -> None:
-    model, loaded, width = trained[0], hanmo.load(trained[1]), 8
+    model, loaded, hidden_size = trained[0], hanmo.load(trained[1]), 8
     source = of_transformers(3)(TEXTS[0], return_tensors="pt").input_ids
     found = model.generate(
-        source, num_beams=width, num_return_sequences=width, do_sample=False, length_penalty=0.0,
+        source, num_beams=hidden_size, num_return_sequences=hidden_size, do_sample=False, length_penalty=0.0,
         early_stopping="never", max_new_tokens=48, bad_words_ids=[[0], [2]], return_dict_in_generate=True,
         output_scores=True,
     )  # fmt: skip
@@ -142,7 +142,7 @@ def test_filling_finds_the_answers_of_transformers(text: str, trained: tuple[Any
             if number in sentinels[:2]:
                 mine = expected[sentinels.index(number)]
                 mine[span] = mine.get(span, 0.0) + score
-    got = [{each.token: each.probability for each in candidates} for candidates in loaded.fill(text, k=width)]
+    got = [{each.token: each.probability for each in candidates} for candidates in loaded.fill(text, k=hidden_size)]
     assert {"天气", "床前"} <= set(got[0]) and {"跑步", "明月光"} <= set(got[1])
     for mine, other in zip(got, expected, strict=True):
         assert list(mine) == sorted(mine, key=lambda span: -mine[span])

@@ -290,7 +290,7 @@ def test_long_and_many_words_are_not_kept_forever(monkeypatch):
 
 def test_it_is_what_the_protocol_says():
     assert isinstance(SMALL, Tokenizer)
-    assert SMALL.vocab == len(TOKENS) == len(SMALL.tokens)
+    assert SMALL.vocab_size == len(TOKENS) == len(SMALL.tokens)
     assert (SMALL.token_to_id("我"), SMALL.token_to_id("nothing")) == (6, None)
     special = WordPiece(TOKENS).special
     assert (special.pad, special.unk, special.start, special.end, special.mask) == (0, 1, 2, 3, 4)

@@ -26,7 +26,9 @@ VOCAB, END = 50, 5
 
 
 def model(positions: int = 8) -> Model:
-    return Model(gpt2_ml_config(vocab=VOCAB, depth=2, width=32, positions=positions, head_dim=16)).initialize(1)
+    return Model(
+        gpt2_ml_config(vocab_size=VOCAB, num_layers=2, hidden_size=32, positions=positions, head_dim=16)
+    ).initialize(1)
 
 
 def gradients(model: Model) -> dict[str, torch.Tensor]:
@@ -47,7 +49,7 @@ def test_loss_and_all_gradients_equal_the_originals(data: Path) -> None:
             ):
                 ours[name].copy_(part)
     original.eval()  # the golden was made without dropout
-    for chunk_bytes in (None, 4 * config.vocab * 7):
+    for chunk_bytes in (None, 4 * config.vocab_size * 7):
         original.zero_grad()
         loss = next_token_loss(original, torch.from_numpy(cases["train/in/tokens"]).long(), chunk_bytes=chunk_bytes)
         loss.backward()
@@ -88,7 +90,9 @@ def test_chunks_never_hold_more_scores_than_told() -> None:
         return hidden @ torch.ones(4, VOCAB)
 
     hidden = torch.randn(11, 4, requires_grad=True)
-    cross_entropy(scores, hidden, torch.ones(11, dtype=torch.long), vocab=VOCAB, chunk_bytes=4 * VOCAB * 3).backward()
+    cross_entropy(
+        scores, hidden, torch.ones(11, dtype=torch.long), vocab_size=VOCAB, chunk_bytes=4 * VOCAB * 3
+    ).backward()
     assert max(seen) == 3 and sum(seen) == 22  # forward, and again in backward
 
 
@@ -198,6 +202,6 @@ def test_samples_side_by_side_equal_samples_alone_and_stop_at_the_end() -> None:
 def test_sampler_gives_text() -> None:
     letters = [chr(code) for code in (*range(0x30, 0x3A), *range(0x41, 0x5B), *range(0x61, 0x7B))]
     tokens = ["[PAD]", "[UNK]", "[EOS]", "[NL]", "[SP]", "春", "眠", *letters, *("##" + letter for letter in letters)]
-    config = gpt2_ml_config(vocab=len(tokens), depth=1, width=32, positions=32, head_dim=16)
+    config = gpt2_ml_config(vocab_size=len(tokens), num_layers=1, hidden_size=32, positions=32, head_dim=16)
     text = sampler(Lossless(tokens), ["春眠", "眠"], count=5)(Model(config).initialize(0))
     assert text.startswith('"春眠"\n春眠') and '\n\n"眠"\n眠' in text

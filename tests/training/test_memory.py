@@ -43,15 +43,15 @@ def config_of(family: str, **changes) -> ModelConfig:
     """A family's network, small but with room for what is counted."""
     data = json.loads((GOLDENS / KINDS[family] / "config.json").read_text("utf-8"))
     config = FAMILIES[family].tensorflow.config(data)
-    sizes = {"width": 64, "heads": 4, "head_dim": 16, "key_dim": 16, "feed_forward": 256, "depth": 3}
+    sizes = {"hidden_size": 64, "num_heads": 4, "head_dim": 16, "key_dim": 16, "feed_forward": 256, "num_layers": 3}
     sizes |= {"dropout": 0.0, "attention_dropout": 0.0}
-    if config.main.embedding_width == config.main.width:
-        sizes["embedding_width"] = 64
+    if config.main.embedding_size == config.main.hidden_size:
+        sizes["embedding_size"] = 64
     sides = {side: getattr(config, side) for side in ("encoder", "decoder") if getattr(config, side)}
     for side, stack in sides.items():
         positions = {} if stack.positions is None else {"positions": 256}
         sides[side] = replace(stack, **sizes | positions | (changes if stack is config.main else {}))
-    return replace(config, vocab=500, output="mlm" if config.output == "mlm" else "lm", **sides)
+    return replace(config, vocab_size=500, output="mlm" if config.output == "mlm" else "lm", **sides)
 
 
 def model_of(config: ModelConfig, choice: Choice) -> Model:
@@ -68,14 +68,18 @@ def model_of(config: ModelConfig, choice: Choice) -> Model:
 
 def loss_of(model: Model, choice: Choice) -> torch.Tensor:
     ids = torch.randint(1, 500, (choice.batch, choice.sequence + 1))
-    source = {"source": torch.randint(1, 500, (choice.batch, choice.sequence))} if model.config.answers else {}
+    source = (
+        {"source": torch.randint(1, 500, (choice.batch, choice.sequence))} if model.config.is_encoder_decoder else {}
+    )
     if model.config.main.mask == "prefix":
         source["segments"] = torch.ones(choice.batch, choice.sequence, dtype=torch.long)
     if model.config.main.condition:
         source["condition"] = torch.randn(choice.batch, 6, dtype=model.token.weight.dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=choice.precision == "mixed"):
         hidden = model(ids[:, :-1], logits="none", **source).hidden
-        return cross_entropy(model.logits, hidden, ids[:, 1:], vocab=500, chunk_bytes=activations.CHUNK_BYTES["cpu"])
+        return cross_entropy(
+            model.logits, hidden, ids[:, 1:], vocab_size=500, chunk_bytes=activations.CHUNK_BYTES["cpu"]
+        )
 
 
 def kept(model: Model, choice: Choice) -> int:
@@ -181,7 +185,7 @@ def test_static_bytes_are_those_of_weights_gradients_and_state(optimizer, precis
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_peak_of_a_step_is_within_a_tenth(optimizer, in_backward, recompute, precision, monkeypatch):
     monkeypatch.setitem(activations.CHUNK_BYTES, "cpu", 1 << 18)  # so that the loss has two chunks
-    config = config_of("gpt2_ml", width=192, head_dim=48, key_dim=48, feed_forward=768, embedding_width=192)
+    config = config_of("gpt2_ml", hidden_size=192, head_dim=48, key_dim=48, feed_forward=768, embedding_size=192)
     choice = Choice(
         optimizer=optimizer, precision=precision, in_backward=in_backward, recompute=recompute, sequence=192
     )

@@ -112,7 +112,7 @@ def test_files_are_packed_by_their_paths(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_above_65536_tokens_is_packed_in_32_bits(tmp_path: Path) -> None:
-    tokens = [TOKENIZER.id_to_token(number) for number in range(TOKENIZER.vocab)]
+    tokens = [TOKENIZER.id_to_token(number) for number in range(TOKENIZER.vocab_size)]
     large = Lossless([*tokens, *(chr(0x20000 + n) for n in range(65_500)), "凹"])
     pack_documents([Part("天凹")], tmp_path / "d", encoder=TokenEncoder(large), processes=1)
     file = PackedFile(tmp_path / "d")

@@ -120,7 +120,7 @@ def test_the_loss_of_an_encoder_is_that_of_the_target_and_its_end_whatever_pads(
 
 def test_the_loss_of_an_encoder_decoder_is_that_of_each_answer_alone() -> None:
     tokenizer = sentence_piece()
-    model = Model(config("t5.1.1", tokenizer.vocab)).initialize(1).eval()
+    model = Model(config("t5.1.1", tokenizer.vocab_size)).initialize(1).eval()
     data = PairData(PAIRS, tokenizer, T5, rows=5)
     batch = {name: torch.from_numpy(array) for name, array in data.batch(0, 0).items()}
     total, count = 0.0, 0

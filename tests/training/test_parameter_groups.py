@@ -1,4 +1,4 @@
-"""Parameter groups: rates by name and depth, decay by rule."""
+"""Parameter groups: rates by name and num_layers, decay by rule."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_multiplier_that_fits_nothing_is_refused_by_name():
         parameter_groups(small_model().named_parameters(), lr=1.0, multipliers={"encoder": 2.0})
 
 
-@pytest.mark.parametrize(("depth", "factor"), [(0, 0.5), (2, 0.0)])
-def test_impossible_depth_multipliers_are_refused(depth, factor):
-    with pytest.raises(ConfigError, match=f"depth={depth}, factor={factor}; expected depth >= 1"):
-        depth_multipliers("blocks", depth, factor=factor)
+@pytest.mark.parametrize(("num_layers", "factor"), [(0, 0.5), (2, 0.0)])
+def test_impossible_depth_multipliers_are_refused(num_layers, factor):
+    with pytest.raises(ConfigError, match=f"depth={num_layers}, factor={factor}; expected num_layers >= 1"):
+        depth_multipliers("blocks", num_layers, factor=factor)

@@ -384,7 +384,7 @@ def test_a_damaged_or_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CorruptFile, match=r"state.pt cannot be read"):
         read_state(folder)
     with pytest.raises(TensorMismatch, match=r"decoder.blocks.1.*differs"):
-        fill_from(Model(replace(config(), decoder=replace(config().main, depth=1))), folder)
+        fill_from(Model(replace(config(), decoder=replace(config().main, num_layers=1))), folder)
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ class AutoRegressiveDecoder:
     def beam_search(
         self, inputs: Sequence[Any], topk: int, states: Any = None, temperature: float = 1, min_ends: int = 1
     ) -> Array:
-        """Return the best sequence of ids that a beam of width topk finds.
+        """Return the best sequence of ids that a beam of hidden_size topk finds.
 
         inputs: one sample each.   states: given to the first predict.   min_ends: how often end_id must come.
         Raises ConfigError if topk is below 1, or above the number of scores.

@@ -1,6 +1,6 @@
 """An array that grows along its second axis and is handed out without a copy, each view as private as a copy.
 
-rows × capacity × width, in memory that has a file descriptor
+rows × capacity × hidden_size, in memory that has a file descriptor
 whole ── mapped shared: what is written here is kept
 view  ── mapped copy-on-write: what somebody writes into a view stays in that view
 """
@@ -20,13 +20,13 @@ _MOST_VIEWS = 32
 
 
 class Pages:
-    """Room for [rows, capacity, width] float32, of which `written` positions are filled."""
+    """Room for [rows, capacity, hidden_size] float32, of which `written` positions are filled."""
 
-    def __init__(self, rows: int, capacity: int, width: int) -> None:
+    def __init__(self, rows: int, capacity: int, hidden_size: int) -> None:
         self.capacity = capacity
         self.written = 0
-        self._shape = (rows, capacity, width)
-        self._size = rows * capacity * width * 4
+        self._shape = (rows, capacity, hidden_size)
+        self._size = rows * capacity * hidden_size * 4
         self._views: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
         self._file: int | None = None
         self.whole: Array
@@ -51,7 +51,7 @@ class Pages:
         return self.whole[:, :length].copy()
 
     def write(self, start: int, values: Array) -> None:
-        """Fill the positions from `start` on; [rows, n, width]. Those before `written` must be left as they are."""
+        """Fill the positions from `start` on; [rows, n, hidden_size]. Those before `written` stay."""
         self.written = start + values.shape[1]
         self.whole[:, start : self.written] = values
 

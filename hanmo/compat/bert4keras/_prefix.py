@@ -69,7 +69,7 @@ class Prefix:
         tokens = np.stack([inputs[name] for name in names], -1)
         rows, count = tokens.shape[:2]
         limit = self._config.main.context
-        token = self._runner.token_bytes + 4 * max(self._config.vocab, self._config.main.width)
+        token = self._runner.token_bytes + 4 * max(self._config.vocab_size, self._config.main.hidden_size)
         if (limit is not None and count > limit) or rows * count * token > self.most_bytes:
             self.forget()
             return None
@@ -154,8 +154,8 @@ class Prefix:
         if last:
             self._known = min(self._known, length) if same else 0
         elif pages is None:
-            width = self._config.vocab if self._asks_logits() else self._config.main.width
-            pages = Pages(rows, capacity, width)
+            hidden_size = self._config.vocab_size if self._asks_logits() else self._config.main.hidden_size
+            pages = Pages(rows, capacity, hidden_size)
         elif not same or count > pages.capacity or (length < pages.written and length < count):
             pages = pages.taken(source, length, capacity)
         return cache, pages

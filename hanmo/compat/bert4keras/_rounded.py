@@ -55,7 +55,7 @@ def open_rounded(
 
 
 def _hindrance(config: ModelConfig, settings: Settings, *, edited: bool) -> str | None:
-    if config.answers or settings.part != "model":
+    if config.is_encoder_decoder or settings.part != "model":
         return "the model has an encoder and a decoder"
     if config.main.condition:
         return "its norms are conditional"

@@ -66,7 +66,12 @@ class TorchRunner:
     def token_bytes(self) -> int:
         """How many bytes the keys and values of one token take."""
         stack = self._network.main.config
-        return stack.depth * stack.heads * (stack.key_dim + stack.head_dim) * self._network.token.weight.element_size()
+        return (
+            stack.num_layers
+            * stack.num_heads
+            * (stack.key_dim + stack.head_dim)
+            * self._network.token.weight.element_size()
+        )
 
     def stamp(self) -> int:
         """Give another number once a parameter was replaced or written to."""
@@ -80,12 +85,12 @@ class TorchRunner:
         """Move a cache's rows into new room."""
         index = None if rows is None else torch.from_numpy(rows)
         for tensors in (kept.keys, kept.values):
-            for depth, old in enumerate(tensors):
+            for layer, old in enumerate(tensors):
                 filled = old[:, :, : kept.length]
                 filled = filled if index is None else filled[index]
                 new = old.new_empty(*filled.shape[:2], capacity, filled.shape[3])
                 new[:, :, : kept.length] = filled
-                tensors[depth] = new
+                tensors[layer] = new
         kept.capacity = capacity
         if index is not None:
             kept.keys, keys = [], kept.keys

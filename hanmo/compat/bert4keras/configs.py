@@ -130,7 +130,7 @@ def _stack_changes(data: dict[str, Any], family: str) -> dict[str, Any]:
         changes["score_residual"] = "previous"
     condition = data.get("layer_norm_cond")
     if condition is not None:
-        changes["condition"] = int(getattr(condition, "width", condition))
+        changes["condition"] = int(getattr(condition, "hidden_size", condition))
         changes["condition_hidden"] = int(data.get("layer_norm_cond_hidden_size") or 0)
         changes["condition_activation"] = data.get("layer_norm_cond_hidden_act") or "linear"
     return changes
@@ -182,7 +182,7 @@ def _t5(config: ModelConfig, data: dict[str, Any], name: str, settings: Settings
     settings.lm = _on(data.get("with_lm", True), "softmax")
     settings.part = name.partition("_")[2] or "model"
     output = "lm" if settings.lm else "none"
-    scale = encoder.width**-0.5
+    scale = encoder.hidden_size**-0.5
     config = replace(config, encoder=encoder, decoder=decoder, output=output, logit_scale=scale)
     if settings.part == "encoder":
         config = replace(config, decoder=None, output="none", tied=True)

@@ -24,14 +24,14 @@ Array = npt.NDArray[Any]
 class Input:
     """A placeholder that names an extra input, such as the condition of conditional norms.
 
-    shape: as in Keras, without the batch; the last number is the width.
+    shape: as in Keras, without the batch; the last number is the hidden_size.
     """
 
     shape: tuple[int | None, ...]
     name: str = "cond"
 
     @property
-    def width(self) -> int:
+    def hidden_size(self) -> int:
         """Features of the input."""
         if not self.shape or self.shape[-1] is None:
             raise ConfigError(f"shape of Input {self.name!r} is {self.shape}; its last number must be known")
@@ -120,7 +120,7 @@ def _stack(side: str, stack: StackConfig, prefix: str) -> dict[str, list[tuple[s
         f"{prefix}Output-Norm": _norm(f"{side}.norm"),
     }
     titles = {"attention": "MultiHeadSelfAttention", "cross": "MultiHeadCrossAttention", "feed_forward": "FeedForward"}
-    for i in range(1 if stack.shared_layers else stack.depth):
+    for i in range(1 if stack.shared_layers else stack.num_layers):
         for sublayer in stack.order:
             ours = f"{side}.blocks.{i}.{sublayer.kind}"
             number = "" if stack.shared_layers else f"{i}-"

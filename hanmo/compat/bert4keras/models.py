@@ -195,7 +195,7 @@ class KerasModel:
             whole = name not in ("Input-Context", self.settings.condition)
             arrays[name] = array.astype(np.int64 if whole else np.float32, copy=not array.flags.writeable)
             if whole:
-                _check(name, arrays[name], self.config.vocab if name.endswith("-Token") else None)
+                _check(name, arrays[name], self.config.vocab_size if name.endswith("-Token") else None)
         if len({len(array) for array in arrays.values()}) > 1:
             counts = ", ".join(str(len(array)) for array in arrays.values())
             raise ConfigError(f"the inputs have {counts} rows; expected as many in each")
@@ -270,7 +270,7 @@ def build_transformer_model(
     config, settings = configs.read(data, name, application.lower(), backend.get_gelu())
     edit = _vocabulary_edit(data)
     if edit is not None:
-        config = replace(config, vocab=edit.size(config.vocab))
+        config = replace(config, vocab_size=edit.size(config.vocab_size))
     keras_model = _model(config, settings, checkpoint_path, edit)
     return keras_model if return_keras_model else _transformer(keras_model)
 

@@ -69,27 +69,27 @@ def fuses(stack: StackConfig) -> bool:
     )
 
 
-def step(block: Block, x: Tensor, sight: Sight, cache: Cache, *, depth: int, slot: Tensor, pad: Tensor) -> Tensor:
-    """Run a block over one new token a row, as its own forward does: x [rows, width] → the same.
+def step(block: Block, x: Tensor, sight: Sight, cache: Cache, *, layer: int, slot: Tensor, pad: Tensor) -> Tensor:
+    """Run a block over one new token a row, as its own forward does: x [rows, hidden_size] → the same.
 
     cache: a window that begins where the rows do.   slot, pad: as in `kernels.attend`.
     """
     for sublayer in block.order:
-        layer = getattr(block, sublayer.kind)
+        module = getattr(block, sublayer.kind)
         h = getattr(block, f"{sublayer.kind}_pre")(x) if sublayer.pre else x
         if sublayer.kind == "feed_forward":
-            h = _linear(h, [layer.input], activation=layer.activation)[0]
+            h = _linear(h, [module.input], activation=module.activation)[0]
         else:
-            query, key, value = _linear(h, [layer.query, layer.key, layer.value])
-            keys, values = cache.keys[depth], cache.values[depth]
+            query, key, value = _linear(h, [module.query, module.key, module.value])
+            keys, values = cache.keys[layer], cache.values[layer]
             if (kernels := _kernels(x)) is not None:
-                h = kernels.attend(query, key, value, keys, values, slot, pad, scale=layer.scale)
+                h = kernels.attend(query, key, value, keys, values, slot, pad, scale=module.scale)
             else:
-                query, key, value = (each.view(len(x), layer.heads, 1, -1) for each in (query, key, value))
-                keys, values = cache.append(depth, key, value)
+                query, key, value = (each.view(len(x), module.heads, 1, -1) for each in (query, key, value))
+                keys, values = cache.append(layer, key, value)
                 mask = sight.bias
-                h = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=layer.scale).flatten(1)
-        x = _linear(h, [layer.output], residual=x)[0]
+                h = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=module.scale).flatten(1)
+        x = _linear(h, [module.output], residual=x)[0]
         if sublayer.post:
             x = getattr(block, f"{sublayer.kind}_post")(x)
     return x

@@ -135,12 +135,12 @@ class StaticEngine(TorchEngine):
         scores: dict[str, Tensor | None] | None = None
         fused = fuses(stack.config)
         x = x[:, 0] if fused else x
-        for depth in range(stack.config.depth):
-            block: Any = stack.blocks[0 if stack.config.shared_layers else depth]
+        for layer in range(stack.config.num_layers):
+            block: Any = stack.blocks[0 if stack.config.shared_layers else layer]
             if fused:
-                x = step(block, x, sight, window, depth=depth, slot=window.slot, pad=window.pad)
+                x = step(block, x, sight, window, layer=layer, slot=window.slot, pad=window.pad)
             else:
-                x, scores = block(x, sights, cache=window, depth=depth, scores=scores)
+                x, scores = block(x, sights, cache=window, layer=layer, scores=scores)
         x = x[:, None] if fused else x
         return model.logits(x if stack.norm is None else stack.norm(x))[:, -1]
 
@@ -234,10 +234,10 @@ class Slots(Cache):
         """Take over what a prefill left."""
         rows, length = cache.rows, cache.length
         self.pad[:rows] = 0 if cache.mask is None else (~cache.mask).sum(1, keepdim=True)
-        for depth in range(len(self.keys)):
-            self.keys[depth][:rows, :, :length] = cache.keys[depth][:, :, :length]
-            self.values[depth][:rows, :, :length] = cache.values[depth][:, :, :length]
-            ours, theirs = self.memory[depth], cache.memory[depth]
+        for layer in range(len(self.keys)):
+            self.keys[layer][:rows, :, :length] = cache.keys[layer][:, :, :length]
+            self.values[layer][:rows, :, :length] = cache.values[layer][:, :, :length]
+            ours, theirs = self.memory[layer], cache.memory[layer]
             if ours is not None and theirs is not None:
                 for kept, given in zip(ours, theirs, strict=True):
                     kept[:rows, :, : given.shape[2]] = given
@@ -274,11 +274,11 @@ class Window(Cache):
         self.capacity, self.slot = capacity, slots.slot
         self.ids, self.pad = slots.ids[:rows], slots.pad[:rows]
 
-    def append(self, depth: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write one new key and value a row to the slot and give the whole window: [b, heads, capacity, …]."""
-        self.keys[depth].index_copy_(2, self.slot, keys)
-        self.values[depth].index_copy_(2, self.slot, values)
-        return self.keys[depth], self.values[depth]
+        self.keys[layer].index_copy_(2, self.slot, keys)
+        self.values[layer].index_copy_(2, self.slot, values)
+        return self.keys[layer], self.values[layer]
 
 
 def row_bucket(rows: int) -> int:

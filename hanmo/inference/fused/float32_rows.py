@@ -27,7 +27,7 @@ LEAST = 16 << 20
 
 
 def fused_step(stack: Stack, x: Tensor, sight: Sight, cache: Cache) -> Tensor | None:
-    """Run x [1, 1, width] through all blocks behind a cache and write its keys and values there: [1, 1, width].
+    """Run x [1, 1, hidden_size] through all blocks and append its keys and values to the cache: the same shape.
 
     None where this does not suit: more tokens, another dtype or device, gradients, hooks, a small or another stack.
     """
@@ -59,8 +59,8 @@ _STEPS: WeakKeyDictionary[Stack, tuple[tuple[Any, ...], list[list[int]] | None]]
 
 
 def _numbers(stack: StackConfig) -> int:
-    of_a_block = 2 * stack.width * (stack.heads * (stack.key_dim + stack.head_dim) + stack.feed_forward)
-    return of_a_block * (1 if stack.shared_layers else stack.depth)
+    of_a_block = 2 * stack.hidden_size * (stack.num_heads * (stack.key_dim + stack.head_dim) + stack.feed_forward)
+    return of_a_block * (1 if stack.shared_layers else stack.num_layers)
 
 
 def _run(stack: StackConfig, fields: Sequence[list[int]], x: Tensor, cache: Cache) -> Tensor:
@@ -69,11 +69,11 @@ def _run(stack: StackConfig, fields: Sequence[list[int]], x: Tensor, cache: Cach
     threads = min(torch.get_num_threads(), most_threads())
     kept = zip(cache.keys, cache.values, strict=True)
     lie = [(keys.data_ptr(), values.data_ptr()) for keys, values in kept]
-    layers = np.array([[*fields[depth % len(fields)], *lie[depth]] for depth in range(stack.depth)], np.int64)
-    hidden = torch.empty(stack.width, dtype=torch.float32, device="cpu")
-    narrow, values = stack.heads * stack.key_dim, stack.heads * stack.head_dim
-    shared = np.empty(values + threads * (2 * narrow + values + 2 * stack.width + stack.feed_forward), np.float32)
-    sizes = stack.heads, stack.key_dim, stack.head_dim, stack.feed_forward, ACTIVATIONS.index(stack.activation)
+    layers = np.array([[*fields[layer % len(fields)], *lie[layer]] for layer in range(stack.num_layers)], np.int64)
+    hidden = torch.empty(stack.hidden_size, dtype=torch.float32, device="cpu")
+    narrow, values = stack.num_heads * stack.key_dim, stack.num_heads * stack.head_dim
+    shared = np.empty(values + threads * (2 * narrow + values + 2 * stack.hidden_size + stack.feed_forward), np.float32)
+    sizes = stack.num_heads, stack.key_dim, stack.head_dim, stack.feed_forward, ACTIVATIONS.index(stack.activation)
     how = (x.reshape(-1).numpy(), layers, sizes, np.float32(stack.scale), np.float32(stack.norm_eps))
     where = cache.capacity, cache.length, shared, hidden.numpy()
     run_step(step, threads, *how, *where)

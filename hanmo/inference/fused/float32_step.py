@@ -81,28 +81,28 @@ _SIGNATURE = types.void(
 def step(thread, threads, counter, x, layers, sizes, scale, eps, capacity, at, shared, hidden):
     """Run one thread's share of a step.
 
-    counter: int64 [1], 0 before any thread begins.   x: [width], what goes into the first block; unchanged.
-    layers: int64 [depth, FIELDS].   sizes: (heads, key size, value size, feed-forward width, activation).
+    counter: int64 [1], 0 before any thread begins.   x: [hidden_size], what goes into the first block; unchanged.
+    layers: int64 [layer, FIELDS].   sizes: (heads, key size, value size, intermediate size, activation).
     capacity, at: of keys and values; the token's are written at place `at`.
-    shared: float32 [values + threads x (queries + keys + values + 2 width + feed-forward)], the threads' blackboard.
-    hidden: [width], what comes out of the last block.
+    shared: float32 [values + threads x (queries + keys + values + 2 hidden_size + feed-forward)], scratch.
+    hidden: [hidden_size], what comes out of the last block.
     """
     heads, size, value_size, inner, kind = sizes
-    width, narrow, values = len(x), heads * size, heads * value_size
+    hidden_size, narrow, values = len(x), heads * size, heads * value_size
     x = x.copy()
-    h, y, wide = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(inner, np.float32)
+    h, y, wide = np.empty(hidden_size, np.float32), np.empty(hidden_size, np.float32), np.empty(inner, np.float32)
     q, k, v = np.empty(narrow, np.float32), np.empty(narrow, np.float32), np.empty(values, np.float32)
     seen, scores = np.empty(values, np.float32), np.empty(at + 1, np.float32)
     attended, shared = shared[:values], shared[values:]
-    ends = np.cumsum(np.array([0, narrow, narrow, values, width, inner, width])) * threads
+    ends = np.cumsum(np.array([0, narrow, narrow, values, hidden_size, inner, hidden_size])) * threads
     meeting = 0
     one, other = part(heads, thread, threads)
-    for depth in range(len(layers)):
-        f = layers[depth]
+    for layer in range(len(layers)):
+        f = layers[layer]
         into(x, f[24], f[25], eps, h)
-        _spread(matrix(f, 0), h, width, narrow, thread, threads, shared[ends[0] : ends[1]])
-        _spread(matrix(f, 1), h, width, narrow, thread, threads, shared[ends[1] : ends[2]])
-        _spread(matrix(f, 2), h, width, values, thread, threads, shared[ends[2] : ends[3]])
+        _spread(matrix(f, 0), h, hidden_size, narrow, thread, threads, shared[ends[0] : ends[1]])
+        _spread(matrix(f, 1), h, hidden_size, narrow, thread, threads, shared[ends[1] : ends[2]])
+        _spread(matrix(f, 2), h, hidden_size, values, thread, threads, shared[ends[2] : ends[3]])
         meeting = meet(counter, meeting, threads)
         _gather(matrix(f, 0), threads, shared[ends[0] : ends[1]], q)
         _gather(matrix(f, 1), threads, shared[ends[1] : ends[2]], k)
@@ -116,17 +116,17 @@ def step(thread, threads, counter, x, layers, sizes, scale, eps, capacity, at, s
             attend(q[head * size : (head + 1) * size], keys[head], kept[head], at + 1, scale, scores, own)
         meeting = meet(counter, meeting, threads)
         seen[:] = attended
-        _spread(matrix(f, 3), seen, values, width, thread, threads, shared[ends[3] : ends[4]])
+        _spread(matrix(f, 3), seen, values, hidden_size, thread, threads, shared[ends[3] : ends[4]])
         meeting = meet(counter, meeting, threads)
         _gather(matrix(f, 3), threads, shared[ends[3] : ends[4]], y)
         add(x, y, f[26], f[27], eps)
         into(x, f[28], f[29], eps, h)
-        _spread(matrix(f, 4), h, width, inner, thread, threads, shared[ends[4] : ends[5]])
+        _spread(matrix(f, 4), h, hidden_size, inner, thread, threads, shared[ends[4] : ends[5]])
         meeting = meet(counter, meeting, threads)
         _gather(matrix(f, 4), threads, shared[ends[4] : ends[5]], wide)
         for i in range(inner):
             wide[i] = activate(wide[i], kind)
-        _spread(matrix(f, 5), wide, inner, width, thread, threads, shared[ends[5] : ends[6]])
+        _spread(matrix(f, 5), wide, inner, hidden_size, thread, threads, shared[ends[5] : ends[6]])
         meeting = meet(counter, meeting, threads)
         _gather(matrix(f, 5), threads, shared[ends[5] : ends[6]], y)
         add(x, y, f[30], f[31], eps)

@@ -39,16 +39,16 @@ def suits(weights: Weights, config: ModelConfig) -> bool:
     stack = config.main
     simple = (
         plain(stack)
-        and not config.answers
+        and not config.is_encoder_decoder
         and stack.mask == "causal"
         and stack.position == "learned"
         and not (stack.hierarchical or stack.position_offset or stack.segments)
         and stack.head_dim == stack.key_dim
-        and stack.heads * stack.head_dim == stack.width == stack.embedding_width
+        and stack.num_heads * stack.head_dim == stack.hidden_size == stack.embedding_size
         and config.output == "lm"
         and config.logit_scale == 1.0
     )
-    whole = stack.width % 128 == stack.feed_forward % 128 == 0
+    whole = stack.hidden_size % 128 == stack.feed_forward % 128 == 0
     return simple and whole and weights.kind in ("int8", "int4") and weights.path.stat().st_size >= LEAST_BYTES
 
 
@@ -64,29 +64,29 @@ class Steps:
         self._weights: dict[str, Array] = {}
         side = "decoder" if config.decoder else "encoder"
         stack = self.stack
-        self._layers = np.zeros((stack.depth, quantized_step.FIELDS), np.int64)
-        for depth in range(stack.depth):
-            block = f"{side}.blocks.{0 if stack.shared_layers else depth}"
+        self._layers = np.zeros((stack.num_layers, quantized_step.FIELDS), np.int64)
+        for layer in range(stack.num_layers):
+            block = f"{side}.blocks.{0 if stack.shared_layers else layer}"
             matrices = [field for name in MATRICES for field in self._matrix(f"{block}.{name}.weight")]
             norms = [self._address(f"{block}.{name}.{leaf}") for name in NORMS for leaf in ("weight", "bias")]
-            self._layers[depth] = [*matrices, *norms]
+            self._layers[layer] = [*matrices, *norms]
         output = self._matrix("token.weight" if config.tied else "output.weight")
         output[3] = self._address("output.bias")
         last = [self._address(f"{side}.norm.{leaf}") if stack.final_norm else 0 for leaf in ("weight", "bias")]
         self._ends = np.array([*output, *last], np.int64)
         kind = ACTIVATIONS.index(stack.activation)
-        self._sizes = (stack.heads, stack.head_dim, stack.feed_forward, kind)
-        self._vocab = config.vocab
+        self._sizes = (stack.num_heads, stack.head_dim, stack.feed_forward, kind)
+        self._vocab = config.vocab_size
         self._table, self._scales = self._read("token.weight"), self._read("token.weight.scale")
         self._positions = self._read(f"{side}.embedding.position.weight")
         norm = (f"{side}.embedding.norm.{leaf}" for leaf in ("weight", "bias"))
         self._norm = [self._read(name) if name in weights else None for name in norm]
 
     def run(self, id: int, position: int, cache: Array, at: int) -> Array:
-        """Read one id whose keys and values go to place `at` of cache [depth, 2, heads, room, size]: logits [vocab]."""
+        """Read one id whose keys and values go to place `at` of cache [layer, 2, heads, room, size]: logits [vocab]."""
         stack = self.stack
         logits = np.empty(self._vocab, np.float32)
-        shared = np.empty(2 * stack.width + max(3 * stack.width, stack.feed_forward), np.float32)
+        shared = np.empty(2 * stack.hidden_size + max(3 * stack.hidden_size, stack.feed_forward), np.float32)
         x, scale, eps = self._embed(id, position), np.float32(stack.scale), np.float32(stack.norm_eps)
         how = (x, self._layers, self._ends, self._sizes, scale, eps, cache, at, shared, logits)
         run_step(self._kernel, self.threads, *how)
@@ -127,9 +127,9 @@ class SingleRow:
         stack = steps.stack
         self._steps, self._length = steps, length
         self._cache = self._empty(length + 1)
-        for depth in range(stack.depth if length else 0):
+        for layer in range(stack.num_layers if length else 0):
             for part, word in enumerate(("key", "value")):
-                self._cache[depth, part, :, :length] = _narrow(states[f"cache.{depth}.{word}"][0])
+                self._cache[layer, part, :, :length] = _narrow(states[f"cache.{layer}.{word}"][0])
 
     def step(self, id: int, position: int) -> Array:
         """Append an id: logits [vocab]."""
@@ -147,8 +147,8 @@ class SingleRow:
     def states(self, length: int) -> dict[str, Array]:
         """Give the first tokens' keys and values as OpenVINO takes them, float32."""
         return {
-            f"cache.{depth}.{word}": _widen(self._cache[depth, part, None, :, :length])
-            for depth in range(len(self._cache))
+            f"cache.{layer}.{word}": _widen(self._cache[layer, part, None, :, :length])
+            for layer in range(len(self._cache))
             for part, word in enumerate(("key", "value"))
         }
 
@@ -156,7 +156,7 @@ class SingleRow:
         """Make room for a quarter more than is needed: what is not used yet would count as memory."""
         stack = self._steps.stack
         room = min(max(least, stack.positions or least), 32 + least * 5 // 4)
-        return np.empty((stack.depth, 2, stack.heads, room, stack.head_dim), np.uint16)
+        return np.empty((stack.num_layers, 2, stack.num_heads, room, stack.head_dim), np.uint16)
 
 
 def _narrow(numbers: Array) -> Array:

@@ -179,44 +179,44 @@ _SIGNATURE = types.void(
 def step(thread, threads, counter, x, layers, ends, sizes, scale, eps, cache, at, shared, logits):
     """Run one thread's share of a step.
 
-    counter: int64 [1], 0 before any thread begins.   x: [width], the embedded token; unchanged.
-    layers: int64 [depth, FIELDS], ends: int64 [GLOBALS]: addresses, 0 for what is not there.
-    sizes: (heads, size of a head, feed-forward width, kind of activation as in `activate`).
-    cache: uint16 [depth, 2, heads, room, size], bfloat16; the token's keys and values are written at place `at`.
-    shared: float32 [2 width + max(3 width, feed-forward)], the threads' blackboard.   logits: float32 [vocab].
+    counter: int64 [1], 0 before any thread begins.   x: [hidden_size], the embedded token; unchanged.
+    layers: int64 [layer, FIELDS], ends: int64 [GLOBALS]: addresses, 0 for what is not there.
+    sizes: (heads, size of a head, intermediate size, kind of activation as in `activate`).
+    cache: uint16 [layer, 2, heads, room, size], bfloat16; the token's keys and values are written at place `at`.
+    shared: float32 [2 hidden_size + max(3 hidden_size, feed-forward)], shared by threads.   logits: float32 [vocab].
     """
     heads, size, inner, kind = sizes
-    width = heads * size
+    hidden_size = heads * size
     x = x.copy()
-    h = np.empty(width, np.float32)
-    most = max(width, inner)
+    h = np.empty(hidden_size, np.float32)
+    most = max(hidden_size, inner)
     numbers = np.empty(most, np.int8)
     scales = np.empty(most // GROUP, np.float32)
     shift = np.zeros((most // GROUP, LANES), np.int32)
     scores = np.empty(at + 1, np.float32)
-    attended, y, wide = shared[:width], shared[width : 2 * width], shared[2 * width :]
-    groups = width // GROUP
+    attended, y, wide = shared[:hidden_size], shared[hidden_size : 2 * hidden_size], shared[2 * hidden_size :]
+    groups = hidden_size // GROUP
     meeting = 0
-    for depth in range(len(layers)):
-        f = layers[depth]
+    for layer in range(len(layers)):
+        f = layers[layer]
         # Attention: queries, keys and values of this thread's heads, which nobody else needs.
         into(x, f[16], f[17], eps, h)
         _round(h, f[0], numbers, scales, shift)
         one, other = part(heads, thread, threads)
         for word in range(3):
-            rows = word * width + one * size, word * width + other * size
+            rows = word * hidden_size + one * size, word * hidden_size + other * size
             _product(matrix(f, 0), rows[0], rows[1], numbers, scales, shift, groups, wide)
         for head in range(one, other):
             for word in range(2):
-                start = (word + 1) * width + head * size
+                start = (word + 1) * hidden_size + head * size
                 for i in range(size):
-                    cache[depth, word, head, at, i] = narrow(wide[start + i])
+                    cache[layer, word, head, at, i] = narrow(wide[start + i])
             q = wide[head * size : (head + 1) * size]
             own = attended[head * size : (head + 1) * size]
-            attend(q, cache[depth, 0, head], cache[depth, 1, head], at + 1, scale, scores, own)
+            attend(q, cache[layer, 0, head], cache[layer, 1, head], at + 1, scale, scores, own)
         meeting = meet(counter, meeting, threads)
         _round(attended, f[4], numbers, scales, shift)
-        one, other = part(width, thread, threads)
+        one, other = part(hidden_size, thread, threads)
         _product(matrix(f, 1), one, other, numbers, scales, shift, groups, y)
         meeting = meet(counter, meeting, threads)
         add(x, y, f[18], f[19], eps)
@@ -229,7 +229,7 @@ def step(thread, threads, counter, x, layers, ends, sizes, scale, eps, cache, at
             wide[i] = activate(wide[i], kind)
         meeting = meet(counter, meeting, threads)
         _round(wide[:inner], f[12], numbers, scales, shift)
-        one, other = part(width, thread, threads)
+        one, other = part(hidden_size, thread, threads)
         _product(matrix(f, 3), one, other, numbers, scales, shift, inner // GROUP, y)
         meeting = meet(counter, meeting, threads)
         add(x, y, f[22], f[23], eps)

@@ -124,7 +124,7 @@ class OpenVinoEngine:
         if mask is not None:
             changes: dict[str, Any] = {"decoder" if config.decoder else "encoder": replace(config.main, mask=mask)}
             config = replace(config, **changes)
-        if not config.writes:
+        if not config.can_generate:
             raise CheckpointError(
                 "this model does not write: it has no output onto its vocabulary, or sees both ways; "
                 "a BERT writes when it is loaded with mask='prefix' or 'causal'"
@@ -133,7 +133,9 @@ class OpenVinoEngine:
         options = cpu_options(weights.kind, threads)
         self._cache_bytes = {"f32": 4, "bf16": 2, "u8": 1}[options["KV_CACHE_PRECISION"]]
         self._weights, self._options = weights, options  # the graphs share the weights' pages
-        self._encoder = core().compile_model(build_encoder(weights, config), "CPU", options) if config.answers else None
+        self._encoder = (
+            core().compile_model(build_encoder(weights, config), "CPU", options) if config.is_encoder_decoder else None
+        )
         self._compiling = Lock()
         self._compiled: ov.CompiledModel | None = None
         self._steps = open_steps(weights, config, threads)
@@ -141,9 +143,9 @@ class OpenVinoEngine:
             self._decoder()
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         """Number of ids."""
-        return self.config.vocab
+        return self.config.vocab_size
 
     @property
     def max_positions(self) -> int | None:
@@ -155,7 +157,7 @@ class OpenVinoEngine:
         """How many bytes the keys and values of one token of a row take at most, scales of rounded ones included."""
         stack = self.config.main
         number, scales = (1, 16) if self._cache_bytes == 1 and self._steps is None else (max(2, self._cache_bytes), 0)
-        return stack.depth * stack.heads * ((stack.key_dim + stack.head_dim) * number + scales)
+        return stack.num_layers * stack.num_heads * ((stack.key_dim + stack.head_dim) * number + scales)
 
     def _decoder(self) -> ov.CompiledModel:
         """Compile the graph when it is first asked for: a short text that is written alone never does."""

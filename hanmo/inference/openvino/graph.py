@@ -54,11 +54,11 @@ def build_decoder(weights: Weights, config: ModelConfig) -> ov.Model:
 
 
 def build_encoder(weights: Weights, config: ModelConfig) -> ov.Model:
-    """Build what reads a whole text: ids [b, n] → "hidden" [b, n, width].
+    """Build what reads a whole text: ids [b, n] → "hidden" [b, n, hidden_size].
 
     With a decoder behind it, also the keys and values of its cross-attention: "memory.DEPTH.key" [b, heads, n, key_dim]
     and "memory.DEPTH.value". Without one, what the model's heads give: "logits" [k, vocab] of the tokens that the input
-    "places" [k] names, counted through all rows; "pooled" [b, width], "nsp" [b, 2], "discriminator" [b, n, 1].
+    "places" [k] names, counted through all rows; "pooled" [b, hidden_size], "nsp" [b, 2], "discriminator" [b, n, 1].
     """
     assert config.encoder is not None
     graph = _Graph(weights, config, config.encoder)
@@ -66,10 +66,10 @@ def build_encoder(weights: Weights, config: ModelConfig) -> ov.Model:
     results = {"hidden": x}
     if config.decoder is not None:
         graph.stack = config.decoder
-        for depth in range(config.decoder.depth):
-            block = 0 if config.decoder.shared_layers else depth
+        for layer in range(config.decoder.num_layers):
+            block = 0 if config.decoder.shared_layers else layer
             k, v = _split(graph, x, f"decoder.blocks.{block}.cross.key_value", "kv")
-            results |= {f"memory.{depth}.key": k, f"memory.{depth}.value": v}
+            results |= {f"memory.{layer}.key": k, f"memory.{layer}.value": v}
     else:
         results |= _heads(graph, x)
     return _model(graph, results)
@@ -91,17 +91,17 @@ def _stack(graph: _Graph, name: str, *, cached: bool) -> Node:
             f"condition is {stack.condition}; the OpenVINO engine has no conditional norms: use the torch engine"
         )
     x = _embedding(graph, name)
-    for depth in range(stack.depth):
-        block = f"{name}.blocks.{0 if stack.shared_layers else depth}"
+    for layer in range(stack.num_layers):
+        block = f"{name}.blocks.{0 if stack.shared_layers else layer}"
         for sublayer in stack.order:
             path = f"{block}.{sublayer.kind}"
             h = _norm(graph, x, f"{path}_pre") if sublayer.pre else x
             if sublayer.kind == "feed_forward":
                 h = _feed_forward(graph, h, path)
             elif sublayer.kind == "cross":
-                h = _cross(graph, h, path, depth)
+                h = _cross(graph, h, path, layer)
             else:
-                h = _attention(graph, h, path, depth, cached=cached)
+                h = _attention(graph, h, path, layer, cached=cached)
             x = op.add(x, h)
             if sublayer.post:
                 x = _norm(graph, x, f"{path}_post")
@@ -119,10 +119,10 @@ def _embedding(graph: _Graph, name: str) -> Node:
         positions = graph.input("positions", "i32", [-1, -1])
         x = op.add(x, _learned(stack, weights, f"{path}.position.weight", positions))
     elif stack.position == "sinusoidal":
-        x = op.add(x, graph.input("waves", "f32", [-1, -1, stack.embedding_width]))
+        x = op.add(x, graph.input("waves", "f32", [-1, -1, stack.embedding_size]))
     if stack.embedding_norm:
         x = _norm(graph, x, f"{path}.norm", eps=stack.embedding_norm_eps)
-    return x if stack.embedding_width == stack.width else weights.linear(x, f"{path}.project")
+    return x if stack.embedding_size == stack.hidden_size else weights.linear(x, f"{path}.project")
 
 
 def _learned(stack: StackConfig, weights: Weights, name: str, positions: Node) -> Node:
@@ -160,13 +160,13 @@ def _feed_forward(graph: _Graph, x: Node, name: str) -> Node:
     return graph.weights.linear(x, f"{name}.output")
 
 
-def _attention(graph: _Graph, x: Node, name: str, depth: int, *, cached: bool) -> Node:
+def _attention(graph: _Graph, x: Node, name: str, layer: int, *, cached: bool) -> Node:
     stack = graph.stack
     q, k, v = _split(graph, x, f"{name}.query_key_value", "qkv")
     if stack.position == "rotary":
         q, k = _rotate(graph, q), _rotate(graph, k)
     if cached:
-        k, v = (_cache(graph, new, f"{depth}.{word}") for new, word in ((k, "key"), (v, "value")))
+        k, v = (_cache(graph, new, f"{layer}.{word}") for new, word in ((k, "key"), (v, "value")))
     mask = graph.input("mask", "f32", [-1, 1, -1, -1])
     if stack.position == "buckets":
         side = name.partition(".")[0]
@@ -178,11 +178,11 @@ def _attention(graph: _Graph, x: Node, name: str, depth: int, *, cached: bool) -
     return graph.weights.linear(_merge(stack, out), f"{name}.output")
 
 
-def _cross(graph: _Graph, x: Node, name: str, depth: int) -> Node:
+def _cross(graph: _Graph, x: Node, name: str, layer: int) -> Node:
     stack = graph.stack
     (q,) = _split(graph, x, f"{name}.query", "q")
-    k = graph.input(f"memory.{depth}.key", "f32", [-1, stack.heads, -1, stack.key_dim])
-    v = graph.input(f"memory.{depth}.value", "f32", [-1, stack.heads, -1, stack.head_dim])
+    k = graph.input(f"memory.{layer}.key", "f32", [-1, stack.num_heads, -1, stack.key_dim])
+    v = graph.input(f"memory.{layer}.value", "f32", [-1, stack.num_heads, -1, stack.head_dim])
     mask = graph.input("memory_mask", "f32", [-1, 1, 1, -1])
     if stack.cross_positions:
         mask = op.add(_bias(graph, "decoder.relative.weight", "memory_buckets"), mask)
@@ -191,20 +191,20 @@ def _cross(graph: _Graph, x: Node, name: str, depth: int) -> Node:
 
 
 def _split(graph: _Graph, x: Node, name: str, letters: str) -> list[Node]:
-    """Project x [b, n, width] and part the heads: [b, heads, n, size] for each of "q", "k" and "v" in letters."""
+    """Project x [b, n, hidden_size] and part the heads: [b, heads, n, size] for each of "q", "k" and "v" in letters."""
     stack = graph.stack
     sizes = [stack.head_dim if letter == "v" else stack.key_dim for letter in letters]
     y = graph.weights.linear(x, name)
-    widths = np.array([stack.heads * size for size in sizes])
+    widths = np.array([stack.num_heads * size for size in sizes])
     parts = op.variadic_split(y, _ints(-1, scalar=True), widths).outputs() if len(sizes) > 1 else [y]
     return [
-        op.transpose(op.reshape(part, np.array([0, 0, stack.heads, size]), True), np.array([0, 2, 1, 3]))
+        op.transpose(op.reshape(part, np.array([0, 0, stack.num_heads, size]), True), np.array([0, 2, 1, 3]))
         for part, size in zip(parts, sizes, strict=True)
     ]
 
 
 def _merge(stack: StackConfig, x: Node) -> Node:
-    return op.reshape(op.transpose(x, np.array([0, 2, 1, 3])), np.array([0, 0, stack.heads * stack.head_dim]), True)
+    return op.reshape(op.transpose(x, np.array([0, 2, 1, 3])), np.array([0, 0, stack.num_heads * stack.head_dim]), True)
 
 
 def _cache(graph: _Graph, new: Node, name: str) -> Node:
@@ -275,7 +275,7 @@ def _heads(graph: _Graph, x: Node) -> dict[str, Node]:
     config, weights = graph.config, graph.weights
     results = {}
     if config.output != "none":
-        tokens = op.reshape(x, np.array([-1, config.main.width]), False)
+        tokens = op.reshape(x, np.array([-1, config.main.hidden_size]), False)
         results["logits"] = _output(graph, op.gather(tokens, graph.input("places", "i32", [-1]), _ints(0, scalar=True)))
     if config.pool != "none":
         first = op.gather(x, _ints(0, scalar=True), _ints(1, scalar=True))
@@ -295,7 +295,7 @@ def _output(graph: _Graph, x: Node) -> Node:
     if config.output == "mlm":
         x = _activate(weights.linear(x, "output.dense"), config.head_activation)
         x = _norm(graph, x, "output.norm", eps=config.head_norm_eps, kind="layer")
-    elif config.main.embedding_width != config.main.width:
+    elif config.main.embedding_size != config.main.hidden_size:
         x = weights.linear(x, "output.project")
     x = weights.product(x, "token.weight" if config.tied else "output.weight")
     return op.add(x, weights.vector("output.bias")) if "output.bias" in weights else x
@@ -323,10 +323,10 @@ def _activate(x: Node, name: str) -> Node:
             )(x)
 
 
-def _waves(places: np.ndarray, width: int) -> np.ndarray:
+def _waves(places: np.ndarray, hidden_size: int) -> np.ndarray:
     from hanmo.inference.openvino.inputs import waves
 
-    return waves(places, width)
+    return waves(places, hidden_size)
 
 
 def _ints(value: int, *, scalar: bool = False) -> Node:

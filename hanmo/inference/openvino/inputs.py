@@ -55,7 +55,7 @@ class Tokens:
             case "learned":
                 inputs["positions"] = (new + stack.position_offset).astype(np.int32)
             case "sinusoidal":
-                inputs["waves"] = waves(new, stack.embedding_width)
+                inputs["waves"] = waves(new, stack.embedding_size)
             case "rotary":
                 table = waves(new, stack.key_dim).reshape(len(new), 1, count, -1, 2)
                 inputs["sines"], inputs["cosines"] = table[..., :1].copy(), table[..., 1:].copy()
@@ -110,11 +110,11 @@ def key_mask(real: Array) -> Array:
     return np.where(real, np.float32(0), np.float32(UNSEEN))[:, None, None]
 
 
-def waves(places: Array, width: int) -> Array:
-    """Compute sines and cosines, interleaved: [..., width]."""
-    frequency = 10000.0 ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(-width))
+def waves(places: Array, size: int) -> Array:
+    """Compute sines and cosines, interleaved: [..., size]."""
+    frequency = 10000.0 ** (np.arange(0, size, 2, dtype=np.float32) / np.float32(-size))
     angle = places[..., None].astype(np.float32) * frequency.astype(np.float32)
-    return np.stack((np.sin(angle), np.cos(angle)), -1).reshape(*places.shape, width)
+    return np.stack((np.sin(angle), np.cos(angle)), -1).reshape(*places.shape, size)
 
 
 def buckets(distance: Array, stack: StackConfig, *, both_ways: bool) -> Array:

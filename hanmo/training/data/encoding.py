@@ -29,18 +29,18 @@ class TokenEncoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, *, separator: str | None = None) -> None:
-        self.tokenizer, self.vocab = tokenizer, tokenizer.vocab
-        tokens = [tokenizer.id_to_token(number) for number in range(tokenizer.vocab)]
+        self.tokenizer, self.vocab_size = tokenizer, tokenizer.vocab_size
+        tokens = [tokenizer.id_to_token(number) for number in range(tokenizer.vocab_size)]
         cut = ["cut into words"] if isinstance(tokenizer, WordPiece) and tokenizer.pre_tokenizes else []
         self.sha256 = sha256("".join(token + "\n" for token in [*tokens, *cut]).encode()).hexdigest()
         self.unknown = tokenizer.special.unk
-        self.dtype = np.dtype(np.uint16 if self.vocab <= 1 << 16 else np.uint32)
+        self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
         self.end = tokenizer.special.end
         if separator is not None:
             self.end = tokenizer.token_to_id(separator)
             if self.end is None:
                 raise TokenizerError(
-                    f"the separator is {separator!r}, which is none of the vocabulary's {self.vocab:,} tokens; "
+                    f"the separator is {separator!r}, which is none of the vocabulary's {self.vocab_size:,} tokens; "
                     "name one of them, such as [SEP]"
                 )
         elif self.end is not None and tokens[self.end] == "[SEP]":

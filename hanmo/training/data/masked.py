@@ -42,8 +42,8 @@ class MaskedData:
         self._data, self._share, self._seed = data, share, seed
         self._mask, self._start, self._end = special.mask, special.start, special.end
         never = special.known() | {0}
-        self._plain = np.array([number for number in range(tokenizer.vocab) if number not in never])
-        self._may = np.isin(np.arange(tokenizer.vocab), self._plain)
+        self._plain = np.array([number for number in range(tokenizer.vocab_size) if number not in never])
+        self._may = np.isin(np.arange(tokenizer.vocab_size), self._plain)
 
     def batches(self, epoch: int = 0, step: int = 0) -> Iterator[tuple[int, int, dict[str, NDArray[Any]]]]:
         """Yield (epoch, step, batch) from there on without end; see `hanmo.training.loss.targets_loss`.

@@ -109,7 +109,7 @@ def pack_documents(
     finals = [out.with_name(out.name + suffix) for suffix in (".bin", ".documents", ".json")]
     report = PackReport(
         dtype=str(encoder.dtype),
-        vocabulary_size=encoder.vocab,
+        vocabulary_size=encoder.vocab_size,
         vocabulary_sha256=encoder.sha256,
         end=encoder.end,
     )

@@ -78,7 +78,7 @@ class PairData:
     ) -> None:
         if rows < 1:
             raise DataError(f"rows is {rows}, expected 1 or more")
-        self._marks, self._answers = marks_of(config, tokenizer), config.answers
+        self._marks, self._answers = marks_of(config, tokenizer), config.is_encoder_decoder
         around = len(self._marks.before) + len(self._marks.after)
         if target_limit < 2 or limit <= around + (0 if self._answers else target_limit):
             raise DataError(

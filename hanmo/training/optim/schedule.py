@@ -123,12 +123,14 @@ def parameter_groups(
     return [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
 
 
-def depth_multipliers(prefix: str, depth: int, *, factor: float) -> dict[str, float]:
-    """Make multipliers that shrink by `factor` a block from the output down: {"<prefix>.0.": factor^depth, …}.
+def depth_multipliers(prefix: str, num_layers: int, *, factor: float) -> dict[str, float]:
+    """Make multipliers that shrink by `factor` a block from the output down: {"<prefix>.0.": factor^num_layers, …}.
 
-    prefix: name of the list of blocks, such as "decoder.blocks".   depth: its length.
-    Raises ConfigError if depth is less than 1 or factor not above 0.
+    prefix: name of the list of blocks, such as "decoder.blocks".   num_layers: its length.
+    Raises ConfigError if num_layers is less than 1 or factor not above 0.
     """
-    if depth < 1 or factor <= 0:
-        raise ConfigError(f"depth_multipliers got depth={depth}, factor={factor}; expected depth >= 1 and factor > 0")
-    return {f"{prefix}.{index}.": factor ** (depth - index) for index in range(depth)}
+    if num_layers < 1 or factor <= 0:
+        raise ConfigError(
+            f"depth_multipliers got num_layers={num_layers}, factor={factor}; expected num_layers >= 1 and factor > 0"
+        )
+    return {f"{prefix}.{index}.": factor ** (num_layers - index) for index in range(num_layers)}
