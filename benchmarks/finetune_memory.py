@@ -58,14 +58,14 @@ def train(prefix: Path, given: argparse.Namespace) -> dict[str, float | list[flo
 
     import hanmo
     from hanmo.training.loss import next_token_loss
-    from hanmo.training.memory import Choice, give_back_freed, plan
+    from hanmo.training.memory import Choice, plan, return_freed_memory
     from hanmo.training.optim.adafactor import AdaFactor
     from hanmo.training.optim.in_backward import UpdateInBackward
     from hanmo.training.optim.schedule import parameter_groups
 
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    give_back_freed()
+    return_freed_memory()
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _status("VmRSS")

@@ -34,7 +34,7 @@ class Level:
     """The n-grams of one order; an n-gram's number is its place in `keys`, a unigram's number its id.
 
     keys: sorted, number of the n-gram's first n - 1 tokens at the order below * vocab + last token, [n-grams].
-    counts: c, [n-grams].   total: c(h.), gamma: both by the context's number, [contexts]; total 0 foretells nothing.
+    counts: c, [n-grams].   total: c(h.), gamma: both by the context's number, [contexts]; total 0 predicts nothing.
     """
 
     keys: NDArray[np.int64]
@@ -47,7 +47,7 @@ class Level:
 class KneserNey:
     """A modified Kneser-Ney model of a stream of ids, in which `end` opens and closes every document.
 
-    stream: [tokens], begins and ends with `end`.   vocab: size of the vocabulary; id 0 is never foretold.
+    stream: [tokens], begins and ends with `end`.   vocab: size of the vocabulary; id 0 is never predicted.
     """
 
     def __init__(self, stream: NDArray[np.integer], *, order: int, vocab: int, end: int) -> None:

@@ -12,7 +12,7 @@
     ├── TrainingError      (FloatingPointError) a loss or gradients that stay inf or NaN
     ├── MemoryPlanError    (MemoryError)        work that is known not to fit before it starts
     ├── MissingExtra       (ImportError)        an optional package; the message names its install command
-    └── NotCarried         (NotImplementedError) a part of bert4keras that Hanmo does not carry
+    └── Unsupported         (NotImplementedError) a part of bert4keras that Hanmo does not carry
 
 Every message says what was wrong, where, what was expected and what to do next.
 """
@@ -26,11 +26,11 @@ __all__ = [
     "MemoryPlanError",
     "MissingExtra",
     "MissingFile",
-    "NotCarried",
     "PromptError",
     "TensorMismatch",
     "TokenizerError",
     "TrainingError",
+    "Unsupported",
 ]
 
 
@@ -85,5 +85,5 @@ class MissingExtra(HanmoError, ImportError):
     """An optional package is not installed; the message names the command that installs it."""
 
 
-class NotCarried(HanmoError, NotImplementedError):
+class Unsupported(HanmoError, NotImplementedError):
     """A part of bert4keras that Hanmo does not carry; the message names the way that it offers."""

@@ -34,7 +34,7 @@ from hanmo.training.device import free_memory, held_memory
 from hanmo.training.ending import finish, show
 from hanmo.training.loop import Outcome, fit
 from hanmo.training.lora import ADAPTER_CONFIG, add_lora, name_base
-from hanmo.training.memory import Choice, Memory, choose, gib, give_back_freed, refuse_unless_fits
+from hanmo.training.memory import Choice, Memory, choose, gib, refuse_unless_fits, return_freed_memory
 from hanmo.training.memory import plan as plan_memory
 from hanmo.training.objective import Reading, Task, make_task
 from hanmo.training.optim.slots import load_slots
@@ -115,7 +115,7 @@ def finetune(
     model, config, family, mask, tokenizer: as for `hanmo.load`.
     Raises MemoryPlanError if no choice fits the memory, and what loading, packing and `fit` raise.
     """
-    give_back_freed()
+    return_freed_memory()
     before = held_memory(device)
     with open_source(model) as source:
         found, _ = plan(source, config=config, family=family)
@@ -147,7 +147,7 @@ def pretrain(
     progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:
     """Train a fresh model of a configuration on text, and tell what came of it; errors as in `finetune`."""
-    give_back_freed()
+    return_freed_memory()
     before = held_memory(device)
     whole = config_of(config, family=family, mask=mask)
     memory = _choose(whole, run, wishes, device, optimizer=wishes.optimizer or "adamw")

@@ -30,7 +30,7 @@ from hanmo.tokenizers.load import tokenizer_files
 from hanmo.tokenizers.prompt import as_texts, encode_prompt
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.tokenizers.sentence_piece import sentinel_ids
-from hanmo.training.score import Bits, bits_per_character, foretell
+from hanmo.training.score import Bits, bits_per_character, score_windows
 from hanmo.writer import Texts, Writer, distinct_unknown_of
 
 _SPAN = 16  # most ids of a span that `fill` looks for, on average; T5 was trained on spans of 3
@@ -39,9 +39,9 @@ QUEUED = ("cuda",)  # kinds of devices for which StaticEngine is made
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model foretells a text.
+    """How well a model predicts a text.
 
-    bits_per_char: -log2 of the text's probability, divided by the characters that were foretold.
+    bits_per_char: -log2 of the text's probability, divided by the characters that were predicted.
     tokens: those that are predicted, as the vocabulary spells them: all but the first, before which nothing stands.
     logprobs: natural logarithm of the probability of each of them.
     """
@@ -110,10 +110,10 @@ class Loaded(Writer):
     def score(
         self, text: str | Texts, *, distinct_unknown: int | None = None, parse_special: bool = False
     ) -> Score | list[Score]:
-        """Measure how well a model that writes foretells a text, in windows that overlap by half.
+        """Measure how well a model that writes predicts a text, in windows that overlap by half.
 
         text: one, or a list of texts, which gives a list.
-        A model that Hanmo trained is given the end mark before the text and foretells the one behind it.
+        A model that Hanmo trained is given the end mark before the text and predicts the one behind it.
         distinct_unknown: how many unknown characters training saw; each [UNK] then costs log2 of it + 1 more bits. None
         takes what the model's training.json says, or 0.   parse_special: as for `writing`.
         Raises PromptError for a text of fewer than two tokens, CheckpointError for a model that does not write.
@@ -129,8 +129,8 @@ class Loaded(Writer):
         marks = self.marks.before
         ids = [*marks, *encode_prompt(tokenizer, text, ends=False, special=parse_special), *marks]
         if len(ids) < 2:
-            raise PromptError(f"the text {text!r} is one token; nothing foretells the first, give a longer text")
-        logprobs = foretell(self._logprobs, ids, window=self.config.main.context or len(ids))
+            raise PromptError(f"the text {text!r} is one token; nothing predicts the first, give a longer text")
+        logprobs = score_windows(self._logprobs, ids, window=self.config.main.context or len(ids))
         tokens = [tokenizer.id_to_token(i) for i in ids[1:]]
         first = 0 if marks else len(tokenizer.decode(ids[:1])) or 1
         unknown = sum(i == tokenizer.special.unk for i in ids[1:])

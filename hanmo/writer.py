@@ -64,7 +64,7 @@ class Writer:
         raise NotImplementedError
 
     @property
-    def remembering(self) -> Engine:
+    def cached_engine(self) -> Engine:
         """The engine as `write` and `stream` use it: it may know the beginning of a prompt from the last texts.
 
         Its logits are then those of the whole prompt up to rounding: 1e-5 in float32, more in other weights.
@@ -180,8 +180,8 @@ class Writer:
         tokenizer, writing = self._tokenizer(), self.writing(**options)
         check_search(beams, n, seed, options)
         if beams is None:
-            return write(self.remembering, tokenizer, [text], n=n, writing=writing, seed=seed)[0]
-        return search(self.remembering, tokenizer, text, beams, writing=writing)[:n]
+            return write(self.cached_engine, tokenizer, [text], n=n, writing=writing, seed=seed)[0]
+        return search(self.cached_engine, tokenizer, text, beams, writing=writing)[:n]
 
     @showing(writing)
     def stream(self, text: str, *, seed: int | None = None, sample: int = 0, **options: "Unpack[Options]") -> Stream:
@@ -191,7 +191,7 @@ class Writer:
         """
         check_search(None, 1, seed, options)
         tokenizer, writing = self._tokenizer(), self.writing(**options)
-        return stream(self.remembering, tokenizer, text, writing=writing, seed=seed, sample=sample)
+        return stream(self.cached_engine, tokenizer, text, writing=writing, seed=seed, sample=sample)
 
     def _sampling(self, preset: str | None, allow_unknown: bool, **drawing: float | None) -> Sampling:
         """Take the preset, or join what is not None, what the model's files say and what else is the default."""
@@ -273,18 +273,18 @@ def check_search(beams: int | None, n: int, seed: int | None, options: Mapping[s
 
 class _EngineWriter(Writer):
     def __init__(
-        self, config: ModelConfig, tokenizer: Tokenizer | None, path: Path, engine: Engine, remembering: Engine
+        self, config: ModelConfig, tokenizer: Tokenizer | None, path: Path, engine: Engine, cached_engine: Engine
     ) -> None:
         super().__init__(config, tokenizer, path)
-        self._engine, self._remembering = engine, remembering
+        self._engine, self._cached_engine = engine, cached_engine
 
     @property
     def engine(self) -> Engine:
         return self._engine
 
     @property
-    def remembering(self) -> Engine:
-        return self._remembering
+    def cached_engine(self) -> Engine:
+        return self._cached_engine
 
 
 def open_writer(

@@ -277,7 +277,7 @@ def test_unknown_characters_cost_what_telling_them_apart_does(small, tmp_path):
     assert cost == pytest.approx(3 * 3 / (len(TEXTS[1]) - 1))
 
 
-def test_with_an_end_mark_a_document_is_foretold_from_its_first_token_to_its_end(tmp_path):
+def test_with_an_end_mark_a_document_is_predicted_from_its_first_token_to_its_end(tmp_path):
     letters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
     words = [
         "[PAD]",
@@ -313,7 +313,7 @@ def test_quality_says_what_it_cannot_measure(small, tmp_path):
             measure_quality(Subject(GOLDENS / name, mask=mask), path)
     with pytest.raises(MissingFile, match=r"no vocabulary lies beside .*gpt2_ml"):
         measure_quality(Subject(GOLDENS / "gpt2_ml"), path)
-    with pytest.raises(DataError, match="holds no document of two tokens, of 2; nothing foretells the first"):
+    with pytest.raises(DataError, match="holds no document of two tokens, of 2; nothing predicts the first"):
         measure_quality(Subject(small), write_texts(tmp_path, ["今", "天"]))
 
 

@@ -256,7 +256,7 @@ def test_unknown_characters_cost_what_telling_them_apart_does(writer):
 
 
 def test_one_token_and_other_models_are_not_scored(writer, tmp_path):
-    with pytest.raises(PromptError, match="one token; nothing foretells the first"):
+    with pytest.raises(PromptError, match="one token; nothing predicts the first"):
         writer.score("今")
     with pytest.raises(CheckpointError, match="scores need a model that reads from left to right"):
         small("bert", tmp_path).score("今天")

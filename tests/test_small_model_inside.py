@@ -49,7 +49,7 @@ def test_it_writes_by_default(tmp_path, monkeypatch):
     assert first.stdout.startswith("春眠不觉晓") and len(first.stdout) >= 15
 
 
-def test_it_foretells_chinese_far_better_than_chance():
+def test_it_predicts_chinese_far_better_than_chance():
     model = hanmo.load()
     text = "话说那人听了，心中大喜，便道：“既然如此，我们明日就去。”"
     assert model.score(text).bits_per_char < 9  # 8,000 tokens, all alike, would cost 13

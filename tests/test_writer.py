@@ -6,7 +6,7 @@ import re
 import typing
 
 import pytest
-from test_loaded import small
+from test_pipeline import small
 
 import hanmo
 from hanmo.errors import ConfigError

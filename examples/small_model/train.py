@@ -2,8 +2,9 @@ r"""Train the small model from the folder that prepare.py made: one command, res
 
     python examples/small_model/train.py DATA OUT --minutes 18              the shipped model's size
     python examples/small_model/train.py DATA OUT --minutes 18 --resume
-    python examples/small_model/train.py DATA OUT --minutes 118 --num-layers 4 --hidden-size 384 --positions 512 --rows 16 \
-        --optimizer muon --lr 2e-3 --warmup 100 --bfloat16 --compile --times pdauthors=4 …   two cores, see README.md
+    python examples/small_model/train.py DATA OUT --minutes 118 --num-layers 4 --hidden-size 384 --positions 512 \
+        --rows 16 --optimizer muon --lr 2e-3 --warmup 100 --bfloat16 --compile \
+        --times pdauthors=4 …                                                 two cores, see README.md
     python examples/small_model/train.py DATA OUT --steps 100 --num-layers 2 --hidden-size 64 --positions 64 --rows 4
 
 --times replaces the data's own readings, relative to each other. The last line is a try. Into OUT go last-STEP and

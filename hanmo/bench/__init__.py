@@ -1,1 +1,1 @@
-"""How fast a model writes on this machine, and how well it foretells a text with its weights rounded."""
+"""How fast a model writes on this machine, and how well it predicts a text with its weights rounded."""

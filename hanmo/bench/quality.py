@@ -1,8 +1,8 @@
-"""How well a model foretells a text with its weights rounded: bits per character as in hanmo/training/score.py.
+"""How well a model predicts a text with its weights rounded: bits per character as in hanmo/training/score.py.
 
 Knows documents and the logits of the CPU engine; each kind of weights is measured by its own.
 
-    a tokenizer with an end mark and no start mark    E document E    all is foretold but the first E, by the rule
+    a tokenizer with an end mark and no start mark    E document E    all is predicted but the first E, by the rule
     any other                                         document        from its second token on, as `Loaded.score` does
 """
 
@@ -19,7 +19,7 @@ from hanmo.bench.subject import Subject
 from hanmo.errors import CheckpointError, ConfigError, DataError, MissingFile
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.training.data.documents import read_documents
-from hanmo.training.score import Bits, bits_per_character, foretell
+from hanmo.training.score import Bits, bits_per_character, score_windows
 from hanmo.writer import distinct_unknown_of, find_tokenizer
 
 __all__ = ["KINDS", "measure_quality"]
@@ -59,7 +59,7 @@ def measure_quality(
     texts = list(islice(_documents(text), documents))
     encoded = [found for found in (_encode(tokenizer, each) for each in texts) if len(found[0]) > 1]
     if not encoded:
-        raise DataError(f"{text} holds no document of two tokens, of {len(texts)}; nothing foretells the first")
+        raise DataError(f"{text} holds no document of two tokens, of {len(texts)}; nothing predicts the first")
     distinct = distinct_unknown_of(looked.path) if distinct_unknown is None else distinct_unknown
     window = config.main.context or WINDOW
     rows: list[dict[str, Any]] = []
@@ -67,7 +67,7 @@ def measure_quality(
 
         def count(tokens: int, kind: str = kind, place: int = place) -> None:
             total = sum(len(ids) for ids, _ in encoded)
-            show(f"foretelling in {kind}", place * total + tokens, len(KINDS) * total)
+            show(f"predicting in {kind}", place * total + tokens, len(KINDS) * total)
 
         count(0)
         spent = _spent(replace(subject, weights=kind), tokenizer, encoded, window, count)
@@ -98,7 +98,7 @@ def _documents(path: Path) -> Iterator[str]:
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> tuple[list[int], int]:
-    """Give a document's ids, the first of which nothing foretells, and the characters that are foretold."""
+    """Give a document's ids, the first of which nothing predicts, and the characters that are predicted."""
     ids, special = tokenizer.encode(text, ends=False).ids, tokenizer.special
     if special.end is not None and special.start is None:
         return [special.end, *ids, special.end], len(text)
@@ -125,7 +125,7 @@ def _spent(
 
     spent, done = Bits(0.0, 0, 0, 0), 0
     for ids, characters in documents:
-        logs = foretell(log_probabilities, ids, window=window)
+        logs = score_windows(log_probabilities, ids, window=window)
         spent += Bits(-sum(logs), len(logs), characters, sum(id == tokenizer.special.unk for id in ids[1:]))
         done += len(ids)
         count(done)

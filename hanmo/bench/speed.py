@@ -174,8 +174,8 @@ def _run(engine: Engine, case: Case) -> Times:
     return times
 
 
-def _prompt(vocab: int, tokens: int) -> list[int]:
-    return [int(id) for id in np.random.default_rng(0).integers(0, vocab, tokens)]
+def _prompt(vocab_size: int, tokens: int) -> list[int]:
+    return [int(id) for id in np.random.default_rng(0).integers(0, vocab_size, tokens)]
 
 
 def _convert(subject: Subject, total: int, show: Show) -> float | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hanmo.checkpoint.quantized import Rounded
+from hanmo.checkpoint.quantized import Quantized
 from hanmo.checkpoint.recognise import SPARE, Recognised, find_config, recognise, recognise_own
 from hanmo.checkpoint.renamed import Renamed
 from hanmo.checkpoint.shards import read_weight_map
@@ -132,8 +132,8 @@ def inspect(
         files = _files(stored)
         form = {"Bundle": "tensorflow", "TorchFile": "torch"}.get(type(stored).__name__, "")
         form = form or ("torch" if ".bin" in source.path.name else "safetensors")
-        tensors, here, rounded = len(stored.tensors), source.path, isinstance(stored, Rounded)
-    problems += found.misfits
+        tensors, here, rounded = len(stored.tensors), source.path, isinstance(stored, Quantized)
+    problems += found.mismatches
     if found.missing:
         problems.append(f"tensors of the model that are missing: {len(found.missing)}, first {found.missing[0]}")
     if found.unexpected:
@@ -182,7 +182,7 @@ def _recognise(source: Source) -> tuple[Recognised, Path | None, dict[str, Any],
     if data is None:
         found = recognise(source)
         return found, path, found.names.original(found.config), problems
-    return found, path, data | found.mend, problems
+    return found, path, data | found.fixes, problems
 
 
 def _files(source: Source) -> list[StoredFile]:

@@ -79,9 +79,9 @@ def _recognised(
     beside = (folder if config is None else Path(config).parent) / GENERATION_CONFIG
     said = generation_fields(data or {}, read_json(beside, error=ConfigError) if beside.is_file() else {})
     found.config = replace(found.config, generation=said)
-    if found.misfits:
+    if found.mismatches:
         raise ConfigError(
-            f"{source.path}: " + "; ".join(found.misfits) + "; mend config.json or take the one it came with"
+            f"{source.path}: " + "; ".join(found.mismatches) + "; mend config.json or take the one it came with"
         )
     if found.derived and any(note.startswith(("num_heads", "num_layers")) for note in found.notes):
         raise MissingFile(
@@ -96,9 +96,9 @@ def _by(source: Source, config: ModelConfig) -> tuple[Recognised, list[Row]]:
     """Plan by a ready configuration, in whichever names the file has; it may leave out a stack that the file holds."""
     if "token.weight" in source.tensors:
         found = recognise_own(source, config)
-        if found.misfits:
+        if found.mismatches:
             raise ConfigError(
-                f"{source.path}: {'; '.join(found.misfits)}; give the configuration that it was saved with"
+                f"{source.path}: {'; '.join(found.mismatches)}; give the configuration that it was saved with"
             )
         with torch.device("meta"):
             ours = dict(Model(config).named_parameters())
@@ -119,7 +119,7 @@ def _read(path: Path) -> dict[str, Any]:
 def config_of(path: Path, *, family: str | None = None, mask: str | None = None) -> ModelConfig:
     """Read a model's configuration from a hanmo.json, or from a config.json in any family's words.
 
-    An encoder gets the head that foretells tokens and no other.
+    An encoder gets the head that predicts tokens and no other.
     Raises ConfigError if nothing tells the family, or the configuration is none.
     """
     if not path.is_file():

@@ -21,7 +21,7 @@ from hanmo.errors import CorruptFile
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MARK", "Rounded", "nonzero", "round_int8", "rounded_items", "scales_int8"]
+__all__ = ["MARK", "Quantized", "nonzero", "round_int8", "rounded_items", "scales_int8"]
 
 MARK = {"hanmo": "int8"}
 """What the header of such a file says of itself."""
@@ -67,7 +67,7 @@ def _item(name: str, dtype: str, shape: tuple[int, ...], whole: Tensor) -> Item:
     return name, (TensorInfo(name, dtype, shape, storage_bytes(dtype, shape)), made())
 
 
-class Rounded:
+class Quantized:
     """A source whose rounded matrices read as float32, made anew at each reading.
 
     Raises CorruptFile if a matrix lacks its scales or has others.
@@ -112,7 +112,7 @@ class Rounded:
         """Let go of the file."""
         self._inner.close()
 
-    def __enter__(self) -> Rounded:
+    def __enter__(self) -> Quantized:
         return self
 
     def __exit__(

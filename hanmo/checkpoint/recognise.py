@@ -46,7 +46,7 @@ class Recognised:
     sizes: as measured: vocab, hidden_size, num_layers, feed_forward, and what else the shapes tell.
     parameters: numbers in the model's own tensors.   dtype: of most of them.   left: reason → how many other tensors.
     released: name of the released checkpoint of this shape; sha256: of its data file.
-    notes: what a person should know.   misfits: what config.json has wrong.   mend: its keys → what they should be.
+    notes: what a person should know.   mismatches: what config.json has wrong.   fixes: its keys → what they should be.
     own: how many tensors are the model's.   missing, unexpected: tensors that it lacks, and that nothing explains.
     """
 
@@ -62,8 +62,8 @@ class Recognised:
     released: str | None = None
     sha256: str | None = None
     notes: list[str] = field(default_factory=list)
-    misfits: list[str] = field(default_factory=list)
-    mend: dict[str, Any] = field(default_factory=dict)
+    mismatches: list[str] = field(default_factory=list)
+    fixes: dict[str, Any] = field(default_factory=dict)
     own: int = 0
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -145,7 +145,7 @@ def recognise_own(source: Source, config: ModelConfig) -> Recognised:
         ("num_layers", num_layers, sizes["num_layers"]),
     ):
         if says != holds:
-            result.misfits.append(f"the configuration says {key} is {says:,}; the checkpoint holds {holds:,}")
+            result.mismatches.append(f"the configuration says {key} is {says:,}; the checkpoint holds {holds:,}")
     released = RELEASED.get((config.family, sizes["vocab_size"], sizes["num_layers"], sizes["hidden_size"]))
     if released is not None:
         result.released = released.name
@@ -256,22 +256,22 @@ def _compare(result: Recognised, shown: Mapping[str, Any]) -> None:
         if says == holds:
             continue
         theirs = translate(result.names, key) or key
-        result.mend[theirs] = holds
+        result.fixes[theirs] = holds
         if key == "vocab_size" and 0 < holds - says <= SPARE:
             result.notes.append(f"the embedding has {holds:,} rows for {says:,} words: {holds - says} are spare")
             result.config = replace(result.config, vocab_size=holds)
         else:
-            result.misfits.append(f"config.json says {theirs} is {says:,}; the checkpoint holds {holds:,}")
+            result.mismatches.append(f"config.json says {theirs} is {says:,}; the checkpoint holds {holds:,}")
     if result.names.sizes.segment and stack.segments and not stack.shared_segments and "segments" not in sizes:
-        result.mend["type_vocab_size"] = 0
-        result.misfits.append(
+        result.fixes["type_vocab_size"] = 0
+        result.mismatches.append(
             f"config.json says type_vocab_size is {stack.segments}, but the checkpoint has no "
             f"{result.names.sizes.segment}: set it to 0, or shared_segment_embeddings to true"
         )
     if stack.num_heads * stack.key_dim != sizes["query"]:
         heads, of = (translate(result.names, key) for key in ("num_attention_heads", "attention_head_size"))
-        result.mend |= {key: shown[key] for key in (heads, of) if key in shown}
-        result.misfits.append(
+        result.fixes |= {key: shown[key] for key in (heads, of) if key in shown}
+        result.mismatches.append(
             f"config.json says {heads} × head size is {stack.num_heads * stack.key_dim:,}; "
             f"the checkpoint holds {sizes['query']:,}"
         )

@@ -122,11 +122,11 @@ def _open(found: Path, *, verify: bool) -> Source:
             "hanmo.load gives for it"
         )
     if found.name.endswith((".safetensors", ".safetensors.index.json")):
-        from hanmo.checkpoint.quantized import MARK, Rounded
+        from hanmo.checkpoint.quantized import MARK, Quantized
         from hanmo.checkpoint.safetensors import Safetensors
 
         source = _whole(found, Safetensors)
-        return Rounded(source) if isinstance(source, Safetensors) and source.metadata == MARK else source
+        return Quantized(source) if isinstance(source, Safetensors) and source.metadata == MARK else source
     bundle = found.with_name(f"{found.name}.index").is_file()
     if found.name.endswith((".bin", ".pt", ".pth", ".bin.index.json")) or (found.suffix == ".ckpt" and not bundle):
         from hanmo.checkpoint.torch_files import TorchFile

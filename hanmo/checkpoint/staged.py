@@ -106,7 +106,7 @@ def raw_chunks(info: TensorInfo, chunks: Iterable[Array | bytes]) -> Iterator[Ar
 
 
 class Staged:
-    """Files that are written under passing names and get their final ones together, when the block ends well.
+    """Files that are written under temporary names and get their final ones together, when the block ends well.
 
     If the block raises, they are deleted and what stood under the final names stays as it was. What killed processes
     left of the same files is deleted when the block ends well.
@@ -254,7 +254,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def _partial(beside: Path, *, folder: bool = False) -> tuple[Path, int | None]:
-    """Make a file or folder of a passing name, and lock it for as long as this process lives."""
+    """Make a file or folder of a temporary name, and lock it for as long as this process lives."""
     while True:
         path = beside.with_name(f".{beside.name[:200]}.{secrets.token_hex(6)}.partial")
         if folder:
@@ -285,7 +285,7 @@ def _remove(*paths: Path, parents: Sequence[Path] = ()) -> None:
 
 
 def _name(error: BaseException, finals: Mapping[Path, Path]) -> None:
-    """Have an error of the system name the file that was asked for, where it names none or a passing one."""
+    """Have an error of the system name the file that was asked for, where it names none or a tempong one."""
     if not isinstance(error, OSError) or isinstance(error, HanmoError):
         return
     for made, final in finals.items():

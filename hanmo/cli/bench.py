@@ -40,7 +40,7 @@ def bench(
     documents: Annotated[int | None, typer.Option(min=1, help="With --quality: only the first so many.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure how fast a model writes on this machine, or with --quality how well it foretells a text.
+    """Measure how fast a model writes on this machine, or with --quality how well it predicts a text.
 
     [bold]hanmo bench --model gpt2/model.ckpt-100000 --picture speed.png[/bold]
 

@@ -147,7 +147,7 @@ def _print(one: Inspection) -> None:
         _field("config.json", "none is here; save this one beside the checkpoint (or use --config)")
         echo(_dump(one.config))
     else:
-        mended = f"; {', '.join(found.mend)} must change, see --config" if found.mend and found.misfits else ""
+        mended = f"; {', '.join(found.fixes)} must change, see --config" if found.fixes and found.mismatches else ""
         _field("config.json", f"{one.config_file.name}{mended}")
 
 

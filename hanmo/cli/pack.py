@@ -138,4 +138,4 @@ def _summarise(report: "PackReport", encoder: "TokenEncoder", out: Path) -> None
         say(f"{share:.1%} of the tokens are unknown, most of them {most}; is this the vocabulary for these texts?")
     special = encoder.tokenizer.special
     if 0 not in (special.pad, special.unk):
-        say(f"id 0 is {encoder.tokenizer.id_to_token(0)!r} in this vocabulary; training never has it foretold")
+        say(f"id 0 is {encoder.tokenizer.id_to_token(0)!r} in this vocabulary; training never has it predicted")

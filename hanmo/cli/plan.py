@@ -91,7 +91,7 @@ def _free(device: str) -> int:
 
 def _print(rows: list[Memory], there: int) -> None:
     lines: list[tuple[str, ...]] = [
-        ("optimizer", "precision", "gradients", "recompute", "static", "activations", "passing", "needed", "")
+        ("optimizer", "precision", "gradients", "recompute", "static", "activations", "transient", "needed", "")
     ]
     for row in rows:
         choice = row.choice
@@ -101,7 +101,7 @@ def _print(rows: list[Memory], there: int) -> None:
                 choice.precision,
                 "in backward" if choice.in_backward else "whole",
                 "yes" if choice.recompute else "no",
-                *map(_size, (row.static, row.activations, row.passing, row.needed)),
+                *map(_size, (row.static, row.activations, row.transient, row.needed)),
                 "fits" if row.needed <= there else f"{_size(row.needed - there)} too much",
             )
         )
@@ -141,11 +141,11 @@ def _adam(rows: list[Memory], there: int) -> str:
         f"= {_size(plain.static)}"
     )
     if plain.needed <= there:
-        return f"Adam fits: {parts}, and {_size(plain.activations + plain.passing)} for a step"
+        return f"Adam fits: {parts}, and {_size(plain.activations + plain.transient)} for a step"
     if plain.static > there:
         why = f"Adam does not fit, whatever the batch: {parts}, more than {_size(there)}"
     else:
-        rest = plain.activations + plain.passing
+        rest = plain.activations + plain.transient
         why = f"Adam does not fit: {parts}, and {_size(rest)} for a step make {_size(plain.needed)} of {_size(there)}"
     return f"{why}. With update in backward it has {_size(adam[True, False].static)} static, without whole gradients"
 

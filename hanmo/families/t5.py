@@ -37,11 +37,13 @@ def _stack(sizes: dict[str, Any], *, decoder: bool, num_layers: int) -> StackCon
     return StackConfig(**values | sizes)
 
 
-def _model(family: str, vocab: int, sizes: dict[str, Any], depths: tuple[int, int], *, scaled: bool) -> ModelConfig:
+def _model(
+    family: str, vocab_size: int, sizes: dict[str, Any], depths: tuple[int, int], *, scaled: bool
+) -> ModelConfig:
     """Join both stacks; scaled: the output is the embedding, and hidden states are scaled for it (T5 1.0)."""
     return ModelConfig(
         family=family,
-        vocab_size=vocab,
+        vocab_size=vocab_size,
         encoder=_stack(sizes, decoder=False, num_layers=depths[0]),
         decoder=_stack(sizes, decoder=True, num_layers=depths[1]),
         output="lm",

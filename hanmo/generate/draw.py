@@ -41,7 +41,7 @@ def check_seed(seed: int) -> None:
 def choose(logits: Array, numbers: Array) -> Array:
     """Choose one id a row: the first whose cumulated probability exceeds the row's number.
 
-    logits: [rows, vocab], -inf where an id is ruled out.   numbers: in [0, 1), one a row; a sequence or an array.
+    logits: [rows, vocab_size], -inf where an id is ruled out.   numbers: in [0, 1), one a row; a sequence or an array.
     An id of probability zero is never chosen. The rows do not influence one another.
     Returns ids [rows], where the logits lie; below 0 where there is none to choose, which `checked` explains.
     """
@@ -56,7 +56,7 @@ def choose(logits: Array, numbers: Array) -> Array:
     return xp.where(xp.isfinite(total[:, 0]), ids, -1 - _broken(logits))
 
 
-def checked(ids: list[int], vocab: int) -> list[int]:
+def checked(ids: list[int], vocab_size: int) -> list[int]:
     """Return ids that `choose` gave, all of them in the vocabulary.
 
     Raises CheckpointError if the scores of a row held NaN or +inf, ConfigError if they were all -inf.
@@ -64,15 +64,15 @@ def checked(ids: list[int], vocab: int) -> list[int]:
     code = next((id for id in ids if id < 0), 0)
     if code == -1:
         raise ConfigError(
-            f"the rules leave none of {vocab} ids to choose from: allow more ids, ban fewer, or raise "
+            f"the rules leave none of {vocab_size} ids to choose from: allow more ids, ban fewer, or raise "
             "or leave out no_repeat_ngram"
         )
-    _report(-1 - code if code else 0, vocab)
+    _report(-1 - code if code else 0, vocab_size)
     return ids
 
 
 def check_scores(logits: Array) -> None:
-    """Raise CheckpointError if any of the logits [rows, vocab] is NaN or +inf."""
+    """Raise CheckpointError if any of the logits [rows, vocab_size] is NaN or +inf."""
     _report(int(_broken(logits).sum()), logits.shape[-1])
 
 
@@ -81,9 +81,9 @@ def _broken(logits: Array) -> Array:
     return xp.sum(xp.astype(xp.isnan(logits) | (logits == xp.inf), xp.int64), axis=-1)
 
 
-def _report(broken: int, vocab: int) -> None:
+def _report(broken: int, vocab_size: int) -> None:
     if broken:
         raise CheckpointError(
-            f"{broken} of the model's {vocab} scores for the next id are NaN or infinite; its weights are "
+            f"{broken} of the model's {vocab_size} scores for the next id are NaN or infinite; its weights are "
             "probably damaged, or overflow in this precision: check the checkpoint, or load it as float32"
         )

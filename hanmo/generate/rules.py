@@ -3,7 +3,7 @@
 Knows arrays and ids, written once for NumPy and torch through the array API; it imports neither engine nor torch.
 Does not know text, randomness or the loop. `sampling.py` says in which order the rules are applied.
 
-Every rule takes logits [rows, vocab] of any float dtype, -inf where an id is already ruled out, and returns a new
+Every rule takes logits [rows, vocab_size] of any float dtype, -inf where an id is already ruled out, and returns a new
 array of the same shape and dtype. Among equal scores the lower id is kept first, on every array library alike.
 """
 
@@ -44,8 +44,8 @@ def top_k(logits: Array, k: int) -> Array:
     Raises ConfigError if k is below 1.
     """
     check_count("top_k", k)
-    xp, vocab = array_api_compat.array_namespace(logits), logits.shape[-1]
-    if k >= vocab:
+    xp, vocab_size = array_api_compat.array_namespace(logits), logits.shape[-1]
+    if k >= vocab_size:
         return xp.asarray(logits, copy=True)
     counts = xp.full((logits.shape[0], 1), k, dtype=xp.int64, device=array_api_compat.device(logits))
     return _keep_largest(logits, logits, counts)
@@ -210,11 +210,11 @@ def _members(name: str, ids: tuple[int, ...], logits: Array) -> Array:
 
 
 @lru_cache(maxsize=16)
-def _members_on(name: str, ids: tuple[int, ...], vocab: int, xp: Any, device: Any) -> Array:
+def _members_on(name: str, ids: tuple[int, ...], vocab_size: int, xp: Any, device: Any) -> Array:
     """Say of every id whether it is among these; kept, for every step of a text asks the same."""
     for id in ids:
-        if not 0 <= id < vocab:
-            raise ConfigError(f"{name} holds id {id}; the vocabulary has ids 0 to {vocab - 1}")
-    members = np.zeros(vocab, dtype=bool)
+        if not 0 <= id < vocab_size:
+            raise ConfigError(f"{name} holds id {id}; the vocabulary has ids 0 to {vocab_size - 1}")
+    members = np.zeros(vocab_size, dtype=bool)
     members[list(ids)] = True
     return xp.asarray(members, device=device)

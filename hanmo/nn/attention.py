@@ -16,7 +16,7 @@ from hanmo.nn.position import rotate
 
 
 @dataclass
-class Sight:
+class AttentionInputs:
     """What all blocks of a stack share about who sees whom and from how far.
 
     mask: [b, 1, n, m] True = may attend; None with causal=False: everything.   causal: the plain lower triangle.
@@ -47,7 +47,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        sight: Sight,
+        inputs: AttentionInputs,
         *,
         memory: Tensor | None = None,
         cross: bool = False,
@@ -64,14 +64,14 @@ class Attention(nn.Module):
             k, v = self._of_memory(memory, cache, layer)
         else:
             k, v = self._split(self.key(x)), self._split(self.value(x))
-            if sight.rotary is not None:
-                q, k = rotate(q, sight.rotary), rotate(k, sight.rotary)
+            if inputs.rotary is not None:
+                q, k = rotate(q, inputs.rotary), rotate(k, inputs.rotary)
             if cache is not None:
                 k, v = cache.append(layer, k, v)
-        if self.score_residual == "none" and sight.relative is None:
-            out, scores = self._fused(q, k, v, sight), None
+        if self.score_residual == "none" and inputs.relative is None:
+            out, scores = self._fused(q, k, v, inputs), None
         else:
-            out, scores = self._plain(q, k, v, sight, scores)
+            out, scores = self._plain(q, k, v, inputs, scores)
         return self.output(out.transpose(1, 2).flatten(2)), scores
 
     def _split(self, x: Tensor) -> Tensor:
@@ -87,36 +87,36 @@ class Attention(nn.Module):
             cache.memory[layer] = k, v
         return k, v
 
-    def _fused(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
-        mask = sight.mask
-        if sight.bias is not None:
-            mask = sight.bias if mask is None else sight.bias.masked_fill(~mask, float("-inf"))
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, inputs: AttentionInputs) -> Tensor:
+        mask = inputs.mask
+        if inputs.bias is not None:
+            mask = inputs.bias if mask is None else inputs.bias.masked_fill(~mask, float("-inf"))
             mask = mask.to(q.dtype)
         dropout = self.dropout if self.training else 0.0
-        if sight.causal and mask is None and not dropout and _blocks_are_faster(q):
+        if inputs.causal and mask is None and not dropout and _blocks_are_faster(q):
             return _causal_in_blocks(q, k, v, self.scale)
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=sight.causal and mask is None, dropout_p=dropout, scale=self.scale
+            q, k, v, attn_mask=mask, is_causal=inputs.causal and mask is None, dropout_p=dropout, scale=self.scale
         )
 
     def _plain(
-        self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, before: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, inputs: AttentionInputs, before: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         scores = q @ k.transpose(-1, -2)  # [b, h, n, m]
         index = None
-        if sight.relative is not None and sight.relative_table is not None:
-            table = sight.relative_table.to(q.dtype)
-            index = sight.relative[:, None].expand(len(q), self.num_heads, -1, -1)
+        if inputs.relative is not None and inputs.relative_table is not None:
+            table = inputs.relative_table.to(q.dtype)
+            index = inputs.relative[:, None].expand(len(q), self.num_heads, -1, -1)
             scores = scores + (q @ table.T).gather(-1, index)
         scores = scores * self.scale
-        if sight.bias is not None:
-            scores = scores + sight.bias
+        if inputs.bias is not None:
+            scores = scores + inputs.bias
         own = scores
         if before is not None:
             scores = scores + before
         kept = {"cumulative": scores, "previous": own}.get(self.score_residual)
-        mask = sight.mask
-        if mask is None and sight.causal:
+        mask = inputs.mask
+        if mask is None and inputs.causal:
             mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hanmo.config import StackConfig
-from hanmo.nn.attention import Attention, Sight
+from hanmo.nn.attention import Attention, AttentionInputs
 from hanmo.nn.cache import Cache
 from hanmo.nn.feed_forward import FeedForward
 from hanmo.nn.norm import Norm
@@ -32,7 +32,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        sights: dict[str, Sight],
+        inputs: dict[str, AttentionInputs],
         *,
         memory: Tensor | None = None,
         condition: Tensor | None = None,
@@ -40,7 +40,7 @@ class Block(nn.Module):
         layer: int = 0,
         scores: dict[str, Tensor | None] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor | None]]:
-        """x: [b, n, hidden_size].   sights, scores: by kind of sub-layer.   Returns (x, scores for the next block)."""
+        """x: [b, n, hidden_size].   inputs, scores: by kind of sub-layer.   Returns (x, scores for the next block)."""
         kept: dict[str, Tensor | None] = {}
         for sublayer in self.order:
             kind = sublayer.kind
@@ -51,7 +51,7 @@ class Block(nn.Module):
             else:
                 h, kept[kind] = module(
                     h,
-                    sights[kind],
+                    inputs[kind],
                     memory=memory,
                     cross=kind == "cross",
                     cache=cache,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hanmo.config import StackConfig
-from hanmo.nn.attention import Sight
+from hanmo.nn.attention import AttentionInputs
 from hanmo.nn.block import Block
 from hanmo.nn.cache import Cache
 from hanmo.nn.embedding import Embedding, empty_table
@@ -17,7 +17,7 @@ from hanmo.nn.mask import order_of, places, real_positions, visible
 from hanmo.nn.norm import Norm
 from hanmo.nn.position import bucket, distance, sinusoidal
 
-FusedStep: TypeAlias = Callable[["Stack", Tensor, Sight, Cache], Tensor | None]
+FusedStep: TypeAlias = Callable[["Stack", Tensor, AttentionInputs, Cache], Tensor | None]
 
 
 @dataclass
@@ -33,8 +33,8 @@ class Stack(nn.Module):
     """`layer` blocks.
 
     recompute: in training, run each block again in the backward pass instead of keeping what lies inside it.
-    fused_step: (stack, x, sight, cache) → hidden states of all blocks for the calls that it supports, else None; set by
-    an engine.
+    fused_step: (stack, x, inputs, cache) → hidden states of all blocks, or None for a call that it does not support;
+    set by an engine.
     """
 
     def __init__(self, stack: StackConfig) -> None:
@@ -67,25 +67,25 @@ class Stack(nn.Module):
         keys = self._keys(x, segments, positions, mask, cache)
         new = keys.positions[:, -x.shape[1] :]
         self._check_positions(new)
-        sights = {"attention": self._sight(keys, x)}
+        inputs = {"attention": self._attention_inputs(keys, x)}
         if self.config.has_cross:
             if cache is not None and memory_mask is None:
                 memory_mask = cache.memory_mask
-            sights["cross"] = self.cross_sight(new, memory, memory_mask, cache)
+            inputs["cross"] = self.cross_inputs(new, memory, memory_mask, cache)
         x = self.embedding(x, new, segments, condition)
         scores: dict[str, Tensor | None] | None = None
         fused = None
         if self.fused_step is not None and cache is not None and condition is None:
-            fused = self.fused_step(self, x, sights["attention"], cache)
+            fused = self.fused_step(self, x, inputs["attention"], cache)
         for layer in range(self.config.num_layers if fused is None else 0):
             block = self.blocks[0 if self.config.shared_layers else layer]
             if self.recompute and torch.is_grad_enabled() and cache is None:
                 x, scores = checkpoint(
-                    block, x, sights, memory=memory, condition=condition, scores=scores, use_reentrant=False
+                    block, x, inputs, memory=memory, condition=condition, scores=scores, use_reentrant=False
                 )
             else:
                 x, scores = block(
-                    x, sights, memory=memory, condition=condition, cache=cache, layer=layer, scores=scores
+                    x, inputs, memory=memory, condition=condition, cache=cache, layer=layer, scores=scores
                 )
         x = x if fused is None else fused
         if cache is not None:
@@ -123,44 +123,46 @@ class Stack(nn.Module):
         if limit is not None and new.shape[1] > limit:
             raise ValueError(f"the text has {new.shape[1]} tokens; this model knows {limit} positions")
 
-    def _sight(self, keys: Keys, x: Tensor) -> Sight:
+    def _attention_inputs(self, keys: Keys, x: Tensor) -> AttentionInputs:
         count = x.shape[1]
         new = keys.positions[:, -count:]
-        sight = Sight()
+        inputs = AttentionInputs()
         if keys.order is None:
             if keys.mask is not None:
-                sight.mask = visible(keys.mask.new_zeros(1, count).long(), keys.mask.new_zeros(1, 1).long(), keys.mask)
+                inputs.mask = visible(keys.mask.new_zeros(1, count).long(), keys.mask.new_zeros(1, 1).long(), keys.mask)
         elif self._plainly_causal(keys, count):
-            sight.causal = count > 1
+            inputs.causal = count > 1
         else:
-            sight.mask = visible(keys.order[:, -count:], keys.order, keys.mask)
-        self.place(sight, new, keys.positions)
-        return sight
+            inputs.mask = visible(keys.order[:, -count:], keys.order, keys.mask)
+        self.place(inputs, new, keys.positions)
+        return inputs
 
-    def place(self, sight: Sight, new: Tensor, keys: Tensor) -> None:
-        """Add to a sight how far keys at positions [b or 1, m] are from new tokens at [b or 1, n]."""
+    def place(self, inputs: AttentionInputs, new: Tensor, keys: Tensor) -> None:
+        """Add to a inputs how far keys at positions [b or 1, m] are from new tokens at [b or 1, n]."""
         match self.config.position:
             case "rotary":
-                sight.rotary = sinusoidal(new, self.config.key_dim)
+                inputs.rotary = sinusoidal(new, self.config.key_dim)
             case "relative":
                 clip = self.config.relative_clip
-                sight.relative = distance(new, keys).clamp(-clip, clip) + clip
+                inputs.relative = distance(new, keys).clamp(-clip, clip) + clip
                 rows = torch.arange(2 * clip + 1, device=new.device)
-                sight.relative_table = sinusoidal(rows, self.config.key_dim)
+                inputs.relative_table = sinusoidal(rows, self.config.key_dim)
             case "buckets":
-                sight.bias = self.bias(new, keys, both_ways=self.config.mask == "full")
+                inputs.bias = self.bias(new, keys, both_ways=self.config.mask == "full")
 
     def _plainly_causal(self, keys: Keys, count: int) -> bool:
         """Tell whether the kernel's own triangle will do: nothing masked, no bias, all tokens new or one of them."""
         whole = count in (1, keys.positions.shape[1])
         return self.config.mask == "causal" and keys.mask is None and self.relative is None and whole
 
-    def cross_sight(self, new: Tensor, memory: Tensor | None, memory_mask: Tensor | None, cache: Cache | None) -> Sight:
-        """Make the sight of an encoder's output, given or kept by the cache, for new tokens at [b or 1, n]."""
-        sight = Sight()
+    def cross_inputs(
+        self, new: Tensor, memory: Tensor | None, memory_mask: Tensor | None, cache: Cache | None
+    ) -> AttentionInputs:
+        """Make the inputs of an encoder's output, given or kept by the cache, for new tokens at [b or 1, n]."""
+        inputs = AttentionInputs()
         if memory_mask is not None:
             zero = new.new_zeros(1, 1)
-            sight.mask = visible(zero.expand(1, new.shape[1]), zero, memory_mask.bool())
+            inputs.mask = visible(zero.expand(1, new.shape[1]), zero, memory_mask.bool())
         if self.config.cross_positions:
             if memory is not None:
                 total = memory.shape[1]
@@ -168,8 +170,8 @@ class Stack(nn.Module):
                 total = kept[0].shape[2]
             else:
                 raise ValueError("memory is missing; this stack attends to an encoder's output")
-            sight.bias = self.bias(new, places(total, 0, new.device), both_ways=False)
-        return sight
+            inputs.bias = self.bias(new, places(total, 0, new.device), both_ways=False)
+        return inputs
 
     def bias(self, queries: Tensor, keys: Tensor, *, both_ways: bool) -> Tensor:
         """Look up T5's bias of the scores, by positions [b or 1, n] and [b or 1, m]: [b or 1, heads, n, m]."""

@@ -50,11 +50,11 @@ class CodeSplitter:
 
     judge: character → its id where it is a token by itself, else DROP, SPACE or WORD; asked once a character.
     pieces: a whole word → its ids; asked once a word.
-    vocab: how many ids there are.
+    vocab_size: how many ids there are.
     """
 
-    def __init__(self, judge: Callable[[str], int], pieces: Callable[[str], list[int]], vocab: int) -> None:
-        self._numbers = np.array(range(vocab), object)  # one int for each id: lists of them are quicker than new ones
+    def __init__(self, judge: Callable[[str], int], pieces: Callable[[str], list[int]], vocab_size: int) -> None:
+        self._numbers = np.array(range(vocab_size), object)  # kept ints are faster than new ones
         self._table = _Table(judge)
         self._pieces = pieces
         self._words: dict[str, list[int]] = {}

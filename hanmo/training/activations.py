@@ -108,7 +108,7 @@ class Account:
                 total += self._attention(stack, cross=sublayer.kind == "cross")
         return total
 
-    def passing(self) -> tuple[int, int]:
+    def transient(self) -> tuple[int, int]:
         """Bytes that one block's backward pass takes, the block itself included if it is run again.
 
         Returns the most of them, and those while its first matrix is updated, when what that has read is free again.

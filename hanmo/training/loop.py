@@ -76,7 +76,7 @@ def fit(
     """Train a model where it stands (CPU or GPU) and keep its last and best weights under `out`.
 
     data: batches by epoch and step (see stream.py), or a list of batches, read again and again.
-    loss: (model, batch) → scalar mean over what `hanmo.training.data.stream.foretold` counts.
+    loss: (model, batch) → scalar mean over what `hanmo.training.data.stream.count_predicted` counts.
     optimizer: model → what updates it, instead of the one that the settings name.
     evaluate: model → record with "bits_per_character" or "loss", called before, every `evaluate_every` steps and after.
     sample: model → text, called with it and written to OUT/samples.txt.

@@ -1,4 +1,4 @@
-"""The loss of foretelling tokens, the next or others, without ever holding [tokens x vocabulary] whole.
+"""The loss of predicting tokens, the next or others, without ever holding [tokens x vocabulary] whole.
 
 Knows a model's hidden states and its projection onto the vocabulary. Knows no data, no optimizer and no step.
 
@@ -17,7 +17,7 @@ from hanmo.model import Model
 
 __all__ = ["CHUNK_BYTES", "cross_entropy", "next_token_loss", "targets_loss"]
 
-IGNORED = 0  # the id that pads; it is read but never foretold
+IGNORED = 0  # the id that pads; it is read but never predicted
 # Float32 scores held at once. On a GPU one product over all tokens is fastest, and a small vocabulary leaves the room.
 CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
 
@@ -25,16 +25,16 @@ CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
 def next_token_loss(model: Model, ids: Tensor, *, chunk_bytes: int | None = None) -> Tensor:
     """Give the mean -log p of ids[:, 1:] from ids[:, :-1]: a float32 scalar.
 
-    ids: [rows, window + 1]; an id 0 is read but not foretold.   chunk_bytes: see `cross_entropy`.
+    ids: [rows, window + 1]; an id 0 is read but not predicted.   chunk_bytes: see `cross_entropy`.
     """
     hidden = model(ids[:, :-1], logits="none").hidden
     return cross_entropy(model.logits, hidden, ids[:, 1:], vocab_size=model.config.vocab_size, chunk_bytes=chunk_bytes)
 
 
 def targets_loss(model: Model, batch: Mapping[str, Tensor], *, chunk_bytes: int | None = None) -> Tensor:
-    """Give the mean -log p of batch["targets"], each foretold where it stands: a float32 scalar.
+    """Give the mean -log p of batch["targets"], each predicted where it stands: a float32 scalar.
 
-    batch: "targets" [rows, n], 0 where nothing is foretold, and what the model reads, by the names of its arguments:
+    batch: "targets" [rows, n], 0 where nothing is predicted, and what the model reads, by the names of its arguments:
     "ids" [rows, n], and "segments", "mask", "source" or "source_mask" where there are such. Pairs (pairs.py) and masked
     windows (masked.py) come so.   chunk_bytes: see `cross_entropy`.
     """

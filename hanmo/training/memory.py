@@ -5,7 +5,7 @@ imports no torch. Tests hold the figures against what torch really keeps.
 
     static       weights ─ gradients (whole ones only) ─ state of the optimizer
     activations  what the forward pass leaves for the backward pass; with recomputation the input of each block only
-    passing      the largest of: a chunk of the loss, one block's backward pass, the last gradient and its update
+    transient      the largest of: a chunk of the loss, one block's backward pass, the last gradient and its update
 """
 
 import ctypes
@@ -28,18 +28,18 @@ __all__ = [
     "adapters",
     "choose",
     "gib",
-    "give_back_freed",
     "largest_batch",
     "parse_size",
     "plan",
     "refuse_unless_fits",
+    "return_freed_memory",
     "shapes",
     "table",
 ]
 
 _HEADROOM = 0.95  # of the memory is filled if possible; the rest is for fragmentation
 _BLOCK = 1 << 18  # elements that AdaFactor updates at once on a CPU
-_PARTS = ("weights", "gradients", "optimizer", "static", "activations", "passing", "needed", "peak")
+_PARTS = ("weights", "gradients", "optimizer", "static", "activations", "transient", "needed", "peak")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -47,7 +47,7 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 class Memory:
     """Bytes that a choice takes, above those of the interpreter and its libraries.
 
-    passing: on top of all others at the worst moment.   peak: the most at any moment of a step without accumulation.
+    transient: on top of all others at the worst moment.   peak: the most at any moment of a step without accumulation.
     """
 
     choice: Choice
@@ -55,7 +55,7 @@ class Memory:
     gradients: int
     optimizer: int
     activations: int
-    passing: int
+    transient: int
     peak: int
 
     @property
@@ -70,7 +70,7 @@ class Memory:
         More than `peak` where whole gradients grow while activations shrink: with accumulation both are there at
         once, and without it what is freed lies in pieces.
         """
-        return max(self.peak, self.static + self.activations + self.passing)
+        return max(self.peak, self.static + self.activations + self.transient)
 
     def as_dict(self) -> dict[str, Any]:
         """Give everything in the types that JSON has."""
@@ -107,24 +107,24 @@ def plan(config: ModelConfig, choice: Choice) -> Memory:
     steps = _update(choice, inside, bytes_each), _update(choice, token, bytes_each)
     one = inside * bytes_each if choice.in_backward else 0
     last = 2 * tied + (token * bytes_each if choice.in_backward else 0)
-    block, updated = account.passing()
+    block, updated = account.transient()
     if choice.in_backward:
         block = max(block, updated + steps[0]) + one
     moments = {
         "loss": kept + max(scores + max(head, casts if choice.recompute else 0), 3 * head if account.chunked else 0),
         "block": network + tied + block,
-        "end": gradients + max(account.passing()[0], last + (steps[1] if choice.in_backward else 0)),
+        "end": gradients + max(account.transient()[0], last + (steps[1] if choice.in_backward else 0)),
         "step": gradients + max(steps),
     }
     peak = weights + state + max(moments.values())
-    passing = max(moments["loss"], moments["block"]) - kept
+    transient = max(moments["loss"], moments["block"]) - kept
     return Memory(
         choice=choice,
         weights=weights,
         gradients=gradients,
         optimizer=state,
         activations=kept,
-        passing=passing,
+        transient=transient,
         peak=peak,
     )
 
@@ -181,7 +181,7 @@ def largest_batch(config: ModelConfig, choice: Choice, available: int) -> int:
     return low
 
 
-def give_back_freed() -> None:
+def return_freed_memory() -> None:
     """Have the C library return blocks of a MiB or more to the system when they are freed; for training on a CPU.
 
     Without it glibc learns to keep blocks of up to 32 MiB in a heap that fragments, half a GiB of them at
@@ -208,7 +208,7 @@ def refuse_unless_fits(memory: Memory, available: int) -> None:
     raise MemoryPlanError(
         f"training needs {gib(memory.needed)} and {gib(available)} are there ({choice}): weights "
         f"{gib(memory.weights)}, gradients {gib(memory.gradients)}, optimizer {gib(memory.optimizer)}, activations "
-        f"{gib(memory.activations)}, passing {gib(memory.passing)}; {', or '.join(changes)}"
+        f"{gib(memory.activations)}, transient {gib(memory.transient)}; {', or '.join(changes)}"
     )
 
 

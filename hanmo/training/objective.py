@@ -27,7 +27,7 @@ from hanmo.training.data.masked import MaskedData
 from hanmo.training.data.pack import pack
 from hanmo.training.data.packed import PackedData, PackedFile
 from hanmo.training.data.pairs import PairData, read_pairs
-from hanmo.training.data.stream import Batches, foretold
+from hanmo.training.data.stream import Batches, count_predicted
 from hanmo.training.loss import next_token_loss, targets_loss
 from hanmo.training.run import evaluation
 from hanmo.training.step import Loss
@@ -71,7 +71,7 @@ class Task:
 
 
 def kind_of(config: ModelConfig) -> str:
-    """Name what a model learns: "next", "masked" or "pairs". Raises ConfigError for one that foretells nothing."""
+    """Name what a model learns: "next", "masked" or "pairs". Raises ConfigError for one that predicts nothing."""
     if config.output == "none":
         raise ConfigError(
             f"this {config.family} has no output onto its vocabulary, so there is nothing to learn from text; "
@@ -117,7 +117,7 @@ def make_task(
     notes = [f"training data: {len(train.documents):,} documents, {characters:,} characters, {total:,} tokens"]
     notes += [note] if note else []
     masked = kind_of(config) == "masked"
-    window = reading.sequence - (3 if masked else 0)  # what [CLS], [SEP] and the id that only foretells take
+    window = reading.sequence - (3 if masked else 0)  # what [CLS], [SEP] and the id that only predicts take
     ends = tuple(number for mark in _ENDS if (number := tokenizer.token_to_id(mark)) is not None)
     layout: dict[str, Any] = {"layout": "document", "sentence_ends": ends}
     if train.facts["end"] is not None:
@@ -184,8 +184,8 @@ def mean_loss(
             batch = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
             with torch.autocast(device.type, half, enabled=half is not None):
                 found = loss(model, batch)
-            total += float(found) * int(foretold(batch))
-            count += int(foretold(batch))
+            total += float(found) * int(count_predicted(batch))
+            count += int(count_predicted(batch))
         model.train(trained)
         return {"loss": total / max(1, count), "tokens": count}
 

@@ -22,7 +22,7 @@ __all__ = ["evaluation", "gpt2_ml_config", "held_out", "sampler"]
 
 
 def gpt2_ml_config(
-    *, vocab: int, num_layers: int, hidden_size: int, positions: int, head_dim: int = 64, dropout: float = 0.0
+    *, vocab_size: int, num_layers: int, hidden_size: int, positions: int, head_dim: int = 64, dropout: float = 0.0
 ) -> ModelConfig:
     """Describe a model of GPT2_ML's structure in another size; the feed-forward is four times as wide.
 
@@ -32,7 +32,7 @@ def gpt2_ml_config(
     assert names is not None
     return names.config(
         {
-            "vocab_size": vocab,
+            "vocab_size": vocab_size,
             "hidden_size": hidden_size,
             "num_hidden_layers": num_layers,
             "num_attention_heads": max(1, hidden_size // head_dim),

@@ -2,14 +2,14 @@
 
 Knows models and packed files. Knows no optimizer and no step.
 
-A document longer than the model sees is read in overlapping windows; every token is foretold once:
+A document longer than the model sees is read in overlapping windows; every token is predicted once:
 
     tokens    0 ........................ n
-    window 1  [foretold       ]
-    window 2       (read)     [foretold]        `stride` new tokens a window
+    window 1  [predicted       ]
+    window 2       (read)     [predicted]        `stride` new tokens a window
 
 Before the first token stands the end mark. In files without one (GPT2_ML has none) nothing does: the first token is
-given and not foretold, and counts as one character.
+given and not predicted, and counts as one character.
 """
 
 import math
@@ -27,7 +27,7 @@ from hanmo.errors import DataError
 from hanmo.model import Model
 from hanmo.training.data.packed import PackedFile
 
-__all__ = ["Bits", "bits_per_character", "foretell", "measure", "scoring_windows", "spent_on"]
+__all__ = ["Bits", "bits_per_character", "measure", "score_windows", "scoring_windows", "spent_on"]
 
 _SCORES = 1 << 24  # elements of [tokens, vocab] held at once
 
@@ -65,7 +65,7 @@ def bits_per_character(spent: Bits, *, distinct_unknown: int) -> float:
     return (spent.nats / math.log(2) + spent.unknown * math.log2(distinct_unknown + 1)) / spent.characters
 
 
-def foretell(
+def score_windows(
     log_probabilities: Callable[[Sequence[int]], Sequence[float]], ids: Sequence[int], *, window: int
 ) -> list[float]:
     """Give natural log p of every id but the first, each once, read in windows that overlap by half.
@@ -111,7 +111,7 @@ def spent_on(
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             total += _nats(model, torch.from_numpy(ids).to(device), torch.from_numpy(first).to(device)).cpu()
     model.train(trained)
-    given = int(file.facts["end"] is None)  # ids of each document that are not foretold
+    given = int(file.facts["end"] is None)  # ids of each document that are not predicted
     starts, lengths = rows["start"] + given, rows["tokens"] - given
     unknowns = sum(int((file.ids[a : a + n] == unknown).sum()) for a, n in zip(starts, lengths, strict=True))
     return Bits(float(total), int(lengths.sum()), int(rows["characters"].sum()) - given * len(rows), unknowns)
@@ -132,9 +132,9 @@ def _nats(model: Model, ids: Tensor, first: Tensor) -> Tensor:
 def _batches(
     file: PackedFile, rows: NDArray[np.void], window: int, stride: int, tokens: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield (ids [b, n + 1] padded with 0, first column foretold [b]) of windows of like length."""
+    """Yield (ids [b, n + 1] padded with 0, first column predicted [b]) of windows of like length."""
     end = [] if file.facts["end"] is None else [file.facts["end"]]
-    windows: list[tuple[int, int, int, int]] = []  # ids, document, first id foretold, one past the last, marks counted
+    windows: list[tuple[int, int, int, int]] = []  # ids, document, first id predicted, one past the last, marks counted
     for number, row in enumerate(rows):
         length, done = len(end) + int(row["tokens"]), 1
         while done < length:
@@ -165,7 +165,7 @@ Ids = NDArray[np.int64]
 def scoring_windows(
     file: PackedFile, *, window: int, context: int, rows: int
 ) -> Iterator[tuple[Ids, NDArray[np.bool_]]]:
-    """Yield (ids [rows, window + 1], counted [rows, window]); counted marks the foretold ids that are to be added up.
+    """Yield (ids [rows, window + 1], counted [rows, window]); counted marks the predicted ids that are to be added up.
 
     context: ids that a window but the first of a document reads again, 0 to window - 1; half the window serves well.
     The last batch is filled up with rows of 0 that count nothing.
@@ -180,7 +180,7 @@ def scoring_windows(
     for row in file.documents:
         start, tokens = int(row["start"]), int(row["tokens"])
         document = np.concatenate([[file.facts["end"]], file.ids[start : start + tokens]])
-        done = 0  # ids of the document that are foretold
+        done = 0  # ids of the document that are predicted
         while done < tokens:
             first = max(done - context, 0)
             piece = document[first : first + window + 1]

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from hanmo.model import Model
 from hanmo.training import distributed
 from hanmo.training.args import Settings, make_optimizer, multiplier
-from hanmo.training.data.stream import Batch, count_rows, cut, foretold
+from hanmo.training.data.stream import Batch, count_predicted, count_rows, cut
 from hanmo.training.optim.averages import ExponentialMovingAverage
 from hanmo.training.optim.in_backward import UpdateInBackward
 
@@ -105,7 +105,7 @@ class Updates:
         if parts == world == 1:
             return self._backward_of(batch, None)
         pieces = cut(batch, min(parts, count_rows(batch)))
-        counts = [foretold(piece) for piece in pieces]
+        counts = [count_predicted(piece) for piece in pieces]
         # Means of parts count as much as they have ids; FSDP takes the mean over processes, hence `world`.
         whole = distributed.sum_over_processes(torch.stack(counts).sum()).clamp(min=1) / world
         losses = [self._backward_of(piece, count / whole) for piece, count in zip(pieces, counts, strict=True)]

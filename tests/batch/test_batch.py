@@ -123,7 +123,7 @@ def test_a_search_takes_one_row_after_another_and_nothing_from_earlier_texts(tmp
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "今天"}\n{"prompt": "明月", "seed": 3}\n', "utf-8")
     expected = ToyWriter().write("今天", beams=3, n=2, **HOW)
-    monkeypatch.setattr(ToyWriter, "remembering", None)
+    monkeypatch.setattr(ToyWriter, "cached_engine", None)
     good, bad = written(path, tmp_path / "results.jsonl", beams=3, n=2)
     assert [record["texts"] for record in good] == [expected]
     assert len(bad) == 1 and "leave seed and the settings of drawing out" in bad[0]["error"]

@@ -70,7 +70,7 @@ def test_the_released_indexes_are_named_without_a_config(name, indexes):
     assert (found.sizes["vocab_size"], found.parameters, found.dtype) == (rows, parameters, "float32")
     assert corpus in found.released
     assert found.left == {"AdaFactor's state": 1062, "the training step": 1}
-    assert (found.own, found.missing, found.unexpected, found.misfits) == (772, [], [], [])
+    assert (found.own, found.missing, found.unexpected, found.mismatches) == (772, [], [], [])
     stack = found.config.main
     assert (stack.num_layers, stack.hidden_size, stack.num_heads, stack.feed_forward, stack.positions) == (
         48,
@@ -90,7 +90,7 @@ def test_the_released_indexes_fit_the_republished_config(name, indexes):
     with Bundle(folder / name) as source:
         found = recognise(source, config=config)
     assert (found.config.main.num_heads, found.config.vocab_size) == (24, INDEXES[name][0])
-    assert (found.misfits, found.mend, found.derived) == ([], {}, False)
+    assert (found.mismatches, found.fixes, found.derived) == ([], {}, False)
 
 
 def test_the_published_mega_json_does_not_fit_the_15_gb_file(indexes):
@@ -98,8 +98,8 @@ def test_the_published_mega_json_does_not_fit_the_15_gb_file(indexes):
     config |= {"num_attention_heads": 24, "max_position_embeddings": 1024, "hidden_act": "gelu"}
     with Bundle(indexes / "mega-bert-tok-tf_model.ckpt-100000") as source:
         found = recognise(source, config=config)
-    assert found.misfits == ["config.json says vocab_size is 8,021; the checkpoint holds 21,130"]
-    assert found.mend == {"vocab_size": 21130}
+    assert found.mismatches == ["config.json says vocab_size is 8,021; the checkpoint holds 21,130"]
+    assert found.fixes == {"vocab_size": 21130}
     assert "15 GB" in found.released
 
 
@@ -113,7 +113,7 @@ def test_every_kind_is_recognised_with_its_own_config_and_without(data, kind):
     with Bundle(folder / "model.ckpt") as source:
         bare, told = recognise(source), recognise(source, config=read_config(folder))
     assert bare.family == told.family == KINDS[kind]
-    assert (told.misfits, told.missing, told.unexpected) == ([], [], [])
+    assert (told.mismatches, told.missing, told.unexpected) == ([], [], [])
     assert (bare.missing, bare.unexpected) == ([], [])
     assert bare.parameters == told.parameters > 0
     measured, meant = bare.config.main, told.config.main
@@ -178,7 +178,7 @@ def test_a_table_of_one_row_is_measured_as_one_row(data, key, name):
     path = data / "goldens" / "bert" / "model.ckpt"
     source = listed(path, **{f"bert/embeddings/{name}_embeddings": (1, 32)})
     found = recognise(source, config=read_config(path.parent) | {key: 1})
-    assert (found.misfits, found.mend) == ([], {})
+    assert (found.mismatches, found.fixes) == ([], {})
     derived = recognise(source).config.main
     assert (derived.segments if key == "type_vocab_size" else derived.positions) == 1
 
@@ -197,11 +197,11 @@ def test_each_field_that_does_not_fit_is_named_with_both_values(data):
     for key, (says, holds) in cases.items():
         wrong = right | {key: says} | ({"attention_head_size": 8} if key == "hidden_size" else {})
         found = recognise(listed(folder / "model.ckpt"), config=wrong)
-        assert f"config.json says {key} is {says}; the checkpoint holds {holds}" in found.misfits
-        assert found.mend[key] == holds
+        assert f"config.json says {key} is {says}; the checkpoint holds {holds}" in found.mismatches
+        assert found.fixes[key] == holds
     found = recognise(listed(folder / "model.ckpt"), config=right | {"attention_head_size": 5})
-    assert found.misfits == ["config.json says num_attention_heads × head size is 20; the checkpoint holds 32"]
-    assert recognise(listed(folder / "model.ckpt"), config=right | found.mend).misfits == []
+    assert found.mismatches == ["config.json says num_attention_heads × head size is 20; the checkpoint holds 32"]
+    assert recognise(listed(folder / "model.ckpt"), config=right | found.fixes).mismatches == []
 
 
 def test_spare_rows_are_noted_and_kept(data):
@@ -209,25 +209,25 @@ def test_spare_rows_are_noted_and_kept(data):
     config = read_config(path.parent)
     found = recognise(listed(path), config=config | {"vocab_size": 118})
     assert found.notes == ["the embedding has 120 rows for 118 words: 2 are spare"]
-    assert (found.config.vocab_size, found.misfits) == (120, [])
+    assert (found.config.vocab_size, found.mismatches) == (120, [])
 
 
 def test_segments_that_the_file_has_no_table_for_do_not_fit(data):
     folder = data / "goldens" / "bert_shared_segment"
     config = read_config(folder)
     found = recognise(listed(folder / "model.ckpt"), config=config)
-    assert found.misfits == [
+    assert found.mismatches == [
         "config.json says type_vocab_size is 2, but the checkpoint has no bert/embeddings/token_type_embeddings: "
         "set it to 0, or shared_segment_embeddings to true"
     ]
-    for mended in (config | found.mend, config | {"shared_segment_embeddings": True}):
-        assert recognise(listed(folder / "model.ckpt"), config=mended).misfits == []
+    for mended in (config | found.fixes, config | {"shared_segment_embeddings": True}):
+        assert recognise(listed(folder / "model.ckpt"), config=mended).mismatches == []
 
 
 def test_a_mended_config_fits(data):
     path = data / "goldens" / "t5_1.1" / "model.ckpt"
     found = recognise(listed(path), config=read_config(path.parent) | {"num_hidden_layers": 2, "vocab_size": 500})
-    assert found.misfits == [
+    assert found.mismatches == [
         "config.json says vocab_size is 500; the checkpoint holds 120",
         "config.json says num_hidden_layers is 2; the checkpoint holds 3",
         "config.json says num_decoder_layers is 2; the checkpoint holds 3",
@@ -297,7 +297,7 @@ def test_our_own_names_are_held_against_hanmo_json(data):
     shapes = {"token.weight": (130, 32), "decoder.blocks.0.attention.query.weight": (32, 32)}
     found = recognise_own(Listed(shapes), config)
     assert (found.family, found.format, found.parameters) == ("gpt2_ml", "hanmo", 130 * 32 + 32 * 32)
-    assert found.misfits == [
+    assert found.mismatches == [
         "the configuration says vocab_size is 120; the checkpoint holds 130",
         "the configuration says num_layers is 3; the checkpoint holds 1",
     ]
@@ -354,7 +354,7 @@ def test_a_value_of_the_wrong_kind_is_an_error_of_ours_or_none(data, key, value)
     except ConfigError as error:
         assert str(error)
     else:
-        assert found.misfits or key in ("hidden_dropout_prob", "initializer_range")
+        assert found.mismatches or key in ("hidden_dropout_prob", "initializer_range")
 
 
 def test_a_value_of_the_wrong_kind_is_named(data):

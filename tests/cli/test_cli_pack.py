@@ -93,7 +93,7 @@ def test_an_id_zero_that_is_a_word_is_mentioned(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     (tmp_path / "a.txt").write_text("a!", "utf-8")
     told = run("pack", tmp_path / "a.txt", "--out", tmp_path / "d", "--tokenizer", tmp_path)
-    assert told.stderr == "hanmo: id 0 is '!' in this vocabulary; training never has it foretold\n"
+    assert told.stderr == "hanmo: id 0 is '!' in this vocabulary; training never has it predicted\n"
 
 
 @pytest.mark.parametrize(

@@ -319,7 +319,7 @@ def test_every_way_of_training_gets_better(work, words):
         ("gpt", ("--data", "poems.txt", "--separator", "[SEP]")),
     ],
 )
-def test_families_learn_what_their_heads_foretell(work, data, name, words):
+def test_families_learn_what_their_heads_predict(work, data, name, words):
     copy(data, name)
     done("finetune", "--model", "model", "--out", "run", *QUICK, "--lr", 3e-3, *words)
     found = scores("run")

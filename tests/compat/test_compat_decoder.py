@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hanmo.compat.bert4keras.snippets import AutoRegressiveDecoder, softmax
-from hanmo.errors import CheckpointError, ConfigError, NotCarried
+from hanmo.errors import CheckpointError, ConfigError, Unsupported
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 DATA = json.loads((GOLDENS / "decoder.json").read_text(encoding="utf-8"))
@@ -161,7 +161,7 @@ def test_predict_of_version_0_6_may_be_called_alone_and_gives_scores_without_sta
     assert decoder.predict([], [], 0).tolist() == [[0.25, 0.75]]
     assert np.allclose(decoder.predict([], [], 0, "logits"), np.log([[0.25, 0.75]]))
     with pytest.raises(
-        NotCarried, match=r"temperature is 0\.5, but predict is decorated with set_rtype, which knows none"
+        Unsupported, match=r"temperature is 0\.5, but predict is decorated with set_rtype, which knows none"
     ):
         decoder.random_sample([[1]], 2, temperature=0.5)
 
@@ -275,5 +275,5 @@ def test_predictions_of_nan_are_one_clear_error(call):
 
 
 def test_a_decoder_without_predict_says_what_to_write():
-    with pytest.raises(NotCarried, match="AutoRegressiveDecoder has no predict; write one, decorated with"):
+    with pytest.raises(Unsupported, match="AutoRegressiveDecoder has no predict; write one, decorated with"):
         AutoRegressiveDecoder(None, 1, 5).beam_search([[1]], 1)

@@ -13,7 +13,7 @@ import hanmo.compat.bert4keras.models as models
 from hanmo.cli.app import app
 from hanmo.compat.bert4keras import backend
 from hanmo.compat.bert4keras.keras import keras
-from hanmo.errors import ConfigError, NotCarried, PromptError, TensorMismatch
+from hanmo.errors import ConfigError, PromptError, TensorMismatch, Unsupported
 from hanmo.inference.openvino.engine import OpenVinoRows
 
 CARRIED = [kind for kind in KINDS if kind not in ("bert condition", "t5", "t5 decoder", "mt5")]
@@ -189,7 +189,7 @@ def test_inputs_out_of_range_are_refused(kind, arrays, error, says):
 def test_a_forked_process_is_told_to_load_its_own(monkeypatch):
     model = rounded("gpt2_ml")
     monkeypatch.setattr(os, "getpid", lambda: -1)
-    with pytest.raises(NotCarried, match="cannot compute in a forked process; load it there"):
+    with pytest.raises(Unsupported, match="cannot compute in a forked process; load it there"):
         model.predict(TOKENS)
 
 

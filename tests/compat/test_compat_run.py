@@ -14,7 +14,7 @@ from hanmo.cli.app import app
 from hanmo.compat.bert4keras import backend
 from hanmo.compat.bert4keras._check import check_script
 from hanmo.compat.bert4keras._script import find_module, run_script, served
-from hanmo.errors import NotCarried
+from hanmo.errors import Unsupported
 from hanmo.pipeline import Loaded
 
 ROOT = Path(__file__).parents[2]
@@ -105,7 +105,7 @@ def test_a_script_sees_what_python_would_show_it(script, capsys):
     ],
 )
 def test_what_is_not_carried_fails_at_once_and_names_the_way(script, text, says):
-    with pytest.raises(NotCarried, match=says):
+    with pytest.raises(Unsupported, match=says):
         run_script(script(text))
 
 
@@ -117,14 +117,14 @@ def test_names_that_bert4keras_never_had_are_no_names(script, module):
 
 @pytest.mark.parametrize("name", ["fit", "compile", "fit_generator", "train_on_batch", "evaluate"])
 def test_training_a_model_is_not_carried(build, name):
-    with pytest.raises(NotCarried, match=r"fitting a model is not carried: Hanmo trains by its own hanmo\.train"):
+    with pytest.raises(Unsupported, match=r"fitting a model is not carried: Hanmo trains by its own hanmo\.train"):
         getattr(build(), name)(TOKENS)
 
 
 def test_tensors_of_keras_are_not_carried(build):
     model = build()
     for use in (lambda: model(TOKENS), lambda: model.output[:, 0], lambda: model.get_layer("Embedding-Norm").output()):
-        with pytest.raises(NotCarried, match=r"model\.network"):
+        with pytest.raises(Unsupported, match=r"model\.network"):
             use()
 
 
@@ -157,7 +157,7 @@ def test_an_error_of_hanmos_is_one_line_with_the_scripts(script):
     assert done.exit_code == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"hanmo: {path}:3: keras.layers.Dense is not carried")
     debugged = CliRunner().invoke(app, ["--debug", "run", str(path)])
-    assert debugged.exit_code == 1 and "Traceback" in debugged.stderr and "NotCarried" in debugged.stderr
+    assert debugged.exit_code == 1 and "Traceback" in debugged.stderr and "Unsupported" in debugged.stderr
 
 
 def test_a_script_that_is_not_there_is_one_line(tmp_path):
@@ -249,7 +249,7 @@ def test_check_of_a_script_that_only_predicts_is_content(script):
 
 
 def test_check_says_where_a_script_is_no_python_3(script):
-    with pytest.raises(NotCarried, match=r"script.py:2: .*is it Python 2"):
+    with pytest.raises(Unsupported, match=r"script.py:2: .*is it Python 2"):
         check_script(script("x = 1\nprint 5\n"))
 
 

@@ -9,7 +9,7 @@ from hanmo.checkpoint.source import open_source
 from hanmo.compat.bert4keras import backend
 from hanmo.compat.bert4keras.configs import Settings
 from hanmo.compat.bert4keras.keras import keras
-from hanmo.errors import CheckpointError, ConfigError, CorruptFile, MissingFile, NotCarried, TensorMismatch
+from hanmo.errors import CheckpointError, ConfigError, CorruptFile, MissingFile, TensorMismatch, Unsupported
 
 TOKENS = [np.array([[2, 5, 6, 3]]), np.zeros((1, 4), int)]
 
@@ -43,9 +43,9 @@ def test_a_model_of_some_outputs_is_chosen_from_another(build):
 def test_a_model_of_anything_else_is_a_new_graph(build):
     model, other = build(), build()
     for inputs, outputs in ((model.inputs, other.output), (model.inputs, 5), (model.input, model.input), ([], [])):
-        with pytest.raises(NotCarried, match=r"the inputs and outputs of one bert4keras model"):
+        with pytest.raises(Unsupported, match=r"the inputs and outputs of one bert4keras model"):
             keras.models.Model(inputs, outputs)
-    with pytest.raises(NotCarried, match="has 2 inputs and 1 are given"):
+    with pytest.raises(Unsupported, match="has 2 inputs and 1 are given"):
         keras.models.Model(model.inputs[0], model.output)
 
 
@@ -97,7 +97,7 @@ def test_weights_of_another_model_are_refused_or_taken_by_name(tmp_path, build):
 
 def test_files_that_are_no_saved_model_are_refused(tmp_path, build):
     (tmp_path / "old.h5").write_bytes(b"\x89HDF\r\n\x1a\n and so on")
-    with pytest.raises(NotCarried, match=r"old\.h5 is an HDF5 file of Keras's"):
+    with pytest.raises(Unsupported, match=r"old\.h5 is an HDF5 file of Keras's"):
         keras.models.load_model(tmp_path / "old.h5")
     with pytest.raises(MissingFile, match="nothing"):
         keras.models.load_model(tmp_path / "nothing")

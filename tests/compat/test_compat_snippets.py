@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hanmo.compat.bert4keras import snippets
-from hanmo.errors import DataError, NotCarried, TensorMismatch
+from hanmo.errors import DataError, TensorMismatch, Unsupported
 
 DATA = json.loads((Path(__file__).parent.parent / "data" / "goldens" / "snippets.json").read_text(encoding="utf-8"))
 RECORDED = {
@@ -116,13 +116,13 @@ def test_a_data_generator_feeds_training_and_prediction_without_end():
 
 
 def test_a_data_generator_says_what_it_cannot_do():
-    with pytest.raises(NotCarried, match=r"makes a tf.data.Dataset, .* iterate over the generator itself"):
+    with pytest.raises(Unsupported, match=r"makes a tf.data.Dataset, .* iterate over the generator itself"):
         Batches([1]).to_dataset("float32", [None])
     with pytest.raises(DataError, match="the data have no length"):
         len(Batches(iter([1])))
     with pytest.raises(DataError, match="there are no data"):
         list(Batches([]))
-    with pytest.raises(NotCarried, match="DataGenerator has no __iter__; write one that takes random"):
+    with pytest.raises(Unsupported, match="DataGenerator has no __iter__; write one that takes random"):
         iter(snippets.DataGenerator([1]))
 
 
@@ -257,10 +257,10 @@ def test_progress_logs_every_period(caplog):
 def test_every_public_name_is_there_and_what_is_not_carried_says_so():
     assert sorted(snippets.__all__) == sorted(NAMES)
     assert all(hasattr(snippets, name) for name in NAMES)
-    with pytest.raises(NotCarried, match=r"WebServing\(host='0.0.0.0', port=8864, server='paste'\) is not carried"):
+    with pytest.raises(Unsupported, match=r"WebServing\(host='0.0.0.0', port=8864, server='paste'\) is not carried"):
         snippets.WebServing(port=8864)
     for name in ("K", "keras", "tf"):
-        with pytest.raises(NotCarried, match=rf"bert4keras.snippets.{name} was .*, without which Hanmo works"):
+        with pytest.raises(Unsupported, match=rf"bert4keras.snippets.{name} was .*, without which Hanmo works"):
             getattr(snippets, name)
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         snippets.nonsense  # noqa: B018

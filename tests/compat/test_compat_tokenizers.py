@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 
 from hanmo.compat.bert4keras.tokenizers import SpTokenizer, Tokenizer, TokenizerBase, load_vocab, save_vocab
-from hanmo.errors import MissingFile, NotCarried, TokenizerError
+from hanmo.errors import MissingFile, TokenizerError, Unsupported
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "data/goldens/tokenizer.json").read_text(encoding="utf-8"))
 CONFIGS = [config["name"] for config in GOLDEN["configs"]]
@@ -216,7 +216,7 @@ def test_errors_name_the_value(small):
         "decode": lambda: bare.decode([1]),
         "_tokenize": lambda: bare.tokenize("a"),
     }.items():
-        with pytest.raises(NotCarried, match=f"TokenizerBase has no {name}"):
+        with pytest.raises(Unsupported, match=f"TokenizerBase has no {name}"):
             call()
 
 

@@ -69,40 +69,40 @@ def prefilled(read):
 )
 def test_whatever_is_written_in_turn_equals_what_the_engine_writes(engines, name, mask):
     engine = engines(name, mask)
-    remembering, rng = PromptCache(engine), np.random.default_rng(0)
+    cached_engine, rng = PromptCache(engine), np.random.default_rng(0)
     texts = [PROMPT]
     for number in range(24):
         base = texts[rng.integers(len(texts))]
         prompt = [*base[: rng.integers(1, len(base) + 1)], *rng.integers(1, 100, rng.integers(0, 4)).tolist()][:30]
         how = {"n": int(rng.integers(1, 4)), "sampling": Sampling(top_k=5), "seed": number}
-        found = written(remembering, [prompt], **how)
+        found = written(cached_engine, [prompt], **how)
         assert found == written(engine, [prompt], **how)
         texts.append(prompt + found[0])
 
 
 def test_only_what_is_new_in_a_prompt_is_read(engines, read):
-    remembering = PromptCache(engines())
-    first = written(remembering, [PROMPT])[0]
+    cached_engine = PromptCache(engines())
+    first = written(cached_engine, [PROMPT])[0]
     assert prefilled(read) == [8]
-    written(remembering, [PROMPT + first[:3] + OTHER])  # goes on from what was written too
+    written(cached_engine, [PROMPT + first[:3] + OTHER])  # goes on from what was written too
     assert prefilled(read) == [5]
-    written(remembering, [PROMPT[:4] + OTHER])  # leaves a kept text in its middle
+    written(cached_engine, [PROMPT[:4] + OTHER])  # leaves a kept text in its middle
     assert prefilled(read) == [5]
-    written(remembering, [OTHER])
+    written(cached_engine, [OTHER])
     assert prefilled(read) == [5]
-    written(remembering, [PROMPT], n=3)  # was read whole before
+    written(cached_engine, [PROMPT], n=3)  # was read whole before
     assert prefilled(read) == [3] * 5
 
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4"])
 def test_a_prompt_that_is_read_again_gets_the_very_logits(engines, weights):
-    remembering = PromptCache(engines(weights=weights))
-    rows, logits = remembering.prefill([PROMPT], room=9)
+    cached_engine = PromptCache(engines(weights=weights))
+    rows, logits = cached_engine.prefill([PROMPT], room=9)
     rows.reorder([0, 0])
     steps = rows.step([1, 2])
     del rows
-    written(remembering, [PROMPT + OTHER])
-    rows, again = remembering.prefill([PROMPT], room=9)
+    written(cached_engine, [PROMPT + OTHER])
+    rows, again = cached_engine.prefill([PROMPT], room=9)
     rows.reorder([0, 0])
     np.testing.assert_array_equal(again, logits)
     np.testing.assert_array_equal(rows.step([1, 2]), steps)
@@ -111,9 +111,9 @@ def test_a_prompt_that_is_read_again_gets_the_very_logits(engines, weights):
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4"])
 def test_a_longer_prompt_gets_logits_near_those_of_reading_it_whole(engines, weights):
     engine = engines(weights=weights)
-    remembering = PromptCache(engine)
+    cached_engine = PromptCache(engine)
     for prompt in (PROMPT, PROMPT + OTHER, PROMPT[:5] + OTHER, PROMPT[:5]):
-        _, logits = remembering.prefill([prompt], room=9)
+        _, logits = cached_engine.prefill([prompt], room=9)
         gc.collect()
         whole = engine.prefill([prompt], room=9)[1]
         if weights == "float32":
@@ -124,37 +124,37 @@ def test_a_longer_prompt_gets_logits_near_those_of_reading_it_whole(engines, wei
 
 def test_a_text_that_is_being_written_is_not_touched(engines):
     engine = engines()
-    remembering = PromptCache(engine)
+    cached_engine = PromptCache(engine)
     alone = [written(engine, [prompt])[0] for prompt in (PROMPT, PROMPT, PROMPT + OTHER)]
-    live = [remembering.prefill([prompt], room=9) for prompt in (PROMPT, PROMPT, PROMPT + OTHER)]
+    live = [cached_engine.prefill([prompt], room=9) for prompt in (PROMPT, PROMPT, PROMPT + OTHER)]
     found = [[int(logits.argmax())] for _, logits in live]
     for _ in range(5):
         for (rows, _), text in zip(live, found, strict=True):
             text.append(int(rows.step(text[-1:]).argmax()))
     assert found == alone
-    assert remembering.nbytes == 0
+    assert cached_engine.nbytes == 0
 
 
 def test_threads_that_write_at_once_write_what_they_would_alone(engines):
     engine = engines()
-    remembering = PromptCache(engine)
+    cached_engine = PromptCache(engine)
     prompts = [PROMPT, PROMPT + OTHER, PROMPT[:4], OTHER, PROMPT + OTHER + OTHER] * 6
     alone = [written(engine, [prompt]) for prompt in prompts]
     barrier = threading.Barrier(3)
     with ThreadPoolExecutor(3, initializer=barrier.wait) as pool:
-        assert list(pool.map(lambda prompt: written(remembering, [prompt]), prompts)) == alone
+        assert list(pool.map(lambda prompt: written(cached_engine, [prompt]), prompts)) == alone
 
 
 def test_the_last_few_texts_are_kept_in_bounded_memory(engines, read):
     engine = engines()
-    remembering = PromptCache(engine, most=2)
+    cached_engine = PromptCache(engine, most=2)
     for first in range(30, 35):
-        written(remembering, [[first, *OTHER]])
-    assert 0 < remembering.nbytes <= 2 * (11 * engine.token_bytes + 4 * engine.vocab_size)
+        written(cached_engine, [[first, *OTHER]])
+    assert 0 < cached_engine.nbytes <= 2 * (11 * engine.token_bytes + 4 * engine.vocab_size)
     prefilled(read)
-    written(remembering, [[33, *OTHER, 1, 2]])  # now one of the last two, though written before 34
-    written(remembering, [[33, *OTHER, 3, 4]])
-    written(remembering, [[34, *OTHER, 1, 2]])
+    written(cached_engine, [[33, *OTHER, 1, 2]])  # now one of the last two, though written before 34
+    written(cached_engine, [[33, *OTHER, 3, 4]])
+    written(cached_engine, [[34, *OTHER, 1, 2]])
     assert prefilled(read) == [2, 2, 8]
     small = PromptCache(engine, most_bytes=11 * engine.token_bytes)
     written(small, [[30, *OTHER]])
@@ -164,30 +164,30 @@ def test_the_last_few_texts_are_kept_in_bounded_memory(engines, read):
 def test_batches_masks_of_a_prefix_and_encoders_are_left_to_the_engine(engines, read):
     unilm, t5 = engines("bert", "prefix"), engines("t5_1.1")
     for engine, prompts in ((engines(), [PROMPT, OTHER]), (unilm, [PROMPT]), (t5, [PROMPT])):
-        remembering = PromptCache(engine)
+        cached_engine = PromptCache(engine)
         expected = written(engine, prompts)
         for _ in range(2):
-            assert written(remembering, prompts) == expected
-        assert remembering.nbytes == 0
+            assert written(cached_engine, prompts) == expected
+        assert cached_engine.nbytes == 0
 
 
 def test_an_interrupted_step_leaves_nothing_that_is_taken_up(engines, monkeypatch):
-    remembering = PromptCache(engines())
-    rows, _ = remembering.prefill([PROMPT], room=9)
+    cached_engine = PromptCache(engines())
+    rows, _ = cached_engine.prefill([PROMPT], room=9)
     with monkeypatch.context() as patch:
         patch.setattr(OpenVinoRows, "step", lambda rows, ids: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             rows.step([1])
     del rows
-    assert remembering.nbytes == 0
+    assert cached_engine.nbytes == 0
 
 
 def test_beams_take_up_what_was_read_and_find_the_same(engines, read):
     engine = engines()
-    remembering = PromptCache(engine)
-    written(remembering, [PROMPT])
+    cached_engine = PromptCache(engine)
+    written(cached_engine, [PROMPT])
     prefilled(read)
-    found = beam_search(remembering, PROMPT + OTHER, 3, limits=LIMITS)
+    found = beam_search(cached_engine, PROMPT + OTHER, 3, limits=LIMITS)
     assert read[0] == 5
     assert [beam.ids for beam in found] == [beam.ids for beam in beam_search(engine, PROMPT + OTHER, 3, limits=LIMITS)]
 

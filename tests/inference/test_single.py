@@ -226,7 +226,7 @@ def test_an_interrupted_step_leaves_no_thread_waiting(opened):
 
 
 def test_a_thread_that_fails_hands_its_error_on_and_works_again():
-    ours, given_up = thread_pool.Crew(3), []
+    ours, given_up = thread_pool.ThreadPool(3), []
 
     def job(number):
         if number == 2:

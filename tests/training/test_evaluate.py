@@ -3,7 +3,7 @@ import math
 import pytest
 
 from hanmo.errors import DataError
-from hanmo.training.score import Bits, bits_per_character, foretell
+from hanmo.training.score import Bits, bits_per_character, score_windows
 
 
 def test_bits_are_divided_by_characters_and_unknown_ones_are_named() -> None:
@@ -24,14 +24,14 @@ def test_no_characters_are_refused() -> None:
 @pytest.mark.parametrize(
     ("count", "window", "reads"), [(5, 8, 1), (8, 8, 1), (9, 8, 2), (30, 8, 7), (9, 3, 7), (1, 8, 0)]
 )
-def test_every_id_but_the_first_is_foretold_once_with_half_a_window_before_it(count, window, reads) -> None:
+def test_every_id_but_the_first_is_predicted_once_with_half_a_window_before_it(count, window, reads) -> None:
     seen = []
 
     def last(ids):
         seen.append(len(ids))
         return [-(id + before / 100) for before, id in enumerate(ids[1:], 1)]
 
-    found = foretell(last, list(range(count)), window=window)
+    found = score_windows(last, list(range(count)), window=window)
     assert [int(-each) for each in found] == list(range(1, count))
     assert all(round(-each % 1 * 100) >= min(int(-each), window // 2) for each in found)
     assert len(seen) == reads and all(size <= window for size in seen)

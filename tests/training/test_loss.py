@@ -140,7 +140,7 @@ def test_evaluation_adds_up_what_each_document_costs_by_itself(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("stride", [1, 3, 8])
-def test_long_documents_are_foretold_once_a_token_with_all_context_that_fits(tmp_path: Path, stride: int) -> None:
+def test_long_documents_are_predicted_once_a_token_with_all_context_that_fits(tmp_path: Path, stride: int) -> None:
     document = np.random.default_rng(1).integers(6, VOCAB, size=29).tolist()
     whole, ids = model(), [END, *document, END]
     expected, done = 0.0, 0

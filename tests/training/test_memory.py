@@ -21,11 +21,11 @@ from hanmo.training.lora import add_lora
 from hanmo.training.loss import cross_entropy
 from hanmo.training.memory import (
     Choice,
-    give_back_freed,
     largest_batch,
     parse_size,
     plan,
     refuse_unless_fits,
+    return_freed_memory,
     shapes,
     table,
 )
@@ -303,9 +303,9 @@ def test_freed_blocks_go_back_to_the_system():
     if not status.is_file():
         pytest.skip("resident memory is read from /proc")
     code = (
-        "import sys, torch; from hanmo.training.memory import give_back_freed\n"
+        "import sys, torch; from hanmo.training.memory import return_freed_memory\n"
         "def rss(): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmRSS'))\n"
-        "if sys.argv[1] == 'yes': give_back_freed()\n"
+        "if sys.argv[1] == 'yes': return_freed_memory()\n"
         "before = rss()\n"
         "for _ in range(4):\n"
         "    pairs = [(torch.ones(1 << 21), torch.ones(15000)) for _ in range(16)]\n"
@@ -319,4 +319,4 @@ def test_freed_blocks_go_back_to_the_system():
         held[asked] = int(found.stdout)
     assert held["yes"] < 20_000
     assert held["no"] > 2 * held["yes"]
-    give_back_freed()  # is harmless here, and done twice
+    return_freed_memory()  # is harmless here, and done twice

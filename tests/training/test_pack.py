@@ -40,8 +40,8 @@ def many(count: int = 60) -> list[Part]:
     return [Part(f"{n}" + "天地玄黄，宇宙洪荒。" * (n % 7), "poetry" if n % 3 else "prose") for n in range(count)]
 
 
-def foretold(data: PackedData, epoch: int = 0) -> list[int]:
-    """Return all ids that an epoch foretells, by row in the order of the file; needs shuffle=False."""
+def count_predicted(data: PackedData, epoch: int = 0) -> list[int]:
+    """Return all ids that an epoch predicts, by row in the order of the file; needs shuffle=False."""
     rows = np.concatenate([data.batch(epoch, step) for step in range(data.steps(epoch))])
     return [int(number) for row in rows for number in row[1:] if number]
 
@@ -214,10 +214,10 @@ def test_an_id_outside_of_the_vocabulary_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("window", [1, 5, 16, 1000])
-def test_a_stream_foretells_every_id_once_in_order(tmp_path: Path, window: int) -> None:
+def test_a_stream_predicts_every_id_once_in_order(tmp_path: Path, window: int) -> None:
     parts = many()
     data = PackedData(packed(tmp_path, parts), window=window, rows=4, shuffle=False)
-    assert documents_of(foretold(data)) == [part.text for part in parts]
+    assert documents_of(count_predicted(data)) == [part.text for part in parts]
     assert data.tokens(0) == data.file.facts["tokens"]
     assert data.batch(0, 0).shape == (4, window + 1)
     assert data.batch(0, 0)[0, 0] == END
@@ -228,7 +228,7 @@ def test_shuffling_keeps_every_document_whole_and_changes_with_the_epoch(tmp_pat
     data = PackedData(packed(tmp_path, many()), window=8, rows=4, seed=3, layout=layout)
     counts = Counter(data.file.ids[1:].tolist())
     for epoch in (0, 1):
-        assert Counter(foretold(data, epoch)) == counts
+        assert Counter(count_predicted(data, epoch)) == counts
     assert data.batch(0, 0).tolist() != data.batch(1, 0).tolist()
 
 
@@ -248,7 +248,7 @@ def test_batches_are_fixed_by_seed_epoch_and_step_and_go_on_from_any_step(tmp_pa
 def test_weights_repeat_documents_evenly_over_the_epochs(tmp_path: Path) -> None:
     parts = [Part(f"{n}天地", "a" if n % 2 else "b") for n in range(40)]
     data = PackedData(packed(tmp_path, parts), window=7, rows=2, weights={"a": 2.5, "b": 0.25}, shuffle=False)
-    read = [Counter(documents_of(foretold(data, epoch))) for epoch in range(4)]
+    read = [Counter(documents_of(count_predicted(data, epoch))) for epoch in range(4)]
     for part in parts:
         times = [counts[part.text] for counts in read]
         assert sum(times) == (10 if part.source == "a" else 1)
@@ -257,14 +257,14 @@ def test_weights_repeat_documents_evenly_over_the_epochs(tmp_path: Path) -> None
 
 def test_a_source_of_weight_zero_is_left_out(tmp_path: Path) -> None:
     data = PackedData(packed(tmp_path, many()), window=9, rows=2, weights={"prose": 0}, shuffle=False)
-    assert documents_of(foretold(data)) == [part.text for part in many() if part.source == "poetry"]
+    assert documents_of(count_predicted(data)) == [part.text for part in many() if part.source == "poetry"]
 
 
 def test_marks_and_title_lines_come_and_go(tmp_path: Path) -> None:
     parts = [Part(POEM, "poetry"), Part("玄黄。", "prose")] * 200
     file = packed(tmp_path, parts, marks={"poetry": "【诗】"}, titles=True)
     data = PackedData(file, window=32, rows=8, mark_share=0.5, bare_share=0.25, shuffle=False)
-    read = Counter(documents_of(foretold(data)))
+    read = Counter(documents_of(count_predicted(data)))
     body = POEM.split("\n", 1)[1]
     assert set(read) == {POEM, body, "【诗】" + POEM, "【诗】" + body, "玄黄。"}
     assert read["玄黄。"] == 200
@@ -279,16 +279,16 @@ def test_special_tokens_written_in_a_document_are_plain_characters(tmp_path: Pat
 
 def test_marks_are_left_out_unless_asked_for(tmp_path: Path) -> None:
     file = packed(tmp_path, [Part(POEM, "poetry")], marks={"poetry": "【诗】"}, titles=True)
-    assert documents_of(foretold(PackedData(file, window=6, rows=1, shuffle=False))) == [POEM]
+    assert documents_of(count_predicted(PackedData(file, window=6, rows=1, shuffle=False))) == [POEM]
 
 
 @pytest.mark.parametrize("window", [4, 12, 500])
-def test_windows_of_one_document_foretell_every_id_once(tmp_path: Path, window: int) -> None:
+def test_windows_of_one_document_predict_every_id_once(tmp_path: Path, window: int) -> None:
     parts = many()
     data = PackedData(
         packed(tmp_path, parts), window=window, rows=4, layout="document", sentence_ends=(STOP,), shuffle=False
     )
-    assert documents_of(foretold(data)) == [part.text for part in parts]
+    assert documents_of(count_predicted(data)) == [part.text for part in parts]
     for step in range(data.steps(0)):
         for row in data.batch(0, step):
             assert (row[1:] == END).sum() <= 1  # no window holds two documents

@@ -65,7 +65,7 @@ def test_a_row_of_an_encoder_is_bert4keras_s() -> None:
         [0, 0, 0, 0, 0, *ids("天地"), SEP],
         [0, 0, 0, *ids("宙"), SEP, 0, 0, 0],
     ]
-    # As its task_seq2seq: the token ids shifted by one, counted where the segment of what is foretold is 1.
+    # As its task_seq2seq: the token ids shifted by one, counted where the segment of what is predicted is 1.
     encoding = BERT.encode("天地玄黄", "天地")
     assert encoding.ids == whole
     wanted = [number if segment else 0 for number, segment in zip(encoding.ids, encoding.segments, strict=True)]

@@ -29,7 +29,7 @@ from hanmo.loading import load
 from hanmo.model import Model
 from hanmo.training.args import Settings, make_optimizer, multiplier, scale_outputs
 from hanmo.training.checkpoints import fill_from, locked, newest, read_state, save_checkpoint
-from hanmo.training.data.stream import cut, foretold
+from hanmo.training.data.stream import count_predicted, cut
 from hanmo.training.loop import fit
 from hanmo.training.loss import next_token_loss, targets_loss
 
@@ -283,11 +283,11 @@ def test_batches_may_be_dicts_with_a_loss_of_ones_own(tmp_path: Path) -> None:
         fit(model(), [], out=tmp_path / "none", settings=chosen)
 
 
-def test_a_part_without_rows_foretells_nothing() -> None:
+def test_a_part_without_rows_predicts_nothing() -> None:
     parts = cut(torch.ones(2, 5, dtype=torch.long), 3)
-    assert [len(part) for part in parts] == [1, 1, 1] and [int(foretold(part)) for part in parts] == [4, 4, 0]
+    assert [len(part) for part in parts] == [1, 1, 1] and [int(count_predicted(part)) for part in parts] == [4, 4, 0]
     named = cut({"ids": torch.ones(1, 3), "targets": torch.ones(1, 3)}, 2)
-    assert [int(foretold(part)) for part in named] == [3, 0] and int(named[1]["ids"].sum()) == 3
+    assert [int(count_predicted(part)) for part in named] == [3, 0] and int(named[1]["ids"].sum()) == 3
 
 
 def test_a_run_that_gets_no_better_ends_early_and_stays_ended(tmp_path: Path) -> None:

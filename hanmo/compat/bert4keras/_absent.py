@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from hanmo.errors import NotCarried
+from hanmo.errors import Unsupported
 
 TRAINING = "Hanmo trains by its own hanmo.training, whose AdaFactor updates as bert4keras's does"
 _WAYS = {
@@ -62,15 +62,15 @@ BERT4KERAS = {
 
 
 class Absent:
-    """A name that cannot be carried: to call it, to subclass it or to take items of it raises NotCarried."""
+    """A name that cannot be carried: to call it, to subclass it or to take items of it raises Unsupported."""
 
     def __init__(self, name: str, way: str) -> None:
         self.absent_name = name
         self.way = way
 
     def refuse(self) -> NoReturn:
-        """Raise NotCarried with Hanmo's way."""
-        raise NotCarried(f"{self.absent_name} is not carried: {self.way}")
+        """Raise Unsupported with Hanmo's way."""
+        raise Unsupported(f"{self.absent_name} is not carried: {self.way}")
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         self.refuse()

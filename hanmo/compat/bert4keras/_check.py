@@ -13,7 +13,7 @@ from typing import Any
 from hanmo.compat.bert4keras._absent import KERAS_LAYERS, TRAINING, Absent
 from hanmo.compat.bert4keras._script import find_module, read_script
 from hanmo.compat.bert4keras.configs import KEYWORDS, REFUSED
-from hanmo.errors import HanmoError, NotCarried
+from hanmo.errors import HanmoError, Unsupported
 
 __all__ = ["Finding", "check_script"]
 
@@ -33,11 +33,11 @@ class Finding:
 
 
 def check_script(path: Path) -> list[Finding]:
-    """List what a script uses, by line. Raises MissingFile, and NotCarried for what is no Python 3."""
+    """List what a script uses, by line. Raises MissingFile, and Unsupported for what is no Python 3."""
     try:
         tree = ast.parse(read_script(path), str(path))
     except SyntaxError as error:
-        raise NotCarried(f"{path}:{error.lineno}: {error.msg}; is it Python 2? Hanmo runs Python 3") from None
+        raise Unsupported(f"{path}:{error.lineno}: {error.msg}; is it Python 2? Hanmo runs Python 3") from None
     reader = _Reader()
     for node in ast.walk(tree):  # imports first: a function may stand before the import that it needs
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -187,7 +187,7 @@ class _Reader(ast.NodeVisitor):
     def _module(self, line: int, name: str) -> Any:
         try:
             return find_module(name)
-        except NotCarried as error:
+        except Unsupported as error:
             self._add(line, str(error), False)
             return None
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from hanmo.errors import CheckpointError, ConfigError, NotCarried
+from hanmo.errors import CheckpointError, ConfigError, Unsupported
 
 Array: TypeAlias = npt.NDArray[Any]
 Predict: TypeAlias = Callable[..., Any]
@@ -101,7 +101,7 @@ class AutoRegressiveDecoder:
         self, inputs: Any, output_ids: Any, states: Any = None, temperature: float = 1, rtype: str = "probas"
     ) -> Any:
         """Return the scores of the next id; write this in the subclass, decorated with `wraps` or `set_rtype`."""
-        raise NotCarried(
+        raise Unsupported(
             f"{type(self).__name__} has no predict; write one, decorated with @AutoRegressiveDecoder.wraps(...)"
         )
 
@@ -176,7 +176,7 @@ class AutoRegressiveDecoder:
         predict: Predict = self.predict
         if "step" in inspect.signature(predict).parameters:
             if temperature != 1:
-                raise NotCarried(
+                raise Unsupported(
                     f"temperature is {temperature}, but predict is decorated with set_rtype, which knows none; "
                     "decorate it with @AutoRegressiveDecoder.wraps(...) and take states instead of step"
                 )

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from hanmo.compat.bert4keras._strings import convert_to_unicode
-from hanmo.errors import DataError, NotCarried
+from hanmo.errors import DataError, Unsupported
 from hanmo.files import MAX_BYTES, read_json
 
 
@@ -241,7 +241,7 @@ class DataGenerator:
 
     def __iter__(self, random: bool = False) -> Iterator[Any]:
         """Give the batches of one pass; to be written in the subclass."""
-        raise NotCarried(f"{type(self).__name__} has no __iter__; write one that takes random and gives batches")
+        raise Unsupported(f"{type(self).__name__} has no __iter__; write one that takes random and gives batches")
 
     def forfit(self, random: bool = True) -> Iterator[Any]:
         """Give batches without end."""
@@ -255,7 +255,7 @@ class DataGenerator:
 
     def to_dataset(self, types: Any, shapes: Any, names: Any = None, padded_batch: bool = False) -> Any:
         """Fail: there is no TensorFlow here to make a dataset for."""
-        raise NotCarried(
+        raise Unsupported(
             "DataGenerator.to_dataset makes a tf.data.Dataset, and Hanmo works without TensorFlow; iterate over the "
             "generator itself (forfit() for endless batches)"
         )

@@ -17,7 +17,7 @@ import torch
 from hanmo.compat.bert4keras._forward import finish, outputs_of
 from hanmo.compat.bert4keras.configs import Settings
 from hanmo.config import ModelConfig
-from hanmo.errors import CheckpointError, ConfigError, NotCarried, PromptError
+from hanmo.errors import CheckpointError, ConfigError, PromptError, Unsupported
 
 Array = npt.NDArray[Any]
 
@@ -124,9 +124,9 @@ class RoundedRunner:
             kept.engine_rows.reorder(rows.tolist())
 
     def run(self, inputs: dict[str, Array], *, start: int = 0, kept: Any = None, last: bool = False) -> list[Array]:
-        """Run the engine. Raises NotCarried in a forked process, PromptError or ConfigError for inputs out of range."""
+        """Run the engine. Raises Unsupported in a forked process, PromptError, ConfigError."""
         if os.getpid() != self._process:
-            raise NotCarried(
+            raise Unsupported(
                 "a model in int8 or int4 cannot compute in a forked process; load it there, or leave out --weights"
             )
         stack = self._engine.config.main

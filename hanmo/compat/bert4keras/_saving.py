@@ -22,7 +22,7 @@ from hanmo.compat.bert4keras import backend
 from hanmo.compat.bert4keras._rounded import ROUNDED, note
 from hanmo.compat.bert4keras.configs import Settings
 from hanmo.config import ModelConfig
-from hanmo.errors import CheckpointError, CorruptFile, NotCarried, TensorMismatch
+from hanmo.errors import CheckpointError, CorruptFile, TensorMismatch, Unsupported
 from hanmo.families import FAMILIES, Row
 from hanmo.files import open_file, parse_json
 from hanmo.model import Model
@@ -43,7 +43,7 @@ def save(model: "KerasModel", path: str | os.PathLike[str], *, overwrite: bool =
 
 
 def load_model(path: str | os.PathLike[str]) -> "KerasModel":
-    """Read what `save` wrote; raises MissingFile, NotCarried for a file of Keras's own, CheckpointError for others."""
+    """Read what `save` wrote; raises MissingFile, Unsupported for a file of Keras's own, CheckpointError for others."""
     from hanmo.compat.bert4keras.models import KerasModel
 
     with _open(path) as source:
@@ -116,7 +116,7 @@ def _open(path: str | os.PathLike[str]) -> Safetensors:
     if file.is_file():
         with open_file(file) as stream:
             if stream.read(len(_HDF5)) == _HDF5:
-                raise NotCarried(
+                raise Unsupported(
                     f"{file} is an HDF5 file of Keras's; where bert4keras still runs, load it and write the weights "
                     "with Transformer.save_weights_as_checkpoint, which build_transformer_model reads"
                 )

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
-from hanmo.errors import MissingFile, NotCarried
+from hanmo.errors import MissingFile, Unsupported
 
 __all__ = ["frames_of", "line_of", "read_script", "run_script", "served"]
 
@@ -104,14 +104,14 @@ class _Loader(Loader):
 
 
 def find_module(name: str) -> ModuleType:
-    """Give the module behind an old name; raises NotCarried for modules that are not here."""
+    """Give the module behind an old name; raises Unsupported for modules that are not here."""
     root, _, rest = name.partition(".")
     if root == "uniout":  # made Python 2 print Chinese
         return ModuleType(name)
     if root == "keras":
         return importlib.import_module(f"{_ROOT}.keras").module(name)
     if rest.startswith("_") or not (Path(__file__).parent / f"{rest or '__init__'}.py").is_file():
-        raise NotCarried(
+        raise Unsupported(
             f"the module {name} is not carried; "
             + (f"in 0.11.5 it is {OLD[name]}" if name in OLD else "those of 0.11.5 that are here: " + _modules())
         )

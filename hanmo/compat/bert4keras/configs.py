@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hanmo.config import ModelConfig, StackConfig
-from hanmo.errors import ConfigError, NotCarried
+from hanmo.errors import ConfigError, Unsupported
 from hanmo.families import FAMILIES
 
 # Our family of each of bert4keras's 23 names.
@@ -76,11 +76,11 @@ def read(data: dict[str, Any], name: str, application: str, gelu: str) -> tuple[
     """Read bert4keras's configuration: config.json with the keyword arguments over it.
 
     gelu: "erf" or "tanh", what `set_gelu` chose.   Raises ConfigError for an unknown model or a combination that
-    bert4keras refuses too, NotCarried for what needs Keras.
+    bert4keras refuses too, Unsupported for what needs Keras.
     """
     for key, why in REFUSED.items():
         if data.get(key):
-            raise NotCarried(f"{key} is set: {why}")
+            raise Unsupported(f"{key} is set: {why}")
     if name not in MODELS:
         raise ConfigError(f"model is {name!r}; known are {', '.join(MODELS)}")
     if application not in ("encoder", "lm", "unilm"):

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from hanmo.compat.bert4keras._absent import KERAS_LAYERS, Absent, absent
-from hanmo.errors import NotCarried
+from hanmo.errors import Unsupported
 
 __all__ = ["keras", "module"]
 
@@ -25,20 +25,20 @@ class Handle(Absent):
 def choose(inputs: Any, outputs: Any) -> Any:
     """Make a model of some outputs of another: `keras.models.Model(model.inputs, model.outputs[0])`.
 
-    Raises NotCarried for anything else, which would be a new graph.
+    Raises Unsupported for anything else, which would be a new graph.
     """
     chosen = outputs if isinstance(outputs, list | tuple) else [outputs]
     given = inputs if isinstance(inputs, list | tuple) else [inputs]
     handles = [each for each in chosen if isinstance(each, Handle) and each.kind == "output"]
     models = {id(each.model): each.model for each in (*handles, *given) if isinstance(each, Handle)}
     if len(models) != 1 or len(handles) != len(chosen) or not handles:
-        raise NotCarried(
+        raise Unsupported(
             "keras.models.Model is carried for the inputs and outputs of one bert4keras model; for a new graph put "
             "a torch.nn.Module on what model.network computes"
         )
     model = handles[0].model
     if len(given) != len(model.inputs):
-        raise NotCarried(f"the model has {len(model.inputs)} inputs and {len(given)} are given; give model.inputs")
+        raise Unsupported(f"the model has {len(model.inputs)} inputs and {len(given)} are given; give model.inputs")
     old = model.settings.chosen
     indices = [each.index if old is None else old[each.index] for each in handles]
     if [each.index for each in handles] == list(range(len(model.outputs))):

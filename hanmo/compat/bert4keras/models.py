@@ -169,7 +169,7 @@ class KerasModel:
         print(f"Total params: {self.count_params():,}")
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise NotCarried."""
+        """Raise Unsupported."""
         Absent("calling a model on tensors", "call model.network, a torch.nn.Module").refuse()
 
     compile = fit = fit_generator = train_on_batch = evaluate = evaluate_generator = test_on_batch = Absent(
@@ -205,14 +205,16 @@ class KerasModel:
         return arrays
 
 
-def _check(name: str, ids: Array, vocab: int | None) -> None:
+def _check(name: str, ids: Array, vocab_size: int | None) -> None:
     if ids.ndim != 2:
         raise ConfigError(f"{name} has the shape {ids.shape}; expected [rows, tokens], such as np.array([ids])")
     if not ids.size:
         raise PromptError(f"{name} has the shape {ids.shape}, without a token; give each text at least one")
-    if vocab is not None and not (0 <= ids.min() and ids.max() < vocab):
+    if vocab_size is not None and not (0 <= ids.min() and ids.max() < vocab_size):
         wrong = ids.max() if ids.min() >= 0 else ids.min()
-        raise ConfigError(f"{name} holds the id {wrong}; the model knows 0 … {vocab - 1}: is it this vocabulary's?")
+        raise ConfigError(
+            f"{name} holds the id {wrong}; the model knows 0 … {vocab_size - 1}: is it this vocabulary's?"
+        )
 
 
 class Transformer:
@@ -263,7 +265,7 @@ def build_transformer_model(
     config_path: a config.json, with the keyword arguments over it.   checkpoint_path: the prefix of a TensorFlow
     checkpoint; None leaves random weights.   model, application and the keyword arguments: as in bert4keras.
     Returns a KerasModel, or a Transformer around it.
-    Raises ConfigError, NotCarried, MissingFile or CheckpointError.
+    Raises ConfigError, Unsupported, MissingFile or CheckpointError.
     """
     data = _read_config(config_path) | kwargs
     name = model.lower()

@@ -27,7 +27,7 @@ from hanmo.compat.bert4keras._strings import (
     strQ2B,
     text_segmentate,
 )
-from hanmo.errors import NotCarried
+from hanmo.errors import Unsupported
 
 __all__ = [
     "AutoRegressiveDecoder",
@@ -107,8 +107,8 @@ class WebServing:
     """Not carried: it served functions by the bottle package and a TensorFlow session."""
 
     def __init__(self, host: str = "0.0.0.0", port: int = 8000, server: str = "paste") -> None:
-        """Raise NotCarried."""
-        raise NotCarried(
+        """Raise Unsupported."""
+        raise Unsupported(
             f"WebServing(host={host!r}, port={port}, server={server!r}) is not carried: it needs TensorFlow 1's "
             "sessions; load the model with hanmo.load(path) and call its write() from any web framework"
         )
@@ -117,7 +117,7 @@ class WebServing:
 def __getattr__(name: str) -> Any:
     """Name Hanmo's way for what bert4keras's module merely imported."""
     if name in _KERAS:
-        raise NotCarried(
+        raise Unsupported(
             f"bert4keras.snippets.{name} was {_KERAS[name]}, without which Hanmo works; use NumPy on what "
             "model.predict returns, or torch on the modules of hanmo.load(path)"
         )

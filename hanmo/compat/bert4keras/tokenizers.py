@@ -12,7 +12,7 @@ from typing import Any
 
 from hanmo.compat.bert4keras._sequences import truncate_sequences
 from hanmo.compat.bert4keras._vocabulary import StrPath, is_redundant, load_vocab, save_vocab
-from hanmo.errors import NotCarried, TokenizerError
+from hanmo.errors import TokenizerError, Unsupported
 from hanmo.tokenizers.characters import fold, is_chinese, is_control, is_punctuation, is_space
 from hanmo.tokenizers.exact import split_text, split_word
 from hanmo.tokenizers.sentence_piece import load_model
@@ -71,7 +71,7 @@ class TokenizerBase:
 
     def token_to_id(self, token: str) -> int:
         """Return the id of a token."""
-        raise NotCarried(f"{type(self).__name__} has no token_to_id; write one")
+        raise Unsupported(f"{type(self).__name__} has no token_to_id; write one")
 
     def tokens_to_ids(self, tokens: Iterable[str]) -> list[int]:
         """Return the ids of tokens."""
@@ -114,7 +114,7 @@ class TokenizerBase:
 
     def id_to_token(self, i: int) -> str:
         """Return the token of an id."""
-        raise NotCarried(f"{type(self).__name__} has no id_to_token; write one")
+        raise Unsupported(f"{type(self).__name__} has no id_to_token; write one")
 
     def ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
         """Return the tokens of ids."""
@@ -122,10 +122,10 @@ class TokenizerBase:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids."""
-        raise NotCarried(f"{type(self).__name__} has no decode; write one")
+        raise Unsupported(f"{type(self).__name__} has no decode; write one")
 
     def _tokenize(self, text: str) -> list[str]:
-        raise NotCarried(f"{type(self).__name__} has no _tokenize; write one")
+        raise Unsupported(f"{type(self).__name__} has no _tokenize; write one")
 
     def _name_ids(self, id_of: Callable[[str], int | None]) -> None:
         """Set _token_pad_id and its kind, where the vocabulary has the token."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from hanmo.config import StackConfig
 from hanmo.model import Model
 from hanmo.nn.activation import activate
-from hanmo.nn.attention import Sight
+from hanmo.nn.attention import AttentionInputs
 from hanmo.nn.block import Block
 from hanmo.nn.cache import Cache
 
@@ -69,7 +69,9 @@ def fuses(stack: StackConfig) -> bool:
     )
 
 
-def step(block: Block, x: Tensor, sight: Sight, cache: Cache, *, layer: int, slot: Tensor, pad: Tensor) -> Tensor:
+def step(
+    block: Block, x: Tensor, inputs: AttentionInputs, cache: Cache, *, layer: int, slot: Tensor, pad: Tensor
+) -> Tensor:
     """Run a block over one new token a row, as its own forward does: x [rows, hidden_size] → the same.
 
     cache: a window that begins where the rows do.   slot, pad: as in `kernels.attend`.
@@ -87,7 +89,7 @@ def step(block: Block, x: Tensor, sight: Sight, cache: Cache, *, layer: int, slo
             else:
                 query, key, value = (each.view(len(x), module.heads, 1, -1) for each in (query, key, value))
                 keys, values = cache.append(layer, key, value)
-                mask = sight.bias
+                mask = inputs.bias
                 h = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=module.scale).flatten(1)
         x = _linear(h, [module.output], residual=x)[0]
         if sublayer.post:

@@ -19,7 +19,7 @@ from torch import Tensor
 from hanmo.inference.cuda.blocks import fuses, lay_out, step
 from hanmo.inference.torch_engine import TorchEngine, TorchRows
 from hanmo.model import Model
-from hanmo.nn.attention import Sight
+from hanmo.nn.attention import AttentionInputs
 from hanmo.nn.cache import Cache
 
 BUCKET = 128  # the fewest columns that a step attends to
@@ -69,7 +69,7 @@ class StaticEngine(TorchEngine):
 
         return wait
 
-    def lend(self, rows: int, capacity: int, memory: int) -> "Slots":
+    def acquire(self, rows: int, capacity: int, memory: int) -> "Slots":
         """Give memory for so many rows, columns and columns of an encoder's output, used before if any is free."""
         rows, capacity, memory = row_bucket(rows), column_bucket(capacity), memory and column_bucket(memory)
         for slots in self._free:
@@ -79,8 +79,8 @@ class StaticEngine(TorchEngine):
         self._free.clear()  # too small for what is asked of this engine now; their graphs go with them
         return Slots(self.model, rows, capacity, memory)
 
-    def give_back(self, slots: "Slots") -> None:
-        """Take memory back that `lend` gave."""
+    def release(self, slots: "Slots") -> None:
+        """Take memory back that `acquire` gave."""
         self._free.append(slots)
 
     def run(self, slots: "Slots", rows: int, columns: int) -> Tensor:
@@ -121,14 +121,16 @@ class StaticEngine(TorchEngine):
         new = (window.slot - window.pad).clamp(0, None if limit is None else limit - 1)
         columns = torch.arange(window.capacity, device=self.device)[None]
         real = ((columns >= window.pad) & (columns <= window.slot))[:, None, None]
-        sight = Sight()
-        stack.place(sight, new, (columns - window.pad).clamp(min=0))
+        inputs = AttentionInputs()
+        stack.place(inputs, new, (columns - window.pad).clamp(min=0))
         # Added to the scores, which the fused kernel takes as it is; a boolean mask it would convert in every block.
-        bias = torch.zeros(1, dtype=model.token.weight.dtype, device=self.device) if sight.bias is None else sight.bias
-        sight.bias = bias.masked_fill(~real, float("-inf"))
-        sights = {"attention": sight}
+        bias = (
+            torch.zeros(1, dtype=model.token.weight.dtype, device=self.device) if inputs.bias is None else inputs.bias
+        )
+        inputs.bias = bias.masked_fill(~real, float("-inf"))
+        inputs_by_kind = {"attention": inputs}
         if stack.config.has_cross:
-            sights["cross"] = stack.cross_sight(new, None, window.memory_mask, window)
+            inputs_by_kind["cross"] = stack.cross_inputs(new, None, window.memory_mask, window)
         ids = window.ids[:, None]
         segments = torch.ones_like(ids) if self.prefix else None
         x = stack.embedding(model.vectors(stack, ids, segments), new, segments)
@@ -138,9 +140,9 @@ class StaticEngine(TorchEngine):
         for layer in range(stack.config.num_layers):
             block: Any = stack.blocks[0 if stack.config.shared_layers else layer]
             if fused:
-                x = step(block, x, sight, window, layer=layer, slot=window.slot, pad=window.pad)
+                x = step(block, x, inputs, window, layer=layer, slot=window.slot, pad=window.pad)
             else:
-                x, scores = block(x, sights, cache=window, layer=layer, scores=scores)
+                x, scores = block(x, inputs_by_kind, cache=window, layer=layer, scores=scores)
         x = x[:, None] if fused else x
         return model.logits(x if stack.norm is None else stack.norm(x))[:, -1]
 
@@ -178,7 +180,7 @@ class StaticRows(TorchRows):
         elif len(rows) <= self._slots.rows:
             self._slots.take(self._slots, rows, self._length)
         else:
-            larger = self._static.lend(len(rows), self._capacity, self._slots.memory_capacity)
+            larger = self._static.acquire(len(rows), self._capacity, self._slots.memory_capacity)
             larger.take(self._slots, rows, self._length)
             self._hold(larger)
         self._rows = len(rows)
@@ -188,7 +190,7 @@ class StaticRows(TorchRows):
         if self._slots is None:
             cache = self._cache
             memory = cache.memory[0][0].shape[2] if cache.memory[0] else 0
-            self._hold(self._static.lend(cache.rows, self._capacity, memory)).fill(cache)
+            self._hold(self._static.acquire(cache.rows, self._capacity, memory)).fill(cache)
             del self._cache
         assert self._slots is not None
         return self._slots
@@ -198,7 +200,7 @@ class StaticRows(TorchRows):
         if self._return is not None:
             self._return()
         self._slots = slots
-        self._return = finalizer = weakref.finalize(self, self._static.give_back, slots)
+        self._return = finalizer = weakref.finalize(self, self._static.release, slots)
         finalizer.atexit = False
         return slots
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hanmo.config import StackConfig
 from hanmo.inference.fused.support import ACTIVATIONS, NORMS, kernels, most_threads, plain
 from hanmo.inference.fused.thread_pool import run_step
-from hanmo.nn.attention import Sight
+from hanmo.nn.attention import AttentionInputs
 from hanmo.nn.cache import Cache
 from hanmo.nn.linear import Linear
 from hanmo.nn.norm import Norm
@@ -26,7 +26,7 @@ LEAST = 16 << 20
 """Numbers in a stack's matrices below which they stay in the processor's cache, where torch is fast enough."""
 
 
-def fused_step(stack: Stack, x: Tensor, sight: Sight, cache: Cache) -> Tensor | None:
+def fused_step(stack: Stack, x: Tensor, inputs: AttentionInputs, cache: Cache) -> Tensor | None:
     """Run x [1, 1, hidden_size] through all blocks and append its keys and values to the cache: the same shape.
 
     None where this does not suit: more tokens, another dtype or device, gradients, hooks, a small or another stack.
@@ -40,7 +40,7 @@ def fused_step(stack: Stack, x: Tensor, sight: Sight, cache: Cache) -> Tensor | 
         or torch.compiler.is_compiling()
         or (stack.training and (stack.config.dropout or stack.config.attention_dropout))
         or not (plain(stack.config) and _numbers(stack.config) >= LEAST)
-        or (sight.mask is not None and not bool(sight.mask.all()))
+        or (inputs.mask is not None and not bool(inputs.mask.all()))
         or not 0 < cache.length < cache.capacity
         or cache.keys[0].dtype != torch.float32
         or not (cache.rows == 1 and cache.keys[0].is_contiguous())

@@ -10,17 +10,17 @@ from weakref import finalize
 
 import numpy as np
 
-__all__ = ["Crew", "crew", "run_step"]
+__all__ = ["ThreadPool", "run_step", "thread_pool"]
 
 
-def crew(threads: int) -> "Crew":
-    """Give the one crew of so many threads of this process."""
-    return _crew_of(threads, os.getpid())  # a process that was forked off has none of its parent's threads
+def thread_pool(threads: int) -> "ThreadPool":
+    """Give the one thread_pool of so many threads of this process."""
+    return _thread_pool_of(threads, os.getpid())  # a process that was forked off has none of its parent's threads
 
 
 @lru_cache(4)
-def _crew_of(threads: int, process: int) -> "Crew":
-    return Crew(threads)
+def _thread_pool_of(threads: int, process: int) -> "ThreadPool":
+    return ThreadPool(threads)
 
 
 def run_step(step: Callable[..., object], threads: int, *how: Any) -> None:
@@ -30,10 +30,10 @@ def run_step(step: Callable[..., object], threads: int, *how: Any) -> None:
     def give_up() -> None:
         counter[0] = 1 << 62  # every meeting is over, so that no thread waits for one that will not come
 
-    crew(threads).run(lambda thread: step(thread, threads, counter, *how), give_up)
+    thread_pool(threads).run(lambda thread: step(thread, threads, counter, *how), give_up)
 
 
-class Crew:
+class ThreadPool:
     """A count of threads, the caller's among them."""
 
     def __init__(self, threads: int) -> None:

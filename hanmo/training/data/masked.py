@@ -1,6 +1,6 @@
 """Packed windows with some of their tokens hidden, for models that fill masks (BERT, arXiv 1810.04805).
 
-Knows ids and the rule: of all tokens a share is foretold; of these 80 % become [MASK], 10 % another token, 10 % stay.
+Knows ids and the rule: of all tokens a share is predicted; of these 80 % become [MASK], 10 % another token, 10 % stay.
 Which they are is drawn anew in every epoch. Knows no files and no torch.
 
     window     天  地  玄  黄  宇
@@ -29,7 +29,7 @@ class MaskedData:
 
     data: windows of ids padded at their ends with 0, such as `PackedData`; rows get [CLS] and [SEP] around them where
         the tokenizer has these, so that they grow by up to two.
-    share: of the tokens that are foretold; special ones ([UNK], [SEP] …) never are.
+    share: of the tokens that are predicted; special ones ([UNK], [SEP] …) never are.
     Raises DataError if share is not in (0, 1), TokenizerError if the tokenizer has no mask.
     """
 

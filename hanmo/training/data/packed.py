@@ -6,8 +6,8 @@ Two layouts:
     "stream"    documents one after another, [EOS] between, windows cut wherever they fall; only the last is padded
     "document"  every window within one document, cut at sentence ends where there is one, padded with 0
 
-A window has `window` + 1 ids: ids[:, :-1] are read, ids[:, 1:] foretold; 0 is ignored in the loss.
-Neighbouring windows share one id, so every id is foretold exactly once (more often if `stride` is under `window`).
+A window has `window` + 1 ids: ids[:, :-1] are read, ids[:, 1:] predicted; 0 is ignored in the loss.
+Neighbouring windows share one id, so every id is predicted exactly once (more often if `stride` is under `window`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -94,7 +94,7 @@ class _Segments:
 class PackedData:
     """Batches [rows, window + 1] of a packed file, fixed by (seed, epoch, step): training may go on from any step.
 
-    window: ids foretold in a row.   rows: of a batch; the last batch of an epoch is filled up with rows of 0.
+    window: ids predicted in a row.   rows: of a batch; the last batch of an epoch is filled up with rows of 0.
     weights: how often an epoch reads the documents of a source, 1 where not named; 2.5 is every document twice and,
         spread evenly over the epochs, a third time in every other one; 0 leaves the source out.
     mark_share: share of the readings of a document that begin with its source's mark (see `pack_documents`).
@@ -131,7 +131,7 @@ class PackedData:
         return -(-len(self._epoch(epoch)[1]) // self.rows)
 
     def tokens(self, epoch: int) -> int:
-        """Return how many ids an epoch foretells."""
+        """Return how many ids an epoch predicts."""
         segments, _ = self._epoch(epoch)
         return int((segments.last - segments.first - 1).sum())
 
@@ -277,7 +277,7 @@ def _windows(begin: int, stop: int, window: int, stride: int, ends: Ids) -> Iter
         near = np.searchsorted(ends, limit, "right") - 1
         cut = int(ends[near]) if near >= 0 and ends[near] > begin + 1 + window // 2 else limit
         yield begin, cut
-        begin = min(cut - 1, begin + stride)  # the id before the cut is read again, so that the next one is foretold
+        begin = min(cut - 1, begin + stride)  # the id before the cut is read again, so that the next one is predicted
     if stop - begin > 1:
         yield begin, stop
 

@@ -160,7 +160,7 @@ def _cells(file: Any, path: Path, source_key: str, target_key: str) -> Iterator[
 
 
 def _prefixed(pairs: list[tuple[list[int], list[int]]]) -> dict[str, NDArray[Any]]:
-    size = max(len(source) + len(target) for source, target in pairs) - 1  # the last mark is foretold, not read
+    size = max(len(source) + len(target) for source, target in pairs) - 1  # the last mark is predicted, not read
     ids, targets = np.zeros((2, len(pairs), size), np.int64)
     segments = np.ones((len(pairs), size), np.int64)  # of padding too, which nothing before it sees then
     for row, (source, target) in enumerate(pairs):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hanmo.errors import DataError
 
-__all__ = ["Arrays", "Batch", "Batches", "Repeated", "ahead", "count_rows", "cut", "foretold", "read"]
+__all__ = ["Arrays", "Batch", "Batches", "Repeated", "ahead", "count_predicted", "count_rows", "cut", "read"]
 
 Batch: TypeAlias = "Tensor | dict[str, Tensor]"
 Arrays: TypeAlias = "NDArray[Any] | dict[str, NDArray[Any]]"
@@ -49,7 +49,7 @@ class Repeated:
 def cut(batch: Batch, count: int) -> list[Batch]:
     """Cut a batch into parts of whole rows, as even as can be.
 
-    Of fewer rows than parts, the parts without one repeat the first row with nothing to foretell.
+    Of fewer rows than parts, the parts without one repeat the first row with nothing to predict.
     """
     rows = batch if isinstance(batch, dict) else {"": batch}
     lack = count - len(next(iter(rows.values())))
@@ -66,7 +66,7 @@ def count_rows(batch: Batch) -> int:
     return len(batch if isinstance(batch, Tensor) else next(iter(batch.values())))
 
 
-def foretold(batch: Batch) -> Tensor:
+def count_predicted(batch: Batch) -> Tensor:
     """Count the ids that a loss over a batch is the mean of: those after the first, or "targets", that are not 0."""
     targets = batch[:, 1:] if isinstance(batch, Tensor) else batch["targets"]
     return (targets != 0).sum()
