@@ -1,7 +1,4 @@
-"""What a model is, as data: frozen, checked, JSON both ways; an unknown key is an error.
-
-Nothing here knows a family's name or a file's; families/ makes these from the originals' config.json.
-"""
+"""What a model is, as data: frozen, checked, JSON both ways. Knows no family, which families/ translate to this."""
 
 import json
 import math
@@ -26,7 +23,6 @@ _DEEPEST, _FARTHEST = 4096, 1 << 16
 
 T = TypeVar("T", "Sublayer", "StackConfig", "ModelConfig")
 
-
 RENAMED = {"depth": "num_layers", "width": "hidden_size", "heads": "num_heads", "embedding_width": "embedding_size"}
 RENAMED |= {"vocab": "vocab_size", "writes": "can_generate", "answers": "is_encoder_decoder"}
 """Names of version 0.1, which are still read in hanmo.json and as attributes."""
@@ -34,9 +30,7 @@ RENAMED |= {"vocab": "vocab_size", "writes": "can_generate", "answers": "is_enco
 
 class _Renamed:
     def __getattr__(self, name: str) -> Any:
-        if name in RENAMED:
-            return getattr(self, RENAMED[name])
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return object.__getattribute__(self, RENAMED.get(name, name))
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from hanmo.tokenizers.load import tokenizer_files
 from hanmo.tokenizers.prompt import as_texts, encode_prompt
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.tokenizers.sentence_piece import sentinel_ids
-from hanmo.training.score import Bits, bits_per_character, score_windows
-from hanmo.writer import Texts, Writer, distinct_unknown_of
+from hanmo.training.score import Bits, bits_per_character, distinct_unknown_of, token_logprobs
+from hanmo.writer import Texts, Writer
 
 _SPAN = 16  # most ids of a span that `fill` looks for, on average; T5 was trained on spans of 3
 QUEUED = ("cuda",)  # kinds of devices for which StaticEngine is made
@@ -130,7 +130,7 @@ class Loaded(Writer):
         ids = [*marks, *encode_prompt(tokenizer, text, ends=False, special=parse_special), *marks]
         if len(ids) < 2:
             raise PromptError(f"the text {text!r} is one token; nothing predicts the first, give a longer text")
-        logprobs = score_windows(self._logprobs, ids, window=self.config.main.context or len(ids))
+        logprobs = token_logprobs(self._logprobs, ids, window=self.config.main.context or len(ids))
         tokens = [tokenizer.id_to_token(i) for i in ids[1:]]
         first = 0 if marks else len(tokenizer.decode(ids[:1])) or 1
         unknown = sum(i == tokenizer.special.unk for i in ids[1:])

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 from hanmo.checkpoint.recognise import SPARE
 from hanmo.checkpoint.source import locate
 from hanmo.config import ModelConfig
-from hanmo.errors import ConfigError, CorruptFile, MissingFile, TokenizerError
-from hanmo.files import read_json
+from hanmo.errors import ConfigError, MissingFile, TokenizerError
 from hanmo.generate.loop import Engine, Limits
 from hanmo.generate.options import Options, Request, generation_defaults, showing
 from hanmo.generate.rules import check_count, check_number
@@ -335,17 +334,3 @@ def find_tokenizer(
             raise
         return None
     return with_sentinels(found, config.vocab_size) if config.is_encoder_decoder else found
-
-
-def distinct_unknown_of(path: Path) -> int:
-    """Tell how many distinct unknown characters training saw, by training.json beside a checkpoint; or 0.
-
-    Raises CorruptFile if that file does not say so.
-    """
-    told = (path if path.is_dir() else path.parent) / "training.json"
-    if not told.is_file():
-        return 0
-    found = read_json(told, advice="; mend it or take it away").get("distinct_unknown")
-    if type(found) is not int or found < 0:
-        raise CorruptFile(f"{told} says distinct_unknown is {found!r}; expected a whole number of 0 or more")
-    return found

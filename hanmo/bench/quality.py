@@ -19,8 +19,8 @@ from hanmo.bench.subject import Subject
 from hanmo.errors import CheckpointError, ConfigError, DataError, MissingFile
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.training.data.documents import read_documents
-from hanmo.training.score import Bits, bits_per_character, score_windows
-from hanmo.writer import distinct_unknown_of, find_tokenizer
+from hanmo.training.score import Bits, bits_per_character, distinct_unknown_of, token_logprobs
+from hanmo.writer import find_tokenizer
 
 __all__ = ["KINDS", "measure_quality"]
 
@@ -125,7 +125,7 @@ def _spent(
 
     spent, done = Bits(0.0, 0, 0, 0), 0
     for ids, characters in documents:
-        logs = score_windows(log_probabilities, ids, window=window)
+        logs = token_logprobs(log_probabilities, ids, window=window)
         spent += Bits(-sum(logs), len(logs), characters, sum(id == tokenizer.special.unk for id in ids[1:]))
         done += len(ids)
         count(done)

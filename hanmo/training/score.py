@@ -15,6 +15,7 @@ given and not predicted, and counts as one character.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from hanmo.errors import DataError
+from hanmo.errors import CorruptFile, DataError
+from hanmo.files import read_json
 from hanmo.model import Model
 from hanmo.training.data.packed import PackedFile
 
-__all__ = ["Bits", "bits_per_character", "measure", "score_windows", "scoring_windows", "spent_on"]
+__all__ = [
+    "Bits",
+    "bits_per_character",
+    "distinct_unknown_of",
+    "measure",
+    "scoring_windows",
+    "spent_on",
+    "token_logprobs",
+]
 
 _SCORES = 1 << 24  # elements of [tokens, vocab] held at once
 
@@ -65,7 +75,7 @@ def bits_per_character(spent: Bits, *, distinct_unknown: int) -> float:
     return (spent.nats / math.log(2) + spent.unknown * math.log2(distinct_unknown + 1)) / spent.characters
 
 
-def score_windows(
+def token_logprobs(
     log_probabilities: Callable[[Sequence[int]], Sequence[float]], ids: Sequence[int], *, window: int
 ) -> list[float]:
     """Give natural log p of every id but the first, each once, read in windows that overlap by half.
@@ -212,3 +222,17 @@ def measure(
         nats -= float(np.where(counted, log_probabilities(ids), 0).sum(dtype=np.float64))
     facts = file.facts
     return Bits(nats=nats, tokens=facts["tokens"], characters=facts["characters"], unknown=facts["unknown"])
+
+
+def distinct_unknown_of(path: Path) -> int:
+    """Tell how many distinct unknown characters training saw, by training.json beside a checkpoint; or 0.
+
+    Raises CorruptFile if that file does not say so.
+    """
+    told = (path if path.is_dir() else path.parent) / "training.json"
+    if not told.is_file():
+        return 0
+    found = read_json(told, advice="; mend it or take it away").get("distinct_unknown")
+    if type(found) is not int or found < 0:
+        raise CorruptFile(f"{told} says distinct_unknown is {found!r}; expected a whole number of 0 or more")
+    return found

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from hanmo.errors import DataError
-from hanmo.training.score import Bits, bits_per_character, score_windows
+from hanmo.training.score import Bits, bits_per_character, token_logprobs
 
 
 def test_bits_are_divided_by_characters_and_unknown_ones_are_named() -> None:
@@ -31,7 +31,7 @@ def test_every_id_but_the_first_is_predicted_once_with_half_a_window_before_it(c
         seen.append(len(ids))
         return [-(id + before / 100) for before, id in enumerate(ids[1:], 1)]
 
-    found = score_windows(last, list(range(count)), window=window)
+    found = token_logprobs(last, list(range(count)), window=window)
     assert [int(-each) for each in found] == list(range(1, count))
     assert all(round(-each % 1 * 100) >= min(int(-each), window // 2) for each in found)
     assert len(seen) == reads and all(size <= window for size in seen)

@@ -1,7 +1,6 @@
-"""The CPU engine: OpenVINO runs the graph, `single` a few ids of one row, over weights mapped from the cache folder.
+"""The CPU engine: OpenVINO for prompts and batches, the fused step for single rows, over mapped weights.
 
-Knows requests, rows and their caches. Imports torch only to build a file of weights that is not there yet; knows no
-text and none of the rules by which ids are chosen.
+Knows requests, rows and caches. Imports torch only to convert weights; knows no text and no sampling.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,8 +29,8 @@ __all__ = ["OpenVinoEngine", "OpenVinoRows", "cpu_options", "open_engine", "open
 Array = npt.NDArray[Any]
 
 SHORT = 16
-"""Ids that are run one after the other past OpenVINO, where a model suits it: a text with a short prompt never needs
-the graph, whose weights take seconds to lay out. Fixed, so that a prompt comes out the same whatever ran before."""
+"""Ids of a prompt that the fused step reads one by one, so that OpenVINO's graph need not be compiled; a constant, so
+that the text does not depend on what ran before."""
 
 
 def open_engine(
