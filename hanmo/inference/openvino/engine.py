@@ -28,9 +28,7 @@ __all__ = ["OpenVinoEngine", "OpenVinoRows", "cpu_options", "open_engine", "open
 
 Array = npt.NDArray[Any]
 
-SHORT = 16
-"""Ids of a prompt that the fused step reads one by one, so that OpenVINO's graph need not be compiled; a constant, so
-that the text does not depend on what ran before."""
+SHORT = 16  # ids of a prompt that the fused step reads one by one, whatever ran before, without OpenVINO's graph
 
 
 def open_engine(
