@@ -112,6 +112,15 @@ def test_the_commands_are_ones_that_hanmo_has(page):
             command.make_context(name, args, parent=parent)  # exits where an option is unknown or a value is wrong
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_running_text_are_ones_that_hanmo_has(page):
+    options = {opt for each in typer.main.get_command(app).commands.values() for p in each.params for opt in p.opts}
+    text = (ROOT / page).read_text("utf-8")
+    for name, said in re.findall(r"`hanmo (\w+)([^`]*)`", text):
+        assert name in typer.main.get_command(app).commands
+        assert set(re.findall(r"--[\w-]+", said)) <= options
+
+
 def test_commands_are_found():
     counts = {page: len(commands((ROOT / page).read_text("utf-8"))) for page in PAGES}
     assert counts["README.md"] > 10 and min(counts[page] for page in DOCS if "/zh/" in page) >= 3

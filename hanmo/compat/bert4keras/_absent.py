@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 
 from hanmo.errors import Unsupported
 
-TRAINING = "Hanmo trains by its own hanmo.training, whose AdaFactor updates as bert4keras's does"
+TRAINING = "Hanmo trains by `hanmo finetune` and hanmo.training, whose AdaFactor updates as bert4keras's does"
 _WAYS = {
     "layers": "Hanmo builds no Keras graphs; put a torch.nn.Module on what model.network computes",
     "models": "Hanmo builds no Keras graphs; hanmo.load(path).model is a torch.nn.Module that can be changed",
