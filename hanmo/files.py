@@ -61,7 +61,7 @@ def read_bytes(path: Path, *, error: type[HanmoError] = CorruptFile, limit: int 
         size = os.fstat(file.fileno()).st_size
         if size > limit:
             raise error(f"{path} has {size:,} bytes; expected at most {limit:,} for a file of this kind")
-        return file.read(limit)
+        return file.read(size)
 
 
 def read_json(

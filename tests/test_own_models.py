@@ -33,7 +33,7 @@ def test_a_prompt_stands_behind_an_end_mark(own):
 
 def test_a_text_is_scored_with_both_its_marks(own):
     found = own.score("天地玄黄。")
-    assert found.tokens == ["[EOS]", *"天地玄黄。", "[EOS]"]
+    assert found.tokens == [*"天地玄黄。", "[EOS]"]  # behind the end mark that is given
     assert len(found.logprobs) == 6
     assert found.bits_per_char == pytest.approx(-sum(found.logprobs) / math.log(2) / 5)
 

@@ -104,7 +104,7 @@ def test_a_run_goes_on_by_its_own_options_and_is_not_begun_twice(work):
     done("finetune", "--out", "run", "--resume", "--steps", 20)
     assert newest(Path("run"), "last").name == "last-00000020"
     wrong = run("finetune", "--out", "run", "--resume", "--lr", 0.5)
-    assert wrong.exit_code == 1 and "was trained with lr=0.0001, now it is 0.5" in wrong.stderr
+    assert wrong.exit_code == 1 and "was trained with --lr 0.0001, now it is 0.5" in wrong.stderr
     other = run("pretrain", "--out", "run", "--resume")
     assert other.exit_code == 1 and "begun by another command than pretrain" in other.stderr
     none = run("finetune", "--out", "nothing", "--resume")

@@ -118,6 +118,7 @@ def packed(folder: Path, documents: list[list[int]], *, name: str = "valid-a", e
     facts = {
         "format": FORMAT, "dtype": "uint16", "tokens": len(ids) - 1, "documents": len(documents), "end": end,
         "marks": {} if end is not None else {"a": [0, 1]}, "sources": {"a": {}}, "vocabulary_sha256": "x",
+        "vocabulary_size": max(ids) + 1, "unknown": 0, "distinct_unknown": 0, "characters": sum(map(len, documents)),
     }  # fmt: skip
     (folder / f"{name}.json").write_text(json.dumps(facts), "utf-8")
     return PackedFile(folder / name)
