@@ -117,12 +117,12 @@ def test_the_tensors_that_tell_heads_sizes_and_repeats_stand_in_the_table(family
     names, config = names_of(family, form), made(family, form)
     theirs = {row.theirs for row in names.rows(config)}
     sizes = names.sizes
-    told = {sizes.token, sizes.query, sizes.feed_forward, sizes.num_heads, *names.marks, *names.repeats.values()}
+    told = {sizes.token, sizes.query, sizes.feed_forward, sizes.heads, *names.marks, *names.repeats.values()}
     # A table is written for the model at hand: NEZHA's has no absolute positions, though BERT's sizes name them.
     told |= {name for name in (sizes.position, sizes.segment) if config.main.position == "learned"}
     absent = {"", *(["gpt/embeddings/token_type_embeddings"] if not config.main.segments else [])}
     assert told - theirs - absent == set()
-    assert set(names.num_heads.values()) - theirs <= {"lm_head.weight"}
+    assert set(names.heads.values()) - theirs <= {"lm_head.weight"}
     assert any(name.startswith(sizes.layer.format(0)) for name in theirs)
 
 
