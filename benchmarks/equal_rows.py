@@ -11,7 +11,7 @@ from pathlib import Path
 
 import hanmo
 from hanmo.generate.text import write
-from hanmo.writer import SMALL, Writer
+from hanmo.pipeline import SMALL, Pipeline
 
 BEGINNINGS = ("今天", "话说", "春眠不觉晓", "床前明月光，疑是", "第一条", "学而时习之", "【诗】", "那人便道：“")
 
@@ -28,11 +28,11 @@ def main() -> None:
     seeds = list(range(given.prompts))
     for kind in ("float32", "bfloat16", "int8", "int4"):
         writer = hanmo.open_writer(given.model, weights=kind)
-        how = writer.writing(top_k=20, max_chars=given.chars, stop=None)
+        how = writer.generation_config(top_k=20, max_chars=given.chars, stop=None)
 
-        def texts(places: list[int], writer: Writer = writer, how: object = how) -> list[str]:
+        def texts(places: list[int], writer: Pipeline = writer, how: object = how) -> list[str]:
             chosen = [prompts[place] for place in places]
-            found = write(writer.engine, writer.tokenizer, chosen, writing=how, seed=[seeds[place] for place in places])
+            found = write(writer.engine, writer.tokenizer, chosen, config=how, seed=[seeds[place] for place in places])
             return [row[0].text for row in found]
 
         alone = [texts([place])[0] for place in range(given.prompts)]

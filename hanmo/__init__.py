@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hanmo.checkpoint.inspect import inspect
     from hanmo.checkpoint.save import save
     from hanmo.loading import load
-    from hanmo.writer import open_writer
+    from hanmo.pipeline import open_writer
 
 __all__ = ["__version__", "errors", "inspect", "load", "open_writer", "save"]
 
@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "inspect": "hanmo.checkpoint.inspect",
     "load": "hanmo.loading",
-    "open_writer": "hanmo.writer",
+    "open_writer": "hanmo.pipeline",
     "save": "hanmo.checkpoint.save",
 }
 

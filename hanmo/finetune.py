@@ -25,7 +25,7 @@ from hanmo.errors import ConfigError, MissingFile
 from hanmo.files import errors_as, read_json
 from hanmo.loading import load
 from hanmo.model import Model
-from hanmo.pipeline import Loaded
+from hanmo.model_pipeline import ModelPipeline
 from hanmo.tokenizers.load import copy_tokenizer, load_tokenizer, tokenizer_files
 from hanmo.training import distributed
 from hanmo.training.args import Settings, make_optimizer, scale_outputs
@@ -156,7 +156,7 @@ def pretrain(
     scale_outputs(model, whole.main.num_layers)
     if memory.choice.precision == "bfloat16":
         model.to(torch.bfloat16)
-    loaded = Loaded(
+    loaded = ModelPipeline(
         whole, model.to(device), load_tokenizer(tokenizer, pre_tokenize=wishes.pre_tokenize), Report(), run.out
     )
     return _learn(
@@ -204,7 +204,7 @@ def _sequence(config: ModelConfig, wishes: Wishes) -> int:
 
 
 def _learn(
-    loaded: Loaded,
+    loaded: ModelPipeline,
     run: Run,
     wishes: Wishes,
     memory: Memory,
@@ -300,7 +300,7 @@ def _settings(wishes: Wishes, choice: Choice, task: Task, *, fresh: bool) -> Set
     )
 
 
-def _write(loaded: Loaded, prompts: Sequence[str], model: Model) -> str:
+def _write(loaded: ModelPipeline, prompts: Sequence[str], model: Model) -> str:
     """Write on from each prompt as `hanmo write` would."""
     trained = model.training
     model.eval()

@@ -17,12 +17,12 @@ from hanmo.checkpoint.vocabulary_edit import VocabularyEdit
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingFile
 from hanmo.model import Model
-from hanmo.pipeline import Loaded
+from hanmo.model_pipeline import ModelPipeline
+from hanmo.pipeline import SMALL, find_tokenizer
 from hanmo.tokenizers.exact import PreTokenize
 from hanmo.tokenizers.load import tokenizer_files
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.training.lora import base_of, load_lora, merge_lora
-from hanmo.writer import SMALL, find_tokenizer
 
 
 def load(
@@ -38,7 +38,7 @@ def load(
     edit: VocabularyEdit | None = None,
     verify: bool = True,
     progress: Callable[[int], None] | None = None,
-) -> Loaded:
+) -> ModelPipeline:
     """Load a checkpoint in any format that `inspect` recognises; without a path, the small model of the package.
 
     config: a config.json, or a ready ModelConfig, where none lies beside the checkpoint or another is wanted.
@@ -68,10 +68,10 @@ def load(
         ) from None
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = find_tokenizer(source.path, tokenizer, model.config, pre_tokenize=pre_tokenize)
-    return Loaded(model.config, model, tokenizer, report, source.path)
+    return ModelPipeline(model.config, model, tokenizer, report, source.path)
 
 
-def _adapted(adapters: Path, *, tokenizer: str | Path | Tokenizer | None, **options: Any) -> Loaded:
+def _adapted(adapters: Path, *, tokenizer: str | Path | Tokenizer | None, **options: Any) -> ModelPipeline:
     """Load the base model that lies where adapter_config.json says, and merge the adapters into it."""
     base, given = base_of(adapters)
     options |= given
@@ -86,7 +86,7 @@ def _adapted(adapters: Path, *, tokenizer: str | Path | Tokenizer | None, **opti
         ) from None
     load_lora(loaded.model, adapters)
     merge_lora(loaded.model)
-    return Loaded(loaded.config, loaded.model.eval(), loaded.tokenizer, loaded.report, adapters)
+    return ModelPipeline(loaded.config, loaded.model.eval(), loaded.tokenizer, loaded.report, adapters)
 
 
 def load_network(
@@ -104,7 +104,7 @@ def load_network(
     found, rows = plan(source, config=config, family=family)
     changes: dict[str, Any] = {}
     if edit is not None:
-        changes["vocab"] = edit.size(found.config.vocab_size)
+        changes["vocab_size"] = edit.size(found.config.vocab_size)
     if mask is not None:
         if found.config.decoder is not None:
             raise ConfigError(f"mask is {mask!r}, but a {found.family} writes already; leave mask out")

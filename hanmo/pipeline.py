@@ -1,244 +1,341 @@
-"""What `hanmo.load` gives: one object that knows network and tokenizer, and writes, scores, encodes and fills.
+"""Write with any engine: prompts in, texts out, by settings in words that people use.
 
-Joins an engine with hanmo.generate. Knows no file.
+Joins an engine and a tokenizer with hanmo.generate. Imports no torch unless the engine does.
 """
 
 import math
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import count, pairwise
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
-from hanmo.checkpoint.load import Report
-from hanmo.checkpoint.save import save
+from hanmo.checkpoint.recognise import SPARE
+from hanmo.checkpoint.source import locate
 from hanmo.config import ModelConfig
-from hanmo.errors import CheckpointError, ConfigError, PromptError
-from hanmo.generate.rules import check_count
-from hanmo.generate.text import search
-from hanmo.inference.cuda.blocks import Int8Linear
-from hanmo.inference.cuda.engine import StaticEngine
-from hanmo.inference.torch_engine import TorchEngine
-from hanmo.model import Model
-from hanmo.tokenizers.huggingface import huggingface_files
-from hanmo.tokenizers.load import tokenizer_files
-from hanmo.tokenizers.prompt import as_texts, encode_prompt
+from hanmo.errors import ConfigError, MissingFile, TokenizerError
+from hanmo.generate.loop import Engine, Limits
+from hanmo.generate.options import Options, Request, generation_defaults, showing
+from hanmo.generate.rules import check_count, check_number
+from hanmo.generate.sampling import GREEDY, PRESETS, Sampling
+from hanmo.generate.stop import StopRules
+from hanmo.generate.text import GeneratedText, GenerationConfig, Stream, search, stream, write
+from hanmo.tokenizers.exact import PreTokenize
+from hanmo.tokenizers.load import load_tokenizer
+from hanmo.tokenizers.prompt import Marks, as_texts, marks_of
 from hanmo.tokenizers.protocol import Tokenizer
-from hanmo.tokenizers.sentence_piece import sentinel_ids
-from hanmo.training.score import Bits, bits_per_character, distinct_unknown_of, token_logprobs
-from hanmo.writer import Texts, Writer
+from hanmo.tokenizers.sentence_piece import sentinel_ids, with_sentinels
 
-_SPAN = 16  # most ids of a span that `fill` looks for, on average; T5 was trained on spans of 3
-QUEUED = ("cuda",)  # kinds of devices for which StaticEngine is made
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
+__all__ = ["SMALL", "Pipeline", "Writer", "check_search", "find_tokenizer", "open_writer"]
 
-@dataclass(frozen=True)
-class Score:
-    """How well a model predicts a text.
+SMALL = Path(__file__).parent / "assets" / "small"
+"""The small model inside the package, trained by Hanmo; its MODEL_CARD.md says on what."""
 
-    bits_per_char: -log2 of the text's probability, divided by the characters that were predicted.
-    tokens: those that are predicted, as the vocabulary spells them: all but the first, before which nothing stands.
-    logprobs: natural logarithm of the probability of each of them.
-    """
-
-    bits_per_char: float
-    logprobs: list[float]
-    tokens: list[str]
+Texts: TypeAlias = list[str] | tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A token, of T5 a text, that could stand in a [MASK], and how likely the model finds it (0 to 1)."""
+class Pipeline:
+    """Something that writes: its configuration, tokenizer (None if no vocabulary was found), path and engine."""
 
-    token: str
-    probability: float
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None, path: Path) -> None:
+        if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+            raise TokenizerError(
+                f"the vocabulary has {tokenizer.vocab_size:,} words, the model of {path} {config.vocab_size:,} rows; "
+                "they do not belong together: give the vocabulary that the model was trained with, or more rows"
+            )
+        if tokenizer is not None and config.vocab_size - tokenizer.vocab_size > SPARE:
+            raise TokenizerError(
+                f"the vocabulary has {tokenizer.vocab_size:,} words, the model of {path} {config.vocab_size:,} rows; "
+                f"more than {SPARE} spare rows mean another vocabulary: give the one that the model was trained with"
+            )
+        self.config, self.tokenizer, self.path = config, tokenizer, path
 
-
-class Loaded(Writer):
-    """A model that is ready to use; see `hanmo.load`.
-
-    config, model, tokenizer (None if no vocabulary was found), report (what loading used and left), path.
-    """
-
-    def __init__(
-        self, config: ModelConfig, model: Model, tokenizer: Tokenizer | None, report: Report, path: Path
-    ) -> None:
-        super().__init__(config, tokenizer, path)
-        self.model, self.report = model, report
-        self._kept: tuple[int, StaticEngine] | None = None
+    def __repr__(self) -> str:
+        config, stack = self.config, self.config.main
+        size = f"{stack.num_layers} x {stack.hidden_size}, {config.vocab_size:,} ids"
+        return f"<{type(self).__name__} of {self.path}: {config.family}, {size}>"
 
     @property
-    def engine(self) -> TorchEngine:
-        """The torch engine over the model: on a GPU the one of fixed shapes, kept for its memory and its graphs.
+    def engine(self) -> Engine:
+        """What runs each step. Raises CheckpointError if the model cannot write."""
+        raise NotImplementedError
 
-        Raises CheckpointError if the model cannot write.
+    @property
+    def cached_engine(self) -> Engine:
+        """The engine as `write` and `stream` use it: it may know the beginning of a prompt from the last texts.
+
+        Its logits are then those of the whole prompt up to rounding: 1e-5 in float32, more in other weights.
         """
-        weight = self.model.token.weight
-        start = 0 if self.tokenizer is None else self.marks.start
-        if weight.device.type not in QUEUED:
-            return TorchEngine(self.model, start=start)
-        kept = self._kept  # a model that was moved or exchanged needs another
-        if kept is None or kept[0] != weight.data_ptr() or kept[1].model is not self.model:
-            self._kept = kept = weight.data_ptr(), StaticEngine(self.model, start=start)
-        return kept[1]
+        return self.engine
 
-    def save(self, path: str | Path, *, form: str = "safetensors", overwrite: bool = False) -> Path:
-        """Save network and vocabulary; form and errors as in `hanmo.save`. Returns the path to load.
+    def generation_config(
+        self,
+        *,
+        preset: str | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        no_repeat_ngram: int | None = None,
+        length_penalty: float = 0.0,
+        allow_unknown: bool = False,
+        min_chars: int | None = None,
+        max_chars: int | None = 256,
+        max_tokens: int | None = None,
+        stop: str | None = "sentence",
+        stop_strings: Sequence[str] = (),
+        keep_last: bool = False,
+        parse_special: bool = True,
+    ) -> GenerationConfig:
+        """Make the settings of writing.
 
-        Raises CheckpointError too for weights that were rounded to int8, which no form holds.
+        temperature: 0 always takes the likeliest; 1 by default.   top_k, top_p: draw from the likeliest only; with
+        neither, from 5.   repetition_penalty: above 1 makes ids that were written less likely.   no_repeat_ngram: never
+        write a run of so many ids twice; 0 is no limit. Each of these five that is None is what generation_config.json
+        beside the model says, if it does.
+        preset: "article", "gpt2-ml-demo" or "greedy" draws just as that did, instead of by the five.
+        length_penalty: for `beams`; they are ranked by the log-probability over the length to this power.
+        stop: "sentence" ends with the first sentence after min_chars (128, or max_chars if less); None goes on.
+        max_chars: the most characters; None is no limit. Both count what is written, without the prompt.
+        max_tokens: the most tokens; None is as far as the model knows positions.   allow_unknown: let [UNK] be written.
+        keep_last: cut a prompt that is too long from the left.
+        parse_special: read "[CLS]" and its like in a prompt as tokens; False, for prompts of strangers, as characters.
+        Raises ConfigError for a setting out of range.
         """
-        if any(isinstance(layer, Int8Linear) for layer in self.model.modules()):
-            raise CheckpointError(
-                f"the weights of {self.path} are held as int8, which no form of checkpoint has; "
-                "load it again and save that"
-            )
-        beside = tokenizer_files(self.path if self.path.is_dir() else self.path.parent)
-        described = form == "huggingface" and self.tokenizer is not None and bool(beside)
-        files = huggingface_files(self.config, self._tokenizer(), beside) if described else beside
-        return save(self.model, path, form=form, tokenizer=files, overwrite=overwrite).path
+        sampling = self._sampling(
+            preset,
+            allow_unknown,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            no_repeat_ngram=no_repeat_ngram,
+        )
+        _check_ends(stop, min_chars, max_chars)
+        check_number("length_penalty", length_penalty, above=-math.inf)
+        least = min(128, max_chars or 128) if min_chars is None else min_chars
+        if max_tokens is None and self.config.main.context is None:
+            max_tokens = 4 * (max_chars or 1024)  # an end for models whose positions have none
+        marks, answers = self.marks, self.config.is_encoder_decoder
+        return GenerationConfig(
+            sampling=sampling,
+            limits=Limits(max_tokens=max_tokens, end_ids=marks.ends),
+            stop=StopRules(sentence_after=least if stop else None, strings=tuple(stop_strings), max_chars=max_chars),
+            length_penalty=length_penalty,
+            keep_last=keep_last,
+            special=parse_special,
+            continues=not answers and self.config.main.mask == "causal",
+            before=marks.before,
+            after=marks.after,
+        )
+
+    writing = generation_config  # the name in 0.1
 
     @overload
-    def score(self, text: str, *, distinct_unknown: int | None = ..., parse_special: bool = ...) -> Score: ...
+    def write(self, text: str, **options: "Unpack[Request]") -> list[str]: ...
     @overload
-    def score(self, text: Texts, *, distinct_unknown: int | None = ..., parse_special: bool = ...) -> list[Score]: ...
-    @torch.inference_mode()
-    def score(
-        self, text: str | Texts, *, distinct_unknown: int | None = None, parse_special: bool = False
-    ) -> Score | list[Score]:
-        """Measure how well a model that writes predicts a text, in windows that overlap by half.
+    def write(self, text: Texts, **options: "Unpack[Request]") -> list[list[str]]: ...
+    @showing(generation_config)
+    def write(
+        self,
+        text: str | Texts,
+        *,
+        n: int = 1,
+        seed: int | None = None,
+        beams: int | None = None,
+        **options: "Unpack[Options]",
+    ) -> list[str] | list[list[str]]:
+        """Go on from a text n times; each result begins with it (an encoder-decoder answers instead).
 
-        text: one, or a list of texts, which gives a list.
-        A model that Hanmo trained is given the end mark before the text and predicts the one behind it.
-        distinct_unknown: how many unknown characters training saw; each [UNK] then costs log2 of it + 1 more bits. None
-        takes what the model's training.json says, or 0.   parse_special: as for `writing`.
-        Raises PromptError for a text of fewer than two tokens, CheckpointError for a model that does not write.
+        text: one, or a list of texts; of a list each is written for alone, and what comes back is a list for each.
+        seed: repeats the draws, which depend only on it and a text's number. In float32 it repeats the texts too; in
+        int8, int4 and bfloat16 these may differ with n, and behind a prompt of which an earlier text knew the
+        beginning, for their logits are rounded otherwise.   beams: search with so many instead of drawing, and give the
+        n best.   What the other arguments mean, `generation_config` says.
+        Raises PromptError for a text that cannot be continued, ConfigError for a setting out of range.
         """
         if not isinstance(text, str):
-            return [
-                self.score(each, distinct_unknown=distinct_unknown, parse_special=parse_special)
-                for each in as_texts(text)
-            ]
-        tokenizer = self._tokenizer()
-        if not self.config.can_generate or self.config.main.mask != "causal" or self.config.is_encoder_decoder:
-            raise CheckpointError("scores need a model that reads from left to right; load a BERT with mask='causal'")
-        marks = self.marks.before
-        ids = [*marks, *encode_prompt(tokenizer, text, ends=False, special=parse_special), *marks]
-        if len(ids) < 2:
-            raise PromptError(f"the text {text!r} is one token; nothing predicts the first, give a longer text")
-        logprobs = token_logprobs(self._logprobs, ids, window=self.config.main.context or len(ids))
-        tokens = [tokenizer.id_to_token(i) for i in ids[1:]]
-        first = 0 if marks else len(tokenizer.decode(ids[:1])) or 1
-        unknown = sum(i == tokenizer.special.unk for i in ids[1:])
-        spent = Bits(-sum(logprobs), len(logprobs), max(1, len(text) - first), unknown)
-        distinct = distinct_unknown_of(self.path) if distinct_unknown is None else distinct_unknown
-        return Score(bits_per_character(spent, distinct_unknown=distinct), logprobs, tokens)
+            return [self.write(each, n=n, seed=seed, beams=beams, **options) for each in as_texts(text)]
+        whole = self.write_detailed(text, n=n, seed=seed, beams=beams, **options)
+        return [self.joined(text, written) for written in whole]
 
-    def _logprobs(self, ids: Sequence[int]) -> list[float]:
-        part = torch.tensor([ids], device=self.model.token.weight.device)
-        logits = self.model(part).logits[0, :-1].float()
-        return logits.log_softmax(-1).gather(-1, part[0, 1:, None])[:, 0].tolist()
+    @overload
+    def write_detailed(self, text: str, **options: "Unpack[Request]") -> list[GeneratedText]: ...
+    @overload
+    def write_detailed(self, text: Texts, **options: "Unpack[Request]") -> list[list[GeneratedText]]: ...
+    @showing(generation_config)
+    def write_detailed(
+        self,
+        text: str | Texts,
+        *,
+        n: int = 1,
+        seed: int | None = None,
+        beams: int | None = None,
+        **options: "Unpack[Options]",
+    ) -> list[GeneratedText] | list[list[GeneratedText]]:
+        """Do as `write` does, and say why each text ended; the prompt is not part of `GeneratedText.text`."""
+        if not isinstance(text, str):
+            return [self.write_detailed(each, n=n, seed=seed, beams=beams, **options) for each in as_texts(text)]
+        tokenizer, config = self._tokenizer(), self.generation_config(**options)
+        check_search(beams, n, seed, options)
+        if beams is None:
+            return write(self.cached_engine, tokenizer, [text], n=n, config=config, seed=seed)[0]
+        return search(self.cached_engine, tokenizer, text, beams, config=config)[:n]
 
-    @torch.inference_mode()
-    def encode(self, texts: str | Sequence[str], *, pool: str = "mean", batch: int = 32) -> npt.NDArray[np.float32]:
-        """Turn texts into vectors [texts, hidden_size] with an encoder; one text counts as a list of one.
+    @showing(generation_config)
+    def stream(self, text: str, *, seed: int | None = None, sample: int = 0, **options: "Unpack[Options]") -> Stream:
+        """Go on from a text piece by piece: an iterator of str, without the prompt; arguments as for `write`.
 
-        Texts longer than the model's positions are cut at their end. Each stands alone; a pair is not a text.
-        pool: "mean" of all tokens, "first" token, or "pooler" (the trained one, if there is).   batch: texts at once.
-        Raises CheckpointError if the model lacks what `pool` names, ConfigError for another `pool`, PromptError for
-        what is no text.
+        sample: the number that the text would have among the n of `write`; in float32 it is that text.
         """
-        if pool not in ("mean", "first", "pooler"):
-            raise ConfigError(f"pool is {pool!r}; expected 'mean', 'first' or 'pooler'")
-        if pool == "pooler" and self.model.pooler is None:
-            raise CheckpointError("this checkpoint has no pooler; use pool='mean' or 'first'")
-        texts = as_texts(texts)
-        if self.config.main.mask == "prefix":
-            raise CheckpointError("this model was loaded to write (mask='prefix'); load it without a mask for vectors")
-        tokenizer = self._tokenizer()
-        encodings = tokenizer.encode_batch(texts, limit=self.config.main.context)
-        vectors = [np.zeros((0, self.config.main.hidden_size), np.float32)]
-        for start in range(0, len(encodings), batch):
-            ids, mask = self._padded([encoding.ids for encoding in encodings[start : start + batch]])
-            if self.config.is_encoder_decoder:
-                hidden = self.model.encode(ids, mask=mask)
-            else:
-                output = self.model(ids, mask=mask, logits="none")
-                hidden = output.hidden if pool != "pooler" else output.pooled[:, None]
-            if pool == "mean":
-                weights = mask[..., None].to(hidden.dtype)
-                hidden = ((hidden * weights).sum(1) / weights.sum(1))[:, None]
-            vectors.append(hidden[:, 0].float().cpu().numpy())
-        return np.concatenate(vectors)
+        check_search(None, 1, seed, options)
+        tokenizer, config = self._tokenizer(), self.generation_config(**options)
+        return stream(self.cached_engine, tokenizer, text, config=config, seed=seed, sample=sample)
 
-    @torch.inference_mode()
-    def fill(self, text: str, *, k: int = 5) -> list[list[Candidate]]:
-        """Name the k likeliest tokens for each [MASK] in a text: one list for each, in order.
-
-        A T5 names texts of any length for each <extra_id_0>, <extra_id_1> …, or each [MASK] where there is none of
-        these: what stands there in the k likeliest answers of a beam search, each with the probability of the answers
-        that say so.
-        k: 1 or more; a k of the vocabulary's size or above names all tokens.
-        Raises PromptError if there is no [MASK] or the text is too long, ConfigError for a k below 1, CheckpointError
-        if the model cannot fill one.
-        """
-        check_count("k", k)
-        tokenizer = self._tokenizer()
-        if self.config.is_encoder_decoder:
-            return self._fill_spans(text, k)
-        mask = tokenizer.special.mask
-        if self.config.output == "none" or self.config.main.mask != "full" or mask is None:
-            raise CheckpointError("filling needs a masked language model: a BERT-like encoder with its MLM head")
-        ids = tokenizer.encode(text, special=True).ids
-        places = [i for i, token in enumerate(ids) if token == mask]
-        if not places:
-            raise PromptError(f"the text {text[:20]!r} has no [MASK]; write one where a token is to be found")
-        context = self.config.main.context
-        if context is not None and len(ids) > context:
-            raise PromptError(
-                f"the text has {len(ids)} tokens with its marks, the model knows {context} positions; shorten it"
+    def _sampling(self, preset: str | None, allow_unknown: bool, **drawing: float | None) -> Sampling:
+        """Take the preset, or join what is not None, what the model's files say and what else is the default."""
+        given: dict[str, Any] = {name: value for name, value in drawing.items() if value is not None}
+        if preset is not None and given:
+            raise ConfigError(
+                f"preset is {preset!r}, which settles how to draw; leave the other settings of drawing out"
             )
-        logits = self.model(torch.tensor([ids], device=self.model.token.weight.device)).logits[0, places].float()
-        logits[:, tokenizer.vocab_size :] = -torch.inf
-        best = logits.softmax(-1).topk(min(k, tokenizer.vocab_size))
-        return [
-            [Candidate(tokenizer.id_to_token(i), p) for p, i in zip(values, found, strict=True)]
-            for values, found in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        if preset is not None and preset not in PRESETS:
+            raise ConfigError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}")
+        spare = range(self._tokenizer().vocab_size, self.config.vocab_size)
+        banned = (*self._marks(allow_unknown), *spare)
+        if preset is not None:  # an original's bans are followed as they were; the greedy choice is no original's
+            known = PRESETS[preset]
+            return replace(known, banned=banned if known is GREEDY else (*known.banned, *spare))
+        own = generation_defaults(self.path)
+        if given.keys() & {"top_k", "top_p"}:
+            own = {name: value for name, value in own.items() if name not in ("top_k", "top_p")}
+        told = own | given
+        if not told.keys() & {"top_k", "top_p"}:
+            told["top_k"] = 5
+        told["no_repeat_ngram"] = told.get("no_repeat_ngram") or None
+        return Sampling(**told, banned=banned)
 
-    def _fill_spans(self, text: str, k: int) -> list[list[Candidate]]:
-        tokenizer, sentinels = self._tokenizer(), sentinel_ids(self._tokenizer())
-        if not sentinels:
-            raise CheckpointError("this T5's vocabulary has no <extra_id_0>, which filling needs")
-        if "<extra_id_" not in text:
-            numbers = count()
-            text = re.sub(r"\[MASK\]", lambda _: f"<extra_id_{next(numbers)}>", text)
-        asked = [i for i in tokenizer.encode(text, ends=False, special=True).ids if i in sentinels]
-        if not asked:
-            raise PromptError(
-                f"the text {text[:20]!r} has no <extra_id_0> and no [MASK]; write one where a text is due"
+    def _marks(self, allow_unknown: bool) -> tuple[int, ...]:
+        """Give the special ids that are no text and end none."""
+        special, sentinels = self._tokenizer().special, sentinel_ids(self._tokenizer())
+        kept = {*self.marks.ends, *({special.unk} if allow_unknown else ())}
+        return tuple(sorted({*special.known(), *sentinels} - kept))
+
+    @property
+    def marks(self) -> Marks:
+        """The ids that stand around prompts and end texts. Raises MissingFile without a vocabulary."""
+        return marks_of(self.config, self._tokenizer())
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise MissingFile(
+                f"no vocabulary lies beside {self.path}; put its vocab.txt or *.model there, or give tokenizer=PATH"
             )
-        writing = self.writing(stop=None, max_chars=None, max_tokens=_SPAN * (len(asked) + 1))
-        banned = tuple(i for i in writing.sampling.banned if i not in sentinels)
-        writing = replace(writing, sampling=replace(writing.sampling, banned=banned))
-        found: list[dict[str, float]] = [{} for _ in asked]
-        for answer in search(self.engine, tokenizer, text, k, writing=writing):
-            marks = [at for at, i in enumerate(answer.ids) if i in {*sentinels, *writing.limits.end_ids}]
-            parts = [answer.ids[start:stop] for start, stop in pairwise([*marks, len(answer.ids)])]
-            for sentinel, candidates in zip(asked, found, strict=True):
-                part = next((part for part in parts if part[0] == sentinel), None)  # it should come but once
-                if part is not None:
-                    span = tokenizer.decode(part[1:])
-                    candidates[span] = candidates.get(span, 0.0) + math.exp(answer.score or 0.0)
-        return [sorted((Candidate(*item) for item in each.items()), key=lambda c: -c.probability) for each in found]
+        return self.tokenizer
 
-    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        longest = max(len(row) for row in rows)
-        device = self.model.token.weight.device
-        ids = torch.tensor([list(row) + [0] * (longest - len(row)) for row in rows], device=device)
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        return ids, torch.arange(longest, device=device) < lengths[:, None]
+    def joined(self, text: str, written: GeneratedText) -> str:
+        """Join a prompt and what was written on; an answer to a source stands alone."""
+        return (
+            written.text if self.config.is_encoder_decoder or self.config.main.mask == "prefix" else text + written.text
+        )
+
+
+def _check_ends(stop: str | None, min_chars: int | None, max_chars: int | None) -> None:
+    """Refuse settings of a text's end that contradict each other."""
+    if stop not in ("sentence", None):
+        raise ConfigError(f"stop is {stop!r}; expected 'sentence' or None (and see stop_strings)")
+    if max_chars is not None:
+        check_count("max_chars", max_chars)
+    if min_chars is not None and not 0 <= min_chars <= (max_chars or min_chars):
+        raise ConfigError(f"min_chars is {min_chars}; expected 0 or more, and no more than max_chars ({max_chars})")
+
+
+def check_search(beams: int | None, n: int, seed: int | None, options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a search that is also to draw, or to give more texts than it has beams.
+
+    beams: None where nothing is searched.   options: those of `Pipeline.generation_config` that were given.
+    """
+    if beams is None:
+        if options.get("length_penalty"):
+            raise ConfigError(
+                f"length_penalty is {options['length_penalty']!r}, which ranks the texts of a search; give beams=N too"
+            )
+        return
+    check_count("beams", beams, most=1024)  # all are kept in memory
+    if seed is not None or any(options.get(name) is not None for name in ("temperature", "top_k", "top_p", "preset")):
+        raise ConfigError(
+            "beams search for the likeliest text and draw nothing; leave seed and the settings of drawing out"
+        )
+    if n > beams:
+        raise ConfigError(f"n is {n}, beams is {beams}; a search gives at most as many texts as it has beams")
+
+
+Writer = Pipeline  # the name in 0.1
+
+
+class _EnginePipeline(Pipeline):
+    def __init__(
+        self, config: ModelConfig, tokenizer: Tokenizer | None, path: Path, engine: Engine, cached_engine: Engine
+    ) -> None:
+        super().__init__(config, tokenizer, path)
+        self._engine, self._cached_engine = engine, cached_engine
+
+    @property
+    def engine(self) -> Engine:
+        return self._engine
+
+    @property
+    def cached_engine(self) -> Engine:
+        return self._cached_engine
+
+
+def open_writer(
+    path: str | Path = SMALL,
+    *,
+    weights: str = "int8",
+    threads: int | None = None,
+    config: str | Path | ModelConfig | None = None,
+    family: str | None = None,
+    mask: str | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
+    pre_tokenize: bool | PreTokenize | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Pipeline:
+    """Open a checkpoint for writing on a CPU, without torch once its weights were converted and kept.
+
+    weights: "int8", "int4", "bfloat16" or "float32".   threads: None leaves it to OpenVINO.
+    path, config, family, mask, tokenizer, pre_tokenize: as for `hanmo.load`.
+    progress: called with the bytes read while converting.
+    Raises what `hanmo.load` raises.
+    """
+    from hanmo.inference.openvino.engine import OpenVinoEngine, open_weights
+    from hanmo.inference.prefix_cache import PromptCache
+
+    path = Path(path)
+    if path.is_dir():
+        path = locate(path).parent  # of a training run's folder, that of its best checkpoint
+    kept = open_weights(path, weights=weights, config=config, family=family, progress=progress)
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = find_tokenizer(path, tokenizer, kept.config, pre_tokenize=pre_tokenize)
+    start = 0 if tokenizer is None else marks_of(kept.config, tokenizer).start
+    engine = OpenVinoEngine(kept, mask=mask, threads=threads, start=start)
+    return _EnginePipeline(engine.config, tokenizer, path, engine, PromptCache(engine))
+
+
+def find_tokenizer(
+    path: Path, given: str | Path | None, config: ModelConfig, *, pre_tokenize: bool | PreTokenize | None = None
+) -> Tokenizer | None:
+    """Load the tokenizer that was given, or the one in the checkpoint's folder; None if there is none.
+
+    Rows of a T5 behind its .model are its sentinels, up to 100, where no file says how many it has.
+    Raises MissingFile or TokenizerError for one that cannot be used.
+    """
+    try:
+        found = load_tokenizer(given or (path if path.is_dir() else path.parent), pre_tokenize=pre_tokenize)
+    except MissingFile:
+        if given is not None:
+            raise
+        return None
+    return with_sentinels(found, config.vocab_size) if config.is_encoder_decoder else found

@@ -1,4 +1,4 @@
-"""What `hanmo bench` measures: counts that must agree, bits per character against `Loaded.score`, pictures."""
+"""What `hanmo bench` measures: counts that must agree, bits per character against `ModelPipeline.score`, pictures."""
 
 import json
 import math

@@ -98,6 +98,6 @@ def test_the_threads_of_a_command_reach_the_cpu_engine(monkeypatch):
     def refuse(path, *, threads, **options):
         raise ConfigError(f"asked for {threads} threads")
 
-    monkeypatch.setattr("hanmo.writer.open_writer", refuse)
+    monkeypatch.setattr("hanmo.pipeline.open_writer", refuse)
     result = CliRunner().invoke(app, ["write", "今天", "--threads", "3"])
     assert result.exit_code == 1 and result.stderr == "hanmo: asked for 3 threads\n"

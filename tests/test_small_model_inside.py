@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import hanmo
 from hanmo.cli.app import app
-from hanmo.writer import SMALL
+from hanmo.pipeline import SMALL
 
 ROOT = Path(hanmo.__file__).parent
 

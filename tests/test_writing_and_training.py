@@ -15,7 +15,7 @@ from hanmo.checkpoint.save import save
 from hanmo.families import FAMILIES
 from hanmo.loading import load
 from hanmo.model import Model
-from hanmo.pipeline import Loaded
+from hanmo.model_pipeline import ModelPipeline
 from hanmo.tokenizers import Lossless
 from hanmo.training.data.documents import Part
 from hanmo.training.data.encoding import TokenEncoder
@@ -52,7 +52,7 @@ def lossless() -> list[str]:
     return ["[PAD]", "[UNK]", "[EOS]", "[NL]", "[SP]", *letters, *("##" + letter for letter in letters), *HAN]
 
 
-def small(family: str, vocabulary: str, mask: str | None, folder: Path) -> Loaded:
+def small(family: str, vocabulary: str, mask: str | None, folder: Path) -> ModelPipeline:
     """Save a small random model of a family in TensorFlow's form, a vocabulary beside it, and load it."""
     if vocabulary == "piece":
         (folder / "x.model").write_bytes(sentence_piece())
@@ -83,7 +83,7 @@ def recorded(model: Model) -> list[dict[str, Any]]:
     return calls
 
 
-def written(loaded: Loaded) -> tuple[hanmo.writer.Written, list[dict[str, Any]]]:
+def written(loaded: ModelPipeline) -> tuple[hanmo.pipeline.GeneratedText, list[dict[str, Any]]]:
     calls = recorded(loaded.model)
     kwargs = {"temperature": 0, "max_tokens": WRITTEN, "stop": None, "max_chars": None}
     return loaded.write_detailed(SOURCE, **kwargs)[0], calls
@@ -102,7 +102,7 @@ def test_writing_feeds_the_ids_that_training_feeds(family: str, vocabulary: str,
         around = len(batch["ids"][0]) + 1 - int((batch["targets"] > 0).sum())  # what stands before the target
         assert fed[:, :around].tolist() == batch["ids"][:, :around].tolist()
         assert fed[0, around:].tolist() == list(answer.ids[: fed.shape[1] - around])
-        assert batch["targets"][0, -1] in loaded.writing().limits.end_ids
+        assert batch["targets"][0, -1] in loaded.generation_config().limits.end_ids
         for name in ("source", "segments"):
             given = [call[name] for call in calls if call.get(name) is not None]
             assert bool(given) == (name in batch), name
@@ -123,7 +123,7 @@ def test_t5_pegasus_reads_and_writes_between_cls_and_sep(tmp_path: Path):
     _, calls = written(loaded)
     assert calls[0]["source"].tolist() == [[2, *(WORDS.index(character) for character in SOURCE), 3]]
     assert calls[0]["ids"].tolist() == [[2]]
-    assert loaded.writing().limits.end_ids == (3,)
+    assert loaded.generation_config().limits.end_ids == (3,)
 
 
 @pytest.mark.parametrize("family", ENCODERS)

@@ -92,8 +92,8 @@ def _quality(model: Path, corpus: Path, documents: int, distinct_unknown: int) -
 def _samples(model: Path, corpus: Path, count: int) -> tuple[list[tuple[str, str]], dict[str, float]]:
     """Write `count` texts for each prompt; give the first two of each, and what share of all runs is training text."""
     writer = hanmo.load(model)
-    how = writer.writing(top_k=20, max_chars=160, min_chars=40)
-    written = write(writer.engine, writer.tokenizer, PROMPTS, n=count, writing=how, seed=0)
+    how = writer.generation_config(top_k=20, max_chars=160, min_chars=40)
+    written = write(writer.engine, writer.tokenizer, PROMPTS, n=count, config=how, seed=0)
     texts = [(prompt, each.text) for prompt, row in zip(PROMPTS, written, strict=True) for each in row]
     runs = [run for prompt, text in texts for run in _runs(prompt + text)]
     wanted = set(runs)

@@ -16,14 +16,14 @@ from hanmo import errors
 from hanmo.batch.rows import read_lines, read_rows
 from hanmo.batch.work import BatchWriter, Line, window_rows
 from hanmo.errors import ConfigError, HanmoError, MissingExtra
-from hanmo.writer import Writer
+from hanmo.pipeline import Pipeline
 
 __all__ = ["write_on_cluster"]
 
 
 def write_on_cluster(
     prompts: Path,
-    open_model: Callable[[], Writer],
+    open_model: Callable[[], Pipeline],
     options: Mapping[str, Any],
     *,
     start: int = 0,
@@ -65,7 +65,7 @@ class _Worker:
     """What runs on a machine: opens the model when its first window comes, and keeps it."""
 
     def __init__(
-        self, folder: str, prompts: Path, open_model: Callable[[], Writer], options: Mapping[str, Any], done: int
+        self, folder: str, prompts: Path, open_model: Callable[[], Pipeline], options: Mapping[str, Any], done: int
     ) -> None:
         self._folder, self._prompts, self._open_model, self._options = folder, prompts, open_model, options
         self._done = done

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from hanmo.batch.rows import Row, row_seed
 from hanmo.errors import HanmoError, PromptError
 from hanmo.generate.rules import check_count
-from hanmo.generate.text import Written, read_prompt, search, write
+from hanmo.generate.text import GeneratedText, read_prompt, search, write
+from hanmo.pipeline import Pipeline, check_search
 from hanmo.tokenizers.protocol import Tokenizer
-from hanmo.writer import Writer, check_search
 
 __all__ = ["BatchWriter", "Line", "batch_rows", "window_rows"]
 
@@ -53,13 +53,13 @@ class BatchWriter:
 
     seed: of the run; that of a row which brings none is derived from it.   batch: texts that are written at once; in
     float32 it changes no result, with other weights it may, as which rows share a batch changes how sums are rounded.
-    n, beams, how: as in `Writer.write`.
+    n, beams, how: as in `Pipeline.write`.
     Raises ConfigError for a setting out of range, MissingFile without a vocabulary, CheckpointError if it cannot write.
     """
 
     def __init__(
         self,
-        writer: Writer,
+        writer: Pipeline,
         *,
         seed: int,
         n: int = 1,
@@ -69,7 +69,7 @@ class BatchWriter:
     ) -> None:
         check_count("n", n)
         check_count("batch", batch)
-        self._writer, self._engine, self._writing = writer, writer.engine, writer.writing(**how)
+        self._writer, self._engine, self._config = writer, writer.engine, writer.generation_config(**how)
         self._seed, self._n, self._beams, self._how = seed, n, beams, how
         self._rows = batch_rows(batch=batch, n=n, beams=beams)
         self.window = window_rows(batch=batch, n=n, beams=beams)
@@ -104,7 +104,7 @@ class BatchWriter:
             try:
                 if row.error is not None:
                     raise PromptError(row.error)
-                good.append((len(read_prompt(self._engine, self._tokenizer, row.prompt, self._writing)), row))
+                good.append((len(read_prompt(self._engine, self._tokenizer, row.prompt, self._config)), row))
             except PromptError as error:
                 bad[row.number] = _bad(row, error)
         good.sort(key=lambda pair: pair[0])
@@ -122,25 +122,25 @@ class BatchWriter:
             lines |= self._texts([row])
         return lines
 
-    def _write(self, rows: Sequence[Row]) -> list[list[Written]]:
+    def _write(self, rows: Sequence[Row]) -> list[list[GeneratedText]]:
         if not rows:
             return []
         if self._beams is not None:
             (row,) = rows
             check_search(self._beams, self._n, row.seed, self._how)
-            # By the engine itself: what `Writer` keeps of earlier prompts would make a text depend on them.
-            found = search(self._engine, self._tokenizer, row.prompt, self._beams, writing=self._writing)
+            # By the engine itself: what `Pipeline` keeps of earlier prompts would make a text depend on them.
+            found = search(self._engine, self._tokenizer, row.prompt, self._beams, config=self._config)
             return [found[: self._n]]
         seeds = [row_seed(self._seed, row.number) if row.seed is None else row.seed for row in rows]
         prompts = [row.prompt for row in rows]
-        return write(self._engine, self._tokenizer, prompts, n=self._n, writing=self._writing, seed=seeds)
+        return write(self._engine, self._tokenizer, prompts, n=self._n, config=self._config, seed=seeds)
 
     @property
     def _tokenizer(self) -> Tokenizer:
-        assert self._writer.tokenizer is not None  # `Writer.writing` sees to it
+        assert self._writer.tokenizer is not None  # `Pipeline.generation_config` sees to it
         return self._writer.tokenizer
 
-    def _good(self, row: Row, texts: Sequence[Written]) -> Line:
+    def _good(self, row: Row, texts: Sequence[GeneratedText]) -> Line:
         whole = [self._writer.joined(row.prompt, written) for written in texts]
         chars = sum(len(written.text) for written in texts)
         return _line(row, {"prompt": row.prompt, "texts": whole}, chars)

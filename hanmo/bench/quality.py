@@ -3,7 +3,7 @@
 Knows documents and the logits of the CPU engine; each kind of weights is measured by its own.
 
     a tokenizer with an end mark and no start mark    E document E    all is predicted but the first E, by the rule
-    any other                                         document        from its second token on, as `Loaded.score` does
+    any other                                         document        from its second token on, as `score` does
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +17,10 @@ import numpy as np
 from hanmo.bench.speed import Show
 from hanmo.bench.subject import Subject
 from hanmo.errors import CheckpointError, ConfigError, DataError, MissingFile
+from hanmo.pipeline import find_tokenizer
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.training.data.documents import read_documents
 from hanmo.training.score import Bits, bits_per_character, distinct_unknown_of, token_logprobs
-from hanmo.writer import find_tokenizer
 
 __all__ = ["KINDS", "measure_quality"]
 

@@ -16,7 +16,7 @@ from hanmo.bench.start import measure_start
 from hanmo.bench.subject import Subject, bytes_per_token
 from hanmo.errors import PromptError
 from hanmo.generate.loop import Engine, QueueingEngine, take_rows
-from hanmo.writer import Writer
+from hanmo.pipeline import Pipeline
 
 __all__ = ["Case", "Times", "fitting", "measure", "measure_cases"]
 
@@ -255,7 +255,7 @@ def _batches(times: dict[Case, Times]) -> dict[str, Any]:
     }
 
 
-def _writing(writer: Writer, *, rounds: int, max_chars: int, show: Show) -> dict[str, Any] | None:
+def _writing(writer: Pipeline, *, rounds: int, max_chars: int, show: Show) -> dict[str, Any] | None:
     """Write real text by the usual settings; None without a vocabulary that knows the prompt, or if a text is empty."""
     if writer.tokenizer is None:
         return None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hanmo.checkpoint.inspect import Inspection, inspect
 from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, ConfigError
-from hanmo.writer import Writer, open_writer
+from hanmo.pipeline import Pipeline, open_writer
 
 if TYPE_CHECKING:
     from hanmo.inference.openvino.weights import Weights
@@ -65,7 +65,7 @@ class Subject:
 
         return open_weights(self.path, weights=self.weights, progress=progress)
 
-    def open(self) -> Writer:
+    def open(self) -> Pipeline:
         """Open the model for writing, as `hanmo write` does."""
         if self.device == "cpu":
             return open_writer(self.path, weights=self.weights, threads=self.threads, mask=self.mask)
@@ -73,15 +73,15 @@ class Subject:
 
         return load(self.path, dtype=self.weights, device=self.device, mask=self.mask)
 
-    def sizes(self, writer: Writer) -> dict[str, int]:
+    def sizes(self, writer: Pipeline) -> dict[str, int]:
         """Give the bytes of each tensor that the open model holds, by our names."""
         if self.device == "cpu":
             from hanmo.checkpoint.safetensors import Safetensors
 
             return {name: info.nbytes for name, info in Safetensors(self.convert().path).tensors.items()}
-        from hanmo.pipeline import Loaded
+        from hanmo.model_pipeline import ModelPipeline
 
-        assert isinstance(writer, Loaded)
+        assert isinstance(writer, ModelPipeline)
         return {name: parameter.nbytes for name, parameter in writer.model.named_parameters()}
 
 

@@ -16,7 +16,7 @@ from hanmo.errors import MemoryPlanError
 if TYPE_CHECKING:
     from hanmo.batch.files import Run
     from hanmo.batch.work import Line
-    from hanmo.writer import Writer
+    from hanmo.pipeline import Pipeline
 
 __all__ = ["write_file"]
 
@@ -26,7 +26,7 @@ def write_file(
     out: Path,
     *,
     model: Path,
-    open_model: Callable[[], "Writer"],
+    open_model: Callable[[], "Pipeline"],
     options: Mapping[str, Any],
     how: Mapping[str, Any],
     seed: int | None,
@@ -37,7 +37,7 @@ def write_file(
 ) -> None:
     """Write for every row of a file that is not done yet.
 
-    open_model: loads the model.   options: what it loads and how, for the record.   how: as in `Writer.write`.
+    open_model: loads the model.   options: what it loads and how, for the record.   how: as in `Pipeline.write`.
     """
     from hanmo.batch.cluster import write_on_cluster
     from hanmo.batch.files import Run
@@ -45,7 +45,7 @@ def write_file(
     from hanmo.batch.work import BatchWriter, window_rows
     from hanmo.generate.rules import check_count
     from hanmo.inference.store import identity
-    from hanmo.writer import check_search
+    from hanmo.pipeline import check_search
 
     batch = 8 if batch is None else batch
     check_count("n", n)

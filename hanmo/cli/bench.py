@@ -51,7 +51,7 @@ def bench(
     if quality is not None and (picture is not None or quick or weights is not None):
         raise typer.BadParameter("--quality measures every kind of weights; leave --weights, --picture and --quick out")
     from hanmo.bench.subject import Subject
-    from hanmo.writer import SMALL
+    from hanmo.pipeline import SMALL
 
     kind = "int8" if device == "cpu" else "bfloat16"
     subject = Subject(model or SMALL, weights.value if weights else kind, device, threads, mask.value if mask else None)

@@ -108,9 +108,9 @@ def _load(source: Path, *, config: Path | None, family: str | None) -> tuple[Mod
 
 def _beside(model: Model, folder: Path) -> Sequence[Path] | Mapping[str, Path | dict[str, Any]]:
     """Give a tokenizer's files with what transformers wants to be told of it, where Hanmo reads it."""
+    from hanmo.pipeline import find_tokenizer
     from hanmo.tokenizers.huggingface import huggingface_files
     from hanmo.tokenizers.load import tokenizer_files
-    from hanmo.writer import find_tokenizer
 
     files = tokenizer_files(folder)
     try:

@@ -19,7 +19,7 @@ from hanmo.cores import set_torch_threads
 from hanmo.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
-    from hanmo.writer import Writer
+    from hanmo.pipeline import Pipeline
 
 __all__ = ["write"]
 
@@ -140,7 +140,7 @@ def write(
         raise typer.BadParameter("--file takes --out for its results, which are JSON lines, and no text nor --json")
     prompts = [] if file else [_from_stdin()] if not text or text == ["-"] else text
     if model is None:
-        from hanmo.writer import SMALL
+        from hanmo.pipeline import SMALL
 
         model, weights = SMALL, weights or (Weights.int8 if device in ("auto", "cpu") else None)
     reading = {"config": config, "family": family, "tokenizer": tokenizer, "mask": mask and mask.value}
@@ -199,7 +199,7 @@ def write(
             _several(loaded, prompt, n, seed, beams, how, as_json=as_json)
 
 
-def _note_special(loaded: "Writer", prompt: str) -> None:
+def _note_special(loaded: "Pipeline", prompt: str) -> None:
     from hanmo.tokenizers.prompt import special_tokens_in
 
     if loaded.tokenizer is not None and (names := special_tokens_in(loaded.tokenizer, prompt)):
@@ -215,7 +215,9 @@ def _from_stdin() -> str:
         raise PromptError(f"standard input is not UTF-8: {error.reason} at byte {error.start}; convert it") from None
 
 
-def _load(model: Path, weights: Weights | None, device: str, reading: dict[str, Any], threads: int | None) -> "Writer":
+def _load(
+    model: Path, weights: Weights | None, device: str, reading: dict[str, Any], threads: int | None
+) -> "Pipeline":
     """Open a model; reading: what `hanmo.load` and `open_writer` both take."""
     on_gpu = weights is Weights.int8 and device.startswith("cuda")
     if weights in (Weights.int8, Weights.int4) and not on_gpu:
@@ -241,13 +243,13 @@ def _load(model: Path, weights: Weights | None, device: str, reading: dict[str, 
     return loaded
 
 
-def _open(model: Path, weights: Weights, device: str, reading: dict[str, Any], threads: int | None) -> "Writer":
+def _open(model: Path, weights: Weights, device: str, reading: dict[str, Any], threads: int | None) -> "Pipeline":
     """Open the CPU engine, which converts the weights when it first sees them and needs no torch after that."""
     if device not in ("auto", "cpu"):
         raise ConfigError(
             f"device is {device!r} and weights are {weights.value}; these run on a CPU: leave --device out"
         )
-    from hanmo.writer import open_writer
+    from hanmo.pipeline import open_writer
 
     with _bytes_read(model, "converting") as count:
         return open_writer(model, weights=weights.value, progress=count, threads=threads, **reading)
@@ -275,7 +277,7 @@ def _bytes_read(model: Path, title: str) -> Iterator[Callable[[int], None]]:
         yield count
 
 
-def _one(loaded: "Writer", prompt: str, seed: int | None, how: dict[str, Any], *, shown: bool) -> None:
+def _one(loaded: "Pipeline", prompt: str, seed: int | None, how: dict[str, Any], *, shown: bool) -> None:
     """Write one text, showing it piece by piece; at Ctrl-C what is there so far stays."""
     text = loaded.stream(prompt, seed=seed, **how)
     begins = "" if loaded.config.is_encoder_decoder or loaded.config.main.mask == "prefix" else prompt
@@ -295,7 +297,7 @@ def _one(loaded: "Writer", prompt: str, seed: int | None, how: dict[str, Any], *
 
 
 def _several(
-    loaded: "Writer", prompt: str, n: int, seed: int | None, beams: int | None, how: dict[str, Any], *, as_json: bool
+    loaded: "Pipeline", prompt: str, n: int, seed: int | None, beams: int | None, how: dict[str, Any], *, as_json: bool
 ) -> None:
     whole = loaded.write_detailed(prompt, n=n, seed=seed, beams=beams, **how)
     for number, written in enumerate(whole):

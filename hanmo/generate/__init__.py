@@ -5,7 +5,7 @@ from hanmo.generate.draw import fresh_seed
 from hanmo.generate.loop import End, Engine, Limits, Rows, Token, keep_last, sample
 from hanmo.generate.sampling import GREEDY, PRESETS, Sampling
 from hanmo.generate.stop import Stopper, StopRules
-from hanmo.generate.text import Stream, Writing, Written, search, stream, write
+from hanmo.generate.text import GeneratedText, GenerationConfig, Stream, search, stream, write
 
 __all__ = [
     "GREEDY",
@@ -13,6 +13,8 @@ __all__ = [
     "Beam",
     "End",
     "Engine",
+    "GeneratedText",
+    "GenerationConfig",
     "Limits",
     "Rows",
     "Sampling",
@@ -20,8 +22,6 @@ __all__ = [
     "Stopper",
     "Stream",
     "Token",
-    "Writing",
-    "Written",
     "beam_search",
     "fresh_seed",
     "keep_last",

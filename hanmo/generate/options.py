@@ -1,6 +1,6 @@
 """The arguments of writing, in one place for every function that takes them, and a model's own defaults for them.
 
-Knows names, types and signatures, and generation_config.json. What each argument means, `Writer.writing` says.
+Knows names, types and signatures, and generation_config.json. What each argument means, `generation_config` says.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ _GENERATION = {
 
 
 class Options(TypedDict, total=False):
-    """The arguments that `write`, `write_detailed` and `stream` share; `Writer.writing` says what each means."""
+    """The arguments that `write`, `write_detailed` and `stream` share; `generation_config` says what each means."""
 
     preset: str | None
     temperature: float | None
@@ -87,7 +87,7 @@ def showing(options: Callable[..., object]) -> Callable[[Callable[P, R]], Callab
 def generation_defaults(path: Path) -> dict[str, Any]:
     """Read the settings of drawing in generation_config.json beside a checkpoint, by our names; none without the file.
 
-    Of transformers' settings those that `Writer.writing` has too; a null, and a 0 that means no limit, is none.
+    Of transformers' settings those that `generation_config` has too; a null, and a 0 that means no limit, is none.
     Raises ConfigError, naming the file, if it is not a JSON object or a setting is out of range.
     """
     file = (path if path.is_dir() else path.parent) / "generation_config.json"

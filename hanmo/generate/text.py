@@ -18,7 +18,7 @@ from hanmo.tokenizers.protocol import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Writing:
+class GenerationConfig:
     """How to write: how ids are chosen, when a text ends, what to do with a prompt that is too long.
 
     length_penalty: of `search`, as in `beam_search`.
@@ -39,12 +39,13 @@ class Writing:
     after: tuple[int, ...] = ()
 
 
-DEFAULT = Writing()
+Writing = GenerationConfig  # the name in 0.1
+DEFAULT = GenerationConfig()
 _TOGETHER = 256  # samples of a text that are written at once; any number of rows would take any memory
 
 
 @dataclass(frozen=True)
-class Written:
+class GeneratedText:
     """One text that was written.
 
     text: without the prompt, cut by the stop rules.   ids: all that were written, also those behind the cut.
@@ -58,6 +59,9 @@ class Written:
     seed: int | None = None
     sample: int | None = None
     score: float | None = None
+
+
+Written = GeneratedText  # the name in 0.1
 
 
 class Stream:
@@ -97,7 +101,7 @@ def stream(
     tokenizer: Tokenizer,
     text: str,
     *,
-    writing: Writing = DEFAULT,
+    config: GenerationConfig = DEFAULT,
     seed: int | None = None,
     sample: int = 0,
 ) -> Stream:
@@ -108,9 +112,9 @@ def stream(
     """
     seed = fresh_seed() if seed is None else seed
     check_seed(seed)
-    ids = read_prompt(engine, tokenizer, text, writing)
-    writer = _Writer(tokenizer, text, ids, writing)
-    return Stream(writer, _sample(engine, [ids], writing, [writer], [seed], 1, sample), seed)
+    ids = read_prompt(engine, tokenizer, text, config)
+    writer = _Writer(tokenizer, text, ids, config)
+    return Stream(writer, _sample(engine, [ids], config, [writer], [seed], 1, sample), seed)
 
 
 def write(
@@ -119,10 +123,10 @@ def write(
     texts: Sequence[str],
     *,
     n: int = 1,
-    writing: Writing = DEFAULT,
+    config: GenerationConfig = DEFAULT,
     seed: int | Sequence[int] | None = None,
     first: int = 0,
-) -> list[list[Written]]:
+) -> list[list[GeneratedText]]:
     """Continue each text n times, at most 256 at once: one list a text, its samples numbered from `first`.
 
     Where the engine gives a row the same logits in every batch, as in float32, each sample is what it would be if it
@@ -134,33 +138,33 @@ def write(
     if n > _TOGETHER:
         seeds = loop.seeds_of(fresh_seed() if seed is None else seed, texts)
         counts = [(first + at, min(_TOGETHER, n - at)) for at in range(0, n, _TOGETHER)]
-        parts = [write(engine, tokenizer, texts, n=k, writing=writing, seed=seeds, first=at) for at, k in counts]
+        parts = [write(engine, tokenizer, texts, n=k, config=config, seed=seeds, first=at) for at, k in counts]
         return [[written for part in parts for written in part[row]] for row in range(len(texts))]
     seeds = loop.seeds_of(fresh_seed() if seed is None else seed, texts)
-    prompts = [read_prompt(engine, tokenizer, text, writing) for text in texts]
+    prompts = [read_prompt(engine, tokenizer, text, config) for text in texts]
     writers = [
-        _Writer(tokenizer, text, ids, writing) for text, ids in zip(texts, prompts, strict=True) for _ in range(n)
+        _Writer(tokenizer, text, ids, config) for text, ids in zip(texts, prompts, strict=True) for _ in range(n)
     ]
-    for event in _sample(engine, prompts, writing, writers, seeds, n, first):
+    for event in _sample(engine, prompts, config, writers, seeds, n, first):
         writers[event.row].receive(event)
     written = [
-        Written(writer.text, tuple(writer.ids), writer.reason or "", seeds[row // n], first + row % n)
+        GeneratedText(writer.text, tuple(writer.ids), writer.reason or "", seeds[row // n], first + row % n)
         for row, writer in enumerate(writers)
     ]
     return [written[start : start + n] for start in range(0, len(written), n)]
 
 
 def search(
-    engine: Engine, tokenizer: Tokenizer, text: str, num_beams: int, *, writing: Writing = DEFAULT
-) -> list[Written]:
+    engine: Engine, tokenizer: Tokenizer, text: str, num_beams: int, *, config: GenerationConfig = DEFAULT
+) -> list[GeneratedText]:
     """Continue a text by beam search: up to `num_beams` texts, best first; see `beam_search`.
 
     Raises PromptError for a text that cannot be continued and ConfigError for a setting.
     """
-    prompt = read_prompt(engine, tokenizer, text, writing)
+    prompt = read_prompt(engine, tokenizer, text, config)
 
     def replay(ids: Sequence[int], reason: str | None) -> _Writer:
-        writer = _Writer(tokenizer, text, prompt, writing)
+        writer = _Writer(tokenizer, text, prompt, config)
         for id in ids[:-1] if reason == "end" else ids:
             writer.stop(id)
             writer.receive(Token(0, id))
@@ -172,28 +176,28 @@ def search(
         engine,
         prompt,
         num_beams,
-        sampling=writing.sampling,
-        limits=writing.limits,
-        length_penalty=writing.length_penalty,
-        history=writing.continues,
-        stop=None if writing.stop == NEVER else lambda ids: replay(ids, None).stopped,
+        sampling=config.sampling,
+        limits=config.limits,
+        length_penalty=config.length_penalty,
+        history=config.continues,
+        stop=None if config.stop == NEVER else lambda ids: replay(ids, None).stopped,
     )
     finished = [replay(beam.ids, beam.reason) for beam in beams]
     return [
-        Written(writer.text, beam.ids, writer.reason or beam.reason, score=beam.score)
+        GeneratedText(writer.text, beam.ids, writer.reason or beam.reason, score=beam.score)
         for writer, beam in zip(finished, beams, strict=True)
     ]
 
 
-def read_prompt(engine: Engine, tokenizer: Tokenizer, text: str, writing: Writing = DEFAULT) -> list[int]:
+def read_prompt(engine: Engine, tokenizer: Tokenizer, text: str, config: GenerationConfig = DEFAULT) -> list[int]:
     """Turn a prompt into ids, cut to what the model can hold if `keep_last` is set.
 
     Raises PromptError for a text that the tokenizer or the model cannot take.
     """
-    prompt = encode_prompt(tokenizer, text, ends=False, special=writing.special)
-    ids = [*writing.before, *prompt, *writing.after]
-    if writing.keep_last:
-        ids = list(loop.keep_last(ids, engine.max_positions, max_tokens=writing.limits.max_tokens))
+    prompt = encode_prompt(tokenizer, text, ends=False, special=config.special)
+    ids = [*config.before, *prompt, *config.after]
+    if config.keep_last:
+        ids = list(loop.keep_last(ids, engine.max_positions, max_tokens=config.limits.max_tokens))
     loop.check_prompt(engine, ids)
     return ids
 
@@ -201,14 +205,14 @@ def read_prompt(engine: Engine, tokenizer: Tokenizer, text: str, writing: Writin
 class _Writer:
     """One text: its decoder, its stop rules, and what came of them."""
 
-    def __init__(self, tokenizer: Tokenizer, text: str, prompt: Sequence[int], writing: Writing) -> None:
+    def __init__(self, tokenizer: Tokenizer, text: str, prompt: Sequence[int], config: GenerationConfig) -> None:
         self.reason: str | None = None
         self.ids: list[int] = []
         self.shown: list[str] = []
-        self._stopper = Stopper(writing.stop, before=text if writing.continues else "")
+        self._stopper = Stopper(config.stop, before=text if config.continues else "")
         self._decoder = tokenizer.stream()
         # Shown by the prompt itself. A word that follows a word needs a space before it, unless the prompt ends in one.
-        for id in prompt if writing.continues and not text[-1:].isspace() else ():
+        for id in prompt if config.continues and not text[-1:].isspace() else ():
             self._decoder.push(id)
         self._pending = ""
 
@@ -242,7 +246,7 @@ class _Writer:
 def _sample(
     engine: Engine,
     prompts: Sequence[Sequence[int]],
-    writing: Writing,
+    config: GenerationConfig,
     writers: Sequence[_Writer],
     seeds: Sequence[int],
     n: int,
@@ -254,8 +258,8 @@ def _sample(
         seed=seeds,
         n=n,
         first=first,
-        sampling=writing.sampling,
-        limits=writing.limits,
-        history=writing.continues,
+        sampling=config.sampling,
+        limits=config.limits,
+        history=config.continues,
         stop=lambda row, id: writers[row].stop(id),
     )

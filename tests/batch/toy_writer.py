@@ -10,8 +10,8 @@ sys.path.append(str(Path(__file__).parents[1] / "generate"))
 from toy_engine import ToyEngine
 
 from hanmo.families import FAMILIES
+from hanmo.pipeline import Pipeline
 from hanmo.tokenizers import WordPiece
-from hanmo.writer import Writer
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"今天气不错可以去跑步床前明月光疑是地上霜，。"]
 SIZES = {
@@ -24,7 +24,7 @@ SIZES = {
 }
 
 
-class ToyWriter(Writer):
+class ToyWriter(Pipeline):
     """Writes by the hash of a row's ids; `engine` is open to the test."""
 
     def __init__(self, *, pause=0.0, **options):

@@ -22,7 +22,7 @@ from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, ConfigError, TensorMismatch
 from hanmo.families import FAMILIES
 from hanmo.loading import load
-from hanmo.pipeline import Loaded
+from hanmo.model_pipeline import ModelPipeline
 
 Tensors = dict[str, torch.Tensor]
 IDS = torch.tensor([[5, 17, 3, 99, 42], [1, 2, 3, 4, 5]])
@@ -35,7 +35,7 @@ def golden(data):
     return lambda kind: load(data / "goldens" / kind / "model.ckpt")
 
 
-def in_hugging_face_s_names(loaded: Loaded, family: str = "") -> tuple[Tensors, dict[str, Any]]:
+def in_hugging_face_s_names(loaded: ModelPipeline, family: str = "") -> tuple[Tensors, dict[str, Any]]:
     """Give the tensors under the names of a family's torch table, and its config.json."""
     names = FAMILIES[family or loaded.config.family].huggingface
     assert names is not None
@@ -59,7 +59,7 @@ def renamed(tensors: Tensors, *pairs: tuple[str, str]) -> Tensors:
     return new
 
 
-def assert_equal(one: Loaded, other: Loaded, tolerance: float = 0.0) -> None:
+def assert_equal(one: ModelPipeline, other: ModelPipeline, tolerance: float = 0.0) -> None:
     """Compare parameters, where tolerance is 0, and outputs on two texts."""
     if not tolerance:
         first, second = dict(one.model.named_parameters()), dict(other.model.named_parameters())

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import hanmo.bench.speed
 from hanmo.cli.app import app
 from hanmo.errors import CheckpointError
-from hanmo.writer import SMALL
+from hanmo.pipeline import SMALL
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 MODEL = str(GOLDENS / "gpt2_ml" / "model.ckpt")

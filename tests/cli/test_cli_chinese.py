@@ -202,7 +202,7 @@ def test_arguments_in_chinese_errors_are_spelled_as_options(chinese, monkeypatch
             "the prompt has 9 tokens, the model knows 8 positions; shorten it, or keep only its end with keep_last=True"
         )
 
-    monkeypatch.setattr("hanmo.writer.open_writer", fail)
+    monkeypatch.setattr("hanmo.pipeline.open_writer", fail)
     result = CliRunner().invoke(app, ["write", "x"])
     assert result.stderr == "hanmo: 开头有 9 个 token，模型只有 8 个位置；请缩短，或用 --keep-last 只留末尾\n"
 

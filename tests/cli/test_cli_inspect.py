@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from hanmo.checkpoint import recognise as recognition
 from hanmo.cli.app import app
 from hanmo.cli.screen import progress
-from hanmo.writer import SMALL
+from hanmo.pipeline import SMALL
 
 INDEX = "mega-bert-tok-tf_model.ckpt-100000.index"
 

@@ -15,7 +15,7 @@ from hanmo.compat.bert4keras import backend
 from hanmo.compat.bert4keras._check import check_script
 from hanmo.compat.bert4keras._script import find_module, run_script, served
 from hanmo.errors import Unsupported
-from hanmo.pipeline import Loaded
+from hanmo.model_pipeline import ModelPipeline
 
 ROOT = Path(__file__).parents[2]
 
@@ -260,7 +260,7 @@ def test_the_page_on_bert4keras_names_what_is_there():
         assert name == "WebServing" or getattr(find_module(f"bert4keras.{module}"), name) is not None
     ours = re.findall(r"`loaded\.(\w+)", page)
     for name in ours:
-        assert name in ("model", "tokenizer") or callable(getattr(Loaded, name))
+        assert name in ("model", "tokenizer") or callable(getattr(ModelPipeline, name))
     for name in re.findall(r"of `(hanmo[\w.]+)`", page):
         assert importlib.util.find_spec(name) is not None
     assert len(old) > 8 and len(ours) > 8

@@ -9,7 +9,7 @@ from toy_engine import ToyEngine
 from hanmo.errors import CheckpointError, ConfigError, PromptError
 from hanmo.generate import GREEDY, Limits, Sampling, loop
 from hanmo.generate.stop import NEVER, StopRules, cut
-from hanmo.generate.text import Writing, read_prompt, search, stream, write
+from hanmo.generate.text import GenerationConfig, read_prompt, search, stream, write
 from hanmo.tokenizers import Encoding, SpecialIds, WordPiece
 from hanmo.tokenizers.protocol import check_text
 from hanmo.tokenizers.streams import BytesStream
@@ -22,7 +22,7 @@ PIECES += ["天气不错".encode(), b" "]
 class Bytes:
     """Ids that are parts of characters: the hardest vocabulary for a stream."""
 
-    vocab = len(PIECES)
+    vocab_size = len(PIECES)
     special = SpecialIds(unk=0)
 
     def encode(self, text, *, ends=None, special=False):
@@ -46,8 +46,8 @@ RULES = st.builds(
     strings=st.lists(st.sampled_from(["a\n", "。。", "好。", "a"]), max_size=2).map(tuple),
     max_chars=st.none() | st.integers(1, 12),
 )
-WRITING = st.builds(
-    Writing,
+CONFIG = st.builds(
+    GenerationConfig,
     sampling=st.sampled_from([Sampling(), Sampling(top_k=4), Sampling(temperature=2.0, no_repeat_ngram=4)]),
     limits=st.sampled_from([Limits(max_tokens=14), Limits(max_tokens=30, end_ids=(9,)), Limits()]),
     stop=RULES,
@@ -55,33 +55,33 @@ WRITING = st.builds(
 
 
 @settings(max_examples=120, deadline=None)
-@given(WRITING, st.integers(0, 2**32), st.integers(0, 3))
-def test_streamed_pieces_joined_are_the_written_text_and_the_cut_of_the_whole(writing, seed, sample):
+@given(CONFIG, st.integers(0, 2**32), st.integers(0, 3))
+def test_streamed_pieces_joined_are_the_written_text_and_the_cut_of_the_whole(config, seed, sample):
     engine = ToyEngine(max_positions=40)
-    pieces = stream(engine, Bytes(), "天气不错", writing=writing, seed=seed, sample=sample)
+    pieces = stream(engine, Bytes(), "天气不错", config=config, seed=seed, sample=sample)
     shown = list(pieces)
-    [[written]] = write(engine, Bytes(), ["天气不错"], writing=writing, seed=seed, first=sample)
+    [[written]] = write(engine, Bytes(), ["天气不错"], config=config, seed=seed, first=sample)
     assert "".join(shown) == pieces.text == written.text
     assert all(shown) and pieces.reason == written.reason and pieces.seed == written.seed == seed
     ids = (
         written.ids[:-1]
-        if written.reason == "end" or (written.ids[-1:] == (9,) and 9 in writing.limits.end_ids)
+        if written.reason == "end" or (written.ids[-1:] == (9,) and 9 in config.limits.end_ids)
         else written.ids
     )
-    text, reason = cut(decode(ids), writing.stop, before="天气不错")
+    text, reason = cut(decode(ids), config.stop, before="天气不错")
     assert written.text == text
     assert reason is None or written.reason == reason
     assert reason is not None or written.reason in ("end", "length", "context")
 
 
 @settings(max_examples=40, deadline=None)
-@given(WRITING, st.integers(0, 2**32), st.integers(1, 4))
-def test_n_texts_at_once_are_the_same_one_by_one(writing, seed, n):
-    together = write(ToyEngine(), Bytes(), ["天气不错", "a“"], n=n, writing=writing, seed=seed)
+@given(CONFIG, st.integers(0, 2**32), st.integers(1, 4))
+def test_n_texts_at_once_are_the_same_one_by_one(config, seed, n):
+    together = write(ToyEngine(), Bytes(), ["天气不错", "a“"], n=n, config=config, seed=seed)
     assert [len(texts) for texts in together] == [n, n]
     for text, texts in zip(["天气不错", "a“"], together, strict=True):
         for number, written in enumerate(texts):
-            alone = write(ToyEngine(), Bytes(), [text], writing=writing, seed=seed, first=number)
+            alone = write(ToyEngine(), Bytes(), [text], config=config, seed=seed, first=number)
             assert alone == [[written]] and (written.seed, written.sample) == (seed, number)
 
 
@@ -111,28 +111,28 @@ def test_each_text_may_have_a_seed_of_its_own():
 
 def test_no_more_is_computed_than_what_was_taken_from_a_stream():
     engine = ToyEngine()
-    pieces = stream(engine, Bytes(), "aa", writing=Writing(sampling=Sampling(allowed=(6,))), seed=1)
+    pieces = stream(engine, Bytes(), "aa", config=GenerationConfig(sampling=Sampling(allowed=(6,))), seed=1)
     assert list(itertools.islice(pieces, 3)) == ["a"] * 3
     assert (len(engine.steps), pieces.text, pieces.reason) == (2, "aaa", None)
 
 
 def test_the_end_id_is_no_part_of_the_text():
-    writing = Writing(sampling=GREEDY, limits=Limits(max_tokens=5, end_ids=(7,)))
+    config = GenerationConfig(sampling=GREEDY, limits=Limits(max_tokens=5, end_ids=(7,)))
     follows = ToyEngine(scores=lambda ids: np.eye(12)[(ids[-1] + 1) % 12])
-    [[written]] = write(follows, Bytes(), ["“"], writing=writing)
+    [[written]] = write(follows, Bytes(), ["“"], config=config)
     assert (written.text, written.ids, written.reason) == ("a", (6, 7), "end")
-    assert search(follows, Bytes(), "“", 1, writing=writing)[0].text == "a"
+    assert search(follows, Bytes(), "“", 1, config=config)[0].text == "a"
 
 
 def test_half_a_character_at_the_end_is_shown_as_replaced_not_lost():
-    writing = Writing(sampling=Sampling(allowed=(1,)), limits=Limits(max_tokens=1))
-    assert write(ToyEngine(), Bytes(), ["a"], writing=writing)[0][0].text == "\ufffd"
+    config = GenerationConfig(sampling=Sampling(allowed=(1,)), limits=Limits(max_tokens=1))
+    assert write(ToyEngine(), Bytes(), ["a"], config=config)[0][0].text == "\ufffd"
 
 
 def test_the_prompt_opens_quotes_for_the_stop_rules():
-    writing = Writing(sampling=GREEDY, stop=StopRules(sentence_after=0))
+    config = GenerationConfig(sampling=GREEDY, stop=StopRules(sentence_after=0))
     quote = ToyEngine(scores=lambda ids: np.eye(12)[{5: 10, 10: 3, 3: 4, 4: 6}.get(ids[-1], 6)])
-    pieces = stream(quote, Bytes(), "a“", writing=writing, seed=0)
+    pieces = stream(quote, Bytes(), "a“", config=config, seed=0)
     assert list(pieces) == ["天气不错", "。", "”"] and pieces.reason == "sentence"
 
 
@@ -145,12 +145,12 @@ def test_a_fresh_seed_is_told_and_repeats_the_text():
 
 
 def test_beams_are_texts_cut_by_the_same_rules():
-    plain = Writing(limits=Limits(max_tokens=6))
-    beams = search(ToyEngine(), Bytes(), "a", 3, writing=plain)
+    plain = GenerationConfig(limits=Limits(max_tokens=6))
+    beams = search(ToyEngine(), Bytes(), "a", 3, config=plain)
     assert [beam.text for beam in beams] == [decode(beam.ids) for beam in beams] and len(beams) == 3
     assert [beam.score for beam in beams] == sorted((beam.score for beam in beams), reverse=True)
     stop = StopRules(sentence_after=1, max_chars=5)
-    for beam in search(ToyEngine(), Bytes(), "a", 3, writing=Writing(limits=Limits(max_tokens=9), stop=stop)):
+    for beam in search(ToyEngine(), Bytes(), "a", 3, config=GenerationConfig(limits=Limits(max_tokens=9), stop=stop)):
         assert (beam.text, beam.reason) == cut(decode(beam.ids), stop) or beam.reason == "length"
         assert beam.seed is None
 
@@ -159,8 +159,8 @@ def test_a_long_prompt_is_an_error_or_is_cut_from_the_left():
     engine = ToyEngine(max_positions=20)
     with pytest.raises(PromptError, match="the prompt has 30 tokens, the model knows 20 positions"):
         stream(engine, Bytes(), "a" * 30)
-    writing = Writing(keep_last=True, limits=Limits(max_tokens=4))
-    [[written]] = write(engine, Bytes(), ["。" * 10 + "a" * 16], writing=writing)
+    config = GenerationConfig(keep_last=True, limits=Limits(max_tokens=4))
+    [[written]] = write(engine, Bytes(), ["。" * 10 + "a" * 16], config=config)
     assert engine.prefilled == [[[6] * 16]] and len(written.ids) == 4
 
 
@@ -185,17 +185,17 @@ def test_the_prompt_settles_the_first_space_unless_it_is_the_source_of_an_encode
     words = WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "day", "##s", "天"])
     follows = ToyEngine(vocab_size=8, scores=lambda ids: np.eye(8)[{4: 5, 5: 6, 6: 7}.get(ids[-1], 5)])
     limits = Limits(max_tokens=3)
-    writing = Writing(sampling=GREEDY, limits=limits)
-    assert list(stream(follows, words, "good", writing=writing)) == [" day", "s", "天"]
-    assert list(stream(follows, words, "天", writing=writing)) == ["day", "s", "天"]
-    assert list(stream(follows, words, "good ", writing=writing)) == ["day", "s", "天"]
-    apart = Writing(sampling=GREEDY, limits=limits, continues=False)
-    assert list(stream(follows, words, "good", writing=apart)) == ["day", "s", "天"]
+    config = GenerationConfig(sampling=GREEDY, limits=limits)
+    assert list(stream(follows, words, "good", config=config)) == [" day", "s", "天"]
+    assert list(stream(follows, words, "天", config=config)) == ["day", "s", "天"]
+    assert list(stream(follows, words, "good ", config=config)) == ["day", "s", "天"]
+    apart = GenerationConfig(sampling=GREEDY, limits=limits, continues=False)
+    assert list(stream(follows, words, "good", config=apart)) == ["day", "s", "天"]
 
 
 def test_marks_are_added_to_the_prompt_where_the_model_wants_them():
     assert read_prompt(ToyEngine(), Bytes(), "a") == [6]
-    assert read_prompt(ToyEngine(), Bytes(), "a", Writing(before=(8,), after=(9,))) == [8, 6, 9]
+    assert read_prompt(ToyEngine(), Bytes(), "a", GenerationConfig(before=(8,), after=(9,))) == [8, 6, 9]
 
 
 def test_settings_are_refused_at_the_call():
@@ -214,4 +214,4 @@ def test_weights_of_nan_are_one_clear_error():
 
 
 def test_the_default_stops_at_nothing():
-    assert Writing().stop == NEVER
+    assert GenerationConfig().stop == NEVER

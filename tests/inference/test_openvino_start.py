@@ -14,13 +14,13 @@ from pathlib import Path
 from hanmo.inference.openvino.engine import open_engine
 from hanmo.generate import GREEDY, Limits
 from hanmo.generate.stop import NEVER
-from hanmo.generate.text import Writing, write
+from hanmo.generate.text import GenerationConfig, write
 from hanmo.tokenizers import WordPiece
 
 words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(0x4E00 + i) for i in range(115))]
 engine = open_engine(Path(sys.argv[1]), weights="float32", folder=Path(sys.argv[2]))
-writing = Writing(sampling=GREEDY, limits=Limits(max_tokens=9), stop=NEVER)
-[[written]] = write(engine, WordPiece(words), ["一丁"], writing=writing, seed=1)
+config = GenerationConfig(sampling=GREEDY, limits=Limits(max_tokens=9), stop=NEVER)
+[[written]] = write(engine, WordPiece(words), ["一丁"], config=config, seed=1)
 assert "torch" not in sys.modules, "torch was imported"
 print(*written.ids)
 """

@@ -15,7 +15,7 @@ from hanmo.generate.beam import beam_search
 from hanmo.generate.loop import Token, sample
 from hanmo.inference.openvino.engine import OpenVinoRows, open_engine
 from hanmo.inference.prefix_cache import PromptCache
-from hanmo.writer import open_writer
+from hanmo.pipeline import open_writer
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12]

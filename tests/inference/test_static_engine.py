@@ -273,7 +273,7 @@ def test_rows_and_columns_are_rounded_up_to_few_shapes():
 
 
 def test_what_was_loaded_writes_with_it_on_a_gpu_and_keeps_it(device, monkeypatch, tmp_path):
-    monkeypatch.setattr("hanmo.pipeline.QUEUED", (device,))
+    monkeypatch.setattr("hanmo.model_pipeline.QUEUED", (device,))
     loaded = hanmo.loading.load(GOLDENS / "gpt2_ml" / "model.ckpt", device=device)
     engine = loaded.engine
     assert type(engine) is StaticEngine and loaded.engine is engine

@@ -12,7 +12,7 @@ from hanmo.checkpoint.save import save
 from hanmo.cli.app import app
 from hanmo.families import FAMILIES
 from hanmo.model import Model
-from hanmo.pipeline import Loaded
+from hanmo.model_pipeline import ModelPipeline
 
 transformers = pytest.importorskip("transformers")
 transformers.utils.logging.set_verbosity_error()
@@ -110,7 +110,7 @@ def test_what_a_folder_of_transformers_says_of_tokens_is_kept(
 # From an original's form
 
 
-def original(family: str, folder: Path) -> Loaded:
+def original(family: str, folder: Path) -> ModelPipeline:
     """Save a small random model as the family's TensorFlow checkpoint with a vocab.txt beside it, and load it."""
     names = FAMILIES[family].tensorflow
     assert names is not None

@@ -11,7 +11,7 @@ import torch
 
 import hanmo
 from hanmo.errors import CheckpointError, PromptError
-from hanmo.pipeline import Loaded
+from hanmo.model_pipeline import ModelPipeline
 from hanmo.tokenizers import SentencePiece, load_tokenizer
 from hanmo.tokenizers.sentence_piece import sentinel_ids, with_sentinels
 
@@ -97,10 +97,10 @@ def test_no_sentinel_is_written_where_none_is_filled(tmp_path: Path) -> None:
     t5(tmp_path, PIECES + EXTRA)
     loaded = hanmo.load(tmp_path)
     assert loaded.tokenizer is not None
-    assert set(sentinel_ids(loaded.tokenizer)) <= set(loaded.writing().sampling.banned)
+    assert set(sentinel_ids(loaded.tokenizer)) <= set(loaded.generation_config().sampling.banned)
 
 
-def spans(ids: list[int], loaded: Loaded, sentinels: list[int]) -> dict[int, str]:
+def spans(ids: list[int], loaded: ModelPipeline, sentinels: list[int]) -> dict[int, str]:
     """Part an answer at its sentinels and its end: sentinel → what stands behind it where it comes first."""
     starts = [at for at, number in enumerate(ids) if number in (*sentinels, 1)]
     assert loaded.tokenizer is not None

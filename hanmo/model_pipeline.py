@@ -1,0 +1,247 @@
+"""What `hanmo.load` gives: one object that knows network and tokenizer, and writes, scores, encodes and fills.
+
+Joins an engine with hanmo.generate. Knows no file.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import count, pairwise
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hanmo.checkpoint.load import Report
+from hanmo.checkpoint.save import save
+from hanmo.config import ModelConfig
+from hanmo.errors import CheckpointError, ConfigError, PromptError
+from hanmo.generate.rules import check_count
+from hanmo.generate.text import search
+from hanmo.inference.cuda.blocks import Int8Linear
+from hanmo.inference.cuda.engine import StaticEngine
+from hanmo.inference.torch_engine import TorchEngine
+from hanmo.model import Model
+from hanmo.pipeline import Pipeline, Texts
+from hanmo.tokenizers.huggingface import huggingface_files
+from hanmo.tokenizers.load import tokenizer_files
+from hanmo.tokenizers.prompt import as_texts, encode_prompt
+from hanmo.tokenizers.protocol import Tokenizer
+from hanmo.tokenizers.sentence_piece import sentinel_ids
+from hanmo.training.score import Bits, bits_per_character, distinct_unknown_of, token_logprobs
+
+_SPAN = 16  # most ids of a span that `fill` looks for, on average; T5 was trained on spans of 3
+QUEUED = ("cuda",)  # kinds of devices for which StaticEngine is made
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a model predicts a text.
+
+    bits_per_char: -log2 of the text's probability, divided by the characters that were predicted.
+    tokens: those that are predicted, as the vocabulary spells them: all but the first, before which nothing stands.
+    logprobs: natural logarithm of the probability of each of them.
+    """
+
+    bits_per_char: float
+    logprobs: list[float]
+    tokens: list[str]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token, of T5 a text, that could stand in a [MASK], and how likely the model finds it (0 to 1)."""
+
+    token: str
+    probability: float
+
+
+class ModelPipeline(Pipeline):
+    """A model that is ready to use; see `hanmo.load`.
+
+    config, model, tokenizer (None if no vocabulary was found), report (what loading used and left), path.
+    """
+
+    def __init__(
+        self, config: ModelConfig, model: Model, tokenizer: Tokenizer | None, report: Report, path: Path
+    ) -> None:
+        super().__init__(config, tokenizer, path)
+        self.model, self.report = model, report
+        self._kept: tuple[int, StaticEngine] | None = None
+
+    @property
+    def engine(self) -> TorchEngine:
+        """The torch engine over the model: on a GPU the one of fixed shapes, kept for its memory and its graphs.
+
+        Raises CheckpointError if the model cannot write.
+        """
+        weight = self.model.token.weight
+        start = 0 if self.tokenizer is None else self.marks.start
+        if weight.device.type not in QUEUED:
+            return TorchEngine(self.model, start=start)
+        kept = self._kept  # a model that was moved or exchanged needs another
+        if kept is None or kept[0] != weight.data_ptr() or kept[1].model is not self.model:
+            self._kept = kept = weight.data_ptr(), StaticEngine(self.model, start=start)
+        return kept[1]
+
+    def save(self, path: str | Path, *, form: str = "safetensors", overwrite: bool = False) -> Path:
+        """Save network and vocabulary; form and errors as in `hanmo.save`. Returns the path to load.
+
+        Raises CheckpointError too for weights that were rounded to int8, which no form holds.
+        """
+        if any(isinstance(layer, Int8Linear) for layer in self.model.modules()):
+            raise CheckpointError(
+                f"the weights of {self.path} are held as int8, which no form of checkpoint has; "
+                "load it again and save that"
+            )
+        beside = tokenizer_files(self.path if self.path.is_dir() else self.path.parent)
+        described = form == "huggingface" and self.tokenizer is not None and bool(beside)
+        files = huggingface_files(self.config, self._tokenizer(), beside) if described else beside
+        return save(self.model, path, form=form, tokenizer=files, overwrite=overwrite).path
+
+    @overload
+    def score(self, text: str, *, distinct_unknown: int | None = ..., parse_special: bool = ...) -> Score: ...
+    @overload
+    def score(self, text: Texts, *, distinct_unknown: int | None = ..., parse_special: bool = ...) -> list[Score]: ...
+    @torch.inference_mode()
+    def score(
+        self, text: str | Texts, *, distinct_unknown: int | None = None, parse_special: bool = False
+    ) -> Score | list[Score]:
+        """Measure how well a model that writes predicts a text, in windows that overlap by half.
+
+        text: one, or a list of texts, which gives a list.
+        A model that Hanmo trained is given the end mark before the text and predicts the one behind it.
+        distinct_unknown: how many unknown characters training saw; each [UNK] then costs log2 of it + 1 more bits. None
+        takes what the model's training.json says, or 0.   parse_special: as for `generation_config`.
+        Raises PromptError for a text of fewer than two tokens, CheckpointError for a model that does not write.
+        """
+        if not isinstance(text, str):
+            return [
+                self.score(each, distinct_unknown=distinct_unknown, parse_special=parse_special)
+                for each in as_texts(text)
+            ]
+        tokenizer = self._tokenizer()
+        if not self.config.can_generate or self.config.main.mask != "causal" or self.config.is_encoder_decoder:
+            raise CheckpointError("scores need a model that reads from left to right; load a BERT with mask='causal'")
+        marks = self.marks.before
+        ids = [*marks, *encode_prompt(tokenizer, text, ends=False, special=parse_special), *marks]
+        if len(ids) < 2:
+            raise PromptError(f"the text {text!r} is one token; nothing predicts the first, give a longer text")
+        logprobs = token_logprobs(self._logprobs, ids, window=self.config.main.context or len(ids))
+        tokens = [tokenizer.id_to_token(i) for i in ids[1:]]
+        first = 0 if marks else len(tokenizer.decode(ids[:1])) or 1
+        unknown = sum(i == tokenizer.special.unk for i in ids[1:])
+        spent = Bits(-sum(logprobs), len(logprobs), max(1, len(text) - first), unknown)
+        distinct = distinct_unknown_of(self.path) if distinct_unknown is None else distinct_unknown
+        return Score(bits_per_character(spent, distinct_unknown=distinct), logprobs, tokens)
+
+    def _logprobs(self, ids: Sequence[int]) -> list[float]:
+        part = torch.tensor([ids], device=self.model.token.weight.device)
+        logits = self.model(part).logits[0, :-1].float()
+        return logits.log_softmax(-1).gather(-1, part[0, 1:, None])[:, 0].tolist()
+
+    @torch.inference_mode()
+    def encode(self, texts: str | Sequence[str], *, pool: str = "mean", batch: int = 32) -> npt.NDArray[np.float32]:
+        """Turn texts into vectors [texts, hidden_size] with an encoder; one text counts as a list of one.
+
+        Texts longer than the model's positions are cut at their end. Each stands alone; a pair is not a text.
+        pool: "mean" of all tokens, "first" token, or "pooler" (the trained one, if there is).   batch: texts at once.
+        Raises CheckpointError if the model lacks what `pool` names, ConfigError for another `pool`, PromptError for
+        what is no text.
+        """
+        if pool not in ("mean", "first", "pooler"):
+            raise ConfigError(f"pool is {pool!r}; expected 'mean', 'first' or 'pooler'")
+        if pool == "pooler" and self.model.pooler is None:
+            raise CheckpointError("this checkpoint has no pooler; use pool='mean' or 'first'")
+        texts = as_texts(texts)
+        if self.config.main.mask == "prefix":
+            raise CheckpointError("this model was loaded to write (mask='prefix'); load it without a mask for vectors")
+        tokenizer = self._tokenizer()
+        encodings = tokenizer.encode_batch(texts, limit=self.config.main.context)
+        vectors = [np.zeros((0, self.config.main.hidden_size), np.float32)]
+        for start in range(0, len(encodings), batch):
+            ids, mask = self._padded([encoding.ids for encoding in encodings[start : start + batch]])
+            if self.config.is_encoder_decoder:
+                hidden = self.model.encode(ids, mask=mask)
+            else:
+                output = self.model(ids, mask=mask, logits="none")
+                hidden = output.hidden if pool != "pooler" else output.pooled[:, None]
+            if pool == "mean":
+                weights = mask[..., None].to(hidden.dtype)
+                hidden = ((hidden * weights).sum(1) / weights.sum(1))[:, None]
+            vectors.append(hidden[:, 0].float().cpu().numpy())
+        return np.concatenate(vectors)
+
+    @torch.inference_mode()
+    def fill(self, text: str, *, k: int = 5) -> list[list[Candidate]]:
+        """Name the k likeliest tokens for each [MASK] in a text: one list for each, in order.
+
+        A T5 names texts of any length for each <extra_id_0>, <extra_id_1> …, or each [MASK] where there is none of
+        these: what stands there in the k likeliest answers of a beam search, each with the probability of the answers
+        that say so.
+        k: 1 or more; a k of the vocabulary's size or above names all tokens.
+        Raises PromptError if there is no [MASK] or the text is too long, ConfigError for a k below 1, CheckpointError
+        if the model cannot fill one.
+        """
+        check_count("k", k)
+        tokenizer = self._tokenizer()
+        if self.config.is_encoder_decoder:
+            return self._fill_spans(text, k)
+        mask = tokenizer.special.mask
+        if self.config.output == "none" or self.config.main.mask != "full" or mask is None:
+            raise CheckpointError("filling needs a masked language model: a BERT-like encoder with its MLM head")
+        ids = tokenizer.encode(text, special=True).ids
+        places = [i for i, token in enumerate(ids) if token == mask]
+        if not places:
+            raise PromptError(f"the text {text[:20]!r} has no [MASK]; write one where a token is to be found")
+        context = self.config.main.context
+        if context is not None and len(ids) > context:
+            raise PromptError(
+                f"the text has {len(ids)} tokens with its marks, the model knows {context} positions; shorten it"
+            )
+        logits = self.model(torch.tensor([ids], device=self.model.token.weight.device)).logits[0, places].float()
+        logits[:, tokenizer.vocab_size :] = -torch.inf
+        best = logits.softmax(-1).topk(min(k, tokenizer.vocab_size))
+        return [
+            [Candidate(tokenizer.id_to_token(i), p) for p, i in zip(values, found, strict=True)]
+            for values, found in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def _fill_spans(self, text: str, k: int) -> list[list[Candidate]]:
+        tokenizer, sentinels = self._tokenizer(), sentinel_ids(self._tokenizer())
+        if not sentinels:
+            raise CheckpointError("this T5's vocabulary has no <extra_id_0>, which filling needs")
+        if "<extra_id_" not in text:
+            numbers = count()
+            text = re.sub(r"\[MASK\]", lambda _: f"<extra_id_{next(numbers)}>", text)
+        asked = [i for i in tokenizer.encode(text, ends=False, special=True).ids if i in sentinels]
+        if not asked:
+            raise PromptError(
+                f"the text {text[:20]!r} has no <extra_id_0> and no [MASK]; write one where a text is due"
+            )
+        config = self.generation_config(stop=None, max_chars=None, max_tokens=_SPAN * (len(asked) + 1))
+        banned = tuple(i for i in config.sampling.banned if i not in sentinels)
+        config = replace(config, sampling=replace(config.sampling, banned=banned))
+        found: list[dict[str, float]] = [{} for _ in asked]
+        for answer in search(self.engine, tokenizer, text, k, config=config):
+            marks = [at for at, i in enumerate(answer.ids) if i in {*sentinels, *config.limits.end_ids}]
+            parts = [answer.ids[start:stop] for start, stop in pairwise([*marks, len(answer.ids)])]
+            for sentinel, candidates in zip(asked, found, strict=True):
+                part = next((part for part in parts if part[0] == sentinel), None)  # it should come but once
+                if part is not None:
+                    span = tokenizer.decode(part[1:])
+                    candidates[span] = candidates.get(span, 0.0) + math.exp(answer.score or 0.0)
+        return [sorted((Candidate(*item) for item in each.items()), key=lambda c: -c.probability) for each in found]
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        longest = max(len(row) for row in rows)
+        device = self.model.token.weight.device
+        ids = torch.tensor([list(row) + [0] * (longest - len(row)) for row in rows], device=device)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        return ids, torch.arange(longest, device=device) < lengths[:, None]
+
+
+Loaded = ModelPipeline  # the name in 0.1
