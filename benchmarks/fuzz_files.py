@@ -37,8 +37,8 @@ import hanmo
 from hanmo.batch.files import Run
 from hanmo.batch.rows import read_rows
 from hanmo.batch.work import BatchWriter
+from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.safetensors import write_safetensors
-from hanmo.checkpoint.source import open_source
 from hanmo.checkpoint.tf.protobuf import fields, read_varint, varint
 from hanmo.checkpoint.tf.sstable import read_table, write_table
 from hanmo.checkpoint.torch_files import write_torch

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from hanmo.checkpoint.load import Report, as_tensor
 from hanmo.checkpoint.match import config_of, plan
-from hanmo.checkpoint.source import Source, open_source
+from hanmo.checkpoint.open import open_source
+from hanmo.checkpoint.source import Source
 from hanmo.checkpoint.staged import atomic_path
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingFile

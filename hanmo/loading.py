@@ -12,7 +12,8 @@ import torch
 
 from hanmo.checkpoint.load import Report, as_dtype, fill
 from hanmo.checkpoint.match import plan
-from hanmo.checkpoint.source import ADAPTERS, Source, locate, open_source
+from hanmo.checkpoint.open import locate, open_source
+from hanmo.checkpoint.source import Source
 from hanmo.checkpoint.vocabulary_edit import VocabularyEdit
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingFile
@@ -51,12 +52,13 @@ def load(
     A training run's folder means its best checkpoint; LoRA adapters are merged into the model they belong to.
     Raises MissingFile, CheckpointError (CorruptFile, TensorMismatch) or ConfigError; nothing is filled halfway.
     """
-    if (adapters := locate(Path(path))).name == ADAPTERS:
+    found = locate(path)
+    if found.format == "adapters":
         return _adapted(
-            adapters, dtype=dtype, device=device, tokenizer=tokenizer, pre_tokenize=pre_tokenize, edit=edit,
+            found.path, dtype=dtype, device=device, tokenizer=tokenizer, pre_tokenize=pre_tokenize, edit=edit,
             verify=verify, progress=progress,
         )  # fmt: skip
-    with open_source(path, verify=verify) as source:
+    with open_source(found, verify=verify) as source:
         model, report = load_network(
             source, config=config, family=family, mask=mask, dtype=dtype, edit=edit, progress=progress
         )

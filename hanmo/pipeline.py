@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
+from hanmo.checkpoint.open import locate
 from hanmo.checkpoint.recognise import SPARE
-from hanmo.checkpoint.source import locate
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingFile, TokenizerError
 from hanmo.generate.loop import Engine, Limits
@@ -313,10 +313,10 @@ def open_writer(
     from hanmo.inference.openvino.engine import OpenVinoEngine, open_weights
     from hanmo.inference.prefix_cache import PromptCache
 
-    path = Path(path)
+    path, found = Path(path), locate(path)
     if path.is_dir():
-        path = locate(path).parent  # of a training run's folder, that of its best checkpoint
-    kept = open_weights(path, weights=weights, config=config, family=family, progress=progress)
+        path = found.folder  # of a training run's folder, that of its best checkpoint
+    kept = open_weights(found, weights=weights, config=config, family=family, progress=progress)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = find_tokenizer(path, tokenizer, kept.config, pre_tokenize=pre_tokenize)
     start = 0 if tokenizer is None else marks_of(kept.config, tokenizer).start

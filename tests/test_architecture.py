@@ -212,7 +212,7 @@ def test_torch_is_not_on_the_way_from_the_shell_to_the_text():
         if layer(name_of(path)) in ("", "errors", "files", "config", "families", "tokenizers", "generate", "cli")
         and path.name != "__main__.py"
     ]
-    free += [f"hanmo.checkpoint.{name}" for name in ("inspect", "source", "tf.bundle", "safetensors")]
+    free += [f"hanmo.checkpoint.{name}" for name in ("inspect", "open", "tf.bundle", "safetensors")]
     program = f"import sys\nfor name in {free}:\n    __import__(name)\n    assert 'torch' not in sys.modules, name"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr

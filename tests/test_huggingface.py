@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.save import save
-from hanmo.checkpoint.source import open_source
 from hanmo.errors import ConfigError, TensorMismatch
 from hanmo.loading import load
 

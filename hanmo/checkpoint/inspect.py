@@ -5,17 +5,17 @@ the files that only torch can open.
 """
 
 import hashlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hanmo.checkpoint.open import find_config, open_source
 from hanmo.checkpoint.quantized import Quantized
-from hanmo.checkpoint.recognise import SPARE, Recognised, find_config, recognise, recognise_own
+from hanmo.checkpoint.recognise import SPARE, Recognised, recognise, recognise_own
 from hanmo.checkpoint.renamed import Renamed
 from hanmo.checkpoint.shards import read_weight_map
-from hanmo.checkpoint.source import ENDINGS, Source, open_source
+from hanmo.checkpoint.source import Source
 from hanmo.checkpoint.tf.bundle import Bundle, shard_path
 from hanmo.checkpoint.tf.index import read_index
 from hanmo.config import ModelConfig
@@ -23,11 +23,8 @@ from hanmo.errors import ConfigError, MissingFile
 from hanmo.families.family import TRAINING
 from hanmo.files import open_file, read_bytes, read_json
 
-__all__ = ["Inspection", "StoredFile", "find_checkpoints", "inspect"]
+__all__ = ["Inspection", "StoredFile", "inspect"]
 
-_FIRST = ("model.safetensors.index.json", "model.safetensors")
-# What training scripts leave in a folder, and the parts that an index json lists.
-_NO_MODEL = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)|.*-\d{5}-of-\d{5}\.\w+")
 _SLOTS = {reason for reason in TRAINING.values() if "state" in reason}
 _CHUNK = 1 << 22
 
@@ -105,16 +102,6 @@ class Inspection:
             "notes": self.notes,
             "problems": self.problems,
         }
-
-
-def find_checkpoints(path: str | Path) -> list[Path]:
-    """List the checkpoints at a path: those of a folder, else the path itself, there or not."""
-    path = Path(path)
-    if not path.is_dir():
-        return [path]
-    names = sorted(file.name for file in path.iterdir() if file.name.endswith(ENDINGS))
-    whole = [name for name in names if not _NO_MODEL.fullmatch(name)] or names
-    return [path / name for name in sorted(whole, key=lambda name: (name not in _FIRST, name))] or [path]
 
 
 def inspect(

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from hanmo.checkpoint.names import check_repeats
-from hanmo.checkpoint.recognise import Recognised, read_config, recognise, recognise_own, rename
+from hanmo.checkpoint.open import GENERATION_CONFIG, OWN_CONFIG, read_config
+from hanmo.checkpoint.recognise import Recognised, recognise, recognise_own, rename
 from hanmo.checkpoint.shapes import bare
 from hanmo.checkpoint.source import Source
 from hanmo.config import ModelConfig
@@ -21,10 +22,7 @@ from hanmo.families import FAMILIES, Names, Row
 from hanmo.files import errors_as, read_json
 from hanmo.model import Model
 
-__all__ = ["GENERATION_CONFIG", "OWN_CONFIG", "config_of", "generation_fields", "plan"]
-
-GENERATION_CONFIG = "generation_config.json"
-OWN_CONFIG = "hanmo.json"
+__all__ = ["config_of", "generation_fields", "plan"]
 
 # Settings of transformers that change which ids are written, and that Hanmo has not.
 _UNKNOWN_RULES = ("forced_bos_token_id", "forced_decoder_ids", "suppress_tokens", "begin_suppress_tokens")
@@ -83,7 +81,7 @@ def _recognised(
         raise ConfigError(
             f"{source.path}: " + "; ".join(found.mismatches) + "; mend config.json or take the one it came with"
         )
-    if found.derived and any(note.startswith(("num_heads", "num_layers")) for note in found.notes):
+    if found.derived and any(note.startswith(("heads", "depth")) for note in found.notes):
         raise MissingFile(
             f"no config.json beside {source.path}, and its shapes do not tell {found.notes[0]}; "
             f"put the one it came with there, or the one that 'hanmo inspect' prints"

@@ -8,8 +8,7 @@ Knows how numbers are rounded and what the two tensors are called. Knows no netw
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,7 +66,7 @@ def _item(name: str, dtype: str, shape: tuple[int, ...], whole: Tensor) -> Item:
     return name, (TensorInfo(name, dtype, shape, storage_bytes(dtype, shape)), made())
 
 
-class Quantized:
+class Quantized(Source):
     """A source whose rounded matrices read as float32, made anew at each reading.
 
     Raises CorruptFile if a matrix lacks its scales or has others.
@@ -75,7 +74,7 @@ class Quantized:
 
     def __init__(self, inner: Source) -> None:
         self._inner, self.path = inner, inner.path
-        self._infos: dict[str, TensorInfo] = {}
+        tensors: dict[str, TensorInfo] = {}
         for name, info in inner.tensors.items():
             if info.dtype == "int8":
                 scale = inner.tensors.get(name + _SCALE)
@@ -87,35 +86,16 @@ class Quantized:
                     )
                 info = TensorInfo(name, "float32", info.shape, storage_bytes("float32", info.shape))
             if not name.endswith(_SCALE) or name.removesuffix(_SCALE) not in inner.tensors:
-                self._infos[name] = info
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor by its name, matrices as float32."""
-        return self._infos
-
-    @property
-    def in_file_order(self) -> Sequence[str]:
-        """Names by offset."""
-        return [name for name in self._inner.in_file_order if name in self._infos]
+                tensors[name] = info
+        self.tensors = tensors
+        self.in_file_order = [name for name in inner.in_file_order if name in tensors]
 
     def read(self, name: str) -> Array:
-        """Return one tensor; see `Source.read`."""
         found = self._inner.read(name)
         return found if found.dtype != np.int8 else found.astype(np.float32) * self._inner.read(name + _SCALE)
 
     def release(self, name: str) -> None:
-        """Give back the tensor's mapped pages; see `Source.release`."""
         self._inner.release(name)
 
     def close(self) -> None:
-        """Let go of the file."""
         self._inner.close()
-
-    def __enter__(self) -> Quantized:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

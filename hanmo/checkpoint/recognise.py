@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from hanmo.checkpoint.candidates import candidates, choose, named_by, names_of
@@ -18,15 +17,13 @@ from hanmo.checkpoint.source import Source, TensorInfo
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError
 from hanmo.families import FAMILIES, Names, Row
-from hanmo.files import errors_as, read_json
+from hanmo.files import errors_as
 
 __all__ = [
     "RELEASED",
     "SPARE",
     "Recognised",
     "Released",
-    "find_config",
-    "read_config",
     "recognise",
     "recognise_own",
     "rename",
@@ -150,21 +147,6 @@ def recognise_own(source: Source, config: ModelConfig) -> Recognised:
     if released is not None:
         result.released = released.name
     return result
-
-
-def find_config(folder: Path) -> Path | None:
-    """Find the config.json of a folder, under any of the names it goes by; None if there is none, or several."""
-    for name in ("config.json", "bert_config.json", "albert_config.json", "hparams.json", "mega.json"):
-        if (folder / name).is_file():
-            return folder / name
-    others = sorted(folder.glob("*config*.json"))
-    return others[0] if len(others) == 1 else None
-
-
-def read_config(folder: Path) -> dict[str, Any] | None:
-    """Read what `find_config` finds."""
-    path = find_config(folder)
-    return None if path is None else read_json(path, error=ConfigError)
 
 
 def rename(rows: list[Row], names: Mapping[str, object], prefix: str) -> list[Row]:

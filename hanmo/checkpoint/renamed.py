@@ -6,8 +6,7 @@ A view of a `Source` under the names that a family's table has (families/namings
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,8 +40,8 @@ HOW: dict[str, tuple[int, Callable[[list[Shape]], Shape], Callable[[list[Array]]
 _RANKS = {"transpose": 2, "without_first": 2, "join": 1, "join_transpose": 2, "product": 2}
 
 
-class Renamed:
-    """An open checkpoint under other names; a `Source`.
+class Renamed(Source):
+    """An open checkpoint under other names.
 
     inner: the checkpoint as it is stored.   names: stored name → the name here.   naming: whose names they are, if the
     renames are a project's.   note: what a person should know.
@@ -55,21 +54,10 @@ class Renamed:
         for stored, name in names.items():
             self._parts.setdefault(name, []).append(stored)
         self._how = {name: _how(naming, name) for name in self._parts}
-        self._infos = {name: self._info(name) for name in sorted(self._parts)}
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor by its name, sorted."""
-        return self._infos
-
-    @property
-    def in_file_order(self) -> Sequence[str]:
-        """Names in the order of the first of their bytes."""
-        names = {stored: name for name, parts in self._parts.items() for stored in parts}
-        return list(dict.fromkeys(names[stored] for stored in self.inner.in_file_order))
+        self.tensors = {name: self._info(name) for name in sorted(self._parts)}
+        self.in_file_order = list(dict.fromkeys(names[stored] for stored in inner.in_file_order))
 
     def read(self, name: str) -> Array:
-        """Return one tensor; see `Source.read`. What is joined or multiplied is a copy."""
         parts = self._parts[name]
         made = HOW[self._how[name]][2]([self.inner.read(part) for part in parts])
         if len(parts) > 1:
@@ -77,21 +65,11 @@ class Renamed:
         return made
 
     def release(self, name: str) -> None:
-        """Let go of the pages of its parts; see `Source.release`."""
         for part in self._parts[name]:
             self.inner.release(part)
 
     def close(self) -> None:
-        """Let go of the files; arrays that were read stay valid."""
         self.inner.close()
-
-    def __enter__(self) -> Renamed:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def config(self, data: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[str, Any]:
         """Translate config.json into the family's words; shown: the one that the shapes call for.

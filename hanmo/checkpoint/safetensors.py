@@ -9,15 +9,14 @@ The format: https://huggingface.co/docs/safetensors
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from hanmo.checkpoint.mapped import MappedFile
 from hanmo.checkpoint.shards import group, write_sharded
-from hanmo.checkpoint.source import STORAGE, Array, TensorInfo, storage_bytes
+from hanmo.checkpoint.source import STORAGE, Array, Source, TensorInfo, storage_bytes
 from hanmo.checkpoint.staged import Item, describe, raw_chunks
 from hanmo.errors import CheckpointError, CorruptFile
 from hanmo.files import parse_json
@@ -35,8 +34,8 @@ _MAX_RANK = 32
 _ALIGN = 64
 
 
-class Safetensors:
-    """One safetensors file that is open for reading; a `Source`.
+class Safetensors(Source):
+    """One safetensors file that is open for reading.
 
     metadata: the strings under `__metadata__`.
     Raises MissingFile, and CorruptFile for a header that lies about itself or the bytes after it.
@@ -48,39 +47,17 @@ class Safetensors:
         try:
             self._start, header = _read_header(self._file)
             self.metadata = _metadata(header.pop("__metadata__", {}))
-            self._offsets, self._infos = _check(header, self._file.size - self._start)
+            self._offsets, self.tensors = _check(header, self._file.size - self._start)
+            self.in_file_order = list(self._offsets)
         except CheckpointError as error:
             raise type(error)(f"{path}: {error}; download or copy it again") from None
 
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor by its name, sorted."""
-        return self._infos
-
-    @property
-    def in_file_order(self) -> Sequence[str]:
-        """Names by offset."""
-        return list(self._offsets)
-
     def read(self, name: str) -> Array:
-        """Return one tensor; see `Source.read`."""
-        info = self._infos[name]
+        info = self.tensors[name]
         return self._file.read(self._start + self._offsets[name], info.dtype, info.shape)
 
     def release(self, name: str) -> None:
-        """Give back the tensor's mapped pages; see `Source.release`."""
-        self._file.release(self._start + self._offsets[name], self._infos[name].nbytes)
-
-    def close(self) -> None:
-        """Do nothing: the map lives as long as this reader and the arrays that were read."""
-
-    def __enter__(self) -> Safetensors:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        self._file.release(self._start + self._offsets[name], self.tensors[name].nbytes)
 
 
 def write_safetensors(

@@ -6,11 +6,10 @@ Knows the index's "weight_map" and joins the files' readers to one. Knows nothin
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 
-from hanmo.checkpoint.source import Array, Source, TensorInfo
+from hanmo.checkpoint.source import Array, Source
 from hanmo.checkpoint.staged import Item, Staged, describe
 from hanmo.errors import CheckpointError, CorruptFile, MissingFile
 from hanmo.files import read_json
@@ -20,8 +19,8 @@ __all__ = ["Sharded", "group", "read_weight_map", "shard_name", "write_sharded"]
 _MAX_INDEX = 64 << 20
 
 
-class Sharded:
-    """All files of an index json as one `Source`.
+class Sharded(Source):
+    """All files of an index json as one.
 
     Raises MissingFile naming the file that is not there, and CorruptFile where index and files disagree.
     """
@@ -47,38 +46,18 @@ class Sharded:
         for name, file in weight_map.items():
             if name not in self._owner:
                 raise CorruptFile(f"{path} says that {name!r} is in {file}, which does not hold it")
-        self._tensors = {name: self._owner[name].tensors[name] for name in sorted(self._owner)}
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor of every file by its name, sorted."""
-        return self._tensors
-
-    @property
-    def in_file_order(self) -> Sequence[str]:
-        """Names by file, and within a file by offset."""
-        return [name for part in self._parts for name in part.in_file_order]
+        self.tensors = {name: self._owner[name].tensors[name] for name in sorted(self._owner)}
+        self.in_file_order = [name for part in self._parts for name in part.in_file_order]
 
     def read(self, name: str) -> Array:
-        """Return one tensor; see `Source.read`."""
         return self._owner[name].read(name)
 
     def release(self, name: str) -> None:
-        """Give back the tensor's mapped pages; see `Source.release`."""
         self._owner[name].release(name)
 
     def close(self) -> None:
-        """Let go of all files; arrays that were read stay valid."""
         for part in self._parts:
             part.close()
-
-    def __enter__(self) -> Sharded:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def group(

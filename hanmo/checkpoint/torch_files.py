@@ -9,16 +9,15 @@ import errno
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from reprlib import repr
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hanmo.checkpoint.shards import group, write_sharded
-from hanmo.checkpoint.source import STORAGE, Array, TensorInfo, storage_bytes
+from hanmo.checkpoint.source import STORAGE, Array, Source, TensorInfo, storage_bytes
 from hanmo.checkpoint.staged import Item, describe, is_disk_full, raw_chunks
 from hanmo.errors import CheckpointError, CorruptFile, MissingFile
 from hanmo.files import errors_as, open_file
@@ -33,8 +32,8 @@ _MOST_REPEATED = 1 << 20  # bytes that the expanded tensors of a file may come t
 _NESTED = ("state_dict", "model_state_dict", "model", "module")
 
 
-class TorchFile:
-    """One file of torch.save that is open for reading; a `Source`.
+class TorchFile(Source):
+    """One file of torch.save that is open for reading.
 
     The tensors may stand at the top or under "state_dict", "model_state_dict", "model" or "module". Files of
     torch 1.6 and later are mapped; older ones are read whole.
@@ -48,44 +47,23 @@ class TorchFile:
         loaded, zipped = _load(path)
         self._verify = verify and zipped
         self._found = dict(sorted(_state_dict(loaded, path).items()))
-        self._infos = {name: _info(name, tensor, path) for name, tensor in self._found.items()}
+        self.tensors = {name: _info(name, tensor, path) for name, tensor in self._found.items()}
         _refuse_repeated(self._found, path)
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor by its name, sorted."""
-        return self._infos
-
-    @property
-    def in_file_order(self) -> Sequence[str]:
-        """Names by address."""
-        return sorted(self._found, key=lambda name: self._found[name].data_ptr())
+        self.in_file_order = sorted(self._found, key=lambda name: self._found[name].data_ptr())
 
     def read(self, name: str) -> Array:
-        """Return one tensor; see `Source.read`. Tensors that share memory in the file share it here."""
+        """Return one tensor; those that share memory in the file share it here."""
         import torch
 
         if self._verify:
             _check_sums(self.path)
             self._verify = False
-        tensor, dtype = self._found[name], self._infos[name].dtype
+        tensor, dtype = self._found[name], self.tensors[name].dtype
         with errors_as(CorruptFile, f"tensor {name!r} of {self.path} cannot be read"):
             return (tensor if STORAGE[dtype] == dtype else tensor.view(getattr(torch, STORAGE[dtype]))).numpy()
 
-    def release(self, name: str) -> None:
-        """Do nothing: torch owns the map."""
-
     def close(self) -> None:
-        """Let go of the file; arrays that were read stay valid."""
         self._found = {}
-
-    def __enter__(self) -> TorchFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def write_torch(path: str | Path, tensors: Iterable[Item], *, max_shard_bytes: int | None = None) -> Path:

@@ -99,7 +99,7 @@ def convert(
 
 def _load(source: Path, *, config: Path | None, family: str | None) -> tuple[Model, Report, Path]:
     """Load the network alone: the tokenizer's files are copied, and need not be ones that Hanmo reads."""
-    from hanmo.checkpoint.source import open_source
+    from hanmo.checkpoint.open import open_source
     from hanmo.loading import load_network
 
     with open_source(source) as opened:

@@ -49,7 +49,7 @@ def inspect(
     """
     if as_json and config:
         raise typer.BadParameter("give --json or --config, not both; the JSON has the config in it")
-    from hanmo.checkpoint.inspect import find_checkpoints
+    from hanmo.checkpoint.open import find_checkpoints
 
     paths = find_checkpoints(path)
     if len(paths) > 1 and not config:

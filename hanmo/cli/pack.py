@@ -60,7 +60,7 @@ def pack(
     if (tokenizer is None) == (model is None):
         raise typer.BadParameter("give --tokenizer with a vocabulary, or --model with a checkpoint beside one")
     if model is not None:
-        from hanmo.checkpoint.source import open_source
+        from hanmo.checkpoint.open import open_source
 
         with open_source(model) as source:
             tokenizer = source.path.parent

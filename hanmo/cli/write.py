@@ -258,13 +258,13 @@ def _open(model: Path, weights: Weights, device: str, reading: dict[str, Any], t
 @contextmanager
 def _bytes_read(model: Path, title: str) -> Iterator[Callable[[int], None]]:
     """Show a bar while the block reads a checkpoint; gives a function to call with the bytes of each tensor."""
-    from hanmo.checkpoint.source import ADAPTERS, locate, open_source
+    from hanmo.checkpoint.open import locate, open_source
 
-    if (found := locate(model)).name == ADAPTERS:
+    if (found := locate(model)).format == "adapters":
         from hanmo.training.lora import base_of
 
-        model, _ = base_of(found)
-    with open_source(model) as source:
+        found = locate(base_of(found.path)[0])
+    with open_source(found) as source:
         total = sum(info.nbytes for info in source.tensors.values())
     done = 0
     with progress(title) as show:

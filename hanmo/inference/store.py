@@ -17,16 +17,15 @@ from pathlib import Path
 
 from crc32c import crc32c
 
-from hanmo.checkpoint.recognise import find_config
+from hanmo.checkpoint.open import Location, locate
 from hanmo.checkpoint.safetensors import Safetensors
 from hanmo.checkpoint.staged import atomic_path
-from hanmo.errors import CheckpointError, HanmoError, MissingFile
+from hanmo.errors import CheckpointError, HanmoError
 from hanmo.files import read_json
 
 __all__ = ["Built", "built_path", "clear", "default_folder", "entries", "identity", "is_whole", "seal"]
 
 SUFFIX = ".safetensors"
-_OF_CHECKPOINTS = (".index", ".safetensors", ".bin", ".pt", ".pth", ".index.json")
 _BLOCK = 4096
 
 
@@ -54,30 +53,31 @@ def default_folder() -> Path:
     return Path(base) / "hanmo"
 
 
-def built_path(folder: Path, checkpoint: Path, options: Mapping[str, str | None]) -> Path:
+def built_path(folder: Path, checkpoint: Path | Location, options: Mapping[str, str | None]) -> Path:
     """Give the path of what is built from a checkpoint with these options, whether it is there or not.
 
     A checkpoint that changes, or moves, gets another path: see `identity`. A file's change time is looked at besides,
-    for a program may set the time of modification back. Raises MissingFile if there is no file of a checkpoint.
+    for a program may set the time of modification back. Raises what `locate` raises.
     """
-    changed = [path.stat().st_ctime_ns for path in _files(checkpoint)]
-    return folder / f"{_digest([identity(checkpoint), changed, sorted(options.items())])[:32]}{SUFFIX}"
+    found = locate(checkpoint)
+    changed = [path.stat().st_ctime_ns for path in found.files]
+    return folder / f"{_digest([identity(found), changed, sorted(options.items())])[:32]}{SUFFIX}"
 
 
-def identity(checkpoint: Path) -> str:
+def identity(checkpoint: Path | Location) -> str:
     """Digest what tells a checkpoint from others: its files by path, size, time and samples, and its configuration.
 
     Of each data file 17 blocks of 4 KiB are read, of an index, which holds checksums, and of a configuration
-    everything. Raises MissingFile if there is no file of a checkpoint.
+    everything. Raises what `locate` raises.
     """
-    files = _files(checkpoint)
+    found = locate(checkpoint)
+    folder = found.folder.resolve()
     rows: list[list[str | int]] = []
-    for path in files:
+    for path in found.files:
         status = path.stat()
-        rows.append([str(path), status.st_size, status.st_mtime_ns, _sample(path, status.st_size)])
-    folder = files[0].parent
-    for config in (find_config(folder), folder / "hanmo.json"):
-        if config is not None and config.is_file():
+        rows.append([str(folder / path.name), status.st_size, status.st_mtime_ns, _sample(path, status.st_size)])
+    for config in (found.config, found.own_config):
+        if config is not None:
             rows.append([config.name, _digest(config.read_bytes().hex())])
     return _digest(rows)
 
@@ -139,25 +139,6 @@ def _words(path: Path) -> dict[str, str]:
     except CheckpointError:  # a stranger's file; it is listed all the same, for it takes room
         return {}
     return {name: words[name] for name in ("source", "weights") if name in words}
-
-
-def _files(checkpoint: Path) -> list[Path]:
-    """List the files that the weights of a checkpoint may lie in."""
-    folder = (checkpoint if checkpoint.is_dir() else checkpoint.parent).resolve()
-    if not folder.is_dir():
-        raise MissingFile(f"no checkpoint at {checkpoint}: the folder {folder} is not there")
-    whole = checkpoint.is_dir() or checkpoint.name.endswith(".json")
-    stem = checkpoint.name.partition(".index")[0].partition(".data-")[0]
-    found = [
-        path
-        for path in sorted(folder.iterdir())
-        if (whole or path.name == stem or path.name.startswith((f"{stem}.index", f"{stem}.data-")))
-        and (path.name.endswith(_OF_CHECKPOINTS) or ".data-" in path.name)
-        and path.is_file()
-    ]
-    if not found:
-        raise MissingFile(f"no checkpoint at {checkpoint}; give a TensorFlow prefix, a file, or a folder with one")
-    return found
 
 
 def _sample(path: Path, size: int) -> str:

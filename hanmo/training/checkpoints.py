@@ -23,9 +23,9 @@ import torch
 
 from hanmo.checkpoint.load import as_tensor
 from hanmo.checkpoint.lock import exclusive
+from hanmo.checkpoint.open import ADAPTERS
 from hanmo.checkpoint.safetensors import Safetensors
 from hanmo.checkpoint.save import save
-from hanmo.checkpoint.source import ADAPTERS
 from hanmo.checkpoint.staged import atomic_folder, is_disk_full
 from hanmo.errors import CheckpointError, CorruptFile, HanmoError, MissingFile, TensorMismatch
 from hanmo.files import errors_as, open_file

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from hanmo.checkpoint import recognise as recognition
-from hanmo.checkpoint.inspect import find_checkpoints, inspect
+from hanmo.checkpoint.inspect import inspect
+from hanmo.checkpoint.open import find_checkpoints
 from hanmo.checkpoint.safetensors import write_safetensors
 from hanmo.checkpoint.tf.bundle import Bundle
 from hanmo.checkpoint.tf.writer import write_bundle

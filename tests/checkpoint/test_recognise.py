@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hanmo.checkpoint.recognise import RELEASED, find_config, read_config, recognise, recognise_own, rename
+from hanmo.checkpoint.open import find_config, read_config
+from hanmo.checkpoint.recognise import RELEASED, recognise, recognise_own, rename
 from hanmo.checkpoint.source import TensorInfo, storage_bytes
 from hanmo.checkpoint.tf.bundle import Bundle
 from hanmo.errors import CheckpointError, ConfigError

@@ -13,9 +13,9 @@ import torch
 
 from hanmo.checkpoint.inspect import inspect
 from hanmo.checkpoint.names import export
+from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.renamed import Renamed
 from hanmo.checkpoint.safetensors import write_safetensors
-from hanmo.checkpoint.source import open_source
 from hanmo.checkpoint.tf.bundle import Bundle
 from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.config import ModelConfig

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import hanmo
+from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.safetensors import Safetensors
-from hanmo.checkpoint.source import open_source
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, CorruptFile
 from hanmo.inference.openvino.engine import open_weights

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.safetensors import Safetensors, write_safetensors
-from hanmo.checkpoint.source import STORAGE, Source, TensorInfo, open_source
+from hanmo.checkpoint.source import STORAGE, Source, TensorInfo
 from hanmo.checkpoint.staged import items_of
 from hanmo.errors import CheckpointError, CorruptFile, HanmoError, MissingFile
 

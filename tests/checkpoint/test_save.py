@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from hanmo.checkpoint import save as save_module
+from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.save import save
-from hanmo.checkpoint.source import open_source
 from hanmo.errors import CheckpointError, ConfigError, MissingFile
 from hanmo.loading import load
 from hanmo.model import Model

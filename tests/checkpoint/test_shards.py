@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
+from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.safetensors import write_safetensors
-from hanmo.checkpoint.source import open_source
 from hanmo.errors import CorruptFile, MissingFile
 
 

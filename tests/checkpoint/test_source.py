@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from hanmo.checkpoint.mapped import MappedFile
+from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.safetensors import Safetensors, write_safetensors
 from hanmo.checkpoint.shards import Sharded
-from hanmo.checkpoint.source import STORAGE, open_source, storage_bytes
+from hanmo.checkpoint.source import STORAGE, storage_bytes
 from hanmo.checkpoint.tf.bundle import Bundle
 from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.checkpoint.torch_files import TorchFile, write_torch
@@ -131,7 +132,7 @@ def test_reading_a_bundle_or_safetensors_does_not_import_torch(tmp_path):
     write_bundle(tmp_path / "m", ITEMS)
     write_safetensors(tmp_path / "m.safetensors", ITEMS)
     code = (
-        "import sys; from hanmo.checkpoint.source import open_source\n"
+        "import sys; from hanmo.checkpoint.open import open_source\n"
         "for path in sys.argv[1:]: print(open_source(path).read('a').sum())\n"
         "print('torch' in sys.modules)"
     )

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hanmo.checkpoint.names import HOW, MADE, PIECE, check_repeats, export, foreign_shape, give, rows_of, take
+from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.safetensors import write_safetensors
-from hanmo.checkpoint.source import open_source
 from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, TensorMismatch

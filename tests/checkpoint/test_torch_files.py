@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from hanmo.checkpoint.source import STORAGE, Source, TensorInfo, open_source
+from hanmo.checkpoint.open import open_source
+from hanmo.checkpoint.source import STORAGE, Source, TensorInfo
 from hanmo.checkpoint.torch_files import TorchFile, write_torch
 from hanmo.errors import CheckpointError, CorruptFile, HanmoError, MissingFile
 

@@ -16,8 +16,8 @@ import pytest
 from typer.testing import CliRunner
 
 import hanmo.checkpoint.inspect
+from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.safetensors import write_safetensors
-from hanmo.checkpoint.source import open_source
 from hanmo.cli.app import app
 from hanmo.cli.screen import on_screen, printable
 from hanmo.errors import HanmoError
@@ -231,7 +231,7 @@ def test_names_in_a_file_do_not_reach_the_terminal_raw(tmp_path, data, options):
 )
 def test_errors_speak_of_options_as_the_command_line_spells_them(monkeypatch, command, message, shown):
     arguments = {"write": ["x"], "convert": ["a", "b", "--to", "safetensors"], "inspect": ["x"]}[command]
-    for target in ("hanmo.pipeline.open_writer", "hanmo.loading.load_network", "hanmo.checkpoint.source.open_source"):
+    for target in ("hanmo.pipeline.open_writer", "hanmo.loading.load_network", "hanmo.checkpoint.open.open_source"):
         monkeypatch.setattr(target, failing(HanmoError(message)))
     monkeypatch.setattr(hanmo.checkpoint.inspect, "inspect", failing(HanmoError(message)))
     assert run(command, *arguments).stderr == f"hanmo: {shown}\n"

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import hanmo
 import hanmo.cli.convert
-from hanmo.checkpoint.source import open_source
+from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.tf.bundle import Bundle
 from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.cli.app import app

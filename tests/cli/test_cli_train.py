@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import hanmo
 from hanmo.checkpoint.match import config_of
-from hanmo.checkpoint.source import open_source
+from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.cli.app import app
 from hanmo.errors import ConfigError

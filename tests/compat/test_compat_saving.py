@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import hanmo.compat.bert4keras.models as ours
+from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.safetensors import write_safetensors
-from hanmo.checkpoint.source import open_source
 from hanmo.compat.bert4keras import backend
 from hanmo.compat.bert4keras.configs import Settings
 from hanmo.compat.bert4keras.keras import keras

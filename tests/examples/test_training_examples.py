@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import hanmo
-from hanmo.checkpoint.source import open_source
+from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.cli.app import app
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from hanmo.checkpoint.names import take
-from hanmo.checkpoint.source import open_source
+from hanmo.checkpoint.open import open_source
 from hanmo.errors import ConfigError, DataError
 from hanmo.families import FAMILIES
 from hanmo.model import Model

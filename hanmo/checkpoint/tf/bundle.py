@@ -10,16 +10,14 @@ of what the variables mean. Everything the index claims is checked against itsel
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 
 import numpy as np
 
 from hanmo.checkpoint.mapped import MappedFile
-from hanmo.checkpoint.source import STORAGE, Array, TensorInfo
+from hanmo.checkpoint.source import STORAGE, Array, Source
 from hanmo.checkpoint.tf.checksum import masked, threaded_crc32c
 from hanmo.checkpoint.tf.index import Entry, read_index
 from hanmo.checkpoint.tf.strings import decode_strings
@@ -36,8 +34,8 @@ def shard_path(prefix: Path, shard: int, shards: int) -> Path:
     return prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}")
 
 
-class Bundle:
-    """A tensor bundle that is open for reading; a `Source`.
+class Bundle(Source):
+    """A tensor bundle that is open for reading.
 
     path: the prefix, the file names without `.index` and `.data-…`.   Several threads may read at once.
     Raises MissingFile if there is no index and CorruptFile if it is damaged or contradicts itself.
@@ -48,22 +46,12 @@ class Bundle:
         index = path.with_name(path.name + ".index")
         self._verify = verify
         self._shards, self._entries = read_index(index)
-        self._tensors = {name: entry.info for name, entry in self._entries.items()}
+        self.tensors = {name: entry.info for name, entry in self._entries.items()}
         self._files: dict[int, MappedFile] = {}
         self._lock = Lock()
         self._threads = min(_MAX_THREADS, cores())
         self._pool = ThreadPoolExecutor(self._threads)
-        self._order = sorted(self._entries, key=lambda name: self._entries[name].place)
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor by its name, sorted; partitioned variables as one."""
-        return self._tensors
-
-    @property
-    def in_file_order(self) -> Sequence[str]:
-        """Names by shard and offset."""
-        return self._order
+        self.in_file_order = sorted(self._entries, key=lambda name: self._entries[name].place)
 
     def read(self, name: str) -> Array:
         """Return one tensor; see `Source.read`. Strings come as an array of `bytes` objects.
@@ -88,24 +76,14 @@ class Bundle:
         return whole.reshape(entry.info.shape)
 
     def release(self, name: str) -> None:
-        """Give back the tensor's mapped pages; see `Source.release`."""
         entry = self._entries[name]
         for part in entry.parts or (entry,):
             if part.shard in self._files:
                 self._files[part.shard].release(part.offset, part.info.nbytes)
 
     def close(self) -> None:
-        """Let go of the data files; arrays that were read stay valid."""
         self._files.clear()
         self._pool.shutdown()
-
-    def __enter__(self) -> Bundle:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _dense(self, entry: Entry) -> Array:
         file = self._file(entry.shard)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from hanmo.checkpoint.load import fill
-from hanmo.checkpoint.source import open_source
+from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.vocabulary_edit import Average, VocabularyEdit
 from hanmo.compat.bert4keras import _saving, backend, configs
 from hanmo.compat.bert4keras._absent import BERT4KERAS, TRAINING, Absent, absent

@@ -16,9 +16,10 @@ from torch import Tensor
 from hanmo.checkpoint.load import as_tensor
 from hanmo.checkpoint.match import plan
 from hanmo.checkpoint.names import take
+from hanmo.checkpoint.open import Location, open_source
 from hanmo.checkpoint.quantized import nonzero, round_int8, scales_int8
 from hanmo.checkpoint.safetensors import write_safetensors
-from hanmo.checkpoint.source import Source, TensorInfo, open_source, storage_bytes
+from hanmo.checkpoint.source import Source, TensorInfo, storage_bytes
 from hanmo.checkpoint.staged import Item
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, TensorMismatch
@@ -36,7 +37,7 @@ PIECE = 1 << 22  # numbers that are looked at together
 
 
 def build(
-    checkpoint: Path,
+    checkpoint: str | Path | Location,
     path: Path,
     *,
     weights: str,

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
+from hanmo.checkpoint.open import Location, locate
 from hanmo.checkpoint.staged import clear_abandoned
 from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, ConfigError, MissingFile
@@ -55,7 +56,7 @@ def open_engine(
 
 
 def open_weights(
-    path: str | Path,
+    path: str | Path | Location,
     *,
     weights: str,
     config: str | Path | ModelConfig | None = None,
@@ -69,12 +70,13 @@ def open_weights(
     """
     if weights not in KINDS:
         raise ConfigError(f"weights is {weights!r}; expected one of {', '.join(KINDS)}")
+    found = locate(path)
     options = {"format": FORMAT, "weights": weights, "family": family, "config": _text(config)}
-    built = store.built_path(folder or store.default_folder(), Path(path), options)
+    built = store.built_path(folder or store.default_folder(), found, options)
     if not store.is_whole(built):
         from hanmo.inference.openvino.build import build
 
-        build(Path(path), built, weights=weights, config=config, family=family, progress=progress)
+        build(found, built, weights=weights, config=config, family=family, progress=progress)
         store.seal(built)
         clear_abandoned(built.parent)
     return Weights(built)

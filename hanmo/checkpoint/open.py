@@ -1,0 +1,236 @@
+"""What is at a path: which checkpoint, in which format and files, and the configuration beside it.
+
+The one place that answers this; loading, `inspect`, the engine's store and the planner ask here. Knows names of files
+and opens the reader for them. Knows no names of variables and imports no torch unless a file needs it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from hanmo.checkpoint.quantized import MARK, Quantized
+from hanmo.checkpoint.renamed import with_known_names
+from hanmo.checkpoint.safetensors import Safetensors
+from hanmo.checkpoint.shards import Sharded, read_weight_map
+from hanmo.checkpoint.source import Source
+from hanmo.errors import CheckpointError, ConfigError, MissingFile
+from hanmo.files import read_bytes, read_json
+
+__all__ = [
+    "ADAPTERS",
+    "GENERATION_CONFIG",
+    "OWN_CONFIG",
+    "Location",
+    "find_checkpoints",
+    "find_config",
+    "locate",
+    "open_source",
+    "read_config",
+]
+
+ADAPTERS = "adapters.safetensors"
+"""Name of a file of LoRA adapters, which is no checkpoint by itself; see `hanmo.training.lora`."""
+
+OWN_CONFIG = "hanmo.json"
+GENERATION_CONFIG = "generation_config.json"
+_CONFIGS = ("config.json", "bert_config.json", "albert_config.json", "hparams.json", "mega.json")
+
+_ENDINGS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".index")
+"""How the names of files end that are opened; ".ckpt" is Lightning's."""
+_IN_FOLDER = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+# What training scripts leave in a folder, and the parts that an index json lists.
+_NO_MODEL = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)|.*-\d{5}-of-\d{5}\.\w+")
+
+
+@dataclass(frozen=True)
+class Location:
+    """A checkpoint that was found; none of its files has been opened.
+
+    path: the file to open; for TensorFlow the prefix.
+    format: "tensorflow", "safetensors", "torch" or "adapters" (LoRA, which need the model they were trained on).
+    """
+
+    path: Path
+    format: str
+
+    @property
+    def folder(self) -> Path:
+        """Where configuration and tokenizer are."""
+        return self.path.parent
+
+    @property
+    def sharded(self) -> bool:
+        """Whether `path` is an index json that lists the files of tensors."""
+        return self.path.name.endswith(".json")
+
+    @property
+    def data_files(self) -> list[Path]:
+        """The files of tensors, there or not; of TensorFlow those that are there. Raises CorruptFile."""
+        if self.format == "tensorflow":
+            return sorted(self.folder.glob(f"{escape(self.path.name)}.data-*"))
+        if self.sharded:
+            return [self.path.with_name(name) for name in sorted(set(read_weight_map(self.path).values()))]
+        return [self.path]
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that the weights are in, an index included, sorted."""
+        index = [self.path.with_name(f"{self.path.name}.index")] if self.format == "tensorflow" else [self.path]
+        return sorted({*self.data_files, *index})
+
+    @property
+    def own_config(self) -> Path | None:
+        """The hanmo.json beside it; None if there is none."""
+        path = self.folder / OWN_CONFIG
+        return path if path.is_file() else None
+
+    @property
+    def config(self) -> Path | None:
+        """The config.json beside it; see `find_config`."""
+        return find_config(self.folder)
+
+
+def open_source(path: str | Path | Location, *, verify: bool = True) -> Source:
+    """Open the checkpoint at `path`; names of another project are given as a family's own (`Renamed`).
+
+    path: a TensorFlow prefix, its `.index` or one of its `.data-*` files; a `.safetensors`, `.bin`, `.pt`, `.pth` or
+    (Lightning's) `.ckpt` file; the `*.index.json` of a sharded one; or a folder that holds exactly one of these, or
+    TensorFlow's file "checkpoint", which names the newest.
+    verify: check the checksums, where the format has them, of every tensor that is read.
+    Raises MissingFile if there is nothing and CheckpointError if it is none of these.
+    """
+    source = _open(locate(path), verify=verify)
+    try:
+        return with_known_names(source)
+    except CheckpointError:
+        source.close()
+        raise
+
+
+def _open(found: Location, *, verify: bool) -> Source:
+    if found.format == "adapters":
+        raise CheckpointError(
+            f"{found.path} holds LoRA adapters, not a complete model; use the folder `merged` of its run, or save what "
+            "hanmo.load gives for it"
+        )
+    if found.format == "safetensors":
+        if found.sharded:
+            return Sharded(found.path, Safetensors)
+        single = Safetensors(found.path)
+        return Quantized(single) if single.metadata == MARK else single
+    if found.format == "torch":
+        from hanmo.checkpoint.torch_files import TorchFile
+
+        reader = partial(TorchFile, verify=verify)
+        return Sharded(found.path, reader) if found.sharded else reader(found.path)
+    from hanmo.checkpoint.tf.bundle import Bundle
+
+    return Bundle(found.path, verify=verify)
+
+
+def locate(path: str | Path | Location) -> Location:
+    """Find the checkpoint at a path, which may be any of those of `open_source`, without opening it.
+
+    A training run's folder means its best checkpoint; LoRA adapters are found too.
+    Raises MissingFile if there is nothing and CheckpointError if it is no checkpoint, or several.
+    """
+    if isinstance(path, Location):
+        return path
+    path = Path(path)
+    while path.is_dir():
+        path = _only_checkpoint(path)
+    if path.name.endswith(".index"):
+        return Location(path.with_name(path.name.removesuffix(".index")), "tensorflow")
+    for name in (path.name, path.name.rpartition(".data-")[0]):
+        if path.with_name(f"{name}.index").is_file():
+            return Location(path.with_name(name), "tensorflow")
+    if not path.is_file():
+        raise MissingFile(f"no checkpoint at {path}: there is no such file{_advice(path)}")
+    if not path.name.endswith(_ENDINGS):
+        raise CheckpointError(
+            f"{path} is not a checkpoint that Hanmo can read; expected a name that ends in "
+            f"{', '.join(_ENDINGS)}, or a TensorFlow prefix with its .index beside it"
+        )
+    if path.name == ADAPTERS:
+        return Location(path, "adapters")
+    return Location(path, "safetensors" if ".safetensors" in path.name else "torch")
+
+
+def find_config(folder: Path) -> Path | None:
+    """Find the config.json of a folder, under any of the names it goes by; None if there is none, or several."""
+    for name in _CONFIGS:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(folder.glob("*config*.json"))
+    return others[0] if len(others) == 1 else None
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Read what `find_config` finds. Raises ConfigError for what is no JSON object."""
+    path = find_config(folder)
+    return None if path is None else read_json(path, error=ConfigError)
+
+
+def find_checkpoints(path: str | Path) -> list[Path]:
+    """List the checkpoints at a path: those of a folder, else the path itself, there or not."""
+    path = Path(path)
+    return (_listed(path) if path.is_dir() else []) or [path]
+
+
+def _listed(folder: Path) -> list[Path]:
+    names = sorted(file.name for file in folder.iterdir() if file.name.endswith(_ENDINGS))
+    models = [name for name in names if not _NO_MODEL.fullmatch(name)] or names
+    return [folder / name for name in sorted(models, key=lambda name: (name not in _IN_FOLDER[:2], name))]
+
+
+def _only_checkpoint(folder: Path) -> Path:
+    for name in _IN_FOLDER:
+        if (folder / name).is_file():
+            return folder / name
+    for best in (folder / "best", *sorted(folder.glob("best-*"), reverse=True)):  # the first links to the last
+        if best.is_dir():
+            return best
+    found = _listed(folder)
+    newest = _newest(folder)
+    if len(found) == 1 or newest in found:
+        return newest if newest in found else found[0]
+    if not found:
+        raise MissingFile(f"no checkpoint in {folder}: it holds no file ending in {', '.join(_ENDINGS)}")
+    names = ", ".join(p.name for p in found[:10])
+    raise CheckpointError(f"{folder} holds {len(found)} checkpoints ({names}); give the path of one of them")
+
+
+def _newest(folder: Path) -> Path | None:
+    """Read which `.index` TensorFlow's file "checkpoint" says is the newest; it may name another folder."""
+    file = folder / "checkpoint"
+    if not file.is_file():
+        return None
+    text = read_bytes(file, error=CheckpointError, limit=1 << 20).decode("utf-8", "replace")
+    match = re.search(r'^model_checkpoint_path: *"([^"\n]+)"', text, re.MULTILINE)
+    return folder / (re.split(r"[/\\]", match[1])[-1] + ".index") if match else None
+
+
+def _advice(path: Path) -> str:
+    """Say what to do about a path with nothing there, which may be a public name like "imcaspar/gpt2-ml"."""
+    plain = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path.as_posix())
+    file = any(part in path.name for part in (".ckpt", ".data-", *_ENDINGS))
+    if plain and not file and not (len(path.parts) > 1 and path.parent.exists()):
+        return (
+            f" or folder, and Hanmo downloads nothing; a model of the Hugging Face Hub comes by 'hf download {path} "
+            f"--local-dir FOLDER', original checkpoints from where their project's README says (imcaspar/gpt2-ml, "
+            f"google-research/bert, ymcui/Chinese-BERT-wwm …); load the folder"
+        )
+    return (
+        f", and no {path.name}.index beside it; give a TensorFlow prefix, a .safetensors or .bin file, or a folder "
+        "with one of them"
+    )
