@@ -70,9 +70,8 @@ def open_weights(
     """
     if weights not in KINDS:
         raise ConfigError(f"weights is {weights!r}; expected one of {', '.join(KINDS)}")
-    found = locate(path)
     options = {"format": FORMAT, "weights": weights, "family": family, "config": _text(config)}
-    built = store.built_path(folder or store.default_folder(), found, options)
+    built = store.built_path(folder or store.default_folder(), found := locate(path), options)
     if not store.is_whole(built):
         from hanmo.inference.openvino.build import build
 
