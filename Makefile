@@ -1,14 +1,15 @@
-# make demo    set everything up and show what Hanmo does
-# make test    set everything up and run the tests
-# make check   lint, format and types
-# make bench   the side-by-side measurements (see benchmarks/README.md)
+# make demo      set everything up and show what Hanmo does
+# make test      set everything up and run the fast tests
+# make test-all  run every test, the slow ones too
+# make check     lint, format and types
+# make bench     the side-by-side measurements (see benchmarks/README.md)
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-all check bench clean
 
 # Hanmo alone, which is all that the demo needs.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -28,6 +29,9 @@ demo: $(VENV)/installed
 
 test: $(READY)
 	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: $(READY)
+	$(BIN)/python -m pytest
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -87,3 +87,6 @@ class MissingExtra(HanmoError, ImportError):
 
 class Unsupported(HanmoError, NotImplementedError):
     """A part of bert4keras that Hanmo does not carry; the message names the way that it offers."""
+
+
+NotCarried = Unsupported  # its name in version 0.1

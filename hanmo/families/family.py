@@ -208,6 +208,8 @@ def activation(config: Config, gelu: str, key: str = "hidden_act") -> str:
         "swish": "silu",
         "tanh": "tanh",
         "linear": "linear",
+        "relu2": "squared_relu",
+        "squared_relu": "squared_relu",
     }
     if name not in known:
         raise ConfigError(f"{key} is {name!r} in config.json; known are {', '.join(known)}")
