@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "errors", "inspect", "load", "open_writer", "save"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "inspect": "hanmo.checkpoint.inspect",

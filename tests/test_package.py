@@ -1,16 +1,21 @@
 """The package promises a few names, and importing it costs next to nothing."""
 
+import re
 import subprocess
 import sys
-from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
 import hanmo
 
+ROOT = Path(__file__).resolve().parent.parent
 
-def test_the_version_is_that_of_the_distribution():
-    assert hanmo.__version__ == version("hanmo")
+
+def test_the_version_is_that_of_the_distribution_and_of_the_changelog():
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    assert re.findall(r'^version = "(.*)"$', project, re.MULTILINE) == [hanmo.__version__]
+    assert re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)[0] == hanmo.__version__
 
 
 def test_importing_it_imports_neither_torch_nor_numpy():

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import hanmo
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
     "hidden_size": 32,
@@ -177,7 +179,7 @@ def test_a_token_is_timed_beside_a_peer(driver, bench, peer, monkeypatch):
     assert row["title"].startswith("A token at context 128–256: Hanmo int8 against")
     assert all(side["lowest"] > 0 and side["bytes"] > 0 and side["VmRSS"] > 0 for side in row["sides"])
     assert row["sides"][1]["name"].startswith(
-        "transformers" if peer == "transformers" else "Hanmo 0.1.0 float32 (torch"
+        "transformers" if peer == "transformers" else f"Hanmo {hanmo.__version__} float32 (torch"
     )
 
 
