@@ -1,4 +1,4 @@
-"""`hanmo run`: run a script of bert4keras's, or say what of it is carried. Knows options and exit codes."""
+"""`hanmo run`: run a script written for bert4keras, or list what it uses that is not supported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def run(
         list[str] | None, typer.Argument(metavar="ARGS", help="What the script finds in sys.argv.", show_default=False)
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Do not run it; list what it uses, and exit with 1 if some is not carried.")
+        bool,
+        typer.Option("--check", help="Do not run it; list what it uses; exit with 1 if some is not supported."),
     ] = False,
     weights: Annotated[
         Weights | None, typer.Option("--weights", help="Compute in these; without it as the checkpoint has them.")
@@ -75,7 +76,7 @@ def _check(script: Path) -> int:
 
     findings = check_script(script)
     for each in findings:
-        echo(f"{script}:{each.line}: {'' if each.carried else 'not carried: '}{each.text}")
-    wrong = sum(not each.carried for each in findings)
-    say(f"{len(findings) - wrong} carried, {wrong} not" if findings else f"{script} uses nothing of bert4keras")
+        echo(f"{script}:{each.line}: {'' if each.supported else 'not supported: '}{each.text}")
+    wrong = sum(not each.supported for each in findings)
+    say(f"{len(findings) - wrong} supported, {wrong} not" if findings else f"{script} uses nothing of bert4keras")
     return int(wrong > 0)

@@ -1,10 +1,10 @@
-"""Prompts that were read before: an engine around the CPU engine whose `prefill` reads only what is new.
+"""Prefix cache of the CPU engine: `prefill` computes only the tokens that no earlier text has.
 
-    rows that nobody holds any more ──► kept, with the ids that they have read
-    prompt ──► the kept row that shares its longest beginning ──► a copy up to there ──► the rest of the prompt is read
+    rows that are no longer in use ──► kept, with the ids that they have seen
+    prompt ──► the kept row with the longest shared prefix ──► a copy up to there ──► the rest of the prompt is computed
 
-A text that is still being written is never touched: streams may take turns, or run in threads. Knows ids, and nothing
-of how a cache looks inside.
+Rows in use are never changed, so streams may alternate or run in threads. `shared_lengths` serves the prefix cache of
+`hanmo.compat` too, which keeps one batch of any inputs instead of single rows.
 """
 
 import weakref
@@ -12,52 +12,65 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hanmo.inference.openvino.engine import OpenVinoEngine, OpenVinoRows
+if TYPE_CHECKING:
+    from hanmo.inference.openvino.engine import OpenVinoEngine, OpenVinoRows
 
-__all__ = ["PromptCache"]
+__all__ = ["PromptCache", "shared_lengths"]
 
 Array = npt.NDArray[Any]
 
-# Copying a kept text costs for its whole length, about a twentieth of reading it again.
-_LEAST_SHARE = 16
+# A kept row is copied at its full length, which costs about a twentieth of computing it again.
+_MIN_SHARE = 16
+
+
+def shared_lengths(tokens: Array, others: Array) -> Array:
+    """Count the leading tokens that each row shares with each of the other rows: [rows, other rows].
+
+    tokens, others: [rows, length] or [rows, length, values of a token]; all values of a token must be equal.
+    """
+    length = min(tokens.shape[1], others.shape[1])
+    equal = tokens[:, None, :length] == others[None, :, :length]
+    equal = equal.reshape(*equal.shape[:3], -1).all(3)
+    end = np.zeros((*equal.shape[:2], 1), bool)
+    return np.concatenate([equal, end], 2).argmin(2)
 
 
 @dataclass(eq=False)
 class _Kept:
-    """Rows and what they have read; texts is None while that is not certain.
+    """Rows and the ids that they have seen, [rows, length]; None while a step is running or after it failed.
 
-    ends: a length at which a prompt ended, the same in all rows → the logits [1, vocab] that were given there.
+    ends: the length of a prompt → the logits [1, vocab] at its end.
     """
 
-    rows: OpenVinoRows
-    texts: list[list[int]] | None
+    rows: "OpenVinoRows"
+    texts: Array | None
     ends: dict[int, Array] = field(default_factory=dict)
 
     def nbytes(self, token: int) -> int:
-        """Count what is held, a token of a row being so many bytes."""
-        return token * sum(map(len, self.texts or ())) + sum(logits.nbytes for logits in self.ends.values())
+        """Count the bytes that are kept; token: bytes of the keys and values of one token."""
+        size = 0 if self.texts is None else self.texts.size
+        return token * size + sum(logits.nbytes for logits in self.ends.values())
 
 
 class PromptCache:
-    """An `Engine` that remembers the last texts of another, so that it reads only what is new in a prompt.
+    """An `Engine` that keeps the last texts of another, and computes only the new tokens of a prompt.
 
-    In float32 logits differ from that engine's own by less than 1e-5. In other kinds they differ by what is rounded, as
-    between batches, and a text that is drawn or even the likeliest may be another. A prompt that is read a second time
-    gets the very logits of the first.
-    most: how many texts are kept.   most_bytes: and how much memory they take.
-    Only prompts that are alone are helped, of models that read from left to right.
+    In float32, logits differ from the engine's own by less than 1e-5. In other dtypes they differ by rounding, as
+    between batches, which may change a text, sampled or greedy. A prompt given a second time gets identical logits.
+    most: texts to keep.   most_bytes: memory limit of these.
+    Only single prompts to models with a causal mask are cached.
     """
 
-    def __init__(self, engine: OpenVinoEngine, *, most: int = 4, most_bytes: int = 256 << 20) -> None:
+    def __init__(self, engine: "OpenVinoEngine", *, most: int = 4, most_bytes: int = 256 << 20) -> None:
         self._engine, self._most, self._most_bytes = engine, most, most_bytes
-        self._helps = engine.config.main.mask == "causal" and not engine.config.is_encoder_decoder
-        self._kept: list[_Kept] = []  # the last used one last
-        self._back: deque[_Kept] = deque()  # not yet looked at: they may come back at any moment, in any thread
+        self._supported = engine.config.main.mask == "causal" and not engine.config.is_encoder_decoder
+        self._kept: list[_Kept] = []  # the most recently used last
+        self._back: deque[_Kept] = deque()  # released at any time, in any thread; moved to _kept by _settle
         self._lock = Lock()
 
     @property
@@ -67,18 +80,18 @@ class PromptCache:
 
     @property
     def max_positions(self) -> int | None:
-        """The most ids of a row."""
+        """The maximum length of a row."""
         return self._engine.max_positions
 
     @property
     def nbytes(self) -> int:
-        """How much memory is kept."""
+        """Bytes that are kept."""
         self._settle()
         return sum(kept.nbytes(self._engine.token_bytes) for kept in self._kept)
 
     def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple[Any, Array]:
-        """Read prompts; see `Engine.prefill`."""
-        if len(prompts) != 1 or not self._helps:
+        """Compute prompts; see `Engine.prefill`."""
+        if len(prompts) != 1 or not self._supported:
             return self._engine.prefill(prompts, room=room)
         prompt = [int(id) for id in prompts[0]]
         self._settle()
@@ -92,33 +105,35 @@ class PromptCache:
         else:
             logits = found.rows.run(np.array([prompt[length:]]))[:, -1]
         found.ends[len(prompt)] = logits.copy()
-        found.texts = [prompt]
-        lent = _Lent(found)
-        weakref.finalize(lent, self._take_back, found).atexit = False
-        return lent, logits
+        found.texts = np.array([prompt])
+        rows_in_use = _Rows(found)
+        weakref.finalize(rows_in_use, self._release, found).atexit = False
+        return rows_in_use, logits
 
     def _find(self, prompt: list[int]) -> _Kept | None:
-        """Give rows of its own that have read a beginning of the prompt, the longest there is."""
+        """Return rows of their own that hold the longest kept prefix of the prompt."""
         best, most = None, 0
         for kept in self._kept:
-            for row, text in enumerate(kept.texts or ()):
-                shared = _shared(text, prompt)
-                if shared == len(prompt) and shared not in kept.ends:
-                    shared -= 1  # one id must be read, for its logits
-                if shared > most and shared * _LEAST_SHARE >= sum(map(len, kept.texts or ())):
-                    best, most = (kept, row, text), shared
+            assert kept.texts is not None
+            lengths = shared_lengths(np.array([prompt]), kept.texts)[0]
+            row = int(lengths.argmax())
+            shared = int(lengths[row])
+            if shared == len(prompt) and shared not in kept.ends:
+                shared -= 1  # one id must be computed, for its logits
+            if shared > most and shared * _MIN_SHARE >= kept.texts.size:
+                best, most = (kept, row, kept.texts.shape), shared
         if best is None:
             return None
-        kept, row, text = best
+        kept, row, shape = best
         self._kept.remove(kept)
         ends = {length: logits for length, logits in kept.ends.items() if length <= most}
-        if len(kept.texts or ()) == 1 and len(text) == most:
-            return _Kept(kept.rows, None, ends)  # nothing of it would be left out
+        if shape == (1, most):
+            return _Kept(kept.rows, None, ends)  # all of it is used
         self._kept.append(kept)
         return _Kept(kept.rows.copy(row, most), None, ends)
 
-    def _take_back(self, kept: _Kept) -> None:
-        """Keep rows that nobody holds any more. May be called wherever Python frees an object, so it never waits."""
+    def _release(self, kept: _Kept) -> None:
+        """Keep rows that are no longer in use. A finalizer may run in any thread at any point, so it never waits."""
         self._back.append(kept)
         self._settle(wait=False)
 
@@ -128,7 +143,7 @@ class PromptCache:
         try:
             while self._back:
                 kept = self._back.popleft()
-                if kept.texts is not None:
+                if kept.texts is not None and len(kept.texts):
                     self._kept.append(kept)
             sizes = [kept.nbytes(self._engine.token_bytes) for kept in self._kept]
             while self._kept and (len(self._kept) > self._most or sum(sizes) > self._most_bytes):
@@ -137,18 +152,18 @@ class PromptCache:
             self._lock.release()
 
 
-class _Lent:
-    """Rows in use; see `Rows`. What they read is written down."""
+class _Rows:
+    """Rows in use, whose ids are recorded; see `Rows`."""
 
     def __init__(self, kept: _Kept) -> None:
         self._kept = kept
 
     def step(self, ids: Sequence[int]) -> Array:
         """Append one id to every row; see `Rows.step`."""
-        texts, self._kept.texts = self._kept.texts, None  # should the step be interrupted, nobody knows what it read
+        texts, self._kept.texts = self._kept.texts, None  # an interrupted step leaves rows in an unknown state
         logits = self._kept.rows.step(ids)
         if texts is not None:
-            self._kept.texts = [[*text, int(id)] for text, id in zip(texts, ids, strict=True)]
+            self._kept.texts = np.column_stack([texts, ids])
         return logits
 
     def reorder(self, rows: Sequence[int]) -> None:
@@ -156,12 +171,4 @@ class _Lent:
         texts, self._kept.texts = self._kept.texts, None
         self._kept.rows.reorder(rows)
         if texts is not None:
-            self._kept.texts = [texts[row] for row in rows]
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Count the ids that two texts begin with alike."""
-    for place, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return place
-    return min(len(one), len(other))
+            self._kept.texts = texts[list(rows)]

@@ -16,7 +16,7 @@ from hanmo.compat.bert4keras.keras import keras
 from hanmo.errors import ConfigError, PromptError, TensorMismatch, Unsupported
 from hanmo.inference.openvino.engine import OpenVinoRows
 
-CARRIED = [kind for kind in KINDS if kind not in ("bert condition", "t5", "t5 decoder", "mt5")]
+SUPPORTED = [kind for kind in KINDS if kind not in ("bert condition", "t5", "t5 decoder", "mt5")]
 TOKENS = np.array([[3, 4, 5, 0, 6, 7, 8]])
 
 
@@ -45,13 +45,13 @@ def seen(monkeypatch):
     return found
 
 
-def test_the_battery_has_every_kind_that_is_carried():
-    assert len(CARRIED) == 11
+def test_the_battery_has_every_kind_that_is_supported():
+    assert len(SUPPORTED) == 11
 
 
-@pytest.mark.parametrize("kind", CARRIED)
+@pytest.mark.parametrize("kind", SUPPORTED)
 def test_the_engine_with_exact_weights_gives_what_torch_gives_whatever_is_asked_in_turn(kind, monkeypatch):
-    monkeypatch.setattr(models, "ROUNDED", ("float32",))
+    monkeypatch.setattr(models, "QUANTIZED", ("float32",))
     plain, model = build(kind), rounded(kind, "float32")
     for seed in range(3):
         rng = np.random.default_rng(seed)
@@ -65,7 +65,7 @@ def test_the_engine_with_exact_weights_gives_what_torch_gives_whatever_is_asked_
                 np.testing.assert_allclose(each, expected[:, -1] if each.ndim == 2 else expected, rtol=0, atol=2e-5)
             tokens = change(tokens, rng, model.config.vocab_size)
             arrays = inputs_of(plain, tokens, np.random.default_rng(seed) if rng.integers(0, 3) else rng)
-    assert model._rounded is not None and model._fill is not None
+    assert model._quantized is not None and model._fill is not None
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
@@ -97,7 +97,7 @@ def test_many_rows_go_through_the_engine_in_batches(seen):
     assert seen == [8, 8, 4]
 
 
-def test_weights_are_read_when_they_are_asked_for_and_computing_stays_rounded(seen):
+def test_weights_are_read_when_they_are_asked_for_and_computing_stays_quantized(seen):
     plain, model = build("gpt2_ml"), rounded("gpt2_ml")
     before = model.predict(TOKENS)
     assert model.count_params() == plain.count_params() and model._fill is not None
@@ -134,7 +134,7 @@ def test_what_the_engine_does_not_carry_is_computed_as_it_is_and_said_once(kind,
     backend.set_weights_dtype("int8")
     config, checkpoint = str(GOLDENS / kind / "config.json"), str(GOLDENS / kind / "model.ckpt")
     model = models.build_transformer_model(config, checkpoint, **arguments)
-    assert model._rounded is None and {str(each.dtype) for each in model.network.parameters()} == {"torch.float32"}
+    assert model._quantized is None and {str(each.dtype) for each in model.network.parameters()} == {"torch.float32"}
     assert len(caplog.records) == 1 and f"not in int8: {says}" in caplog.records[0].message
 
 
@@ -164,7 +164,7 @@ def test_weights_from_elsewhere_are_computed_as_they_are_and_that_is_said(tmp_pa
 
 def test_choosing_all_outputs_keeps_what_computes_them():
     model = rounded("gpt2_ml")
-    assert keras.models.Model(model.inputs, model.outputs)._rounded is not None
+    assert keras.models.Model(model.inputs, model.outputs)._quantized is not None
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_script_computes_in_what_the_command_says(weights, tmp_path):
         "ids = np.array([[3, 4, 5]])\n"
         "for _ in range(5):\n"
         "    ids = np.append(ids, model.predict(ids)[:, -1].argmax(-1)[:, None], 1)\n"
-        "print(ids.tolist(), model._rounded.kind)\n",
+        "print(ids.tolist(), model._quantized.dtype)\n",
         "utf-8",
     )
     first, second = (CliRunner().invoke(app, ["run", "--weights", weights, str(script), str(folder)]) for _ in range(2))

@@ -1,4 +1,4 @@
-"""`hanmo run`: old names give our modules, a script's mistakes are its own, and what is not carried says so by line."""
+"""`hanmo run`: old names give our modules, errors of a script are its own, unsupported names are listed by line."""
 
 import importlib.util
 import re
@@ -91,20 +91,23 @@ def test_a_script_sees_what_python_would_show_it(script, capsys):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("import bert4keras.bert", "bert4keras.bert is not carried; in 0.11.5 it is bert4keras.models"),
+        ("import bert4keras.bert", "bert4keras.bert is not supported; in 0.11.5 it is bert4keras.models"),
         (
             "from bert4keras.nothing import x",
-            "bert4keras.nothing is not carried; those of 0.11.5 that are here: ",
+            "bert4keras.nothing is not supported; these are: ",
         ),
-        ("import keras\nkeras.layers.Dense(5)", "keras.layers.Dense is not carried: Hanmo builds no Keras graphs"),
-        ("from keras.layers import Layer\nclass Mine(Layer): pass", "keras.layers.Layer is not carried"),
-        ("from bert4keras.backend import K\nK.mean(3)", r"backend.K.mean is not carried: .*use NumPy"),
-        ("from bert4keras.models import BERT\nBERT['x']", "models.BERT is not carried"),
-        ("from bert4keras.models import BERT\nlist(BERT)", "models.BERT is not carried"),
-        ("from bert4keras.optimizers import AdaFactor\nAdaFactor(1e-3)", r"AdaFactor is not carried: .*hanmo.training"),
+        ("import keras\nkeras.layers.Dense(5)", "keras.layers.Dense is not supported: Hanmo builds no Keras graphs"),
+        ("from keras.layers import Layer\nclass Mine(Layer): pass", "keras.layers.Layer is not supported"),
+        ("from bert4keras.backend import K\nK.mean(3)", r"backend.K.mean is not supported: .*use NumPy"),
+        ("from bert4keras.models import BERT\nBERT['x']", "models.BERT is not supported"),
+        ("from bert4keras.models import BERT\nlist(BERT)", "models.BERT is not supported"),
+        (
+            "from bert4keras.optimizers import AdaFactor\nAdaFactor(1e-3)",
+            r"AdaFactor is not supported.*hanmo.training",
+        ),
     ],
 )
-def test_what_is_not_carried_fails_at_once_and_names_the_way(script, text, says):
+def test_what_is_not_supported_fails_at_once_and_names_the_way(script, text, says):
     with pytest.raises(Unsupported, match=says):
         run_script(script(text))
 
@@ -116,12 +119,12 @@ def test_names_that_bert4keras_never_had_are_no_names(script, module):
 
 
 @pytest.mark.parametrize("name", ["fit", "compile", "fit_generator", "train_on_batch", "evaluate"])
-def test_training_a_model_is_not_carried(build, name):
-    with pytest.raises(Unsupported, match=r"fitting a model is not carried: Hanmo trains by `hanmo finetune`"):
+def test_training_a_model_is_not_supported(build, name):
+    with pytest.raises(Unsupported, match=r"fitting a model is not supported: Hanmo trains by `hanmo finetune`"):
         getattr(build(), name)(TOKENS)
 
 
-def test_tensors_of_keras_are_not_carried(build):
+def test_tensors_of_keras_are_not_supported(build):
     model = build()
     for use in (lambda: model(TOKENS), lambda: model.output[:, 0], lambda: model.get_layer("Embedding-Norm").output()):
         with pytest.raises(Unsupported, match=r"model\.network"):
@@ -155,7 +158,7 @@ def test_an_error_of_hanmos_is_one_line_with_the_scripts(script):
     path = script("from keras.layers import Dense\ndef f():\n    Dense(5)\nf()\n")
     done = hanmo_run(path)
     assert done.exit_code == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"hanmo: {path}:3: keras.layers.Dense is not carried")
+    assert done.stderr.startswith(f"hanmo: {path}:3: keras.layers.Dense is not supported")
     debugged = CliRunner().invoke(app, ["--debug", "run", str(path)])
     assert debugged.exit_code == 1 and "Traceback" in debugged.stderr and "Unsupported" in debugged.stderr
 
@@ -209,14 +212,14 @@ other.fit_generator(x)
 """
 
 
-def test_check_lists_what_is_not_carried_by_line(script):
+def test_check_lists_what_is_not_supported_by_line(script):
     path = script(TRAINING_SCRIPT)
     findings = check_script(path)
-    wrong = {(each.line, each.text.split(":")[0]) for each in findings if not each.carried}
+    wrong = {(each.line, each.text.split(":")[0]) for each in findings if not each.supported}
     assert wrong == {
         (1, "tensorflow"),
         (7, "bert4keras.snippets.nothing"),
-        (8, "the module bert4keras.bert is not carried; in 0.11.5 it is bert4keras.models, where "
+        (8, "the module bert4keras.bert is not supported; in 0.11.5 it is bert4keras.models, where "
             "build_transformer_model builds what build_bert_model did"),
         (12, "layers="),
         (13, "bert4keras.layers.Dense"),
@@ -228,7 +231,7 @@ def test_check_lists_what_is_not_carried_by_line(script):
         (20, "bert.model.invented"),
         (22, "other.fit_generator"),
     }  # fmt: skip
-    right = {(each.line, each.text) for each in findings if each.carried}
+    right = {(each.line, each.text) for each in findings if each.supported}
     assert right > {
         (10, "bert4keras.backend.set_gelu"),
         (12, "sequence_length= is ignored"),
@@ -236,8 +239,8 @@ def test_check_lists_what_is_not_carried_by_line(script):
         (21, "model.predict"),
     }
     done = hanmo_run("--check", path)
-    assert done.exit_code == 1 and f"{path}:15: not carried: model.compile: Hanmo trains" in done.stdout
-    assert done.stderr == f"hanmo: {len(right)} carried, {len(wrong)} not\n"
+    assert done.exit_code == 1 and f"{path}:15: not supported: model.compile: Hanmo trains" in done.stdout
+    assert done.stderr == f"hanmo: {len(right)} supported, {len(wrong)} not\n"
 
 
 def test_check_of_a_script_that_only_predicts_is_content(script):

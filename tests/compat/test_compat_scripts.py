@@ -80,7 +80,7 @@ def hanmo_run(folder, text, *options):
 def check_article(folder):
     (text,) = ast.literal_eval(hanmo_run(folder, ARTICLE))
     assert text.startswith(PROMPT) and len(text) > len(PROMPT) + 60
-    assert [each for each in check_script(folder / "script.py") if not each.carried] == []
+    assert [each for each in check_script(folder / "script.py") if not each.supported] == []
 
 
 def test_the_article_runs_on_a_small_vocabulary(tmp_path):

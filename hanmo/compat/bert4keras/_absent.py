@@ -1,20 +1,15 @@
-"""Names of Keras and bert4keras that are there to be imported and refuse to be used, saying what to do in Hanmo."""
+"""Names of Keras and bert4keras that can be imported, and raise Unsupported with an alternative when used."""
 
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from hanmo.errors import Unsupported
 
 TRAINING = "Hanmo trains by `hanmo finetune` and hanmo.training, whose AdaFactor updates as bert4keras's does"
-_WAYS = {
+_ALTERNATIVES = {
     "layers": "Hanmo builds no Keras graphs; put a torch.nn.Module on what model.network computes",
     "models": "Hanmo builds no Keras graphs; hanmo.load(path).model is a torch.nn.Module that can be changed",
     "backend": "Hanmo computes with PyTorch; use NumPy on what predict returns, or torch",
-    "optimizers": TRAINING,
-    "callbacks": TRAINING,
-    "losses": TRAINING,
-    "metrics": TRAINING,
-}
+} | dict.fromkeys(("optimizers", "callbacks", "losses", "metrics"), TRAINING)
 
 KERAS_LAYERS = (
     "Activation Add Attention AveragePooling1D BatchNormalization Bidirectional Concatenate Conv1D Conv2D Dense Dot "
@@ -24,22 +19,19 @@ KERAS_LAYERS = (
     "add average concatenate dot maximum minimum multiply subtract"
 ).split()
 
-# What bert4keras 0.11.5 has in its modules beyond what Hanmo carries.
+# The names of bert4keras 0.11.5 that Hanmo does not support, by module.
 BERT4KERAS = {
-    "layers": [
-        *KERAS_LAYERS,
-        *(
-            "AttentionPooling1D BatchConcat BatchSplit BiasAdd ConditionalRandomField Concatenate1D "
-            "EfficientGlobalPointer Embedding FeedForward GatedAttentionUnit GlobalPointer LayerNormalization Loss "
-            "MaximumEntropyMarkovModel MultiHeadAttention PositionEmbedding RelativePositionEmbedding "
-            "RelativePositionEmbeddingT5 RotaryPositionEmbedding ScaleOffset SinusoidalPositionEmbedding K tf "
-            "integerize_shape initializers activations"
-        ).split(),
-    ],
+    "layers": KERAS_LAYERS
+    + (
+        "AttentionPooling1D BatchConcat BatchSplit BiasAdd ConditionalRandomField Concatenate1D "
+        "EfficientGlobalPointer Embedding FeedForward GatedAttentionUnit GlobalPointer LayerNormalization Loss "
+        "MaximumEntropyMarkovModel MultiHeadAttention PositionEmbedding RelativePositionEmbedding "
+        "RelativePositionEmbeddingT5 RotaryPositionEmbedding ScaleOffset SinusoidalPositionEmbedding K tf "
+        "integerize_shape initializers activations"
+    ).split(),
     "models": (
-        "ALBERT ALBERT_Unshared BERT ELECTRA GAU_alpha GPT GPT2 GPT2_ML LM_Mask NEZHA RoFormer RoFormerV2 "
-        "T5 T5_Base T5_Decoder T5_Encoder UniLM_Mask Model extend_with_language_model "
-        "extend_with_unified_language_model K tf"
+        "ALBERT ALBERT_Unshared BERT ELECTRA GAU_alpha GPT GPT2 GPT2_ML LM_Mask NEZHA RoFormer RoFormerV2 T5 T5_Base "
+        "T5_Decoder T5_Encoder UniLM_Mask Model extend_with_language_model extend_with_unified_language_model K tf"
     ).split(),
     "optimizers": (
         "Adam AdaBelief AdaFactor AdaFactorV1 AdaFactorV2 AdaFactorBase Tiger Optimizer SGD RMSprop K tf "
@@ -48,54 +40,42 @@ BERT4KERAS = {
         "extend_with_gradient_accumulation extend_with_gradient_accumulation_v2 extend_with_lookahead "
         "extend_with_lookahead_v2 extend_with_lazy_optimization extend_with_lazy_optimization_v2 "
         "extend_with_exponential_moving_average extend_with_exponential_moving_average_v2 "
-        "extend_with_parameter_wise_lr extend_with_parameter_wise_lr_v2 "
-        "extend_with_gradient_centralization"
+        "extend_with_parameter_wise_lr extend_with_parameter_wise_lr_v2 extend_with_gradient_centralization"
     ).split(),
     "backend": (
         "K tf Sinusoidal align apply_rotary_position_embeddings attention_normalize batch_gather custom_objects "
         "divisible_temporal_padding flatten gelu_erf gelu_tanh get_available_gpus graph_mode_decorator infinity "
-        "leaky_relu multilabel_categorical_crossentropy piecewise_linear pool1d recompute_grad "
-        "reshape root_mean_square search_layer sequence_masking set_infinity "
-        "sparse_multilabel_categorical_crossentropy swish symbolic"
+        "leaky_relu multilabel_categorical_crossentropy piecewise_linear pool1d recompute_grad reshape "
+        "root_mean_square search_layer sequence_masking set_infinity sparse_multilabel_categorical_crossentropy "
+        "swish symbolic"
     ).split(),
 }
 
 
 class Absent:
-    """A name that cannot be carried: to call it, to subclass it or to take items of it raises Unsupported."""
+    """A name that is not supported: calling it, subclassing it or taking items of it raises Unsupported."""
 
-    def __init__(self, name: str, way: str) -> None:
-        self.absent_name = name
-        self.way = way
+    def __init__(self, name: str, alternative: str) -> None:
+        self.absent_name, self.alternative = name, alternative
 
-    def refuse(self) -> NoReturn:
-        """Raise Unsupported with Hanmo's way."""
-        raise Unsupported(f"{self.absent_name} is not carried: {self.way}")
+    def refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise Unsupported(f"{self.absent_name} is not supported: {self.alternative}")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        self.refuse()
-
-    def __mro_entries__(self, bases: tuple[Any, ...]) -> NoReturn:
-        self.refuse()
-
-    def __getitem__(self, key: Any) -> NoReturn:
-        self.refuse()
-
-    def __iter__(self) -> NoReturn:
-        self.refuse()
+    __call__ = __mro_entries__ = __getitem__ = __iter__ = refuse
 
     def __getattr__(self, name: str) -> "Absent":
         if name.startswith("__"):
             raise AttributeError(name)
-        return Absent(f"{self.absent_name}.{name}", self.way)
+        return Absent(f"{self.absent_name}.{name}", self.alternative)
 
 
-def absent(module: str, name: str, known: Iterable[str] | None = None) -> Absent:
-    """Stand in for a name of a module, "bert4keras.layers" or "keras.models".
+def absent(module: str, name: str) -> Absent:
+    """Stand in for a name of a module, such as "bert4keras.layers" or "keras.models".
 
-    known: the names there are; None takes any.   Raises AttributeError for others, as a module does.
+    Raises AttributeError for a name that bert4keras does not have; any name of Keras is accepted.
     """
-    if name.startswith("__") or (known is not None and name not in known):
+    root, _, part = module.partition(".")
+    if name.startswith("__") or (root == "bert4keras" and name not in BERT4KERAS[part]):
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    way = "backend" if name in ("K", "tf") else module.split(".")[1] if "." in module else name
-    return Absent(f"{module}.{name}", _WAYS.get(way, _WAYS["models"]))
+    key = "backend" if name in ("K", "tf") else part.partition(".")[0] or name
+    return Absent(f"{module}.{name}", _ALTERNATIVES.get(key, _ALTERNATIVES["models"]))

@@ -1,7 +1,7 @@
-"""Read a script without running it, and list by line what it uses of bert4keras and Keras and whether that is carried.
+"""Read a script without running it, and list by line what it uses of bert4keras and Keras, supported or not.
 
-Knows names, attributes and keyword arguments as they stand in the text; not what a variable holds, but for models that
-are assigned by name.
+Only names, attributes and keyword arguments in the text are resolved; of variables only those that a model is assigned
+to are followed.
 """
 
 import ast
@@ -18,83 +18,80 @@ from hanmo.errors import HanmoError, Unsupported
 __all__ = ["Finding", "check_script"]
 
 _ROOTS = ("bert4keras", "keras")
-_OTHER = ("tensorflow", "tf_keras")
-_FITTING = ("compile", "fit", "fit_generator", "train_on_batch", "add_loss", "add_metric")
+_TENSORFLOW = ("tensorflow", "tf_keras")
+_BUILDERS = ("build_transformer_model", "load_model")
+_TRAINING = ("compile", "fit", "fit_generator", "train_on_batch", "add_loss", "add_metric")
+# Attributes that models have and their classes do not.
+_OF_MODELS = ("model", "encoder", "decoder", "network", "settings", "layer_map", "prefix", "trainable", "name")
 _MISSING = object()
 
 
 @dataclass(frozen=True, order=True)
 class Finding:
-    """One use: its line, what it is, and whether Hanmo carries it."""
+    """One use: its line, its name or what is wrong with it, and whether it is supported."""
 
     line: int
     text: str
-    carried: bool
+    supported: bool
 
 
 def check_script(path: Path) -> list[Finding]:
-    """List what a script uses, by line. Raises MissingFile, and Unsupported for what is no Python 3."""
+    """List what a script uses, by line. Raises MissingFile, and Unsupported for what is not Python 3."""
     try:
         tree = ast.parse(read_script(path), str(path))
     except SyntaxError as error:
         raise Unsupported(f"{path}:{error.lineno}: {error.msg}; is it Python 2? Hanmo runs Python 3") from None
     reader = _Reader()
-    for node in ast.walk(tree):  # imports first: a function may stand before the import that it needs
-        if isinstance(node, ast.Import | ast.ImportFrom):
+    for node in ast.walk(tree):  # imports first: a function may precede the import that it needs
+        if isinstance(node, ast.Import):
             reader.imported(node)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            for alias in node.names:
+                reader.imported_from(node.lineno, node.module or "", alias)
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
             reader.assigned(node)
     reader.visit(tree)
-    return sorted(set(reader.findings))
+    return sorted(reader.findings)
 
 
 class _Reader(ast.NodeVisitor):
     def __init__(self) -> None:
-        self.findings: list[Finding] = []
-        self.names: dict[str, tuple[str, Any]] = {}  # a script's name → the whole name, and what it is
+        self.findings: set[Finding] = set()
+        self.names: dict[str, tuple[str, Any]] = {}  # a name in the script → its full name, and the object
         self.models: set[str] = set()
 
-    def imported(self, node: ast.Import | ast.ImportFrom) -> None:
-        if isinstance(node, ast.ImportFrom):
-            for alias in node.names if node.level == 0 else []:
-                self._from(node.lineno, node.module or "", alias)
-            return
+    def imported(self, node: ast.Import) -> None:
         for alias in node.names:
             root = alias.name.split(".")[0]
-            if root in _OTHER:
-                self._add(node.lineno, f"{root}: Hanmo computes with PyTorch", False)
-            elif root in _ROOTS and (found := self._module(node.lineno, alias.name)) is not None:
+            if (found := self._module(node.lineno, alias.name)) is not None:
                 self._add(node.lineno, alias.name)
-                whole = alias.name if alias.asname else root
-                self.names[alias.asname or root] = whole, found if alias.asname else find_module(root)
+                if alias.asname:
+                    self.names[alias.asname] = alias.name, found
+                else:
+                    self.names[root] = root, find_module(root)
 
-    def _from(self, line: int, module: str, alias: ast.alias) -> None:
-        root = module.split(".")[0]
-        if root in _OTHER:
-            self._add(line, f"{root}: Hanmo computes with PyTorch", False)
-        if root not in _ROOTS or (found := self._module(line, module)) is None:
+    def imported_from(self, line: int, module: str, alias: ast.alias) -> None:
+        if (found := self._module(line, module)) is None:
             return
         if alias.name == "*":
             names = getattr(found, "__all__", KERAS_LAYERS)
             self.names |= {name: (f"{module}.{name}", getattr(found, name)) for name in names}
             self._add(line, f"{module}.*")
             return
-        whole = f"{module}.{alias.name}"
+        name = f"{module}.{alias.name}"
         try:
-            value = self._step(found, module, alias.name)
+            value = self._attribute(found, module, alias.name)
         except (AttributeError, HanmoError) as error:
-            self._add(line, str(error) if isinstance(error, HanmoError) else f"{whole}: there is no such name", False)
+            self._add(line, str(error) if isinstance(error, HanmoError) else f"{name}: there is no such name", False)
             return
-        # A name that refuses to be used may be imported: what counts is its use.
-        self._add(line, f"{whole}{', a name that refuses to be used' if isinstance(value, Absent) else ''}")
-        self.names[alias.asname or alias.name] = whole, value
+        # Importing an Absent is supported; using it is not.
+        self._add(line, f"{name}, a name that cannot be used" if isinstance(value, Absent) else name)
+        self.names[alias.asname or alias.name] = name, value
 
     def assigned(self, node: ast.Assign) -> None:
-        whole = self._resolve(node.value.func)[0] if isinstance(node.value, ast.Call) else ""
-        if whole.rpartition(".")[2] in ("build_transformer_model", "load_model") or whole.endswith(
-            "keras.models.Model"
-        ):
+        name = self._resolve(node.value.func)[0] if isinstance(node.value, ast.Call) else ""
+        if name.rpartition(".")[2] in _BUILDERS or name.endswith("keras.models.Model"):
             self.models |= {target.id for target in node.targets if isinstance(target, ast.Name)}
 
     def visit_Name(self, node: ast.Name) -> None:
@@ -108,88 +105,89 @@ class _Reader(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         self.generic_visit(node)
-        whole, value = self._resolve(node.func)
-        if whole and callable(value) and not isinstance(value, Absent):
+        function, (name, value) = node.func, self._resolve(node.func)
+        if name and callable(value) and not isinstance(value, Absent):
             for keyword in node.keywords:
-                self._keyword(node.lineno, whole, value, keyword.arg)
-        elif (
-            isinstance(node.func, ast.Attribute) and node.func.attr in _FITTING and not self._is_model(node.func.value)
-        ):
-            text = ast.unparse(node.func)
-            if not text.startswith("re.") and not isinstance(node.func.value, ast.Constant):
+                self._keyword(node.lineno, name, value, keyword.arg)
+        elif isinstance(function, ast.Attribute) and function.attr in _TRAINING and not self._is_model(function.value):
+            text = ast.unparse(function)
+            if not text.startswith("re.") and not isinstance(function.value, ast.Constant):
                 self._add(node.lineno, f"{text}: {TRAINING}", False)
 
     def _use(self, node: ast.Name | ast.Attribute) -> bool:
-        """Judge a name, or a chain of attributes that begins with an imported one."""
-        whole, value = self._resolve(node)
-        if not whole or not isinstance(node.ctx, ast.Load):
+        """Record the use of an imported name, or a chain of attributes that starts with one."""
+        name, value = self._resolve(node)
+        if not name or not isinstance(node.ctx, ast.Load):
             return False
         if isinstance(value, Absent):
-            self._add(node.lineno, f"{value.absent_name}: {value.way}", False)
+            self._add(node.lineno, f"{value.absent_name}: {value.alternative}", False)
         elif value is _MISSING:
-            self._add(node.lineno, f"{whole}: there is no such name", False)
+            self._add(node.lineno, f"{name}: there is no such name", False)
         elif not inspect.ismodule(value):
-            self._add(node.lineno, whole)
+            self._add(node.lineno, name)
         return True
 
     def _model_use(self, node: ast.Attribute) -> None:
         from hanmo.compat.bert4keras.models import KerasModel, Transformer
 
-        name, owner = node.attr, KerasModel if hasattr(KerasModel, node.attr) else Transformer
-        value = getattr(owner, name, _MISSING)
-        kept = ("model", "encoder", "decoder", "network", "settings", "layer_map", "prefix", "trainable", "name")
+        value = getattr(KerasModel, node.attr, getattr(Transformer, node.attr, _MISSING))
+        name = ast.unparse(node)
         if isinstance(value, Absent):
-            self._add(node.lineno, f"{ast.unparse(node)}: {value.way}", False)
-        elif value is _MISSING and name not in kept:
-            self._add(node.lineno, f"{ast.unparse(node)}: models have no {name} here", False)
+            self._add(node.lineno, f"{name}: {value.alternative}", False)
+        elif value is _MISSING and node.attr not in _OF_MODELS:
+            self._add(node.lineno, f"{name}: models have no {node.attr} here", False)
         else:
-            self._add(node.lineno, ast.unparse(node))
+            self._add(node.lineno, name)
 
     def _is_model(self, node: ast.expr) -> bool:
         if isinstance(node, ast.Attribute) and node.attr in ("model", "encoder", "decoder"):
             node = node.value
         return isinstance(node, ast.Name) and node.id in self.models
 
-    def _keyword(self, line: int, whole: str, value: Any, name: str | None) -> None:
+    def _keyword(self, line: int, function: str, value: Any, name: str | None) -> None:
         if name is None:
             return
-        if whole.endswith(".build_transformer_model"):
+        if function.endswith(".build_transformer_model"):
             if name in REFUSED:
                 self._add(line, f"{name}=: {REFUSED[name]}", False)
             elif name not in KEYWORDS:
                 self._add(line, f"{name}= is ignored")
             return
         parameters = inspect.signature(value).parameters.values()
-        if name not in {each.name for each in parameters} and all(each.kind != each.VAR_KEYWORD for each in parameters):
-            self._add(line, f"{name}=: {whole} has no such argument", False)
+        if all(each.name != name and each.kind != each.VAR_KEYWORD for each in parameters):
+            self._add(line, f"{name}=: {function} has no such argument", False)
 
     def _resolve(self, node: ast.AST) -> tuple[str, Any]:
-        """Follow a chain of attributes to what it names: ("", None) if that is not ours, (…, _MISSING) if nothing."""
+        """Follow a chain of attributes to (full name, object): ("", None) if it is not ours, _MISSING if unknown."""
         if isinstance(node, ast.Name):
             return self.names.get(node.id, ("", None))
         if isinstance(node, ast.Attribute):
-            whole, value = self._resolve(node.value)
-            if whole and (inspect.ismodule(value) or inspect.isclass(value) or isinstance(value, Absent)):
+            name, value = self._resolve(node.value)
+            if name and (inspect.ismodule(value) or inspect.isclass(value) or isinstance(value, Absent)):
                 try:
-                    return f"{whole}.{node.attr}", self._step(value, whole, node.attr)
+                    return f"{name}.{node.attr}", self._attribute(value, name, node.attr)
                 except (AttributeError, HanmoError):
-                    return f"{whole}.{node.attr}", _MISSING
+                    return f"{name}.{node.attr}", _MISSING
         return "", None
 
-    def _step(self, value: Any, whole: str, name: str) -> Any:
+    def _attribute(self, value: Any, owner: str, name: str) -> Any:
         found = getattr(value, name)
-        if inspect.ismodule(value) and isinstance(found, Absent):
-            # `bert4keras.models` is an attribute only once it was imported; keras's parts are made when asked for.
-            if whole == "keras" and name.islower():
-                return find_module(f"keras.{name}")
+        if owner == "keras" and isinstance(found, Absent) and name.islower():
+            return find_module(f"keras.{name}")  # a module of keras is created when it is first used
         return found
 
     def _module(self, line: int, name: str) -> Any:
+        """Return a module of bert4keras or keras; None for others, and for those that are not supported."""
+        root = name.split(".")[0]
+        if root in _TENSORFLOW:
+            self._add(line, f"{root}: Hanmo computes with PyTorch", False)
+        if root not in _ROOTS:
+            return None
         try:
             return find_module(name)
         except Unsupported as error:
             self._add(line, str(error), False)
             return None
 
-    def _add(self, line: int, text: str, carried: bool = True) -> None:
-        self.findings.append(Finding(line, text, carried))
+    def _add(self, line: int, text: str, supported: bool = True) -> None:
+        self.findings.add(Finding(line, text, supported))

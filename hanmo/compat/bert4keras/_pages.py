@@ -1,8 +1,7 @@
-"""An array that grows along its second axis and is handed out without a copy, each view as private as a copy.
+"""An array that grows along its second axis and is returned without a copy, each view as private as a copy.
 
-rows × capacity × hidden_size, in memory that has a file descriptor
-whole ── mapped shared: what is written here is kept
-view  ── mapped copy-on-write: what somebody writes into a view stays in that view
+The array is in anonymous memory with a file descriptor: `whole` maps it shared, and views map it copy-on-write, so that
+what the caller writes into a view stays in that view.
 """
 
 import mmap
@@ -15,16 +14,15 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-# Each mapping that is alive holds a file descriptor, and processes may have some thousand.
-_MOST_VIEWS = 32
+# Each live mapping holds a file descriptor, and a process may have about a thousand.
+_MAX_VIEWS = 32
 
 
 class Pages:
     """Room for [rows, capacity, hidden_size] float32, of which `written` positions are filled."""
 
     def __init__(self, rows: int, capacity: int, hidden_size: int) -> None:
-        self.capacity = capacity
-        self.written = 0
+        self.capacity, self.written = capacity, 0
         self._shape = (rows, capacity, hidden_size)
         self._size = rows * capacity * hidden_size * 4
         self._views: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
@@ -40,8 +38,8 @@ class Pages:
             self.whole = np.empty(self._shape, np.float32)
 
     def view(self, length: int) -> Array:
-        """Give the first `length` positions, writable, apart from `whole` and from every other view."""
-        if self._file is not None and len(self._views) < _MOST_VIEWS:
+        """Return the first `length` positions; writing into them changes neither `whole` nor another view."""
+        if self._file is not None and len(self._views) < _MAX_VIEWS:
             try:
                 private = mmap.mmap(self._file, self._size, access=mmap.ACCESS_COPY)
             except OSError:  # no address space or descriptor left
@@ -51,12 +49,12 @@ class Pages:
         return self.whole[:, :length].copy()
 
     def write(self, start: int, values: Array) -> None:
-        """Fill the positions from `start` on; [rows, n, hidden_size]. Those before `written` stay."""
+        """Fill the positions from `start` on; values: [rows, n, hidden_size]."""
         self.written = start + values.shape[1]
         self.whole[:, start : self.written] = values
 
     def taken(self, rows: Array, length: int, capacity: int) -> "Pages":
-        """Copy these rows, in this order, up to `length` into new pages."""
+        """Copy `length` positions of these rows, in this order, into new pages."""
         new = Pages(len(rows), capacity, self._shape[2])
         for i, row in enumerate(rows):
             new.whole[i, :length] = self.whole[row, :length]

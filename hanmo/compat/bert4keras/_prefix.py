@@ -1,65 +1,87 @@
-"""What a model computed last, kept so that a longer text costs only what is new: the loop of `predict` on a prefix.
+"""Prefix cache of `predict`: inputs that continue those of the last call are computed from the first new token on.
 
-Only models whose outputs at old places cannot change are helped: those that see no later token. A row of the new
-inputs goes on from whichever old row shares the longest beginning with it, so samples may multiply, end and change
-places. Everything else is computed whole, by the caller.
+Only for models without attention to later tokens. Each row continues the row of the last call that shares its longest
+prefix, so rows may multiply, end and change order. The cache is one batch, not the single rows that
+`hanmo.inference.prefix_cache` keeps, because `predict` runs all rows of a loop in one forward, with any inputs beside
+the ids, and returns the outputs at every position.
 """
 
 import hashlib
 import os
 import threading
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from hanmo.compat.bert4keras._forward import TOKENS, outputs_of
 from hanmo.compat.bert4keras._pages import Pages
-from hanmo.compat.bert4keras._runner import Kept, Runner
 from hanmo.compat.bert4keras.configs import Settings
 from hanmo.config import ModelConfig
+from hanmo.inference.prefix_cache import shared_lengths
 
 Array = npt.NDArray[Any]
 
-_MOST_COMPARED = 1 << 26  # pairs of tokens; rows beyond that are only compared in their own places
-_LEAST_CAPACITY = 64
+_MAX_COMPARED = 1 << 26  # pairs of tokens; with more, a row is only compared with the old row of its own index
+_MIN_CAPACITY = 64
+
+
+class Runner(Protocol):
+    """What computes a model's outputs and holds the keys and values of the tokens it has seen.
+
+    token_bytes: bytes of the keys and values of one token.
+    stamp():     a number that changes with the weights.
+    new(…):      an empty cache with room for `capacity` tokens of each row; its `cut(length)` drops later tokens.
+    take(…):     keep these rows of a cache, in this order (None: all), with room for `capacity` tokens.
+    run(…):      the outputs of the tokens from `start` on, where `kept` holds those before and takes up these;
+                 last: of the last position alone, [rows, 1, …].
+    """
+
+    token_bytes: int
+
+    def stamp(self) -> int: ...
+    def new(self, rows: int, capacity: int) -> Any: ...
+    def take(self, kept: Any, rows: Array | None, capacity: int) -> None: ...
+    def run(self, inputs: dict[str, Array], *, start: int = 0, kept: Any = None, last: bool = False) -> list[Array]: ...
 
 
 class Prefix:
-    """The last inputs of a model with their keys, values and outputs.
+    """The inputs of the last call, with their keys, values and outputs.
 
-    runner: what computes them.
-    most_bytes: what may be kept; a call that would need more is not helped. 0 turns all of this off.
+    most_bytes: memory limit; a call that would need more is not cached. 0 turns the cache off.
     """
 
     def __init__(self, config: ModelConfig, settings: Settings, runner: Runner, *, most_bytes: int = 4 << 30) -> None:
         self.most_bytes = most_bytes
-        self._config, self._settings, self._runner = config, settings, runner
+        self._config, self._runner = config, runner
+        logits = outputs_of(config, settings)[0][0] == "logits"
+        self._output_size = config.vocab_size if logits else config.main.hidden_size
         self._lock = threading.Lock()
         self.forget()
 
     @staticmethod
-    def helps(config: ModelConfig, settings: Settings) -> bool:
-        """Tell whether a model sees no later token, and gives one output for each."""
-        kinds = [what for what, _ in outputs_of(config, settings)]
+    def supports(config: ModelConfig, settings: Settings) -> bool:
+        """Tell whether a model attends to no later token and has one output, with a value for each token."""
+        kinds = [kind for kind, _ in outputs_of(config, settings)]
         return settings.part != "encoder" and config.main.mask != "full" and kinds in (["logits"], ["hidden"])
 
     def forget(self) -> None:
-        """Let go of everything that is kept."""
+        """Drop the cache."""
         self._process = os.getpid()
-        self._cache: Kept | None = None
+        self._cache: Any = None
+        self._capacity = 0  # tokens of a row that have room in the cache
         self._pages: Pages | None = None
-        self._known = 0  # positions of which the pages hold the outputs
+        self._known = 0  # positions whose outputs are in the pages
         self._tokens: Array = np.empty((0, 0, 0), np.int64)
-        self._named: tuple[list[Array], list[bytes]] = [], []
+        self._context: tuple[list[Array], list[bytes]] = [], []
         self._digests: list[bytes] = []
         self._stamp = 0
 
     def predict(self, inputs: dict[str, Array], *, last: bool, rows_at_once: int) -> Array | None:
-        """Compute the outputs of inputs, or of their last positions, from what is kept and what is new.
+        """Compute the outputs of all positions, or of the last, from the cache and the new tokens.
 
-        Returns [rows, n, …] or [rows, 1, …], to be written into at will; None where nothing can be kept and the
-        caller must compute.   rows_at_once: how many whole rows may be computed together.
+        rows_at_once: the most full rows in one forward.
+        Returns [rows, n, …] or [rows, 1, …], which the caller may write to; None if the call cannot be cached.
         """
         with self._lock:
             return self._predict(inputs, last, rows_at_once)
@@ -75,38 +97,35 @@ class Prefix:
             return None
         digests = self._digest([value for name, value in inputs.items() if name not in names])
         stamp = self._runner.stamp()
-        if self._process != os.getpid():  # after a fork the pages are still the parent's too
+        if self._process != os.getpid():  # after a fork the pages are shared with the parent
             self.forget()
         if stamp != self._stamp:
             self._cache = None
         source, length = self._match(tokens, digests)
         length = min(length, count - 1 if last else self._known)
         if length and self._config.main.mask == "prefix":
-            length = _lowered(length, self._tokens[source], tokens, names.index("Input-Segment"))
+            length = _segment_start(length, self._tokens[source], tokens, names.index("Input-Segment"))
         if rows * (count - length) > rows_at_once * count:
             self.forget()
             return None
-        cache, pages = self._seats(source, length, rows, count, last)
+        cache = self._make_room(source, length, rows, count, last)
         result: Array | None = None
-        self._cache = None  # should the forward fail, nothing stays half done
         if length < count:
             (result,) = self._runner.run(inputs, start=length, kept=cache, last=last)
         if not last:
-            result = self._keep(pages, length, count, result)
-        self._pages, self._cache = (pages if not last or self._known else None), cache
-        self._tokens, self._digests, self._stamp = tokens, digests, stamp
+            assert self._pages is not None
+            if result is not None:
+                self._pages.write(length, result)
+            self._known = count
+            result = self._pages.view(count)
+        elif not self._known:
+            self._pages = None
+        self._cache, self._tokens, self._digests, self._stamp = cache, tokens, digests, stamp
         return result
 
-    def _keep(self, pages: Pages | None, length: int, count: int, new: Array | None) -> Array:
-        assert pages is not None
-        if new is not None:
-            pages.write(length, new)
-        self._known = count
-        return pages.view(count)
-
     def _digest(self, context: list[Array]) -> list[bytes]:
-        """Name the rows of what is no token, such as an encoder's output, by their contents."""
-        old, digests = self._named
+        """Hash each row of the inputs that are not tokens, such as an encoder's output."""
+        old, digests = self._context
         if len(old) == len(context) and all(map(np.array_equal, old, context)):
             return digests
         shapes = repr([(value.shape[1:], value.dtype) for value in context]).encode()
@@ -114,23 +133,22 @@ class Prefix:
             hashlib.blake2b(shapes + b"".join(value[row].tobytes() for value in context), digest_size=16).digest()
             for row in range(len(context[0]))
         ]
-        self._named = [value.copy() for value in context], digests
+        self._context = [value.copy() for value in context], digests
         return digests
 
     def _match(self, tokens: Array, digests: list[bytes]) -> tuple[Array, int]:
-        """Find for each row the old row that it goes on from; and how many tokens all of them share with theirs."""
+        """Find the old row that each row continues, and the least number of tokens that a row shares with its own."""
         rows, own = len(tokens), np.arange(len(tokens))
-        old, wide = self._tokens, min(tokens.shape[1], self._tokens.shape[1])
+        old, shorter = self._tokens, min(tokens.shape[1], self._tokens.shape[1])
         if self._cache is None or tokens.shape[2] != old.shape[2]:
             return own, 0
         if rows == len(old) and digests == self._digests:
-            same = (tokens[:, :wide] == old[:, :wide]).all((0, 2))
-            if same.all() or rows * rows * wide > _MOST_COMPARED:
-                return own, wide if same.all() else int(same.argmin())
-        if rows * len(old) * wide > _MOST_COMPARED:
+            same = (tokens[:, :shorter] == old[:, :shorter]).all((0, 2))
+            if same.all() or rows * rows * shorter > _MAX_COMPARED:
+                return own, shorter if same.all() else int(same.argmin())
+        if rows * len(old) * shorter > _MAX_COMPARED:
             return own, 0
-        equal = (tokens[:, None, :wide] == old[None, :, :wide]).all(3)
-        shared = np.where(equal.all(2), wide, equal.argmin(2)) if wide else np.zeros(equal.shape[:2], int)
+        shared = shared_lengths(tokens, old)
         if digests or self._digests:
             shared[np.array(digests)[:, None] != np.array(self._digests)[None]] = 0
         source = shared.argmax(1)
@@ -138,34 +156,33 @@ class Prefix:
             source = np.where(shared[own, own] == shared[own, source], own, source)
         return source, int(shared[own, source].min())
 
-    def _seats(self, source: Array, length: int, rows: int, count: int, last: bool) -> tuple[Kept, Pages | None]:
-        """Give a cache, and pages for the outputs if they are kept, that hold `length` positions of the new rows."""
+    def _make_room(self, source: Array, length: int, rows: int, count: int, last: bool) -> Any:
+        """Return a cache, and prepare the pages, that hold `length` positions of the new rows."""
         limit = self._config.main.context
-        capacity = max(2 * count, _LEAST_CAPACITY)
+        capacity = max(2 * count, _MIN_CAPACITY)
         capacity = capacity if limit is None else min(capacity, limit)
-        cache, pages = self._cache, self._pages
+        cache, self._cache = self._cache, None  # set again after the forward, so that an error leaves nothing stale
         if cache is None or length == 0:
-            cache, pages, self._known = self._runner.new(rows, capacity), None, 0
-            source = np.arange(rows)
-        same = rows == cache.rows and bool((source == np.arange(rows)).all())
-        cache.cut(length)
-        if not same or count > cache.capacity:
+            cache, self._capacity, self._pages, self._known = self._runner.new(rows, capacity), capacity, None, 0
+            same = True
+        else:
+            cache.cut(length)
+            same = rows == len(self._tokens) and bool((source == np.arange(rows)).all())
+        if not same or count > self._capacity:
             self._runner.take(cache, None if same else source, capacity)
+            self._capacity = capacity
+        pages = self._pages
         if last:
             self._known = min(self._known, length) if same else 0
         elif pages is None:
-            hidden_size = self._config.vocab_size if self._asks_logits() else self._config.main.hidden_size
-            pages = Pages(rows, capacity, hidden_size)
+            self._pages = Pages(rows, capacity, self._output_size)
         elif not same or count > pages.capacity or (length < pages.written and length < count):
-            pages = pages.taken(source, length, capacity)
-        return cache, pages
-
-    def _asks_logits(self) -> bool:
-        return outputs_of(self._config, self._settings)[0][0] == "logits"
+            self._pages = pages.taken(source, length, capacity)
+        return cache
 
 
-def _lowered(length: int, old: Array, new: Array, segment: int) -> int:
-    """Cut back to where a new segment begins, for tokens of one segment-0 prefix see each other, later ones too."""
+def _segment_start(length: int, old: Array, new: Array, segment: int) -> int:
+    """Shorten a prefix to where segment 0 ends in all rows: its tokens attend to each other, to later ones too."""
     starts: list[Array] = [np.all(tokens[:, :, segment] > 0, axis=0) for tokens in (old, new)]
     while length > 0 and not all(length == len(each) or each[length] for each in starts):
         length -= 1

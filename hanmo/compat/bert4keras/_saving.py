@@ -1,14 +1,13 @@
-"""A bert4keras model as one file: Hanmo's parameters in safetensors form, with what the model is in the header.
+"""A network as one file: Hanmo's parameters in safetensors form, with its configuration and `Settings` in the header.
 
-`save` and `load_model`, `save_weights` and `load_weights`; and checkpoints in TensorFlow's form. Files appear whole.
+Weights as a TensorFlow checkpoint, too. A file is written completely or not at all.
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,8 +17,6 @@ from hanmo.checkpoint.safetensors import Safetensors, write_safetensors
 from hanmo.checkpoint.source import TensorInfo
 from hanmo.checkpoint.staged import Item
 from hanmo.checkpoint.tf.writer import write_bundle
-from hanmo.compat.bert4keras import backend
-from hanmo.compat.bert4keras._rounded import ROUNDED, note
 from hanmo.compat.bert4keras.configs import Settings
 from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, CorruptFile, TensorMismatch, Unsupported
@@ -27,91 +24,77 @@ from hanmo.families import FAMILIES, Row
 from hanmo.files import open_file, parse_json
 from hanmo.model import Model
 
-if TYPE_CHECKING:
-    from hanmo.compat.bert4keras.models import KerasModel
+StrPath = str | os.PathLike[str]
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
-def save(model: "KerasModel", path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
-    """Write a model with its weights to one file; raises CheckpointError if one is there and must not be replaced."""
+def save(network: Model, settings: Settings, path: StrPath, *, overwrite: bool = True) -> None:
+    """Write a network to one file; raises CheckpointError for a folder, or a file that must not be replaced."""
     file = Path(path)
     if file.is_dir() or (file.exists() and not overwrite):
         raise CheckpointError(f"{file} {'is a folder' if file.is_dir() else 'exists'}; give the path of a new file")
-    words = {"hanmo": model.network.config.to_json(), "bert4keras": json.dumps(asdict(model.settings))}
-    write_safetensors(file, _items(dict(model.network.named_parameters()).items()), metadata=words)
+    metadata = {"hanmo": network.config.to_json(), "bert4keras": json.dumps(asdict(settings))}
+    write_safetensors(file, _items(network.named_parameters()), metadata=metadata)
 
 
-def load_model(path: str | os.PathLike[str]) -> "KerasModel":
+def load(path: StrPath) -> tuple[Model, Settings]:
     """Read what `save` wrote; raises MissingFile, Unsupported for a file of Keras's own, CheckpointError for others."""
-    from hanmo.compat.bert4keras.models import KerasModel
-
     with _open(path) as source:
-        words = source.metadata
-        if not {"hanmo", "bert4keras"} <= set(words):
+        metadata = source.metadata
+        if not {"hanmo", "bert4keras"} <= set(metadata):
             raise CheckpointError(f"{path} holds tensors alone; build the model and give the file to its load_weights")
-        config = ModelConfig.from_json(words["hanmo"])
-        settings = _settings(words["bert4keras"], path)
+        config = ModelConfig.from_json(metadata["hanmo"])
+        settings = _settings(metadata["bert4keras"], path)
         with torch.device("meta"):
             network = Model(config)
-        rows = [Row((name,), name) for name, _ in network.named_parameters()]
-        fill(network, source, rows, dropped={})
-    kind = backend.get_weights_dtype()
-    if kind in ROUNDED:
-        note(kind, f"{path} was saved by model.save")
-    return KerasModel(network, settings)
+        fill(network, source, [Row((name,), name) for name, _ in network.named_parameters()], dropped={})
+    return network, settings
 
 
-def load_weights(model: "KerasModel", path: str | os.PathLike[str], *, by_name: bool, skip_mismatch: bool) -> None:
-    """Overwrite a model's weights by those of a file that `save` or `save_weights` wrote.
+def load_weights(network: Model, path: StrPath, *, by_name: bool, skip_mismatch: bool) -> None:
+    """Overwrite the weights of a network by those of a file that `save` wrote.
 
-    by_name: take those that are there.   skip_mismatch: and, by name, leave those of another shape.
-    Raises TensorMismatch where a weight is missing or of another shape; nothing is overwritten then.
+    by_name: ignore weights that the file lacks.   skip_mismatch: with by_name, ignore those of another shape too.
+    Raises TensorMismatch for a weight that is missing or of another shape; then no weight is overwritten.
     """
     new = {}
     with _open(path) as source:
-        for name, parameter in model.network.named_parameters():
+        for name, parameter in network.named_parameters():
             info = source.tensors.get(name)
-            if info is None and by_name:
-                continue
-            if info is None:
+            if info is not None and info.shape == tuple(parameter.shape):
+                new[name] = as_tensor(source.read(name), info.dtype)
+            elif info is None and not by_name:
                 raise TensorMismatch(
                     f"{path} has no {name}; was it saved from another model? by_name=True takes the rest"
                 )
-            if info.shape != tuple(parameter.shape):
-                if by_name and skip_mismatch:
-                    continue
+            elif info is not None and not (by_name and skip_mismatch):
                 raise TensorMismatch(f"{name} is {list(info.shape)} in {path}; this model has {list(parameter.shape)}")
-            new[name] = as_tensor(source.read(name), info.dtype)
     with torch.no_grad():
         for name, tensor in new.items():
-            model.network.get_parameter(name).copy_(tensor)
+            network.get_parameter(name).copy_(tensor)
 
 
-def save_checkpoint(model: "KerasModel", prefix: str | os.PathLike[str], *, dtype: str | None = None) -> None:
+def save_checkpoint(network: Model, prefix: StrPath, *, dtype: str | None = None) -> None:
     """Write the weights as a TensorFlow checkpoint with the original's names.
 
-    dtype: of the tensors in the file, such as "float16"; None keeps each as it is.
+    dtype: of the tensors in the file, such as "float16"; None keeps that of each weight.
     Raises CheckpointError for a parameter that the original has no name for.
     """
-    config = model.network.config
-    names = FAMILIES[config.family].tensorflow
+    names = FAMILIES[network.config.family].tensorflow
     assert names is not None
-    rows = names.rows(config)
-    write_bundle(Path(prefix), _items(export(dict(model.network.named_parameters()), rows), dtype))
+    tensors = export(dict(network.named_parameters()), names.rows(network.config))
+    write_bundle(Path(prefix), _items(tensors, dtype))
 
 
-def _items(tensors: Any, dtype: str | None = None) -> Iterator[Item]:
+def _items(tensors: Iterable[tuple[str, torch.Tensor]], dtype: str | None = None) -> Iterator[Item]:
     for name, tensor in tensors:
-        tensor = tensor.detach()
-        kind = tensor.dtype if dtype is None else getattr(torch, dtype)
-        raw = tensor.to(kind).contiguous()
-        size = raw.numel() * raw.element_size()
-        info = TensorInfo(name, str(kind).removeprefix("torch."), tuple(raw.shape), size)
+        raw = tensor.detach().to(tensor.dtype if dtype is None else getattr(torch, dtype)).contiguous()
+        info = TensorInfo(name, str(raw.dtype).removeprefix("torch."), tuple(raw.shape), raw.nbytes)
         yield name, (info, [raw.reshape(-1).view(torch.uint8).numpy()])
 
 
-def _open(path: str | os.PathLike[str]) -> Safetensors:
+def _open(path: StrPath) -> Safetensors:
     file = Path(path)
     if file.is_file():
         with open_file(file) as stream:
@@ -123,7 +106,7 @@ def _open(path: str | os.PathLike[str]) -> Safetensors:
     return Safetensors(file)
 
 
-def _settings(text: str, path: Any) -> Settings:
+def _settings(text: str, path: StrPath) -> Settings:
     try:
         data = parse_json(text, f"{path}: its header")
         if set(data) != {field.name for field in fields(Settings)}:

@@ -1,7 +1,4 @@
-"""Run a script that imports bert4keras and keras, and serve it this package under those names.
-
-Knows Python's import system and how a script is started; nothing of models. Everything is put back at the end.
-"""
+"""Run a script whose `import bert4keras` and `import keras` give this package; all changes are undone at the end."""
 
 import importlib
 import io
@@ -16,21 +13,21 @@ from typing import Any
 
 from hanmo.errors import MissingFile, Unsupported
 
-__all__ = ["frames_of", "line_of", "read_script", "run_script", "served"]
+__all__ = ["find_module", "frames_of", "line_of", "read_script", "run_script", "served"]
 
 _ROOT = "hanmo.compat.bert4keras"
 _SERVED = ("bert4keras", "keras", "uniout")
-# Modules of bert4keras before 0.6, and what had become of them by then.
-OLD = {
+# Modules of bert4keras before 0.6, and what replaced them.
+_OLD = {
     "bert4keras.bert": "bert4keras.models, where build_transformer_model builds what build_bert_model did",
     "bert4keras.tokenizer": "bert4keras.tokenizers",
     "bert4keras.utils": "bert4keras.tokenizers and bert4keras.snippets",
-    "bert4keras.train": "nothing: training is not carried",
+    "bert4keras.train": "nothing: training is not supported",
 }
 
 
 def read_script(path: Path) -> bytes:
-    """Read a script's text; raises MissingFile if there is none."""
+    """Read a script; raises MissingFile if there is none."""
     if not path.is_file():
         raise MissingFile(f"no script at {path}; give the path of a Python file")
     with io.open_code(str(path)) as file:
@@ -38,7 +35,7 @@ def read_script(path: Path) -> bytes:
 
 
 def run_script(path: Path, arguments: Sequence[str] = ()) -> None:
-    """Run a script as `python PATH ARGUMENTS` does, but with `served` imports; its errors come through."""
+    """Run a script as `python PATH ARGUMENTS` does, but with `served` imports; its errors are not caught."""
     text = read_script(path)
     main = ModuleType("__main__")
     main.__dict__.update(__file__=str(path), __builtins__=__builtins__, __cached__=None)
@@ -53,14 +50,14 @@ def run_script(path: Path, arguments: Sequence[str] = ()) -> None:
 
 
 def frames_of(path: Path, trace: TracebackType | None) -> TracebackType | None:
-    """Drop the frames before a script's own; None if it has none, as for a mistake in its syntax."""
+    """Drop the frames before those of a script; None if it has none, as for a syntax error."""
     while trace is not None and trace.tb_frame.f_code.co_filename != str(path):
         trace = trace.tb_next
     return trace
 
 
 def line_of(path: Path, trace: TracebackType | None) -> int | None:
-    """Tell the innermost line of a script's own in a traceback."""
+    """Return the line of the innermost frame of a script."""
     line = None
     while (trace := frames_of(path, trace)) is not None:
         line, trace = trace.tb_lineno, trace.tb_next
@@ -69,7 +66,7 @@ def line_of(path: Path, trace: TracebackType | None) -> int | None:
 
 @contextmanager
 def served() -> Iterator[None]:
-    """Serve `import bert4keras`, `keras` and `uniout` from here while the block runs, whatever is installed."""
+    """Serve `import bert4keras`, `keras` and `uniout` from here inside the block, whatever is installed."""
     finder = _Finder()
     hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in _SERVED}
     sys.meta_path.insert(0, finder)
@@ -83,8 +80,6 @@ def served() -> Iterator[None]:
 
 
 class _Finder(MetaPathFinder):
-    """Finds our modules under the old names."""
-
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
         if fullname.split(".")[0] not in _SERVED:
             return None
@@ -92,7 +87,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """Gives the modules themselves, so that a class is the same under both names."""
+    """Returns our modules themselves, so that a class is the same object under both names."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         self._module = find_module(spec.name)
@@ -100,23 +95,18 @@ class _Loader(Loader):
         return self._module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self._spec  # the import system has put the old name's there
+        module.__spec__ = self._spec  # the import system has replaced it
 
 
 def find_module(name: str) -> ModuleType:
-    """Give the module behind an old name; raises Unsupported for modules that are not here."""
+    """Return the module for an old name; raises Unsupported for a module of bert4keras that is not here."""
     root, _, rest = name.partition(".")
     if root == "uniout":  # made Python 2 print Chinese
         return ModuleType(name)
     if root == "keras":
         return importlib.import_module(f"{_ROOT}.keras").module(name)
-    if rest.startswith("_") or not (Path(__file__).parent / f"{rest or '__init__'}.py").is_file():
-        raise Unsupported(
-            f"the module {name} is not carried; "
-            + (f"in 0.11.5 it is {OLD[name]}" if name in OLD else "those of 0.11.5 that are here: " + _modules())
-        )
+    here = sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py"))
+    if rest and rest not in here:
+        here_or_new = f"in 0.11.5 it is {_OLD[name]}" if name in _OLD else f"these are: {', '.join(here)}"
+        raise Unsupported(f"the module {name} is not supported; {here_or_new}")
     return importlib.import_module(f"{_ROOT}.{rest}" if rest else _ROOT)
-
-
-def _modules() -> str:
-    return ", ".join(sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py")))

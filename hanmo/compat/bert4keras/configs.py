@@ -1,38 +1,24 @@
-"""bert4keras's configuration keys and model names, read into a ModelConfig that computes what bert4keras does.
+"""bert4keras's configuration keys and model names, read into a ModelConfig that computes what bert4keras computes.
 
-Where it differs from the originals it is followed here: exact gelu by default, eps 1e-7 in some blocks, T5's output
-scaled even when untied, T5's relative bias in cross-attention, RealFormer's scores of the block before only.
+Its differences from the original networks are reproduced: exact gelu by default, eps 1e-7 in some blocks, T5's output
+scaled even when untied, T5's relative bias in cross-attention, RealFormer's scores from the previous block only.
 """
 
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hanmo.config import ModelConfig, StackConfig
+from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, Unsupported
 from hanmo.families import FAMILIES
 
-# Our family of each of bert4keras's 23 names.
-MODELS = {
-    "bert": "bert",
-    "roberta": "bert",
-    "albert": "albert",
-    "albert_unshared": "albert_unshared",
-    "nezha": "nezha",
-    "roformer": "roformer",
-    "roformer_v2": "roformer_v2",
-    "electra": "electra",
-    "gpt": "gpt",
-    "gpt2": "gpt2",
-    "gpt2_ml": "gpt2_ml",
-    **{
-        f"{name}{part}": family
-        for name, family in {"t5": "t5.1.0", "t5.1.0": "t5.1.0", "t5.1.1": "t5.1.1", "mt5.1.1": "mt5.1.1"}.items()
-        for part in ("", "_encoder", "_decoder")
-    },
-}
-BERT_KIN = ("bert", "albert", "albert_unshared", "nezha", "roformer", "roformer_v2")
-_BLOCK_EPS = {"albert": 1e-7, "nezha": 1e-7, "roformer": 1e-7, "roformer_v2": 1e-7}
-# Keyword arguments of build_transformer_model; any other is passed over, as bert4keras does, for config.json has more.
+_BERT_VARIANTS = ("bert", "albert", "albert_unshared", "nezha", "roformer", "roformer_v2")
+_GPTS = ("gpt", "gpt2", "gpt2_ml")
+# bert4keras's 23 model names → our families.
+MODELS = {name: name for name in (*_BERT_VARIANTS, "electra", *_GPTS)} | {"roberta": "bert"}
+for _name, _family in {"t5": "t5.1.0", "t5.1.0": "t5.1.0", "t5.1.1": "t5.1.1", "mt5.1.1": "mt5.1.1"}.items():
+    MODELS |= {f"{_name}{part}": _family for part in ("", "_encoder", "_decoder")}
+_BLOCK_EPS = {"gpt": 1e-12} | dict.fromkeys(("albert", "nezha", "roformer", "roformer_v2"), 1e-7)
+# Keyword arguments of build_transformer_model; as in bert4keras others are ignored, for config.json has more.
 KEYWORDS = frozenset(
     (
         "config_path checkpoint_path model application return_keras_model with_mlm with_nsp with_pool with_lm "
@@ -45,18 +31,72 @@ KEYWORDS = frozenset(
     ).split()
 )
 REFUSED = {
-    "layers": "Keras layers from outside cannot be reused; load two models",
-    "attention_caches": "caches of Keras tensors are not carried; see Model.new_cache",
-    "autoresize_weights": "resizing weights to other shapes is not carried; edit the tensors with hanmo.checkpoint",
+    "layers": "layers of another Keras model cannot be reused; load two models",
+    "attention_caches": "caches of Keras tensors are not supported; see Model.new_cache",
+    "autoresize_weights": "resizing weights to other shapes is not supported; edit the tensors with hanmo.checkpoint",
 }
+T5_INPUTS = {
+    "model": ["Encoder-Input-Token", "Decoder-Input-Token"],
+    "encoder": ["Encoder-Input-Token"],
+    "decoder": ["Input-Context", "Decoder-Input-Token"],
+}
+
+_gelu = "erf"
+_weights_dtype: str | None = None
+
+
+def set_gelu(version: str) -> None:
+    """Set what "gelu" means in models built from now on: 'erf' (exact, the default) or 'tanh'.
+
+    Raises ConfigError for any other name.
+    """
+    global _gelu
+    if version.lower() not in ("erf", "tanh"):
+        raise ConfigError(f"gelu version is {version!r}; expected 'erf' or 'tanh'")
+    _gelu = version.lower()
+
+
+def set_weights_dtype(dtype: str | None) -> None:
+    """Set the dtype of the weights of models loaded from now on; None keeps that of the file.
+
+    dtype: "float32", "bfloat16", or "int8" and "int4", which models that write compute in; other models keep the
+    dtype of the file, after a warning.   Raises ConfigError for any other.
+    """
+    global _weights_dtype
+    if dtype not in (None, "float32", "bfloat16", "int8", "int4"):
+        raise ConfigError(f"dtype of the weights is {dtype!r}; expected 'float32', 'bfloat16', 'int8', 'int4' or None")
+    _weights_dtype = dtype
+
+
+def get_weights_dtype() -> str | None:
+    """Return the dtype that weights are loaded in; None is that of the file."""
+    return _weights_dtype
+
+
+@dataclass
+class Input:
+    """A placeholder for an extra input, such as the condition of conditional norms.
+
+    shape: as in Keras, without the batch; the last number is the hidden size.
+    """
+
+    shape: tuple[int | None, ...]
+    name: str = "cond"
+
+    @property
+    def hidden_size(self) -> int:
+        """Features of the input."""
+        if not self.shape or self.shape[-1] is None:
+            raise ConfigError(f"shape of Input {self.name!r} is {self.shape}; its last number must be known")
+        return self.shape[-1]
 
 
 @dataclass
 class Settings:
-    """What a face needs beside the network: which outputs, and the activation on each.
+    """The inputs and outputs of a Keras model around a network.
 
-    part: "model", or for a T5 also "encoder" or "decoder".   lm, mlm, pool, nsp, discriminator: name of the activation
-    on that output, or None where it is not asked for.   chosen: which of those outputs, in this order; None: all.
+    part: "model", or for a T5 also "encoder" or "decoder".   lm, mlm, pool, nsp, discriminator: the activation of that
+    output, None without it.   chosen: indices of the outputs to give; None for all.
     """
 
     name: str
@@ -72,11 +112,11 @@ class Settings:
     chosen: list[int] | None = None
 
 
-def read(data: dict[str, Any], name: str, application: str, gelu: str) -> tuple[ModelConfig, Settings]:
-    """Read bert4keras's configuration: config.json with the keyword arguments over it.
+def read(data: dict[str, Any], name: str, application: str) -> tuple[ModelConfig, Settings]:
+    """Read bert4keras's configuration: config.json updated by the keyword arguments.
 
-    gelu: "erf" or "tanh", what `set_gelu` chose.   Raises ConfigError for an unknown model or a combination that
-    bert4keras refuses too, Unsupported for what needs Keras.
+    Raises ConfigError for an unknown model or a combination that bert4keras refuses too, Unsupported for what needs
+    Keras.
     """
     for key, why in REFUSED.items():
         if data.get(key):
@@ -86,44 +126,52 @@ def read(data: dict[str, Any], name: str, application: str, gelu: str) -> tuple[
     if application not in ("encoder", "lm", "unilm"):
         raise ConfigError(f"application is {application!r}; expected 'encoder', 'lm' or 'unilm'")
     family = MODELS[name]
-    if application != "encoder" and family not in BERT_KIN:
+    if application != "encoder" and family not in _BERT_VARIANTS:
         raise ConfigError(f"{name!r} model can not be used as {application!r} application")
+    data = _with_original_keys(data)
     names = FAMILIES[family].tensorflow
     assert names is not None
-    config = names.config(_translate(data, gelu))
+    config = names.config(data)
     settings = Settings(name, custom_positions=bool(data.get("custom_position_ids", False)))
     condition = data.get("layer_norm_cond")
     if condition is not None:
         settings.condition = getattr(condition, "name", None) or "cond"
-    if family in ("t5.1.0", "t5.1.1", "mt5.1.1"):
+    if config.is_encoder_decoder:
         return _t5(config, data, name, settings)
-    if family in ("gpt", "gpt2", "gpt2_ml"):
-        return _gpt(config, data, family, settings)
-    return _encoder(config, data, family, application, settings)
+    changes = _stack_changes(data, family)
+    if family in _GPTS:
+        settings.lm = data.get("final_activation", "softmax")
+        config = replace(config, decoder=replace(config.main, **changes))
+    else:
+        if application != "encoder":
+            changes["mask"] = "causal" if application == "lm" else "prefix"
+        config = _encoder(replace(config, encoder=replace(config.main, **changes)), data, application, settings)
+    given = {"Input-Token": True, "Input-Segment": config.main.segments, "Input-Position": settings.custom_positions}
+    settings.inputs = [name for name, present in given.items() if present]
+    settings.inputs += [settings.condition] if settings.condition else []
+    return config, settings
 
 
-def _translate(data: dict[str, Any], gelu: str) -> dict[str, Any]:
-    def exact(act: Any) -> Any:
-        if isinstance(act, list | tuple):
-            return [exact(a) for a in act]
-        return f"gelu_{gelu}" if act == "gelu" else act
+def _with_original_keys(data: dict[str, Any]) -> dict[str, Any]:
+    def gelu(activation: Any) -> Any:
+        if isinstance(activation, list | tuple):
+            return [gelu(each) for each in activation]
+        return f"gelu_{_gelu}" if activation == "gelu" else activation
 
-    result = dict(data)
-    result["hidden_act"] = exact(data.get("hidden_act"))
-    result["max_position_embeddings"] = data.get("max_position", data.get("max_position_embeddings", 512))
-    result["type_vocab_size"] = data.get("segment_vocab_size", data.get("type_vocab_size", 2))
-    result["hidden_dropout_prob"] = data.get("dropout_rate", data.get("hidden_dropout_prob")) or 0
-    key = "attention_probs_dropout_prob"
-    result[key] = data.get("attention_dropout_rate", data.get(key)) or 0
-    return result
+    attention = "attention_probs_dropout_prob"
+    return data | {
+        "hidden_act": gelu(data.get("hidden_act")),
+        "max_position_embeddings": data.get("max_position", data.get("max_position_embeddings", 512)),
+        "type_vocab_size": data.get("segment_vocab_size", data.get("type_vocab_size", 2)),
+        "hidden_dropout_prob": data.get("dropout_rate", data.get("hidden_dropout_prob")) or 0,
+        attention: data.get("attention_dropout_rate", data.get(attention)) or 0,
+    }
 
 
 def _stack_changes(data: dict[str, Any], family: str) -> dict[str, Any]:
-    changes: dict[str, Any] = {"attention_dropout": float(_translate(data, "erf")["attention_probs_dropout_prob"])}
+    changes: dict[str, Any] = {"attention_dropout": float(data["attention_probs_dropout_prob"])}
     if family in _BLOCK_EPS:
         changes["norm_eps"] = _BLOCK_EPS[family]
-    elif family == "gpt":
-        changes["norm_eps"] = 1e-12
     if hierarchical := data.get("hierarchical_position"):
         changes["hierarchical"] = 0.4 if hierarchical is True else float(hierarchical)
     if data.get("residual_attention_scores"):
@@ -136,42 +184,21 @@ def _stack_changes(data: dict[str, Any], family: str) -> dict[str, Any]:
     return changes
 
 
-def _on(value: Any, default: str) -> str | None:
-    """Read a with_… argument: True means its usual activation, a name that one, nothing no such output."""
+def _activation(value: Any, default: str) -> str | None:
+    """Read a with_… argument: True means the default activation, a str names one, and nothing means no such output."""
     return default if value is True else (value or None)
 
 
-def _encoder(
-    config: ModelConfig, data: dict[str, Any], family: str, application: str, settings: Settings
-) -> tuple[ModelConfig, Settings]:
-    changes = _stack_changes(data, family)
-    if application != "encoder":
-        changes["mask"] = "causal" if application == "lm" else "prefix"
-    stack = replace(config.main, **changes)
-    if family == "electra":
-        settings.discriminator = _on(data.get("with_discriminator"), "sigmoid")
-        config = replace(config, encoder=stack, discriminator=settings.discriminator is not None)
-    else:
-        settings.mlm = _on(data.get("with_mlm") or application != "encoder", "softmax")
-        if family != "roformer_v2":
-            settings.nsp = "softmax" if data.get("with_nsp") else None
-            settings.pool = _on(data.get("with_pool") or settings.nsp is not None, "tanh")
-        config = replace(
-            config,
-            encoder=stack,
-            output=config.output if settings.mlm else "none",
-            pool=settings.pool or "none",
-            nsp=settings.nsp is not None,
-        )
-    settings.inputs = _inputs(stack, settings)
-    return config, settings
-
-
-def _gpt(config: ModelConfig, data: dict[str, Any], family: str, settings: Settings) -> tuple[ModelConfig, Settings]:
-    stack = replace(config.main, **_stack_changes(data, family))
-    settings.lm = data.get("final_activation", "softmax")
-    settings.inputs = _inputs(stack, settings)
-    return replace(config, decoder=stack), settings
+def _encoder(config: ModelConfig, data: dict[str, Any], application: str, settings: Settings) -> ModelConfig:
+    if config.family == "electra":
+        settings.discriminator = _activation(data.get("with_discriminator"), "sigmoid")
+        return replace(config, discriminator=settings.discriminator is not None)
+    settings.mlm = _activation(data.get("with_mlm") or application != "encoder", "softmax")
+    if config.family != "roformer_v2":
+        settings.nsp = "softmax" if data.get("with_nsp") else None
+        settings.pool = _activation(data.get("with_pool") or settings.nsp is not None, "tanh")
+    output = config.output if settings.mlm else "none"
+    return replace(config, output=output, pool=settings.pool or "none", nsp=settings.nsp is not None)
 
 
 def _t5(config: ModelConfig, data: dict[str, Any], name: str, settings: Settings) -> tuple[ModelConfig, Settings]:
@@ -179,7 +206,7 @@ def _t5(config: ModelConfig, data: dict[str, Any], name: str, settings: Settings
     changes = _stack_changes(data, config.family)
     encoder = replace(config.encoder, **changes)
     decoder = replace(config.decoder, **changes, cross_positions=bool(data.get("cross_position_bias", True)))
-    settings.lm = _on(data.get("with_lm", True), "softmax")
+    settings.lm = _activation(data.get("with_lm", True), "softmax")
     settings.part = name.partition("_")[2] or "model"
     output = "lm" if settings.lm else "none"
     scale = encoder.hidden_size**-0.5
@@ -188,22 +215,5 @@ def _t5(config: ModelConfig, data: dict[str, Any], name: str, settings: Settings
         config = replace(config, decoder=None, output="none", tied=True)
     elif settings.part == "decoder":
         config = replace(config, encoder=None)
-    settings.inputs = {
-        "model": ["Encoder-Input-Token", "Decoder-Input-Token"],
-        "encoder": ["Encoder-Input-Token"],
-        "decoder": ["Input-Context", "Decoder-Input-Token"],
-    }[settings.part]
-    if settings.condition:
-        settings.inputs.append(settings.condition)
+    settings.inputs = [*T5_INPUTS[settings.part], *([settings.condition] if settings.condition else [])]
     return config, settings
-
-
-def _inputs(stack: StackConfig, settings: Settings) -> list[str]:
-    inputs = ["Input-Token"]
-    if stack.segments:
-        inputs.append("Input-Segment")
-    if settings.custom_positions:
-        inputs.append("Input-Position")
-    if settings.condition:
-        inputs.append(settings.condition)
-    return inputs

@@ -104,12 +104,12 @@ def delete_arguments(*arguments: str) -> Callable[[Callable[..., Any]], Callable
 
 
 class WebServing:
-    """Not carried: it served functions by the bottle package and a TensorFlow session."""
+    """Not supported: it served functions by the bottle package and a TensorFlow session."""
 
     def __init__(self, host: str = "0.0.0.0", port: int = 8000, server: str = "paste") -> None:
         """Raise Unsupported."""
         raise Unsupported(
-            f"WebServing(host={host!r}, port={port}, server={server!r}) is not carried: it needs TensorFlow 1's "
+            f"WebServing(host={host!r}, port={port}, server={server!r}) is not supported: it needs TensorFlow 1's "
             "sessions; load the model with hanmo.load(path) and call its write() from any web framework"
         )
 
