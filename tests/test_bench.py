@@ -134,6 +134,7 @@ def test_other_models_that_write_are_measured_too(name, mask):
     assert found["model"]["to_float32"] == pytest.approx(1, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_torch_device_is_measured_by_torch(small):
     found = measure(Subject(small, weights="float32", device="cpu:0"), quick=True)
     assert found["start"]["torch_imported"] and found["start"]["conversion_seconds"] is None

@@ -168,6 +168,7 @@ def test_peers_get_the_checkpoints_sizes_and_a_vocabulary_that_8_divides(bench):
     assert bench.sizes == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peer", ["transformers", "torch"])
 def test_a_token_is_timed_beside_a_peer(driver, bench, peer, monkeypatch):
     from dataclasses import replace
@@ -189,6 +190,7 @@ def test_eight_rows_are_timed_beside_one(driver, bench):
     assert row["ratio"] > 0 and row["goal"] == 4
 
 
+@pytest.mark.slow
 def test_the_articles_script_says_how_long_each_token_took(driver, bench):
     whole, steps = driver._script(bench, [driver.HANMO, "run"], 4)
     assert len(steps) == 4 and 0 < sum(steps) < whole

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_tiny_checkpoint_is_written_trained_and_measured(tmp_path, precision):

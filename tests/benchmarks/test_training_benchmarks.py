@@ -14,6 +14,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 def test_our_side_of_training_beside_transformers_counts_tokens_and_memory():
     done = run("benchmarks/train_peer.py", "--tiny", "--side", "hanmo", "--steps", "2")

@@ -63,6 +63,7 @@ def test_bytes_changed_anywhere(tmp_path_factory, edits, index, length):
     _survives(tmp_path_factory.mktemp("m"), cut)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(EDITS, st.booleans(), st.integers(0, 40))
 def test_bytes_changed_under_a_right_checksum(tmp_path_factory, edits, snappy, cut):

@@ -336,6 +336,7 @@ print(weights, resident("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are read from Linux's /proc")
 def test_the_weights_are_never_in_memory_twice(tmp_path):
     command = [sys.executable, "-c", _MEASURE, str(tmp_path / "saved")]

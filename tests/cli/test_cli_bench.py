@@ -37,6 +37,7 @@ def rows(text):
     return [line.split() for line in text.splitlines() if line.strip(" ─")]
 
 
+@pytest.mark.slow
 def test_a_run_prints_json_draws_its_picture_and_the_second_needs_no_torch(tmp_path):
     run("--model", MODEL, "--quick", "--threads", "1")
     script = (

@@ -353,6 +353,7 @@ def test_copied_optimizer_goes_on_with_the_same_noise():
     assert all(torch.equal(*pair) for pair in zip(weights, twin.param_groups[0]["params"], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", RECIPES)
 def test_compiled_update_equals_the_plain_one_however_many_shapes(monkeypatch, name):

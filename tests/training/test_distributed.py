@@ -64,6 +64,7 @@ def worker(number: int, count: int, port: int, jobs: list[tuple[Path, str, int]]
     os._exit(0)  # gloo's threads now and then abort the interpreter's own way out
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one_and_resume_either_way(tmp_path: Path) -> None:
     optimizers = ("adafactor-gpt2-ml", "adamw")
     for optimizer in optimizers:

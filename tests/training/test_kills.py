@@ -76,6 +76,7 @@ def records(out: Path) -> list[dict]:
     return found
 
 
+@pytest.mark.slow
 def test_killed_twenty_times_it_ends_as_if_it_never_was(tmp_path: Path) -> None:
     from test_training_loop import config
 
