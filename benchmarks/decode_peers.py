@@ -71,7 +71,7 @@ def engines(bench: Bench) -> Iterator[Row]:
         with bench.hanmo(kind) as mine:
             mine.ask(**TASTE)
             request = {**TASTE, "tokens": LAST - FIRST}
-            times = take_turns([(mine, request)], [{}] * min(bench.rounds, 3)).is_encoder_decoder[0]
+            times = take_turns([(mine, request)], [{}] * min(bench.rounds, 3)).answers[0]
             info = mine.ask("info")
         yield _share(f"Share of the read bandwidth: {kind}", goal, info, times, max(before, bandwidth(bench)))
 
@@ -181,7 +181,7 @@ def _pair(
         worker.ask(**request)
     turns = take_turns([(mine, request), (theirs, request)], rounds)
     infos = [worker.ask("info") for worker in (mine, theirs)]
-    values = [[each if isinstance(each, list) else [each] for each in answers] for answers in turns.is_encoder_decoder]
+    values = [[each if isinstance(each, list) else [each] for each in answers] for answers in turns.answers]
     notes = {key: infos[1][key] for key in ("system", "flash attention", "attention") if key in infos[1]}
     notes["the one that waited used, of a processor"] = turns.idle
     sides = list(zip(infos, values, strict=True))
@@ -196,7 +196,7 @@ def _alone(bench: Bench, title: str, goal: float, requests: Sequence[dict[str, A
         turns: Turns = take_turns([(mine, request) for request in requests], [{}] * bench.rounds)
         info = mine.ask("info")
     sides = []
-    for name, request, answers in zip(names, requests, turns.is_encoder_decoder, strict=True):
+    for name, request, answers in zip(names, requests, turns.answers, strict=True):
         rows = request.get("rows", 1)
         sides.append(
             ({**info, "name": f"{info['name']}, {name}"}, [[time / rows for time in each] for each in answers])

@@ -145,7 +145,7 @@ def peer(given: argparse.Namespace) -> Callable[[int, int], None]:
     """Give a function that writes as much with transformers."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    names = {"vocab_size": "vocab", "n_positions": "positions", "n_embd": "hidden_size", "n_layer": "num_layers"}
+    names = {"vocab_size": "vocab_size", "n_positions": "positions", "n_embd": "hidden_size", "n_layer": "num_layers"}
     sizes = {theirs: getattr(given, name) for theirs, name in names.items()}
     config = GPT2Config(**sizes, n_head=max(1, given.hidden_size // 64), bos_token_id=None, eos_token_id=None)
     with torch.device(given.device):

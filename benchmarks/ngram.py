@@ -33,7 +33,7 @@ from hanmo.training.score import Bits, bits_per_character
 class Level:
     """The n-grams of one order; an n-gram's number is its place in `keys`, a unigram's number its id.
 
-    keys: sorted, number of the n-gram's first n - 1 tokens at the order below * vocab + last token, [n-grams].
+    keys: sorted, number of the n-gram's first n - 1 tokens at the order below * vocab_size + last token, [n-grams].
     counts: c, [n-grams].   total: c(h.), gamma: both by the context's number, [contexts]; total 0 predicts nothing.
     """
 
@@ -47,22 +47,22 @@ class Level:
 class KneserNey:
     """A modified Kneser-Ney model of a stream of ids, in which `end` opens and closes every document.
 
-    stream: [tokens], begins and ends with `end`.   vocab: size of the vocabulary; id 0 is never predicted.
+    stream: [tokens], begins and ends with `end`.   vocab_size: size of the vocabulary; id 0 is never predicted.
     """
 
-    def __init__(self, stream: NDArray[np.integer], *, order: int, vocab: int, end: int) -> None:
-        self.vocab_size, self.end = vocab, end
+    def __init__(self, stream: NDArray[np.integer], *, order: int, vocab_size: int, end: int) -> None:
+        self.vocab_size, self.end = vocab_size, end
         self.levels: list[Level] = []
         stream = stream.astype(np.int32)
         reach = _reach(stream, end, order)
-        keys = np.arange(vocab, dtype=np.int64)
-        counts = np.bincount(stream[1:], minlength=vocab).astype(np.int32)
-        number, below, opening = stream, 1, np.zeros(vocab, bool)
+        keys = np.arange(vocab_size, dtype=np.int64)
+        counts = np.bincount(stream[1:], minlength=vocab_size).astype(np.int32)
+        number, below, opening = stream, 1, np.zeros(vocab_size, bool)
         for length in range(1, order + 1):
             if length == order:
                 self._add(keys, counts, below)
                 return
-            longer = _count(number, stream, np.flatnonzero(reach > length), vocab)
+            longer = _count(number, stream, np.flatnonzero(reach > length), vocab_size)
             continued = np.bincount(number[longer.where], minlength=len(keys)).astype(np.int32)
             self._add(keys, np.where(opening, counts, continued), below)
             below = len(keys)
@@ -109,9 +109,11 @@ class _Counted:
     number: NDArray[np.int32]  # of the n-gram that ends at each place of the stream, -1 where none does
 
 
-def _count(number: NDArray[np.int32], stream: NDArray[np.int32], places: NDArray[np.int64], vocab: int) -> _Counted:
+def _count(
+    number: NDArray[np.int32], stream: NDArray[np.int32], places: NDArray[np.int64], vocab_size: int
+) -> _Counted:
     """Count the n-grams that end at `places`, given the numbers of those one token shorter."""
-    key = number[places - 1].astype(np.int64) * vocab + stream[places]
+    key = number[places - 1].astype(np.int64) * vocab_size + stream[places]
     order = np.argsort(key)
     key = key[order]
     first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))

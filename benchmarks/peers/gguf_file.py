@@ -13,13 +13,15 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-KEYS = ("kind", "num_layers", "hidden_size", "num_heads", "inner", "positions", "vocab")
+KEYS = ("kind", "num_layers", "hidden_size", "num_heads", "inner", "positions", "vocab_size")
 
 
-def shapes(num_layers: int, hidden_size: int, inner: int, positions: int, vocab: int) -> dict[str, tuple[int, ...]]:
+def shapes(
+    num_layers: int, hidden_size: int, inner: int, positions: int, vocab_size: int
+) -> dict[str, tuple[int, ...]]:
     """Give every tensor's shape, [out, in] for a matrix; the output is the embeddings', as GPT2_ML's."""
     found: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (vocab, hidden_size),
+        "token_embd.weight": (vocab_size, hidden_size),
         "position_embd.weight": (positions, hidden_size),
     }
     for layer in range(num_layers):
@@ -38,7 +40,15 @@ def shapes(num_layers: int, hidden_size: int, inner: int, positions: int, vocab:
 
 
 def write(
-    path: Path, *, kind: str, num_layers: int, hidden_size: int, heads: int, inner: int, positions: int, vocab: int
+    path: Path,
+    *,
+    kind: str,
+    num_layers: int,
+    hidden_size: int,
+    num_heads: int,
+    inner: int,
+    positions: int,
+    vocab_size: int,
 ) -> None:
     """Write the file beside and rename it."""
     quantised = gguf.GGMLQuantizationType[kind]
@@ -49,22 +59,24 @@ def write(
     out.add_embedding_length(hidden_size)
     out.add_feed_forward_length(inner)
     out.add_block_count(num_layers)
-    out.add_head_count(heads)
+    out.add_head_count(num_heads)
     out.add_layer_norm_eps(1e-5)
     out.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     words = letters + [f"{first}{second}" for first in letters for second in letters]
-    words += [f"word{number}" for number in range(vocab - len(words) - 1)]
+    words += [f"word{number}" for number in range(vocab_size - len(words) - 1)]
     out.add_tokenizer_model("gpt2")
     out.add_tokenizer_pre("gpt-2")
-    out.add_token_list([*words[: vocab - 1], "<|endoftext|>"])
-    out.add_token_types([gguf.TokenType.NORMAL] * (vocab - 1) + [gguf.TokenType.CONTROL])
+    out.add_token_list([*words[: vocab_size - 1], "<|endoftext|>"])
+    out.add_token_types([gguf.TokenType.NORMAL] * (vocab_size - 1) + [gguf.TokenType.CONTROL])
     out.add_token_merges([f"{first} {second}" for first in letters for second in letters])
-    out.add_bos_token_id(vocab - 1)
-    out.add_eos_token_id(vocab - 1)
+    out.add_bos_token_id(vocab_size - 1)
+    out.add_eos_token_id(vocab_size - 1)
     random = np.random.default_rng(0)
-    kinds = {name: gguf.GGMLQuantizationType.F32 for name in shapes(num_layers, hidden_size, inner, positions, vocab)}
-    every = shapes(num_layers, hidden_size, inner, positions, vocab)
+    kinds = {
+        name: gguf.GGMLQuantizationType.F32 for name in shapes(num_layers, hidden_size, inner, positions, vocab_size)
+    }
+    every = shapes(num_layers, hidden_size, inner, positions, vocab_size)
     for name, shape in every.items():
         if len(shape) == 2 and name != "position_embd.weight":
             kinds[name] = quantised

@@ -30,10 +30,10 @@ def serve(open_model: Callable[[dict[str, Any]], dict[str, Callable[..., Any]]])
         print(json.dumps({"result": result}), file=out, flush=True)
 
 
-def random_ids(count: int, vocab: int, seed: int = 0) -> list[int]:
+def random_ids(count: int, vocab_size: int, seed: int = 0) -> list[int]:
     """Give the ids of a prompt: the same for every peer, past the marks that come first in a vocabulary."""
-    low = min(110, vocab // 2)
-    return random.Random(seed).choices(range(low, vocab), k=count)
+    low = min(110, vocab_size // 2)
+    return random.Random(seed).choices(range(low, vocab_size), k=count)
 
 
 def timed(do: Callable[[], Any]) -> float:

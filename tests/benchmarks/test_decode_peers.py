@@ -70,8 +70,8 @@ def test_workers_take_turns_and_the_order_is_turned_round_each_round(driver, tmp
     with worker(driver, tmp_path, "a", told) as a, worker(driver, tmp_path, "b", told) as b:
         turns = driver.take_turns([(a, {"do": "do", "x": 1}), (b, {"do": "do"})], [{"x": 2}, {}, {"y": 3}])
     assert (tmp_path / "order").read_text() == "abbaab"
-    assert turns.is_encoder_decoder[0] == [["a", {"x": 2}], ["a", {"x": 1}], ["a", {"x": 1, "y": 3}]]
-    assert turns.is_encoder_decoder[1] == [["b", {"x": 2}], ["b", {}], ["b", {"y": 3}]]
+    assert turns.answers[0] == [["a", {"x": 2}], ["a", {"x": 1}], ["a", {"x": 1, "y": 3}]]
+    assert turns.answers[1] == [["b", {"x": 2}], ["b", {}], ["b", {"y": 3}]]
 
 
 def test_a_worker_that_computes_while_it_should_wait_is_seen(driver, tmp_path):

@@ -87,7 +87,7 @@ def step(
             if (kernels := _kernels(x)) is not None:
                 h = kernels.attend(query, key, value, keys, values, slot, pad, scale=module.scale)
             else:
-                query, key, value = (each.view(len(x), module.heads, 1, -1) for each in (query, key, value))
+                query, key, value = (each.view(len(x), module.num_heads, 1, -1) for each in (query, key, value))
                 keys, values = cache.append(layer, key, value)
                 mask = inputs.bias
                 h = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=module.scale).flatten(1)
