@@ -198,7 +198,7 @@ def test_a_tokenizer_json_of_word_piece_is_word_piece(tmp_path):
 
 
 def byte_level(template=None):
-    rust = RustTokenizer(models.BPE(vocab_size=GPT2, merges=[("h", "e")]))
+    rust = RustTokenizer(models.BPE(vocab=GPT2, merges=[("h", "e")]))
     rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     rust.decoder = decoders.ByteLevel()
     rust.add_special_tokens(["<|endoftext|>"])

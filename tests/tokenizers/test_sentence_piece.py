@@ -202,7 +202,7 @@ def test_fairseq_s_order_of_pieces_gives_the_ids_of_transformers(tmp_path, kind,
     sizes = sentencepiece.SentencePieceProcessor(model_proto=model)
     pieces = [(sizes.id_to_piece(i), sizes.get_score(i)) for i in range(len(sizes))]
     vocabulary = [*((mark, 0.0) for mark in marks), *pieces[skipped:], ("<mask>", 0.0)]
-    peer = getattr(transformers, name)(vocab_size=vocabulary)
+    peer = getattr(transformers, name)(vocab=vocabulary)
     (tmp_path / "sentencepiece.bpe.model").write_bytes(model)
     if saved:
         peer.save_pretrained(tmp_path)

@@ -48,7 +48,7 @@ def of_transformers(extra: int) -> Any:
     processor = sentencepiece.SentencePieceProcessor(model_proto=MODEL)
     scores = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(PIECES)]
     scores += [(f"<extra_id_{i}>", 0.0) for i in range(extra - 1, -1, -1)]
-    return transformers.T5Tokenizer(vocab_size=scores, extra_ids=extra)
+    return transformers.T5Tokenizer(vocab=scores, extra_ids=extra)
 
 
 def t5(folder: Path, rows: int) -> Any:
