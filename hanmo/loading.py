@@ -20,7 +20,7 @@ from hanmo.errors import ConfigError, MissingFile
 from hanmo.model import Model
 from hanmo.model_pipeline import ModelPipeline
 from hanmo.pipeline import SMALL, find_tokenizer
-from hanmo.tokenizers.exact import PreTokenize
+from hanmo.tokenizers.bert_rules import PreTokenize
 from hanmo.tokenizers.load import tokenizer_files
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.training.lora import base_of, load_lora, merge_lora

@@ -127,7 +127,7 @@ class ModelPipeline(Pipeline):
         if not self.config.can_generate or self.config.main.mask != "causal" or self.config.is_encoder_decoder:
             raise CheckpointError("scores need a model that reads from left to right; load a BERT with mask='causal'")
         marks = self.marks.before
-        ids = [*marks, *encode_prompt(tokenizer, text, ends=False, special=parse_special), *marks]
+        ids = [*marks, *encode_prompt(tokenizer, text, special=parse_special), *marks]
         if len(ids) < 2:
             raise PromptError(f"the text {text!r} is one token; nothing predicts the first, give a longer text")
         logprobs = token_logprobs(self._logprobs, ids, window=self.config.main.context or len(ids))

@@ -19,7 +19,7 @@ from hanmo.generate.rules import check_count, check_number
 from hanmo.generate.sampling import GREEDY, PRESETS, Sampling
 from hanmo.generate.stop import StopRules
 from hanmo.generate.text import GeneratedText, GenerationConfig, Stream, search, stream, write
-from hanmo.tokenizers.exact import PreTokenize
+from hanmo.tokenizers.bert_rules import PreTokenize
 from hanmo.tokenizers.load import load_tokenizer
 from hanmo.tokenizers.prompt import Marks, as_texts, marks_of
 from hanmo.tokenizers.protocol import Tokenizer

@@ -194,7 +194,7 @@ def read_prompt(engine: Engine, tokenizer: Tokenizer, text: str, config: Generat
 
     Raises PromptError for a text that the tokenizer or the model cannot take.
     """
-    prompt = encode_prompt(tokenizer, text, ends=False, special=config.special)
+    prompt = encode_prompt(tokenizer, text, special=config.special)
     ids = [*config.before, *prompt, *config.after]
     if config.keep_last:
         ids = list(loop.keep_last(ids, engine.max_positions, max_tokens=config.limits.max_tokens))

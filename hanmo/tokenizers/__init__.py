@@ -1,4 +1,4 @@
-"""The tokenizers: text to ids and back, for every kind of vocabulary file; nothing here imports torch."""
+"""Tokenizers for every kind of vocabulary file. No module here imports torch."""
 
 from hanmo.tokenizers.byte_bpe import ByteBPE
 from hanmo.tokenizers.load import load_tokenizer
@@ -8,10 +8,9 @@ from hanmo.tokenizers.protocol import Encoding, SpecialIds, TextStream, Tokenize
 from hanmo.tokenizers.sentence_piece import SentencePiece
 from hanmo.tokenizers.tokenizer_json import TokenizerJson
 from hanmo.tokenizers.vocab import read_vocab, write_vocab
-from hanmo.tokenizers.wordpiece import STAND_INS, WordPiece
+from hanmo.tokenizers.wordpiece import WordPiece
 
 __all__ = [
-    "STAND_INS",
     "ByteBPE",
     "Encoding",
     "Lossless",

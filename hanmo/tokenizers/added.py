@@ -1,8 +1,7 @@
-"""Added tokens: those that a folder's files add to its vocabulary, and where they stand in a text.
+"""Added tokens: those that a folder's files add to its vocabulary, and their positions in a text.
 
-Knows the files in which transformers lists them. Matching is done by Hugging Face `tokenizers`, by its own flags:
-lstrip and rstrip take the white space beside a token, single_word asks for a border of words, and normalized matches
-the text as it is after normalization (lower case).
+Hugging Face `tokenizers` matches them, with its flags: lstrip and rstrip include the white space beside a token,
+single_word requires word boundaries, and normalized matches the normalized (lower case) text.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,8 +27,8 @@ MAX_JSON = 64 << 20  # bytes; a tokenizer.json of 250,000 tokens has up to 33 MB
 class AddedSplitter:
     """Finds added tokens in texts.
 
-    tokens: id → token.   normalizer: what the tokenizer does to a text first; for tokens with the flag normalized.
-    Raises TokenizerError for such a token of which normalization leaves nothing.
+    tokens: id → token.   normalizer: of the tokenizer; for tokens with the flag normalized.
+    Raises TokenizerError for such a token that normalization makes empty.
     """
 
     def __init__(self, tokens: Mapping[int, AddedToken], normalizer: Normalizer | None = None) -> None:
@@ -38,12 +37,12 @@ class AddedSplitter:
             self._rust.normalizer = normalizer
             for token in tokens.values():
                 if token.normalized and not normalizer.normalize_str(token.content):
-                    raise TokenizerError(f"nothing is left of the added token {token.content!r} by normalization")
+                    raise TokenizerError(f"the added token {token.content!r} is empty after normalization; remove it")
         self._rust.add_tokens(list(tokens.values()))
         self._ids = {self._rust.token_to_id(token.content): number for number, token in tokens.items()}
 
     def split(self, text: str) -> Iterator[tuple[int | None, int, int]]:
-        """Yield (id, start, stop) for each added token in text, and (None, start, stop) for what is between them."""
+        """Yield (id, start, stop) for each added token in text, and (None, start, stop) for the text between."""
         found = self._rust.encode(text, add_special_tokens=False)
         at = 0
         for inner, (start, stop) in zip(found.ids, found.offsets, strict=True):
@@ -61,9 +60,9 @@ def read_added(
 ) -> dict[int, AddedToken]:
     """Read the added and special tokens that the files of a folder list: id → token.
 
-    ids: the vocabulary; a special token that is named without an id has it there, and is left out if it has none.
-    tokenizer_json: what the folder's tokenizer.json holds, where it was read before.
-    Raises TokenizerError for a file that is damaged.
+    ids: the vocabulary; special tokens listed without an id have it there, and are left out if they have none.
+    tokenizer_json: the content of the folder's tokenizer.json if known.
+    Raises TokenizerError for a damaged file.
     """
     config, special = read_object(folder / "tokenizer_config.json"), read_object(folder / "special_tokens_map.json")
     older: Mapping[str, Any] = {}
@@ -87,33 +86,33 @@ def read_added(
 
 
 def extended(tokens: Sequence[str], added: Mapping[int, AddedToken], where: str) -> list[str]:
-    """Return a vocabulary's tokens with the added ones behind them.
+    """Return a vocabulary's tokens followed by the added ones.
 
     Raises TokenizerError for an id that is another token's, or not the next.
     """
-    whole = list(tokens)
+    result = list(tokens)
     for number, token in sorted(added.items()):
-        if number == len(whole):
-            whole.append(token.content)
-        elif not 0 <= number < len(whole) or whole[number] != token.content:
-            other = f"which is {whole[number]!r}" if 0 <= number < len(whole) else f"expected {len(whole)}"
+        if number == len(result):
+            result.append(token.content)
+        elif not 0 <= number < len(result) or result[number] != token.content:
+            other = f"which is {result[number]!r}" if 0 <= number < len(result) else f"expected {len(result)}"
             raise TokenizerError(
                 f"the token {token.content!r} that is added to {where} has the id {number}, {other}; "
                 "are the vocabulary and added_tokens.json, tokenizer_config.json or tokenizer.json of one model?"
             )
-    return whole
+    return result
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object, {} where there is no file or something else in it. Raises TokenizerError for no JSON."""
+    """Read a JSON object; {} if there is no file or another value in it. Raises TokenizerError for invalid JSON."""
     if not path.is_file():
         return {}
-    said = read_json(path, error=TokenizerError, kind=object, limit=MAX_JSON, advice="; mend it or remove it")
+    said = read_json(path, error=TokenizerError, kind=object, limit=MAX_JSON, advice="; correct it or remove it")
     return said if isinstance(said, dict) else {}
 
 
 def _named(source: Mapping[str, Any]) -> Iterator[AddedToken]:
-    """Yield the special tokens that tokenizer_config.json or special_tokens_map.json names."""
+    """Yield the special tokens of a tokenizer_config.json or special_tokens_map.json."""
     found = [source[name] for name in _NAMES if source.get(name)]
     for name in ("additional_special_tokens", "extra_special_tokens"):
         more = source.get(name) or ()

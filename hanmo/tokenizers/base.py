@@ -1,10 +1,7 @@
-"""What all tokenizers share: marks around one text or two, truncation, special tokens written in the text.
-
-Knows ids and their order. Each tokenizer adds how a plain text is split and how ids are read.
-"""
+"""What all tokenizers share: marks, pairs, truncation, special tokens written in a text."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,26 +10,30 @@ from tokenizers.normalizers import Normalizer
 
 from hanmo.errors import PromptError, TokenizerError
 from hanmo.tokenizers.added import AddedSplitter
-from hanmo.tokenizers.protocol import Cut, Encoding, SpecialIds, TextStream, check_text
+from hanmo.tokenizers.protocol import Cut, Encoding, SpecialIds, Tokenizer, check_text
+from hanmo.tokenizers.streams import WindowStream
 
-__all__ = ["BaseTokenizer", "Spans"]
+__all__ = ["BaseTokenizer", "Spans", "WindowTokenizer"]
 
 Spans = list[tuple[int, int]]
 
 
-class BaseTokenizer(ABC):
-    """Everything of the Tokenizer protocol but the vocabulary itself.
+class BaseTokenizer(Tokenizer, ABC):
+    """All of `Tokenizer` but splitting (`_plain`) and decoding (`stream`).
 
-    named: the special tokens of the vocabulary, each with its id; read in a text only when asked for (special=True).
-    added: id → token that stands outside the vocabulary's rules of splitting; one without the flag `special` is always
-        read.   normalizer: what a text goes through before such tokens are looked for; see AddedSplitter.
-    ends: whether marks are added by default.   between: how many end marks part the texts of a pair; RoBERTa has two.
+    special_tokens: token → id; read in a text only with special=True.
+    added: id → added token; those without the flag `special` are always read.   normalizer: see AddedSplitter.
+    ends: whether marks are added by default.   between: number of end marks between the texts of a pair.
+    A subclass sets _tokens (in the order of their ids) and _ids, or overrides what uses them.
     """
+
+    _tokens: list[str]
+    _ids: dict[str, int]
 
     def __init__(
         self,
         special: SpecialIds,
-        named: Mapping[str, int],
+        special_tokens: Mapping[str, int],
         *,
         ends: bool,
         added: Mapping[int, AddedToken] | None = None,
@@ -43,51 +44,38 @@ class BaseTokenizer(ABC):
         self._between = between
         self._special = special
         self._ends = ends
-        self._named = {**named, **{token.content: number for number, token in added.items() if token.special}}
-        marks = {number: AddedToken(name, special=True, normalized=False) for name, number in named.items()}
+        self._named = {**special_tokens, **{token.content: number for number, token in added.items() if token.special}}
+        marks = {number: AddedToken(name, special=True, normalized=False) for name, number in special_tokens.items()}
         always = {number: token for number, token in added.items() if not token.special}
         self._always = AddedSplitter(always, normalizer) if always else None
         self._asked = AddedSplitter({**marks, **added}, normalizer) if marks or added else None
 
     @property
-    @abstractmethod
     def vocab_size(self) -> int:
-        """How many ids there are."""
+        """Number of ids."""
+        return len(self._tokens)
 
     @property
     def special(self) -> SpecialIds:
-        """The ids with a meaning of their own."""
+        """The special ids."""
         return self._special
 
     @property
     def ends(self) -> bool:
-        """Whether encode adds the start and end marks when it is not told."""
+        """Whether encode adds the start and end marks by default."""
         return self._ends
 
-    @abstractmethod
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token, None if there is no such token."""
+        return self._ids.get(token)
 
-    @abstractmethod
     def id_to_token(self, number: int) -> str:
-        """Return the token of an id."""
+        """Return the token of an id. Raises TokenizerError for an id outside the vocabulary."""
+        return self._tokens[self._check_id(number)]
 
     @abstractmethod
-    def stream(self, *, special: bool = False) -> TextStream:
-        """Return a new incremental decoder."""
-
-    @abstractmethod
-    def _plain_ids(self, text: str) -> list[int]:
-        """Return the ids of a text without marks."""
-
-    @abstractmethod
-    def _plain_spans(self, text: str) -> tuple[list[int], Spans]:
-        """Return the ids of a text without marks, and where each comes from."""
-
-    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """Return the text of ids; special: write the special tokens out instead of leaving them away."""
-        stream = self.stream(special=special)
-        return "".join([stream.push(number) for number in ids]) + stream.flush()
+    def _plain(self, text: str, *, detail: bool) -> tuple[list[int], Spans]:
+        """Return the ids of a text without marks and, if `detail`, the span of each."""
 
     def encode(
         self,
@@ -100,7 +88,7 @@ class BaseTokenizer(ABC):
         special: bool = False,
         detail: bool = False,
     ) -> Encoding:
-        """Return the ids of a text or of a pair, as the protocol says."""
+        """Return the ids of a text or of a pair of texts; see `Tokenizer.encode`."""
         texts = [text] if pair is None else [text, pair]
         parts = [self._part(each, special=special, detail=detail) for each in texts]
         add = self._ends if ends is None else ends
@@ -122,23 +110,6 @@ class BaseTokenizer(ABC):
             return Encoding(ids, first)
         return Encoding(ids, first, [self.id_to_token(number) for number in ids], spans)
 
-    def encode_batch(
-        self,
-        texts: Iterable[str | tuple[str, str]],
-        *,
-        ends: bool | None = None,
-        limit: int | None = None,
-        cut: Cut = "right",
-        special: bool = False,
-        detail: bool = False,
-    ) -> list[Encoding]:
-        """Encode many texts or pairs; the same as one by one."""
-        pairs = ((item, None) if isinstance(item, str) else item for item in texts)
-        return [
-            self.encode(text, pair, ends=ends, limit=limit, cut=cut, special=special, detail=detail)
-            for text, pair in pairs
-        ]
-
     def encode_array(self, text: str) -> NDArray[np.int32]:
         """Return the ids of a text without marks, [tokens]."""
         return np.array(self._part(text, special=False, detail=False)[0], np.int32)
@@ -151,28 +122,53 @@ class BaseTokenizer(ABC):
             )
         return int(number)
 
+    def _first(self, *names: str) -> int | None:
+        """Return the id of the first of these tokens that the vocabulary has."""
+        return next((number for name in names if (number := self.token_to_id(name)) is not None), None)
+
+    def _shown(self, special: bool) -> dict[int, str]:
+        """Return the text that decoding writes for each special id."""
+        return {number: name if special else "" for name, number in self._named.items()}
+
     def _part(self, text: str, *, special: bool, detail: bool) -> tuple[list[int], Spans]:
         check_text(text)
         splitter = self._asked if special else self._always
         if splitter is None:
-            return self._plain_spans(text) if detail else (self._plain_ids(text), [])
+            return self._plain(text, detail=detail)
         ids: list[int] = []
         spans: Spans = []
         for number, start, stop in splitter.split(text):
-            if number is not None:
-                ids.append(number)
-                spans.append((start, stop))
-            elif detail:
-                chunk_ids, chunk_spans = self._plain_spans(text[start:stop])
+            if number is None:
+                chunk_ids, chunk_spans = self._plain(text[start:stop], detail=detail)
                 ids += chunk_ids
                 spans += [(first + start, last + start) for first, last in chunk_spans]
             else:
-                ids += self._plain_ids(text[start:stop])
+                ids.append(number)
+                spans.append((start, stop))
         return ids, spans if detail else []
 
 
+class WindowTokenizer(BaseTokenizer):
+    """A tokenizer whose library decodes only complete lists of ids."""
+
+    @abstractmethod
+    def _read(self, ids: list[int]) -> str:
+        """Return the text of ids that are not special."""
+
+    def stream(self, *, special: bool = False) -> WindowStream:
+        """Return a new incremental decoder."""
+        return WindowStream(self._read, self._shown(special))
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Return the text of ids: in one call if special tokens are left out, else by `stream`."""
+        if special:
+            return super().decode(ids, special=True)
+        named = set(self._named.values())
+        return self._read([number for number in ids if number not in named])
+
+
 def _kept(lengths: list[int], limit: int, *, marks: int) -> list[int]:
-    """Return how much of each text stays: the longer loses first, of equals the first."""
+    """Return the number of ids kept of each text: the longer loses first, of equals the first."""
     room = limit - marks
     if room < 0:
         raise PromptError(f"limit={limit} leaves no room for the {marks} start and end marks; give at least {marks}")
@@ -181,7 +177,7 @@ def _kept(lengths: list[int], limit: int, *, marks: int) -> list[int]:
     if len(lengths) == 1:
         return [room]
     first, second = lengths
-    if 2 * min(first, second) <= room:  # the shorter stays whole
+    if 2 * min(first, second) <= room:  # only the longer is cut
         return [first, room - first] if first < second else [room - second, second]
     return [room // 2, room - room // 2]
 
@@ -191,4 +187,4 @@ def _cut(part: tuple[list[int], Spans], keep: int, cut: Cut) -> tuple[list[int],
     if cut == "right":
         return ids[:keep], spans[:keep]
     first = len(ids) - keep
-    return ids[first:], spans[first:] if spans else spans
+    return ids[first:], spans[first:]

@@ -1,7 +1,4 @@
-"""Byte-level BPE: OpenAI's GPT-2 and its kin, RoBERTa with marks, from vocab.json and merges.txt.
-
-Knows GPT-2's alphabet of bytes and the two files. Merging is done in Rust by Hugging Face `tokenizers`.
-"""
+"""Byte-level BPE from vocab.json and merges.txt: GPT-2, and RoBERTa with marks. Hugging Face `tokenizers` merges."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +14,7 @@ from hanmo.tokenizers.added import read_added
 from hanmo.tokenizers.base import BaseTokenizer, Spans
 from hanmo.tokenizers.protocol import SpecialIds
 from hanmo.tokenizers.streams import BytesStream
-from hanmo.tokenizers.vocab import MAX_VOCAB
+from hanmo.tokenizers.vocab import MAX_VOCAB, tokens_in_order
 
 __all__ = ["ByteBPE"]
 
@@ -34,14 +31,13 @@ _END, _ROBERTA = "<|endoftext|>", ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
 class ByteBPE(BaseTokenizer):
-    """A byte-level BPE tokenizer; every text has ids, and decode(encode(text).ids) == text.
+    """A byte-level BPE tokenizer; decode(encode(text).ids) == text for every text.
 
-    vocabulary: token → id.
-    merges: pairs of tokens, the first to be merged first.
+    vocabulary: token → id.   merges: pairs of tokens, by priority.
     start, end: the marks around a text, or end alone between documents; None for none.
-    ends: whether encode adds it by default; GPT-2 does not.   added: id → token that is found before a text is split.
-    Raises TokenizerError for ids that are not 0, 1, 2 …, for a vocabulary without one of the 256 bytes or without
-    the end mark, and for a merge of tokens that it does not have.
+    ends: whether encode adds them by default; GPT-2 does not.   added: id → added token.
+    Raises TokenizerError for ids that are not 0, 1, 2 …, for a vocabulary that lacks one of the 256 bytes or the end
+    mark, and for a merge of tokens that it lacks.
     """
 
     def __init__(
@@ -56,7 +52,7 @@ class ByteBPE(BaseTokenizer):
     ) -> None:
         added = added or {}
         self._ids = {**vocabulary, **{token.content: number for number, token in added.items()}}
-        self._tokens = _in_order(self._ids)
+        self._tokens = tokens_in_order(self._ids, "the vocabulary")
         _check(self._ids, merges, end)
         named = {token: number for token, number in vocabulary.items() if not set(token) <= _BYTES.keys()}
         if end is not None:
@@ -72,7 +68,7 @@ class ByteBPE(BaseTokenizer):
             for token, number in self._ids.items()
             if token not in self._named
         }
-        with errors_as(TokenizerError, "the vocabulary and its merges are not ones that byte-level BPE can use"):
+        with errors_as(TokenizerError, "the vocabulary and its merges cannot be used by byte-level BPE"):
             self._rust = RustTokenizer(BPE(vocab=dict(vocabulary), merges=list(merges)))
         self._rust.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=True)
 
@@ -85,17 +81,17 @@ class ByteBPE(BaseTokenizer):
         end: str | None = _END,
         ends: bool | None = None,
     ) -> "ByteBPE":
-        """Read a vocab.json and a merges.txt, and the added tokens that files beside vocab.json list.
+        """Read a vocab.json and a merges.txt, and the added tokens listed in files beside vocab.json.
 
-        A vocabulary with <s> and </s>, and without the end mark, is RoBERTa's: they stand around each text.
-        Raises MissingFile, and TokenizerError for files that are no such thing.
+        A vocabulary with <s> and </s>, and without the end mark, is RoBERTa's: these are its marks.
+        Raises MissingFile, and TokenizerError for files of another content.
         """
         ids = _read_vocabulary(Path(vocabulary))
         added = read_added(Path(vocabulary).parent, ids)
         pairs = _read_merges(Path(merges))
         if end != _END or end in ids or not {"<s>", "</s>"} <= ids.keys():
             return cls(ids, pairs, end=end, ends=bool(ends), added=added)
-        # Where no file says otherwise <mask> takes the space before it, as in fairseq (hub_interface.py, fill_mask).
+        # By default <mask> includes the space before it, as in fairseq (hub_interface.py, fill_mask).
         marks = {
             ids[name]: AddedToken(name, special=True, normalized=False, lstrip=name == "<mask>")
             for name in _ROBERTA
@@ -103,43 +99,13 @@ class ByteBPE(BaseTokenizer):
         }
         return cls(ids, pairs, start="<s>", end="</s>", ends=ends is not False, added=marks | added)
 
-    @property
-    def vocab_size(self) -> int:
-        """How many ids there are."""
-        return len(self._tokens)
-
-    def token_to_id(self, token: str) -> int | None:
-        """Return the id of a token, None if there is no such token."""
-        return self._ids.get(token)
-
-    def id_to_token(self, number: int) -> str:
-        """Return the token of an id. Raises TokenizerError for an id that the vocabulary does not have."""
-        return self._tokens[self._check_id(number)]
-
     def stream(self, *, special: bool = False) -> BytesStream:
         """Return a new incremental decoder."""
-        return BytesStream(self._bytes_of, {i: name if special else "" for name, i in self._named.items()})
+        return BytesStream(lambda number: self._bytes[self._check_id(number)], self._shown(special))
 
-    def _bytes_of(self, number: int) -> bytes:
-        return self._bytes[self._check_id(number)]
-
-    def _plain_ids(self, text: str) -> list[int]:
-        return list(self._rust.encode(text, add_special_tokens=False).ids)
-
-    def _plain_spans(self, text: str) -> tuple[list[int], Spans]:
+    def _plain(self, text: str, *, detail: bool) -> tuple[list[int], Spans]:
         found = self._rust.encode(text, add_special_tokens=False)
-        return list(found.ids), list(found.offsets)
-
-
-def _in_order(ids: Mapping[str, int]) -> list[str]:
-    tokens = sorted(ids, key=lambda token: ids[token])
-    for expected, token in enumerate(tokens):
-        if ids[token] != expected:
-            raise TokenizerError(
-                f"the ids of the vocabulary are not 0, 1, 2 …: {token!r} has {ids[token]}, expected {expected}; "
-                "the file is damaged or was edited"
-            )
-    return tokens
+        return list(found.ids), list(found.offsets) if detail else []
 
 
 def _check(ids: Mapping[str, int], merges: Sequence[tuple[str, str]], end: str | None) -> None:
@@ -153,9 +119,8 @@ def _check(ids: Mapping[str, int], merges: Sequence[tuple[str, str]], end: str |
     for number, (left, right) in enumerate(merges, 1):
         if left not in ids or right not in ids or left + right not in ids:
             raise TokenizerError(
-                f"merge {number} joins {left!r} and {right!r}, but the vocabulary has not all of "
-                f"these and {left + right!r}; "
-                "are vocab.json and merges.txt of one model?"
+                f"merge {number} joins {left!r} and {right!r}, but the vocabulary has not all of these and "
+                f"{left + right!r}; are vocab.json and merges.txt of one model?"
             )
 
 

@@ -1,9 +1,7 @@
-"""The fast path of splitting: a text as an array of code points, judged by one table look-up each.
+"""The fast path of splitting: a text as an array of code points, with one table look-up per character.
 
-Knows arrays of characters and runs of them. What a character means, and the pieces of a word, it is told.
-It gives the ids of exact.py; the tests hold the two against each other. Hugging Face `tokenizers` is not used for whole
-texts: its normalizer follows another version of Unicode, and it keeps a string and an offset for every token, which
-takes more than ten times as long. Single words are handed to it.
+It gives the same ids as bert_rules.py, by test. Hugging Face `tokenizers` is used for single words only: its normalizer
+follows another version of Unicode, and a string and an offset per token take more than ten times as long.
 """
 
 import unicodedata
@@ -12,20 +10,19 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from hanmo.tokenizers.characters import fold
+from hanmo.tokenizers.bert_rules import DROP, WORD, fold
 
-__all__ = ["DROP", "SPACE", "WORD", "CodeSplitter", "codes_of", "folded_codes", "text_of"]
+__all__ = ["CodeSplitter", "codes_of", "folded_codes", "text_of"]
 
-DROP, SPACE, WORD = -1, -2, -3  # judgements of a character that is no token by itself; WORD is the lowest
-_WHOLE = -4  # folds to several characters, or depends on its neighbours
-_UNSEEN = -5  # not judged yet; the lowest of all
+_CONTEXT = WORD - 1  # folds to several characters, or depends on its neighbours
+_UNSEEN = WORD - 2  # not classified yet; the lowest of all
 _POINTS = 0x110000
-_REMEMBERED = 500_000  # words whose pieces are kept; beyond it the table starts anew, so that memory stays bounded
-_LONGEST = 64  # characters of a word worth remembering
+_CACHED_WORDS = 500_000  # the cache is emptied beyond this, which bounds memory
+_LONGEST = 64  # longer words, in characters, are not cached
 
 
 def codes_of(text: str) -> NDArray[np.int32]:
-    """Return the code points of text, [characters]; lone surrogates are taken as they are."""
+    """Return the code points of text, [characters]; lone surrogates included."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.int32)
 
 
@@ -39,32 +36,31 @@ def folded_codes(text: str) -> NDArray[np.int32]:
     codes = codes_of(text)
     folded = _FOLDS.look_up(codes)
     if len(folded) and folded.min() < 0:
-        if (folded == _WHOLE).any():
+        if (folded == _CONTEXT).any():
             return codes_of(fold(text))
         folded = folded[folded != DROP]
     return folded
 
 
 class CodeSplitter:
-    """Ids of texts by a table of judgements.
+    """Splits texts by a table from characters to ids.
 
-    judge: character → its id where it is a token by itself, else DROP, SPACE or WORD; asked once a character.
-    pieces: a whole word → its ids; asked once a word.
-    vocab_size: how many ids there are.
+    judge: character → its id if it is a token by itself, else DROP, SPACE or WORD; called once per character.
+    pieces: word → its ids; called once per word.   vocab_size: number of ids.
     """
 
     def __init__(self, judge: Callable[[str], int], pieces: Callable[[str], list[int]], vocab_size: int) -> None:
-        self._numbers = np.array(range(vocab_size), object)  # kept ints are faster than new ones
+        self._numbers = np.array(range(vocab_size), object)  # existing ints are faster than new ones
         self._table = _Table(judge)
         self._pieces = pieces
         self._words: dict[str, list[int]] = {}
 
     def judged(self, codes: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return the judgement of every code point, [characters]."""
+        """Return the id or class of every code point, [characters]."""
         return self._table.look_up(codes)
 
     def ids(self, codes: NDArray[np.int32], judged: NDArray[np.int32]) -> list[int]:
-        """Return the ids of a text from its code points and their judgements, both [characters]."""
+        """Return the ids of a text from its code points and their classes, both [characters]."""
         ids: list[int] = self._numbers.take(self.array(codes, judged)).tolist()
         return ids
 
@@ -76,7 +72,7 @@ class CodeSplitter:
         if lowest > WORD:
             return judged[judged >= 0]
         dropped = judged == DROP
-        if dropped.any():  # first, because the characters around it may join to one word
+        if dropped.any():  # first, because its neighbours may join to one word
             codes, judged = codes[~dropped], judged[~dropped]
         word = judged == WORD
         edges = _edges(word)
@@ -86,12 +82,12 @@ class CodeSplitter:
             self._of_word(text[start:stop]) for start, stop in zip(starts.tolist(), edges[1::2].tolist(), strict=True)
         ]
         judged = judged.copy()
-        judged[starts] = [ids[0] for ids in found]  # the rest of a word stays negative and goes
+        judged[starts] = [ids[0] for ids in found]  # the rest of a word stays negative and is removed
         kept = judged >= 0
         result = judged[kept]
         more = [len(ids) - 1 for ids in found]
         if any(more):
-            behind = np.repeat(np.cumsum(kept)[starts], more)  # where further pieces of a word belong
+            behind = np.repeat(np.cumsum(kept)[starts], more)  # where the other pieces of a word go
             result = np.insert(result, behind, [number for ids in found for number in ids[1:]])
         return result
 
@@ -100,45 +96,42 @@ class CodeSplitter:
         if known is None:
             known = self._pieces(word)
             if len(word) <= _LONGEST:
-                if len(self._words) >= _REMEMBERED:
+                if len(self._words) >= _CACHED_WORDS:
                     self._words.clear()
                 self._words[word] = known
         return known
 
 
 def _edges(word: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Return where each run of True starts and stops, by turns; np.diff does it too, but slowly for short texts."""
+    """Return the start and stop of each run of True, alternating; faster than np.diff for short texts."""
     inside = np.flatnonzero(word[1:] != word[:-1]) + 1
     return np.concatenate(([0] if word[0] else [], inside, [len(word)] if word[-1] else [])).astype(np.intp)
 
 
 class _Table:
-    """One int32 per code point, filled when a character is first met: 4 MB, of which untouched pages cost nothing."""
+    """One int32 per code point, filled on demand: 4 MB, of which untouched pages take no memory."""
 
     def __init__(self, judge: Callable[[str], int]) -> None:
         self._judge = judge
-        self._values = np.zeros(_POINTS, np.int32)  # stored less _UNSEEN, so that zero pages mean unseen
+        self._values = np.zeros(_POINTS, np.int32)  # stored minus _UNSEEN, so that 0 means unseen
 
     def look_up(self, codes: NDArray[np.int32]) -> NDArray[np.int32]:
         values = self._values[codes]
         if len(values) and values.min() == 0:
             for code in np.unique(codes[values == 0]).tolist():
-                self._values[code] = self._stored(chr(code))
+                self._values[code] = self._judge(chr(code)) - _UNSEEN
             values = self._values[codes]
         values += _UNSEEN
         return values
-
-    def _stored(self, character: str) -> int:
-        return self._judge(character) - _UNSEEN
 
 
 def _fold_judge(character: str) -> int:
     folded = fold(character)
     if not folded:
         return DROP
-    # A capital sigma folds by its place in the word; marks that are no Mn may change places under NFD.
+    # A capital sigma folds by its position in the word; marks other than Mn may change places under NFD.
     if len(folded) > 1 or character == "Σ" or unicodedata.combining(folded):
-        return _WHOLE
+        return _CONTEXT
     return ord(folded)
 
 

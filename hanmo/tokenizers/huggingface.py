@@ -1,7 +1,4 @@
-"""What a Hugging Face folder has to say of its tokenizer and of the ids that begin and end texts.
-
-Knows the classes and files of transformers. What the checkpoint's files say is kept; this adds what they do not.
-"""
+"""The tokenizer files and special ids of a Hugging Face folder; existing files are kept, missing ones are written."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +19,10 @@ _TOKENS = {"pad": "pad_token", "unk": "unk_token", "start": "cls_token", "end": 
 def huggingface_files(
     config: ModelConfig, tokenizer: Tokenizer, files: Sequence[Path]
 ) -> dict[str, Path | dict[str, Any]]:
-    """Give what goes beside the weights, by the name that transformers looks for: a file to copy, or JSON to write.
+    """Return the files beside the weights by their names in transformers: a file to copy, or JSON to write.
 
-    files: the tokenizer's, as `tokenizer_files` lists them.   "config.json" holds what is to be added to the model's.
-    A tokenizer that transformers has no class for (`Lossless`) is copied and not described.
+    files: as `tokenizer_files` lists them.   "config.json": what to add to the model's.
+    A tokenizer without a class in transformers (`Lossless`) gets no tokenizer_config.json.
     """
     copied = {file.name: file for file in files}
     written: dict[str, dict[str, Any]] = {}

@@ -1,7 +1,4 @@
-"""Find out which tokenizer lies at a path, and make it.
-
-Knows the names of files and which go together. Knows no checkpoint and no model.
-"""
+"""Find and load the tokenizer at a path, by the names of the files there."""
 
 import json
 import shutil
@@ -13,13 +10,13 @@ from typing import Any
 from hanmo.errors import MissingFile, TokenizerError
 from hanmo.files import read_bytes
 from hanmo.tokenizers.added import read_added, read_object
+from hanmo.tokenizers.bert_rules import PreTokenize
 from hanmo.tokenizers.byte_bpe import ByteBPE
-from hanmo.tokenizers.exact import PreTokenize
 from hanmo.tokenizers.lossless import NEWLINE, SPACE_TOKEN, Lossless
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.tokenizers.sentence_piece import CPM_NEWLINE, CPM_SPACE, SentencePiece, as_fairseq, sentinel_ids
 from hanmo.tokenizers.tokenizer_json import TokenizerJson, read_tokenizer_json
-from hanmo.tokenizers.vocab import read_vocab
+from hanmo.tokenizers.vocab import read_vocab, tokens_in_order
 from hanmo.tokenizers.wordpiece import WordPiece
 from hanmo.tokenizers.words import holds_words, jieba_words
 
@@ -32,36 +29,28 @@ _BESIDE = (
     "added_tokens.json",
     "generation_config.json",
 )
-_TOKENIZER = (
-    "vocab.txt",
-    *_BESIDE,
-    "vocab.json",
-    "merges.txt",
-    "encoder.json",
-    "vocab.bpe",
-)
-_SENTENCE_PIECE = "*.model"
+_TOKENIZER = ("vocab.txt", *_BESIDE, "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
 _FAIRSEQ = "sentencepiece.bpe.model"
 _WORD_CLASSES = ("RoFormerTokenizer", "RoFormerTokenizerFast")
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """List the files of a folder that make a tokenizer of any kind, and generation_config.json; none is read.
+    """List a folder's tokenizer files of any kind, and generation_config.json, without reading them.
 
-    Of a vocabulary's file instead of a folder: it, and what beside it says how it is used.
+    For a vocabulary file instead of a folder: the file, and those beside it that describe its use.
     """
     if folder.is_file():
         file, folder = folder, folder.parent
         if file.name not in ("vocab.json", "merges.txt"):
             return [file, *(folder / name for name in _BESIDE if (folder / name).is_file() and name != file.name)]
     named = [folder / name for name in _TOKENIZER if (folder / name).is_file()]
-    return named + sorted(file for file in folder.glob(_SENTENCE_PIECE) if file.is_file())
+    return named + sorted(file for file in folder.glob("*.model") if file.is_file())
 
 
 def copy_tokenizer(tokenizer: Path, folder: Path, *, pre_tokenize: bool | None = None) -> None:
-    """Copy a vocabulary, a file or a folder, and what lies beside it, under the names that loading looks for.
+    """Copy a vocabulary, a file or a folder, and the files beside it, under the names that loading looks for.
 
-    pre_tokenize: kept in tokenizer_config.json, unless it is None.
+    pre_tokenize: written to tokenizer_config.json unless None.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for file in tokenizer_files(tokenizer):
@@ -77,27 +66,25 @@ def load_tokenizer(
     *,
     lowercase: bool | None = None,
     ends: bool | None = None,
-    stand_ins: bool | Mapping[str, str] = False,
     pre_tokenize: bool | PreTokenize | None = None,
 ) -> Tokenizer:
-    """Load the tokenizer at a path: a file, or a folder that holds one.
+    """Load the tokenizer at a path: a file, or a folder that contains one.
 
     vocab.txt (or any *.txt)     WordPiece; with [NL] and [SP] in it, Lossless
-    sentencepiece.bpe.model      XLM-R's or CamemBERT's; tokenizer.json is taken where it is there
+    sentencepiece.bpe.model      XLM-R's or CamemBERT's; a tokenizer.json beside it takes precedence
     *.model                      SentencePiece: CPM's if it has '▂' and '▃', ALBERT's if [CLS] and [SEP], else T5's
     vocab.json and merges.txt    byte-level BPE; RoBERTa's if it has <s> and </s>
-    tokenizer.json               what it says; taken only where none of the others is there
+    tokenizer.json               as it says; used only if none of the others is there
 
     Added tokens that tokenizer_config.json, added_tokens.json or tokenizer.json list beside a vocab.txt or vocab.json
-    have the ids that transformers gives them; special ones are read in a text only where special=True asks for it.
+    have the ids that transformers gives them; special ones are read in a text only with special=True.
 
-    lowercase: for WordPiece; None follows a tokenizer_config.json beside it, else folds if no token has a capital.
-    ends: whether encode adds the start and end marks by default; None does as the kind usually does. GPT2_ML: False.
-    stand_ins: for WordPiece; see there.
-    pre_tokenize: for WordPiece: cut texts into words first, True by jieba without its HMM, as RoFormer, WoBERT and
-    T5-PEGASUS were trained. None does so where tokenizer_config.json has "pre_tokenize": true, as finetune keeps it,
-    or names RoFormerTokenizer, or where the vocabulary holds words.
-    Raises MissingFile if there is nothing of this, TokenizerError if there are several or the file is damaged.
+    lowercase: for WordPiece; None follows tokenizer_config.json, else folds if no token has a capital.
+    ends: whether encode adds the start and end marks by default; None is the kind's default. GPT2_ML: False.
+    pre_tokenize: for WordPiece: split texts into words first, True by jieba without its HMM, as for RoFormer, WoBERT
+    and T5-PEGASUS. None does so if tokenizer_config.json has "pre_tokenize": true, as finetune writes it, or names
+    RoFormerTokenizer, or if the vocabulary contains words.
+    Raises MissingFile if there is no tokenizer, TokenizerError if there are several or the file is damaged.
     """
     path = Path(path)
     if path.is_dir():
@@ -106,33 +93,41 @@ def load_tokenizer(
         raise MissingFile(
             f"there is no tokenizer at {path}; name a vocab.txt, a *.model, a tokenizer.json, or their folder"
         )
+    folder, found = path.parent, None
     if path.name in ("vocab.json", "merges.txt"):
-        folder = path.parent
         return ByteBPE.from_files(folder / "vocab.json", folder / "merges.txt", ends=ends)
-    if path.suffix == ".json":
-        return _from_json(path, lowercase, ends, stand_ins, pre_tokenize)
     if path.name == _FAIRSEQ:
         return _fairseq(path, ends)
     if path.suffix == ".model":
         return _sentence_piece(path, ends)
-    if path.suffix == ".txt":
-        said = read_object(path.parent / "tokenizer_config.json").get("do_lower_case")
-        lowercase = said if lowercase is None and isinstance(said, bool) else lowercase
-        return _word_piece(read_vocab(path), path.parent, None, lowercase, ends, stand_ins, pre_tokenize)
-    raise TokenizerError(
-        f"{path} is none of the files that hold a tokenizer: *.txt, *.model, vocab.json with merges.txt, tokenizer.json"
-    )
+    if path.suffix == ".json":
+        found = read_tokenizer_json(path)
+        if found["model"].get("type") != "WordPiece" or not isinstance(found["model"].get("vocab"), dict):
+            return TokenizerJson(path, ends=ends)
+        tokens, said = tokens_in_order(found["model"]["vocab"], str(path)), found.get("normalizer")
+        said = said.get("lowercase") if isinstance(said, dict) else None
+    elif path.suffix == ".txt":
+        tokens, said = read_vocab(path), read_object(folder / "tokenizer_config.json").get("do_lower_case")
+    else:
+        raise TokenizerError(
+            f"{path} is none of the files that hold a tokenizer: *.txt, *.model, vocab.json with merges.txt, "
+            "tokenizer.json"
+        )
+    if lowercase is None and isinstance(said, bool):
+        lowercase = said
+    return _word_piece(tokens, folder, found, lowercase, ends, pre_tokenize)
 
 
 def _in_folder(folder: Path) -> Path:
     found = [folder / "vocab.txt"] if (folder / "vocab.txt").is_file() else []
     found += sorted(folder.glob("*.model"))
-    if found == [folder / _FAIRSEQ] and (folder / "tokenizer.json").is_file():
-        found = [folder / "tokenizer.json"]  # it has the ids themselves
+    json_file = folder / "tokenizer.json"
+    if found == [folder / _FAIRSEQ] and json_file.is_file():
+        found = []  # tokenizer.json has the ids, the .model has not
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         found.append(folder / "vocab.json")
-    if not found and (folder / "tokenizer.json").is_file():
-        found.append(folder / "tokenizer.json")
+    if not found and json_file.is_file():
+        found.append(json_file)
     if not found:
         raise MissingFile(
             f"the folder {folder} holds no vocab.txt, *.model, vocab.json with merges.txt, or tokenizer.json; "
@@ -150,7 +145,6 @@ def _word_piece(
     tokenizer_json: Mapping[str, Any] | None,
     lowercase: bool | None,
     ends: bool | None,
-    stand_ins: bool | Mapping[str, str],
     pre_tokenize: bool | PreTokenize | None,
 ) -> Tokenizer:
     if NEWLINE in tokens and SPACE_TOKEN in tokens:
@@ -165,10 +159,8 @@ def _word_piece(
         config = read_object(folder / "tokenizer_config.json")
         named, said = config.get("tokenizer_class"), config.get("pre_tokenize")
         pre_tokenize = said if isinstance(said, bool) else named in _WORD_CLASSES or holds_words(tokens)
-    cut = partial(jieba_words, hmm=False) if pre_tokenize is True else pre_tokenize or None
-    return WordPiece(
-        tokens, lowercase=lowercase, start=start, end=end, pre_tokenize=cut, stand_ins=stand_ins, added=added
-    )
+    split = partial(jieba_words, hmm=False) if pre_tokenize is True else pre_tokenize or None
+    return WordPiece(tokens, lowercase=lowercase, start=start, end=end, pre_tokenize=split, added=added)
 
 
 def _sentence_piece(path: Path, ends: bool | None) -> SentencePiece:
@@ -184,7 +176,7 @@ def _sentence_piece(path: Path, ends: bool | None) -> SentencePiece:
 
 
 def _extra_ids(folder: Path) -> int:
-    """Give the number of sentinels that tokenizer_config.json adds to a T5's .model."""
+    """Return the number of sentinels that tokenizer_config.json adds to a T5's .model."""
     said = read_object(folder / "tokenizer_config.json")
     if isinstance(found := said.get("extra_ids"), int) and 0 <= found <= 1000:
         return found
@@ -193,7 +185,7 @@ def _extra_ids(folder: Path) -> int:
 
 
 def _fairseq(path: Path, ends: bool | None) -> SentencePiece:
-    """Read the model of an XLM-R or CamemBERT, by whichever the files beside it say it is."""
+    """Load the model of an XLM-R or CamemBERT, whichever the files beside it name."""
     said = read_object(path.parent / "tokenizer_config.json").get("tokenizer_class")
     said = said or read_object(path.parent / "config.json").get("model_type")
     kind = str(said).lower().replace("-", "").removesuffix("fast").removesuffix("tokenizer")
@@ -204,26 +196,3 @@ def _fairseq(path: Path, ends: bool | None) -> SentencePiece:
         )
     model = as_fairseq(read_bytes(path, error=TokenizerError), camembert=kind == "camembert")
     return SentencePiece(model, start="<s>", end="</s>", ends=ends is not False, between=2)
-
-
-def _from_json(
-    path: Path,
-    lowercase: bool | None,
-    ends: bool | None,
-    stand_ins: bool | Mapping[str, str],
-    pre_tokenize: bool | PreTokenize | None,
-) -> Tokenizer:
-    found = read_tokenizer_json(path)
-    model = found["model"]
-    if model.get("type") != "WordPiece" or not isinstance(model.get("vocab"), dict):
-        return TokenizerJson(path, ends=ends)
-    ids: dict[str, int] = model["vocab"]
-    numbers = all(type(number) is int for number in ids.values())
-    tokens = sorted(ids, key=lambda token: ids[token]) if numbers else []
-    if not numbers or [ids[token] for token in tokens] != list(range(len(tokens))):
-        raise TokenizerError(f"the ids of {path} are not 0, 1, 2 …; the file is damaged or was edited")
-    normalizer = found.get("normalizer")
-    said = normalizer.get("lowercase") if isinstance(normalizer, dict) else None
-    if lowercase is None and isinstance(said, bool):
-        lowercase = said
-    return _word_piece(tokens, path.parent, found, lowercase, ends, stand_ins, pre_tokenize)

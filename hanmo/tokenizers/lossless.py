@@ -1,13 +1,13 @@
-r"""Chinese by characters and ASCII words by WordPiece, with tokens for newline and space: nothing of a text is lost.
+r"""Chinese by characters and ASCII words by WordPiece, with tokens for newline and space, so that decoding is lossless.
 
-Knows vocabularies with [NL], [SP] and [EOS], as Hanmo makes them for models trained from scratch.
+For vocabularies with [NL], [SP] and [EOS], as `hanmo vocab` makes them for models trained from scratch.
 
     text       如 果   P y t h o n   3 . 1 4 ，↵
     tokens     如 果 [SP] Py ##thon 3 . 14 ， [NL]
 
-A space between two ASCII words is understood, because the pieces of one word carry '##'; every other is [SP].
-decode(encode(text).ids) == text if every character of text is in the vocabulary, but for line ends (made '\n'), other
-white space (made ' ') and control characters (dropped). No case is folded.
+A space between two ASCII words is implied, because the pieces of one word have '##'; every other is [SP].
+decode(encode(text).ids) == text if every character of text is in the vocabulary, except for line ends (made '\n'),
+other white space (made ' ') and control characters (dropped). Case is kept.
 """
 
 import re
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from hanmo.errors import TokenizerError
 from hanmo.tokenizers.base import BaseTokenizer, Spans
-from hanmo.tokenizers.codes import DROP, SPACE, WORD, CodeSplitter, codes_of
+from hanmo.tokenizers.bert_rules import DROP, SPACE, WORD
+from hanmo.tokenizers.codes import CodeSplitter, codes_of
 from hanmo.tokenizers.protocol import SpecialIds
 from hanmo.tokenizers.vocab import read_vocab
 
@@ -39,7 +40,7 @@ class Lossless(BaseTokenizer):
 
     vocabulary: the tokens in the order of their ids, or the path of a vocab.txt.
     ends: whether encode adds [EOS] by default.
-    Raises TokenizerError for a vocabulary without a token that this needs.
+    Raises TokenizerError for a vocabulary that lacks a required token.
     """
 
     def __init__(self, vocabulary: Sequence[str] | str | Path, *, ends: bool = False) -> None:
@@ -49,7 +50,7 @@ class Lossless(BaseTokenizer):
         missing = [token for token in needed if token not in self._ids]
         if missing:
             raise TokenizerError(
-                f"the vocabulary lacks {len(missing)} tokens that keep a text whole, first {missing[:5]}; "
+                f"the vocabulary lacks {len(missing)} tokens that lossless tokenization needs, first {missing[:5]}; "
                 "make one with 'hanmo vocab', or use WordPiece"
             )
         if self._tokens[0] != "[PAD]":
@@ -58,7 +59,7 @@ class Lossless(BaseTokenizer):
             )
         if len(self._ids) != len(self._tokens):
             twice = next(token for number, token in enumerate(self._tokens) if self._ids[token] != number)
-            raise TokenizerError(f"the vocabulary holds {twice!r} twice; every token must stand once")
+            raise TokenizerError(f"the vocabulary holds {twice!r} twice; remove one of them")
         self._unk, self._newline, self._space = (self._ids[name] for name in ("[UNK]", NEWLINE, SPACE_TOKEN))
         self._longest = max(map(len, self._tokens))
         special = SpecialIds(pad=self._ids["[PAD]"], unk=self._unk, end=self._ids[END], mask=self._ids.get("[MASK]"))
@@ -70,37 +71,24 @@ class Lossless(BaseTokenizer):
         super().__init__(special, named, ends=ends)
         self._splitter = CodeSplitter(self._judge, self._pieces, len(self._tokens))
 
-    @property
-    def vocab_size(self) -> int:
-        """How many ids there are."""
-        return len(self._tokens)
-
-    def token_to_id(self, token: str) -> int | None:
-        """Return the id of a token, None if there is no such token."""
-        return self._ids.get(token)
-
-    def id_to_token(self, number: int) -> str:
-        """Return the token of an id. Raises TokenizerError for an id that the vocabulary does not have."""
-        return self._tokens[self._check_id(number)]
-
     def stream(self, *, special: bool = False) -> "LosslessStream":
         """Return a new incremental decoder."""
-        return LosslessStream(self, {i: name if special else "" for name, i in self._named.items()})
+        return LosslessStream(self, self._shown(special))
 
     def text_of_token(self, number: int) -> str:
-        """Return the token of an id, or the newline or space it is."""
+        """Return the token of an id, for [NL] and [SP] the character that it is."""
         return {self._newline: "\n", self._space: " "}.get(number) or self.id_to_token(number)
 
     def encode_array(self, text: str) -> NDArray[np.int32]:
         """Return the ids of a text without marks, [tokens]."""
         return self._splitter.array(*self._judged(text))
 
-    def _plain_ids(self, text: str) -> list[int]:
-        return self._splitter.ids(*self._judged(text))
+    def _plain(self, text: str, *, detail: bool) -> tuple[list[int], Spans]:
+        return self._spans(text) if detail else (self._splitter.ids(*self._judged(text)), [])
 
     def _judged(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Return the code points that stay and their judgements, with the spaces that words imply marked."""
-        codes = codes_of(_one_line_end(text))
+        """Return the code points that are not dropped and their ids or classes; SPACE for implied spaces."""
+        codes = codes_of(text.replace("\r\n", "\n").replace("\r", "\n"))
         judged = self._splitter.judged(codes)
         if len(judged) and judged.min() < 0:
             kept = judged != DROP
@@ -109,11 +97,11 @@ class Lossless(BaseTokenizer):
             judged[1:-1][(codes[1:-1] == 0x20) & word[:-2] & word[2:]] = SPACE
         return codes, judged
 
-    def _plain_spans(self, text: str) -> tuple[list[int], Spans]:
+    def _spans(self, text: str) -> tuple[list[int], Spans]:
         kept = [at for at, character in enumerate(text) if character not in _DROPPED or character == "\r"]
-        kept = [at for at in kept if text[at : at + 2] != "\r\n"]  # such a line end is its '\n'
-        found = [match.span() for match in _PARTS.finditer("".join(text[at] for at in kept).replace("\r", "\n"))]
+        kept = [at for at in kept if text[at : at + 2] != "\r\n"]  # the position of such a line end is its '\n'
         line = "".join(text[at] for at in kept).replace("\r", "\n")
+        found = [match.span() for match in _PARTS.finditer(line)]
         ids: list[int] = []
         spans: Spans = []
         for index, (start, stop) in enumerate(found):
@@ -143,7 +131,7 @@ class Lossless(BaseTokenizer):
     def _pieces(self, word: str) -> list[int]:
         ids: list[int] = []
         at = 0
-        while at < len(word):  # longest first; single letters and digits are always there
+        while at < len(word):  # longest match first; single letters and digits always match
             for stop in range(min(len(word), at + self._longest), at, -1):
                 number = self._ids.get(("##" if at else "") + word[at:stop])
                 if number is not None:
@@ -154,19 +142,19 @@ class Lossless(BaseTokenizer):
 
 
 class LosslessStream:
-    """Joins tokens to text; what is written never depends on what follows.
+    """Incremental decoder that never holds text back.
 
-    named: special ids and what to write for them, '' to leave them away.
+    shown: special id → the text written for it, '' for none.
     """
 
-    def __init__(self, tokenizer: Lossless, named: dict[int, str]) -> None:
+    def __init__(self, tokenizer: Lossless, shown: dict[int, str]) -> None:
         self._tokenizer = tokenizer
-        self._named = named
+        self._shown = shown
         self._after_word = False
 
     def push(self, id: int) -> str:
-        """Take the next id and return its text."""
-        name = self._named.get(id)
+        """Add an id and return its text."""
+        name = self._shown.get(id)
         if name is not None:
             self._after_word = False
             return name
@@ -179,10 +167,6 @@ class LosslessStream:
         return " " + token if spaced else token
 
     def flush(self) -> str:
-        """Return '', for nothing is ever held back."""
+        """Start anew and return ''."""
         self._after_word = False
         return ""
-
-
-def _one_line_end(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text

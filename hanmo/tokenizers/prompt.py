@@ -1,7 +1,4 @@
-"""A prompt as ids, or the reason why it cannot be written on from; and the marks that a model expects around texts.
-
-Knows what is wrong with a prompt, and a model's configuration. Whether a prompt is too long is the model's to say.
-"""
+"""Prompts as ids, and the marks that a model expects around texts."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,10 +13,10 @@ __all__ = ["Marks", "as_texts", "encode_prompt", "marks_of", "special_tokens_in"
 
 @dataclass(frozen=True)
 class Marks:
-    """The ids around the texts of a model, the same in writing and in training.
+    """The ids around a model's texts, in generation and in training.
 
-    before, after: what stands around a prompt, or a source.   start: what a decoder behind an encoder begins with.
-    ends: the ids that end what is written; training puts the first behind a target.
+    before, after: around a prompt, or a source.   start: the first id of the decoder in an encoder-decoder.
+    ends: the ids that end a generated text; training puts the first after a target.
     """
 
     before: tuple[int, ...]
@@ -29,15 +26,15 @@ class Marks:
 
 
 def marks_of(config: ModelConfig, tokenizer: Tokenizer) -> Marks:
-    """Find the marks of a model.
+    """Return the marks of a model.
 
         encoder-decoder (T5)         source </s>; 0 target </s>
         the same, BERT vocabulary    [CLS] source [SEP]; [CLS] target [SEP], as T5-PEGASUS was trained
         mask="prefix" (UniLM)        [CLS] source [SEP] target [SEP]
-        any other                    no mark; the end mark before each document where Hanmo trained (Lossless)
+        any other                    no mark; Lossless: the end mark before each document
 
-    What config.json says of the decoder's first id and of the ids that end a text goes before the tokenizer's marks.
-    Raises ConfigError for ids in config.json that cannot be used.
+    The decoder's first id and the end ids in config.json take precedence over the tokenizer's.
+    Raises ConfigError for invalid ids in config.json.
     """
     special = tokenizer.special
     end = () if special.end is None else (special.end,)
@@ -53,7 +50,7 @@ def marks_of(config: ModelConfig, tokenizer: Tokenizer) -> Marks:
 def as_texts(texts: object) -> list[str]:
     """Return several texts as a list, one text as a list of one.
 
-    Raises PromptError, naming which, for what is not a str: None, bytes, a pair of texts.
+    Raises PromptError, naming its position, for an item that is not a str.
     """
     if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         texts = [texts]
@@ -64,33 +61,31 @@ def as_texts(texts: object) -> list[str]:
     return found
 
 
-def encode_prompt(tokenizer: Tokenizer, text: str, *, ends: bool | None = None, special: bool = False) -> list[int]:
-    """Return the ids of a prompt that a model is to continue.
+def encode_prompt(tokenizer: Tokenizer, text: str, *, special: bool = False) -> list[int]:
+    """Return the ids of a prompt, without marks.   special: as for Tokenizer.encode.
 
-    ends, special: as Tokenizer.encode.
-    Raises PromptError for a prompt that is no str or is empty, holds U+0000 or lone surrogates, or has no character
-    that the vocabulary knows.
+    Raises PromptError for a prompt that is no str or is empty, contains U+0000 or lone surrogates, or no character in
+    the vocabulary.
     """
     check_text(text, name="the prompt")
     if "\0" in text:
         raise PromptError(
             f"the prompt holds the character U+0000 at position {text.index(chr(0))}; is it a binary file? Remove it"
         )
-    plain = tokenizer.encode(text, ends=False, special=special).ids
-    if not plain:
+    ids = tokenizer.encode(text, ends=False, special=special).ids
+    if not ids:
         shown = "is empty" if not text else f"is {text[:20]!r} and holds nothing but white space or control characters"
         raise PromptError(f"the prompt {shown}; give at least one character to begin with")
-    if all(number == tokenizer.special.unk for number in plain):
+    if all(number == tokenizer.special.unk for number in ids):
         raise PromptError(
-            f"the prompt {text[:20]!r} has no character that the vocabulary of {tokenizer.vocab_size} "
-            "tokens knows; write it "
-            "in the characters the model was trained on, or use the vocabulary that belongs to the model"
+            f"the prompt {text[:20]!r} has no character that the vocabulary of {tokenizer.vocab_size} tokens knows; "
+            "write it in the characters the model was trained on, or use the vocabulary that belongs to the model"
         )
-    return tokenizer.encode(text, ends=ends, special=special).ids
+    return ids
 
 
 def special_tokens_in(tokenizer: Tokenizer, text: str) -> list[str]:
-    """List the special tokens, such as [CLS], that are written out in a text and that special=True reads, in order."""
+    """List the special tokens, such as [CLS], that are written in a text and that special=True reads, in order."""
     ids = dict.fromkeys(tokenizer.encode(text, ends=False, special=True).ids)
     names = {number: tokenizer.id_to_token(number) for number in ids if not tokenizer.decode([number])}
     return [name for name in names.values() if name in text]

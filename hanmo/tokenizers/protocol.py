@@ -1,7 +1,4 @@
-"""The one interface of every tokenizer: text to ids, ids to text at once or piece by piece.
-
-Knows the shapes of requests and answers. Knows no vocabulary format and no rule of splitting.
-"""
+"""The interface of all tokenizers: text to ids, and ids to text at once or incrementally."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +16,7 @@ Cut = Literal["right", "left"]
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The ids with a meaning of their own; None where the vocabulary has none."""
+    """The special ids; None where the vocabulary has none."""
 
     pad: int | None = None
     unk: int | None = None
@@ -28,19 +25,17 @@ class SpecialIds:
     mask: int | None = None
 
     def known(self) -> frozenset[int]:
-        """Return those that the vocabulary has."""
-        return frozenset(
-            number for number in (self.pad, self.unk, self.start, self.end, self.mask) if number is not None
-        )
+        """Return those that are not None."""
+        return frozenset({self.pad, self.unk, self.start, self.end, self.mask} - {None})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Encoding:
     """A text, or a pair of texts, as ids.
 
-    ids: with the marks.   first: how many of them belong to the first text and its marks.
-    tokens, offsets: only where detail was asked for. An offset is (start, stop) so that text[start:stop] is what the
-    token was made from, in code points of the text that its segment names; (0, 0) for the start and end marks.
+    ids: with the marks.   first: number of ids of the first text and its marks.
+    tokens, offsets: None unless detail=True. An offset is (start, stop): text[start:stop] is the source of the token,
+    in code points of the text of its segment; (0, 0) for the start and end marks.
     """
 
     ids: list[int]
@@ -50,7 +45,7 @@ class Encoding:
 
     @property
     def segments(self) -> list[int]:
-        """A segment id for each id: 0 for the first text and its marks, 1 for the second."""
+        """Segment ids: 0 for the first text and its marks, 1 for the second."""
         return [0] * self.first + [1] * (len(self.ids) - self.first)
 
     def __len__(self) -> int:
@@ -58,29 +53,29 @@ class Encoding:
 
 
 class TextStream(Protocol):
-    """Turns ids into text one at a time; the pieces joined are decode(ids) of the whole."""
+    """Incremental decoder: the pieces joined are decode(ids)."""
 
     def push(self, id: int) -> str:
-        """Take the next id and return the text that is now certain: '' while a character is incomplete."""
+        """Add an id and return the text that is now final: '' while a character is incomplete."""
         ...
 
     def flush(self) -> str:
-        """Return what was held back; after it the stream is as new."""
+        """Return the text held back and start anew."""
         ...
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What every tokenizer does."""
+    """The interface of every tokenizer."""
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are; ids run from 0 to vocab - 1."""
+        """Number of ids, which run from 0 to vocab_size - 1."""
         ...
 
     @property
     def special(self) -> SpecialIds:
-        """The ids with a meaning of their own."""
+        """The special ids."""
         ...
 
     def encode(
@@ -94,11 +89,11 @@ class Tokenizer(Protocol):
         special: bool = False,
         detail: bool = False,
     ) -> Encoding:
-        """Return the ids of a text or of a pair.
+        """Return the ids of a text or of a pair of texts.
 
-        ends: add the start and end marks; None does as the tokenizer was made.
-        limit: most ids in all; the longer text loses first, at its end (cut="right") or its beginning ("left").
-        special: read '[MASK]' and its kind, written in the text, as the token; otherwise they are plain characters.
+        ends: add the start and end marks; None is the tokenizer's default.
+        limit: maximum number of ids; the longer text is truncated first, at its end (cut="right") or start ("left").
+        special: read '[MASK]' and other special tokens written in the text as tokens, not as plain characters.
         detail: fill tokens and offsets, which is slower.
         Raises PromptError for a text with lone surrogates, or a limit too small for the marks.
         """
@@ -114,19 +109,24 @@ class Tokenizer(Protocol):
         special: bool = False,
         detail: bool = False,
     ) -> list[Encoding]:
-        """Encode many texts or pairs; the same as one by one."""
-        ...
+        """Encode several texts or pairs, each as `encode` does."""
+        pairs = ((item, None) if isinstance(item, str) else item for item in texts)
+        return [
+            self.encode(text, pair, ends=ends, limit=limit, cut=cut, special=special, detail=detail)
+            for text, pair in pairs
+        ]
 
     def encode_array(self, text: str) -> NDArray[np.int32]:
-        """Return the ids of a text without marks, [tokens]: for corpora, where lists would take most of the time."""
+        """Return the ids of a text without marks, [tokens]; much faster than `encode` for corpora."""
         ...
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """Return the text of ids; special: write the special tokens out instead of leaving them away.
+        """Return the text of ids, with the special tokens written out if `special`, else without them.
 
-        Raises TokenizerError for an id that the vocabulary does not have.
+        Raises TokenizerError for an id outside the vocabulary.
         """
-        ...
+        stream = self.stream(special=special)
+        return "".join([stream.push(number) for number in ids]) + stream.flush()
 
     def stream(self, *, special: bool = False) -> TextStream:
         """Return a new incremental decoder."""
@@ -137,12 +137,12 @@ class Tokenizer(Protocol):
         ...
 
     def id_to_token(self, number: int) -> str:
-        """Return the token of an id. Raises TokenizerError for an id that the vocabulary does not have."""
+        """Return the token of an id. Raises TokenizerError for an id outside the vocabulary."""
         ...
 
 
 def check_text(text: object, *, name: str = "the text") -> None:
-    """Raise PromptError unless text is a str that could be written to a file: no lone surrogates."""
+    """Raise PromptError unless text is a str without lone surrogates."""
     if not isinstance(text, str):
         kind = "None" if text is None else type(text).__name__
         hint = "; decode bytes before" if isinstance(text, bytes | bytearray) else ""

@@ -1,10 +1,6 @@
-"""SentencePiece models: T5 and mT5, ALBERT, XLM-R and CamemBERT, and CPM with words cut by jieba first.
-
-Knows the .model file through the sentencepiece package, and CPM's way with spaces. Knows no vocab.txt.
-"""
+"""SentencePiece models: T5 and mT5, ALBERT, XLM-R and CamemBERT, and CPM, whose texts jieba splits first."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
@@ -12,9 +8,8 @@ from sentencepiece import SentencePieceProcessor
 from hanmo.checkpoint.tf.protobuf import encode_bytes, encode_int, fields
 from hanmo.errors import CorruptFile, MissingFile, TokenizerError
 from hanmo.files import errors_as, read_bytes
-from hanmo.tokenizers.base import BaseTokenizer, Spans
+from hanmo.tokenizers.base import Spans, WindowTokenizer
 from hanmo.tokenizers.protocol import SpecialIds, Tokenizer
-from hanmo.tokenizers.streams import WindowStream
 from hanmo.tokenizers.words import jieba_words
 
 __all__ = ["CPM_NEWLINE", "CPM_SPACE", "SentencePiece", "as_fairseq", "load_model", "sentinel_ids", "with_sentinels"]
@@ -27,17 +22,17 @@ _SENTINEL = re.compile(r"<extra_id_(\d{1,4})>")
 _FROM_CPM = str.maketrans({" ": None, CPM_SPACE: " ", CPM_NEWLINE: "\n"})
 
 
-class SentencePiece(BaseTokenizer):
+class SentencePiece(WindowTokenizer):
     r"""A SentencePiece tokenizer.
 
     model: the path of a .model file, or its bytes.
-    start, end: names of the marks, None for none; T5's are the default.
-    ends: whether encode adds the marks by default.   between: how many end marks part a pair.
-    extra_ids: how many of T5's sentinels stand behind the .model's pieces, the last of them first: <extra_id_0> has the
-        last id of all. A .model that holds them itself (mT5's does, as '▁<extra_id_0>') needs none.
-    cpm: cut words by jieba, write ' ' as '▂' and '\n' as '▃' inside them, and part them by spaces, which decode undoes.
-    Raises MissingFile, TokenizerError for a file that is no model or has not the marks named; MissingExtra, when a
-    text is encoded, if cpm needs jieba and it is not installed.
+    start, end: names of the marks, None for none; T5's are the default.   ends: whether encode adds them by default.
+    between: number of end marks between the texts of a pair.
+    extra_ids: number of T5's sentinels after the .model's pieces, in reverse order: <extra_id_0> has the last id. A
+        .model that contains them (mT5's does, as '▁<extra_id_0>') needs none.
+    cpm: split words by jieba, write ' ' as '▂' and '\n' as '▃' in them, and join them by spaces, which decode removes.
+    Raises MissingFile; TokenizerError for another kind of file or missing marks; MissingExtra, on encoding, if cpm
+    needs jieba and it is not installed.
     """
 
     def __init__(
@@ -55,10 +50,10 @@ class SentencePiece(BaseTokenizer):
         self._pieces = int(self._processor.get_piece_size())
         self._size = self._pieces + extra_ids
         self._cpm = cpm
-        unk = int(self._processor.unk_id())
-        self._unk = unk
+        self._unk = unk = int(self._processor.unk_id())
+        pad = int(self._processor.pad_id())
         special = SpecialIds(
-            pad=self._first("<pad>", "[PAD]", known=int(self._processor.pad_id())),
+            pad=pad if pad >= 0 else self._first("<pad>", "[PAD]"),
             unk=unk,
             start=None if start is None else self._mark(start),
             end=None if end is None else self._mark(end),
@@ -72,17 +67,17 @@ class SentencePiece(BaseTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are."""
+        """Number of ids."""
         return self._size
 
     @property
     def extra_ids(self) -> int:
-        """How many sentinels stand behind the .model's pieces."""
+        """Number of sentinels after the .model's pieces."""
         return self._size - self._pieces
 
     @property
     def cpm(self) -> bool:
-        """Whether texts are cut and spaced as CPM does."""
+        """Whether texts are split by jieba and spaced as for CPM."""
         return self._cpm
 
     def serialized(self) -> bytes:
@@ -99,31 +94,18 @@ class SentencePiece(BaseTokenizer):
         return number if self._processor.id_to_piece(number) == token else None
 
     def id_to_token(self, number: int) -> str:
-        """Return the token of an id. Raises TokenizerError for an id that the vocabulary does not have."""
+        """Return the token of an id. Raises TokenizerError for an id outside the vocabulary."""
         if self._check_id(number) >= self._pieces:
             return f"<extra_id_{self._size - 1 - number}>"
         return str(self._processor.id_to_piece(number))
 
-    def stream(self, *, special: bool = False) -> WindowStream:
-        """Return a new incremental decoder."""
-        return WindowStream(self._read, {i: name if special else "" for name, i in self._named.items()})
-
-    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """Return the text of ids, in one go where no special token parts them; the same as by stream."""
-        if special:
-            return super().decode(ids, special=True)
-        named = set(self._named.values())
-        return self._read([number for number in ids if number not in named])
-
-    def _plain_ids(self, text: str) -> list[int]:
-        spaced = self._cut(text)[0] if self._cpm else text
-        return [int(number) for number in self._processor.encode(spaced)]
-
-    def _plain_spans(self, text: str) -> tuple[list[int], Spans]:
+    def _plain(self, text: str, *, detail: bool) -> tuple[list[int], Spans]:
         spaced, sources = self._cut(text) if self._cpm else (text, None)
+        if not detail:
+            return [int(number) for number in self._processor.encode(spaced)], []
         found = self._processor.encode_as_offset_mapping(spaced)
         ids = [int(number) for number in found["ids"]]
-        spans = _whole_characters(
+        spans = _complete_characters(
             [(int(start), int(stop)) for start, stop in found["offsets"]],
             [bool(self._processor.is_byte(number)) for number in ids],
         )
@@ -138,7 +120,7 @@ class SentencePiece(BaseTokenizer):
         return text.translate(_FROM_CPM) if self._cpm else text
 
     def _cut(self, text: str) -> tuple[str, list[int]]:
-        """Return the words parted by spaces, and for each of its characters the position in text."""
+        """Return the words joined by spaces, and the position in text of each character."""
         parts: list[str] = []
         sources: list[int] = []
         at = 0
@@ -151,23 +133,18 @@ class SentencePiece(BaseTokenizer):
             at += len(word)
         return "".join(parts), [*sources, at]
 
-    def _first(self, *names: str, known: int = -1) -> int | None:
-        if known >= 0:
-            return known
-        return next((number for name in names if (number := self.token_to_id(name)) is not None), None)
-
     def _mark(self, name: str) -> int:
         number = self.token_to_id(name)
         if number is None:
             raise TokenizerError(
-                f"the SentencePiece model of {self._size} pieces has no {name!r}; name the mark it "
-                "has, or None for none"
+                f"the SentencePiece model of {self._size} pieces has no {name!r}; "
+                "name the mark it has, or None for none"
             )
         return number
 
 
 def sentinel_ids(tokenizer: Tokenizer) -> list[int]:
-    """Give the ids of <extra_id_0>, <extra_id_1> …, which stand for T5's spans; [] where the vocabulary has none."""
+    """Return the ids of T5's sentinels <extra_id_0>, <extra_id_1> …; [] if the vocabulary has none."""
     found: list[int] = []
     while (number := tokenizer.token_to_id(f"<extra_id_{len(found)}>")) is not None:
         found.append(number)
@@ -184,10 +161,10 @@ def with_sentinels(tokenizer: Tokenizer, rows: int) -> Tokenizer:
 
 
 def as_fairseq(model: bytes, *, camembert: bool = False) -> bytes:
-    """Put the pieces of a .model into the order of XLM-R's ids: fairseq's marks first, <mask> last.
+    """Reorder the pieces of a .model to XLM-R's ids: fairseq's marks first, <mask> last.
 
-    camembert: the marks that CamemBERT has before them too.
-    Raises TokenizerError for what is no such model, or begins with other pieces than <unk>, <s> and </s>.
+    camembert: with the marks that CamemBERT has besides.
+    Raises TokenizerError for another kind of file, or a model that does not begin with <unk>, <s> and </s>.
     """
     try:
         parts = [(number, value) for number, value in fields(model) if isinstance(value, bytes)]
@@ -212,7 +189,7 @@ def as_fairseq(model: bytes, *, camembert: bool = False) -> bytes:
 
 
 def load_model(model: str | Path | bytes) -> SentencePieceProcessor:
-    """Load a .model file, or its bytes. Raises MissingFile, and TokenizerError for what is no such model."""
+    """Load a .model file, or its bytes. Raises MissingFile, and TokenizerError for another kind of file."""
     if isinstance(model, bytes):
         data, where = model, "the bytes given"
     else:
@@ -230,8 +207,8 @@ def load_model(model: str | Path | bytes) -> SentencePieceProcessor:
     return processor
 
 
-def _whole_characters(spans: Spans, is_byte: list[bool]) -> Spans:
-    """Give every byte of a character the span of the whole; sentencepiece gives it to the last byte alone."""
+def _complete_characters(spans: Spans, is_byte: list[bool]) -> Spans:
+    """Give every byte of a character the character's span, which sentencepiece gives only to the last byte."""
     result = list(spans)
     for index in range(len(spans) - 2, -1, -1):
         start, stop = spans[index]

@@ -1,12 +1,7 @@
-"""A tokenizer.json of Hugging Face, run as it is by their Rust library.
-
-Knows the file's special tokens and marks. Splitting and joining are the file's own. A file that holds a WordPiece
-vocabulary is better read by wordpiece.py, which is why load.py does so.
-"""
+"""A tokenizer.json of Hugging Face, run by their Rust library; load.py reads one with WordPiece by wordpiece.py."""
 
 import base64
 import json
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,14 +11,13 @@ from tokenizers import Tokenizer as RustTokenizer
 from hanmo.errors import MissingFile, TokenizerError
 from hanmo.files import errors_as, read_json
 from hanmo.tokenizers.added import MAX_JSON
-from hanmo.tokenizers.base import BaseTokenizer, Spans
+from hanmo.tokenizers.base import Spans, WindowTokenizer
 from hanmo.tokenizers.protocol import SpecialIds, check_text
-from hanmo.tokenizers.streams import WindowStream
 
 __all__ = ["TokenizerJson", "read_tokenizer_json"]
 
-_MAX_ID = 1 << 24  # the library makes a place for every id up to the largest
-_MAX_STRING, _MAX_REGEX, _MAX_TEMPLATE = 256, 4096, 16  # characters, characters; parts around a text
+_MAX_ID = 1 << 24  # the library allocates for every id up to the largest
+_MAX_STRING, _MAX_REGEX, _MAX_TEMPLATE = 256, 4096, 16  # characters, characters, parts around a text
 _NAMES = {
     "pad": ("[PAD]", "<pad>", "<|pad|>"),
     "unk": ("[UNK]", "<unk>"),
@@ -33,11 +27,11 @@ _NAMES = {
 }
 
 
-class TokenizerJson(BaseTokenizer):
+class TokenizerJson(WindowTokenizer):
     """The tokenizer that a tokenizer.json describes.
 
-    The marks are those that the file's own post-processor puts before and after a text; ends=None adds them if it does.
-    Raises MissingFile, and TokenizerError for a file that is no tokenizer, or puts more than one mark on a side.
+    The marks are those of the file's post-processor; ends=None adds them if it does.
+    Raises MissingFile, and TokenizerError for a file that is no tokenizer or has more than one mark on a side.
     """
 
     def __init__(self, path: str | Path, *, ends: bool | None = None) -> None:
@@ -54,7 +48,7 @@ class TokenizerJson(BaseTokenizer):
                 for token in found.get("added_tokens") or []
                 if token.get("special")
             }
-        guess = {kind: self._first(names) for kind, names in _NAMES.items()}
+        guess = {kind: self._first(*names) for kind, names in _NAMES.items()}
         start, end = self._marks(path)
         adds = start is not None or end is not None
         special = SpecialIds(
@@ -68,7 +62,7 @@ class TokenizerJson(BaseTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are."""
+        """Number of ids."""
         return self._size
 
     def token_to_id(self, token: str) -> int | None:
@@ -77,19 +71,8 @@ class TokenizerJson(BaseTokenizer):
         return number
 
     def id_to_token(self, number: int) -> str:
-        """Return the token of an id. Raises TokenizerError for an id that the vocabulary does not have."""
+        """Return the token of an id. Raises TokenizerError for an id outside the vocabulary."""
         return str(self._rust.id_to_token(self._check_id(number)))
-
-    def stream(self, *, special: bool = False) -> WindowStream:
-        """Return a new incremental decoder."""
-        return WindowStream(self._read, {i: name if special else "" for name, i in self._named.items()})
-
-    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """Return the text of ids; the same as by stream."""
-        if special:
-            return super().decode(ids, special=True)
-        named = set(self._named.values())
-        return self._read([number for number in ids if number not in named])
 
     def _part(self, text: str, *, special: bool, detail: bool) -> tuple[list[int], Spans]:
         check_text(text)
@@ -98,18 +81,14 @@ class TokenizerJson(BaseTokenizer):
 
     @cached_property
     def _asking(self) -> RustTokenizer:
-        """The same tokenizer, which reads special tokens that are written in a text."""
+        """The same tokenizer, reading special tokens written in a text."""
         with errors_as(TokenizerError, f"{self._path} cannot be read again"):
             rust = RustTokenizer.from_str(self._rust.to_str())
             rust.encode_special_tokens = False
         return rust
 
-    def _plain_ids(self, text: str) -> list[int]:
-        return list(self._encode(text).ids)
-
-    def _plain_spans(self, text: str) -> tuple[list[int], Spans]:
-        found = self._encode(text)
-        return list(found.ids), list(found.offsets)
+    def _plain(self, text: str, *, detail: bool) -> tuple[list[int], Spans]:
+        return self._part(text, special=False, detail=detail)
 
     def _encode(self, text: str, rust: RustTokenizer | None = None, *, marks: bool = False) -> Any:
         with errors_as(TokenizerError, f"{self._path} cannot split a text"):
@@ -120,11 +99,8 @@ class TokenizerJson(BaseTokenizer):
         with errors_as(TokenizerError, f"{self._path} cannot join ids to a text"):
             return str(self._rust.decode(checked, skip_special_tokens=False))
 
-    def _first(self, names: Sequence[str]) -> int | None:
-        return next((number for name in names if (number := self.token_to_id(name)) is not None), None)
-
     def _between_texts(self) -> int:
-        """Count the marks between the texts of a pair."""
+        """Return the number of marks between the texts of a pair."""
         with errors_as(TokenizerError, f"{self._path} cannot split a text"):
             both = len(self._rust.encode("1", "1").ids)
         return max(1, both - len(self._encode("1", marks=True).ids) - len(self._encode("1").ids))
@@ -134,11 +110,13 @@ class TokenizerJson(BaseTokenizer):
         extra = len(marked) - len(plain)
         before = next((at for at in range(extra + 1) if marked[at : at + len(plain)] == plain), None)
         if before is None:
-            raise TokenizerError(f"{path} changes a text's own ids where it puts marks around it; expected them whole")
+            raise TokenizerError(
+                f"{path} changes a text's own ids where it puts marks around it; expected them unchanged"
+            )
         if before > 1 or extra - before > 1:
             raise TokenizerError(
-                f"{path} puts {before} marks before a text and {extra - before} behind it, expected "
-                "at most one on a side"
+                f"{path} puts {before} marks before a text and {extra - before} after it, "
+                "expected at most one on a side"
             )
         return marked[0] if before else None, marked[-1] if extra - before else None
 
@@ -162,7 +140,7 @@ def read_tokenizer_json(path: str | Path) -> dict[str, Any]:
 
 
 def _excess(parts: list[Any]) -> str:
-    """Say which part of a tokenizer.json would take the library endless time or memory, if one does."""
+    """Describe a part that would take the library unbounded time or memory; '' if there is none."""
     while parts:
         part = parts.pop()
         if isinstance(part, list):

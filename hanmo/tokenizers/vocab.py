@@ -1,29 +1,26 @@
-"""Vocabulary files of BERT's kind: one token a line, the line number is the id.
+"""BERT's vocabulary files: one token per line, the line number is the id."""
 
-Knows the file and what may be wrong with it. Knows no splitting of text.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hanmo.checkpoint.staged import atomic_path
 from hanmo.errors import MissingFile, TokenizerError
 from hanmo.files import read_bytes
 
-__all__ = ["MAX_VOCAB", "read_vocab", "write_vocab"]
+__all__ = ["MAX_VOCAB", "read_vocab", "tokens_in_order", "write_vocab"]
 
 MAX_VOCAB = 32 << 20
-"""The most bytes of a vocabulary; the largest in use, of 250,000 words, has 4 MiB."""
+"""Maximum size of a vocabulary file in bytes; the largest in use, of 250,000 tokens, has 4 MiB."""
 
 
 def read_vocab(path: str | Path) -> list[str]:
     r"""Read a vocab.txt: the tokens in the order of their ids.
 
-    Lines end at '\n' and nowhere else, for U+2028 is itself a line of bert-base-chinese; a last newline is optional. A
-    token is the first field of its line, or the whole line where that is one white character other than a space or tab.
-    A token may stand on several lines; its id is then the last of them, as BERT's own reader and transformers have it.
+    Only '\n' ends a line, as U+2028 is a token of bert-base-chinese; the last newline is optional. A token is the first
+    field of its line, or the line itself if it is one white character other than a space or tab. A repeated token has
+    the id of its last line, as in BERT's own reader and transformers.
     Raises MissingFile, and TokenizerError for a file that is not UTF-8, begins with a byte order mark, has '\r\n' line
-    ends or an empty line: all of these would move ids or change a token, so nothing is mended in silence.
+    ends or an empty line: each would shift ids or change a token.
     """
     path = Path(path)
     if not path.is_file():
@@ -47,16 +44,16 @@ def read_vocab(path: str | Path) -> list[str]:
 
 
 def write_vocab(path: str | Path, tokens: Sequence[str]) -> None:
-    """Write a vocab.txt that read_vocab reads back as the same tokens; the file appears whole or not at all.
+    """Write a vocab.txt for read_vocab, atomically.
 
-    Raises TokenizerError for a token that a line cannot hold, or that stands twice.
+    Raises TokenizerError for a token that cannot be a line, or that is repeated.
     """
     path = Path(path)
     first: dict[str, int] = {}
     for number, token in enumerate(tokens, 1):
         if first.setdefault(token, number) != number:
             raise TokenizerError(
-                f"{path} holds {token!r} twice, at lines {first[token]} and {number}; every token must stand once"
+                f"{path} holds {token!r} twice, at lines {first[token]} and {number}; remove one of them"
             )
     for token, line in zip(tokens, _tokens(list(tokens), path), strict=True):
         if token != line:
@@ -69,6 +66,18 @@ def write_vocab(path: str | Path, tokens: Sequence[str]) -> None:
         ) from None
     with atomic_path(path) as made:
         made.write_bytes(data)
+
+
+def tokens_in_order(ids: Mapping[str, int], where: str) -> list[str]:
+    """Return the tokens in the order of their ids. Raises TokenizerError unless the ids of `where` are 0, 1, 2 …."""
+    tokens = sorted(ids, key=lambda token: ids[token] if type(ids[token]) is int else -1)
+    for expected, token in enumerate(tokens):
+        if type(ids[token]) is not int or ids[token] != expected:
+            raise TokenizerError(
+                f"the ids of {where} are not 0, 1, 2 …: {token!r} has {ids[token]!r}, expected {expected}; "
+                "the file is damaged or was edited"
+            )
+    return tokens
 
 
 def _tokens(lines: list[str], path: Path) -> list[str]:

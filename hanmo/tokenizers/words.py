@@ -1,7 +1,4 @@
-"""Vocabularies of words, and jieba, which cuts texts into words.
-
-Knows what such a vocabulary looks like. Knows no files.
-"""
+"""Vocabularies of words, and jieba, which splits texts into words."""
 
 import logging
 import re
@@ -19,14 +16,14 @@ _SHARE = 0.05  # RoFormer, WoBERT and T5-PEGASUS have above 0.5, bert-base-chine
 
 
 def holds_words(tokens: Sequence[str]) -> bool:
-    """Say whether a notable share of a vocabulary's tokens are words of several Chinese characters."""
+    """Tell whether more than 5 % of a vocabulary's tokens are words of several Chinese characters."""
     return sum(1 for token in tokens if _WORD.fullmatch(token)) > _SHARE * len(tokens)
 
 
 def jieba_words(text: str, *, hmm: bool) -> Iterable[str]:
-    """Cut a text into words, which joined are the text.
+    """Split a text into words, which joined are the text.
 
-    hmm: let jieba guess words that its dictionary lacks. CPM does; bert4keras's and transformers' RoFormer do not.
+    hmm: let jieba guess words missing in its dictionary. CPM does; bert4keras's and transformers' RoFormer do not.
     Raises MissingExtra if jieba is not installed.
     """
     words: Iterable[str] = (sys.modules.get("jieba") or _import_jieba()).cut(text, HMM=hmm)
@@ -36,12 +33,12 @@ def jieba_words(text: str, *, hmm: bool) -> Iterable[str]:
 def _import_jieba() -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # jieba 0.42.1 has escapes and imports that new Pythons warn of
+            warnings.simplefilter("ignore")  # jieba 0.42.1 causes deprecation warnings
             import jieba
     except ImportError:
         raise MissingExtra(
             "cutting Chinese texts into words, as CPM's tokenizer and vocabularies of words (RoFormer, WoBERT, "
             "T5-PEGASUS) need it, takes jieba, which is not installed; pip install 'hanmo[cpm]'"
         ) from None
-    jieba.setLogLevel(logging.WARNING)  # it would report on standard error how long its dictionary took to read
+    jieba.setLogLevel(logging.WARNING)  # it logs how long its dictionary took to load
     return jieba

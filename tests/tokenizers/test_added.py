@@ -142,7 +142,7 @@ def test_added_tokens_of_byte_bpe_are_written_as_their_text(tmp_path):
         ("added_tokens.json", {"[ENT]": -1}, "has the id -1, expected 27"),
         ("added_tokens.json", {"[ENT]": "many"}, "are not listed as transformers does"),
         ("added_tokens.json", {"": 27}, "expected its text, or an object with its content"),
-        ("added_tokens.json", {"\x01": 27}, "nothing is left of the added token"),
+        ("added_tokens.json", {"\x01": 27}, "is empty after normalization"),
         ("tokenizer_config.json", {"added_tokens_decoder": []}, "are not listed as transformers does"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"27": 3}}, "a token is 3; expected its text"),
         ("tokenizer_config.json", {"bos_token": {"content": 3}}, "a token is {'content': 3}"),

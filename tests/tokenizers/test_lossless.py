@@ -114,7 +114,9 @@ def test_marks_are_left_out_unless_asked_for():
 
 
 def test_a_vocabulary_that_loses_something_is_refused(tmp_path):
-    with pytest.raises(TokenizerError, match=re.escape("lacks 2 tokens that keep a text whole, first ['[NL]', '##z']")):
+    with pytest.raises(
+        TokenizerError, match=re.escape("lacks 2 tokens that lossless tokenization needs, first ['[NL]', '##z']")
+    ):
         Lossless([token for token in TOKENS if token not in ("[NL]", "##z")])
     with pytest.raises(TokenizerError, match=re.escape("id 0 is '[UNK]', expected '[PAD]'")):
         Lossless([TOKENS[1], TOKENS[0], *TOKENS[2:]])

@@ -1,4 +1,4 @@
-"""WordPiece: goldens of bert4keras, fast path against exact path, decoding, stand-ins."""
+"""WordPiece: goldens of bert4keras, fast path against exact path, decoding."""
 
 import json
 import re
@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hanmo.errors import MissingFile, PromptError, TokenizerError
-from hanmo.tokenizers import STAND_INS, Encoding, Tokenizer, WordPiece
-from hanmo.tokenizers.characters import fold
+from hanmo.tokenizers import Encoding, Tokenizer, WordPiece
+from hanmo.tokenizers.bert_rules import fold
 from hanmo.tokenizers.codes import folded_codes, text_of
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "data/goldens/tokenizer.json").read_text(encoding="utf-8"))
@@ -44,7 +44,6 @@ SMALL = WordPiece(TOKENS, start=None, end=None)
 CASED = WordPiece(TOKENS, lowercase=False, start=None, end=None)
 EXACT = WordPiece(TOKENS, start=None, end=None, pre_tokenize=lambda text: [" " + text])
 EXACT_CASED = WordPiece(TOKENS, lowercase=False, start=None, end=None, pre_tokenize=lambda text: [" " + text])
-STANDING = WordPiece(TOKENS, start=None, end=None, stand_ins=True)
 # Hangul, combining marks, joined emoji, controls, sigma, private and unassigned characters, next to plain ones.
 ODD = (
     "한국é\u0301\u0323\u302e\u1dfaİΣσςßÅ①\u212b豈\u2329🏽👨\u200d👩😀\0\x85\ufffd\u2028\u2029\u00ad\u3000\ue000\u0378"
@@ -106,8 +105,8 @@ def test_fast_ids_equal_exact_ids(text):
 
 @settings(deadline=None)
 @given(texts)
-def test_fast_and_detailed_ids_are_the_same_with_stand_ins(text):
-    assert STANDING.encode(text).ids == STANDING.encode(text, detail=True).ids
+def test_fast_and_detailed_ids_are_the_same(text):
+    assert SMALL.encode(text).ids == SMALL.encode(text, detail=True).ids
 
 
 @settings(deadline=None)
@@ -148,7 +147,7 @@ def test_offsets_point_into_the_text_before_it_was_folded():
 @settings(deadline=None)
 @given(st.lists(st.integers(0, len(TOKENS) - 1)), st.booleans())
 def test_streamed_pieces_joined_are_the_whole(ids, special):
-    for tokenizer in (SMALL, STANDING):
+    for tokenizer in (SMALL, CASED):
         stream = tokenizer.stream(special=special)
         pieces = [stream.push(number) for number in ids]
         assert "".join(pieces) + stream.flush() == tokenizer.decode(ids, special=special)
@@ -190,46 +189,6 @@ def test_special_tokens_are_read_and_written_when_asked():
     assert whole.ids == SMALL.encode(text, special=True).ids
     assert SMALL.decode(whole.ids) == "我爱"
     assert SMALL.decode(whole.ids, special=True) == text
-
-
-@pytest.mark.parametrize("name", ["bert-base-chinese-vocab.txt", "clue-vocab.txt"])
-def test_quotes_and_newlines_survive_by_stand_ins(name, shared):
-    tokenizer = WordPiece(shared / "vocab" / name, start=None, end=None, stand_ins=True)
-    text = "他说：“你好……”\n她说：‘我——不去。’"
-    ids = tokenizer.encode(text).ids
-    assert tokenizer.special.unk not in ids
-    assert tokenizer.decode(ids) == text
-    assert all(source not in tokenizer.tokens for source in tokenizer.stand_ins)
-
-
-def test_a_stand_in_in_the_text_is_unknown_and_never_read_as_another():
-    assert STANDING.stand_ins == {source: to for source, to in STAND_INS.items() if to in TOKENS}
-    assert len(STANDING.stand_ins) == 7
-    assert STANDING.decode(STANDING.encode("〝我〞“我”").ids) == "我“我”"
-    assert SMALL.decode(SMALL.encode("〝我〞“我”").ids) == "〝我〞我"
-    assert STANDING.encode("〝“", detail=True).tokens == ["[UNK]", "〝"]
-
-
-def test_a_table_of_ones_own_may_stand_in():
-    tokenizer = WordPiece(TOKENS, start=None, end=None, stand_ins={"€": "「"})
-    assert tokenizer.encode("a€1").ids == [TOKENS.index("a"), TOKENS.index("「"), TOKENS.index("1")]
-    assert tokenizer.decode(tokenizer.encode("a€1").ids) == "a€1"
-
-
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        ({"“": "〈"}, "has no '〈' to stand in for '“'"),
-        ({"“”": "「"}, "is not from one character to one that stands alone"),
-        ({"“": "a"}, "'“' → 'a' is not from one character"),
-        ({"É": "「"}, "'É' → '「' would be folded"),
-        ({"我": "「"}, "'我' is a token or a stand-in itself"),
-        ({"“": "「", "”": "「"}, "two characters have one stand-in"),
-    ],
-)
-def test_a_stand_in_that_cannot_be_is_refused(table, message):
-    with pytest.raises(TokenizerError, match=message):
-        WordPiece(TOKENS, stand_ins=table)
 
 
 def test_pairs_have_segments_and_lose_the_longer_text_first():
@@ -281,7 +240,7 @@ def test_a_word_beyond_the_limit_is_one_unknown():
 
 
 def test_long_and_many_words_are_not_kept_forever(monkeypatch):
-    monkeypatch.setattr("hanmo.tokenizers.codes._REMEMBERED", 2)
+    monkeypatch.setattr("hanmo.tokenizers.codes._CACHED_WORDS", 2)
     tokenizer = WordPiece(TOKENS, start=None, end=None)
     for text in ("a b c aa", "a b", "a" * 100):
         assert tokenizer.encode(text).ids == EXACT.encode(text).ids

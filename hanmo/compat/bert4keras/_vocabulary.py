@@ -10,7 +10,7 @@ from typing import Literal, overload
 
 from hanmo.checkpoint.staged import atomic_path
 from hanmo.errors import MissingFile, TokenizerError
-from hanmo.tokenizers.characters import is_chinese, is_punctuation
+from hanmo.tokenizers.bert_rules import is_chinese, is_punctuation
 
 __all__ = ["StrPath", "is_redundant", "load_vocab", "save_vocab"]
 

@@ -13,8 +13,7 @@ from typing import Any
 from hanmo.compat.bert4keras._sequences import truncate_sequences
 from hanmo.compat.bert4keras._vocabulary import StrPath, is_redundant, load_vocab, save_vocab
 from hanmo.errors import TokenizerError, Unsupported
-from hanmo.tokenizers.characters import fold, is_chinese, is_control, is_punctuation, is_space
-from hanmo.tokenizers.exact import split_text, split_word
+from hanmo.tokenizers.bert_rules import fold, is_chinese, is_control, is_punctuation, is_space, split_text, split_word
 from hanmo.tokenizers.sentence_piece import load_model
 
 __all__ = ["SpTokenizer", "Tokenizer", "TokenizerBase", "load_vocab", "save_vocab"]
