@@ -33,7 +33,7 @@ def make(vocab_path):
     def tokenizer(name):
         if name not in made:
             config = configs[name]
-            vocabulary = str(vocab_path(config["vocab_size"]))
+            vocabulary = str(vocab_path(config["vocab"]))
             if config["simplified"] is not None:
                 vocabulary, _ = load_vocab(vocabulary, simplified=True, startswith=config["simplified"])
             pre_tokenize = PRE_TOKENIZE.get(config["pre_tokenize"])

@@ -1,8 +1,8 @@
-"""bert4keras's AutoRegressiveDecoder: beam search and sampling over a predict that the user writes.
+"""bert4keras's AutoRegressiveDecoder: beam search and sampling over a user-defined predict.
 
-Follows 0.11.5 (`wraps`) and 0.6.0 (`set_rtype`, predict with `step`) in every result: no length normalisation, ended
-beams thrown away, samples in finishing order, NumPy's global generator. Knows arrays and numbers; not models, not text.
-What only crashed is mended: read-only predictions, and predictions of NaN, which are one clear error.
+Results are those of 0.11.5 (`wraps`) and 0.6.0 (`set_rtype`, predict with `step`): no length normalisation, finished
+beams are dropped, samples come in the order in which they end, and NumPy's global generator draws them. Unlike there,
+predictions may be read-only, and NaN is a clear error.
 """
 
 import inspect
@@ -19,23 +19,21 @@ Predict: TypeAlias = Callable[..., Any]
 
 
 def softmax(x: Array, axis: int = -1) -> Array:
-    """Turn scores into probabilities along an axis, in the dtype of x."""
+    """Return the softmax along an axis, in the dtype of x."""
     powers = np.exp(x - x.max(axis=axis, keepdims=True))
     return np.asarray(powers / powers.sum(axis=axis, keepdims=True))
 
 
 class AutoRegressiveDecoder:
-    """Base of a generator: subclass it, write a decorated `predict`, call `beam_search` or `random_sample`.
+    """Base class of a generator; a subclass defines a decorated `predict` for `beam_search` and `random_sample`.
 
-    start_id: first id of every output, None for none; it counts for minlen and is returned.
-    end_id: the id that ends an output.   maxlen: the most predictions.   minlen: the least length of an output.
+    start_id: first id of every output, None for none; it is returned and counts for minlen.
+    end_id: the id that ends an output.   maxlen: maximum of predictions.   minlen: minimum length of an output.
     """
 
     def __init__(self, start_id: int | None, end_id: int | None, maxlen: int, minlen: int | None = 1) -> None:
-        self.start_id = start_id
-        self.end_id = end_id
-        self.maxlen = maxlen
-        self.minlen = minlen or 1
+        self.start_id, self.end_id = start_id, end_id
+        self.maxlen, self.minlen = maxlen, minlen or 1
         self.models: dict[Any, LastToken] = {}
         self.first_output_ids = np.array([[] if start_id is None else [start_id]], dtype=int)
 
@@ -44,8 +42,8 @@ class AutoRegressiveDecoder:
         """Decorate predict(self, inputs, output_ids, states), as of version 0.8.
 
         default_rtype: what it returns, "probas" (summing to 1) or "logits" (before the softmax).
-        use_states: whether it returns (prediction, states); if not, states are None from the second step on.
-        The decorated method takes temperature and rtype too, and returns (scores, states).
+        use_states: whether it returns (prediction, states); otherwise states are None after the first step.
+        The decorated method also takes temperature and rtype, and returns (scores, states).
         """
         _check_rtype(default_rtype)
 
@@ -76,8 +74,8 @@ class AutoRegressiveDecoder:
     def set_rtype(default: str = "probas") -> Callable[[Predict], Predict]:
         """Decorate predict(self, inputs, output_ids, step), as of version 0.6: no temperature, no states.
 
-        default: what it returns, "probas" (summing to 1) or "logits" (before the softmax, which beams then add up
-        as they are).   The decorated method takes rtype too, and returns the scores alone.
+        default: what it returns, "probas" (summing to 1) or "logits" (before the softmax; beams add them up).
+        The decorated method also takes rtype, and returns the scores alone.
         """
         _check_rtype(default)
 
@@ -94,13 +92,13 @@ class AutoRegressiveDecoder:
         return decorate
 
     def last_token(self, model: Any) -> "LastToken":
-        """Return a model whose outputs are those of the last token; asked twice, the same one."""
+        """Return a model with the outputs of the last token only; always the same object for a model."""
         return self.models.setdefault(model, LastToken(model))
 
     def predict(
         self, inputs: Any, output_ids: Any, states: Any = None, temperature: float = 1, rtype: str = "probas"
     ) -> Any:
-        """Return the scores of the next id; write this in the subclass, decorated with `wraps` or `set_rtype`."""
+        """Return the scores of the next id; defined in a subclass, decorated with `wraps` or `set_rtype`."""
         raise Unsupported(
             f"{type(self).__name__} has no predict; write one, decorated with @AutoRegressiveDecoder.wraps(...)"
         )
@@ -108,9 +106,9 @@ class AutoRegressiveDecoder:
     def beam_search(
         self, inputs: Sequence[Any], topk: int, states: Any = None, temperature: float = 1, min_ends: int = 1
     ) -> Array:
-        """Return the best sequence of ids that a beam of hidden_size topk finds.
+        """Return the best sequence of ids that beam search with topk beams finds.
 
-        inputs: one sample each.   states: given to the first predict.   min_ends: how often end_id must come.
+        inputs: one sample each.   states: for the first predict.   min_ends: number of end_id that end an output.
         Raises ConfigError if topk is below 1, or above the number of scores.
         """
         _check_least("topk", topk, 1)
@@ -146,9 +144,9 @@ class AutoRegressiveDecoder:
         temperature: float = 1,
         min_ends: int = 1,
     ) -> list[Array]:
-        """Return n sequences of ids, drawn with NumPy's global generator, in the order in which they ended.
+        """Return n sequences of ids, sampled with NumPy's global generator, in the order in which they end.
 
-        topk: draw from the topk likeliest ids.   topp: then from the likeliest that together reach topp.
+        topk: sample from the topk likeliest ids.   topp: then from the likeliest that together reach topp.
         Raises ConfigError if n is below 1, topk below 0 (0 keeps all), or topk above the number of ids.
         """
         _check_least("n", n, 1)
@@ -172,7 +170,7 @@ class AutoRegressiveDecoder:
     def _ask(
         self, rows: list[Array], ids: Array, states: Any, step: int, temperature: float, rtype: str
     ) -> tuple[Array, Any]:
-        """Call predict in the convention that its parameters show."""
+        """Call predict with the arguments of the version that its parameters show."""
         predict: Predict = self.predict
         if "step" in inspect.signature(predict).parameters:
             if temperature != 1:
@@ -191,32 +189,31 @@ class AutoRegressiveDecoder:
         return scores, states
 
     def _ended(self, ids: Array, min_ends: int) -> Array:
-        """Say which rows have ended; none has before minlen."""
+        """Tell which rows have ended; none has before minlen."""
         ends = ids == self.end_id
         return np.asarray(ends[:, -1] & (ends.sum(axis=1) >= min_ends) & (ids.shape[1] >= self.minlen))
 
 
 class LastToken:
-    """A model that predicts for the last token of every row only."""
+    """A model that predicts for the last token of each row only."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
 
     def predict(self, x: Any, batch_size: int | None = None, verbose: int = 0, steps: int | None = None) -> Any:
-        """Predict and keep the last position of every output; all but x are Keras's, taken and not used."""
+        """Return the last position of every output; all arguments but x are Keras's and ignored."""
         if hasattr(self.model, "predict_last"):  # computes no other position in the first place
             return self.model.predict_last(x)
         outputs = self.model.predict(x)
         return [output[:, -1] for output in outputs] if isinstance(outputs, list) else outputs[:, -1]
 
     def predict_on_batch(self, x: Any) -> Any:
-        """Predict, as `predict` does."""
         return self.predict(x)
 
 
 def _draw(chances: Array, topk: int | None, topp: float | None) -> Array:
-    """Draw one id a row [rows, 1], from what topk and then topp leave of the chances."""
-    names = None  # the ids behind the columns, once these are no longer in the order of the vocabulary
+    """Draw one id for each row, [rows, 1], after filtering by topk and then by topp."""
+    names = None  # the ids of the columns; None while they are in the order of the vocabulary
     if topk is not None:
         if topk > chances.shape[1]:
             raise ConfigError(f"topk is {topk}, but predict scores only {chances.shape[1]} ids; lower topk")
@@ -228,17 +225,17 @@ def _draw(chances: Array, topk: int | None, topp: float | None) -> Array:
         names = falling if names is None else np.take_along_axis(names, falling, axis=1)
         chances = np.take_along_axis(chances, falling, axis=1)
         reached = np.cumsum(chances, axis=1) >= topp
-        chances[:, 1:][reached[:, :-1]] = 0  # whatever comes after the id that reaches topp
+        chances[:, 1:][reached[:, :-1]] = 0  # all after the id that reaches topp
         chances = chances / chances.sum(axis=1, keepdims=True)
     drawn = np.array([[np.random.choice(len(row), p=row)] for row in chances])
     return drawn if names is None else np.take_along_axis(names, drawn, axis=1)
 
 
 def _partition(scores: Array, topk: int, *, axis: int | None) -> Array:
-    """Return the indices that bring the topk largest scores to the end, in the order of NumPy 1.
+    """Return the indices that move the topk largest scores to the end, in the order of NumPy 1.
 
-    The order within them decides what a seed draws. NumPy 2 partitions the common dtypes by vector instructions, in
-    an order of the processor's; long doubles still go through the algorithm that NumPy 1 had for all.
+    That order decides what a seed draws. For common dtypes NumPy 2 uses vector instructions, whose order depends on
+    the processor; for long doubles it keeps the algorithm of NumPy 1.
     """
     return scores.astype(np.longdouble).argpartition(-topk, axis=axis)
 

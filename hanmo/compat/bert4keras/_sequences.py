@@ -1,7 +1,4 @@
-"""bert4keras's helpers for arrays and lists of ids: padding, truncation, label paths, common parts.
-
-Knows NumPy and plain lists. Results are those of bert4keras 0.11.5, ties and quirks included.
-"""
+"""bert4keras's helpers for arrays and lists of ids; results are those of 0.11.5, ties and quirks included."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -15,7 +12,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 def to_array(*args: Any) -> Any:
-    """Turn each argument into an array; one argument gives one array, several a list."""
+    """Convert arguments to arrays: one array for one argument, a list for several."""
     arrays = [np.array(arg) for arg in args]
     return arrays[0] if len(arrays) == 1 else arrays
 
@@ -28,11 +25,11 @@ def sequence_padding(
     mode: str = "post",
     padding: float | None = None,
 ) -> Array:
-    """Pad or cut sequences to one length and stack them.
+    """Pad or truncate sequences to one length and stack them.
 
-    length: for each of the first seq_dims axes, or a number for the only one; None takes the longest.
-    mode: "post" pads at the end, "pre" at the start; cutting is at the end always.
-    padding: the name that value had in version 0.6.
+    length: a number, or one for each of the first seq_dims axes; None is the longest.
+    mode: "post" pads at the end, "pre" at the start; truncation is always at the end.
+    padding: the name of value in version 0.6.
     Raises DataError for another mode, and for fewer lengths than seq_dims.
     """
     if mode not in ("post", "pre"):
@@ -56,10 +53,10 @@ def sequence_padding(
 
 
 def truncate_sequences(maxlen: int, indices: int | Sequence[int], *sequences: list[Any]) -> list[list[Any]]:
-    """Shorten the longest of the lists, in place, until they are maxlen long together.
+    """Shorten the longest of the lists, in place, until their lengths sum to maxlen.
 
-    indices: what is taken out of a list, -1 for its last item; one for all or one a list.
-    Empty lists are left out of the result, and indices count without them.
+    indices: of the item to remove from a list, one for all or one for each list that is not empty.
+    Returns the lists that are not empty.
     """
     if maxlen < 0:
         raise DataError(f"maxlen is {maxlen}; expected 0 or more")
@@ -72,20 +69,19 @@ def truncate_sequences(maxlen: int, indices: int | Sequence[int], *sequences: li
 
 
 class ViterbiDecoder:
-    """Find the best path of labels; trans: [labels, labels], from row to column.
+    """Find the best path of labels.
 
-    starts, ends: the labels that a path may begin and end with; None for all.
+    trans: scores [labels, labels] from row to column.   starts, ends: labels at the ends of a path; None for all.
     """
 
     def __init__(self, trans: Array, starts: Sequence[int] | None = None, ends: Sequence[int] | None = None) -> None:
-        self.trans = trans
-        self.num_labels = len(trans)
+        self.trans, self.num_labels = trans, len(trans)
         labels = range(self.num_labels)
         self.non_starts = [] if starts is None else [label for label in labels if label not in starts]
         self.non_ends = [] if ends is None else [label for label in labels if label not in ends]
 
     def decode(self, nodes: Array) -> Array:
-        """Return the best label of every step; nodes: scores [steps, labels], which are left as they are."""
+        """Return the best label of every step; nodes: scores [steps, labels], not modified."""
         nodes = np.array(nodes, dtype=np.result_type(nodes, np.float16))
         nodes[0, self.non_starts] = -np.inf
         nodes[-1, self.non_ends] = -np.inf
@@ -101,25 +97,22 @@ class ViterbiDecoder:
 
 
 def longest_common_substring(source: Any, target: Any) -> tuple[int, tuple[int, int, int, int]]:
-    """Find the longest run that both share: (length, (start, end in source, start, end in target)).
+    """Find the longest common run: (length, (start, end in source, start, end in target)).
 
-    Of several the one that ends first in source, then in target, is given.
+    Of several it is the one that ends first in source, then in target.
     """
     best, span = 0, (0, 0, 0, 0)
     above = [0] * (len(target) + 1)
     for i, item in enumerate(source, 1):
-        row = [0] * (len(target) + 1)
-        for j, other in enumerate(target, 1):
-            if item == other:
-                row[j] = above[j - 1] + 1
-                if row[j] > best:
-                    best, span = row[j], (i - row[j], i, j - row[j], j)
-        above = row
+        above = [0, *(above[j] + 1 if item == other else 0 for j, other in enumerate(target))]
+        if (length := max(above)) > best:
+            j = above.index(length)
+            best, span = length, (i - length, i, j - length, j)
     return best, span
 
 
 def longest_common_subsequence(source: Any, target: Any) -> tuple[int, list[tuple[int, int]]]:
-    """Find the longest sequence that both hold in order: (length, [(index in source, index in target), …])."""
+    """Find the longest common subsequence: (length, [(index in source, index in target), …])."""
     table = [[0] * (len(target) + 1) for _ in range(len(source) + 1)]
     for i, item in enumerate(source, 1):
         for j, other in enumerate(target, 1):
@@ -140,7 +133,7 @@ def longest_common_subsequence(source: Any, target: Any) -> tuple[int, list[tupl
 
 
 def orthogonally_resize(a: Array, new_shape: Sequence[int], window: int = 2) -> Array:
-    """Enlarge or cut a matrix of weights by repeating windows of it; its norm stays the same.
+    """Resize weights by repeating windows of them or truncating; the norm stays the same.
 
     Raises TensorMismatch if the shapes differ in length, or a size that grows is no multiple of window.
     """

@@ -1,9 +1,8 @@
-"""`bert4keras.snippets` of versions 0.11.5 and 0.6.0: every public name, or an error that names Hanmo's way.
-
-Joins the helpers by their old names; the work is done in the private files beside this one.
-"""
+"""bert4keras.snippets of versions 0.11.5 and 0.6.0: every public name, or an error that says what to use in Hanmo."""
 
 import functools
+import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,15 +16,6 @@ from hanmo.compat.bert4keras._sequences import (
     sequence_padding,
     to_array,
     truncate_sequences,
-)
-from hanmo.compat.bert4keras._strings import (
-    convert_to_str,
-    convert_to_unicode,
-    is_string,
-    lowercase_and_normalize,
-    string_matching,
-    strQ2B,
-    text_segmentate,
 )
 from hanmo.errors import Unsupported
 
@@ -62,18 +52,65 @@ __all__ = [
 
 is_py2 = False
 basestring = str
-uniout = None  # made Python 2 print Chinese; importing it does nothing in Python 3
-
+uniout = None  # made Python 2 print Chinese
 _KERAS = {"K": "backend functions", "keras": "Keras", "tf": "TensorFlow"}
 
 
+def is_string(s: Any) -> bool:
+    """Tell whether s is a str."""
+    return isinstance(s, str)
+
+
+def strQ2B(ustring: str) -> str:  # bert4keras's spelling
+    """Convert full-width characters to half-width ones."""
+    return ustring.translate({code: code - 65248 for code in range(65281, 65375)} | {12288: 32})
+
+
+def string_matching(s: str, keywords: Iterable[str]) -> bool:
+    """Tell whether one of the keywords, regular expressions, is found in s."""
+    return any(re.search(keyword, s) for keyword in keywords)
+
+
+def convert_to_unicode(text: Any, encoding: str = "utf-8", errors: str = "ignore") -> Any:
+    """Decode bytes; return anything else as it is."""
+    return text.decode(encoding, errors) if isinstance(text, bytes) else text
+
+
+convert_to_str = convert_to_unicode  # the same in Python 3
+
+
+def lowercase_and_normalize(text: str) -> str:
+    """Lowercase a text and remove its accents."""
+    letters = unicodedata.normalize("NFD", text.lower())
+    return "".join(letter for letter in letters if unicodedata.category(letter) != "Mn")
+
+
+def text_segmentate(text: str, maxlen: int, seps: str = "\n", strips: str | None = None) -> list[str]:
+    """Split a text into parts of at most maxlen characters, at the first of seps, and where needed at the next ones.
+
+    Neighbouring pieces are joined while they fit. A piece without a separator stays longer than maxlen.
+    strips: characters removed from both ends of every part, beside white space.
+    """
+    text = text.strip().strip(strips)
+    if not seps or len(text) <= maxlen:
+        return [text]
+    parts, part = [], ""
+    pieces = text.split(seps[0])
+    for number, piece in enumerate(pieces, 1):
+        if part and piece and len(part) + len(piece) > maxlen - 1:
+            parts += text_segmentate(part, maxlen, seps[1:], strips)
+            part = ""
+        part += piece if number == len(pieces) else piece + seps[0]
+    return parts + text_segmentate(part, maxlen, seps[1:], strips) if part else parts
+
+
 def is_one_of(x: object, ys: Iterable[object]) -> bool:
-    """Say whether x itself, not an equal, is among ys."""
+    """Tell whether x itself, not an equal object, is among ys."""
     return any(x is y for y in ys)
 
 
 def insert_arguments(**arguments: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a method so that it takes these arguments too and sets them on its object."""
+    """Decorate a method to accept these arguments too, and set them on its object."""
 
     def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -88,7 +125,7 @@ def insert_arguments(**arguments: Any) -> Callable[[Callable[..., Any]], Callabl
 
 
 def delete_arguments(*arguments: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a method so that it refuses these keyword arguments, as Python refuses unknown ones."""
+    """Decorate a method to reject these keyword arguments."""
 
     def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -104,10 +141,9 @@ def delete_arguments(*arguments: str) -> Callable[[Callable[..., Any]], Callable
 
 
 class WebServing:
-    """Not supported: it served functions by the bottle package and a TensorFlow session."""
+    """Not supported: it needs a TensorFlow session."""
 
     def __init__(self, host: str = "0.0.0.0", port: int = 8000, server: str = "paste") -> None:
-        """Raise Unsupported."""
         raise Unsupported(
             f"WebServing(host={host!r}, port={port}, server={server!r}) is not supported: it needs TensorFlow 1's "
             "sessions; load the model with hanmo.load(path) and call its write() from any web framework"
@@ -115,7 +151,7 @@ class WebServing:
 
 
 def __getattr__(name: str) -> Any:
-    """Name Hanmo's way for what bert4keras's module merely imported."""
+    """Raise Unsupported for what bert4keras's module only imported."""
     if name in _KERAS:
         raise Unsupported(
             f"bert4keras.snippets.{name} was {_KERAS[name]}, without which Hanmo works; use NumPy on what "

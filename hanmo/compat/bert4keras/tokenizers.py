@@ -1,26 +1,28 @@
 """bert4keras.tokenizers: Tokenizer, SpTokenizer, load_vocab, save_vocab, with the arguments and results of 0.11.5.
 
-Follows bert4keras in everything that a result shows, its spacing in decode included. Where it only crashed (an unknown
-word and no [UNK], a decoded text that begins with '##') there is a result, or an error that says what to do. For new
-code hanmo.tokenizers is quicker and joins Chinese text better.
+Results are bert4keras's, the spacing of decode included. Where bert4keras crashed (an unknown word without [UNK], a
+decoded text that begins with '##') there is a result, or an error that says what to do. hanmo.tokenizers is faster
+and joins Chinese text better.
 """
 
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from hanmo.checkpoint.staged import atomic_path
 from hanmo.compat.bert4keras._sequences import truncate_sequences
-from hanmo.compat.bert4keras._vocabulary import StrPath, is_redundant, load_vocab, save_vocab
-from hanmo.errors import TokenizerError, Unsupported
+from hanmo.errors import MissingFile, TokenizerError, Unsupported
 from hanmo.tokenizers.bert_rules import fold, is_chinese, is_control, is_punctuation, is_space, split_text, split_word
 from hanmo.tokenizers.sentence_piece import load_model
 
 __all__ = ["SpTokenizer", "Tokenizer", "TokenizerBase", "load_vocab", "save_vocab"]
 
+StrPath = str | os.PathLike[str]
 PreTokenize = Callable[[str], Iterable[str]]
 
-_CJK_PUNCTUATION_RANGES = (  # bert4keras's own choice; a space after one of these is taken away
+_CJK_PUNCTUATION_RANGES = (  # bert4keras's own choice; a space after one of these is removed
     *((0xFF02, 0xFF0D), (0xFF0F, 0xFF0F), (0xFF1A, 0xFF1E), (0xFF20, 0xFF20), (0xFF3B, 0xFF40), (0xFF5B, 0xFF60)),
     *((0xFF62, 0xFF64), (0x3000, 0x3001), (0x3003, 0x3003), (0x3008, 0x3011), (0x3014, 0x301F), (0x3030, 0x3030)),
     *((0x303E, 0x303F), (0x2013, 0x2014), (0x2018, 0x2019), (0x201B, 0x201F), (0x2026, 0x2027), (0xFE4F, 0xFE4F)),
@@ -34,11 +36,59 @@ _SPACE_AFTER_MARK = re.compile(f"([{re.escape(_CJK_PUNCTUATION + '+-/={(<[')}]) 
 _SPLIT_NUMBER = re.compile(r"(\d\.) (\d)")
 
 
-class TokenizerBase:
-    """What both tokenizers share; a subclass adds _tokenize, token_to_id, id_to_token and decode.
+def load_vocab(
+    dict_path: StrPath,
+    encoding: str = "utf-8",
+    simplified: bool = False,
+    startswith: Sequence[str] | None = None,
+) -> Any:
+    """Read a vocab.txt: the first field of every line → its id.
 
-    token_start, token_end: marks around a text, None for none. pre_tokenize: cuts a text first. token_translate:
-    token → the token to put in its place.
+    simplified: drop the tokens that no text can contain, and return (vocabulary, keep_tokens), the latter the old ids
+    of the tokens kept.   startswith: tokens that are always kept, and come first.
+    A repeated token keeps its later position, which shifts other ids; in hanmo.tokenizers.read_vocab it does not.
+    Raises MissingFile, and TokenizerError for bytes that are not in the encoding, or a token of startswith that is
+    missing.
+    """
+    if not Path(dict_path).is_file():
+        raise MissingFile(f"there is no vocabulary at {dict_path}; set dict_path to the model's vocab.txt")
+    ids: dict[str, int] = {}
+    try:
+        with open(dict_path, encoding=encoding) as lines:
+            for line in lines:
+                fields = line.split()
+                ids[fields[0] if fields else ""] = len(ids)
+    except UnicodeDecodeError as error:
+        raise TokenizerError(
+            f"{dict_path} is not {encoding} at byte {error.start}; give its encoding to load_vocab"
+        ) from None
+    if not simplified:
+        return ids
+    first = list(dict.fromkeys(startswith or []))
+    missing = [token for token in first if token not in ids]
+    if missing:
+        raise TokenizerError(f"startswith names {missing[0]!r}, which {dict_path} does not hold; remove it")
+    rest = (token for token in sorted(ids, key=ids.__getitem__) if token not in first and not _is_redundant(token))
+    kept = [*first, *rest]
+    return {token: number for number, token in enumerate(kept)}, [ids[token] for token in kept]
+
+
+def save_vocab(dict_path: StrPath, token_dict: Mapping[str, int], encoding: str = "utf-8") -> None:
+    """Write a vocabulary as a vocab.txt in the order of its ids, completely or not at all."""
+    with atomic_path(Path(dict_path)) as made:
+        made.write_text("".join(f"{token}\n" for token in sorted(token_dict, key=token_dict.__getitem__)), encoding)
+
+
+def _is_redundant(token: str) -> bool:
+    """Tell whether no text gives a token: it is longer than a character and contains one that is always split off."""
+    return len(token) > 1 and any(is_chinese(ch) or is_punctuation(ch) for ch in token.removeprefix("##"))
+
+
+class TokenizerBase:
+    """Base class; a subclass defines _tokenize, token_to_id, id_to_token and decode.
+
+    token_start, token_end: tokens around a text, None for none.   pre_tokenize: splits a text into words first.
+    token_translate: token → its replacement.
     """
 
     def __init__(
@@ -48,17 +98,14 @@ class TokenizerBase:
         pre_tokenize: PreTokenize | None = None,
         token_translate: Mapping[str, str] | None = None,
     ) -> None:
-        self._token_pad = "[PAD]"
-        self._token_unk = "[UNK]"
-        self._token_mask = "[MASK]"
-        self._token_start = token_start
-        self._token_end = token_end
+        self._token_pad, self._token_unk, self._token_mask = "[PAD]", "[UNK]", "[MASK]"
+        self._token_start, self._token_end = token_start, token_end
         self._pre_tokenize = pre_tokenize
         self._token_translate = token_translate or {}
         self._token_translate_inv = {new: old for old, new in self._token_translate.items()}
 
     def tokenize(self, text: str, maxlen: int | None = None) -> list[str]:
-        """Return the tokens of a text with its marks, cut to maxlen before the end mark."""
+        """Return the tokens of a text with start and end tokens; maxlen removes tokens before the end token."""
         tokens = [self._token_translate.get(token) or token for token in self._tokenize(text)]
         if self._token_start is not None:
             tokens.insert(0, self._token_start)
@@ -70,7 +117,7 @@ class TokenizerBase:
 
     def token_to_id(self, token: str) -> int:
         """Return the id of a token."""
-        raise Unsupported(f"{type(self).__name__} has no token_to_id; write one")
+        raise self._undefined("token_to_id")
 
     def tokens_to_ids(self, tokens: Iterable[str]) -> list[int]:
         """Return the ids of tokens."""
@@ -84,36 +131,26 @@ class TokenizerBase:
         pattern: str = "S*E*E",
         truncate_from: str | int = "right",
     ) -> tuple[list[int], list[int]]:
-        """Return the ids and segment ids of a text or a pair; lists are taken as tokens that are "
-        "ready, and cut in place.
+        """Return the ids and segment ids of a text or a pair; lists are tokens, which maxlen truncates in place.
 
-        pattern: "S*E*E" drops the second text's start mark, "S*ES*E" keeps it.
-        truncate_from: "right", "left", or the index that is taken out until maxlen is reached.
+        pattern: "S*E*E" drops the second text's start token, "S*ES*E" keeps it.
+        truncate_from: "right", "left", or the index that is removed until maxlen is reached.
         """
         first = self.tokenize(first_text) if isinstance(first_text, str) else first_text
         second = self.tokenize(second_text) if isinstance(second_text, str) else second_text
         drops_start = second is not None and pattern == "S*E*E"
         if maxlen is not None:
-            if truncate_from == "right":
-                index = -1 - (self._token_end is not None)
-            elif truncate_from == "left":
-                index = int(self._token_start is not None)
-            else:
-                index = int(truncate_from)
+            indices = {"right": -1 - (self._token_end is not None), "left": int(self._token_start is not None)}
+            index = indices[truncate_from] if truncate_from in ("right", "left") else int(truncate_from)
             truncate_sequences(maxlen + drops_start, index, first, *([] if second is None else [second]))
-        ids = self.tokens_to_ids(first)
-        segments = [0] * len(ids)
+        ids, second_ids = self.tokens_to_ids(first), list[int]()
         if second is not None:
-            if drops_start and self._token_start:
-                second = second[1:]
-            second_ids = self.tokens_to_ids(second)
-            ids += second_ids
-            segments += [1] * len(second_ids)
-        return ids, segments
+            second_ids = self.tokens_to_ids(second[bool(drops_start and self._token_start) :])
+        return ids + second_ids, [0] * len(ids) + [1] * len(second_ids)
 
     def id_to_token(self, i: int) -> str:
         """Return the token of an id."""
-        raise Unsupported(f"{type(self).__name__} has no id_to_token; write one")
+        raise self._undefined("id_to_token")
 
     def ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
         """Return the tokens of ids."""
@@ -121,13 +158,16 @@ class TokenizerBase:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids."""
-        raise Unsupported(f"{type(self).__name__} has no decode; write one")
+        raise self._undefined("decode")
 
     def _tokenize(self, text: str) -> list[str]:
-        raise Unsupported(f"{type(self).__name__} has no _tokenize; write one")
+        raise self._undefined("_tokenize")
+
+    def _undefined(self, name: str) -> Unsupported:
+        return Unsupported(f"{type(self).__name__} has no {name}; write one")
 
     def _name_ids(self, id_of: Callable[[str], int | None]) -> None:
-        """Set _token_pad_id and its kind, where the vocabulary has the token."""
+        """Set _token_pad_id and so on, where the vocabulary has the token."""
         for name in ("pad", "unk", "mask", "start", "end"):
             token = getattr(self, f"_token_{name}")
             number = None if token is None else id_of(token)
@@ -138,8 +178,8 @@ class TokenizerBase:
 class Tokenizer(TokenizerBase):
     """BERT's tokenizer.
 
-    token_dict: the path of a vocab.txt, or a dict of token and id.   do_lower_case: fold case and accents.
-    word_maxlen: longer words are not cut.   The rest as TokenizerBase.
+    token_dict: the path of a vocab.txt, or token → id.   do_lower_case: fold case and accents.
+    word_maxlen: longer words are not split.   Other arguments: see TokenizerBase.
     """
 
     def __init__(
@@ -155,15 +195,14 @@ class Tokenizer(TokenizerBase):
     ) -> None:
         super().__init__(token_start, token_end, pre_tokenize, token_translate)
         self._token_dict = token_dict if isinstance(token_dict, dict) else load_vocab(token_dict)
-        self._do_lower_case = do_lower_case
+        self._do_lower_case, self._word_maxlen = do_lower_case, word_maxlen
         self._token_dict_inv = {number: token for token, number in self._token_dict.items()}
         self._vocab_size = len(self._token_dict)
-        self._word_maxlen = word_maxlen
         self._token_unk_id: int
         self._name_ids(self._token_dict.get)
 
     def token_to_id(self, token: str) -> int:
-        """Return the id of a token, of [UNK] if there is no such token. Raises TokenizerError if there is no [UNK]."""
+        """Return the id of a token, else of [UNK]. Raises TokenizerError without [UNK]."""
         number = self._token_dict.get(token, getattr(self, "_token_unk_id", None))
         if number is None:
             raise TokenizerError(
@@ -179,7 +218,7 @@ class Tokenizer(TokenizerBase):
         return self._token_dict_inv[i]
 
     def decode(self, ids: Sequence[int] | None, tokens: Sequence[str] | None = None) -> str:
-        """Return the text of ids, or of tokens where they are given, with bert4keras's spaces."""
+        """Return the text of ids, or of tokens if they are given, with bert4keras's spaces."""
         text = ""
         for token in tokens or self.ids_to_tokens(ids if ids is not None else []):
             if self._is_special(token):
@@ -190,19 +229,17 @@ class Tokenizer(TokenizerBase):
                 text += token
             elif len(token) == 1 and self._is_punctuation(token):
                 text += token + " "
-            elif text and self._is_cjk_character(text[-1]):
-                text += token
             else:
-                text += " " + token
+                text += token if text and self._is_cjk_character(text[-1]) else " " + token
         text = _SPACES.sub(" ", text)
         text = _ENGLISH_ENDINGS.sub(r"'\1 ", text)
         text = _SPACE_AFTER_MARK.sub(r"\1", text)
         return _SPLIT_NUMBER.sub(r"\1\2", text).strip()
 
     def rematch(self, text: str, tokens: Sequence[str]) -> list[list[int]]:
-        """Return the positions of each token's characters, in text.lower() where case is folded.
+        """Return the positions of each token's characters, in text.lower() if case is folded.
 
-        Raises TokenizerError if a token is not in the text, as when token_translate replaced it.
+        Raises TokenizerError for a token that is not in the text, such as one of token_translate.
         """
         if self._do_lower_case:
             text = text.lower()
@@ -215,10 +252,7 @@ class Tokenizer(TokenizerBase):
         found: list[list[int]] = []
         at = 0
         for token in tokens:
-            if self._is_special(token):
-                found.append([])
-                continue
-            stem = self.stem(token)
+            stem = "" if self._is_special(token) else self.stem(token)
             start = plain.find(stem, at)
             if start < 0:
                 raise TokenizerError(f"substring not found: the token {token!r} is not in the text after position {at}")
@@ -240,42 +274,28 @@ class Tokenizer(TokenizerBase):
 
     @staticmethod
     def stem(token: str) -> str:
-        """Return a token without the '##' it may begin with."""
+        """Return a token without a leading '##'."""
         return token[2:] if token[:2] == "##" else token
 
-    @staticmethod
-    def _is_space(ch: str) -> bool:
-        return is_space(ch)
-
-    @staticmethod
-    def _is_punctuation(ch: str) -> bool:
-        return is_punctuation(ch)
+    _is_space = staticmethod(is_space)
+    _is_punctuation = staticmethod(is_punctuation)
+    _is_cjk_character = staticmethod(is_chinese)
+    _is_control = staticmethod(is_control)
+    _is_redundant = staticmethod(_is_redundant)
 
     @staticmethod
     def _cjk_punctuation() -> str:
         return _CJK_PUNCTUATION
 
     @staticmethod
-    def _is_cjk_character(ch: str) -> bool:
-        return is_chinese(ch)
-
-    @staticmethod
-    def _is_control(ch: str) -> bool:
-        return is_control(ch)
-
-    @staticmethod
     def _is_special(ch: str) -> bool:
         return bool(ch) and ch[0] == "[" and ch[-1] == "]"
-
-    @staticmethod
-    def _is_redundant(token: str) -> bool:
-        return is_redundant(token)
 
 
 class SpTokenizer(TokenizerBase):
     """A SentencePiece tokenizer.
 
-    sp_model_path: the path of a .model file.   The rest as TokenizerBase.
+    sp_model_path: the path of a .model file.   Other arguments: see TokenizerBase.
     """
 
     def __init__(
@@ -289,14 +309,14 @@ class SpTokenizer(TokenizerBase):
     ) -> None:
         super().__init__(token_start, token_end, pre_tokenize, token_translate)
         self.sp_model: Any = load_model(os.fspath(sp_model_path))
-        if self.sp_model.pad_id() >= 0:  # a model without one keeps the name [PAD]
+        if self.sp_model.pad_id() >= 0:  # otherwise it stays [PAD]
             self._token_pad = self.sp_model.id_to_piece(self.sp_model.pad_id())
         self._token_unk = self.sp_model.id_to_piece(self.sp_model.unk_id())
         self._vocab_size = self.sp_model.get_piece_size()
         self._name_ids(self.sp_model.piece_to_id)
 
     def token_to_id(self, token: str) -> int:
-        """Return the id of a token, the unknown id if there is no such token."""
+        """Return the id of a token, else the unknown id."""
         return int(self.sp_model.piece_to_id(token))
 
     def id_to_token(self, i: int) -> str:
