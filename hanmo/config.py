@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -255,6 +255,10 @@ class ModelConfig(_Renamed):
         A GPT-2 with a vocabulary of its own often keeps 50256, the default of transformers, which never comes then.
         """
         return tuple(number for number in self._token_ids("eos_token_id") if 0 <= number < self.vocab_size)
+
+    def with_mask(self, mask: str) -> "ModelConfig":
+        """Return a copy whose main stack has another attention mask: "causal" or "prefix" lets an encoder write."""
+        return replace(self, **{"decoder" if self.decoder else "encoder": replace(self.main, mask=mask)})  # type: ignore[arg-type]
 
     def _token_ids(self, name: str) -> list[int]:
         value = self.generation.get(name)

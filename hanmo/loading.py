@@ -104,15 +104,13 @@ def load_network(
     """Make and fill the network alone, from an open checkpoint; all as in `load`."""
     kind = as_dtype(dtype)
     found, rows = plan(source, config=config, family=family)
-    changes: dict[str, Any] = {}
+    changed = found.config
     if edit is not None:
-        changes["vocab_size"] = edit.size(found.config.vocab_size)
+        changed = replace(changed, vocab_size=edit.size(changed.vocab_size))
     if mask is not None:
-        if found.config.decoder is not None:
+        if changed.decoder is not None:
             raise ConfigError(f"mask is {mask!r}, but a {found.family} writes already; leave mask out")
-        side = "decoder" if found.config.decoder else "encoder"
-        changes[side] = replace(found.config.main, mask=mask)
+        changed = changed.with_mask(mask)
     with torch.device("meta"):
-        model = Model(replace(found.config, **changes))
-    dropped = {} if found.format == "hanmo" else found.names.reasons
-    return model, fill(model, source, rows, dropped=dropped, dtype=kind, edit=edit, progress=progress)
+        model = Model(changed)
+    return model, fill(model, source, rows, dropped=found.dropped, dtype=kind, edit=edit, progress=progress)

@@ -1,7 +1,6 @@
-"""Say what lies at a path: which checkpoints, what each is, which config.json it needs, what about it does not fit.
+"""Describe a checkpoint: its family, sizes and files, the config.json it needs, and what does not fit.
 
-Joins the readers and `recognise` with the files beside a checkpoint. Reads no tensor and imports no torch, but for
-the files that only torch can open.
+Reads no tensor, and imports torch only for files that torch alone can open.
 """
 
 import hashlib
@@ -10,14 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hanmo.checkpoint.open import find_config, open_source
+from hanmo.checkpoint.open import Location, locate, open_source
 from hanmo.checkpoint.quantized import Quantized
 from hanmo.checkpoint.recognise import SPARE, Recognised, recognise, recognise_own
 from hanmo.checkpoint.renamed import Renamed
-from hanmo.checkpoint.shards import read_weight_map
 from hanmo.checkpoint.source import Source
-from hanmo.checkpoint.tf.bundle import Bundle, shard_path
-from hanmo.checkpoint.tf.index import read_index
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingFile
 from hanmo.families.family import TRAINING
@@ -113,13 +109,12 @@ def inspect(
     progress: called with (bytes summed, bytes in all).
     Raises MissingFile, CheckpointError for what no family has the names of, CorruptFile for a damaged index or header.
     """
-    with open_source(path) as source:
-        found, config_file, config, problems = _recognise(source)
+    location = locate(path)
+    with open_source(location) as source:
+        found, config_file, config, problems = _recognise(source, location)
         stored = source.inner if isinstance(source, Renamed) else source
-        files = _files(stored)
-        form = {"Bundle": "tensorflow", "TorchFile": "torch"}.get(type(stored).__name__, "")
-        form = form or ("torch" if ".bin" in source.path.name else "safetensors")
-        tensors, here, rounded = len(stored.tensors), source.path, isinstance(stored, Quantized)
+        files = _files(location)
+        tensors, rounded = len(stored.tensors), isinstance(stored, Quantized)
     problems += found.mismatches
     if found.missing:
         problems.append(f"tensors of the model that are missing: {len(found.missing)}, first {found.missing[0]}")
@@ -139,57 +134,44 @@ def inspect(
                 f"SHA256 of {files[0].path.name} is {files[0].sha256}, the released file's is {found.sha256}: "
                 f"it was damaged on the way, or trained further"
             )
-    vocabulary = _vocabulary(here.parent)
+    vocabulary = _vocabulary(location.folder)
     if vocabulary is not None:
         rows, words = found.sizes["vocab_size"], vocabulary[1]
         if words > rows or rows - words > SPARE:
             problems.append(f"{vocabulary[0].name} has {words:,} words, the embedding {rows:,} rows")
-    return Inspection(here, form, found, tensors, files, config, config_file, vocabulary, notes, problems)
+    return Inspection(
+        location.path, location.format, found, tensors, files, config, config_file, vocabulary, notes, problems
+    )
 
 
-def _recognise(source: Source) -> tuple[Recognised, Path | None, dict[str, Any], list[str]]:
-    """Recognise by the configuration that lies beside, or without it where it is none; return what was wrong too."""
-    folder = source.path.parent
-    own = folder / "hanmo.json"
+def _recognise(source: Source, location: Location) -> tuple[Recognised, Path | None, dict[str, Any], list[str]]:
+    """Recognise by the configuration beside the checkpoint, or by shapes if it is none; return what is wrong too."""
     if "token.weight" in source.tensors:
-        if not own.is_file():
+        own = location.own_config
+        if own is None:
             raise MissingFile(f"{source.path} has Hanmo's own names but no hanmo.json beside it; copy it there")
-        config = ModelConfig.read(own)
-        return recognise_own(source, config), own, read_json(own, error=ConfigError), []
-    path = find_config(folder)
-    problems: list[str] = []
-    data = None
+        return recognise_own(source, ModelConfig.read(own)), own, read_json(own, error=ConfigError), []
+    path = location.config
+    problems = []
     if path is not None:
         try:
             data = read_json(path, error=ConfigError)
             found = recognise(source, config=data)
+            return found, path, data | found.fixes, []
         except ConfigError as error:
-            data = None
-            problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
-    if data is None:
-        found = recognise(source)
-        return found, path, found.names.original(found.config), problems
-    return found, path, data | found.fixes, problems
+            problems = [str(error) if str(path) in str(error) else f"{path}: {error}"]
+    found = recognise(source)
+    return found, path, found.names.original(found.config), problems
 
 
-def _files(source: Source) -> list[StoredFile]:
-    if isinstance(source, Bundle):
-        shards, entries = read_index(source.path.with_name(source.path.name + ".index"))
-        ends = [0] * shards
-        for entry in entries.values():
-            for part in entry.parts or (entry,):
-                ends[part.shard] = max(ends[part.shard], part.offset + part.info.nbytes)
-        paths = [shard_path(source.path, shard, shards) for shard in range(shards)]
-    elif source.path.name.endswith(".index.json"):
-        paths = [source.path.with_name(name) for name in sorted(set(read_weight_map(source.path).values()))]
-        ends = []
-    else:
-        paths, ends = [source.path], []
-    expected = [*ends, *[None] * (len(paths) - len(ends))]
-    return [
-        StoredFile(path, path.stat().st_size if path.is_file() else None, end)
-        for path, end in zip(paths, expected, strict=True)
-    ]
+def _files(location: Location) -> list[StoredFile]:
+    """List the files of tensors with their sizes, and for TensorFlow those that the index expects."""
+    expected: dict[Path, int | None] = dict.fromkeys(location.data_files)
+    if location.format == "tensorflow":
+        from hanmo.checkpoint.tf.bundle import expected_sizes
+
+        expected = dict(expected_sizes(location.path))
+    return [StoredFile(path, path.stat().st_size if path.is_file() else None, end) for path, end in expected.items()]
 
 
 def _size_problem(file: StoredFile) -> str:

@@ -1,7 +1,7 @@
-"""Plan how an open checkpoint fills a model: the configuration, and the rows of names.
+"""Match an open checkpoint with a model: its configuration, and the rows of names that fill it.
 
-Also the configuration of a model that is not there yet, from a hanmo.json or config.json alone. Joins recognition
-with what lies beside the checkpoint; makes no model and reads no weights but repeated ones.
+Also reads the configuration of a model that is not there yet, from a hanmo.json or config.json alone. Makes no model
+and reads no weights but repeated ones.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hanmo.checkpoint.candidates import check_family
 from hanmo.checkpoint.names import check_repeats
 from hanmo.checkpoint.open import GENERATION_CONFIG, OWN_CONFIG, read_config
 from hanmo.checkpoint.recognise import Recognised, recognise, recognise_own, rename
@@ -32,22 +33,30 @@ _TOKENIZER_FIELDS = ("tokenizer_class", "task_specific_params", "prefix")
 def plan(
     source: Source, *, config: str | Path | ModelConfig | None = None, family: str | None = None
 ) -> tuple[Recognised, list[Row]]:
-    """Recognise an open checkpoint and give the rows that fill its model.
+    """Recognise an open checkpoint and return the rows that fill its model.
 
-    What the file holds twice is compared, where only one of them is used.
+    Where the file holds a tensor twice and only one is used, both are compared.
     Raises ConfigError naming each field of config.json that does not fit, CheckpointError if nothing does or two
     tensors that should be equal are not.
     """
-    found, rows = _recognised(source, config, family)
+    own = source.path.parent / OWN_CONFIG
+    if config is None and own.is_file():
+        config = ModelConfig.read(own)
+    if not isinstance(config, ModelConfig):
+        found, rows = _by_config_json(source, config, family)
+    elif family not in (None, config.family):
+        raise ConfigError(f"family is {family!r}, the configuration's is {config.family!r}; leave family out")
+    else:
+        found, rows = _by_model_config(source, config)
     if found.format != "hanmo":
-        wanted = {row.theirs for row in rows}
+        used = {row.theirs for row in rows}
         repeats = {name: bare(found.names, other, source.tensors) for name, other in found.names.repeats.items()}
-        check_repeats(source, {name: other for name, other in repeats.items() if name not in wanted})
+        check_repeats(source, {name: other for name, other in repeats.items() if name not in used})
     return found, rows
 
 
 def generation_fields(config: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Take from config.json and generation_config.json what `ModelConfig.generation` keeps; the latter goes first.
+    """Return what `ModelConfig.generation` keeps of config.json and of generation_config.json, which overrides it.
 
     Raises ConfigError for a rule about ids that Hanmo would not follow.
     """
@@ -61,37 +70,31 @@ def generation_fields(config: Mapping[str, Any], generation: Mapping[str, Any]) 
     return kept | {key: value for key, value in generation.items() if key.endswith("_token_id") and value is not None}
 
 
-def _recognised(
-    source: Source, config: str | Path | ModelConfig | None, family: str | None
-) -> tuple[Recognised, list[Row]]:
-    folder = source.path.parent
-    own = folder / OWN_CONFIG
-    if config is None and own.is_file():
-        config = ModelConfig.read(own)
-    if isinstance(config, ModelConfig):
-        if family not in (None, config.family):
-            raise ConfigError(f"family is {family!r}, the configuration's is {config.family!r}; leave family out")
-        return _by(source, config)
-    data = read_config(folder) if config is None else _read(Path(config))
+def _by_config_json(source: Source, config: str | Path | None, family: str | None) -> tuple[Recognised, list[Row]]:
+    if config is None:
+        folder = source.path.parent
+        data = read_config(folder)
+    else:
+        folder = Path(config).parent
+        data = _read(Path(config), "the config.json that belongs to the checkpoint")
     found = recognise(source, config=data, family=family)
-    beside = (folder if config is None else Path(config).parent) / GENERATION_CONFIG
-    said = generation_fields(data or {}, read_json(beside, error=ConfigError) if beside.is_file() else {})
-    found.config = replace(found.config, generation=said)
+    beside = folder / GENERATION_CONFIG
+    generation = read_json(beside, error=ConfigError) if beside.is_file() else {}
+    found.config = replace(found.config, generation=generation_fields(data or {}, generation))
     if found.mismatches:
         raise ConfigError(
-            f"{source.path}: " + "; ".join(found.mismatches) + "; mend config.json or take the one it came with"
+            f"{source.path}: {'; '.join(found.mismatches)}; mend config.json or take the one it came with"
         )
-    if found.derived and any(note.startswith(("heads", "depth")) for note in found.notes):
+    if found.guesses:
         raise MissingFile(
-            f"no config.json beside {source.path}, and its shapes do not tell {found.notes[0]}; "
+            f"no config.json beside {source.path}, and its shapes do not tell {found.guesses[0]}; "
             f"put the one it came with there, or the one that 'hanmo inspect' prints"
         )
-    names = found.names
-    return found, rename(names.rows(found.config), source.tensors, names.prefix)
+    return found, rename(found.names.rows(found.config), source.tensors, found.names.prefix)
 
 
-def _by(source: Source, config: ModelConfig) -> tuple[Recognised, list[Row]]:
-    """Plan by a ready configuration, in whichever names the file has; it may leave out a stack that the file holds."""
+def _by_model_config(source: Source, config: ModelConfig) -> tuple[Recognised, list[Row]]:
+    """Match by a ready configuration, which may leave out a stack that the file holds."""
     if "token.weight" in source.tensors:
         found = recognise_own(source, config)
         if found.mismatches:
@@ -108,9 +111,9 @@ def _by(source: Source, config: ModelConfig) -> tuple[Recognised, list[Row]]:
     return found, rows
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, expected: str) -> dict[str, Any]:
     if not path.is_file():
-        raise MissingFile(f"no configuration at {path}; give the config.json that belongs to the checkpoint")
+        raise MissingFile(f"no configuration at {path}; give {expected}")
     return dict(read_json(path, error=ConfigError))
 
 
@@ -118,11 +121,9 @@ def config_of(path: Path, *, family: str | None = None, mask: str | None = None)
     """Read a model's configuration from a hanmo.json, or from a config.json in any family's words.
 
     An encoder gets the head that predicts tokens and no other.
-    Raises ConfigError if nothing tells the family, or the configuration is none.
+    Raises ConfigError if nothing tells the family, or it is no configuration.
     """
-    if not path.is_file():
-        raise MissingFile(f"no configuration at {path}; give a hanmo.json or config.json")
-    data = read_json(path, error=ConfigError)
+    data = _read(path, "a hanmo.json or config.json")
     if "encoder" in data or "decoder" in data:
         config = ModelConfig.read(path)
     else:
@@ -130,22 +131,18 @@ def config_of(path: Path, *, family: str | None = None, mask: str | None = None)
             config = _names_for(path, data, family).config(data)
     if config.decoder is None and config.output != "none":
         config = replace(config, pool="none", nsp=False, discriminator=False)
-    if mask is not None:
-        side = "decoder" if config.decoder else "encoder"
-        config = replace(config, **{side: replace(config.main, mask=mask)})  # type: ignore[arg-type]
-    return config
+    return config if mask is None else config.with_mask(mask)
 
 
 def _names_for(path: Path, data: dict[str, Any], family: str | None) -> Names:
-    if family is not None and family not in FAMILIES:
-        raise ConfigError(f"family is {family!r}; known are {', '.join(FAMILIES)}")
-    chosen = [FAMILIES[family]] if family else list(FAMILIES.values())
+    check_family(family)
     kind = data.get("model_type")
-    for candidate in chosen:
+    for candidate in [FAMILIES[family]] if family else FAMILIES.values():
         if kind and candidate.huggingface is not None and candidate.huggingface.model_type == kind:
             return candidate.huggingface
-    if family is None or chosen[0].tensorflow is None:
+    names = FAMILIES[family].tensorflow if family else None
+    if names is None:
         raise ConfigError(
             f"{path} does not say which family it is of (model_type is {kind!r}); name one: {', '.join(FAMILIES)}"
         )
-    return chosen[0].tensorflow
+    return names

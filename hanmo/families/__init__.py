@@ -1,5 +1,7 @@
 """The table of families; a new family is one file beside this one and one line here. Data only."""
 
+from collections.abc import Iterator
+
 from hanmo.families.albert import ALBERT, ALBERT_UNSHARED
 from hanmo.families.bert import BERT
 from hanmo.families.electra import ELECTRA
@@ -35,4 +37,15 @@ FAMILIES: dict[str, Family] = {
     )
 }
 
-__all__ = ["FAMILIES", "Family", "Names", "Row", "Sizes"]
+FORMATS = ("tensorflow", "huggingface")
+
+
+def tables() -> Iterator[tuple[str, str, Names]]:
+    """Yield (family, format, table of names) of every family and format."""
+    for family in FAMILIES.values():
+        for form in FORMATS:
+            if (names := family.names(form)) is not None:
+                yield family.name, form, names
+
+
+__all__ = ["FAMILIES", "Family", "Names", "Row", "Sizes", "tables"]

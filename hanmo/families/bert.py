@@ -1,9 +1,9 @@
 """BERT (google-research/bert): gelu by tanh, norms with eps 1e-12; also RoBERTa-wwm, which is a BERT.
 
-Its kin (RoBERTa, NEZHA, RoFormer, ALBERT, ELECTRA, GPT) build on the functions here.
+RoBERTa, NEZHA, RoFormer, ALBERT, ELECTRA and GPT build on the names and functions here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,13 +14,13 @@ from hanmo.families.family import (
     Config,
     Family,
     Names,
+    Pair,
     Row,
     Sizes,
     activation,
     blocks,
-    dense,
-    norm,
-    query_key_value,
+    google,
+    layers,
     read,
     row,
     torch_pair,
@@ -28,36 +28,30 @@ from hanmo.families.family import (
     write_transformer,
 )
 
+EMBEDDING = {
+    "token": "word_embeddings",
+    "encoder.embedding.position": "position_embeddings",
+    "encoder.embedding.segment": "token_type_embeddings",
+    "encoder.embedding.norm": "LayerNorm",
+}
+BLOCK = {
+    "attention.query": "attention.self.query",
+    "attention.key": "attention.self.key",
+    "attention.value": "attention.self.value",
+    "attention.output": "attention.output.dense",
+    "attention_post": "attention.output.LayerNorm",
+    "feed_forward.input": "intermediate.dense",
+    "feed_forward.output": "output.dense",
+    "feed_forward_post": "output.LayerNorm",
+}
+MLM_HEAD = {"output.dense": "cls.predictions.transform.dense", "output.norm": "cls.predictions.transform.LayerNorm"}
 HEADS = {
     "pool": "bert/pooler/dense/kernel",
     "nsp": "cls/seq_relationship/output_weights",
     "mlm": "cls/predictions/output_bias",
 }
-HUGGINGFACE_DROPPED = {
-    r"(^|.*\.)position_ids$": "the numbers 0, 1, 2, …",
-    r"^cls\.predictions\.decoder\.(weight|bias)$": "the same tensor as the embedding and cls.predictions.bias",
-}
-
-
-def huggingface_sizes(prefix: str) -> Sizes:
-    """Name the tensors that tell sizes, in Hugging Face's names; a file without a position table has none to tell."""
-    return Sizes(
-        token=f"{prefix}.embeddings.word_embeddings.weight",
-        position=f"{prefix}.embeddings.position_embeddings.weight",
-        segment=f"{prefix}.embeddings.token_type_embeddings.weight",
-        layer=f"{prefix}.encoder.layer.{{}}.",
-        query=f"{prefix}.encoder.layer.0.attention.self.query.weight",
-        feed_forward=f"{prefix}.encoder.layer.0.intermediate.dense.weight",
-        columns=False,
-    )
-
-
-def huggingface_repeats(prefix: str) -> dict[str, str]:
-    """Say which tensors a file may hold twice, in Hugging Face's names of an MLM head."""
-    return {
-        "cls.predictions.decoder.weight": f"{prefix}.embeddings.word_embeddings.weight",
-        "cls.predictions.decoder.bias": "cls.predictions.bias",
-    }
+google_block: Pair = partial(layers, google, BLOCK)
+huggingface_block: Pair = partial(layers, torch_pair, BLOCK)
 
 
 def encoder_config(data: Config, *, family: str, gelu: str, **changes: Any) -> ModelConfig:
@@ -74,37 +68,25 @@ def encoder_config(data: Config, *, family: str, gelu: str, **changes: Any) -> M
     )
 
 
-def google_embedding(ours: str, theirs: str, project: str) -> list[Row]:
-    """Make the rows of token, segment, position embeddings, their norm and the mapping to the hidden_size."""
-    return [
-        row("token.weight", f"{theirs}/word_embeddings"),
-        row(f"{ours}.embedding.position.weight", f"{theirs}/position_embeddings"),
-        row(f"{ours}.embedding.segment.weight", f"{theirs}/token_type_embeddings"),
-        *norm(f"{ours}.embedding.norm", f"{theirs}/LayerNorm"),
-        *dense(f"{ours}.embedding.project", project),
-    ]
-
-
-def google_layer(ours: str, theirs: str) -> list[Row]:
-    """Make the rows of one post-norm block in Google's names."""
-    return [
-        *query_key_value(dense, f"{ours}.attention", f"{theirs}/attention/self/{{}}"),
-        *dense(f"{ours}.attention.output", f"{theirs}/attention/output/dense"),
-        *norm(f"{ours}.attention_post", f"{theirs}/attention/output/LayerNorm"),
-        *dense(f"{ours}.feed_forward.input", f"{theirs}/intermediate/dense"),
-        *dense(f"{ours}.feed_forward.output", f"{theirs}/output/dense"),
-        *norm(f"{ours}.feed_forward_post", f"{theirs}/output/LayerNorm"),
-    ]
+def google_sizes(prefix: str) -> Sizes:
+    """Name the tensors that tell sizes, in Google's names."""
+    return Sizes(
+        token=f"{prefix}/embeddings/word_embeddings",
+        position=f"{prefix}/embeddings/position_embeddings",
+        segment=f"{prefix}/embeddings/token_type_embeddings",
+        layer=f"{prefix}/encoder/layer_{{}}/",
+        query=f"{prefix}/encoder/layer_0/attention/self/query/kernel",
+        feed_forward=f"{prefix}/encoder/layer_0/intermediate/dense/kernel",
+    )
 
 
 def google_heads() -> list[Row]:
     """Make the rows of pooler, NSP and MLM heads; NSP's weights are stored [2, hidden_size]."""
     return [
-        *dense("pooler.dense", "bert/pooler/dense"),
+        *google("pooler.dense", "bert.pooler.dense"),
         row("pooler.nsp.weight", "cls/seq_relationship/output_weights"),
         row("pooler.nsp.bias", "cls/seq_relationship/output_bias"),
-        *dense("output.dense", "cls/predictions/transform/dense"),
-        *norm("output.norm", "cls/predictions/transform/LayerNorm"),
+        *layers(google, MLM_HEAD),
         row("output.bias", "cls/predictions/output_bias"),
     ]
 
@@ -112,42 +94,49 @@ def google_heads() -> list[Row]:
 def rows(config: ModelConfig) -> list[Row]:
     """Make the table of a BERT in Google's names."""
     return [
-        *google_embedding("encoder", "bert/embeddings", "bert/encoder/embedding_hidden_mapping_in"),
-        *blocks(config, google_layer, "bert/encoder/layer_{}"),
+        *layers(google, EMBEDDING, theirs="bert.embeddings"),
+        *google("encoder.embedding.project", "bert.encoder.embedding_hidden_mapping_in"),
+        *blocks(config, google_block, "bert.encoder.layer_{}"),
         *google_heads(),
     ]
 
 
-def huggingface_layer(ours: str, theirs: str) -> list[Row]:
-    """Make the rows of one post-norm block in Hugging Face's names."""
-    return [
-        *query_key_value(torch_pair, f"{ours}.attention", f"{theirs}.attention.self.{{}}"),
-        *torch_pair(f"{ours}.attention.output", f"{theirs}.attention.output.dense"),
-        *torch_pair(f"{ours}.attention_post", f"{theirs}.attention.output.LayerNorm"),
-        *torch_pair(f"{ours}.feed_forward.input", f"{theirs}.intermediate.dense"),
-        *torch_pair(f"{ours}.feed_forward.output", f"{theirs}.output.dense"),
-        *torch_pair(f"{ours}.feed_forward_post", f"{theirs}.output.LayerNorm"),
-    ]
+def huggingface_names(prefix: str, *, dropped: Mapping[str, str] | None = None, **others: Any) -> Names:
+    """Make a table of Hugging Face's names; dropped: beyond those of every encoder; others: fields of `Names`."""
+    sizes = Sizes(
+        token=f"{prefix}.embeddings.word_embeddings.weight",
+        position=f"{prefix}.embeddings.position_embeddings.weight",
+        segment=f"{prefix}.embeddings.token_type_embeddings.weight",
+        layer=f"{prefix}.encoder.layer.{{}}.",
+        query=f"{prefix}.encoder.layer.0.attention.self.query.weight",
+        feed_forward=f"{prefix}.encoder.layer.0.intermediate.dense.weight",
+        columns=False,
+    )
+    known = {
+        r"(^|.*\.)position_ids$": "the numbers 0, 1, 2, …",
+        r"^cls\.predictions\.decoder\.(weight|bias)$": "the same tensor as the embedding and cls.predictions.bias",
+    }
+    values: dict[str, Any] = {
+        "sizes": sizes,
+        "model_type": prefix,
+        "prefix": f"{prefix}.",
+        "dropped": known | dict(dropped or {}),
+    }
+    return Names(**values | others)
 
 
-def huggingface_embedding(ours: str, theirs: str) -> list[Row]:
-    """Make the rows of the embeddings in Hugging Face's names."""
-    return [
-        row("token.weight", f"{theirs}.word_embeddings.weight"),
-        row(f"{ours}.embedding.position.weight", f"{theirs}.position_embeddings.weight"),
-        row(f"{ours}.embedding.segment.weight", f"{theirs}.token_type_embeddings.weight"),
-        *torch_pair(f"{ours}.embedding.norm", f"{theirs}.LayerNorm"),
-    ]
+def huggingface_repeats(prefix: str, head: str = "cls.predictions") -> dict[str, str]:
+    """Map the tensors of an MLM head that a file may hold twice to those that they repeat."""
+    return {
+        f"{head}.decoder.weight": f"{prefix}.embeddings.word_embeddings.weight",
+        f"{head}.decoder.bias": f"{head}.bias",
+    }
 
 
 def huggingface_mlm(config: ModelConfig) -> list[Row]:
     """Make the rows of the MLM head in Hugging Face's names; raises ConfigError if its output is not tied."""
     check_tied(config)
-    return [
-        *torch_pair("output.dense", "cls.predictions.transform.dense"),
-        *torch_pair("output.norm", "cls.predictions.transform.LayerNorm"),
-        row("output.bias", "cls.predictions.bias"),
-    ]
+    return [*layers(torch_pair, MLM_HEAD), row("output.bias", "cls.predictions.bias")]
 
 
 def check_tied(config: ModelConfig) -> None:
@@ -162,8 +151,8 @@ def check_tied(config: ModelConfig) -> None:
 def huggingface_rows(config: ModelConfig) -> list[Row]:
     """Make the table of a BERT in Hugging Face's names."""
     return [
-        *huggingface_embedding("encoder", "bert.embeddings"),
-        *blocks(config, huggingface_layer, "bert.encoder.layer.{}"),
+        *layers(torch_pair, EMBEDDING, theirs="bert.embeddings"),
+        *blocks(config, huggingface_block, "bert.encoder.layer.{}"),
         *torch_pair("pooler.dense", "bert.pooler.dense"),
         *torch_pair("pooler.nsp", "cls.seq_relationship"),
         *huggingface_mlm(config),
@@ -171,7 +160,7 @@ def huggingface_rows(config: ModelConfig) -> list[Row]:
 
 
 def huggingface_encoder(data: Config, *, family: str, **changes: Any) -> ModelConfig:
-    """Read what Hugging Face's config.json of every BERT-like encoder says alike."""
+    """Read the parts of Hugging Face's config.json that all BERT-like encoders have in common."""
     kind = data.get("position_embedding_type", "absolute")
     if kind != "absolute":
         raise ConfigError(f"position_embedding_type is {kind!r} in config.json; Hanmo reads 'absolute' ones")
@@ -184,15 +173,22 @@ def huggingface_encoder(data: Config, *, family: str, **changes: Any) -> ModelCo
     return replace(config, head_norm_eps=eps, tied=data.get("tie_word_embeddings", True))
 
 
-def huggingface_original(model_type: str, word: str) -> Callable[[ModelConfig], dict[str, Any]]:
-    """Make the writer of a BERT-like config.json for Hugging Face; word: what its classes begin with."""
+def huggingface_original(
+    model_type: str, word: str, *, embedding_size: bool = False
+) -> Callable[[ModelConfig], dict[str, Any]]:
+    """Make the writer of a BERT-like config.json for Hugging Face.
+
+    word: what its classes begin with.   embedding_size: whether embeddings may be narrower than the stack.
+    """
 
     def write(config: ModelConfig) -> dict[str, Any]:
         stack = config.main
         data = write_transformer(config, gelu="gelu_erf")
         # Its code derives these from the hidden_size; a reader would not miss them.
-        for key in ("attention_head_size", "attention_key_size", "shared_segment_embeddings"):
+        for key in ("attention_head_size", "attention_key_size", "shared_segment_embeddings", "embedding_size"):
             data.pop(key, None)
+        if embedding_size:
+            data["embedding_size"] = stack.embedding_size
         data["hidden_act"] = {"gelu_erf": "gelu", "gelu_tanh": "gelu_new"}.get(stack.activation, stack.activation)
         if stack.mask == "causal":
             data["is_decoder"] = True
@@ -212,44 +208,28 @@ def _class(config: ModelConfig) -> str:
     return "ForMaskedLM" if config.output == "mlm" else "Model"
 
 
-def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
-    data = huggingface_original("bert", "Bert")(config)
-    data.pop("embedding_size", None)  # its embeddings have the hidden_size of the stack
-    return data
-
-
 BERT = Family(
     "bert",
     tensorflow=Names(
-        config=lambda data: encoder_config(data, family="bert", gelu="gelu_tanh"),
-        original=lambda config: write_transformer(config, gelu="gelu_tanh"),
+        config=partial(encoder_config, family="bert", gelu="gelu_tanh"),
+        original=partial(write_transformer, gelu="gelu_tanh"),
         rows=rows,
-        sizes=Sizes(
-            token="bert/embeddings/word_embeddings",
-            position="bert/embeddings/position_embeddings",
-            segment="bert/embeddings/token_type_embeddings",
-            layer="bert/encoder/layer_{}/",
-            query="bert/encoder/layer_0/attention/self/query/kernel",
-            feed_forward="bert/encoder/layer_0/intermediate/dense/kernel",
-        ),
+        sizes=google_sizes("bert"),
         heads=HEADS,
         marks=("bert/embeddings/position_embeddings",),
         prefix="bert/",
     ),
-    huggingface=Names(
+    huggingface=huggingface_names(
+        "bert",
         config=partial(huggingface_encoder, family="bert"),
-        original=_huggingface_original,
+        original=huggingface_original("bert", "Bert"),
         rows=huggingface_rows,
-        sizes=huggingface_sizes("bert"),
         marks=("bert.embeddings.position_embeddings.weight",),
         heads={
             "pool": "bert.pooler.dense.weight",
             "nsp": "cls.seq_relationship.weight",
             "mlm": "cls.predictions.bias",
         },
-        dropped=HUGGINGFACE_DROPPED,
         repeats=huggingface_repeats("bert"),
-        model_type="bert",
-        prefix="bert.",
     ),
 )

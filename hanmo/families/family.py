@@ -91,6 +91,16 @@ class Family:
     huggingface: Names | None = None
     writes_as: str = ""
 
+    def names(self, form: str) -> Names | None:
+        """Return the table of names of a format, "tensorflow" or "huggingface"; None if there is none."""
+        return self.tensorflow if form == "tensorflow" else self.huggingface
+
+    @property
+    def model_types(self) -> set[str]:
+        """What a config.json may call the family as its model_type."""
+        own = self.huggingface.model_type if self.huggingface is not None else ""
+        return {self.name, self.writes_as, own} - {""}
+
 
 # What training and fine-tuning leave in a checkpoint of any family, in TensorFlow's names and in torch's.
 TRAINING = {
@@ -112,33 +122,50 @@ TRAINING = {
 }
 
 
+Pair = Callable[[str, str], list[Row]]
+"""Makes the rows of one layer from our name and the foreign one, written with dots."""
+
+
 def row(ours: str, theirs: str, how: str = "same") -> Row:
     """Make a row of one parameter."""
     return Row((ours,), theirs, how)
 
 
-def dense(ours: str, theirs: str, how: str = "transpose") -> list[Row]:
-    """Make the rows of a dense layer in TensorFlow's names: kernel [in, out] and bias."""
-    return [row(f"{ours}.weight", f"{theirs}/kernel", how), row(f"{ours}.bias", f"{theirs}/bias")]
+def pair(
+    ours: str, theirs: str, *, dense: tuple[str, str], norm: tuple[str, str], table: str = "", how: str = "same"
+) -> list[Row]:
+    """Make the rows of a layer: an embedding table, a norm or a dense layer, as our name tells.
+
+    dense, norm: endings of the foreign weight and bias.   table: ending of an embedding.   how: of a dense weight.
+    """
+    last = ours.rpartition(".")[2]
+    if last in ("token", "position", "segment"):
+        return [row(f"{ours}.weight", theirs + table)]
+    if last == "norm" or last.endswith(("_pre", "_post")):
+        return [row(f"{ours}.weight", theirs + norm[0]), row(f"{ours}.bias", theirs + norm[1])]
+    return [row(f"{ours}.weight", theirs + dense[0], how), row(f"{ours}.bias", theirs + dense[1])]
 
 
-def norm(ours: str, theirs: str) -> list[Row]:
-    """Make the rows of a layer norm in TensorFlow's names: gamma and beta."""
-    return [row(f"{ours}.weight", f"{theirs}/gamma"), row(f"{ours}.bias", f"{theirs}/beta")]
+def google(ours: str, theirs: str) -> list[Row]:
+    """Make the rows of a layer in TensorFlow's names: kernel [in, out] and bias, gamma and beta of norms."""
+    theirs = theirs.replace(".", "/")
+    return pair(ours, theirs, dense=("/kernel", "/bias"), norm=("/gamma", "/beta"), how="transpose")
 
 
 def torch_pair(ours: str, theirs: str, how: str = "same") -> list[Row]:
     """Make the rows of a layer in torch's names: weight and bias."""
-    return [row(f"{ours}.weight", f"{theirs}.weight", how), row(f"{ours}.bias", f"{theirs}.bias")]
+    ends = (".weight", ".bias")
+    return pair(ours, theirs, dense=ends, norm=ends, table=".weight", how=how)
 
 
-def query_key_value(pair: Callable[[str, str], list[Row]], ours: str, theirs: str) -> list[Row]:
-    """Make the rows of attention's three inputs by `dense` or `torch_pair`; theirs: with {} for which it is."""
-    return [r for name in ("query", "key", "value") for r in pair(f"{ours}.{name}", theirs.format(name))]
+def layers(make: Pair, names: Mapping[str, str], ours: str = "", theirs: str = "") -> list[Row]:
+    """Make the rows of several layers; names: ours → theirs, behind the prefixes `ours` and `theirs`."""
+    ours, theirs = (f"{prefix}." if prefix else "" for prefix in (ours, theirs))
+    return [r for own, foreign in names.items() for r in make(ours + own, theirs + foreign)]
 
 
-def blocks(config: ModelConfig, layer: Callable[[str, str], list[Row]], theirs: str) -> list[Row]:
-    """Make the rows of every block of a lone stack; layer: makes one's; theirs: a name with {} for the number."""
+def blocks(config: ModelConfig, layer: Pair, theirs: str) -> list[Row]:
+    """Make the rows of every block of a single stack; layer: makes one's; theirs: a name with {} for the number."""
     side = "decoder" if config.decoder else "encoder"
     return [r for i in range(config.main.num_layers) for r in layer(f"{side}.blocks.{i}", theirs.format(i))]
 

@@ -4,26 +4,28 @@ Post-norm, no norm on the embeddings nor at the end.
 The original runs OpenAI's GPT: gelu by tanh, eps 1e-5 (huggingface/transformers, openai-gpt).
 """
 
+from functools import partial
 from typing import Any
 
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError
-from hanmo.families.bert import google_layer
+from hanmo.families.bert import google_block
 from hanmo.families.family import (
     POST_NORM,
     Config,
     Family,
     Names,
     Row,
-    Sizes,
     activation,
     blocks,
+    google,
+    layers,
     read,
-    row,
+    torch_pair,
     transformer,
     write_transformer,
 )
-from hanmo.families.gpt2 import CAUSAL_MASK, conv1d_layer, gpt_sizes, hparams, original_hparams
+from hanmo.families.gpt2 import CAUSAL_MASK, conv1d_block, gpt_sizes, hparams, original_hparams, transformer_sizes
 
 
 def _config(data: Config) -> ModelConfig:
@@ -32,11 +34,14 @@ def _config(data: Config) -> ModelConfig:
 
 
 def _rows(config: ModelConfig) -> list[Row]:
+    embedding = {
+        "token": "word_embeddings",
+        "decoder.embedding.position": "position_embeddings",
+        "decoder.embedding.segment": "token_type_embeddings",
+    }
     return [
-        row("token.weight", "gpt/embeddings/word_embeddings"),
-        row("decoder.embedding.position.weight", "gpt/embeddings/position_embeddings"),
-        row("decoder.embedding.segment.weight", "gpt/embeddings/token_type_embeddings"),
-        *blocks(config, google_layer, "gpt/transformer/layer_{}"),
+        *layers(google, embedding, theirs="gpt.embeddings"),
+        *blocks(config, google_block, "gpt.transformer.layer_{}"),
     ]
 
 
@@ -65,10 +70,10 @@ def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
 
 
 def _huggingface_rows(config: ModelConfig) -> list[Row]:
+    names = {"token": "tokens_embed", "decoder.embedding.position": "positions_embed"}
     return [
-        row("token.weight", "transformer.tokens_embed.weight"),
-        row("decoder.embedding.position.weight", "transformer.positions_embed.weight"),
-        *blocks(config, conv1d_layer("attention_post", "feed_forward_post"), "transformer.h.{}"),
+        *layers(torch_pair, names, theirs="transformer"),
+        *blocks(config, conv1d_block("attention_post", "feed_forward_post"), "transformer.h.{}"),
     ]
 
 
@@ -76,7 +81,7 @@ GPT = Family(
     "gpt",
     tensorflow=Names(
         config=_config,
-        original=lambda config: write_transformer(config, gelu="gelu_tanh"),
+        original=partial(write_transformer, gelu="gelu_tanh"),
         rows=_rows,
         sizes=gpt_sizes("gpt/embeddings/token_type_embeddings"),
         absent=("gpt/output/LayerNorm/gamma",),
@@ -85,13 +90,7 @@ GPT = Family(
         config=_huggingface_config,
         original=_huggingface_original,
         rows=_huggingface_rows,
-        sizes=Sizes(
-            token="transformer.tokens_embed.weight",
-            position="transformer.positions_embed.weight",
-            layer="transformer.h.{}.",
-            query="transformer.h.0.attn.c_proj.weight",
-            feed_forward="transformer.h.0.mlp.c_fc.weight",
-        ),
+        sizes=transformer_sizes("tokens_embed", "positions_embed"),
         repeats={"lm_head.weight": "transformer.tokens_embed.weight"},
         dropped=CAUSAL_MASK | {r"^lm_head\.weight$": "the same tensor as the embedding"},
         model_type="openai-gpt",

@@ -4,7 +4,6 @@ Two layouts in TensorFlow: "gpt2" as CPM was converted, BERT-like; "gpt2_openai"
 [1, in, out].
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,13 +14,14 @@ from hanmo.families.family import (
     Config,
     Family,
     Names,
+    Pair,
     Row,
     Sizes,
     activation,
     blocks,
-    dense,
-    norm,
-    query_key_value,
+    google,
+    layers,
+    pair,
     read,
     row,
     torch_pair,
@@ -29,7 +29,16 @@ from hanmo.families.family import (
     write_transformer,
 )
 
-__all__ = ["CAUSAL_MASK", "GPT2", "GPT2_OPENAI", "conv1d_layer", "gpt_sizes", "hparams", "original_hparams"]
+__all__ = [
+    "CAUSAL_MASK",
+    "GPT2",
+    "GPT2_OPENAI",
+    "conv1d_block",
+    "gpt_sizes",
+    "hparams",
+    "original_hparams",
+    "transformer_sizes",
+]
 
 _FIXED: dict[str, Any] = {
     "mask": "causal",
@@ -45,6 +54,17 @@ CAUSAL_MASK = {r"^(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)$": "the causa
 # What Hugging Face's GPT-2 can be told beyond OpenAI's.
 _PLAIN = {"scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True, "add_cross_attention": False}
 
+_BLOCK = {
+    "attention_pre": "attention.input.LayerNorm",
+    "attention.query": "attention.self.query",
+    "attention.key": "attention.self.key",
+    "attention.value": "attention.self.value",
+    "attention.output": "attention.output.dense",
+    "feed_forward_pre": "input.LayerNorm",
+    "feed_forward.input": "intermediate.dense",
+    "feed_forward.output": "output.dense",
+}
+
 
 def _config(data: Config) -> ModelConfig:
     stack = transformer(data, gelu="gelu_tanh", **_FIXED)
@@ -52,26 +72,16 @@ def _config(data: Config) -> ModelConfig:
 
 
 def _rows(config: ModelConfig) -> list[Row]:
-    rows = [
-        row("token.weight", "gpt/embeddings/word_embeddings"),
-        row("decoder.embedding.position.weight", "gpt/embeddings/position_embeddings"),
-        *norm("decoder.norm", "gpt/output/LayerNorm"),
+    embedding = {"token": "word_embeddings", "decoder.embedding.position": "position_embeddings"}
+    return [
+        *layers(google, embedding, theirs="gpt.embeddings"),
+        *google("decoder.norm", "gpt.output.LayerNorm"),
+        *blocks(config, partial(layers, google, _BLOCK), "gpt.transformer.layer_{}"),
     ]
-    for i in range(config.main.num_layers):
-        ours, theirs = f"decoder.blocks.{i}", f"gpt/transformer/layer_{i}"
-        rows += [
-            *norm(f"{ours}.attention_pre", f"{theirs}/attention/input/LayerNorm"),
-            *query_key_value(dense, f"{ours}.attention", f"{theirs}/attention/self/{{}}"),
-            *dense(f"{ours}.attention.output", f"{theirs}/attention/output/dense"),
-            *norm(f"{ours}.feed_forward_pre", f"{theirs}/input/LayerNorm"),
-            *dense(f"{ours}.feed_forward.input", f"{theirs}/intermediate/dense"),
-            *dense(f"{ours}.feed_forward.output", f"{theirs}/output/dense"),
-        ]
-    return rows
 
 
 def gpt_sizes(segment: str = "") -> Sizes:
-    """Tell sizes by the names that bert4keras's conversions of GPT and CPM have."""
+    """Name the tensors that tell sizes in bert4keras's conversions of GPT and CPM."""
     return Sizes(
         token="gpt/embeddings/word_embeddings",
         position="gpt/embeddings/position_embeddings",
@@ -79,6 +89,17 @@ def gpt_sizes(segment: str = "") -> Sizes:
         layer="gpt/transformer/layer_{}/",
         query="gpt/transformer/layer_0/attention/self/query/kernel",
         feed_forward="gpt/transformer/layer_0/intermediate/dense/kernel",
+    )
+
+
+def transformer_sizes(token: str = "wte", position: str = "wpe") -> Sizes:
+    """Name the tensors that tell sizes in Hugging Face's GPT and GPT-2."""
+    return Sizes(
+        token=f"transformer.{token}.weight",
+        position=f"transformer.{position}.weight",
+        layer="transformer.h.{}.",
+        query="transformer.h.0.attn.c_proj.weight",
+        feed_forward="transformer.h.0.mlp.c_fc.weight",
     )
 
 
@@ -163,27 +184,22 @@ def original_hparams(config: ModelConfig, model_type: str, architecture: str) ->
     }
 
 
+def _openai(ours: str, theirs: str) -> list[Row]:
+    return pair(ours, theirs, dense=("/w", "/b"), norm=("/g", "/b"), how="convolution")
+
+
+def _openai_block(ours: str, theirs: str) -> list[Row]:
+    dense = {"attention.output": "attn/c_proj", "feed_forward.input": "mlp/c_fc", "feed_forward.output": "mlp/c_proj"}
+    names = dense | {"attention_pre": "ln_1", "feed_forward_pre": "ln_2"}
+    return [
+        *_fused(f"{ours}.attention", f"{theirs}/attn/c_attn", "/w", "/b", "split_convolution"),
+        *[r for own, foreign in names.items() for r in _openai(f"{ours}.{own}", f"{theirs}/{foreign}")],
+    ]
+
+
 def _openai_rows(config: ModelConfig) -> list[Row]:
-    rows = [row("token.weight", "model/wte"), row("decoder.embedding.position.weight", "model/wpe")]
-    rows += [row("decoder.norm.weight", "model/ln_f/g"), row("decoder.norm.bias", "model/ln_f/b")]
-    for i in range(config.main.num_layers):
-        ours, theirs = f"decoder.blocks.{i}", f"model/h{i}"
-        rows += _fused(f"{ours}.attention", f"{theirs}/attn/c_attn", "/w", "/b", "split_convolution")
-        for name, other in (
-            ("attention.output", "attn/c_proj"),
-            ("feed_forward.input", "mlp/c_fc"),
-            ("feed_forward.output", "mlp/c_proj"),
-        ):
-            rows += [
-                row(f"{ours}.{name}.weight", f"{theirs}/{other}/w", "convolution"),
-                row(f"{ours}.{name}.bias", f"{theirs}/{other}/b"),
-            ]
-        for name, other in (("attention_pre", "ln_1"), ("feed_forward_pre", "ln_2")):
-            rows += [
-                row(f"{ours}.{name}.weight", f"{theirs}/{other}/g"),
-                row(f"{ours}.{name}.bias", f"{theirs}/{other}/b"),
-            ]
-    return rows
+    names = {"token": "model/wte", "decoder.embedding.position": "model/wpe", "decoder.norm": "model/ln_f"}
+    return [*layers(_openai, names), *blocks(config, _openai_block, "model/h{}")]
 
 
 def _fused(ours: str, theirs: str, weight: str, bias: str, how: str) -> list[Row]:
@@ -195,37 +211,33 @@ def _fused(ours: str, theirs: str, weight: str, bias: str, how: str) -> list[Row
 
 
 def _huggingface_rows(config: ModelConfig) -> list[Row]:
-    rows = [
-        row("token.weight", "transformer.wte.weight"),
-        row("decoder.embedding.position.weight", "transformer.wpe.weight"),
-        *torch_pair("decoder.norm", "transformer.ln_f"),
+    names = {"token": "wte", "decoder.embedding.position": "wpe", "decoder.norm": "ln_f"}
+    return [
+        *layers(torch_pair, names, theirs="transformer"),
+        *([] if config.tied else [row("output.weight", "lm_head.weight")]),
+        *blocks(config, conv1d_block("attention_pre", "feed_forward_pre"), "transformer.h.{}"),
     ]
-    if not config.tied:
-        rows.append(row("output.weight", "lm_head.weight"))
-    return rows + blocks(config, conv1d_layer("attention_pre", "feed_forward_pre"), "transformer.h.{}")
 
 
-def conv1d_layer(ln_1: str, ln_2: str) -> Callable[[str, str], list[Row]]:
-    """Make the rows of a block with Hugging Face's Conv1D; ln_1, ln_2: which of our norms stand under these names."""
+def conv1d_block(ln_1: str, ln_2: str) -> Pair:
+    """Make the rows of a block with Hugging Face's Conv1D; ln_1, ln_2: which of our norms have these names."""
+    dense = {"attention.output": "attn.c_proj", "feed_forward.input": "mlp.c_fc", "feed_forward.output": "mlp.c_proj"}
 
-    def layer(ours: str, theirs: str) -> list[Row]:
+    def block(ours: str, theirs: str) -> list[Row]:
         return [
             *_fused(f"{ours}.attention", f"{theirs}.attn.c_attn", ".weight", ".bias", "split_transpose"),
-            *torch_pair(f"{ours}.attention.output", f"{theirs}.attn.c_proj", "transpose"),
-            *torch_pair(f"{ours}.feed_forward.input", f"{theirs}.mlp.c_fc", "transpose"),
-            *torch_pair(f"{ours}.feed_forward.output", f"{theirs}.mlp.c_proj", "transpose"),
-            *torch_pair(f"{ours}.{ln_1}", f"{theirs}.ln_1"),
-            *torch_pair(f"{ours}.{ln_2}", f"{theirs}.ln_2"),
+            *layers(partial(torch_pair, how="transpose"), dense, ours, theirs),
+            *layers(torch_pair, {ln_1: "ln_1", ln_2: "ln_2"}, ours, theirs),
         ]
 
-    return layer
+    return block
 
 
 GPT2 = Family(
     "gpt2",
     tensorflow=Names(
         config=_config,
-        original=lambda config: write_transformer(config, gelu="gelu_tanh"),
+        original=partial(write_transformer, gelu="gelu_tanh"),
         rows=_rows,
         sizes=gpt_sizes(),
         marks=("gpt/output/LayerNorm/gamma",),
@@ -234,13 +246,7 @@ GPT2 = Family(
         config=partial(_openai_config, family="gpt2"),
         original=_huggingface_original,
         rows=_huggingface_rows,
-        sizes=Sizes(
-            token="transformer.wte.weight",
-            position="transformer.wpe.weight",
-            layer="transformer.h.{}.",
-            query="transformer.h.0.attn.c_proj.weight",
-            feed_forward="transformer.h.0.mlp.c_fc.weight",
-        ),
+        sizes=transformer_sizes(),
         repeats={"lm_head.weight": "transformer.wte.weight"},
         dropped=CAUSAL_MASK | {r"^lm_head\.weight$": "the same tensor as the embedding"},
         absent=("transformer.emb_norm.weight",),

@@ -4,6 +4,8 @@ A norm after the embeddings, none at the end; exact gelu, eps 1e-5; the output i
 The original applies no attention dropout, whatever its config says.
 """
 
+from functools import partial
+
 from hanmo.config import ModelConfig, Sublayer
 from hanmo.families.family import (
     Config,
@@ -12,19 +14,26 @@ from hanmo.families.family import (
     Row,
     Sizes,
     blocks,
-    dense,
-    norm,
-    query_key_value,
+    google,
+    layers,
     read,
-    row,
     torch_pair,
     transformer,
     write_transformer,
 )
-from hanmo.families.gpt2 import CAUSAL_MASK, conv1d_layer
+from hanmo.families.gpt2 import CAUSAL_MASK, conv1d_block, transformer_sizes
 
 ORDER = (Sublayer("attention"), Sublayer("feed_forward", pre=True, post=True))
-
+_BLOCK = {
+    "attention.query": "query_layer",
+    "attention.key": "key_layer",
+    "attention.value": "value_layer",
+    "attention.output": "context_projection_layer",
+    "feed_forward_pre": "LayerNorm_mlp_ln0",
+    "feed_forward.input": "intermediate",
+    "feed_forward.output": "output",
+    "feed_forward_post": "LayerNorm_mlp_ln1",
+}
 
 # Republished checkpoints carry a configuration with GPT-2's field names.
 _GPT2_KEYS = {
@@ -61,30 +70,22 @@ def _config(data: Config) -> ModelConfig:
 
 
 def _rows(config: ModelConfig) -> list[Row]:
-    rows = [
-        row("token.weight", "newslm/embeddings/word_embed"),
-        row("decoder.embedding.position.weight", "newslm/embeddings/pos_embed"),
-        *norm("decoder.embedding.norm", "newslm/embeddings/LayerNorm_embed_norm"),
+    embedding = {
+        "token": "word_embed",
+        "decoder.embedding.position": "pos_embed",
+        "decoder.embedding.norm": "LayerNorm_embed_norm",
+    }
+    return [
+        *layers(google, embedding, theirs="newslm.embeddings"),
+        *blocks(config, partial(layers, google, _BLOCK), "newslm.layer{:02d}"),
     ]
-    for i in range(config.main.num_layers):
-        ours, theirs = f"decoder.blocks.{i}", f"newslm/layer{i:02d}"
-        rows += [
-            *query_key_value(dense, f"{ours}.attention", f"{theirs}/{{}}_layer"),
-            *dense(f"{ours}.attention.output", f"{theirs}/context_projection_layer"),
-            *norm(f"{ours}.feed_forward_pre", f"{theirs}/LayerNorm_mlp_ln0"),
-            *dense(f"{ours}.feed_forward.input", f"{theirs}/intermediate"),
-            *dense(f"{ours}.feed_forward.output", f"{theirs}/output"),
-            *norm(f"{ours}.feed_forward_post", f"{theirs}/LayerNorm_mlp_ln1"),
-        ]
-    return rows
 
 
 def _torch_rows(config: ModelConfig) -> list[Row]:
+    names = {"token": "wte", "decoder.embedding.position": "wpe", "decoder.embedding.norm": "emb_norm"}
     return [
-        row("token.weight", "transformer.wte.weight"),
-        row("decoder.embedding.position.weight", "transformer.wpe.weight"),
-        *torch_pair("decoder.embedding.norm", "transformer.emb_norm"),
-        *blocks(config, conv1d_layer("feed_forward_pre", "feed_forward_post"), "transformer.h.{}"),
+        *layers(torch_pair, names, theirs="transformer"),
+        *blocks(config, conv1d_block("feed_forward_pre", "feed_forward_post"), "transformer.h.{}"),
     ]
 
 
@@ -92,7 +93,7 @@ GPT2_ML = Family(
     "gpt2_ml",
     tensorflow=Names(
         config=_config,
-        original=lambda config: write_transformer(config, gelu="gelu_erf"),
+        original=partial(write_transformer, gelu="gelu_erf"),
         rows=_rows,
         sizes=Sizes(
             token="newslm/embeddings/word_embed",
@@ -105,15 +106,9 @@ GPT2_ML = Family(
     # As ghosthamlet/gpt2-ml-torch converts it (gpt2_ml_torch/modeling_gpt2.py), with a network of its own.
     huggingface=Names(
         config=_config,
-        original=lambda config: write_transformer(config, gelu="gelu_erf"),
+        original=partial(write_transformer, gelu="gelu_erf"),
         rows=_torch_rows,
-        sizes=Sizes(
-            token="transformer.wte.weight",
-            position="transformer.wpe.weight",
-            layer="transformer.h.{}.",
-            query="transformer.h.0.attn.c_proj.weight",
-            feed_forward="transformer.h.0.mlp.c_fc.weight",
-        ),
+        sizes=transformer_sizes(),
         marks=("transformer.emb_norm.weight",),
         repeats={"lm_head.weight": "transformer.wte.weight"},
         dropped=CAUSAL_MASK,

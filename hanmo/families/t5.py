@@ -4,7 +4,7 @@ No biases, no score scale, one table of relative positions a stack, kept in its 
 every [in, out] is bare: `encoder/block_000/layer_000/SelfAttention/q`.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,28 @@ from hanmo.families.family import Config, Family, Names, Row, Sizes, activation,
 
 ENCODER = (Sublayer("attention", pre=True), Sublayer("feed_forward", pre=True))
 DECODER = (Sublayer("attention", pre=True), Sublayer("cross", pre=True), Sublayer("feed_forward", pre=True))
-QKVO = (("query", "q"), ("key", "k"), ("value", "v"), ("output", "o"))
+_QKVO = {"query": "q", "key": "k", "value": "v", "output": "o"}
+_WI, _GATED = {"input": "wi", "output": "wo"}, {"gate": "wi_0", "input": "wi_1", "output": "wo"}
+# Names of a block's tensors behind the sub-layer's prefix: mesh-TensorFlow's, with or without RMS in the norm's name.
+_MESH = {
+    "block": "{side}/block_{i:03d}/layer_{j:03d}/",
+    "attention": "SelfAttention/{}",
+    "cross": "EncDecAttention/{}",
+    "feed_forward": "DenseReluDense/{}/kernel",
+    "relative": "SelfAttention/relative_attention_bias",
+    "norm": "layer_norm/scale",
+    "final": "{side}/final_layer_norm/scale",
+}
+_MESH_RMS = _MESH | {"norm": "rms_norm/scale", "final": "{side}/rms_norm/scale"}
+_HUGGINGFACE = {
+    "block": "{side}.block.{i}.layer.{j}.",
+    "attention": "SelfAttention.{}.weight",
+    "cross": "EncDecAttention.{}.weight",
+    "feed_forward": "DenseReluDense.{}.weight",
+    "relative": "SelfAttention.relative_attention_bias.weight",
+    "norm": "layer_norm.weight",
+    "final": "{side}.final_layer_norm.weight",
+}
 REPEATS = {
     name: "shared.weight" for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 }
@@ -91,34 +112,28 @@ def _original(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _rows(config: ModelConfig, *, norm: str, family: str) -> list[Row]:
-    final = "rms_norm" if norm == "rms_norm" else "final_layer_norm"
-    rows = [row("token.weight", "shared/embedding")]
-    if family != "t5.1.0":
-        rows.append(row("output.weight", "decoder/logits/kernel", "transpose"))
-    for stack, name in ((config.encoder, "encoder"), (config.decoder, "decoder")):
+def _stack_rows(config: ModelConfig, names: Mapping[str, str], how: str, relative: str) -> list[Row]:
+    """Make the rows of both stacks; how, relative: of matrices, and of the table of relative positions."""
+    rows = []
+    for stack, side in ((config.encoder, "encoder"), (config.decoder, "decoder")):
         if stack is None:
             continue
-        first = f"{name}/block_000/layer_000/SelfAttention"
-        rows.append(row(f"{name}.relative.weight", f"{first}/relative_attention_bias"))
-        rows.append(row(f"{name}.norm.weight", f"{name}/{final}/scale"))
+        first = names["block"].format(side=side, i=0, j=0)
+        rows.append(row(f"{side}.relative.weight", first + names["relative"], relative))
+        rows.append(row(f"{side}.norm.weight", names["final"].format(side=side)))
         for i in range(stack.num_layers):
             for j, sublayer in enumerate(stack.order):
-                ours, theirs = f"{name}.blocks.{i}.{sublayer.kind}", f"{name}/block_{i:03d}/layer_{j:03d}"
-                rows.append(row(f"{ours}_pre.weight", f"{theirs}/{norm}/scale"))
-                rows += _kernels(ours, theirs, sublayer.kind, stack.gated)
+                ours, theirs = f"{side}.blocks.{i}.{sublayer.kind}", names["block"].format(side=side, i=i, j=j)
+                parts = (_GATED if stack.gated else _WI) if sublayer.kind == "feed_forward" else _QKVO
+                template = theirs + names[sublayer.kind]
+                rows.append(row(f"{ours}_pre.weight", theirs + names["norm"]))
+                rows += [row(f"{ours}.{own}.weight", template.format(part), how) for own, part in parts.items()]
     return rows
 
 
-def _kernels(ours: str, theirs: str, kind: str, gated: bool) -> list[Row]:
-    if kind != "feed_forward":
-        theirs = f"{theirs}/{'SelfAttention' if kind == 'attention' else 'EncDecAttention'}"
-        return [row(f"{ours}.{a}.weight", f"{theirs}/{b}", "transpose") for a, b in QKVO]
-    names = [("gate", "wi_0"), ("input", "wi_1")] if gated else [("input", "wi")]
-    return [
-        row(f"{ours}.{a}.weight", f"{theirs}/DenseReluDense/{b}/kernel", "transpose")
-        for a, b in [*names, ("output", "wo")]
-    ]
+def _rows(config: ModelConfig, *, names: Mapping[str, str], family: str) -> list[Row]:
+    untied = [] if family == "t5.1.0" else [row("output.weight", "decoder/logits/kernel", "transpose")]
+    return [row("token.weight", "shared/embedding"), *untied, *_stack_rows(config, names, "transpose", "same")]
 
 
 def _huggingface_config(data: Config, *, family: str) -> ModelConfig:
@@ -194,46 +209,19 @@ def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
 
 
 def _huggingface_rows(config: ModelConfig) -> list[Row]:
-    rows = [row("token.weight", "shared.weight")]
-    if not config.tied:
-        rows.append(row("output.weight", "lm_head.weight"))
-    for stack, name in ((config.encoder, "encoder"), (config.decoder, "decoder")):
-        if stack is None:
-            continue
-        rows.append(
-            row(
-                f"{name}.relative.weight",
-                f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-                "transpose",
-            )
-        )
-        rows.append(row(f"{name}.norm.weight", f"{name}.final_layer_norm.weight"))
-        for i in range(stack.num_layers):
-            for j, sublayer in enumerate(stack.order):
-                ours, theirs = f"{name}.blocks.{i}.{sublayer.kind}", f"{name}.block.{i}.layer.{j}"
-                rows.append(row(f"{ours}_pre.weight", f"{theirs}.layer_norm.weight"))
-                rows += _huggingface_kernels(ours, theirs, sublayer.kind, stack.gated)
-    return rows
+    untied = [] if config.tied else [row("output.weight", "lm_head.weight")]
+    return [row("token.weight", "shared.weight"), *untied, *_stack_rows(config, _HUGGINGFACE, "same", "transpose")]
 
 
-def _huggingface_kernels(ours: str, theirs: str, kind: str, gated: bool) -> list[Row]:
-    if kind != "feed_forward":
-        theirs = f"{theirs}.{'SelfAttention' if kind == 'attention' else 'EncDecAttention'}"
-        return [row(f"{ours}.{a}.weight", f"{theirs}.{b}.weight") for a, b in QKVO]
-    names = [("gate", "wi_0"), ("input", "wi_1")] if gated else [("input", "wi")]
-    return [row(f"{ours}.{a}.weight", f"{theirs}.DenseReluDense.{b}.weight") for a, b in [*names, ("output", "wo")]]
-
-
-def _family(name: str, norm: str, model_type: str) -> Family:
+def _family(name: str, names: Mapping[str, str], model_type: str) -> Family:
     first = "encoder/block_000/layer_00"
     wi = "wi" if name == "t5.1.0" else "wi_0"
-    original: Callable[[ModelConfig], dict[str, Any]] = _original
     return Family(
         name,
         tensorflow=Names(
             config=partial(_config, family=name),
-            original=original,
-            rows=partial(_rows, norm=norm, family=name),
+            original=_original,
+            rows=partial(_rows, names=names, family=name),
             sizes=Sizes(
                 token="shared/embedding",
                 layer="encoder/block_{:03d}/",
@@ -241,8 +229,8 @@ def _family(name: str, norm: str, model_type: str) -> Family:
                 feed_forward=f"{first}1/DenseReluDense/{wi}/kernel",
                 heads=f"{first}0/SelfAttention/relative_attention_bias",
             ),
-            heads={"decoder": "decoder/rms_norm/scale" if norm == "rms_norm" else "decoder/final_layer_norm/scale"},
-            marks=("encoder/rms_norm/scale" if norm == "rms_norm" else "encoder/final_layer_norm/scale",),
+            heads={"decoder": names["final"].format(side="decoder")},
+            marks=(names["final"].format(side="encoder"),),
             dropped={r".*/EncDecAttention/relative_attention_bias$": "a table that the published T5 never reads"},
         ),
         huggingface=Names(
@@ -269,6 +257,6 @@ def _family(name: str, norm: str, model_type: str) -> Family:
     )
 
 
-T5_1_0 = _family("t5.1.0", "layer_norm", "t5")
-T5_1_1 = _family("t5.1.1", "layer_norm", "t5")
-MT5_1_1 = _family("mt5.1.1", "rms_norm", "mt5")
+T5_1_0 = _family("t5.1.0", _MESH, "t5")
+T5_1_1 = _family("t5.1.1", _MESH, "t5")
+MT5_1_1 = _family("mt5.1.1", _MESH_RMS, "mt5")

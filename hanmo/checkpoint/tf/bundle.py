@@ -24,7 +24,7 @@ from hanmo.checkpoint.tf.strings import decode_strings
 from hanmo.cores import cores
 from hanmo.errors import CheckpointError, CorruptFile
 
-__all__ = ["Bundle", "shard_path"]
+__all__ = ["Bundle", "expected_sizes", "shard_path"]
 
 _MAX_THREADS = 4  # memory, not arithmetic, is the limit
 
@@ -32,6 +32,17 @@ _MAX_THREADS = 4  # memory, not arithmetic, is the limit
 def shard_path(prefix: Path, shard: int, shards: int) -> Path:
     """Return the path of one data file."""
     return prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}")
+
+
+def expected_sizes(prefix: Path) -> dict[Path, int]:
+    """Return each data file of a bundle and the bytes that the index expects it to have at least."""
+    shards, entries = read_index(prefix.with_name(prefix.name + ".index"))
+    sizes = {shard_path(prefix, shard, shards): 0 for shard in range(shards)}
+    for entry in entries.values():
+        for part in entry.parts or (entry,):
+            path = shard_path(prefix, part.shard, shards)
+            sizes[path] = max(sizes[path], part.offset + part.info.nbytes)
+    return sizes
 
 
 class Bundle(Source):
