@@ -41,7 +41,6 @@ from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.safetensors import write_safetensors
 from hanmo.checkpoint.tf.protobuf import fields, read_varint, varint
 from hanmo.checkpoint.tf.sstable import read_table, write_table
-from hanmo.checkpoint.torch_files import write_torch
 from hanmo.errors import HanmoError
 from hanmo.tokenizers.load import load_tokenizer
 from hanmo.tokenizers.sentence_piece import jieba_words
@@ -510,8 +509,8 @@ def make_seeds(folder: Path) -> None:
     for name in ("shards", "bin_bert", "legacy_bert"):
         shutil.copytree(folder / "hf_bert", folder / name, ignore=shutil.ignore_patterns("*.safetensors"))
     write_safetensors(folder / "shards" / "model.safetensors", tensors.items(), max_shard_bytes=40_000)
-    write_torch(folder / "bin_bert" / "pytorch_model.bin", tensors.items())
     whole = {name: torch.from_numpy(array) for name, array in tensors.items()}
+    torch.save(whole, folder / "bin_bert" / "pytorch_model.bin")
     torch.save(whole, folder / "legacy_bert" / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     make_tokenizers(folder / "tokenizers", marks)
     (folder / "packed").mkdir()

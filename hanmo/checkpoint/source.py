@@ -39,7 +39,7 @@ STORAGE: Mapping[str, str] = {
 class TensorInfo:
     """One stored tensor: its name, dtype, shape and size in the file.
 
-    dtype: a key of STORAGE, "string", or the name of a dtype that can be listed but not read.
+    dtype: a key of STORAGE, or the name of a dtype ("string", …) that can be listed but not read.
     """
 
     name: str

@@ -75,8 +75,6 @@ def describe(item: Item) -> tuple[TensorInfo, Iterable[Array | bytes]]:
             )
         return TensorInfo(name, info.dtype, info.shape, info.nbytes), chunks
     array = np.asarray(value)
-    if array.dtype.kind == "O" or array.dtype.kind == "S":
-        return TensorInfo(name, "string", array.shape, 0), [array]
     dtype = array.dtype.name
     if dtype not in STORAGE:
         raise CheckpointError(

@@ -1,31 +1,26 @@
-"""Files of `torch.save` (`pytorch_model.bin`, `.pt`), read without running code from them and written.
+"""Files of `torch.save` (`pytorch_model.bin`, `.pt`), read without running code from them.
 
-Knows torch, which it imports when a file is opened or written, and where people put the tensors in such files.
+Knows torch, which it imports when a file is opened, and where people put the tensors in such files.
 """
 
 from __future__ import annotations
 
-import errno
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from reprlib import repr
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from hanmo.checkpoint.shards import group, write_sharded
 from hanmo.checkpoint.source import STORAGE, Array, Source, TensorInfo, storage_bytes
-from hanmo.checkpoint.staged import Item, describe, is_disk_full, raw_chunks
 from hanmo.errors import CheckpointError, CorruptFile, MissingFile
 from hanmo.files import errors_as, open_file
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TorchFile", "write_torch"]
+__all__ = ["TorchFile"]
 
 _CHUNK = 1 << 22
 _MOST_REPEATED = 1 << 20  # bytes that the expanded tensors of a file may come to, beyond what is stored
@@ -64,41 +59,6 @@ class TorchFile(Source):
 
     def close(self) -> None:
         self._found = {}
-
-
-def write_torch(path: str | Path, tensors: Iterable[Item], *, max_shard_bytes: int | None = None) -> Path:
-    """Write tensors to `path`, or to several files beside it with `PATH.index.json`; return what to open.
-
-    The file holds a flat dict of tensors. A file's tensors are held in memory while it is written, unless they
-    are views of a mapped file.   max_shard_bytes: the most bytes of tensors in a file; None writes one.
-    Raises CheckpointError for a name given twice or a dtype that torch lacks.
-    """
-    import torch
-
-    known = [dtype for dtype in STORAGE if isinstance(getattr(torch, dtype, None), torch.dtype)]
-    groups = group(tensors, max_shard_bytes, dtypes=known, kind="torch")
-
-    def write_one(made: Path, items: list[Item]) -> None:
-        try:
-            torch.save({item[0]: _tensor(item) for item in items}, made)
-        except RuntimeError as error:
-            if not is_disk_full(error):
-                raise
-            raise OSError(errno.ENOSPC, "the disk is full, or forbids so large a file", str(made)) from None
-
-    return write_sharded(Path(path), groups, write_one)
-
-
-def _tensor(item: Item) -> torch.Tensor:
-    import torch
-
-    info, chunks = describe(item)
-    raw = list(raw_chunks(info, chunks))
-    flat = raw[0] if len(raw) == 1 else np.concatenate([np.empty(0, np.uint8), *raw])
-    typed = flat.view(STORAGE[info.dtype]).reshape(info.shape)
-    if not typed.flags.writeable:  # torch would warn
-        typed = typed.copy()
-    return torch.from_numpy(typed).view(getattr(torch, info.dtype))
 
 
 def _load(path: Path) -> tuple[object, bool]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundle_tools import bytes_field, entry, header, int_field, mask, num, slice_of, table, write_data, write_index
+from bundle_tools import bytes_field, entry, header, int_field, mask, slice_of, table, write_data, write_index
 from crc32c import crc32c
 
 from hanmo.checkpoint.source import Source, TensorInfo
@@ -159,26 +159,6 @@ def test_what_cannot_be_joined_is_refused_by_name(tmp_path):
     both = [[(i, 1), (j, 1)] for i in (0, 1) for j in (0, 1)]
     with pytest.raises(CheckpointError, match=r"tensor 'v': the variable is cut along 2 axes \[0, 1\]"):
         _open(tmp_path, (b"v", entry(shape=(2, 2), slices=tuple(slice_of(one) for one in both))))
-
-
-def test_strings_are_decoded(tmp_path):
-    texts = [b"", "翰墨".encode(), b"x" * 300]
-    lengths = b"".join(len(text).to_bytes(4, "little") for text in texts)
-    check = mask(crc32c(lengths)).to_bytes(4, "little")
-    stored = b"".join(num(len(text)) for text in texts) + check + b"".join(texts)
-    whole = mask(crc32c(lengths + check + b"".join(texts)))
-    row = (b"s", entry(dtype=7, shape=(3,), size=len(stored), crc=whole))
-    bundle = _open(tmp_path, row, data=stored)
-    assert bundle.tensors["s"].dtype == "string"
-    assert bundle.read("s").tolist() == texts
-    write_data(tmp_path / "model.ckpt", stored[:-1] + b"y")
-    with pytest.raises(CorruptFile, match=r"tensor 's' in .* is damaged: bytes do not fit their checksum"):
-        Bundle(tmp_path / "model.ckpt").read("s")
-    write_data(tmp_path / "model.ckpt", b"\x01" + stored[1:])
-    with pytest.raises(CorruptFile, match=r"tensor 's' .*lengths of 3 strings do not fit"):
-        Bundle(tmp_path / "model.ckpt", verify=False).read("s")
-    with pytest.raises(CorruptFile, match=r"1,000,000,000 strings cannot stand in 4 bytes"):
-        _open(tmp_path, (b"s", entry(dtype=7, shape=(10**9,), size=4)), data=b"abcd").read("s")
 
 
 def test_a_dtype_without_numbers_is_listed_and_not_read(tmp_path):

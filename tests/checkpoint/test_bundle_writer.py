@@ -95,22 +95,6 @@ def test_tensors_are_aligned_so_that_they_can_be_mapped(tmp_path):
     assert bundle.read("c") == 7 and bundle.read("c").dtype == np.int32
 
 
-def test_strings_read_back(tmp_path):
-    texts = np.array([[b"", "翰墨".encode()], [b"a" * 70_000, b"\xff\0"]], object)
-    write_bundle(tmp_path / "m", [("s", texts), ("none", np.array([], object)), ("one", np.array(b"x"))])
-    bundle = Bundle(tmp_path / "m")
-    assert np.array_equal(bundle.read("s"), texts)
-    assert bundle.read("none").shape == (0,)
-    assert bundle.read("one").item() == b"x"
-
-
-def test_the_checkpoint_file_names_the_prefix(tmp_path):
-    write_bundle(tmp_path / 'a"b', [("v", np.float32(1))], checkpoint_file=True)
-    assert (tmp_path / "checkpoint").read_text() == (
-        'model_checkpoint_path: "a\\"b"\nall_model_checkpoint_paths: "a\\"b"\n'
-    )
-
-
 def _half_written():
     yield "a", np.zeros(100_000)
     raise KeyboardInterrupt

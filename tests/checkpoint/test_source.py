@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from torch_tools import write_torch
 
 from hanmo.checkpoint.mapped import MappedFile
 from hanmo.checkpoint.open import open_source
@@ -15,7 +16,7 @@ from hanmo.checkpoint.shards import Sharded
 from hanmo.checkpoint.source import STORAGE, storage_bytes
 from hanmo.checkpoint.tf.bundle import Bundle
 from hanmo.checkpoint.tf.writer import write_bundle
-from hanmo.checkpoint.torch_files import TorchFile, write_torch
+from hanmo.checkpoint.torch_files import TorchFile
 from hanmo.errors import CheckpointError, CorruptFile, MissingFile
 
 ITEMS = [("a", np.arange(3)), ("b", np.ones(2, np.float32))]

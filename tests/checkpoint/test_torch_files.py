@@ -1,10 +1,9 @@
-"""Files of torch.save: read without running them, and written."""
+"""Files of torch.save, read without running them."""
 
 from __future__ import annotations
 
 import os
 import pickle
-import resource
 import subprocess
 import sys
 import tracemalloc
@@ -16,10 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from torch_tools import write_torch
 
 from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.source import STORAGE, Source, TensorInfo
-from hanmo.checkpoint.torch_files import TorchFile, write_torch
+from hanmo.checkpoint.torch_files import TorchFile
 from hanmo.errors import CheckpointError, CorruptFile, HanmoError, MissingFile
 
 KNOWN = sorted(dtype for dtype in STORAGE if isinstance(getattr(torch, dtype, None), torch.dtype))
@@ -48,17 +48,6 @@ def test_what_is_written_reads_back(tmp_path_factory, tensors, max_shard_bytes):
             assert (read.dtype, read.shape, read.tobytes()) == (array.dtype, array.shape, array.tobytes())
             assert read.flags.writeable
             source.release(name)
-
-
-def test_torch_reads_ours(tmp_path):
-    bits = np.array([0x3F80, 0x4000], np.uint16)
-    info = TensorInfo("half", "bfloat16", (2,), 4)
-    frozen = np.arange(3)
-    frozen.flags.writeable = False
-    write_torch(tmp_path / "m.bin", [("half", (info, [bits])), ("v", frozen)])
-    read = torch.load(tmp_path / "m.bin", weights_only=True)
-    assert torch.equal(read["half"], torch.tensor([1.0, 2.0], dtype=torch.bfloat16))
-    assert read["v"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -262,27 +251,3 @@ def test_missing_files_are_named(tmp_path):
     (tmp_path / "m-00001-of-00002.bin").unlink()
     with pytest.raises(MissingFile, match=r"m-00001-of-00002\.bin is missing; m\.bin\.index\.json lists 2 files"):
         open_source(index)
-
-
-@pytest.mark.parametrize(
-    ("items", "words"),
-    [
-        ([("v", np.zeros(1)), ("v", np.zeros(1))], "tensor 'v' is given twice"),
-        ([("v", np.array([b"x"]))], "tensor 'v' is of dtype string, which torch cannot hold"),
-    ],
-)
-def test_what_torch_cannot_hold_is_refused_and_nothing_is_left(tmp_path, items, words):
-    with pytest.raises(CheckpointError, match=words):
-        write_torch(tmp_path / "m.bin", items)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
-    try:
-        with pytest.raises(OSError, match=rf"the disk is full, or forbids so large a file: '{tmp_path}/x\.bin'"):
-            write_torch(tmp_path / "x.bin", {"a": np.zeros(100_000)}.items())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert list(tmp_path.iterdir()) == []

@@ -20,7 +20,6 @@ from hanmo.checkpoint.mapped import MappedFile
 from hanmo.checkpoint.source import STORAGE, Array, Source
 from hanmo.checkpoint.tf.checksum import masked, threaded_crc32c
 from hanmo.checkpoint.tf.index import Entry, read_index
-from hanmo.checkpoint.tf.strings import decode_strings
 from hanmo.cores import cores
 from hanmo.errors import CheckpointError, CorruptFile
 
@@ -65,18 +64,12 @@ class Bundle(Source):
         self.in_file_order = sorted(self._entries, key=lambda name: self._entries[name].place)
 
     def read(self, name: str) -> Array:
-        """Return one tensor; see `Source.read`. Strings come as an array of `bytes` objects.
+        """Return one tensor; see `Source.read`.
 
         Raises CorruptFile if its bytes fail their checksum, naming it; CheckpointError for a dtype that holds
         no numbers.
         """
         entry = self._entries[name]
-        if entry.info.dtype == "string":
-            stored = self._file(entry.shard).raw(entry.offset, entry.info.nbytes)
-            try:
-                return decode_strings(stored.tobytes(), entry.info.shape, entry.checksum if self._verify else None)
-            except CorruptFile as error:
-                raise self._damaged(entry, str(error)) from None
         if entry.info.dtype not in STORAGE:
             raise CheckpointError(
                 f"tensor {name!r} of {self.path} is of dtype {entry.info.dtype}, which holds no numbers; leave it out"

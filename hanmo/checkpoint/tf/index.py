@@ -27,7 +27,7 @@ DTYPES: Mapping[int, str] = {
     17: "uint16", 18: "complex128", 19: "float16", 20: "resource", 21: "variant", 22: "uint32", 23: "uint64",
     24: "float8_e5m2", 25: "float8_e4m3fn", 26: "float8_e4m3fnuz", 28: "float8_e5m2fnuz", 29: "int4", 30: "uint4",
 }  # fmt: skip
-"""TensorFlow's DataType -> our name. Those that are not in STORAGE can be listed; only strings of them be read."""
+"""TensorFlow's DataType -> our name. Those that are not in STORAGE can be listed but not read."""
 
 MAX_SHARDS = 99_999  # the file names have five digits
 _MAX_RANK = 32  # NumPy 1's limit

@@ -20,7 +20,6 @@ from hanmo.checkpoint.tf.checksum import masked
 from hanmo.checkpoint.tf.index import DTYPES, MAX_SHARDS
 from hanmo.checkpoint.tf.protobuf import encode_bytes, encode_fixed32, encode_int
 from hanmo.checkpoint.tf.sstable import write_table
-from hanmo.checkpoint.tf.strings import encode_strings
 from hanmo.errors import CheckpointError
 
 __all__ = ["write_bundle"]
@@ -35,13 +34,11 @@ def write_bundle(
     *,
     max_shard_bytes: int | None = None,
     block_size: int = 262_144,
-    checkpoint_file: bool = False,
 ) -> Path:
     """Write tensors as `PREFIX.index` and `PREFIX.data-…`; return the prefix.
 
     tensors: written in their order and one by one; the names need no order.   max_shard_bytes: start another
     data file once one holds so many bytes; None writes one.   block_size: bytes of a block of the index.
-    checkpoint_file: also write the text file `checkpoint` beside it, by which TensorFlow finds the latest.
     Nothing appears under its final name before everything is written; the index appears last.
     Raises CheckpointError for names or dtypes that a bundle cannot hold.
     """
@@ -74,14 +71,6 @@ def write_bundle(
             rows = ((key, _entry(*entries[key])) for key in sorted(entries))
             write_table([header, *rows], file.write, block_size=block_size)
         staged.place(made_index, index)
-        if checkpoint_file:
-            listing = prefix.with_name("checkpoint")
-            made_listing = staged.new(listing)
-            quoted = prefix.name.replace("\\", "\\\\").replace('"', '\\"')
-            made_listing.write_text(
-                f'model_checkpoint_path: "{quoted}"\nall_model_checkpoint_paths: "{quoted}"\n', encoding="utf-8"
-            )
-            staged.place(made_listing, listing)
     return prefix
 
 
@@ -99,11 +88,6 @@ def _write_tensor(file: IO[bytes], item: Item) -> tuple[TensorInfo, int, int]:
     """Return (info, offset, masked crc32c) of a tensor that now stands in the file."""
     info, chunks = describe(item)
     offset = file.tell()
-    if info.dtype == "string":
-        strings = np.asarray(next(iter(chunks))).reshape(-1)
-        stored, checksum = encode_strings(bytes(text) for text in strings)
-        file.write(stored)
-        return TensorInfo(info.name, "string", info.shape, len(stored)), offset, checksum
     if info.dtype not in STORAGE or info.dtype not in _NUMBERS:
         raise CheckpointError(f"tensor {info.name!r} is of dtype {info.dtype}, which a bundle cannot hold")
     pad = -offset % np.dtype(STORAGE[info.dtype]).alignment  # so that a reader can map it
