@@ -50,17 +50,16 @@ class Sublayer:
 class StackConfig(_Renamed):
     """One stack of blocks with its embeddings: an encoder, or a decoder.
 
-    Widths are in numbers of features.   head_dim: of a value; key_dim: of a query and a key, usually the same.
-    order: the sub-layers of every block, first to last.
-    positions: how many rows a table of learned positions has; None for kinds without a table.
+    head_dim: features of a value; key_dim: of a query and a key, usually the same.
+    order: the sub-layers of every block.   positions: rows of the table of learned positions, if there is one.
     position_offset: row of the first token's position; RoBERTa leaves the rows before it unused.
     hierarchical: alpha of the hierarchical decomposition of learned positions (kexue.fm/archives/7947); 0 is off.
     score_scale: factor of the attention scores; None is key_dim ** -0.5, T5 uses 1.
     score_residual: "cumulative" adds the scores of all earlier blocks (RealFormer, arXiv 2012.11747), "previous" only
         those of the block before (bert4keras), "none" is off.
     cross_positions: whether cross-attention has T5's relative bias too (bert4keras; the paper's code has not).
-    condition: size of the vector that shifts and scales the norms (conditional layer norm); 0 is off.
-    condition_hidden: size of a hidden layer in between; 0 is none.
+    condition: size of the vector that shifts and scales the norms (conditional layer norm), condition_hidden: of a
+        hidden layer in between; 0 is none.
     """
 
     num_layers: int
@@ -121,15 +120,15 @@ class StackConfig(_Renamed):
         _one_of("mask", self.mask, MASKS)
         _one_of("position", self.position, POSITIONS)
         _one_of("norm", self.norm, ("layer", "rms"))
-        _one_of("activation", self.activation, ACTIVATIONS)
-        _one_of("condition_activation", self.condition_activation, ACTIVATIONS)
+        for name in ("activation", "condition_activation"):
+            _one_of(name, getattr(self, name), ACTIVATIONS)
         _one_of("score_residual", self.score_residual, ("none", "previous", "cumulative"))
         if not self.order:
             raise ConfigError("order is empty; expected at least one sublayer")
+        if self.position == "learned" and self.positions is None:
+            raise ConfigError("positions is missing; learned positions need their number")
         if self.position == "learned":
-            if self.positions is None:
-                raise ConfigError("positions is missing; learned positions need their number")
-            _at_least("positions", self.positions, 1 + self.position_offset)
+            _at_least("positions", self.positions or 0, 1 + self.position_offset)
         for name in ("hierarchical", "position_offset"):
             if getattr(self, name) and self.position != "learned":
                 raise ConfigError(f"{name} is set but position is {self.position!r}; it needs learned positions")
@@ -171,9 +170,9 @@ class StackConfig(_Renamed):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(_Renamed):
-    """A whole model: at most one encoder and one decoder over one vocabulary, and the heads on top.
+    """A model: at most one encoder and one decoder over one vocabulary, and the heads on top.
 
-    family: a label, which tells the tables of names apart; no network code asks for it.
+    family: which tables of names apply; no network code asks for it.
     output: "lm" projects onto the vocabulary, "mlm" transforms first (dense, activation, norm) and adds a bias, "none".
     tied: the output projection is the token embedding.
     logit_scale: factor of the last hidden state before the projection (T5 1.0: hidden_size ** -0.5).
@@ -181,8 +180,8 @@ class ModelConfig(_Renamed):
     discriminator: ELECTRA's head, one logit a token.
     head_activation, head_norm_eps: of the "mlm" transform and the discriminator.
     initializer: standard deviation of fresh weights.
-    generation: what the checkpoint says of its tokenizer and of the ids that begin and end a text, in the words of
-    Hugging Face's config.json ("decoder_start_token_id", "eos_token_id", "tokenizer_class" …), as it was read.
+    generation: the fields of Hugging Face's config.json about the tokenizer and the ids that begin and end a text
+    ("decoder_start_token_id", "eos_token_id", "tokenizer_class" …), as they were read.
     """
 
     family: str
@@ -218,19 +217,19 @@ class ModelConfig(_Renamed):
 
     @property
     def main(self) -> StackConfig:
-        """The stack whose output the heads stand on."""
+        """The stack whose output the heads take."""
         stack = self.decoder or self.encoder
         assert stack is not None
         return stack
 
     @property
     def is_encoder_decoder(self) -> bool:
-        """Whether an encoder reads and a decoder answers, as in T5."""
+        """Whether it has both an encoder and a decoder, as T5 has."""
         return self.encoder is not None and self.decoder is not None
 
     @property
     def can_generate(self) -> bool:
-        """Whether the model can write on: it gives logits, and no token sees a later one of its own text."""
+        """Whether it can generate text: it returns logits, and no token attends to a later one of its own text."""
         return self.output != "none" and self.main.mask != "full"
 
     @property
@@ -258,7 +257,8 @@ class ModelConfig(_Renamed):
 
     def with_mask(self, mask: str) -> "ModelConfig":
         """Return a copy whose main stack has another attention mask: "causal" or "prefix" lets an encoder write."""
-        return replace(self, **{"decoder" if self.decoder else "encoder": replace(self.main, mask=mask)})  # type: ignore[arg-type]
+        main = replace(self.main, mask=mask)
+        return replace(self, decoder=main) if self.decoder else replace(self, encoder=main)
 
     def _token_ids(self, name: str) -> list[int]:
         value = self.generation.get(name)
@@ -282,11 +282,7 @@ class ModelConfig(_Renamed):
     @classmethod
     def read(cls, path: Path) -> "ModelConfig":
         """Read a hanmo.json. Raises ConfigError naming the file, MissingFile."""
-        data = read_json(path, error=ConfigError, unique=True)
-        try:
-            return _build(cls, data, "the model")
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
+        return _build(cls, read_json(path, error=ConfigError, unique=True), f"the model of {path}")
 
 
 def _build(cls: type[T], data: Any, where: str) -> T:
@@ -302,9 +298,12 @@ def _build(cls: type[T], data: Any, where: str) -> T:
         return cls(**values)
     except TypeError as error:
         raise ConfigError(f"{where} is not complete: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in {where})") from None
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
+    """Turn objects and lists into what the field holds; their fields' own types are checked when they are made."""
     if isinstance(hint, UnionType):
         if value is None and NoneType in get_args(hint):
             return None
@@ -315,16 +314,11 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise ConfigError(f"{where} is {value!r}; expected a list")
         return tuple(_build(Sublayer, item, where) for item in value)
-    hint = get_origin(hint) or hint
-    if hint is float and type(value) is int and abs(value) < _MOST:
-        value = float(value)
-    if type(value) is not hint or (hint is float and not math.isfinite(value)):
-        raise ConfigError(f"{where} is {value!r}; expected {hint.__name__}")
-    return value
+    return float(value) if hint is float and type(value) is int and abs(value) < _MOST else value
 
 
 def _kinds(cls: type) -> dict[str, tuple[type, ...]]:
-    """Give the types that each field may hold; a whole number will do for a float."""
+    """Return the types that each field may hold; a float may be given as an int."""
     kinds = {}
     for name, hint in get_type_hints(cls).items():
         allowed = [get_origin(each) or each for each in (get_args(hint) if isinstance(hint, UnionType) else (hint,))]

@@ -95,9 +95,12 @@ def test_an_unknown_kind_of_sublayer_is_refused():
     [
         (lambda d: d.update(colour=1), "the model has the unknown key 'colour'; known are family, vocab_size"),
         (lambda d: d.pop("vocab_size"), "the model is not complete: .*'vocab_size'"),
-        (lambda d: d.update(vocab_size="5"), "vocab of the model is '5'; expected int"),
-        (lambda d: d.update(vocab_size=True), "vocab of the model is True; expected int"),
-        (lambda d: d["encoder"].update(dropout=float("nan")), "dropout of encoder of the model is nan; expected float"),
+        (lambda d: d.update(vocab_size="5"), r"vocab_size is '5'; expected int \(in the model\)"),
+        (lambda d: d.update(vocab_size=True), r"vocab_size is 'True'; expected int \(in the model\)"),
+        (
+            lambda d: d["encoder"].update(dropout=float("nan")),
+            r"dropout is 'nan'; expected float \(in encoder of the model\)",
+        ),
         (lambda d: d["encoder"].update(order="x"), "order of encoder of the model is 'x'; expected a list"),
         (lambda d: d.update(encoder=3), "encoder of the model is int; expected a JSON object"),
     ],
@@ -119,7 +122,7 @@ def test_text_that_is_not_json_is_refused():
     [
         (
             {"num_attention_heads": 5},
-            "hidden_size is 32, num_attention_heads is 5; expected heads that divide the hidden_size",
+            "hidden_size is 32, num_attention_heads is 5; expected heads that divide it",
         ),
         ({"hidden_size": None}, "hidden_size is missing in config.json; expected int"),
         ({"hidden_size": "32"}, "hidden_size is '32' in config.json; expected int"),
@@ -143,3 +146,16 @@ def test_what_the_originals_do_differs_from_bert4keras_where_the_facts_say_so():
     assert [config.logit_scale for config in t5.values()] == [32**-0.5, 1.0, 1.0]
     assert not any(config.main.cross_positions for config in t5.values())
     assert first("gpt2_ml").attention_dropout == 0 and BERT["attention_probs_dropout_prob"] == 0.1
+
+
+def test_the_keys_of_version_0_1_are_read_and_still_name_the_same_values():
+    config = model(decoder=stack(mask="causal"), encoder=None, output="lm")
+    data = json.loads(config.to_json())
+    data["vocab"] = data.pop("vocab_size")
+    for old, new in {"depth": "num_layers", "width": "hidden_size", "heads": "num_heads"}.items():
+        data["decoder"][old] = data["decoder"].pop(new)
+    data["decoder"]["embedding_width"] = data["decoder"].pop("embedding_size")
+    again = ModelConfig.from_json(json.dumps(data))
+    assert again == config
+    assert (again.vocab, again.main.depth, again.main.width) == (config.vocab_size, again.main.num_layers, 8)
+    assert (again.main.heads, again.main.embedding_width) == (again.main.num_heads, again.main.embedding_size)
