@@ -120,6 +120,7 @@ def test_what_cannot_be_packed_is_said_in_one_line_and_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "vocab.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @pytest.mark.parametrize(("form", "limit"), [("txt", 160), ("jsonl", 450)])
 def test_one_line_of_100_mb_is_packed_in_bounded_memory(tmp_path: Path, form: str, limit: int) -> None:
