@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from hanmo.generate import Limits, Sampling, sample
-from hanmo.inference.cuda.blocks import Int8Linear, quantised
+from hanmo.inference.cuda.blocks import Int8Linear, quantized
 from hanmo.inference.cuda.engine import StaticEngine
 from hanmo.model import Model
 from hanmo.training.run import gpt2_ml_config
@@ -80,7 +80,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     )
     with torch.device(given.device):
         model = Model(config).initialize(0).to(torch.bfloat16).eval()
-    models = {kind: quantised(model) if kind == "int8" else model for kind in given.weights}
+    models = {kind: quantized(model) if kind == "int8" else model for kind in given.weights}
     engines = {kind: StaticEngine(used) for kind, used in models.items()}
     weights = {kind: read_bytes(used) for kind, used in models.items()}
     sides = {kind: ours(engine, given) for kind, engine in engines.items()}

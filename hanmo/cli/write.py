@@ -237,9 +237,9 @@ def _load(
     with _bytes_read(model, "loading") as count:
         loaded = load(model, dtype=kind, device=place, progress=count, **reading)
     if on_gpu:
-        from hanmo.inference.cuda.blocks import quantised
+        from hanmo.inference.cuda.blocks import quantized
 
-        loaded.model = quantised(loaded.model)
+        loaded.model = quantized(loaded.model)
     return loaded
 
 

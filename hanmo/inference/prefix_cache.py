@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from hanmo.inference.openvino.engine import OpenVinoEngine, OpenVinoRows
+    from hanmo.inference.openvino.engine import OpenVinoEngine
+    from hanmo.inference.openvino.rows import OpenVinoRows
 
 __all__ = ["PromptCache", "shared_lengths"]
 

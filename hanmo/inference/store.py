@@ -1,9 +1,9 @@
-"""The folder of built files: where it is, what a built file is called, what lies there.
+"""The folder of built files: its path, the names of built files, and their checksums.
 
-    NAME.safetensors   weights; NAME is a digest of all that they were made of: the checkpoint's files and the options
-    NAME.json          their checksum, and the status of the file when it was last summed up
+    NAME.safetensors   weights; NAME is a digest of what they were built from: the checkpoint's files and the options
+    NAME.json          their checksum, and the status of the file when it was last verified
 
-Nothing half built bears such a name: files are written beside and renamed. Knows of what is in them only the header.
+Files are written under another name and renamed when complete. Of their content only the header is known here.
 """
 
 import hashlib
@@ -31,9 +31,9 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class Built:
-    """One file of the folder; finished is False for what an interrupted build left, which nothing ever reads.
+    """One file of the folder; finished is False for the rest of an interrupted build, which is never read.
 
-    words: what the file says of itself: "source", the checkpoint; "weights", their kind.
+    words: from the file's metadata: "source", the checkpoint; "weights", their kind.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class Built:
 
 
 def default_folder() -> Path:
-    """Give the platform's folder for files that can be made again: $XDG_CACHE_HOME/hanmo, by default ~/.cache/hanmo."""
+    """Give the platform's cache folder: $XDG_CACHE_HOME/hanmo, by default ~/.cache/hanmo."""
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     elif sys.platform == "darwin":
@@ -54,10 +54,10 @@ def default_folder() -> Path:
 
 
 def built_path(folder: Path, checkpoint: Path | Location, options: Mapping[str, str | None]) -> Path:
-    """Give the path of what is built from a checkpoint with these options, whether it is there or not.
+    """Give the path of what is built from a checkpoint with these options, whether it exists or not.
 
-    A checkpoint that changes, or moves, gets another path: see `identity`. A file's change time is looked at besides,
-    for a program may set the time of modification back. Raises what `locate` raises.
+    A checkpoint that changes, or moves, gets another path: see `identity`. The files' change times count too, as
+    programs may set back the time of modification. Raises what `locate` raises.
     """
     found = locate(checkpoint)
     changed = [path.stat().st_ctime_ns for path in found.files]
@@ -65,10 +65,9 @@ def built_path(folder: Path, checkpoint: Path | Location, options: Mapping[str, 
 
 
 def identity(checkpoint: Path | Location) -> str:
-    """Digest what tells a checkpoint from others: its files by path, size, time and samples, and its configuration.
+    """Digest a checkpoint's files, by path, size, time of modification and samples, and its configuration.
 
-    Of each data file 17 blocks of 4 KiB are read, of an index, which holds checksums, and of a configuration
-    everything. Raises what `locate` raises.
+    Samples are 17 blocks of 4 KiB; indexes, which hold checksums, and configurations are read completely. Raises what `locate` raises.
     """
     found = locate(checkpoint)
     folder = found.folder.resolve()
@@ -83,15 +82,15 @@ def identity(checkpoint: Path | Location) -> str:
 
 
 def seal(path: Path) -> None:
-    """Note the checksum of a file that was just built beside it, and that the file as it is now has it."""
+    """Record the checksum and status of a file that was just built."""
     _note(path, _checksum(path))
 
 
 def is_whole(path: Path) -> bool:
-    """Tell whether a built file is there, as it was built.
+    """Tell whether a built file exists, unchanged.
 
-    It is summed up when it was written to or moved since it was last summed up, and once after each start of the
-    machine; otherwise its status is enough.
+    Its checksum is computed if it was written to or moved since the last time, and once after each boot of the
+    machine; otherwise its status is compared.
     """
     try:
         noted = read_json(path.with_suffix(".json"))
@@ -103,13 +102,13 @@ def is_whole(path: Path) -> bool:
         return True
     if noted.get("crc32c") != _checksum(path):
         return False
-    with suppress(OSError):  # a folder that cannot be written to
+    with suppress(OSError):  # the folder may be read-only
         _note(path, noted["crc32c"])
     return True
 
 
 def entries(folder: Path) -> list[Built]:
-    """List what was built into the folder, finished or not, by name."""
+    """List the folder's built files, finished or not, by name."""
     if not folder.is_dir():
         return []
     found = []
@@ -121,9 +120,9 @@ def entries(folder: Path) -> list[Built]:
 
 
 def clear(folder: Path) -> int:
-    """Delete what was built into the folder and return how many bytes that were; other files stay.
+    """Delete the folder's built files and return their number of bytes; other files stay.
 
-    A model that is in use goes on: its file leaves the disk when it is closed.
+    A model in use is not disturbed: its file is deleted when it is closed.
     """
     freed = 0
     for built in entries(folder):
@@ -136,13 +135,13 @@ def clear(folder: Path) -> int:
 def _words(path: Path) -> dict[str, str]:
     try:
         words = Safetensors(path).metadata
-    except CheckpointError:  # a stranger's file; it is listed all the same, for it takes room
+    except CheckpointError:  # a foreign file, listed because it takes room
         return {}
     return {name: words[name] for name in ("source", "weights") if name in words}
 
 
 def _sample(path: Path, size: int) -> str:
-    """Digest 17 blocks of a file, from its first to its last; all of an index."""
+    """Digest 17 blocks of a file, the first and the last included; all of an index."""
     if path.name.endswith((".index", ".json")):
         return _digest(path.read_bytes().hex())
     with path.open("rb") as file:

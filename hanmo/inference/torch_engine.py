@@ -1,7 +1,4 @@
-"""The torch engine: a Model and its cache behind the loop's interface, on a CPU or a GPU.
-
-Knows networks and arrays. Knows no text and none of the rules by which ids are chosen.
-"""
+"""The torch engine: a Model and its cache as an `Engine`, on a CPU or a GPU. Knows no text and no sampling."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,25 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hanmo.errors import CheckpointError
-from hanmo.inference.fused.float32_rows import fused_step
+from hanmo.inference.fused.float32 import fused_step
+from hanmo.inference.prompts import check_can_generate, padded
 from hanmo.model import Model
 from hanmo.nn.cache import Cache
 
 
 class TorchEngine:
-    """Run a model that writes: a decoder, a BERT-like stack with a causal or prefix mask, or an encoder-decoder.
+    """Run a model that can generate: a decoder, a BERT-like stack with a causal or prefix mask, or an encoder-decoder.
 
     start: the id that a decoder with an encoder begins with (0 in T5).
-    Raises CheckpointError if the model cannot write.
+    Raises CheckpointError if the model cannot generate.
     """
 
     def __init__(self, model: Model, *, start: int = 0) -> None:
-        if not model.config.can_generate:
-            raise CheckpointError(
-                "this model does not write: it has no output onto its vocabulary, or sees both ways; "
-                "a BERT writes when it is loaded with mask='prefix' or 'causal'"
-            )
+        check_can_generate(model.config)
         self.model = model
         model.main.fused_step = fused_step
         self.start = start
@@ -40,7 +33,7 @@ class TorchEngine:
 
     @property
     def max_positions(self) -> int | None:
-        """The most ids of a row; an encoder-decoder's prompt is not counted, its decoder has no last position."""
+        """The most ids of a row; an encoder-decoder's prompt is not counted, and its decoder has no limit."""
         return self.model.config.main.context
 
     def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple["TorchRows", Any]:
@@ -52,28 +45,19 @@ class TorchEngine:
     def read(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple[Cache, Any]:
         """Run prompts through the model: a cache with room for so many more tokens, and the logits [rows, vocab]."""
         device = self.model.token.weight.device
-        longest = max(len(prompt) for prompt in prompts)
-        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-        mask: Tensor | None = None
-        if any(len(prompt) < longest for prompt in prompts):
-            lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-            mask = torch.arange(longest, device=device) >= longest - lengths[:, None]
+        padded_ids, padding = padded(prompts, left=True)
+        ids = torch.from_numpy(padded_ids).to(device)
+        mask = None if padding is None else torch.from_numpy(padding).to(device)
         more: dict[str, Any] = {"mask": mask}
         if self.model.config.is_encoder_decoder:
             more = {"source": ids, "source_mask": mask}
             ids = torch.full((len(prompts), 1), self.start, device=device)
         elif self.prefix:
             more["segments"] = torch.zeros_like(ids)
-        stack = self.model.main.config
-        cache = Cache(
-            stack,
-            rows=len(prompts),
-            capacity=ids.shape[1] + room,
-            dtype=self.model.token.weight.dtype,
-            device=device,
-        )
+        capacity, dtype = ids.shape[1] + room, self.model.token.weight.dtype
+        cache = Cache(self.model.main.config, rows=len(prompts), capacity=capacity, dtype=dtype, device=device)
         logits = self.model(ids, cache=cache, logits="last", **more).logits
-        return cache, given(logits)
+        return cache, as_array(logits)
 
 
 class TorchRows:
@@ -89,15 +73,15 @@ class TorchRows:
         model = self._engine.model
         new = torch.tensor(ids, device=model.token.weight.device)[:, None]
         segments = torch.ones_like(new) if self._engine.prefix else None
-        return given(model(new, segments=segments, cache=self._cache, logits="last").logits)
+        return as_array(model(new, segments=segments, cache=self._cache, logits="last").logits)
 
     @torch.inference_mode()
     def reorder(self, rows: Sequence[int]) -> None:
-        """Keep these rows in this order; see `Rows.reorder`."""
+        """Make new row i a copy of old row rows[i]; see `Rows.reorder`."""
         self._cache.reorder(torch.tensor(rows, device=self._cache.keys[0].device))
 
 
-def given(logits: Tensor) -> Any:
-    """Hand on [rows, 1, vocab] as [rows, vocab] in float32: NumPy from a CPU, torch from where it lies otherwise."""
+def as_array(logits: Tensor) -> Any:
+    """Give the last of logits [rows, n, vocab] in float32: NumPy from a CPU, a tensor from other devices."""
     last = logits[:, -1].float()
     return last.numpy() if last.device.type == "cpu" else last

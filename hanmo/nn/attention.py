@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from hanmo.config import StackConfig
 from hanmo.nn.cache import Cache
 from hanmo.nn.linear import Linear
-from hanmo.nn.position import rotate
 
 
 @dataclass
@@ -126,6 +125,17 @@ class Attention(nn.Module):
             by_row = weights.new_zeros(*weights.shape[:-1], len(table)).scatter_add(-1, index, weights)
             out = out + by_row @ table
         return out, kept
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotate the pairs (2i, 2i+1) of x by their position's angles (RoFormer, arXiv 2104.09864).
+
+    x: [b, h, n, d].   table: [b or 1, n, d], what `sinusoidal` gives.
+    """
+    sin = table[:, None, :, 0::2].to(x.dtype)  # [b, 1, n, d/2]
+    cos = table[:, None, :, 1::2].to(x.dtype)
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)
 
 
 def _blocks_are_faster(q: Tensor) -> bool:

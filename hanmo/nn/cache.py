@@ -1,19 +1,23 @@
-"""The keys and values of tokens already seen: passed in, indexed by layer, owned by no layer.
+"""The keys and values of earlier tokens: passed in by the caller, indexed by layer, owned by no layer.
 
 keys[layer]    [b, heads, capacity, key_dim]     filled up to `length`
 values[layer]  [b, heads, capacity, head_dim]
-memory[layer]  (keys, values) of the encoder's output, made once by cross-attention
-positions, order, mask   [b or 1, length]  of every key, so that a continued text sees what the whole would
+memory[layer]  (keys, values) of the encoder's output, computed once by cross-attention
+tokens         positions, orders and padding of the keys, so that a continued text has the masks of an unbroken one
 """
 
 import torch
 from torch import Tensor
 
 from hanmo.config import StackConfig
+from hanmo.nn.position import Tokens
 
 
 class Cache:
-    """Room for `capacity` tokens of `rows` texts through one stack."""
+    """Room for `capacity` tokens of `rows` texts through one stack.
+
+    The memory is allocated at once. Padding counts, so capacity may exceed the number of positions.
+    """
 
     def __init__(
         self,
@@ -24,7 +28,6 @@ class Cache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Take the memory at once; padding counts, so that capacity may be more than the stack has positions."""
         shape = (rows, stack.num_heads, capacity)
         self.keys = [torch.empty(*shape, stack.key_dim, dtype=dtype, device=device) for _ in range(stack.num_layers)]
         self.values = [torch.empty(*shape, stack.head_dim, dtype=dtype, device=device) for _ in range(stack.num_layers)]
@@ -32,41 +35,34 @@ class Cache:
         self.memory_mask: Tensor | None = None
         self.capacity = capacity
         self.length = 0
-        self.positions: Tensor | None = None
-        self.order: Tensor | None = None
-        self.mask: Tensor | None = None
+        self.tokens = Tokens()
 
     @property
     def rows(self) -> int:
-        """How many texts there are."""
+        """Number of texts."""
         return len(self.keys[0])
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new keys and values behind the old ones and give all of them: [b, heads, length + n, …].
+        """Write new keys and values behind the old ones and return all of them: [b, heads, length + n, …].
 
         Raises ValueError if there is no room for them.
         """
         end = self.length + keys.shape[2]
-        if end > self.capacity:  # torch would spread one key over no place without a word
+        if end > self.capacity:  # torch would silently broadcast one key to a slice of no columns
             raise ValueError(f"the cache has room for {self.capacity} tokens; {end} were given: make a larger one")
         self.keys[layer][:, :, self.length : end] = keys
         self.values[layer][:, :, self.length : end] = values
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def reorder(self, rows: Tensor) -> None:
-        """Keep these rows, in this order, a row as often as it is named; rows: [new b], integers."""
+        """Make new row i a copy of old row rows[i]; rows: [new b], integers."""
         self.keys = [keys[rows] for keys in self.keys]
         self.values = [values[rows] for values in self.values]
         self.memory = [pair and (pair[0][rows], pair[1][rows]) for pair in self.memory]
-        for name in ("positions", "order", "mask", "memory_mask"):
-            value = getattr(self, name)
-            if value is not None and (len(value) > 1 or name in ("mask", "memory_mask")):
-                setattr(self, name, value[rows])
+        self.memory_mask = None if self.memory_mask is None else self.memory_mask[rows]
+        self.tokens = self.tokens.take(rows)
 
     def cut(self, length: int) -> None:
         """Forget every token from `length` on."""
         self.length = min(self.length, length)
-        for name in ("positions", "order", "mask"):
-            value = getattr(self, name)
-            if value is not None:
-                setattr(self, name, value[:, : self.length])
+        self.tokens = self.tokens.cut(self.length)

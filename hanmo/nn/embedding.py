@@ -1,6 +1,7 @@
-"""From token vectors to a stack's first hidden state: segments, positions, norm, dropout, mapping to the width."""
+"""From token vectors to a stack's first hidden state: segments, positions, norm, dropout, projection."""
 
 import torch
+from array_api_compat import torch as xp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,24 +12,24 @@ from hanmo.nn.position import hierarchical, sinusoidal
 
 
 class Embedding(nn.Module):
-    """`project(dropout(norm(token + segment + position)))`, each part there or not."""
+    """`project(dropout(norm(token + segment + position)))`, each part optional."""
 
     def __init__(self, stack: StackConfig) -> None:
         super().__init__()
         self.stack = stack
-        width = stack.embedding_size
+        size = stack.embedding_size
         learned = stack.position == "learned"
-        self.position = empty_table(stack.positions or 0, width) if learned else None
-        self.segment = empty_table(stack.segments, width) if stack.segments and not stack.shared_segments else None
-        self.norm = Norm.of(stack, width, stack.embedding_norm_eps) if stack.embedding_norm else None
-        self.project = Linear(width, stack.hidden_size, bias=stack.bias) if width != stack.hidden_size else None
+        self.position = empty_table(stack.positions or 0, size) if learned else None
+        self.segment = empty_table(stack.segments, size) if stack.segments and not stack.shared_segments else None
+        self.norm = Norm.of(stack, size, stack.embedding_norm_eps) if stack.embedding_norm else None
+        self.project = Linear(size, stack.hidden_size, bias=stack.bias) if size != stack.hidden_size else None
 
     def forward(
         self, x: Tensor, positions: Tensor, segments: Tensor | None = None, condition: Tensor | None = None
     ) -> Tensor:
         """x: [b, n, embedding_size], token vectors.   positions: [b or 1, n].   → [b, n, hidden_size]."""
         if self.segment is not None:
-            # A model with segments reads one text as segment 0 all through.
+            # Without segment ids every token belongs to segment 0.
             x = x + (self.segment.weight[0] if segments is None else self.segment(segments))
         if self.position is not None:
             if self.stack.hierarchical:
@@ -36,16 +37,16 @@ class Embedding(nn.Module):
             else:
                 x = x + self.position(positions + self.stack.position_offset)
         elif self.stack.position == "sinusoidal":
-            x = x + sinusoidal(positions, x.shape[-1]).to(x.dtype)
+            x = x + sinusoidal(positions, x.shape[-1], xp).to(x.dtype)
         if self.norm is not None:
             x = self.norm(x, condition)
         x = F.dropout(x, self.stack.dropout, self.training)
         return x if self.project is None else self.project(x)
 
 
-def empty_table(rows: int, width: int) -> nn.Embedding:
-    """Make an embedding whose weights are not filled.
+def empty_table(rows: int, size: int) -> nn.Embedding:
+    """Make an embedding with uninitialized weights.
 
-    `nn.Embedding` fills its own at once, for which torch imports its whole compiler where they lie on "meta".
+    `nn.Embedding` initializes its own, for which torch imports its compiler when they are on "meta".
     """
-    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
+    return nn.Embedding(rows, size, _weight=torch.empty(rows, size))

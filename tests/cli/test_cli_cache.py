@@ -1,10 +1,10 @@
 import json
 from pathlib import Path
 
+from opening import open_engine
 from typer.testing import CliRunner
 
 from hanmo.cli.app import app
-from hanmo.inference.openvino.engine import open_engine
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 

@@ -23,7 +23,7 @@ import hanmo.cli.app, hanmo.cli.batch, hanmo.batch.cluster, hanmo.batch.work, ha
 import hanmo.finetune
 import hanmo.inference.prefix_cache
 from pathlib import Path
-from hanmo.inference.openvino.engine import open_engine
+from hanmo.inference.openvino.engine import open_weights
 
 torch.set_num_threads(1)
 for line in sys.stdin:
@@ -34,7 +34,7 @@ for line in sys.stdin:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         try:
             if arguments[0] == "build":
-                open_engine(Path(arguments[1]), weights=arguments[2])
+                open_weights(Path(arguments[1]), weights=arguments[2])
             else:
                 hanmo.cli.app.run()
             os._exit(0)

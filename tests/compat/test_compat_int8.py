@@ -14,7 +14,7 @@ from hanmo.cli.app import app
 from hanmo.compat.bert4keras import backend
 from hanmo.compat.bert4keras.keras import keras
 from hanmo.errors import ConfigError, PromptError, TensorMismatch, Unsupported
-from hanmo.inference.openvino.engine import OpenVinoRows
+from hanmo.inference.openvino.rows import OpenVinoRows
 
 SUPPORTED = [kind for kind in KINDS if kind not in ("bert condition", "t5", "t5 decoder", "mt5")]
 TOKENS = np.array([[3, 4, 5, 0, 6, 7, 8]])

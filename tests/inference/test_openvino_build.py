@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from opening import open_engine
 
 import hanmo.loading
 from hanmo.checkpoint.safetensors import Safetensors, write_safetensors
 from hanmo.checkpoint.save import save
 from hanmo.errors import ConfigError, CorruptFile, TensorMismatch
 from hanmo.inference.openvino.build import build, round_int4, round_int8, scales_int4, scales_int8
-from hanmo.inference.openvino.engine import OpenVinoEngine, open_engine
+from hanmo.inference.openvino.engine import OpenVinoEngine
 from hanmo.inference.openvino.weights import Weights
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"

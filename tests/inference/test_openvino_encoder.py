@@ -11,8 +11,7 @@ from rounding import assert_near
 import hanmo.loading
 from hanmo.errors import CheckpointError
 from hanmo.families import FAMILIES
-from hanmo.inference.openvino.engine import open_weights
-from hanmo.inference.openvino_encoder import OpenVinoEncoder
+from hanmo.inference.openvino.engine import OpenVinoEncoder, open_weights
 from hanmo.model import Model
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
@@ -73,5 +72,5 @@ def test_int8_vectors_are_near_float32(tmp_path):
 
 
 def test_a_model_that_is_no_encoder_alone_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"a t5\.1\.1 is no encoder alone; open it with open_engine to write"):
+    with pytest.raises(CheckpointError, match=r"a t5\.1\.1 is no encoder alone; open it with OpenVinoEngine to write"):
         opened("t5_1.1", tmp_path)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from opening import open_engine
 from rounding import assert_near
 
 import hanmo.loading
@@ -11,7 +12,7 @@ from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, ConfigError, MissingFile
 from hanmo.generate import GREEDY, Limits, Sampling
 from hanmo.generate.loop import Token, sample
-from hanmo.inference.openvino.engine import OpenVinoEngine, open_engine
+from hanmo.inference.openvino.engine import OpenVinoEngine
 from hanmo.inference.torch_engine import TorchEngine
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
@@ -20,9 +21,9 @@ OWN = ("gpt2_ml_original", "gpt2_ml", "gpt2", "gpt", "gpt_nosegment", "gpt_share
 CAUSAL = [(name, None) for name in OWN]
 CAUSAL += [(name, "causal") for name in KIN]
 PREFIX = [(name, "prefix") for name in KIN]
-ANSWERS = [(name, None) for name in ("t5_1.0", "t5_1.1", "mt5_1.1")]
+SEQ2SEQ = [(name, None) for name in ("t5_1.0", "t5_1.1", "mt5_1.1")]
 SOME = [("gpt2_ml", None), ("bert", "prefix"), ("nezha", "causal"), ("t5_1.1", None)]
-ALL = CAUSAL + PREFIX + ANSWERS
+ALL = CAUSAL + PREFIX + SEQ2SEQ
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22], [31, 32, 33, 34, 35]]
 
 

@@ -4,21 +4,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hanmo.inference.openvino.engine import open_engine
+from opening import open_engine
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from hanmo.inference.openvino.engine import open_engine
+from hanmo.inference.openvino.engine import OpenVinoEngine, open_weights
 from hanmo.generate import GREEDY, Limits
 from hanmo.generate.stop import NEVER
 from hanmo.generate.text import GenerationConfig, write
 from hanmo.tokenizers import WordPiece
 
 words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(0x4E00 + i) for i in range(115))]
-engine = open_engine(Path(sys.argv[1]), weights="float32", folder=Path(sys.argv[2]))
+engine = OpenVinoEngine(open_weights(Path(sys.argv[1]), weights="float32", folder=Path(sys.argv[2])))
 config = GenerationConfig(sampling=GREEDY, limits=Limits(max_tokens=9), stop=NEVER)
 [[written]] = write(engine, WordPiece(words), ["一丁"], config=config, seed=1)
 assert "torch" not in sys.modules, "torch was imported"

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from opening import open_engine
 from rounding import assert_near
 
 from hanmo.generate import GREEDY, Limits, Sampling
 from hanmo.generate.beam import beam_search
 from hanmo.generate.loop import Token, sample
-from hanmo.inference.openvino.engine import OpenVinoRows, open_engine
+from hanmo.inference.openvino.rows import OpenVinoRows
 from hanmo.inference.prefix_cache import PromptCache
 from hanmo.pipeline import open_writer
 

@@ -18,7 +18,7 @@ from hanmo.generate import GREEDY, Limits, Sampling
 from hanmo.generate.beam import beam_search
 from hanmo.generate.draw import choose
 from hanmo.generate.loop import End, Token, sample
-from hanmo.inference.cuda.blocks import Int8Linear, quantised
+from hanmo.inference.cuda.blocks import Int8Linear, quantized
 from hanmo.inference.cuda.engine import BUCKET, StaticEngine, column_bucket, row_bucket
 from hanmo.inference.torch_engine import TorchEngine
 from hanmo.model import Model
@@ -30,8 +30,8 @@ if not torch.cuda.is_available():
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 KIN = ("bert", "bert_headsize", "albert", "albert_unshared", "nezha", "roformer", "roformer_v2")
 OWN = ("gpt2_ml_original", "gpt2_ml", "gpt2", "gpt", "gpt_nosegment", "gpt_shared_segment")
-ANSWERS = ("t5_1.0", "t5_1.1", "mt5_1.1")
-ALL = [(name, None) for name in OWN + ANSWERS] + [(name, mask) for name in KIN for mask in ("causal", "prefix")]
+SEQ2SEQ = ("t5_1.0", "t5_1.1", "mt5_1.1")
+ALL = [(name, None) for name in OWN + SEQ2SEQ] + [(name, mask) for name in KIN for mask in ("causal", "prefix")]
 SOME = [("gpt2_ml", None), ("bert", "prefix"), ("nezha", "causal"), ("t5_1.1", None)]
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22], [31, 32, 33, 34, 35]]
 ENGINES = (TorchEngine, StaticEngine)
@@ -277,7 +277,7 @@ def test_what_was_loaded_writes_with_it_on_a_gpu_and_keeps_it(device, monkeypatc
     loaded = hanmo.loading.load(GOLDENS / "gpt2_ml" / "model.ckpt", device=device)
     engine = loaded.engine
     assert type(engine) is StaticEngine and loaded.engine is engine
-    loaded.model = quantised(loaded.model)
+    loaded.model = quantized(loaded.model)
     smaller = loaded.engine
     assert smaller is not engine and smaller.model is loaded.model
     assert written(smaller, PROMPTS) and loaded.engine is smaller
@@ -291,7 +291,7 @@ def test_int8_weights_stay_near_the_plain_engine_and_leave_the_model_as_it_is(en
     for name, mask in SOME:
         plain, _ = engines(name, mask)
         before = {key: value.clone() for key, value in plain.model.state_dict().items()}
-        small = quantised(plain.model)
+        small = quantized(plain.model)
         layers = [layer for layer in small.modules() if isinstance(layer, Int8Linear)]
         assert len(layers) > 10 and not any(type(layer) is nn.Linear for layer in small.modules())
         assert small.token.weight is plain.model.token.weight
@@ -303,12 +303,12 @@ def test_int8_weights_stay_near_the_plain_engine_and_leave_the_model_as_it_is(en
         assert all(torch.equal(value, before[key]) for key, value in plain.model.state_dict().items())
 
 
-@pytest.mark.parametrize("quantise", [False, True])
+@pytest.mark.parametrize("quantize", [False, True])
 @pytest.mark.parametrize(("name", "mask"), [("gpt2_ml", None), ("gpt2", None), ("bert", "causal"), ("t5_1.1", None)])
-def test_bfloat16_steps_stay_near_those_of_float32(engines, name, mask, quantise):
+def test_bfloat16_steps_stay_near_those_of_float32(engines, name, mask, quantize):
     plain, _ = engines(name, mask)
     model = copy.deepcopy(plain.model).to(torch.bfloat16)
-    model = quantised(model) if quantise else model
+    model = quantized(model) if quantize else model
     largest = float(abs(torch.as_tensor(plain.prefill(PROMPTS, room=1)[1])).max())
     off = difference(plain, StaticEngine(model), [[2, 0, 2, 1], [1]])
     assert 1e-4 < off < 0.08 * largest
@@ -359,11 +359,11 @@ def test_the_kernel_of_attention_writes_one_key_and_sees_all_real_ones(kernels, 
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # the interpreter's sigmoid, far below 0
-@pytest.mark.parametrize("quantise", [False, True])
-def test_steps_by_the_kernels_stay_near_those_of_float32(kernels, engines, monkeypatch, quantise):
+@pytest.mark.parametrize("quantize", [False, True])
+def test_steps_by_the_kernels_stay_near_those_of_float32(kernels, engines, monkeypatch, quantize):
     plain, _ = engines("gpt2_ml")
     model = copy.deepcopy(plain.model).to(kernels.dtype)
-    model = quantised(model) if quantise else model
+    model = quantized(model) if quantize else model
     launched = []
     attend = kernels.module.attend
     monkeypatch.setattr(

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from opening import open_engine
 
 from hanmo import load
 from hanmo.errors import MissingFile
 from hanmo.inference import store
-from hanmo.inference.openvino.engine import open_engine
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 OPTIONS = {"weights": "int8"}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hanmo.compat.bert4keras.configs import Settings
 from hanmo.config import ModelConfig
-from hanmo.inference.fused.float32_rows import fused_step
+from hanmo.inference.fused.float32 import fused_step
 from hanmo.model import Model
 from hanmo.nn.activation import activate
 from hanmo.nn.cache import Cache

@@ -117,7 +117,7 @@ class QuantizedRunner:
             ids[:, start:],
             segment=segments[:, start:],
             positions=positions[:, start:],
-            real=None if real.all() else real[:, start:],
+            mask=None if real.all() else real[:, start:],
             keep=1 if last else count - start,
         )
         return [finish(torch.from_numpy(logits), self._activation).numpy()]

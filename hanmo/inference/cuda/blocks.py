@@ -1,6 +1,6 @@
-"""Blocks of one new token a row in few kernels, and linear layers whose weights are int8.
+"""The fused decode step of a block on a GPU, and linear layers with int8 weights.
 
-Knows which blocks can be run so, and when `kernels.py` may serve; everywhere else the same formulas run in plain torch.
+Knows when `kernels.py` can be used; otherwise the same formulas run in plain torch.
 """
 
 import copy
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hanmo.config import StackConfig
+from hanmo.checkpoint.quantized import round_int8, scales_int8
 from hanmo.model import Model
 from hanmo.nn.activation import activate
 from hanmo.nn.attention import AttentionInputs
@@ -22,17 +22,19 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weights are whole numbers from -127 to 127 with a scale for each output."""
+    """A linear layer with weights from -127 to 127 and a scale for each output, quantized from another's.
+
+    The bias is shared with the other layer.
+    """
 
     def __init__(self, layer: nn.Linear) -> None:
-        """Round a layer's weights to the nearest; its bias is shared."""
         super().__init__()
         weight = layer.weight.detach().float()
-        scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        scales = scales_int8(weight)
         self.weight: Tensor
         self.scale: Tensor
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8).contiguous())
-        self.register_buffer("scale", scale)
+        self.register_buffer("weight", round_int8(weight, scales).contiguous())
+        self.register_buffer("scale", scales[:, 0])
         self.bias = layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,41 +42,26 @@ class Int8Linear(nn.Module):
         return _linear(x.flatten(0, -2), [self])[0].view(*x.shape[:-1], -1)
 
 
-def quantised(model: Model) -> Model:
-    """Copy a model with the weights of all linear layers in int8; everything else is shared with it."""
+def quantized(model: Model) -> Model:
+    """Copy a model with the weights of all linear layers in int8; everything else is shared."""
     shared: dict[int, Any] = {id(each): each for each in (*model.parameters(), *model.buffers())}
     layers = {id(each): Int8Linear(each) for each in model.modules() if isinstance(each, nn.Linear)}
     return copy.deepcopy(model, shared | layers)
 
 
-def lay_out(model: Model) -> None:
-    """Have the weights of all linear layers lie output by output, as the kernels read them; values stay as they are.
-
-    Those of a TensorFlow checkpoint lie input by input.
-    """
+def make_contiguous(model: Model) -> None:
+    """Lay out the weights of all linear layers [out, in], as the kernels read them; TensorFlow's are [in, out]."""
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
             layer.weight.data = layer.weight.data.contiguous()
 
 
-def fuses(stack: StackConfig) -> bool:
-    """Tell whether `step` can run a stack's blocks: attention to itself by scores alone, a feed-forward of one gate."""
-    return (
-        {sublayer.kind for sublayer in stack.order} <= {"attention", "feed_forward"}
-        and stack.position in ("none", "learned", "sinusoidal")
-        and stack.score_residual == "none"
-        and stack.key_dim == stack.head_dim
-        and not stack.gated
-        and not stack.condition
-    )
-
-
 def step(
     block: Block, x: Tensor, inputs: AttentionInputs, cache: Cache, *, layer: int, slot: Tensor, pad: Tensor
 ) -> Tensor:
-    """Run a block over one new token a row, as its own forward does: x [rows, hidden_size] → the same.
+    """Run a block over one new token of each row, as its `forward` does: x [rows, hidden_size] → the same shape.
 
-    cache: a window that begins where the rows do.   slot, pad: as in `kernels.attend`.
+    slot, pad: as in `kernels.attend`.
     """
     for sublayer in block.order:
         module = getattr(block, sublayer.kind)
@@ -102,28 +89,28 @@ def _linear(
 ) -> Tensor | list[Tensor]:
     """Apply layers of one size to x [rows, in], one result [rows, out] for each: residual + act(layer(x))."""
     kernels = _kernels(x)
-    whole = isinstance(layers[0], Int8Linear)
-    # Beyond a tile of rows the products are no longer bound by memory, and torch's own are better at them.
-    most = 0 if kernels is None else kernels.MOST_ROWS if whole else kernels.MOST_ROWS // 4
-    laid_out = all(layer.weight.is_contiguous() for layer in layers)
-    if kernels is not None and len(x) <= most and laid_out and activation in kernels.ACTIVATIONS:
-        scales = [layer.scale for layer in layers] if whole else None
+    int8 = isinstance(layers[0], Int8Linear)
+    # With more rows than a tile, products are not bound by memory, and torch's are faster.
+    most = 0 if kernels is None else kernels.MOST_ROWS if int8 else kernels.MOST_ROWS // 4
+    contiguous = all(layer.weight.is_contiguous() for layer in layers)
+    if kernels is not None and len(x) <= most and contiguous and activation in kernels.ACTIVATIONS:
+        scales = [layer.scale for layer in layers] if int8 else None
         biases = None if layers[0].bias is None else [layer.bias for layer in layers]
         weights = [layer.weight for layer in layers]
         return kernels.linear(x, weights, scales, biases, activation=activation, residual=residual)
-    found = []
+    results = []
     for layer in layers:
-        y = F.linear(x, layer.weight.to(x.dtype), None if whole else layer.bias)
-        if whole:
+        y = F.linear(x, layer.weight.to(x.dtype), None if int8 else layer.bias)
+        if int8:
             y = (y * layer.scale).to(x.dtype)
             y = y if layer.bias is None else y + layer.bias
         y = activate(y, activation)
-        found.append(y if residual is None else residual + y)
-    return found
+        results.append(y if residual is None else residual + y)
+    return results
 
 
 def _kernels(x: Tensor) -> Any:
-    """Give the module of kernels if it can compute with this tensor here; float32 is left to torch, exactly."""
+    """Give the module of kernels if it supports this tensor here; float32 is left to torch, which is exact."""
     return _module(x.device) if x.is_cuda and x.dtype in HALVES else None
 
 

@@ -1,11 +1,10 @@
-"""The GPU engine: decode steps of fixed shapes over memory that never moves, each captured as a CUDA graph once.
+"""The GPU engine: decode steps of static shapes, each captured as a CUDA graph once.
 
-Knows networks, arrays and the order of work on a device. Knows no text and none of the rules by which ids are chosen.
-Without a GPU the same steps run one kernel at a time, which is how they are tested.
+Without a GPU the same steps run one kernel at a time, which is how they are tested. Knows no text and no sampling.
 
-    prefill ──► Cache ──first step──► Slots of the engine, lent to the rows until they are forgotten
+    prefill ──► Cache ──first step──► Slots, acquired from the engine until the rows are freed
     columns of a row     padding │ prompt │ written │ slot: the new token │ free          bucket ≥ slot + 1
-    a graph for every    (rows rounded up to a power of two, bucket of columns), shared by all texts
+    one graph for each   (rows rounded up to a power of two, bucket of columns), shared by all texts
 """
 
 import weakref
@@ -16,29 +15,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hanmo.inference.cuda.blocks import fuses, lay_out, step
+from hanmo.inference.cuda.blocks import make_contiguous, step
+from hanmo.inference.fused.support import has_fused_step
 from hanmo.inference.torch_engine import TorchEngine, TorchRows
 from hanmo.model import Model
 from hanmo.nn.attention import AttentionInputs
 from hanmo.nn.cache import Cache
 
-BUCKET = 128  # the fewest columns that a step attends to
-LARGE = 1024  # up to here buckets double, from here on they grow by so much
-WARM_UP = 3  # runs before a capture, in which libraries choose kernels and take their memory
+BUCKET = 128  # the fewest columns of a step
+LARGE = 1024  # buckets double up to here, and then grow by this
+WARM_UP = 3  # runs before a capture, in which libraries choose kernels and allocate memory
 
 
 class StaticEngine(TorchEngine):
-    """Run a model that writes as `TorchEngine` does, each decode step without a word from the processor in between.
+    """Run a model as `TorchEngine` does, each decode step without host synchronisation.
 
-    The logits are torch tensors wherever the model lies. The model's parameters are read in place: changed values
-    count at once, but a model that is moved needs a new engine.
-    Raises CheckpointError if the model cannot write.
+    The logits are torch tensors on every device. The model's parameters are read in place: changed values count at
+    once, but a model that is moved needs a new engine.
+    Raises CheckpointError if the model cannot generate.
     """
 
     def __init__(self, model: Model, *, start: int = 0) -> None:
         super().__init__(model, start=start)
         self.device = model.token.weight.device
-        lay_out(model)
+        make_contiguous(model)
         self._free: list[Slots] = []
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
@@ -49,42 +49,42 @@ class StaticEngine(TorchEngine):
         return StaticRows(self, cache, cache.length + max(room, 1)), torch.as_tensor(logits)
 
     def send(self, numbers: Sequence[float]) -> Tensor:
-        """Bring numbers to the device without waiting for what it is doing; see `QueueingEngine.send`."""
+        """Copy numbers to the device without waiting for its queue; see `QueueingEngine.send`."""
         host = torch.tensor(numbers, dtype=torch.float64)
         return host.pin_memory().to(self.device, non_blocking=True) if self._pool else host
 
     def fetch(self, ids: Tensor) -> Callable[[], list[int]]:
-        """Begin to bring ids from the device; see `QueueingEngine.fetch`."""
+        """Begin to copy ids from the device; see `QueueingEngine.fetch`."""
         if not self._pool:
             return ids.tolist
         host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
         with self._here():
             host.copy_(ids, non_blocking=True)
-            there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            there.record()
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
 
         def wait() -> list[int]:
-            there.synchronize()
+            copied.synchronize()
             return host.tolist()
 
         return wait
 
     def acquire(self, rows: int, capacity: int, memory: int) -> "Slots":
-        """Give memory for so many rows, columns and columns of an encoder's output, used before if any is free."""
+        """Give free or new memory for so many rows, columns, and columns of an encoder's output."""
         rows, capacity, memory = row_bucket(rows), column_bucket(capacity), memory and column_bucket(memory)
         for slots in self._free:
             if slots.rows >= rows and slots.capacity >= capacity and slots.memory_capacity == memory:
                 self._free.remove(slots)
                 return slots.cleared()
-        self._free.clear()  # too small for what is asked of this engine now; their graphs go with them
+        self._free.clear()  # too small now; their graphs are freed with them
         return Slots(self.model, rows, capacity, memory)
 
     def release(self, slots: "Slots") -> None:
-        """Take memory back that `acquire` gave."""
+        """Take back what `acquire` gave."""
         self._free.append(slots)
 
     def run(self, slots: "Slots", rows: int, columns: int) -> Tensor:
-        """Step the first rows, over as many columns as are in use: logits [rows, vocab], valid until the next step."""
+        """Step the first rows over the columns in use: logits [rows, vocab], valid until the next step."""
         window = row_bucket(rows), column_bucket(columns)
         if self._pool is None:
             return self._forward(Window(slots, *window))[:rows]
@@ -96,7 +96,7 @@ class StaticEngine(TorchEngine):
         return logits[:rows]
 
     def _here(self) -> AbstractContextManager[object]:
-        """Make the model's GPU the one that kernels are launched on."""
+        """Make the model's GPU the current device."""
         return torch.cuda.device(self.device) if self._pool else nullcontext()
 
     def _capture(self, window: "Window") -> tuple[torch.cuda.CUDAGraph, Tensor]:
@@ -104,26 +104,26 @@ class StaticEngine(TorchEngine):
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
-            for _ in range(WARM_UP):  # writes the same keys to the same places as the replay will
+            for _ in range(WARM_UP):  # writes the same keys to the same columns as the replay
                 self._forward(window)
         here.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        # One pool for all graphs: none runs beside another, and logits are copied before the next one runs.
+        # One pool for all graphs: no two run at once, and logits are copied before the next one runs.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             logits = self._forward(window)
         return graph, logits
 
     def _forward(self, window: "Window") -> Tensor:
-        """Compute a step from what lies in the window, and nothing of it on the processor: [rows, vocab]."""
+        """Compute a step from the window's tensors alone, without host synchronisation: [rows, vocab]."""
         model, stack = self.model, self.model.main
         limit = stack.config.context
-        # A row that has ended may be stepped once more before it is dropped.
+        # A finished row may run one extra step, whose result is discarded.
         new = (window.slot - window.pad).clamp(0, None if limit is None else limit - 1)
         columns = torch.arange(window.capacity, device=self.device)[None]
         real = ((columns >= window.pad) & (columns <= window.slot))[:, None, None]
         inputs = AttentionInputs()
         stack.place(inputs, new, (columns - window.pad).clamp(min=0))
-        # Added to the scores, which the fused kernel takes as it is; a boolean mask it would convert in every block.
+        # A bias, which the fused kernel takes as it is; it would convert a boolean mask in every block.
         bias = (
             torch.zeros(1, dtype=model.token.weight.dtype, device=self.device) if inputs.bias is None else inputs.bias
         )
@@ -135,7 +135,7 @@ class StaticEngine(TorchEngine):
         segments = torch.ones_like(ids) if self.prefix else None
         x = stack.embedding(model.vectors(stack, ids, segments), new, segments)
         scores: dict[str, Tensor | None] | None = None
-        fused = fuses(stack.config)
+        fused = has_fused_step(stack.config, "cuda")
         x = x[:, 0] if fused else x
         for layer in range(stack.config.num_layers):
             block: Any = stack.blocks[0 if stack.config.shared_layers else layer]
@@ -148,7 +148,7 @@ class StaticEngine(TorchEngine):
 
 
 class StaticRows(TorchRows):
-    """The rows of one `prefill`: their cache, and from the first step on their slots."""
+    """The rows of one `prefill`: their cache, and slots from the first step on."""
 
     def __init__(self, engine: StaticEngine, cache: Cache, capacity: int) -> None:
         super().__init__(engine, cache)
@@ -161,12 +161,12 @@ class StaticRows(TorchRows):
     def step(self, ids: Any) -> Any:
         """Append one id to every row and return the logits [rows, vocab]; see `Rows.step`.
 
-        ids: a sequence, or a tensor on the device. Below 0 it stands for no id, and what comes of it is not used.
+        ids: a sequence, or a tensor on the device. Those below 0 are no ids; the logits of their rows are not used.
         Raises ValueError if there is no room for them.
         """
         if self._length == self._capacity:
             raise ValueError(f"the rows have room for {self._capacity} tokens; prefill them with a larger room")
-        slots = self._settled()
+        slots = self._slots_of_cache()
         slots.ids[: self._rows] = torch.as_tensor(ids).clamp(min=0)
         slots.slot.fill_(self._length)
         self._length += 1
@@ -174,7 +174,7 @@ class StaticRows(TorchRows):
 
     @torch.inference_mode()
     def reorder(self, rows: Sequence[int]) -> None:
-        """Keep these rows in this order; see `Rows.reorder`."""
+        """Make new row i a copy of old row rows[i]; see `Rows.reorder`."""
         if self._slots is None:
             super().reorder(rows)
         elif len(rows) <= self._slots.rows:
@@ -185,8 +185,8 @@ class StaticRows(TorchRows):
             self._hold(larger)
         self._rows = len(rows)
 
-    def _settled(self) -> "Slots":
-        """Move what was read to fixed memory at the first step, when n samples of one prompt are n rows already."""
+    def _slots_of_cache(self) -> "Slots":
+        """Copy the cache to slots at the first step, when a prompt's n samples are n rows already."""
         if self._slots is None:
             cache = self._cache
             memory = cache.memory[0][0].shape[2] if cache.memory[0] else 0
@@ -196,7 +196,7 @@ class StaticRows(TorchRows):
         return self._slots
 
     def _hold(self, slots: "Slots") -> "Slots":
-        """Keep slots until other ones take their place or these rows are forgotten."""
+        """Keep slots until they are replaced or these rows are freed."""
         if self._return is not None:
             self._return()
         self._slots = slots
@@ -206,10 +206,10 @@ class StaticRows(TorchRows):
 
 
 class Slots(Cache):
-    """Memory for rows to write in, and what a step has to know of them: its addresses never change.
+    """Memory of rows and the inputs of their steps, at addresses that never change.
 
-    ids: [rows] to append.   slot: [1], the column they go to.   pad: [rows, 1], how many columns are padding.
-    memory_mask: [rows, memory], True where an encoder's output is real.   graphs: by (rows, columns).
+    ids: [rows] to append.   slot: [1], the column they go to.   pad: [rows, 1], number of columns of padding.
+    memory_mask: [rows, memory], False for padding.   graphs: by (rows, columns).
     """
 
     def __init__(self, model: Model, rows: int, capacity: int, memory: int) -> None:
@@ -227,15 +227,15 @@ class Slots(Cache):
         self.cleared()
 
     def cleared(self) -> "Slots":
-        """Forget everything: not even a NaN may be left, for a masked one still spoils a sum."""
+        """Zero all keys and values: a masked NaN would still spoil a sum."""
         for kept in (*self.keys, *self.values, *(each for pair in self.memory if pair for each in pair)):
             kept.zero_()
         return self
 
     def fill(self, cache: Cache) -> None:
-        """Take over what a prefill left."""
+        """Copy the cache of a prefill."""
         rows, length = cache.rows, cache.length
-        self.pad[:rows] = 0 if cache.mask is None else (~cache.mask).sum(1, keepdim=True)
+        self.pad[:rows] = 0 if cache.tokens.mask is None else (~cache.tokens.mask).sum(1, keepdim=True)
         for layer in range(len(self.keys)):
             self.keys[layer][:rows, :, :length] = cache.keys[layer][:, :, :length]
             self.values[layer][:rows, :, :length] = cache.values[layer][:, :, :length]
@@ -249,7 +249,7 @@ class Slots(Cache):
             self.memory_mask[:rows, : first[0].shape[2]] = real
 
     def take(self, other: "Slots", rows: Sequence[int], length: int) -> None:
-        """Make row i a copy of row rows[i] of other slots, or of these; length: columns that hold something."""
+        """Make row i a copy of row rows[i] of other slots, or of these; length: columns in use."""
         moved = [(place, row) for place, row in enumerate(rows) if place != row or other is not self]
         if not moved:
             return
@@ -266,7 +266,7 @@ class Slots(Cache):
 
 
 class Window(Cache):
-    """The first rows and columns of slots, as a block sees them: everything in it is a view."""
+    """Views of the first rows and columns of slots, as the cache of a block."""
 
     def __init__(self, slots: Slots, rows: int, capacity: int) -> None:
         self.keys = [keys[:rows, :, :capacity] for keys in slots.keys]
@@ -277,19 +277,19 @@ class Window(Cache):
         self.ids, self.pad = slots.ids[:rows], slots.pad[:rows]
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one new key and value a row to the slot and give the whole window: [b, heads, capacity, …]."""
+        """Write one new key and value of each row to the slot and return the window: [b, heads, capacity, …]."""
         self.keys[layer].index_copy_(2, self.slot, keys)
         self.values[layer].index_copy_(2, self.slot, values)
         return self.keys[layer], self.values[layer]
 
 
 def row_bucket(rows: int) -> int:
-    """Round a number of rows up to a power of two: a few idle rows cost less than a graph for each number."""
+    """Round a number of rows up to a power of two: idle rows cost less than a graph for each number."""
     return 1 << (rows - 1).bit_length()
 
 
 def column_bucket(columns: int) -> int:
-    """Round a number of columns up: short texts do not read long buffers, long ones have few graphs."""
+    """Round a number of columns up, so that short texts read short buffers and long ones need few graphs."""
     if columns > LARGE:
         return -(-columns // LARGE) * LARGE
     return max(BUCKET, 1 << (columns - 1).bit_length())

@@ -1,8 +1,8 @@
 # mypy: ignore-errors
-"""Two GPU kernels, written in Triton, for steps of few rows: a linear layer that reads its weights once, and attention.
+"""Two Triton kernels for decode steps of few rows: a linear layer that reads its weights once, and attention.
 
-Knows tensors. Both sum in float32. A step at batch 1 lasts as long as its weights take to be read, plus about two
-microseconds for each kernel: so what follows a product (scale, bias, activation, residual) is done in the same kernel.
+Both sum in float32. A step at batch size 1 takes the time to read its weights, plus about two microseconds a kernel: so
+what follows a product (scale, bias, activation, residual) is computed in the same kernel.
 """
 
 import torch
@@ -25,8 +25,7 @@ def linear(
 ) -> Tensor:
     """Compute `residual + act(scale * (x Wᵀ) + bias)` for one matrix, or for three of one size at once.
 
-    x: [rows, in], at most MOST_ROWS.   weights: [out, in] each, of x's dtype or int8.   scales, biases: [out] each.
-    All of them are contiguous.
+    x: [rows, in], at most MOST_ROWS.   weights: [out, in] each, contiguous, x's dtype or int8.   scales, biases: [out].
     residual: [rows, out].   activation: one of ACTIVATIONS.   Returns [matrices, rows, out] in x's dtype.
     """
     x = x.contiguous()
@@ -64,10 +63,10 @@ def linear(
 def attend(
     query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, slot: Tensor, pad: Tensor, *, scale: float
 ) -> Tensor:
-    """Write a new key and value a row to the cache and attend to all from `pad` up to them.
+    """Write a new key and value of each row to the cache and attend to all columns from `pad` up to them.
 
     query, key, value: [rows, heads * d].   keys, values: [rows, heads, columns, d], views of one layout.
-    slot: [1], the column of the new ones.   pad: [rows, 1], the first column that is real.   Returns [rows, heads * d].
+    slot: [1], the column of the new ones.   pad: [rows, 1], number of padding columns.   Returns [rows, heads * d].
     """
     rows, heads, _, d = keys.shape
     out = torch.empty_like(query)
@@ -197,7 +196,7 @@ def _attend(
     new_value = tl.load(value + here, e < d, other=0)
     tl.store(keys + end * d + e, new_key, e < d)
     tl.store(values + end * d + e, new_value, e < d)
-    # The new token is counted first, from registers: what was just stored may not be readable yet.
+    # The new token comes first, from registers: what was just stored may not be readable yet.
     highest = tl.sum(q * new_key.to(tl.float32), 0)
     weight = highest * 0 + 1
     total = new_value.to(tl.float32)

@@ -1,1 +1,1 @@
-"""Whole steps of a single row as functions that Numba compiles: at the speed of the memory."""
+"""Fused decode steps of a single row, compiled by Numba; they run at memory speed."""

@@ -1,6 +1,6 @@
-"""What whole steps are made of: numbers of other kinds, norms, activations, attention, and how threads meet.
+"""The parts of the fused steps: conversions of numbers, norms, activations, attention, and the threads' barrier.
 
-Numba compiles these functions into those that call them. They know arrays and addresses only.
+Numba inlines these functions in their callers. They know arrays and addresses only.
 """
 
 import numpy as np
@@ -8,33 +8,14 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic, overload
 
-__all__ = [
-    "FAST",
-    "activate",
-    "add",
-    "address_of",
-    "attend",
-    "exp",
-    "floats",
-    "into",
-    "matrix",
-    "meet",
-    "narrow",
-    "nearest",
-    "norm",
-    "part",
-    "pointer",
-    "to_byte",
-]
-
 I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 FAST = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz", "nnan"}, "error_model": "numpy"}
-"""How all are compiled: sums in any order, and without Python's lock."""
+"""Compiler options of all functions: sums in any order, and the GIL released."""
 
 
 @intrinsic
 def pointer(context, address):
-    """Take an address for a pointer."""
+    """Convert an address to a pointer."""
     return types.voidptr(types.int64), lambda context, builder, signature, args: builder.inttoptr(
         args[0], I8.as_pointer()
     )
@@ -42,7 +23,7 @@ def pointer(context, address):
 
 @intrinsic
 def address_of(context, array):
-    """Give where an array's numbers begin."""
+    """Give the address of an array's data."""
 
     def generate(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -62,7 +43,7 @@ def widen(context, half):
 
 
 @intrinsic
-def narrow(context, number):
+def to_bfloat16(context, number):
     """float32 → bfloat16, to the nearest, ties to even."""
 
     def generate(context, builder, signature, args):
@@ -76,7 +57,7 @@ def narrow(context, number):
 
 @intrinsic
 def _power_of_two(context, number):
-    """2 to a whole number from -126 to 127, given as float32."""
+    """2 to the power of an integer from -126 to 127, given as float32."""
 
     def generate(context, builder, signature, args):
         whole = builder.add(builder.fptosi(args[0], I32), ir.Constant(I32, 127))
@@ -87,7 +68,7 @@ def _power_of_two(context, number):
 
 @intrinsic
 def nearest(context, number):
-    """float32 → the nearest whole float32."""
+    """Round a float32 to the nearest integer, as float32."""
 
     def generate(context, builder, signature, args):
         near = builder.module.declare_intrinsic("llvm.nearbyint", [F32], ir.FunctionType(F32, [F32]))
@@ -97,8 +78,8 @@ def nearest(context, number):
 
 
 @intrinsic
-def to_byte(context, number):
-    """Turn a whole float32 into int8."""
+def to_int8(context, number):
+    """Convert an integral float32 to int8."""
 
     def generate(context, builder, signature, args):
         return builder.trunc(builder.fptosi(args[0], I32), I8)
@@ -108,7 +89,7 @@ def to_byte(context, number):
 
 @intrinsic
 def _arrive(context, counter):
-    """Add one to counter[0], all that was written before being seen by who sees it."""
+    """Add 1 to counter[0]; whoever reads it then also sees all earlier writes."""
 
     def generate(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -120,7 +101,7 @@ def _arrive(context, counter):
 
 @intrinsic
 def _arrived(context, counter):
-    """Read counter[0] anew, after a breath."""
+    """Read counter[0] from memory, after a pause instruction."""
 
     def generate(context, builder, signature, args):
         pause = builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), ir.FunctionType(ir.VoidType(), []))
@@ -131,24 +112,24 @@ def _arrived(context, counter):
     return types.int64(counter), generate
 
 
-_let_others = types.ExternalFunction("sched_yield", types.int32())
+_sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
 @njit(**FAST)
-def meet(counter, meeting, threads):
-    """Wait until all threads have come to their meeting of this number; return the next number."""
+def barrier(counter, barriers, threads):
+    """Wait until all threads have reached barrier number `barriers`; return the number of the next one."""
     _arrive(counter)
     spins = 0
-    while _arrived(counter) < (meeting + 1) * threads:
+    while _arrived(counter) < (barriers + 1) * threads:
         spins += 1
-        if spins % 4096 == 0:  # another program may want the processor that a thread of ours needs
-            _let_others()
-    return meeting + 1
+        if spins % 4096 == 0:  # the core may be needed by a thread that has not arrived
+            _sched_yield()
+    return barriers + 1
 
 
 @njit(**FAST)
 def exp(x):
-    """Compute e to x, to 1e-7 of it."""
+    """Compute e to the power of x, to a relative error of 1e-7."""
     x = min(max(x, np.float32(-87.0)), np.float32(88.0))
     whole = nearest(x * np.float32(1.44269504))
     rest = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
@@ -182,14 +163,14 @@ def activate(x, kind):
 
 
 @njit(**FAST)
-def floats(address, count):
-    """Give so many float32 at an address."""
+def float_view(address, count):
+    """View `count` float32 at an address as an array."""
     return carray(pointer(address), (count,), np.float32)
 
 
 @njit(**FAST)
-def norm(x, weight, bias, eps, out):
-    """Layer norm; weight and bias are addresses, 0 for none."""
+def layer_norm(x, weight, bias, eps, out):
+    """Layer norm of x; weight and bias are addresses, 0 for none."""
     count = len(x)
     mean = np.float32(0.0)
     for i in range(count):
@@ -202,41 +183,41 @@ def norm(x, weight, bias, eps, out):
     for i in range(count):
         out[i] = (x[i] - mean) * factor
     if weight:
-        w = floats(weight, count)
+        w = float_view(weight, count)
         for i in range(count):
             out[i] *= w[i]
     if bias:
-        b = floats(bias, count)
+        b = float_view(bias, count)
         for i in range(count):
             out[i] += b[i]
 
 
 @njit(**FAST)
-def into(x, weight, bias, eps, out):
-    """Give what goes into a sub-layer: x, behind its norm if weight is not 0."""
+def pre_norm(x, weight, bias, eps, out):
+    """Give the input of a sub-layer: x, normalized if weight is not 0."""
     if weight:
-        norm(x, weight, bias, eps, out)
+        layer_norm(x, weight, bias, eps, out)
     else:
         out[:] = x
 
 
 @njit(**FAST)
-def add(x, y, weight, bias, eps):
-    """Add to x what came out of a sub-layer, and take its norm if weight is not 0."""
+def add_norm(x, y, weight, bias, eps):
+    """Add a sub-layer's output y to x, and normalize x if weight is not 0."""
     for i in range(len(x)):
         x[i] += y[i]
     if weight:
-        norm(x, weight, bias, eps, x)
+        layer_norm(x, weight, bias, eps, x)
 
 
 @njit(**FAST)
-def matrix(fields, number):
-    """Give the four fields of a layer's matrix of that number."""
-    return fields[4 * number], fields[4 * number + 1], fields[4 * number + 2], fields[4 * number + 3]
+def matrix(layout, number):
+    """Give the four fields of a matrix of a layer."""
+    return layout[4 * number], layout[4 * number + 1], layout[4 * number + 2], layout[4 * number + 3]
 
 
 def _number(kept):
-    """Give a number of either kind as float32."""
+    """Give a float32, or a bfloat16 as uint16, as float32."""
 
 
 @overload(_number)
@@ -269,6 +250,6 @@ def attend(q, keys, values, count, scale, scores, out):
 
 
 @njit(**FAST)
-def part(count, thread, threads):
-    """Divide a count among the threads: the first of this one's share, and the first behind it."""
+def share(count, thread, threads):
+    """Divide a count among the threads: first and last + 1 of this thread's share."""
     return count * thread // threads, count * (thread + 1) // threads

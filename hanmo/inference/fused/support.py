@@ -1,4 +1,4 @@
-"""Whether the compiled steps suit a network, this Python and this processor, and how many threads should run them.
+"""Which stacks have a fused decode step, whether its kernel runs on this machine, and with how many threads.
 
 Importing a module of kernels compiles them, so this is asked before.
 """
@@ -12,47 +12,62 @@ from types import ModuleType
 from hanmo.config import StackConfig
 from hanmo.cores import cores
 
-__all__ = ["ACTIVATIONS", "NORMS", "kernels", "most_threads", "plain"]
+__all__ = ["ACTIVATIONS", "NORMS", "has_fused_step", "kernels", "most_threads"]
 
 ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
-"""By the numbers that `functions.activate` knows them by."""
+"""Those of the CPU kernels, by their numbers in `functions.activate`."""
 
 NORMS = ("attention_pre", "attention_post", "feed_forward_pre", "feed_forward_post")
-MOST_THREADS = 16  # more do not read the memory faster
+MOST_THREADS = 16  # more do not read memory faster
 
 
-def plain(stack: StackConfig) -> bool:
-    """Say whether a stack is no more than attention and feed-forward with layer norms, positions already added."""
+def has_fused_step(stack: StackConfig, kernel: str) -> bool:
+    """Tell whether a stack's blocks have a fused decode step of this kernel: "cuda", "float32" or "quantized".
+
+    All need self-attention by scores alone, positions added to the embedding, and a feed-forward without a gate. The
+    CPU's also need layer norms and a known activation, the quantized one causal GPTs with sizes in groups of 128.
+    """
+    kinds = [sublayer.kind for sublayer in stack.order]
+    added = stack.position in ("none", "learned", "sinusoidal")
+    if not added or stack.score_residual != "none" or stack.gated or stack.condition or stack.has_cross:
+        return False
+    if kernel == "cuda":
+        return stack.key_dim == stack.head_dim
+    plain = kinds == ["attention", "feed_forward"] and stack.position != "none"
+    plain = plain and stack.norm == "layer" and stack.norm_scale and stack.activation in ACTIVATIONS
+    if kernel == "float32":
+        return plain
+    hidden_size = stack.num_heads * stack.head_dim
     return (
-        [sublayer.kind for sublayer in stack.order] == ["attention", "feed_forward"]
-        and stack.position in ("learned", "sinusoidal")
-        and stack.norm == "layer"
-        and stack.norm_scale
-        and stack.activation in ACTIVATIONS
-        and stack.score_residual == "none"
-        and not (stack.gated or stack.condition)
+        plain
+        and stack.mask == "causal"
+        and stack.position == "learned"
+        and not (stack.hierarchical or stack.position_offset or stack.segments)
+        and stack.head_dim == stack.key_dim
+        and hidden_size == stack.hidden_size == stack.embedding_size
+        and stack.hidden_size % 128 == stack.feed_forward % 128 == 0
     )
 
 
 @cache
 def kernels(name: str) -> ModuleType | None:
-    """Import "float32" or "quantized" and so compile it, or give None where it does not run or Numba is not there."""
+    """Import and so compile the "float32" or "quantized" kernel; None where it cannot run or Numba is missing."""
     if platform.machine() not in ("x86_64", "AMD64") or sys.platform not in ("linux", "darwin"):
         return None
     try:
-        if name == "quantized" and not _multiplies_bytes():
+        if name == "quantized" and not _has_vnni():
             return None
-        return import_module(f"hanmo.inference.fused.{name}_step")
-    except (ImportError, RuntimeError):  # RuntimeError: nowhere may Numba keep what it compiles
+        return import_module(f"hanmo.inference.fused.{name}_kernel")
+    except (ImportError, RuntimeError):  # RuntimeError: Numba has no folder to cache what it compiles
         return None
 
 
 def most_threads() -> int:
-    """Give how many threads read the memory as fast as it goes: one for each core, at most 16."""
+    """Give the number of threads that saturates the memory: one for each core, at most 16."""
     return min(cores(), MOST_THREADS)
 
 
-def _multiplies_bytes() -> bool:
+def _has_vnni() -> bool:
     from llvmlite import binding
 
     features = binding.get_host_cpu_features()

@@ -1,4 +1,4 @@
-"""Threads that wait, each for its share of a job that Python need not hold its lock for."""
+"""A pool of threads for kernels that release the GIL and wait for each other at barriers."""
 
 import os
 from collections.abc import Callable
@@ -10,44 +10,43 @@ from weakref import finalize
 
 import numpy as np
 
-__all__ = ["ThreadPool", "run_step", "thread_pool"]
+__all__ = ["ThreadPool", "run_step"]
 
-
-def thread_pool(threads: int) -> "ThreadPool":
-    """Give the one thread_pool of so many threads of this process."""
-    return _thread_pool_of(threads, os.getpid())  # a process that was forked off has none of its parent's threads
+Queue = SimpleQueue[Callable[[], object] | None]
 
 
 @lru_cache(4)
-def _thread_pool_of(threads: int, process: int) -> "ThreadPool":
+def _thread_pool(threads: int, process: int) -> "ThreadPool":
     return ThreadPool(threads)
 
 
-def run_step(step: Callable[..., object], threads: int, *how: Any) -> None:
-    """Run step(thread, threads, counter, *how) in so many threads, which meet by the counter."""
+def run_step(step: Callable[..., object], threads: int, *given: Any) -> None:
+    """Run step(thread, threads, counter, *given) in so many threads, whose barriers count arrivals in `counter`."""
     counter = np.zeros(1, np.int64)
 
-    def give_up() -> None:
-        counter[0] = 1 << 62  # every meeting is over, so that no thread waits for one that will not come
+    def open_barriers() -> None:
+        counter[0] = 1 << 62
 
-    thread_pool(threads).run(lambda thread: step(thread, threads, counter, *how), give_up)
+    # By process, as a forked one has none of its parent's threads.
+    pool = _thread_pool(threads, os.getpid())
+    pool.run(lambda thread: step(thread, threads, counter, *given), open_barriers)
 
 
 class ThreadPool:
-    """A count of threads, the caller's among them."""
+    """So many threads, the caller's included."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._lock = Lock()  # two jobs at once would wait for each other's threads
-        self._queues: list[SimpleQueue[Callable[[], object] | None]] = [SimpleQueue() for _ in range(threads - 1)]
+        self._queues: list[Queue] = [SimpleQueue() for _ in range(threads - 1)]
         for queue in self._queues:
             Thread(target=_work, args=(queue,), daemon=True).start()
-        finalize(self, _dismiss, self._queues)
+        finalize(self, _stop, self._queues)
 
     def run(self, job: Callable[[int], object], give_up: Callable[[], object] = lambda: None) -> None:
-        """Have every thread do job(number), numbers from 0, and wait for all of them; raise what one of them raised.
+        """Run job(number) in every thread, numbered from 0, and wait for all; raise what one of them raised.
 
-        give_up: called where a thread fails or is interrupted, and others may wait for it in their jobs.
+        give_up: called if a thread fails or is interrupted, while others may wait for it.
         """
         ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
@@ -71,7 +70,7 @@ class ThreadPool:
                 job(0)
             except BaseException:
                 give_up()
-                for _ in range(begun):  # what they work on must not be let go before
+                for _ in range(begun):  # they still use the caller's arrays
                     ended.get(timeout=10)
                 raise
             errors = [error for _ in self._queues if (error := ended.get()) is not None]
@@ -79,12 +78,12 @@ class ThreadPool:
             raise errors[0]
 
 
-def _work(queue: "SimpleQueue[Callable[[], object] | None]") -> None:
+def _work(queue: Queue) -> None:
     while (job := queue.get()) is not None:
         job()
         del job
 
 
-def _dismiss(queues: "list[SimpleQueue[Callable[[], object] | None]]") -> None:
+def _stop(queues: list[Queue]) -> None:
     for queue in queues:
         queue.put(None)

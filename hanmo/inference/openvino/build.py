@@ -1,7 +1,6 @@
-"""From a checkpoint to the file of weights that the OpenVINO engine maps: tensor by tensor, quantised on the way.
+"""Convert a checkpoint to the file of weights that the OpenVINO engine maps, tensor by tensor, quantized on the way.
 
-Knows how names are joined and how numbers are rounded. The one part of the engine that needs torch; not asked again
-once the file is there.
+Knows how names are joined and how int4 is rounded. The one part of the engine that needs torch, and only to build.
 
     int8   a scale for each output:                  w ≈ scale · q,  -127 ≤ q ≤ 127
     int4   a scale for each 128 inputs of an output: w ≈ scale · q,    -8 ≤ q ≤ 7    (64 or 32 where 128 do not divide)
@@ -30,10 +29,10 @@ from hanmo.model import Model
 __all__ = ["build", "round_int4", "scales_int4"]
 
 JOINED = {"attention": ("query", "key", "value"), "cross": ("key", "value"), "feed_forward": ("gate", "input")}
-"""Matrices that see the same input are kept, and multiplied, as one under their names joined with "_"."""
+"""Matrices with the same input are stored, and multiplied, as one; its name joins theirs with "_"."""
 
 TABLES = (".position.weight", ".segment.weight", ".relative.weight")
-PIECE = 1 << 22  # numbers that are looked at together
+PIECE = 1 << 22  # numbers that are converted together
 
 
 def build(
@@ -45,10 +44,10 @@ def build(
     family: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Recognise a checkpoint and write the engine's file of weights at `path`, beside it first.
+    """Recognise a checkpoint and write the engine's file of weights at `path`, which appears complete or not at all.
 
-    weights: a name of `openvino_weights.KINDS`.   config, family: as for `hanmo.load`.
-    progress: called with the bytes of each foreign tensor once it is read.
+    weights: one of `weights.KINDS`.   config, family: as for `hanmo.load`.
+    progress: called with the bytes of each of the checkpoint's tensors once it is read.
     Raises MissingFile, CheckpointError or ConfigError before anything is written, CorruptFile for damaged bytes.
     """
     with open_source(checkpoint) as source:
@@ -75,11 +74,11 @@ def build(
 def scales_int4(weights: Tensor, group: int) -> Tensor:
     """Choose a scale for each group of inputs of [out, in]: [out, in / group].
 
-    Of several near the one at which the largest number just fits, each group takes that of the least square error.
+    Each group takes the one with the least squared error of several near that at which its largest number just fits.
     """
     grouped = weights.view(len(weights), -1, group)
     place = grouped.abs().argmax(-1, keepdim=True)
-    # The largest takes -8, whatever its sign, so that all 16 levels are of use.
+    # The largest becomes -8, whatever its sign, so that all 16 levels are used.
     full = grouped.gather(-1, place) / -8
     best, scales = torch.full_like(full, torch.inf), full
     for factor in FACTORS:
@@ -91,10 +90,10 @@ def scales_int4(weights: Tensor, group: int) -> Tensor:
 
 
 def round_int4(weights: Tensor, scales: Tensor) -> Tensor:
-    """Round [out, in] to 4 bits, two a byte, low half first: [out, in / 2] of uint8."""
+    """Round [out, in] to 4 bits, two in a byte, low half first: uint8 [out, in / 2]."""
     grouped = weights.view(*scales.shape, -1)
-    whole = _levels(grouped, scales[..., None]).to(torch.int8).flatten(1).view(torch.uint8) & 15
-    return whole[:, 0::2] | whole[:, 1::2] << 4
+    levels = _levels(grouped, scales[..., None]).to(torch.int8).flatten(1).view(torch.uint8) & 15
+    return levels[:, 0::2] | levels[:, 1::2] << 4
 
 
 FACTORS = (1.0, 0.93, 0.86, -1.0, -0.93)
@@ -105,7 +104,7 @@ def _levels(weights: Tensor, scales: Tensor) -> Tensor:
 
 
 class _Reader:
-    """Our parameters, one after another, as float32 pieces of rows."""
+    """Our parameters as float32, some rows at a time."""
 
     def __init__(self, source: Source, rows: Sequence[Row], progress: Callable[[int], None] | None) -> None:
         self._source, self._progress = source, progress
@@ -121,7 +120,7 @@ class _Reader:
                 self.shapes[name] = tuple(parts[number].shape)
 
     def pieces(self, name: str) -> Iterator[Tensor]:
-        """Yield the parameter by some rows at a time."""
+        """Yield a parameter's rows in pieces of up to PIECE numbers."""
         row, number = self._places[name]
         if self._kept[0] != row.theirs:
             if self._kept[0]:
@@ -131,14 +130,14 @@ class _Reader:
             if self._progress is not None and row.theirs not in self._counted:
                 self._counted.add(row.theirs)
                 self._progress(info.nbytes)
-        whole = self._kept[1][number]
-        count = max(1, PIECE // max(1, whole[:1].numel()))
-        for start in range(0, len(whole), count):
-            yield whole[start : start + count].float().contiguous()
+        parameter = self._kept[1][number]
+        count = max(1, PIECE // max(1, parameter[:1].numel()))
+        for start in range(0, len(parameter), count):
+            yield parameter[start : start + count].float().contiguous()
 
 
 def _plan(shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield (name in the file, our parameters that it is joined of)."""
+    """Yield (name in the file, names of our parameters that it joins)."""
     for name in shapes:
         path, _, leaf = name.rpartition(".")
         parent, _, own = path.rpartition(".")
@@ -166,28 +165,26 @@ def _items(reader: _Reader, name: str, parts: tuple[str, ...], weights: str) -> 
         return [item("float32", shape, pieces())]
     if weights == "bfloat16":
         return [item("bfloat16", shape, (piece.bfloat16().view(torch.int16) for piece in pieces()))]
-    # The token embedding is looked up as well as multiplied, and worth its 8 bits.
+    # The token embedding is looked up as well as multiplied, and keeps 8 bits.
     group = next((size for size in (128, 64, 32) if shape[1] % size == 0), 0)
     if weights == "int8" or name == "token.weight" or not group:
         group = 0
-    # The file has wider numbers first, so the scales are made before the weights. Their memory is taken before
-    # anything else: small blocks that outlive the large ones among them would keep the heap from shrinking.
+    # The file has wider numbers first, so scales are computed before the weights. They are allocated before anything
+    # else: small blocks that outlive the large ones between them would keep the heap from shrinking.
     scales = torch.empty(shape[0], shape[1] // group if group else 1)
 
+    def with_scales() -> Iterator[tuple[Tensor, Tensor]]:
+        at = 0
+        for piece in pieces():
+            yield piece, scales[at : at + len(piece)]
+            at += len(piece)
+
     def chosen() -> Iterator[Tensor]:
-        at = 0
-        for piece in pieces():
-            scales[at : at + len(piece)] = scales_int4(piece, group) if group else scales_int8(piece)
-            yield scales[at : at + len(piece)]
-            at += len(piece)
+        for piece, own in with_scales():
+            yield own.copy_(scales_int4(piece, group) if group else scales_int8(piece))
 
-    def rounded() -> Iterator[Tensor]:
-        at = 0
-        for piece in pieces():
-            yield (round_int4 if group else round_int8)(piece, scales[at : at + len(piece)])
-            at += len(piece)
-
+    rounded = ((round_int4 if group else round_int8)(piece, own) for piece, own in with_scales())
     return [
         item("float32", tuple(scales.shape), chosen(), ".scale"),
-        item("uint8", (shape[0], shape[1] // 2), rounded()) if group else item("int8", shape, rounded()),
+        item("uint8", (shape[0], shape[1] // 2), rounded) if group else item("int8", shape, rounded),
     ]

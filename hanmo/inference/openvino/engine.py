@@ -1,12 +1,11 @@
-"""The CPU engine: OpenVINO for prompts and batches, the fused step for single rows, over mapped weights.
+"""The CPU engine: OpenVINO for prompts, batches and encoders, the fused step for single rows, over mapped weights.
 
 Knows requests, rows and caches. Imports torch only to convert weights; knows no text and no sampling.
 """
 
 from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -17,42 +16,20 @@ import openvino as ov
 
 from hanmo.checkpoint.open import Location, locate
 from hanmo.checkpoint.staged import clear_abandoned
-from hanmo.config import ModelConfig
+from hanmo.config import ModelConfig, StackConfig
 from hanmo.errors import CheckpointError, ConfigError, MissingFile
 from hanmo.inference import store
-from hanmo.inference.fused.quantized_rows import SingleRow, Steps, open_steps
+from hanmo.inference.fused.quantized import open_decoder
+from hanmo.inference.openvino import inputs
 from hanmo.inference.openvino.graph import build_decoder, build_encoder
-from hanmo.inference.openvino.inputs import Tokens, key_mask
+from hanmo.inference.openvino.rows import OpenVinoRows
 from hanmo.inference.openvino.weights import FORMAT, KINDS, Weights
+from hanmo.inference.prompts import check_can_generate, padded
+from hanmo.nn.position import Tokens
 
-__all__ = ["OpenVinoEngine", "OpenVinoRows", "cpu_options", "open_engine", "open_weights"]
+__all__ = ["OpenVinoEncoder", "OpenVinoEngine", "cpu_options", "open_weights"]
 
 Array = npt.NDArray[Any]
-
-SHORT = 16  # ids of a prompt that the fused step reads one by one, whatever ran before, without OpenVINO's graph
-
-
-def open_engine(
-    path: str | Path,
-    *,
-    weights: str = "int8",
-    threads: int | None = None,
-    config: str | Path | ModelConfig | None = None,
-    family: str | None = None,
-    mask: str | None = None,
-    folder: Path | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> "OpenVinoEngine":
-    """Open a checkpoint of any format for writing on a CPU; the first time its weights are converted and kept.
-
-    weights: "float32", "bfloat16", "int8" (a scale for each output) or "int4" (a scale for each group of inputs).
-    threads: None leaves it to OpenVINO.   config, family, mask: as for `hanmo.load`.
-    folder: where built files are kept; None is `store.default_folder()`.
-    progress: called with the bytes of each tensor that is read, while building.
-    Raises ConfigError for an option out of range; MissingFile, CheckpointError or ConfigError as loading does.
-    """
-    found = open_weights(path, weights=weights, config=config, family=family, folder=folder, progress=progress)
-    return OpenVinoEngine(found, mask=mask, threads=threads)
 
 
 def open_weights(
@@ -64,9 +41,12 @@ def open_weights(
     folder: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Weights:
-    """Map a checkpoint's weights from the folder of built files, built first if they are not there or are damaged.
+    """Map a checkpoint's weights from the folder of built files, built first if they are missing or damaged.
 
-    Arguments and errors as for `open_engine`.
+    weights: "float32", "bfloat16", "int8" (a scale for each output) or "int4" (a scale for each group of inputs).
+    config, family: as for `hanmo.load`.   folder: of built files; None is `store.default_folder()`.
+    progress: called with the bytes of each tensor that is read, while building.
+    Raises ConfigError for an option out of range; MissingFile, CheckpointError or ConfigError as loading does.
     """
     if weights not in KINDS:
         raise ConfigError(f"weights is {weights!r}; expected one of {', '.join(KINDS)}")
@@ -83,23 +63,23 @@ def open_weights(
 
 @cache
 def core() -> ov.Core:
-    """Give the one OpenVINO of this process, which lives as long as it.
+    """Give the one OpenVINO of this process, which is never freed.
 
-    The CPU plugin sets the stack that signal handlers run on and frees it when the last Core goes: the next Ctrl-C
-    would then crash the process (seen with OpenVINO 2026.4.1).
+    The CPU plugin sets the stack of signal handlers and frees it with the last Core: the next Ctrl-C would then crash
+    the process (seen with OpenVINO 2026.4.1).
     """
     return ov.Core()
 
 
 def cpu_options(kind: str, threads: int | None) -> dict[str, Any]:
-    """Choose how precisely OpenVINO computes: exactly where the weights are exact."""
+    """Choose the CPU plugin's precision for a kind of weights: float32 throughout for float32 weights."""
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
     if kind == "float32":
         options |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
     elif kind == "bfloat16":
         options |= {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"}
     else:
-        # What the rounding of bfloat16 adds to that of the weights is little; long prompts gain much.
+        # bfloat16 adds little to the rounding of the weights, and long prompts are read much faster.
         options |= {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "u8"}
         options |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}
     if threads is not None:
@@ -108,11 +88,11 @@ def cpu_options(kind: str, threads: int | None) -> dict[str, Any]:
 
 
 class OpenVinoEngine:
-    """Run a model over mapped weights; an `Engine` if it writes.
+    """Run a model that can generate over mapped weights; an `Engine`.
 
-    mask: "causal" or "prefix" lets a BERT-like encoder write.   threads: None leaves it to OpenVINO.
+    mask: "causal" or "prefix" lets a BERT-like encoder generate.   threads: None leaves it to OpenVINO.
     start: the id that a decoder with an encoder begins with (0 in T5).
-    Raises CheckpointError if the model does not write, ConfigError for a network that is not carried.
+    Raises CheckpointError if the model cannot generate, ConfigError for an unsupported network.
     """
 
     def __init__(
@@ -122,11 +102,7 @@ class OpenVinoEngine:
         if mask is not None:
             changes: dict[str, Any] = {"decoder" if config.decoder else "encoder": replace(config.main, mask=mask)}
             config = replace(config, **changes)
-        if not config.can_generate:
-            raise CheckpointError(
-                "this model does not write: it has no output onto its vocabulary, or sees both ways; "
-                "a BERT writes when it is loaded with mask='prefix' or 'causal'"
-            )
+        check_can_generate(config)
         self.config, self.start = config, start
         options = cpu_options(weights.kind, threads)
         self._cache_bytes = {"f32": 4, "bf16": 2, "u8": 1}[options["KV_CACHE_PRECISION"]]
@@ -136,8 +112,8 @@ class OpenVinoEngine:
         )
         self._compiling = Lock()
         self._compiled: ov.CompiledModel | None = None
-        self._steps = open_steps(weights, config, threads)
-        if self._steps is None:
+        self._fused = open_decoder(weights, config, threads)
+        if self._fused is None:
             self._decoder()
 
     @property
@@ -147,190 +123,89 @@ class OpenVinoEngine:
 
     @property
     def max_positions(self) -> int | None:
-        """The most ids of a row; an encoder-decoder's prompt is not counted, its decoder has no last position."""
+        """The most ids of a row; an encoder-decoder's prompt is not counted, and its decoder has no limit."""
         return self.config.main.context
 
     @property
     def token_bytes(self) -> int:
-        """How many bytes the keys and values of one token of a row take at most, scales of rounded ones included."""
+        """The most bytes that keys and values of one token of a row take, scales of quantized ones included."""
         stack = self.config.main
-        number, scales = (1, 16) if self._cache_bytes == 1 and self._steps is None else (max(2, self._cache_bytes), 0)
+        number, scales = (1, 16) if self._cache_bytes == 1 and self._fused is None else (max(2, self._cache_bytes), 0)
         return stack.num_layers * stack.num_heads * ((stack.key_dim + stack.head_dim) * number + scales)
 
+    def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple[OpenVinoRows, Array]:
+        """Read prompts, shorter ones padded on the left; see `Engine.prefill`."""
+        ids, mask = padded(prompts, left=True)
+        rows = self.new_rows(len(prompts))
+        if self._encoder is not None and self.config.encoder is not None:
+            found = _read(self._encoder, self.config.encoder, ids, mask)
+            memory = {name: array for name, array in found.items() if name.startswith("memory.")}
+            rows.set_memory(memory, np.ones(ids.shape, bool) if mask is None else mask)
+            ids, mask = np.full((len(prompts), 1), self.start), None
+        return rows, rows.run(ids, mask=mask)[:, -1]
+
+    def logits(self, ids: Sequence[int]) -> Array:
+        """Score what comes after each id of one text: [ids, vocab]."""
+        return self.new_rows(1).run(np.array([ids]), keep=len(ids))[0]
+
+    def new_rows(self, count: int) -> OpenVinoRows:
+        """Give rows without tokens, to be filled by their `run`."""
+        return OpenVinoRows(lambda: self._decoder().create_infer_request(), self.config.main, count, self._fused)
+
     def _decoder(self) -> ov.CompiledModel:
-        """Compile the graph when it is first asked for: a short text that is written alone never does."""
+        """Compile the graph when it is first needed, which a short text of a single row never does."""
         with self._compiling:
             if self._compiled is None:
                 self._compiled = core().compile_model(build_decoder(self._weights, self.config), "CPU", self._options)
             return self._compiled
 
-    def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple["OpenVinoRows", Array]:
-        """Read prompts, shorter ones padded on the left; see `Engine.prefill`."""
-        ids, real = _padded(prompts)
-        rows = self.new_rows(len(prompts))
-        if self._encoder is not None:
-            rows.remember(self._read(ids, real), np.ones(ids.shape, bool) if real is None else real)
-            ids, real = np.full((len(prompts), 1), self.start), None
-        return rows, rows.run(ids, real=real)[:, -1]
 
-    def logits(self, ids: Sequence[int]) -> Array:
-        """Score what comes after each id of one text, without a cache that lasts: [ids, vocab]."""
-        return self.new_rows(1).run(np.array([ids]), keep=len(ids))[0]
+class OpenVinoEncoder:
+    """Run an encoder (BERT and its relatives) over mapped weights.
 
-    def new_rows(self, count: int) -> "OpenVinoRows":
-        """Give rows that hold nothing yet, to be filled by their `run`."""
-        return OpenVinoRows(
-            lambda: self._decoder().create_infer_request(), Tokens(self.config.main), count, self._steps
-        )
-
-    def _read(self, ids: Array, real: Array | None) -> dict[str, Array]:
-        assert self._encoder is not None and self.config.encoder is not None
-        inputs = Tokens(self.config.encoder).append(ids, real=real)
-        request = self._encoder.create_infer_request()
-        request.infer(inputs, share_inputs=True)
-        names = (output.any_name for output in self._encoder.outputs)
-        return {name: request.get_tensor(name).data.copy() for name in names if name.startswith("memory.")}
-
-
-class OpenVinoRows:
-    """The rows of one `prefill`: a request, whose state is their cache, and what is known of their tokens.
-
-    The cache of a single row that goes on by a few ids may lie in a `SingleRow` instead, until the request is asked.
+    threads: None leaves it to OpenVINO.
+    Raises CheckpointError for a model with a decoder, ConfigError for an unsupported network.
     """
 
-    def __init__(
-        self, new_request: Callable[[], ov.InferRequest], tokens: Tokens, rows: int, steps: Steps | None = None
-    ) -> None:
-        self._new_request, self._tokens, self._steps = new_request, tokens, steps
-        self._single: SingleRow | None = None
-        self._order = list(range(rows))  # which row of the state each row goes on from
-        self._memory: dict[str, Array] = {}
+    def __init__(self, weights: Weights, *, threads: int | None = None) -> None:
+        self.config = weights.config
+        if self.config.encoder is None or self.config.decoder is not None:
+            raise CheckpointError(f"a {self.config.family} is no encoder alone; open it with OpenVinoEngine to write")
+        model = build_encoder(weights, self.config)
+        self._compiled = core().compile_model(model, "CPU", cpu_options(weights.kind, threads))
+        self._weights = weights  # the graph shares its pages
 
-    @cached_property
-    def _request(self) -> ov.InferRequest:
-        return self._new_request()
+    def read(self, texts: Sequence[Sequence[int]], *, places: Sequence[tuple[int, int]] = ()) -> dict[str, Array]:
+        """Run texts, shorter ones padded on the right: outputs by name, float32.
 
-    @cached_property
-    def _needs(self) -> set[str]:
-        return {name for each in self._request.model_inputs for name in each.names}
-
-    def step(self, ids: Sequence[int]) -> Array:
-        """Append one id to every row and return the logits [rows, vocab]; see `Rows.step`."""
-        prefix = self._tokens.stack.mask == "prefix"
-        return self.run(np.array(ids)[:, None], segment=int(prefix))[:, -1]
-
-    def reorder(self, rows: Sequence[int]) -> None:
-        """Keep these rows in this order; the cache follows at the next step. See `Rows.reorder`."""
-        kept = list(rows)
-        if kept == [0] and self._single is not None:
-            return
-        self._settle(self.length)
-        self._order = [self._order[row] for row in kept]
-        self._tokens.take(kept)
-        self._memory = {name: array[kept] for name, array in self._memory.items()}
-
-    def remember(self, memory: dict[str, Array], real: Array) -> None:
-        """Have all steps attend to the keys and values of an encoder's output; real: [b, m]."""
-        self._memory = {**memory, "memory_mask": key_mask(real)}
-
-    @property
-    def count(self) -> int:
-        """How many rows there are."""
-        return len(self._order)
-
-    @property
-    def length(self) -> int:
-        """How many tokens of each row are in the cache."""
-        return self._tokens.positions.shape[1]
-
-    def cut(self, length: int) -> None:
-        """Forget every token from `length` on."""
-        if length < self.length:
-            if self._single is not None:
-                self._single.cut(length)
-            else:
-                self._fill(self._request, self._states(self._order, length))
-                self._order = list(range(len(self._order)))
-            self._tokens.cut(length)
-
-    def copy(self, row: int, length: int) -> "OpenVinoRows":
-        """Give one row with its first `length` tokens; this one stays as it is."""
-        tokens = copy(self._tokens)
-        tokens.take([row])
-        tokens.cut(length)
-        new = OpenVinoRows(self._new_request, tokens, 1, self._steps)
-        states = self._states([self._order[row]], length)
-        if self._single is not None and self._steps is not None:
-            new._single = SingleRow(self._steps, states, length)
-        else:
-            self._fill(new._request, states)
-        return new
-
-    def _states(self, rows: list[int], length: int) -> dict[str, Array]:
-        """Give the first tokens' keys and values of these rows, [b, heads, length, size] each, by name.
-
-        What the plugin keeps in 8 bits comes out as float32, and goes back to the same bits.
+        "hidden" [b, n, hidden_size] and "mask" [b, n], False for padding.
+        places: (text, token) of those whose "logits" [places, vocab] are wanted.
+        If the model has them: "pooled" [b, hidden_size], "nsp" [b, 2], "discriminator" [b, n, 1].
         """
-        if not length:
-            return {}
-        if self._single is not None:
-            return self._single.states(length)
-        return {
-            each.name: np.ascontiguousarray(each.state.data[rows, :, :length]) for each in self._request.query_state()
-        }
+        ids, mask = padded(texts, left=False)
+        more: dict[str, Array] = {}
+        if any("places" in each.names for each in self._compiled.inputs):
+            # At least one place: a product with an empty matrix is not defined on all processors.
+            more["places"] = np.array([row * ids.shape[1] + token for row, token in places] or [0], np.int32)
+        assert self.config.encoder is not None
+        found = _read(self._compiled, self.config.encoder, ids, mask, **more)
+        if "logits" in found:
+            found["logits"] = found["logits"][: len(places)]
+        return {**found, "mask": np.ones(ids.shape, bool) if mask is None else mask}
 
-    def _fill(self, request: ov.InferRequest, states: dict[str, Array]) -> None:
-        for each in request.query_state():
-            if states:
-                each.state = ov.Tensor(states[each.name])
-            else:
-                each.reset()
 
-    def _settle(self, length: int) -> None:
-        """Have the request hold the cache of so many tokens."""
-        if self._single is not None:
-            self._fill(self._request, self._states([0], length))
-            self._single, self._order = None, [0]
-
-    def _run_alone(self, steps: Steps, ids: Sequence[int], positions: Sequence[int], length: int) -> Array:
-        """Append ids to the one row past OpenVINO, behind `length` others: logits [ids, vocab]."""
-        if self._single is None:
-            self._single = SingleRow(steps, self._states(self._order, length), length)
-            self.__dict__.pop("_request", None)  # and its copy of the cache
-        return np.array([self._single.step(int(id), int(place)) for id, place in zip(ids, positions, strict=True)])
-
-    def run(
-        self,
-        ids: Array,
-        *,
-        segment: int | Array = 0,
-        real: Array | None = None,
-        positions: Array | None = None,
-        keep: int = 1,
-    ) -> Array:
-        """Append ids [b, n] to the rows: logits [b, keep, vocab] of the last `keep` of them.
-
-        segment, real, positions: as for `Tokens.append`.
-        """
-        tokens, length = self._tokens, self.length
-        inputs = tokens.append(ids, segment=segment, real=real, positions=positions)
-        short = len(ids) == 1 and ids.shape[1] <= SHORT and (tokens.real is None or bool(tokens.real.all()))
-        if self._steps is not None and short:
-            return self._run_alone(self._steps, ids[0], inputs["positions"][0], length)[None, -keep:]
-        self._settle(length)
-        inputs |= self._memory
-        inputs["beam_idx"] = np.array(self._order, np.int32)
-        inputs["keep"] = np.array([keep], np.int32)
-        if "memory_buckets" in self._needs:
-            inputs["memory_buckets"] = self._tokens.memory_buckets(self._memory["memory_mask"].shape[-1], ids.shape[1])
-        self._request.infer(inputs, share_inputs=True)
-        self._order = list(range(len(ids)))
-        logits: Array = self._request.get_tensor("logits").data
-        return logits.copy()
+def _read(
+    compiled: ov.CompiledModel, stack: StackConfig, ids: Array, mask: Array | None, **more: Array
+) -> dict[str, Array]:
+    """Run an encoder's graph once: its outputs by name."""
+    _, feed = inputs.append(stack, Tokens(), ids, mask=mask)
+    request = compiled.create_infer_request()
+    request.infer({**feed, **more}, share_inputs=True)
+    return {each.any_name: request.get_tensor(each).data.copy() for each in compiled.outputs}
 
 
 def _text(config: str | Path | ModelConfig | None) -> str | None:
-    """Give what a configuration says, for it tells built files apart."""
+    """Give a configuration's text, which is part of a built file's identity."""
     if config is None:
         return None
     if isinstance(config, ModelConfig):
@@ -338,13 +213,3 @@ def _text(config: str | Path | ModelConfig | None) -> str | None:
     if not Path(config).is_file():
         raise MissingFile(f"no configuration at {config}; give the config.json that belongs to the checkpoint")
     return Path(config).read_text("utf-8")
-
-
-def _padded(prompts: Sequence[Sequence[int]]) -> tuple[Array, Array | None]:
-    """Put prompts into one array, and say where it is not padding, unless all of it is not."""
-    longest = max(len(prompt) for prompt in prompts)
-    ids = np.array([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-    lengths = np.array([len(prompt) for prompt in prompts])
-    if (lengths == longest).all():
-        return ids, None
-    return ids, np.arange(longest) >= longest - lengths[:, None]

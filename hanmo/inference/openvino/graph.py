@@ -1,30 +1,31 @@
 """The network as an OpenVINO graph, built from a ModelConfig: one function for each kind of sub-layer.
 
-Knows the formulas of hanmo.nn and no family's name. Places, masks and distances come in as ready arrays
-(`openvino_inputs`), so nothing here counts tokens.
+Knows the formulas of hanmo.nn and no family's name. Positions, masks and distances are inputs (inputs.py).
 
     cache of one layer:  ReadValue ─ Gather by "beam_idx" ─ Concat ─┬─ attention      which the CPU plugin runs as one
                                                       new tokens ─┘ └─ Assign         operation, in place
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import openvino as ov
+from array_api_compat import numpy as xp
 from openvino import opset15 as op
 from openvino.op.util import Variable, VariableInfo
 
 from hanmo.config import ModelConfig, StackConfig
 from hanmo.errors import ConfigError
 from hanmo.inference.openvino.weights import Node, Weights
+from hanmo.nn.position import sinusoidal
 
 __all__ = ["build_decoder", "build_encoder"]
 
 
 @dataclass
 class _Graph:
-    """What is built so far: inputs by name, states that are written, and the rows that each state takes over."""
+    """What is built so far: inputs by name, states that are assigned, scores for the next layer (RealFormer)."""
 
     weights: Weights
     config: ModelConfig
@@ -34,7 +35,7 @@ class _Graph:
     scores: Node | None = None
 
     def input(self, name: str, dtype: str, shape: Sequence[int]) -> Node:
-        """Give the input of that name, made when it is first asked for; -1 is any size."""
+        """Give the input of that name, made when it is first needed; -1 is any size."""
         if name not in self.inputs:
             node = op.parameter(ov.PartialShape(list(shape)), ov.Type.f32 if dtype == "f32" else ov.Type.i32)
             node.set_friendly_name(name)
@@ -44,7 +45,7 @@ class _Graph:
 
 
 def build_decoder(weights: Weights, config: ModelConfig) -> ov.Model:
-    """Build what `step` runs: ids [b, n] behind the cache → "logits" [b, keep, vocab] of the last `keep` tokens."""
+    """Build the graph of prompts and steps: ids [b, n] → "logits" [b, keep, vocab] of the last `keep` tokens."""
     graph = _Graph(weights, config, config.main)
     name = "decoder" if config.decoder else "encoder"
     x = _stack(graph, name, cached=True)
@@ -54,11 +55,11 @@ def build_decoder(weights: Weights, config: ModelConfig) -> ov.Model:
 
 
 def build_encoder(weights: Weights, config: ModelConfig) -> ov.Model:
-    """Build what reads a whole text: ids [b, n] → "hidden" [b, n, hidden_size].
+    """Build the graph of an encoder: ids [b, n] → "hidden" [b, n, hidden_size].
 
-    With a decoder behind it, also the keys and values of its cross-attention: "memory.DEPTH.key" [b, heads, n, key_dim]
-    and "memory.DEPTH.value". Without one, what the model's heads give: "logits" [k, vocab] of the tokens that the input
-    "places" [k] names, counted through all rows; "pooled" [b, hidden_size], "nsp" [b, 2], "discriminator" [b, n, 1].
+    With a decoder, also the keys and values of its cross-attention: "memory.LAYER.key" [b, heads, n, key_dim] and
+    "memory.LAYER.value". Without one, the heads' outputs: "logits" [k, vocab] of the tokens at the input "places" [k],
+    indices into the flattened rows; "pooled" [b, hidden_size], "nsp" [b, 2], "discriminator" [b, n, 1].
     """
     assert config.encoder is not None
     graph = _Graph(weights, config, config.encoder)
@@ -191,7 +192,7 @@ def _cross(graph: _Graph, x: Node, name: str, layer: int) -> Node:
 
 
 def _split(graph: _Graph, x: Node, name: str, letters: str) -> list[Node]:
-    """Project x [b, n, hidden_size] and part the heads: [b, heads, n, size] for each of "q", "k" and "v" in letters."""
+    """Project x [b, n, hidden_size] and split it into heads: [b, heads, n, size] for each letter of "qkv" given."""
     stack = graph.stack
     sizes = [stack.head_dim if letter == "v" else stack.key_dim for letter in letters]
     y = graph.weights.linear(x, name)
@@ -208,7 +209,7 @@ def _merge(stack: StackConfig, x: Node) -> Node:
 
 
 def _cache(graph: _Graph, new: Node, name: str) -> Node:
-    """Put new keys or values [b, heads, n, size] behind those of the steps before, their rows taken by "beam_idx"."""
+    """Append new keys or values [b, heads, n, size] to the state, whose rows are selected by "beam_idx"."""
     shape = new.get_output_partial_shape(0)
     heads, size = shape[1].get_length(), shape[3].get_length()
     batch = op.gather(op.shape_of(graph.inputs["ids"], "i64"), _ints(0), _ints(0))
@@ -224,7 +225,7 @@ def _cache(graph: _Graph, new: Node, name: str) -> Node:
 
 
 def _rotate(graph: _Graph, x: Node) -> Node:
-    """Turn the pairs (2i, 2i + 1) of x [b, heads, n, d] by the angles whose cosines and sines come in."""
+    """Rotate the pairs (2i, 2i + 1) of x [b, heads, n, d] by the angles of the inputs "cosines" and "sines"."""
     size = graph.stack.key_dim
     cos, sin = (graph.input(name, "f32", [-1, 1, -1, size // 2, 1]) for name in ("cosines", "sines"))
     pairs = op.reshape(x, np.array([0, 0, 0, size // 2, 2]), True)
@@ -240,19 +241,19 @@ def _rotate(graph: _Graph, x: Node) -> Node:
 
 
 def _bias(graph: _Graph, name: str, distances: str) -> Node:
-    """Look up T5's bias of every pair of tokens: [b or 1, heads, n, m]."""
+    """Look up T5's bias of all pairs of tokens: [b or 1, heads, n, m]."""
     rows = graph.input(distances, "i32", [-1, -1, -1])
     found = op.gather(graph.weights.vector(name), rows, _ints(1, scalar=True))  # [heads, b, n, m]
     return op.transpose(found, np.array([1, 0, 2, 3]))
 
 
 def _plain_attention(graph: _Graph, q: Node, k: Node, v: Node, mask: Node) -> Node:
-    """Write the formula out where the scores themselves are needed: NEZHA's distances, RealFormer's residual."""
+    """Compute attention by its formula where the scores are needed: NEZHA's distances, RealFormer's residual."""
     stack = graph.stack
     scores = op.matmul(q, k, False, True)
     index = table = None
     if stack.position == "relative":
-        table = op.constant(_waves(np.arange(2 * stack.relative_clip + 1), stack.key_dim))
+        table = op.constant(sinusoidal(np.arange(2 * stack.relative_clip + 1), stack.key_dim, xp))
         index = op.unsqueeze(graph.input("distances", "i32", [-1, -1, -1]), _ints(1))
         index = op.broadcast(index, op.shape_of(scores, "i64"), "bidirectional")
         scores = op.add(scores, op.gather_elements(op.matmul(q, table, False, True), index, -1))
@@ -301,32 +302,25 @@ def _output(graph: _Graph, x: Node) -> Node:
     return op.add(x, weights.vector("output.bias")) if "output.bias" in weights else x
 
 
+_ACTIVATIONS: dict[str, Callable[[Node], Node]] = {
+    "gelu_erf": lambda x: op.gelu(x, "erf"),
+    "gelu_tanh": lambda x: op.gelu(x, "tanh"),
+    "relu": op.relu,
+    "silu": op.swish,
+    "tanh": op.tanh,
+    "sigmoid": op.sigmoid,
+    "elu": lambda x: op.elu(x, 1.0),
+    "selu": lambda x: op.selu(x, _number(1.6732632423543772), _number(1.0507009873554805)),
+    "softplus": op.softplus,
+    "softsign": op.softsign,
+    "leaky_relu": lambda x: op.prelu(x, _number(0.2)),
+    "squared_relu": lambda x: op.power(op.relu(x), _number(2)),
+    "linear": lambda x: x,
+}
+
+
 def _activate(x: Node, name: str) -> Node:
-    match name:
-        case "linear":
-            return x
-        case "gelu_erf" | "gelu_tanh":
-            return op.gelu(x, name.removeprefix("gelu_"))
-        case "silu":
-            return op.swish(x)
-        case "elu":
-            return op.elu(x, 1.0)
-        case "selu":
-            return op.selu(x, _number(1.6732632423543772), _number(1.0507009873554805))
-        case "leaky_relu":
-            return op.prelu(x, _number(0.2))
-        case "squared_relu":
-            return op.power(op.relu(x), _number(2))
-        case _:
-            return {"relu": op.relu, "tanh": op.tanh, "sigmoid": op.sigmoid, "softplus": op.softplus}.get(
-                name, op.softsign
-            )(x)
-
-
-def _waves(places: np.ndarray, hidden_size: int) -> np.ndarray:
-    from hanmo.inference.openvino.inputs import waves
-
-    return waves(places, hidden_size)
+    return _ACTIVATIONS[name](x)
 
 
 def _ints(value: int, *, scalar: bool = False) -> Node:

@@ -1,10 +1,10 @@
-"""The weights of the OpenVINO engine as it keeps them: one safetensors file, mapped, its tensors as graph constants.
+"""The OpenVINO engine's file of weights: a mapped safetensors file whose tensors become graph constants.
 
-    NAME.weight        float32, bfloat16, int8 [out, in], or int4 two a byte [out, in / 2], low half first
+    NAME.weight        float32, bfloat16, int8 [out, in], or int4 two in a byte [out, in / 2], low half first
     NAME.weight.scale  float32 [out, 1] of int8, or [out, groups] of int4
-    NAME.bias          float32, and so is whatever else is no matrix
+    NAME.bias          float32, as everything that is not a matrix
 
-Knows the file and the patterns that OpenVINO's CPU plugin takes for compressed matrices. Knows no network.
+Knows the file and the patterns that OpenVINO's CPU plugin recognises as compressed matrices. Knows no network.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ from hanmo.errors import ConfigError, CorruptFile
 __all__ = ["FORMAT", "KINDS", "Node", "Weights"]
 
 FORMAT = "2"
-"""Raised whenever a file of an earlier version of Hanmo would be read wrongly."""
+"""Incremented whenever files of earlier versions would be read wrongly."""
 
 KINDS = ("float32", "bfloat16", "int8", "int4")
 
@@ -30,7 +30,7 @@ Node: TypeAlias = Any
 
 
 class Weights:
-    """An open file of weights; constants of a graph share its pages, so that nothing is held twice.
+    """An open file of weights; the constants of a graph share its pages.
 
     Raises MissingFile or CorruptFile.
     """
@@ -52,11 +52,11 @@ class Weights:
         return name in self._file.tensors
 
     def array(self, name: str) -> npt.NDArray[Any]:
-        """Give a tensor as it is kept, its pages shared."""
+        """Give a tensor as stored; it shares the file's pages."""
         return self._file.read(name)
 
     def vector(self, name: str) -> Node:
-        """Make the constant of a tensor that is kept in float32."""
+        """Make the constant of a float32 tensor."""
         return self._once(name, lambda: op.constant(self._file.read(name), shared_memory=True))
 
     def linear(self, x: Node, name: str) -> Node:
@@ -65,15 +65,15 @@ class Weights:
         return op.add(y, self.vector(f"{name}.bias")) if f"{name}.bias" in self else y
 
     def product(self, x: Node, name: str) -> Node:
-        """Multiply x [..., in] by a matrix [out, in], in a pattern that does not unpack it first."""
+        """Multiply x [..., in] by a matrix [out, in], in a pattern that keeps it compressed."""
         matrix = self._once(f"{name} as a matrix", lambda: self._matrix(name))
         if self._file.tensors[name].dtype == "bfloat16":
-            # Compiling would turn a widened constant into one of float32.
+            # A constant converted to float32 would be folded, and stored so, when compiling.
             return op.convert(op.matmul(op.convert(x, "bf16"), matrix, False, True), "f32")
         return op.matmul(x, matrix, False, True)
 
     def rows(self, name: str, ids: Node) -> Node:
-        """Look up rows of a table; only what is looked up is unpacked."""
+        """Look up rows of a table; only those are converted to float32."""
         found = op.gather(self._stored(name), ids, 0)
         if self._file.tensors[name].dtype == "float32":
             return found
@@ -107,7 +107,7 @@ class Weights:
         return op.constant(array, shared_memory=True)
 
     def _once(self, name: str, make: Any) -> Node:
-        """Make a node when it is first asked for: layers that share weights share the constants too."""
+        """Make a node when it is first needed, so that layers that share weights share constants."""
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]

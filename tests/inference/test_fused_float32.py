@@ -1,5 +1,6 @@
 """All blocks at once for one token: what torch gives, block by block."""
 
+import platform
 from dataclasses import replace
 
 import pytest
@@ -7,12 +8,11 @@ import torch
 from torch import nn
 
 from hanmo.config import Sublayer
-from hanmo.inference.fused import float32_rows
-from hanmo.inference.fused.support import kernels
+from hanmo.inference.fused import float32
 from hanmo.model import Model
 from hanmo.training.run import gpt2_ml_config
 
-pytestmark = pytest.mark.skipif(kernels("float32") is None, reason="Numba or the processor is missing")
+pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="kernels are for x86")
 
 
 def changed(*, order=None, **changes):
@@ -39,15 +39,15 @@ STACKS = {
 @pytest.fixture
 def taken(monkeypatch):
     """Have small stacks taken too; count the steps."""
-    monkeypatch.setattr(float32_rows, "LEAST", 0)
-    found, run = [], float32_rows._run
-    monkeypatch.setattr(float32_rows, "_run", lambda *given: found.append(1) or run(*given))
+    monkeypatch.setattr(float32, "LEAST", 0)
+    found, run = [], float32._run
+    monkeypatch.setattr(float32, "_run", lambda *given: found.append(1) or run(*given))
     return found
 
 
 def network(config, lies="out, in"):
     model = Model(config).initialize(1).eval()
-    model.main.fused_step = float32_rows.fused_step
+    model.main.fused_step = float32.fused_step
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5))
@@ -85,10 +85,10 @@ def logits(model, count=20, unseen=False):
 def test_steps_equal_torch(taken, monkeypatch, name, lies, threads):
     model = network(STACKS[name], lies)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(float32_rows, "most_threads", lambda: 4)
+    monkeypatch.setattr(float32, "most_threads", lambda: 4)
     ours, cache = logits(model)
     assert len(taken) == 20
-    monkeypatch.setattr(float32_rows, "plain", lambda stack: False)
+    monkeypatch.setattr(float32, "has_fused_step", lambda stack, kernel: False)
     theirs, other = logits(model)
     assert len(taken) == 20
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
@@ -105,7 +105,7 @@ def test_changed_weights_are_seen(taken, monkeypatch):
     model.main.blocks[0].attention.query.weight = nn.Parameter(torch.randn(96, 96) / 10)
     ours, _ = logits(model)
     assert len(taken) == 40 and not torch.allclose(before, ours)
-    monkeypatch.setattr(float32_rows, "plain", lambda stack: False)
+    monkeypatch.setattr(float32, "has_fused_step", lambda stack, kernel: False)
     theirs, _ = logits(model)
     assert len(taken) == 40
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)

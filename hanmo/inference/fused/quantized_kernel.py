@@ -1,8 +1,8 @@
-"""One token of one row through a whole decoder, at the speed of the memory: x86 processors with AVX-512 VNNI.
+"""One token of one row through a decoder of int8 or int4 weights, at memory speed: x86 processors with AVX-512 VNNI.
 
-Knows addresses and sizes. Numba compiles it once for a machine and keeps that beside this file. All threads run `step`
-and meet four times in a layer; each makes its rows of every product and its heads of attention, and all norms. A number
-comes out the same whatever the count of threads.
+Knows addresses and sizes. Numba compiles it once for a machine and caches the result beside this file. All threads run
+`step`, with four barriers in a layer; each computes its rows of every product, its heads of attention, and all norms.
+Results do not depend on the number of threads.
 
     x ─ in groups of 128 to 8 bits, a scale each ─► 64 products an instruction with rows of int8 or int4 ─► float32
 """
@@ -15,27 +15,27 @@ from numba.extending import intrinsic
 from hanmo.inference.fused.functions import (
     FAST,
     activate,
-    add,
+    add_norm,
     address_of,
     attend,
-    floats,
-    into,
+    barrier,
+    float_view,
     matrix,
-    meet,
-    narrow,
     nearest,
-    part,
-    to_byte,
+    pre_norm,
+    share,
+    to_bfloat16,
+    to_int8,
 )  # fmt: skip
 
-__all__ = ["FIELDS", "GLOBALS", "GROUP", "step"]
+__all__ = ["GLOBALS", "GROUP", "LAYOUT", "step"]
 
-_FUNCTIONS = "c8534b4693d16bc1"  # functions.py's, so that Numba, which looks at this file, sees its changes
+_FUNCTIONS = "6097ead69ac3a6bf"  # digest of functions.py: Numba's cache looks at changes of this file only
 
 GROUP = 128  # inputs that share a scale
-FIELDS = 4 * 4 + 4 * 2
-"""Of a layer: (bits, weights, scales, bias) of query_key_value, output, input, output; (weight, bias) of the norms
-before and after attention, before and after the feed-forward; 0 where there is none."""
+LAYOUT = 4 * 4 + 4 * 2
+"""Fields of a layer: (bits, weights, scales, bias) of query_key_value, output, input, output; (weight, bias) of the
+norms before and after attention, before and after the feed-forward. 0 for what is missing."""
 GLOBALS = 6
 """Bits, weights, scales and bias of the projection onto the vocabulary; weight and bias of the last norm."""
 
@@ -56,10 +56,10 @@ def _at(builder, address, offset):
 
 
 def _row(bits):
-    """Make the product of a row of weights [in] with a rounded x.
+    """Generate the product of a row of weights [in] and a quantized x.
 
-    The instruction multiplies bytes without a sign by bytes with one: weights get 128 (or 8) added by turning over
-    their highest bit, and `shift` holds what that adds to a group's sum, negated, in its first lane.
+    The instruction multiplies unsigned by signed bytes: flipping the highest bit adds 128 (or 8) to the weights, and
+    `shift` holds what that adds to a group's sum, negated, in its first lane.
     """
 
     def generate(context, builder, signature, args):
@@ -122,8 +122,8 @@ def _row4(context, weights, scales, numbers, x_scales, shift, groups):
 
 
 @njit(**FAST)
-def _round(x, bits, numbers, scales, shift):
-    """Round x to 8 bits for `_product`; for weights of 4 bits the even numbers of a group come before the odd."""
+def _quantize(x, bits, numbers, scales, shift):
+    """Quantize x to 8 bits for `_product`; for 4-bit weights the even numbers of a group come before the odd."""
     zero = np.float32(128.0 if bits == 8 else 8.0)
     for group in range(len(x) // GROUP):
         own = x[group * GROUP : (group + 1) * GROUP]
@@ -138,22 +138,22 @@ def _round(x, bits, numbers, scales, shift):
             for i in range(GROUP):
                 near = nearest(own[i] * factor)
                 total += near
-                to[i] = to_byte(near)
+                to[i] = to_int8(near)
         else:
             for i in range(GROUP // 2):
                 even, odd = nearest(own[2 * i] * factor), nearest(own[2 * i + 1] * factor)
                 total += even + odd
-                to[i], to[i + GROUP // 2] = to_byte(even), to_byte(odd)
+                to[i], to[i + GROUP // 2] = to_int8(even), to_int8(odd)
         shift[group, 0] = np.int32(-zero * total)
 
 
 @njit(**FAST)
-def _product(fields, first, last, numbers, scales, shift, groups, out):
-    """Rows first to last of a matrix, (bits, weights, scales, bias), times a rounded x."""
-    bits, weights, row_scales, bias = fields
+def _product(layout, first, last, numbers, scales, shift, groups, out):
+    """Multiply rows first to last of a matrix, (bits, weights, scales, bias), by a quantized x."""
+    bits, weights, row_scales, bias = layout
     x, x_scales, shifts = address_of(numbers), address_of(scales), address_of(shift)
     if bits == 8:
-        factors = floats(row_scales, last)
+        factors = float_view(row_scales, last)
         for row in range(first, last):
             total = _row8(weights + row * groups * GROUP, np.int64(0), x, x_scales, shifts, groups)
             out[row] = total * factors[row]
@@ -162,7 +162,7 @@ def _product(fields, first, last, numbers, scales, shift, groups, out):
             at = weights + row * groups * (GROUP // 2)
             out[row] = _row4(at, row_scales + row * groups * 4, x, x_scales, shifts, groups)
     if bias:
-        b = floats(bias, last)
+        b = float_view(bias, last)
         for row in range(first, last):
             out[row] += b[row]
 
@@ -176,13 +176,13 @@ _SIGNATURE = types.void(
 
 
 @njit(_SIGNATURE, **FAST)
-def step(thread, threads, counter, x, layers, ends, sizes, scale, eps, cache, at, shared, logits):
+def step(thread, threads, counter, x, layers, output, sizes, scale, eps, cache, at, shared, logits):
     """Run one thread's share of a step.
 
     counter: int64 [1], 0 before any thread begins.   x: [hidden_size], the embedded token; unchanged.
-    layers: int64 [layer, FIELDS], ends: int64 [GLOBALS]: addresses, 0 for what is not there.
+    layers: int64 [layer, LAYOUT], output: int64 [GLOBALS]: addresses, 0 for what is missing.
     sizes: (heads, size of a head, intermediate size, kind of activation as in `activate`).
-    cache: uint16 [layer, 2, heads, room, size], bfloat16; the token's keys and values are written at place `at`.
+    cache: uint16 [layer, 2, heads, room, size], bfloat16; the token's keys and values are written at index `at`.
     shared: float32 [2 hidden_size + max(3 hidden_size, feed-forward)], shared by threads.   logits: float32 [vocab].
     """
     heads, size, inner, kind = sizes
@@ -196,45 +196,45 @@ def step(thread, threads, counter, x, layers, ends, sizes, scale, eps, cache, at
     scores = np.empty(at + 1, np.float32)
     attended, y, wide = shared[:hidden_size], shared[hidden_size : 2 * hidden_size], shared[2 * hidden_size :]
     groups = hidden_size // GROUP
-    meeting = 0
+    barriers = 0
     for layer in range(len(layers)):
         f = layers[layer]
-        # Attention: queries, keys and values of this thread's heads, which nobody else needs.
-        into(x, f[16], f[17], eps, h)
-        _round(h, f[0], numbers, scales, shift)
-        one, other = part(heads, thread, threads)
+        # Attention: queries, keys and values of this thread's heads, which no other thread needs.
+        pre_norm(x, f[16], f[17], eps, h)
+        _quantize(h, f[0], numbers, scales, shift)
+        first, last = share(heads, thread, threads)
         for word in range(3):
-            rows = word * hidden_size + one * size, word * hidden_size + other * size
+            rows = word * hidden_size + first * size, word * hidden_size + last * size
             _product(matrix(f, 0), rows[0], rows[1], numbers, scales, shift, groups, wide)
-        for head in range(one, other):
+        for head in range(first, last):
             for word in range(2):
                 start = (word + 1) * hidden_size + head * size
                 for i in range(size):
-                    cache[layer, word, head, at, i] = narrow(wide[start + i])
+                    cache[layer, word, head, at, i] = to_bfloat16(wide[start + i])
             q = wide[head * size : (head + 1) * size]
             own = attended[head * size : (head + 1) * size]
             attend(q, cache[layer, 0, head], cache[layer, 1, head], at + 1, scale, scores, own)
-        meeting = meet(counter, meeting, threads)
-        _round(attended, f[4], numbers, scales, shift)
-        one, other = part(hidden_size, thread, threads)
-        _product(matrix(f, 1), one, other, numbers, scales, shift, groups, y)
-        meeting = meet(counter, meeting, threads)
-        add(x, y, f[18], f[19], eps)
+        barriers = barrier(counter, barriers, threads)
+        _quantize(attended, f[4], numbers, scales, shift)
+        first, last = share(hidden_size, thread, threads)
+        _product(matrix(f, 1), first, last, numbers, scales, shift, groups, y)
+        barriers = barrier(counter, barriers, threads)
+        add_norm(x, y, f[18], f[19], eps)
         # Feed-forward.
-        into(x, f[20], f[21], eps, h)
-        _round(h, f[8], numbers, scales, shift)
-        one, other = part(inner, thread, threads)
-        _product(matrix(f, 2), one, other, numbers, scales, shift, groups, wide)
-        for i in range(one, other):
+        pre_norm(x, f[20], f[21], eps, h)
+        _quantize(h, f[8], numbers, scales, shift)
+        first, last = share(inner, thread, threads)
+        _product(matrix(f, 2), first, last, numbers, scales, shift, groups, wide)
+        for i in range(first, last):
             wide[i] = activate(wide[i], kind)
-        meeting = meet(counter, meeting, threads)
-        _round(wide[:inner], f[12], numbers, scales, shift)
-        one, other = part(hidden_size, thread, threads)
-        _product(matrix(f, 3), one, other, numbers, scales, shift, inner // GROUP, y)
-        meeting = meet(counter, meeting, threads)
-        add(x, y, f[22], f[23], eps)
-    into(x, ends[4], ends[5], eps, h)
-    _round(h, ends[0], numbers, scales, shift)
-    one, other = part(len(logits), thread, threads)
-    _product(matrix(ends, 0), one, other, numbers, scales, shift, groups, logits)
-    meet(counter, meeting, threads)
+        barriers = barrier(counter, barriers, threads)
+        _quantize(wide[:inner], f[12], numbers, scales, shift)
+        first, last = share(hidden_size, thread, threads)
+        _product(matrix(f, 3), first, last, numbers, scales, shift, inner // GROUP, y)
+        barriers = barrier(counter, barriers, threads)
+        add_norm(x, y, f[22], f[23], eps)
+    pre_norm(x, output[4], output[5], eps, h)
+    _quantize(h, output[0], numbers, scales, shift)
+    first, last = share(len(logits), thread, threads)
+    _product(matrix(output, 0), first, last, numbers, scales, shift, groups, logits)
+    barrier(counter, barriers, threads)

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from opening import open_engine
 from rounding import assert_near
 
 import hanmo
 from hanmo.config import Sublayer
-from hanmo.inference.fused import quantized_rows, support, thread_pool
-from hanmo.inference.openvino.engine import open_engine
+from hanmo.inference.fused import quantized, support, thread_pool
 from hanmo.model import Model
 from hanmo.training.run import gpt2_ml_config
 
 kernels = support.kernels("quantized")
-pytestmark = pytest.mark.skipif(kernels is None, reason="Numba or AVX-512 VNNI is missing")
+pytestmark = pytest.mark.skipif(not support._has_vnni(), reason="AVX-512 VNNI is missing")
 
 OTHERS = ({"position": "rotary"}, {"gated": True}, {"activation": "silu"}, {"norm": "rms"}, {"norm_scale": False})
 PROMPT = [5, 17, 99, 250, 3, 42, 42]
@@ -61,12 +61,12 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def opened(models, monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(quantized_rows, "LEAST_BYTES", 0)
+    monkeypatch.setattr(quantized, "LEAST_BYTES", 0)
     cache = tmp_path_factory.getbasetemp() / "built"
 
     def get(name="gpt2_ml", weights="int8", threads=2):
         engine = open_engine(models / name, weights=weights, threads=threads, folder=cache)
-        assert engine._steps is not None
+        assert engine._fused is not None
         return engine
 
     return get
@@ -79,7 +79,7 @@ def written(engine, tokens, ids):
 
 
 def without_steps(engine):
-    engine._steps = None
+    engine._fused = None
     return engine
 
 
@@ -96,7 +96,7 @@ IDS = [int(id) for id in np.random.default_rng(0).integers(1, 301, 80)]
 def test_logits_are_near_those_of_openvino_over_a_whole_text(opened, name, weights):
     ours, rows = written(opened(name, weights), 80, IDS)
     theirs, _ = written(without_steps(opened(name, weights)), 80, IDS)
-    assert rows._single is not None and rows.length == 87
+    assert rows._fused is not None and rows.length == 87
     assert_near(ours, theirs, KINDS[name](), weights)
     assert not np.array_equal(ours[1:], theirs[1:])  # it was not OpenVINO that made them
 
@@ -107,7 +107,7 @@ def test_a_product_is_that_of_the_rounded_numbers(bits):
     x = random.standard_normal(384).astype(np.float32)
     x[130] = 40  # its group has a scale of its own
     numbers, scales, shift = np.empty(384, np.int8), np.empty(3, np.float32), np.zeros((3, 16), np.int32)
-    kernels._round(x, bits, numbers, scales, shift)
+    kernels._quantize(x, bits, numbers, scales, shift)
     rounded = np.rint(x.reshape(3, 128) / scales[:, None]) * scales[:, None]
     assert np.abs(rounded.ravel() - x).max() <= scales.max() / 2 * 1.001
     bias = random.standard_normal(24).astype(np.float32)
@@ -146,7 +146,7 @@ def test_the_functions_are_exact_to_what_they_say():
 def test_the_count_of_threads_changes_no_bit(opened):
     one, three = written(opened(threads=1), 40, IDS)[0], None
     engine = opened(threads=1)
-    engine._steps = quantized_rows.Steps(engine._weights, engine.config, 3)
+    engine._fused = quantized.QuantizedDecoder(engine._weights, engine.config, 3)
     three = written(engine, 40, IDS)[0]
     assert np.array_equal(one, three)
 
@@ -210,7 +210,7 @@ def test_two_rows_written_by_turns_do_not_disturb_one_another(opened):
 def test_an_interrupted_step_leaves_no_thread_waiting(opened):
     engine = opened()
     expected = written(engine, 3, IDS)[0]
-    kernel, asked = engine._steps._kernel, []
+    kernel, asked = engine._fused._kernel, []
 
     def interrupted(thread, *rest):
         if thread == 0 and not asked:
@@ -218,7 +218,7 @@ def test_an_interrupted_step_leaves_no_thread_waiting(opened):
             raise KeyboardInterrupt
         kernel(thread, *rest)
 
-    engine._steps._kernel = interrupted
+    engine._fused._kernel = interrupted
     with pytest.raises(KeyboardInterrupt):
         written(engine, 1, IDS)
     assert asked
@@ -248,7 +248,7 @@ def test_a_change_of_the_shared_functions_is_one_of_every_file_that_numba_looks_
 
 @pytest.mark.parametrize(
     ("change", "value"),
-    [("machine", "aarch64"), ("_multiplies_bytes", False), ("import_module", RuntimeError("no locator available"))],
+    [("machine", "aarch64"), ("_has_vnni", False), ("import_module", RuntimeError("no locator available"))],
 )
 def test_elsewhere_the_libraries_do_it(monkeypatch, change, value):
     support.kernels.cache_clear()
@@ -267,7 +267,7 @@ def test_elsewhere_the_libraries_do_it(monkeypatch, change, value):
 
 
 def test_small_models_and_other_kinds_are_left_to_openvino(models, opened, monkeypatch, tmp_path):
-    assert open_engine(models / "gpt2_ml", weights="float32", folder=tmp_path)._steps is None
+    assert open_engine(models / "gpt2_ml", weights="float32", folder=tmp_path)._fused is None
     weights, config = opened()._weights, opened().config
     for change in (
         {"position": "rotary"},
@@ -276,6 +276,6 @@ def test_small_models_and_other_kinds_are_left_to_openvino(models, opened, monke
         {"norm": "rms"},
         {"norm_scale": False},
     ):
-        assert not quantized_rows.suits(weights, replace(config, decoder=replace(config.decoder, **change)))
+        assert not quantized.supported(weights, replace(config, decoder=replace(config.decoder, **change)))
     monkeypatch.undo()
-    assert not quantized_rows.suits(weights, config)  # too small
+    assert not quantized.supported(weights, config)  # too small

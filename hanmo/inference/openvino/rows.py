@@ -1,0 +1,162 @@
+"""Rows of the CPU engine: an inference request with its cache, or the fused step's cache, and their tokens."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from hanmo.config import StackConfig
+from hanmo.inference.fused.quantized import FusedRow, QuantizedDecoder
+from hanmo.inference.openvino import inputs
+from hanmo.nn.position import Tokens
+
+__all__ = ["OpenVinoRows"]
+
+Array = npt.NDArray[Any]
+
+SHORT = 16  # ids of a prompt up to which the fused step reads them one by one, so that no graph is needed
+
+
+class OpenVinoRows:
+    """The rows of one `prefill`.
+
+    The cache is the request's state. That of a single row that goes on by a few ids is moved to a `FusedRow`, and back
+    when the request is needed again.
+    """
+
+    def __init__(
+        self,
+        new_request: Callable[[], ov.InferRequest],
+        stack: StackConfig,
+        rows: int,
+        decoder: QuantizedDecoder | None = None,
+    ) -> None:
+        self._new_request, self._stack, self._decoder = new_request, stack, decoder
+        self._tokens = Tokens()
+        self._fused: FusedRow | None = None
+        self._order = list(range(rows))  # the row of the request's state that each row continues
+        self._memory: dict[str, Array] = {}
+
+    @cached_property
+    def _request(self) -> ov.InferRequest:
+        return self._new_request()
+
+    @cached_property
+    def _input_names(self) -> set[str]:
+        return {name for each in self._request.model_inputs for name in each.names}
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return len(self._order)
+
+    @property
+    def length(self) -> int:
+        """Number of tokens of each row in the cache."""
+        return self._tokens.length
+
+    def step(self, ids: Sequence[int]) -> Array:
+        """Append one id to every row and return the logits [rows, vocab]; see `Rows.step`."""
+        return self.run(np.array(ids)[:, None], segment=int(self._stack.mask == "prefix"))[:, -1]
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Make new row i a copy of old row rows[i], in the request's state at the next step; see `Rows.reorder`."""
+        kept = list(rows)
+        if kept == [0] and self._fused is not None:
+            return
+        self._leave_fused(self.length)
+        self._order = [self._order[row] for row in kept]
+        self._tokens = self._tokens.take(kept)
+        self._memory = {name: array[kept] for name, array in self._memory.items()}
+
+    def set_memory(self, memory: dict[str, Array], mask: Array) -> None:
+        """Have all steps attend to the keys and values of an encoder's output; mask: [b, m], False for padding."""
+        self._memory = {**memory, "memory_mask": inputs.additive(mask)[:, None, None]}
+
+    def cut(self, length: int) -> None:
+        """Forget every token from `length` on."""
+        if length < self.length:
+            if self._fused is not None:
+                self._fused.cut(length)
+            else:
+                self._fill(self._request, self._states(self._order, length))
+                self._order = list(range(len(self._order)))
+            self._tokens = self._tokens.cut(length)
+
+    def copy(self, row: int, length: int) -> "OpenVinoRows":
+        """Copy one row with its first `length` tokens."""
+        new = OpenVinoRows(self._new_request, self._stack, 1, self._decoder)
+        new._tokens = self._tokens.take([row]).cut(length)
+        states = self._states([self._order[row]], length)
+        if self._fused is not None and self._decoder is not None:
+            new._fused = FusedRow(self._decoder, states, length)
+        else:
+            self._fill(new._request, states)
+        return new
+
+    def run(
+        self,
+        ids: Array,
+        *,
+        segment: int | Array = 0,
+        mask: Array | None = None,
+        positions: Array | None = None,
+        keep: int = 1,
+    ) -> Array:
+        """Append ids [b, n] to the rows: logits [b, keep, vocab] of the last `keep` of them.
+
+        segment, mask, positions: as for `inputs.append`.
+        """
+        length = self.length
+        self._tokens, feed = inputs.append(
+            self._stack, self._tokens, ids, segment=segment, mask=mask, positions=positions
+        )
+        unpadded = self._tokens.mask is None or bool(self._tokens.mask.all())
+        if self._decoder is not None and len(ids) == 1 and ids.shape[1] <= SHORT and unpadded:
+            return self._run_fused(self._decoder, ids[0], feed["positions"][0], length)[None, -keep:]
+        self._leave_fused(length)
+        feed |= self._memory
+        feed["beam_idx"] = np.array(self._order, np.int32)
+        feed["keep"] = np.array([keep], np.int32)
+        if "memory_buckets" in self._input_names:
+            total = self._memory["memory_mask"].shape[-1]
+            feed["memory_buckets"] = inputs.memory_buckets(self._stack, self._tokens, ids.shape[1], total)
+        self._request.infer(feed, share_inputs=True)
+        self._order = list(range(len(ids)))
+        logits: Array = self._request.get_tensor("logits").data
+        return logits.copy()
+
+    def _run_fused(self, decoder: QuantizedDecoder, ids: Sequence[int], positions: Sequence[int], length: int) -> Array:
+        """Append ids to the one row, behind `length` others, by the fused step: logits [ids, vocab]."""
+        if self._fused is None:
+            self._fused = FusedRow(decoder, self._states(self._order, length), length)
+            self.__dict__.pop("_request", None)  # and its copy of the cache
+        return np.array([self._fused.step(int(id), int(place)) for id, place in zip(ids, positions, strict=True)])
+
+    def _leave_fused(self, length: int) -> None:
+        """Move the cache of so many tokens from the fused step's row to the request."""
+        if self._fused is not None:
+            self._fill(self._request, self._states([0], length))
+            self._fused, self._order = None, [0]
+
+    def _states(self, rows: list[int], length: int) -> dict[str, Array]:
+        """Give the first tokens' keys and values of these rows, [b, heads, length, size] each, by name.
+
+        States that the plugin keeps in 8 bits are read as float32 and written back to the same bits.
+        """
+        if not length:
+            return {}
+        if self._fused is not None:
+            return self._fused.states(length)
+        states = self._request.query_state()
+        return {each.name: np.ascontiguousarray(each.state.data[rows, :, :length]) for each in states}
+
+    def _fill(self, request: ov.InferRequest, states: dict[str, Array]) -> None:
+        for each in request.query_state():
+            if states:
+                each.state = ov.Tensor(states[each.name])
+            else:
+                each.reset()
