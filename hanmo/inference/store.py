@@ -67,7 +67,8 @@ def built_path(folder: Path, checkpoint: Path | Location, options: Mapping[str, 
 def identity(checkpoint: Path | Location) -> str:
     """Digest a checkpoint's files, by path, size, time of modification and samples, and its configuration.
 
-    Samples are 17 blocks of 4 KiB; indexes, which hold checksums, and configurations are read completely. Raises what `locate` raises.
+    Samples are 17 blocks of 4 KiB; indexes, which hold checksums, and configurations are read completely.
+    Raises what `locate` raises.
     """
     found = locate(checkpoint)
     folder = found.folder.resolve()
