@@ -1,4 +1,4 @@
-"""Choosing the next id: rules, loops and beams over arrays; nothing here imports torch."""
+"""Text generation over NumPy or torch arrays: sampling, beam search, stop rules. No module here imports torch."""
 
 from hanmo.generate.beam import Beam, beam_search
 from hanmo.generate.draw import fresh_seed

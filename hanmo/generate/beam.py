@@ -1,19 +1,18 @@
-"""Beam search: the likeliest continuations, found by following the best few at once.
+"""Beam search, with the engines, settings and limits of loop.py.
 
-Knows ids and the same engines, settings and limits as `loop.py`. Does not know text: `stop` is asked about whole rows.
-The rules change log-probabilities, after the softmax, as in transformers: a ban changes the score of no other id.
-The cache is re-ordered by the parents of the rows that go on, so every row keeps the keys and values of its own past.
+The rules change log-probabilities, after the softmax, as in transformers: a ban does not change other ids' scores.
+The cache is reordered by the parents of the open rows at every step.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from hanmo.errors import ConfigError
 from hanmo.generate import rules
-from hanmo.generate.draw import check_scores
+from hanmo.generate.draw import check_scores, nothing_left
 from hanmo.generate.loop import PLAIN, UNLIMITED, Engine, Limits, check_prompt, room_behind
 from hanmo.generate.rules import Array
 from hanmo.generate.sampling import Sampling
@@ -25,8 +24,7 @@ Stop = Callable[[Sequence[int]], str | None]
 class Beam:
     """One continuation.
 
-    ids: as written, an end id included.   score: sum of log-probabilities over len(ids) ** length_penalty; the model's
-    own, but for ids that repetition_penalty made less likely.
+    ids: an end id included.   score: sum of log-probabilities, after repetition_penalty, / len(ids) ** length_penalty.
     reason: as in `loop.End`.
     """
 
@@ -48,12 +46,12 @@ def beam_search(
 ) -> list[Beam]:
     """Find up to `num_beams` continuations of one prompt, best first.
 
-    num_beams: rows followed at once, 1 or more; 1 without length_penalty is the greedy choice.
+    num_beams: 1 or more; 1 without length_penalty is greedy search.
     length_penalty: 0 compares sums, which favours short texts; 1 compares means (Wu et al. 2016, arXiv 1609.08144,
     with a plain power of the length).
-    sampling: allowed, banned and the repetition rules; nothing is drawn, so the rest of it has no effect.
-    stop: asked with the ids of a row; a word ends the row.   history: as in `loop.sample`.
-    Ended rows are kept in a pool; the search ends when no open row can enter it any more.
+    sampling: allowed, banned and the repetition rules; the other settings have no effect.
+    stop: called with the new ids of a row; a str ends the row.   history: as in `loop.sample`.
+    The search ends when no open row can enter the pool of the best ended rows.
     Raises ConfigError, PromptError and CheckpointError as `loop.sample` does.
     """
     rules.check_count("num_beams", num_beams)
@@ -85,11 +83,9 @@ class _Search:
     written: int = 0
 
     def advance(self, likelihoods: Array) -> list[int]:
-        """Append the best ids to the rows and return the parents of the rows that go on; none ends the search."""
+        """Append the best ids and return the parents of the open rows; [] ends the search."""
         totals = np.asarray(self.scores)[:, None] + likelihoods
-        wanted = self.num_beams * (
-            2 + len(self.limits.end_ids)
-        )  # enough for `num_beams` open rows beside those that end
+        wanted = self.num_beams * (2 + len(self.limits.end_ids))  # leaves num_beams open rows whichever end
         order = np.argsort(-totals, axis=None, kind="stable")[:wanted]
         self.written += 1
         parents: list[int] = []
@@ -101,35 +97,24 @@ class _Search:
             if score == -np.inf or len(rows) == self.num_beams:
                 break
             row = (*self.rows[parent], id)
-            reason = self._reason(row)
+            reason = self.limits.reason(len(row), id, self.room, self.stop and partial(self.stop, row))
             if reason is None:
                 parents.append(parent)
                 rows.append(row)
                 scores.append(score)
-            elif (
-                rank < self.num_beams
-            ):  # an end that is not among the best is no hypothesis, as in Hugging Face's search
+            elif rank < self.num_beams:  # a lower-ranked end is not a hypothesis, as in transformers
                 self.pool.append(Beam(row, score / len(row) ** self.penalty, reason))
         self.rows, self.scores = rows, scores
         if not rows and not self.pool:
-            raise ConfigError(
-                f"the rules leave none of {totals.shape[1]} ids to choose from: allow more ids, ban fewer, or raise or "
-                "leave out no_repeat_ngram"
-            )
+            raise nothing_left(totals.shape[1])
         return [] if self._settled() else parents
 
     def best(self) -> list[Beam]:
         """Return the best of the pool, best first."""
         return sorted(self.pool, key=lambda beam: -beam.score)[: self.num_beams]
 
-    def _reason(self, row: tuple[int, ...]) -> str | None:
-        reason = self.limits.reason(len(row), row[-1])
-        if reason != "end" and self.stop is not None:
-            reason = self.stop(row) or reason
-        return reason or ("context" if len(row) == self.room else None)
-
     def _settled(self) -> bool:
-        """Say whether no open row can still beat the worst of the best: scores only fall, lengths are bounded."""
+        """Tell whether no open row can still beat the pool: scores only fall, lengths are bounded."""
         if not self.rows:
             return True
         if len(self.pool) < self.num_beams:
@@ -143,6 +128,6 @@ def _log_softmax(logits: Array) -> "np.ndarray[Any, Any]":
     scores = rules.to_numpy(rules.widen(logits))
     highest = scores.max(axis=-1, keepdims=True)
     shifted = scores - np.where(np.isfinite(highest), highest, 0)
-    with np.errstate(divide="ignore"):  # a row of only -inf stays so and has no successors
+    with np.errstate(divide="ignore"):  # a row of only -inf has no successors
         total = np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return shifted - np.where(np.isfinite(total), total, 0)

@@ -1,8 +1,7 @@
-"""Chance: which id a sample gets, decided by (seed, sample, step) alone.
+"""Random draws that depend on (seed, sample, step) only.
 
-Knows arrays and numbers. One number per (seed, sample, step) comes from a counter-based generator and is looked up in
-the row's cumulated probabilities, so a sample's draws never depend on its batch neighbours, on their order, or on how
-many numbers others used.
+A counter-based generator gives one number per (seed, sample, step), which is looked up in the row's cumulative
+probabilities, so a draw does not depend on the batch.
 """
 
 import secrets
@@ -15,11 +14,10 @@ from hanmo.generate.rules import Array, exponentials
 
 
 def uniform(seed: int, sample: int, step: int) -> float:
-    """Return the number in [0, 1) that belongs to this seed, sample and step.
+    """Return the number in [0, 1) for this seed, sample and step, each from 0 to 2**64 - 1.
 
     Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) with key (seed, sample) and the step
-    as counter; NumPy keeps the streams of its bit generators the same over versions.
-    seed, sample, step: from 0 to 2**64 - 1.
+    as counter; NumPy guarantees the stream across versions.
     """
     key = np.array([seed, sample], dtype=np.uint64)
     counter = np.array([step, 0, 0, 0], dtype=np.uint64)
@@ -28,7 +26,7 @@ def uniform(seed: int, sample: int, step: int) -> float:
 
 
 def fresh_seed() -> int:
-    """Return a seed nobody chose, short enough to be told to the user and typed again."""
+    """Return a random 32-bit seed, short enough to be typed again."""
     return secrets.randbits(32)
 
 
@@ -39,11 +37,10 @@ def check_seed(seed: int) -> None:
 
 
 def choose(logits: Array, numbers: Array) -> Array:
-    """Choose one id a row: the first whose cumulated probability exceeds the row's number.
+    """Choose one id per row: the first whose cumulative probability exceeds the row's number.
 
-    logits: [rows, vocab_size], -inf where an id is ruled out.   numbers: in [0, 1), one a row; a sequence or an array.
-    An id of probability zero is never chosen. The rows do not influence one another.
-    Returns ids [rows], where the logits lie; below 0 where there is none to choose, which `checked` explains.
+    logits: [rows, vocab_size], -inf where an id is ruled out.   numbers: [rows], in [0, 1); a sequence or an array.
+    Returns ids [rows] on the device of the logits; negative codes for `checked` where no id can be chosen.
     """
     powers = exponentials(logits)
     xp = array_api_compat.array_namespace(powers)
@@ -51,24 +48,29 @@ def choose(logits: Array, numbers: Array) -> Array:
     total = cumulated[:, -1:]
     target = xp.asarray(numbers, dtype=powers.dtype, device=array_api_compat.device(logits))[:, None] * total
     ids = xp.sum(xp.astype(cumulated <= target, xp.int64), axis=-1)
-    # A number just below 1 may round to 1 when multiplied: then no sum exceeds the target.
+    # A number just below 1 may round to 1: then no sum exceeds the target.
     ids = xp.where(ids == logits.shape[-1], xp.argmax(powers, axis=-1), ids)
     return xp.where(xp.isfinite(total[:, 0]), ids, -1 - _broken(logits))
 
 
 def checked(ids: list[int], vocab_size: int) -> list[int]:
-    """Return ids that `choose` gave, all of them in the vocabulary.
+    """Return the ids of `choose` if all are valid.
 
-    Raises CheckpointError if the scores of a row held NaN or +inf, ConfigError if they were all -inf.
+    Raises CheckpointError if the logits of a row held NaN or +inf, ConfigError if they were all -inf.
     """
     code = next((id for id in ids if id < 0), 0)
     if code == -1:
-        raise ConfigError(
-            f"the rules leave none of {vocab_size} ids to choose from: allow more ids, ban fewer, or raise "
-            "or leave out no_repeat_ngram"
-        )
+        raise nothing_left(vocab_size)
     _report(-1 - code if code else 0, vocab_size)
     return ids
+
+
+def nothing_left(vocab_size: int) -> ConfigError:
+    """Return the error for rules that exclude every id."""
+    return ConfigError(
+        f"the rules leave none of {vocab_size} ids to choose from: allow more ids, ban fewer, or raise or leave out "
+        "no_repeat_ngram"
+    )
 
 
 def check_scores(logits: Array) -> None:

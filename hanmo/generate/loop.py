@@ -1,15 +1,15 @@
-"""The loop: prompts go in, ids come out one step at a time, each row ends for a stated reason.
+"""The generation loop: from prompts to ids, one step at a time, and the reason why each row ends.
 
-Knows ids, the sampling settings and what it needs of an engine (`Engine`, `Rows`: all that an engine has to offer).
-Does not know text: `stop` is asked after every id, and `text.py` answers.
+`Engine` and `Rows` are the interface of an engine. Text is handled by text.py, through `stop`.
 
         prompts ──► prefill ──► logits ──► rules, draw ──► Token, End ──► caller
                                   ▲                          │
-                                  └── step ◄── reorder ◄─────┘   rows that ended leave the cache
+                                  └── step ◄── reorder ◄─────┘   ended rows leave the cache
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import array_api_compat
@@ -24,17 +24,17 @@ PLAIN = Sampling()
 
 
 class Rows(Protocol):
-    """What an engine remembers of the rows that are being written: its cache."""
+    """The key-value cache of the rows being generated."""
 
     def step(self, ids: Sequence[int]) -> Array:
-        """Append one id to every row and return the logits [rows, vocab] of what comes next."""
+        """Append one id to every row and return the logits [rows, vocab_size] of the next."""
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Make the new row i a copy of the old row rows[i]: rows may be left out, repeated and exchanged."""
+        """Make new row i a copy of old row rows[i]; rows may be left out, repeated and permuted."""
 
 
 class Engine(Protocol):
-    """A model that continues ids; engines do not know of one another, nor of how ids are chosen."""
+    """A model that computes the logits of the next id."""
 
     @property
     def vocab_size(self) -> int:
@@ -42,41 +42,41 @@ class Engine(Protocol):
 
     @property
     def max_positions(self) -> int | None:
-        """The most ids, prompt and written together, that a row can hold; None if nothing limits them."""
+        """Maximum number of ids in a row, prompt included; None if unlimited."""
 
     def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple[Rows, Array]:
-        """Read prompts, of different lengths perhaps, one a row; return the rows and the logits [rows, vocab].
+        """Process prompts, one per row, of any lengths; return the rows and the logits [rows, vocab_size].
 
-        room: the most ids that any row will be asked to append; no more memory than that is needed.
+        room: maximum number of ids that will be appended to a row.
         """
 
 
 @runtime_checkable
 class QueueingEngine(Engine, Protocol):
-    """An engine whose device works through a queue, and is asked for the next step before the last ids are known.
+    """An engine on an asynchronous device: the next step is queued before the ids of the last are known.
 
-    Its `Rows.step` also takes ids as an array on the device, with ids below 0 in rows that could not choose one.
+    Its `Rows.step` also takes ids as an array on the device, negative in rows that could not choose one.
     """
 
     def send(self, numbers: Sequence[float]) -> Array:
-        """Bring numbers to the device, waiting for nothing."""
+        """Copy numbers to the device without waiting."""
 
     def fetch(self, ids: Array) -> Callable[[], list[int]]:
-        """Begin to bring ids from the device; what is returned waits until they are there, and for nothing after."""
+        """Start copying ids from the device; the function returned waits for that copy only."""
 
 
 class Token(NamedTuple):
-    """One id was written to one row."""
+    """An id was appended to a row."""
 
     row: int
     id: int
 
 
 class End(NamedTuple):
-    """Nothing more comes for this row, and why.
+    """A row has ended.
 
-    "end": an end id was written.   "length": max_tokens are written.   "context": the row stands at the last position
-    that the model knows.   Anything else is what `stop` answered.
+    reason: "end" after an end id, "length" at max_tokens, "context" at the model's last position, or what `stop`
+    returned.
     """
 
     row: int
@@ -85,10 +85,10 @@ class End(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """When a row ends by its ids alone.
+    """The conditions on ids that end a row.
 
-    max_tokens: the most ids to write, 1 or more; None leaves it to the model's last position.
-    end_ids: a row ends after writing one of these.   min_tokens: no end id is chosen before so many are written.
+    max_tokens: maximum number of new ids, 1 or more; None is up to the model's last position.
+    end_ids: end the row.   min_tokens: minimum number of new ids before one of them.
     Raises ConfigError if a number is out of range.
     """
 
@@ -97,7 +97,7 @@ class Limits:
     end_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the numbers before anything is written."""
+        """Check the ranges."""
         if self.max_tokens is not None:
             rules.check_count("max_tokens", self.max_tokens)
         rules.check_count("min_tokens", self.min_tokens, least=0)
@@ -107,11 +107,18 @@ class Limits:
                 "expected min_tokens of at most max_tokens"
             )
 
-    def reason(self, written: int, id: int) -> str | None:
-        """Say why a row ends that has written so many ids, id last, if it does."""
+    def reason(self, written: int, id: int, room: int, stop: Callable[[], str | None] | None) -> str | None:
+        """Return why a row ends with its last id, None if it goes on.
+
+        written: number of new ids.   room: its maximum.   stop: called unless the id is an end id.
+        """
         if id in self.end_ids:
             return "end"
-        return "length" if written == self.max_tokens else None
+        if stop is not None and (reason := stop()):
+            return reason
+        if written == self.max_tokens:
+            return "length"
+        return "context" if written == room else None
 
     def apply(self, logits: Array, written: int) -> Array:
         """Mask the end ids while fewer than min_tokens are written."""
@@ -133,32 +140,33 @@ def sample(
     history: bool = True,
     stop: Callable[[int, int], str | None] | None = None,
 ) -> Iterator[Token | End]:
-    """Write n samples of every prompt and yield each id as it is chosen.
+    """Generate n samples of every prompt and yield each id as it is chosen.
 
-    Row p*n + k is sample number first + k of prompt p. Its draws depend on seed and sample number alone: where an
-    engine gives a row the same logits in every batch, n samples are those that are written one by one with `first`.
-    A prompt is read once, whatever n is.
+    Row p*n + k is sample number first + k of prompt p. Its draws depend on seed and sample number only: if an engine's
+    logits of a row do not depend on the batch, neither do its samples. A prompt is processed once for all n.
     seed: one for all prompts, or one for each.
-    history: whether the prompt counts for the repetition rules; False where it is the source of an encoder.
-    stop: asked with (row, id) after every id but an end id; a word ends the row and becomes the reason of its `End`.
-    Raises, before the first id, ConfigError for a setting and PromptError for a prompt that cannot be used.
+    history: whether the repetition rules include the prompt; False if it is the source of an encoder.
+    stop: called with (row, id) after every id but an end id; a str ends the row and is the reason of its `End`.
+    Raises, at the call, ConfigError for a setting and PromptError for a prompt that cannot be used.
     """
     rules.check_count("n", n)
     rules.check_count("first", first, least=0)
     seeds = seeds_of(seed, prompts)
     for prompt in prompts:
         check_prompt(engine, prompt)
-    past = [list(prompt) if history else [] for prompt in prompts for _ in range(n)]
-    room = [room_behind(engine, prompt, limits) for prompt in prompts for _ in range(n)]
-    run = _Run(engine, limits, past, room, stop)
-    chances = [(seeds[row // n], first + row % n) for row in range(len(past))]
-    return _write(run, prompts, n, sampling, chances)
+    rooms = [room_behind(engine, prompt, limits) for prompt in prompts]
+    rows = [
+        _Row(source * n + k, source, list(prompt) if history else [], rooms[source], seeds[source], first + k)
+        for source, prompt in enumerate(prompts)
+        for k in range(n)
+    ]
+    return _generate(engine, prompts, rows, sampling, limits, stop)
 
 
 def seeds_of(seed: int | Sequence[int], prompts: Sequence[object]) -> list[int]:
-    """Give each prompt its seed, from one for all or one for each.
+    """Return a seed per prompt, from one for all or one for each.
 
-    Raises ConfigError for a seed out of range, or a number of seeds other than that of the prompts.
+    Raises ConfigError for a seed out of range, or if there are not as many seeds as prompts.
     """
     if not isinstance(seed, Sequence):
         check_seed(seed)
@@ -171,7 +179,7 @@ def seeds_of(seed: int | Sequence[int], prompts: Sequence[object]) -> list[int]:
 
 
 def check_prompt(engine: Engine, prompt: Sequence[int]) -> None:
-    """Raise PromptError if the engine cannot continue this prompt, naming what is wrong with it."""
+    """Raise PromptError if the engine cannot continue this prompt."""
     if not len(prompt):
         raise PromptError("the prompt is empty; give at least one token to write on from")
     for place, id in enumerate(prompt):
@@ -188,9 +196,9 @@ def check_prompt(engine: Engine, prompt: Sequence[int]) -> None:
 
 
 def room_behind(engine: Engine, prompt: Sequence[int], limits: Limits) -> int:
-    """Return how many ids can be written after this prompt: what the model's positions and max_tokens leave.
+    """Return how many ids can follow this prompt, by the model's positions and max_tokens.
 
-    Raises ConfigError if neither would ever end a row.
+    Raises ConfigError if neither is limited.
     """
     bounds = [] if engine.max_positions is None else [engine.max_positions - len(prompt)]
     bounds += [] if limits.max_tokens is None else [limits.max_tokens]
@@ -200,10 +208,9 @@ def room_behind(engine: Engine, prompt: Sequence[int], limits: Limits) -> int:
 
 
 def keep_last(prompt: Sequence[int], max_positions: int | None, *, max_tokens: int | None = None) -> Sequence[int]:
-    """Cut a prompt that is too long from the left, so that max_tokens can be written after it.
+    """Truncate a prompt longer than max_positions on the left, so that max_tokens fit after it.
 
-    A prompt that fits in is left whole. At least half of the positions are kept for a prompt that does not, and half
-    of them if max_tokens is None.
+    At least half of the positions remain for the prompt, and half of them if max_tokens is None.
     """
     if max_positions is None or len(prompt) <= max_positions:
         return prompt
@@ -218,53 +225,54 @@ def take_rows(logits: Array, rows: Sequence[int]) -> Array:
 
 
 @dataclass
-class _Run:
-    engine: Engine
-    limits: Limits
-    past: list[list[int]]  # ids a row, as the repetition rules see them
-    room: list[int]  # ids that fit behind each prompt
-    stop: Callable[[int, int], str | None] | None
+class _Row:
+    """The state of one row."""
 
-    def append(self, row: int, id: int, *, written: int) -> str | None:
-        self.past[row].append(id)
-        reason = self.limits.reason(written, id)
-        if reason != "end" and self.stop is not None:
-            reason = self.stop(row, id) or reason
-        return reason or ("context" if written == self.room[row] else None)
+    number: int
+    source: int  # the index of its prompt
+    past: list[int]  # ids that the repetition rules see
+    room: int  # maximum number of new ids
+    seed: int
+    sample: int
 
 
-def _write(
-    run: _Run, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, chances: Sequence[tuple[int, int]]
+def _generate(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence[_Row],
+    sampling: Sampling,
+    limits: Limits,
+    stop: Callable[[int, int], str | None] | None,
 ) -> Iterator[Token | End]:
-    full = [row for row, room in enumerate(run.room) if room == 0]
-    yield from (End(row, "context") for row in full)
-    live = [row for row in range(len(run.past)) if row not in full]
+    yield from (End(row.number, "context") for row in rows if row.room == 0)
+    live = [row for row in rows if row.room]
     if not live:
         return
-    cache, logits = run.engine.prefill(prompts, room=max(run.room))
-    sources = [row // n for row in live]
+    cache, logits = engine.prefill(prompts, room=max(row.room for row in live))
+    sources = [row.source for row in live]
     if sources != list(range(len(prompts))):
         cache.reorder(sources)
         logits = take_rows(logits, sources)
-    queue = run.engine if isinstance(run.engine, QueueingEngine) else None
+    queue = engine if isinstance(engine, QueueingEngine) else None
     written = 0
     while True:
-        scores = sampling.apply(run.limits.apply(logits, written), [run.past[row] for row in live])
-        draws = [uniform(*chances[row], written) for row in live]
+        scores = sampling.apply(limits.apply(logits, written), [row.past for row in live])
+        draws = [uniform(row.seed, row.sample, written) for row in live]
         chosen = choose(scores, queue.send(draws) if queue else draws)
         fetched = queue.fetch(chosen) if queue else chosen.tolist
         written += 1
-        if queue and written < max(run.room[row] for row in live):
-            logits = cache.step(chosen)  # in vain for a row that ends with its id
-        ids = checked(fetched(), run.engine.vocab_size)
+        if queue and written < max(row.room for row in live):
+            logits = cache.step(chosen)  # discarded for a row that ends with this id
+        ids = checked(fetched(), engine.vocab_size)
         kept = []
         for place, (row, id) in enumerate(zip(live, ids, strict=True)):
-            reason = run.append(row, id, written=written)
-            yield Token(row, id)
+            row.past.append(id)
+            reason = limits.reason(written, id, row.room, stop and partial(stop, row.number, id))
+            yield Token(row.number, id)
             if reason is None:
                 kept.append(place)
             else:
-                yield End(row, reason)
+                yield End(row.number, reason)
         if not kept:
             return
         if len(kept) < len(live):

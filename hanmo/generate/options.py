@@ -1,7 +1,4 @@
-"""The arguments of writing, in one place for every function that takes them, and a model's own defaults for them.
-
-Knows names, types and signatures, and generation_config.json. What each argument means, `generation_config` says.
-"""
+"""The keyword arguments of generation, and a model's defaults for them from generation_config.json."""
 
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -30,7 +27,7 @@ _GENERATION = {
 
 
 class Options(TypedDict, total=False):
-    """The arguments that `write`, `write_detailed` and `stream` share; `generation_config` says what each means."""
+    """The arguments of `Pipeline.generation_config`, where they are documented."""
 
     preset: str | None
     temperature: float | None
@@ -58,9 +55,9 @@ class Request(Options, total=False):
 
 
 def showing(options: Callable[..., object]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Show the keyword arguments of `options` in the signature of a function that takes them as **options.
+    """Add the keyword arguments of `options` to the signature of a function that takes them as **options.
 
-    An unknown argument is then a TypeError that names the function as it was called, and the nearest names.
+    An unknown argument raises a TypeError with the function's name and the nearest argument names.
     """
     shared = [each for each in signature(options).parameters.values() if each.kind is Parameter.KEYWORD_ONLY]
 
@@ -85,10 +82,10 @@ def showing(options: Callable[..., object]) -> Callable[[Callable[P, R]], Callab
 
 
 def generation_defaults(path: Path) -> dict[str, Any]:
-    """Read the settings of drawing in generation_config.json beside a checkpoint, by our names; none without the file.
+    """Read the sampling settings of generation_config.json beside a checkpoint, by our names; {} without the file.
 
-    Of transformers' settings those that `generation_config` has too; a null, and a 0 that means no limit, is none.
-    Raises ConfigError, naming the file, if it is not a JSON object or a setting is out of range.
+    Settings that are null, or 0 for no limit, are left out.
+    Raises ConfigError if the file is not a JSON object or a setting is out of range.
     """
     file = (path if path.is_dir() else path.parent) / "generation_config.json"
     if not file.is_file():

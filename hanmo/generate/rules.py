@@ -1,10 +1,7 @@
-"""The sampling rules: logits in, logits out, with what must not be chosen at -inf.
+"""The sampling rules, for NumPy and torch through the array API; torch is not imported.
 
-Knows arrays and ids, written once for NumPy and torch through the array API; it imports neither engine nor torch.
-Does not know text, randomness or the loop. `sampling.py` says in which order the rules are applied.
-
-Every rule takes logits [rows, vocab_size] of any float dtype, -inf where an id is already ruled out, and returns a new
-array of the same shape and dtype. Among equal scores the lower id is kept first, on every array library alike.
+Every rule takes logits [rows, vocab_size] of any float dtype, -inf where an id is masked, and returns a new array of
+the same shape and dtype. Among equal scores the lower id is kept first. `sampling.py` defines the order of the rules.
 """
 
 import math
@@ -18,21 +15,20 @@ import numpy as np
 
 from hanmo.errors import ConfigError
 
-Array: TypeAlias = Any  # a NumPy array or a torch tensor: no library-neutral type exists for both
+Array: TypeAlias = Any  # a NumPy array or a torch tensor
 Crossing: TypeAlias = Literal["keep", "drop"]
 
 
 def temperature(logits: Array, t: float) -> Array:
     """Divide the logits by t: below 1 sharpens the choice, above 1 flattens it.
 
-    t: above 0 and finite.   The scores come back shifted, the highest at 0; probabilities do not change by that.
-    Raises ConfigError if t is not; greedy choice is top_k(logits, 1), for which `Sampling` takes temperature 0.
+    t: above 0 and finite, else ConfigError.   The result is shifted so that the highest is 0.
     """
     check_number("temperature", t, above=0.0)
     xp = array_api_compat.array_namespace(logits)
     highest = xp.max(logits, axis=-1, keepdims=True)
     shifted = logits - xp.where(xp.isfinite(highest), highest, xp.zeros_like(highest))
-    # With the highest at 0 no score overflows upwards, and far ones may well fall to -inf, however low t is.
+    # With the highest at 0 no score overflows to +inf; others may become -inf.
     with np.errstate(over="ignore"):
         return shifted / max(float(t), float(xp.finfo(logits.dtype).smallest_normal))
 
@@ -40,8 +36,7 @@ def temperature(logits: Array, t: float) -> Array:
 def top_k(logits: Array, k: int) -> Array:
     """Mask all but the k highest-scored ids of every row.
 
-    k: 1 or more; a k of the vocabulary's size or above keeps everything.
-    Raises ConfigError if k is below 1.
+    k: 1 or more, else ConfigError; vocab_size or more keeps everything.
     """
     check_count("top_k", k)
     xp, vocab_size = array_api_compat.array_namespace(logits), logits.shape[-1]
@@ -55,10 +50,9 @@ def top_p(logits: Array, p: float, *, crossing: Crossing = "keep") -> Array:
     """Mask all but the smallest set of ids whose probability reaches p.
 
     p: in (0, 1]; 1 keeps everything.
-    crossing: what happens to the id that takes the sum to p or over it. "keep" it, as Holtzman et al. 2019 (arXiv
-    1904.09751), bert4keras and most others do, or "drop" it, as the original gpt2-ml does. At least one id per row
-    stays in either case.
-    Raises ConfigError if p is outside (0, 1] or crossing is another word.
+    crossing: whether the id with which the sum reaches p is kept: "keep", as in Holtzman et al. 2019 (arXiv
+    1904.09751), bert4keras and most others, or "drop", as in the original gpt2-ml. At least one id per row is kept.
+    Raises ConfigError for another p or crossing.
     """
     check_number("top_p", p, above=0.0, most=1.0)
     check_crossing(crossing)
@@ -67,9 +61,9 @@ def top_p(logits: Array, p: float, *, crossing: Crossing = "keep") -> Array:
         return xp.asarray(logits, copy=True)
     probabilities = softmax(logits)
     falling = xp.sort(probabilities, axis=-1, descending=True, stable=False)
-    # Libraries differ in the last bit of an exponential: sums this near to p have reached it, whoever computed them.
+    # Libraries differ in the last bit of an exponential: sums this near to p count as p.
     slack = 1e-12 if falling.dtype == xp.float64 else 1e-6
-    short = xp.cumulative_sum(falling, axis=-1) < p - slack  # true for a prefix of every row: the sums never fall
+    short = xp.cumulative_sum(falling, axis=-1) < p - slack  # true for a prefix of every row
     counts = xp.sum(xp.astype(short, xp.int64), axis=-1, keepdims=True)
     counts = xp.clip(counts + 1 if crossing == "keep" else counts, 1, logits.shape[-1])
     return _keep_largest(logits, probabilities, counts)
@@ -78,9 +72,8 @@ def top_p(logits: Array, p: float, *, crossing: Crossing = "keep") -> Array:
 def repetition_penalty(logits: Array, history: Sequence[Sequence[int]], penalty: float) -> Array:
     """Make the ids of each row's history less likely: positive scores / penalty, negative ones * penalty.
 
-    history: the ids written so far, one sequence a row, lengths may differ.
-    penalty: above 0; 1 changes nothing, 1.2 is the value of CTRL (Keskar et al. 2019, arXiv 1909.05858).
-    Raises ConfigError if penalty is not above 0 and finite.
+    history: the ids so far, one sequence per row, of any lengths.
+    penalty: above 0 and finite, else ConfigError; CTRL's is 1.2 (Keskar et al. 2019, arXiv 1909.05858).
     """
     check_number("repetition_penalty", penalty, above=0.0)
     xp = array_api_compat.array_namespace(logits)
@@ -91,11 +84,9 @@ def repetition_penalty(logits: Array, history: Sequence[Sequence[int]], penalty:
 
 
 def no_repeat_ngram(logits: Array, history: Sequence[Sequence[int]], size: int) -> Array:
-    """Mask every id that would write an n-gram a second time.
+    """Mask every id that would repeat an n-gram of the history.
 
-    history: the ids written so far, one sequence a row, lengths may differ.
-    size: length n of the n-grams, 1 or more; 1 lets no id come twice.
-    Raises ConfigError if size is below 1.
+    history: as for repetition_penalty.   size: n, 1 or more, else ConfigError.
     """
     check_count("no_repeat_ngram", size)
     repeats = np.zeros(tuple(logits.shape), dtype=bool)
@@ -108,46 +99,40 @@ def no_repeat_ngram(logits: Array, history: Sequence[Sequence[int]], size: int) 
 
 
 def banned(logits: Array, ids: Sequence[int]) -> Array:
-    """Mask these ids in every row.
-
-    Raises ConfigError for an id outside the vocabulary.
-    """
-    return _mask(logits, _members("banned", tuple(ids), logits))
+    """Mask these ids in every row. Raises ConfigError for an id outside the vocabulary."""
+    return _mask(logits, _members("banned", tuple(ids), *_place(logits)))
 
 
 def allowed(logits: Array, ids: Sequence[int]) -> Array:
-    """Mask everything but these ids in every row.
-
-    Raises ConfigError for an id outside the vocabulary, and if there is no id.
-    """
+    """Mask all but these ids in every row. Raises ConfigError for an id outside the vocabulary, or no ids."""
     if not len(ids):
         raise ConfigError("allowed holds no id, so nothing could be written; give some ids or None for all of them")
-    return _mask(logits, ~_members("allowed", tuple(ids), logits))
+    return _mask(logits, ~_members("allowed", tuple(ids), *_place(logits)))
 
 
 def softmax(logits: Array) -> Array:
-    """Turn logits into probabilities, in float64 where the device has it; a row without a finite score is NaN."""
+    """Return probabilities, widened; a row without a finite score is NaN."""
     powers = exponentials(logits)
     return powers / array_api_compat.array_namespace(powers).sum(powers, axis=-1, keepdims=True)
 
 
 def exponentials(logits: Array) -> Array:
-    """Return exp(logits - the row's highest), widened: probabilities that do not sum to 1 yet."""
+    """Return exp(logits - the row's highest), widened: unnormalised probabilities."""
     scores = widen(logits)
     xp = array_api_compat.array_namespace(scores)
-    with np.errstate(invalid="ignore"):  # rows of only -inf, or with NaN or +inf, become NaN: drawing reports them
+    with np.errstate(invalid="ignore"):  # rows of only -inf, or with NaN or +inf, become NaN, which `checked` reports
         return xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
 
 
 def widen(logits: Array) -> Array:
-    """Convert to float64, so that borders do not hang on a library's order of summing; Apple's GPU has float32 only."""
+    """Convert to float64, so that results do not depend on the order of summation; to float32 on Apple GPUs."""
     xp = array_api_compat.array_namespace(logits)
     narrow = str(array_api_compat.device(logits)).startswith("mps")
     return xp.astype(logits, xp.float32 if narrow else xp.float64)
 
 
 def to_numpy(array: Array) -> "np.ndarray[Any, Any]":
-    """Bring an array of any library to the processor, as a NumPy array."""
+    """Copy an array of any library and device to NumPy."""
     return np.asarray(array_api_compat.to_device(array, "cpu"))
 
 
@@ -170,7 +155,7 @@ def check_number(name: str, value: float, *, above: float, most: float = math.in
 
 
 def check_crossing(value: str) -> None:
-    """Raise ConfigError unless value names one of the two conventions of top-p."""
+    """Raise ConfigError unless value is "keep" or "drop"."""
     if value not in ("keep", "drop"):
         raise ConfigError(f"top_p's crossing is {value!r}; expected 'keep' or 'drop' for the id that crosses p")
 
@@ -178,8 +163,8 @@ def check_crossing(value: str) -> None:
 def _keep_largest(logits: Array, values: Array, counts: Array) -> Array:
     """Mask all but the counts [rows, 1] largest of values, lower ids first among equal ones.
 
-    Sorting values alone and counting ties is several times faster than sorting ids by value. Conditions say what is
-    dropped, not what is kept, so that a NaN stays and is reported where an id is drawn.
+    Sorting values and counting ties is several times faster than sorting ids by value. The conditions select what is
+    masked, so that NaN is kept and reported by `checked`.
     """
     xp, device = array_api_compat.array_namespace(logits), array_api_compat.device(logits)
     falling = xp.sort(values, axis=-1, descending=True, stable=False)
@@ -194,7 +179,7 @@ def _keep_largest(logits: Array, values: Array, counts: Array) -> Array:
 
 def _mask(logits: Array, drop: Array) -> Array:
     xp = array_api_compat.array_namespace(logits)
-    # Made where it is needed: a number that is copied to a GPU waits for all that was asked of it.
+    # Created on the device: copying a number to a GPU would synchronise with it.
     floor = xp.full((), -xp.inf, dtype=logits.dtype, device=array_api_compat.device(logits))
     return xp.where(drop, floor, logits)
 
@@ -204,14 +189,13 @@ def _like(logits: Array, values: "np.ndarray[Any, Any]") -> Array:
     return xp.asarray(values, device=array_api_compat.device(logits))
 
 
-def _members(name: str, ids: tuple[int, ...], logits: Array) -> Array:
-    xp, device = array_api_compat.array_namespace(logits), array_api_compat.device(logits)
-    return _members_on(name, ids, logits.shape[-1], xp, device)
+def _place(logits: Array) -> tuple[int, Any, Any]:
+    return logits.shape[-1], array_api_compat.array_namespace(logits), array_api_compat.device(logits)
 
 
 @lru_cache(maxsize=16)
-def _members_on(name: str, ids: tuple[int, ...], vocab_size: int, xp: Any, device: Any) -> Array:
-    """Say of every id whether it is among these; kept, for every step of a text asks the same."""
+def _members(name: str, ids: tuple[int, ...], vocab_size: int, xp: Any, device: Any) -> Array:
+    """Return [vocab_size], True for these ids; cached, as every step uses the same."""
     for id in ids:
         if not 0 <= id < vocab_size:
             raise ConfigError(f"{name} holds id {id}; the vocabulary has ids 0 to {vocab_size - 1}")

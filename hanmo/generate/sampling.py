@@ -1,7 +1,4 @@
-"""The settings of a choice, and the order in which the rules are applied; presets by name.
-
-Knows the rules and their ranges. Does not know randomness, the loop or text.
-"""
+"""The sampling settings, the order in which the rules are applied, and presets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +11,13 @@ from hanmo.generate.rules import Array, Crossing
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next id is chosen; the defaults sample from what the model says, unchanged.
+    """How the next id is chosen; the defaults sample from the model's unchanged distribution.
 
-    temperature: 0 or more. 0 is the greedy choice: the highest score that the other rules leave, lowest id first.
+    temperature: 0 or more; 0 is greedy: the highest score, the lowest id of equals.
     top_k, top_p: see `rules`; None is no limit.   crossing: top-p's convention, "keep" or "drop".
     repetition_penalty: above 0; 1 is none.   no_repeat_ngram: 1 or more; None is none.
-    banned: ids never chosen.   allowed: the only ids ever chosen; None is all of them.
-    Raises ConfigError, naming value and range, if a setting is outside its range.
+    banned: ids never chosen.   allowed: the only ids ever chosen; None is all.
+    Raises ConfigError if a setting is out of range.
     """
 
     temperature: float = 1.0
@@ -33,7 +30,7 @@ class Sampling:
     allowed: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check every setting at once, so that nothing fails after the first token."""
+        """Check the ranges."""
         if self.temperature != 0:
             rules.check_number("temperature", self.temperature, above=0.0)
         if self.top_k is not None:
@@ -51,12 +48,12 @@ class Sampling:
             )
 
     def apply(self, logits: Array, history: Sequence[Sequence[int]]) -> Array:
-        """Apply the rules in their order: who may come, then how likely, then how many.
+        """Apply the rules in their order.
 
         1. allowed, banned   2. repetition_penalty   3. no_repeat_ngram   4. temperature   5. top_k   6. top_p, of the
-        probabilities that top_k left, summing to 1 again. Temperature 0 takes the place of 4 to 6.
+        renormalised probabilities after top_k. Temperature 0 replaces 4 to 6.
 
-        logits: [rows, vocab].   history: the ids so far, one sequence a row.   Returns new logits [rows, vocab].
+        logits: [rows, vocab_size].   history: the ids so far, one sequence per row.   Returns new logits.
         """
         logits = self.restrict(logits, history)
         if self.temperature == 0:
@@ -70,7 +67,7 @@ class Sampling:
         return logits
 
     def restrict(self, logits: Array, history: Sequence[Sequence[int]]) -> Array:
-        """Apply rules 1 to 3 of `apply` alone: those that hold for a search too, over its log-probabilities."""
+        """Apply rules 1 to 3 of `apply` only; beam search does, to log-probabilities."""
         if self.allowed is not None:
             logits = rules.allowed(logits, self.allowed)
         if self.banned:

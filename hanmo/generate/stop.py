@@ -1,8 +1,7 @@
-"""Where a text ends by what it says: at a sentence, before a given string, at a number of characters.
+"""Stop rules on text: after a sentence, before a given string, at a number of characters.
 
-Knows pieces of text, in the order in which they are written, whatever vocabulary they come from. Does not know ids.
-A cut never falls inside a character, nor between a sentence's end and the quotes and brackets that close it; so a
-rule that is met waits for the piece after it, takes from it what still belongs, and drops the rest.
+A cut is never inside a character, nor between the end of a sentence and its closing quotes and brackets; so a rule
+that is met waits for the next piece, keeps what still belongs and drops the rest.
 """
 
 import unicodedata
@@ -12,21 +11,20 @@ from dataclasses import dataclass
 from hanmo.errors import ConfigError
 from hanmo.generate.rules import check_count
 
-ENDS = frozenset("。！？…｡!?‼⁇⁈⁉")  # "." needs a look at its neighbours: see _Cutter
-PLAIN_QUOTES = frozenset("\"'＂＇")  # the same sign opens and closes, so it has to be counted
-LONGEST_RUN = 6  # "……？！！！" still ends one sentence; a model stuck on one mark must not go on for ever
+ENDS = frozenset("。！？…｡!?‼⁇⁈⁉")  # "." depends on its neighbours: see _Cutter
+PLAIN_QUOTES = frozenset("\"'＂＇")  # the same sign opens and closes
+LONGEST_RUN = 6  # "……？！！！" ends one sentence; a model repeating one mark must stop
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopRules:
-    """When a text is finished; the first rule that is met ends it, none is met by default.
+    """The conditions that end a text, whichever is met first; none by default.
 
-    sentence_after: end with the first sentence that ends on the given character or later, counted from 1; 0 is the
+    sentence_after: end with the first sentence whose last character is at this position (from 1) or later; 0 is the
         first sentence. Its closing quotes and brackets are kept. Sentences end with one of 。！？…!? or with a full
         stop that does not follow a digit and is followed by a space, a closing quote or a bracket.
-    strings: end before the first of these, which is not part of the text.
-    max_chars: end after so many characters; a closing quote or bracket directly after the last one is still kept.
-        Characters are counted as readers see them: an accent or the parts of an emoji add nothing.
+    strings: end before the first of these.
+    max_chars: end after this many grapheme clusters; a closing quote or bracket after the last one is kept.
     Raises ConfigError for numbers out of range and for empty strings.
     """
 
@@ -35,7 +33,7 @@ class StopRules:
     max_chars: int | None = None
 
     def __post_init__(self) -> None:
-        """Check everything before the first character."""
+        """Check the ranges."""
         if self.sentence_after is not None:
             check_count("sentence_after", self.sentence_after, least=0)
         if self.max_chars is not None:
@@ -50,24 +48,24 @@ NEVER = StopRules()
 
 
 class Stopper:
-    """Cut one text while it is written: push pieces, show what comes back, look at `reason`.
+    """Cuts one text incrementally.
 
-    reason: None while the text goes on; then "sentence", "string" or "chars", and everything pushed later is dropped.
+    reason: None while the text goes on; then "sentence", "string" or "chars", and later pieces are dropped.
     """
 
     def __init__(self, rules: StopRules = NEVER, *, before: str = "") -> None:
-        """Start behind the text `before` (the prompt), which counts for open quotes but not for lengths."""
+        """Start after the text `before` (the prompt), which counts for open quotes but not for lengths."""
         self._strings = rules.strings
         self._held = ""  # may be the beginning of one of the strings
         self._cutter = _Cutter(rules, before)
 
     @property
     def reason(self) -> str | None:
-        """Why the text is finished, if it is."""
+        """Why the text is finished; None before."""
         return self._cutter.reason
 
     def push(self, piece: str) -> str:
-        """Take the next piece and return what may be shown now; pieces come back joined and in order."""
+        """Add a piece and return the text that is now final."""
         text, self._held = self._held + piece, ""
         found = self._find(text)
         if found is not None:
@@ -79,13 +77,13 @@ class Stopper:
         return self._cutter.take(text[: len(text) - hold])
 
     def flush(self) -> str:
-        """Return what was held back, when no more pieces come; a rule that was met, if one was, is the reason."""
+        """Return the text held back, at the end of the text."""
         shown, self._held = self._cutter.take(self._held), ""
         self._cutter.finish(None)
         return shown
 
     def _find(self, text: str) -> int | None:
-        """Find the first string that starts where a character does."""
+        """Return the position of the first string that starts at a character boundary."""
         starts = []
         for string in self._strings:
             start = text.find(string)
@@ -96,14 +94,14 @@ class Stopper:
 
 
 class _Characters:
-    """What a reader sees as one character: which code points belong to the one before (after UAX 29, shortened)."""
+    """Grapheme clusters, by a subset of the rules of UAX 29."""
 
     def __init__(self) -> None:
         self.last = ""
         self._half_flag = False
 
     def joins(self, point: str) -> bool:
-        """Say whether this code point belongs to the character before, and remember it."""
+        """Add a code point; tell whether it belongs to the character before."""
         code = ord(point)
         flag = 0x1F1E6 <= code <= 0x1F1FF
         joined = (
@@ -121,7 +119,7 @@ class _Characters:
 
 
 class _Cutter:
-    """The rules that look at single characters.
+    """The rules on characters.
 
     open ──sentence end or last character──► closing ──anything but a closing sign──► finished
       └────── "." not after a digit ───────► doubtful ──space──► finished;   other ──► open again
@@ -132,16 +130,16 @@ class _Cutter:
         self._rules = rules
         self._characters = _Characters()
         self._count = 0
-        self._run = 0  # sentence ends directly behind one another
+        self._run = 0  # consecutive sentence ends
         self._state = "open"
         self._met = ""
-        self._quotes: set[str] = set()  # plain quotes that are open
+        self._quotes: set[str] = set()  # open plain quotes
         for point in before:
             self._quote(point)
             self._characters.joins(point)
 
     def take(self, text: str) -> str:
-        """Return the part of the text that belongs; less than all of it sets the reason."""
+        """Return the part of the text before the cut; sets the reason if there is a cut."""
         if self.reason:
             return ""
         for place, point in enumerate(text):
@@ -151,12 +149,12 @@ class _Cutter:
         return text
 
     def finish(self, reason: str | None) -> None:
-        """Set the reason now that nothing more comes: a rule that is met already goes before the given one."""
+        """Set the reason at the end of the text; a rule that is already met takes precedence."""
         if self.reason is None:
             self.reason = self._met if self._state == "closing" else reason
 
     def splits(self, text: str, place: int) -> bool:
-        """Say whether a cut of the coming text at this place would fall inside a character."""
+        """Tell whether this position of the next text is inside a character."""
         characters = copy(self._characters)
         for point in text[:place]:
             characters.joins(point)
@@ -179,7 +177,7 @@ class _Cutter:
         return True
 
     def _look(self, point: str, before: str) -> None:
-        """Move on to the state that this character, which is no mere addition to the last, leads to."""
+        """Update the state by a character that starts a grapheme cluster."""
         late = self._rules.sentence_after is not None and self._count >= self._rules.sentence_after
         full = self._count == self._rules.max_chars
         self._run = self._run + 1 if point in ENDS else 0
@@ -197,18 +195,12 @@ class _Cutter:
         return self._met == "sentence" and point in ENDS and self._run < LONGEST_RUN and short
 
     def _quote(self, point: str, before: str | None = None) -> None:
-        """Count a plain quote, which opens or closes; an apostrophe inside a word is none."""
+        """Track a plain quote, which opens or closes; an apostrophe in a word is none."""
         before = self._characters.last if before is None else before
         if point in PLAIN_QUOTES and not (point == "'" and before.isascii() and before.isalnum()):
             self._quotes ^= {point}
 
 
 def _overlap(text: str, string: str) -> int:
-    """Return how many characters at the end of text begin the string without completing it."""
+    """Return the length of the longest proper prefix of the string at the end of text."""
     return next((size for size in range(min(len(string) - 1, len(text)), 0, -1) if text.endswith(string[:size])), 0)
-
-
-def cut(text: str, rules: StopRules, *, before: str = "") -> tuple[str, str | None]:
-    """Cut a whole text at once: the text that is left, and the reason if a rule was met."""
-    stopper = Stopper(rules, before=before)
-    return stopper.push(text) + stopper.flush(), stopper.reason

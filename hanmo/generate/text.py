@@ -1,7 +1,4 @@
-"""Text in, text out: the one file here that knows both text and ids.
-
-Joins a tokenizer, the loop and the stop rules. What comes back is what was written, without the prompt.
-"""
+"""Text generation: joins a tokenizer, the loop and the stop rules. Results do not include the prompt."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,13 +16,12 @@ from hanmo.tokenizers.protocol import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How to write: how ids are chosen, when a text ends, what to do with a prompt that is too long.
+    """The settings of generation.
 
-    length_penalty: of `search`, as in `beam_search`.
-    keep_last: cut a prompt that is too long from the left; without it such a prompt is an error.
-    continues: whether the text goes on from the prompt, which then counts for the repetition rules, opens quotes and
-        settles the first space; False where the prompt is the source of an encoder.
-    special: how the prompt is encoded, as in `Tokenizer.encode`.   before, after: ids that stand around it.
+    length_penalty: of `search`; see `beam_search`.   keep_last: truncate a prompt that is too long on the left.
+    continues: the text continues the prompt, which then counts for the repetition rules, quotes and the first space;
+        False if the prompt is the source of an encoder.
+    special: encode the prompt with special=True.   before, after: ids around the prompt.
     """
 
     sampling: Sampling = PLAIN
@@ -41,16 +37,16 @@ class GenerationConfig:
 
 Writing = GenerationConfig  # the name in 0.1
 DEFAULT = GenerationConfig()
-_TOGETHER = 256  # samples of a text that are written at once; any number of rows would take any memory
+_MAX_SAMPLES = 256  # per text at once, which bounds memory
 
 
 @dataclass(frozen=True)
 class GeneratedText:
-    """One text that was written.
+    """One generated text.
 
-    text: without the prompt, cut by the stop rules.   ids: all that were written, also those behind the cut.
+    text: without the prompt, cut by the stop rules.   ids: all new ids, including those after the cut.
     reason: "sentence", "string", "chars" (see `stop`), "end", "length" or "context" (see `loop`).
-    seed, sample: what repeats it; None for beams.   score: of a beam, else None.
+    seed, sample: reproduce it; None for beams.   score: of a beam, else None.
     """
 
     text: str
@@ -65,34 +61,34 @@ Written = GeneratedText  # the name in 0.1
 
 
 class Stream:
-    """One text while it is written: iterate over its pieces, which joined are the whole text.
+    """An iterator over the pieces of one text while it is generated; see `stream`.
 
-    seed: repeats the text.   text: what is shown so far.   reason: None until the text is finished.
-    Stopping to iterate stops the work; nothing is computed ahead, but for one id by an engine with a queue.
+    seed: reproduces the text.   text: the pieces so far.   reason: None until the text is finished.
+    Generation stops when iteration does; no id is computed ahead, except one by a QueueingEngine.
     """
 
     def __init__(self, writer: "_Writer", events: Iterator[Token | End], seed: int) -> None:
-        """Take a writer and the events of its one row; `stream` makes one."""
+        """Take the state of a row and its events."""
         self.seed = seed
         self._writer = writer
         self._pieces = (piece for piece in map(writer.receive, events) if piece)
 
     def __iter__(self) -> "Stream":
-        """Return itself: a text can be written once."""
+        """Return itself."""
         return self
 
     def __next__(self) -> str:
-        """Write until there is something to show."""
+        """Generate up to the next piece that is not empty."""
         return next(self._pieces)
 
     @property
     def text(self) -> str:
-        """All pieces so far."""
+        """The pieces so far, joined."""
         return self._writer.text
 
     @property
     def reason(self) -> str | None:
-        """Why the text is finished, once it is."""
+        """Why the text is finished; None before."""
         return self._writer.reason
 
 
@@ -107,8 +103,8 @@ def stream(
 ) -> Stream:
     """Continue a text piece by piece.
 
-    seed: None takes a fresh one, which the stream tells.   sample: the number of the sample that `write` would give.
-    Raises PromptError for a text that cannot be continued and ConfigError for a setting, both before the first piece.
+    seed: None is a random one, found in `Stream.seed`.   sample: the number that the text has among those of `write`.
+    Raises, at the call, PromptError for a text that cannot be continued and ConfigError for a setting.
     """
     seed = fresh_seed() if seed is None else seed
     check_seed(seed)
@@ -127,40 +123,38 @@ def write(
     seed: int | Sequence[int] | None = None,
     first: int = 0,
 ) -> list[list[GeneratedText]]:
-    """Continue each text n times, at most 256 at once: one list a text, its samples numbered from `first`.
+    """Continue each text n times; return a list per text, with samples numbered from `first`.
 
-    Where the engine gives a row the same logits in every batch, as in float32, each sample is what it would be if it
-    were written alone with the same seed and number; with fewer bits sums are rounded otherwise in another batch.
-    seed: one for all texts, or one for each; None takes a fresh one for all.
-    Raises PromptError for a text that cannot be continued and ConfigError for a setting, both before the first id.
+    If an engine's logits of a row do not depend on the batch, as in float32, neither do the samples; with narrower
+    weights sums are rounded differently in another batch.
+    seed: one for all texts, or one for each; None is a random one for all.
+    Raises, before the first id, PromptError for a text that cannot be continued and ConfigError for a setting.
     """
     check_count("n", n)
-    if n > _TOGETHER:
-        seeds = loop.seeds_of(fresh_seed() if seed is None else seed, texts)
-        counts = [(first + at, min(_TOGETHER, n - at)) for at in range(0, n, _TOGETHER)]
-        parts = [write(engine, tokenizer, texts, n=k, config=config, seed=seeds, first=at) for at, k in counts]
-        return [[written for part in parts for written in part[row]] for row in range(len(texts))]
     seeds = loop.seeds_of(fresh_seed() if seed is None else seed, texts)
     prompts = [read_prompt(engine, tokenizer, text, config) for text in texts]
-    writers = [
-        _Writer(tokenizer, text, ids, config) for text, ids in zip(texts, prompts, strict=True) for _ in range(n)
-    ]
-    for event in _sample(engine, prompts, config, writers, seeds, n, first):
-        writers[event.row].receive(event)
-    written = [
-        GeneratedText(writer.text, tuple(writer.ids), writer.reason or "", seeds[row // n], first + row % n)
-        for row, writer in enumerate(writers)
-    ]
-    return [written[start : start + n] for start in range(0, len(written), n)]
+    results: list[list[GeneratedText]] = [[] for _ in texts]
+    for start in range(first, first + n, _MAX_SAMPLES):
+        count = min(_MAX_SAMPLES, first + n - start)
+        writers = [
+            _Writer(tokenizer, text, ids, config)
+            for text, ids in zip(texts, prompts, strict=True)
+            for _ in range(count)
+        ]
+        for event in _sample(engine, prompts, config, writers, seeds, count, start):
+            writers[event.row].receive(event)
+        for row, writer in enumerate(writers):
+            place, number = divmod(row, count)
+            results[place].append(
+                GeneratedText(writer.text, tuple(writer.ids), writer.reason or "", seeds[place], start + number)
+            )
+    return results
 
 
 def search(
     engine: Engine, tokenizer: Tokenizer, text: str, num_beams: int, *, config: GenerationConfig = DEFAULT
 ) -> list[GeneratedText]:
-    """Continue a text by beam search: up to `num_beams` texts, best first; see `beam_search`.
-
-    Raises PromptError for a text that cannot be continued and ConfigError for a setting.
-    """
+    """Continue a text by beam search: up to `num_beams` texts, best first; errors as for `write`."""
     prompt = read_prompt(engine, tokenizer, text, config)
 
     def replay(ids: Sequence[int], reason: str | None) -> _Writer:
@@ -190,10 +184,7 @@ def search(
 
 
 def read_prompt(engine: Engine, tokenizer: Tokenizer, text: str, config: GenerationConfig = DEFAULT) -> list[int]:
-    """Turn a prompt into ids, cut to what the model can hold if `keep_last` is set.
-
-    Raises PromptError for a text that the tokenizer or the model cannot take.
-    """
+    """Return the ids of a prompt, truncated if `keep_last`. Raises PromptError if it cannot be continued."""
     prompt = encode_prompt(tokenizer, text, special=config.special)
     ids = [*config.before, *prompt, *config.after]
     if config.keep_last:
@@ -203,7 +194,7 @@ def read_prompt(engine: Engine, tokenizer: Tokenizer, text: str, config: Generat
 
 
 class _Writer:
-    """One text: its decoder, its stop rules, and what came of them."""
+    """The state of one text: its ids, decoder and stop rules."""
 
     def __init__(self, tokenizer: Tokenizer, text: str, prompt: Sequence[int], config: GenerationConfig) -> None:
         self.reason: str | None = None
@@ -211,7 +202,7 @@ class _Writer:
         self.shown: list[str] = []
         self._stopper = Stopper(config.stop, before=text if config.continues else "")
         self._decoder = tokenizer.stream()
-        # Shown by the prompt itself. A word that follows a word needs a space before it, unless the prompt ends in one.
+        # Decoding the prompt first lets a word after its last word get a space, unless the prompt ends in one.
         for id in prompt if config.continues and not text[-1:].isspace() else ():
             self._decoder.push(id)
         self._pending = ""
@@ -225,12 +216,12 @@ class _Writer:
         return self._stopper.reason
 
     def stop(self, id: int) -> str | None:
-        """Decode an id, before its event comes; answer the loop's question whether the text ends with it."""
+        """Decode an id, before its event; return the reason if the text ends with it."""
         self._pending += self._stopper.push(self._decoder.push(id))
         return self._stopper.reason
 
     def receive(self, event: Token | End) -> str:
-        """Take an event of the loop and return what it adds to the text."""
+        """Take an event of the loop and return the text that it adds."""
         if isinstance(event, Token):
             self.ids.append(event.id)
         elif self._stopper.reason is None:

@@ -3,7 +3,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hanmo.errors import ConfigError
-from hanmo.generate.stop import ENDS, LONGEST_RUN, Stopper, StopRules, cut
+from hanmo.generate.stop import ENDS, LONGEST_RUN, Stopper, StopRules
+
+
+def cut(text, rules, *, before=""):
+    """Cut a complete text: the text that is left, and the reason if a rule was met."""
+    stopper = Stopper(rules, before=before)
+    return stopper.push(text) + stopper.flush(), stopper.reason
+
 
 SENTENCE = StopRules(sentence_after=0)
 

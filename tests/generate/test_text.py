@@ -8,13 +8,21 @@ from toy_engine import ToyEngine
 
 from hanmo.errors import CheckpointError, ConfigError, PromptError
 from hanmo.generate import GREEDY, Limits, Sampling, loop
-from hanmo.generate.stop import NEVER, StopRules, cut
+from hanmo.generate.stop import NEVER, Stopper, StopRules
 from hanmo.generate.text import GenerationConfig, read_prompt, search, stream, write
 from hanmo.tokenizers import Encoding, SpecialIds, WordPiece
 from hanmo.tokenizers.protocol import check_text
 from hanmo.tokenizers.streams import BytesStream
 
 GOOD, MAN = "好".encode(), "👨‍👩".encode()
+
+
+def cut(text, rules, *, before=""):
+    """Cut a complete text: the text that is left, and the reason if a rule was met."""
+    stopper = Stopper(rules, before=before)
+    return stopper.push(text) + stopper.flush(), stopper.reason
+
+
 PIECES = [b"?", GOOD[:2], GOOD[2:], "。".encode(), "”".encode(), "“".encode(), b"a", b"\n", MAN[:5], MAN[5:]]
 PIECES += ["天气不错".encode(), b" "]
 
@@ -90,7 +98,7 @@ def test_many_texts_are_written_so_many_at_once(monkeypatch):
     whole = write(ToyEngine(), Bytes(), ["天气不错", "a“"], **asked)
     assert [len(texts) for texts in whole] == [8, 8]
     rows = []
-    monkeypatch.setattr("hanmo.generate.text._TOGETHER", 3)
+    monkeypatch.setattr("hanmo.generate.text._MAX_SAMPLES", 3)
     monkeypatch.setattr(loop, "sample", lambda *a, _sample=loop.sample, **k: rows.append(k["n"]) or _sample(*a, **k))
     assert write(ToyEngine(), Bytes(), ["天气不错", "a“"], **asked) == whole
     assert rows == [3, 3, 2]
