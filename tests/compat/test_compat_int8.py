@@ -28,7 +28,7 @@ def folder(tmp_path_factory, monkeypatch):
     backend.set_weights_dtype(None)
 
 
-def rounded(kind, weights="int8"):
+def quantized(kind, weights="int8"):
     backend.set_weights_dtype(weights)
     model = build(kind)
     backend.set_weights_dtype(None)
@@ -52,7 +52,7 @@ def test_the_battery_has_every_kind_that_is_supported():
 @pytest.mark.parametrize("kind", SUPPORTED)
 def test_the_engine_with_exact_weights_gives_what_torch_gives_whatever_is_asked_in_turn(kind, monkeypatch):
     monkeypatch.setattr(models, "QUANTIZED", ("float32",))
-    plain, model = build(kind), rounded(kind, "float32")
+    plain, model = build(kind), quantized(kind, "float32")
     for seed in range(3):
         rng = np.random.default_rng(seed)
         tokens = rng.integers(0, model.config.vocab_size, (1, 4))
@@ -70,8 +70,8 @@ def test_the_engine_with_exact_weights_gives_what_torch_gives_whatever_is_asked_
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 @pytest.mark.parametrize("kind", ["gpt2_ml", "bert unilm"])
-def test_rounded_predictions_are_near_the_networks_own(kind, weights):
-    plain, model = build(kind), rounded(kind, weights)
+def test_quantized_predictions_are_near_the_networks_own(kind, weights):
+    plain, model = build(kind), quantized(kind, weights)
     arrays = inputs_of(plain, np.repeat(TOKENS, 3, 0), np.random.default_rng(0))
     found, expected = model.predict(arrays), plain.predict(arrays)
     assert abs(found - expected).max() > 1e-4
@@ -81,7 +81,7 @@ def test_rounded_predictions_are_near_the_networks_own(kind, weights):
 
 
 def test_only_new_tokens_go_through_the_engine(seen):
-    model = rounded("gpt2_ml")
+    model = quantized("gpt2_ml")
     model.predict(TOKENS)
     tokens = np.concatenate([np.repeat(TOKENS, 3, 0), [[1], [2], [3]]], 1)
     model.predict(tokens)  # one row becomes three
@@ -91,14 +91,14 @@ def test_only_new_tokens_go_through_the_engine(seen):
 
 
 def test_many_rows_go_through_the_engine_in_batches(seen):
-    model = rounded("gpt2_ml")
+    model = quantized("gpt2_ml")
     tokens = np.random.default_rng(0).integers(1, 100, (5, 4))
     assert model.predict(tokens, batch_size=2).shape == (5, 4, model.config.vocab_size)
     assert seen == [8, 8, 4]
 
 
 def test_weights_are_read_when_they_are_asked_for_and_computing_stays_quantized(seen):
-    plain, model = build("gpt2_ml"), rounded("gpt2_ml")
+    plain, model = build("gpt2_ml"), quantized("gpt2_ml")
     before = model.predict(TOKENS)
     assert model.count_params() == plain.count_params() and model._fill is not None
     (own,), (other,) = (each.get_layer("Embedding-Token").get_weights() for each in (model, plain))
@@ -109,7 +109,7 @@ def test_weights_are_read_when_they_are_asked_for_and_computing_stays_quantized(
 
 
 def test_changed_weights_are_computed_as_they_are_and_that_is_said(caplog):
-    plain, model = build("gpt2_ml"), rounded("gpt2_ml")
+    plain, model = build("gpt2_ml"), quantized("gpt2_ml")
     model.predict(TOKENS)
     for each in (plain, model):
         layer = each.get_layer("Embedding-Token")
@@ -143,7 +143,7 @@ def test_a_checkpoint_with_tensors_that_nothing_knows_is_computed_as_it_is(monke
         raise TensorMismatch("model.ckpt holds the unknown extra")
 
     monkeypatch.setattr("hanmo.inference.openvino.engine.open_weights", refuse)
-    model = rounded("gpt2_ml")
+    model = quantized("gpt2_ml")
     np.testing.assert_allclose(model.predict(TOKENS), build("gpt2_ml").predict(TOKENS), rtol=0, atol=2e-5)
     assert "not in int8: model.ckpt holds the unknown extra; int8 is for GPT" in caplog.text
 
@@ -163,7 +163,7 @@ def test_weights_from_elsewhere_are_computed_as_they_are_and_that_is_said(tmp_pa
 
 
 def test_choosing_all_outputs_keeps_what_computes_them():
-    model = rounded("gpt2_ml")
+    model = quantized("gpt2_ml")
     assert keras.models.Model(model.inputs, model.outputs)._quantized is not None
 
 
@@ -183,11 +183,11 @@ def test_choosing_all_outputs_keeps_what_computes_them():
 )
 def test_inputs_out_of_range_are_refused(kind, arrays, error, says):
     with pytest.raises(error, match=says):
-        rounded(kind).predict(arrays)
+        quantized(kind).predict(arrays)
 
 
 def test_a_forked_process_is_told_to_load_its_own(monkeypatch):
-    model = rounded("gpt2_ml")
+    model = quantized("gpt2_ml")
     monkeypatch.setattr(os, "getpid", lambda: -1)
     with pytest.raises(Unsupported, match="cannot compute in a forked process; load it there"):
         model.predict(TOKENS)
@@ -216,10 +216,10 @@ def test_a_script_computes_in_what_the_command_says(weights, tmp_path):
     assert first.exit_code == 0 and first.stdout == second.stdout and first.stdout.endswith(f"] {weights}\n")
 
 
-def test_that_weights_are_rounded_is_said_the_first_time(tmp_path, monkeypatch, caplog):
+def test_that_weights_are_quantized_is_said_the_first_time(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for _ in range(2):
-        rounded("gpt2_ml")
+        quantized("gpt2_ml")
     (record,) = caplog.records
     assert "model.ckpt to int8, once; the result is kept ('hanmo cache' lists it)" in record.message
     assert len(list(Path(tmp_path, "hanmo").glob("*.safetensors"))) == 1

@@ -189,7 +189,6 @@ class AutoRegressiveDecoder:
         return scores, states
 
     def _ended(self, ids: Array, min_ends: int) -> Array:
-        """Tell which rows have ended; none has before minlen."""
         ends = ids == self.end_id
         return np.asarray(ends[:, -1] & (ends.sum(axis=1) >= min_ends) & (ids.shape[1] >= self.minlen))
 

@@ -49,7 +49,6 @@ class open:  # bert4keras's name
                     made.write_text(json.dumps(self.offsets), encoding="utf-8")
 
     def create_indexes(self) -> None:
-        """Find the offset of every line."""
         self.offsets = [self.tell()]
         while self.readline():
             self.offsets.append(self.tell())
@@ -202,17 +201,14 @@ class DataGenerator:
         raise Unsupported(f"{type(self).__name__} has no __iter__; write one that takes random and gives batches")
 
     def forfit(self, random: bool = True) -> Iterator[Any]:
-        """Yield batches without end."""
         while True:
             yield from self.__iter__(random)
 
     def fortest(self, random: bool = False) -> Iterator[Any]:
-        """Yield the inputs of batches without end."""
         for batch in self.forfit(random):
             yield batch[0]
 
     def to_dataset(self, types: Any, shapes: Any, names: Any = None, padded_batch: bool = False) -> Any:
-        """Raise Unsupported."""
         raise Unsupported(
             "DataGenerator.to_dataset makes a tf.data.Dataset, and Hanmo works without TensorFlow; iterate over the "
             "generator itself (forfit() for endless batches)"

@@ -35,7 +35,7 @@ class Handle(Absent):
 
 
 class KerasModel:
-    """A network with the interface of a Keras model.
+    """A network with the interface of a Keras model; `inputs` and `outputs` are handles for `keras.models.Model`.
 
     quantized: computes `predict` instead of the network, from the same checkpoint.
     fill: loads the network's weights; called when they are first needed.
@@ -49,8 +49,7 @@ class KerasModel:
         quantized: QuantizedRunner | None = None,
         fill: Callable[[], None] | None = None,
     ) -> None:
-        self.config = network.config
-        self.settings = settings
+        self.config, self.settings = network.config, settings
         self.layer_map = keras_layers(network, settings, lambda: self.network)
         self._network = network.eval()
         self._quantized, self._fill, self._stamp = quantized, fill, 0
@@ -71,27 +70,22 @@ class KerasModel:
 
     @property
     def inputs(self) -> list[Handle]:
-        """The inputs, for `keras.models.Model`."""
         return [Handle(self, "input", i) for i in range(len(self.settings.inputs))]
 
     @property
     def outputs(self) -> list[Handle]:
-        """The outputs, for `keras.models.Model`."""
         return [Handle(self, "output", i) for i in range(len(outputs_of(self.config, self.settings)))]
 
     @property
     def input(self) -> Any:
-        """The inputs, or the only one."""
         return _only(self.inputs)
 
     @property
     def output(self) -> Any:
-        """The outputs, or the only one."""
         return _only(self.outputs)
 
     @property
     def input_names(self) -> list[str]:
-        """Names of the inputs, in the order in which `predict` takes them."""
         return list(self.settings.inputs)
 
     def predict(
@@ -113,7 +107,6 @@ class KerasModel:
         return [output[:, -1] for output in outputs] if isinstance(outputs, list) else outputs[:, -1]
 
     def predict_on_batch(self, x: Any) -> Array | list[Array]:
-        """Predict, with all rows at once."""
         return self._predict(x, sys.maxsize, last=False)
 
     def _predict(self, x: Any, batch_size: int, *, last: bool) -> Array | list[Array]:
@@ -142,7 +135,6 @@ class KerasModel:
 
     @property
     def layers(self) -> list[KerasLayer]:
-        """All layers that have weights."""
         return list(self.layer_map.values())
 
     def save(self, filepath: Any, overwrite: bool = True, include_optimizer: bool = False) -> None:
@@ -158,7 +150,6 @@ class KerasModel:
         _saving.load_weights(self.network, filepath, by_name=by_name, skip_mismatch=skip_mismatch)
 
     def count_params(self) -> int:
-        """Count the weights."""
         return sum(parameter.numel() for parameter in self._network.parameters())
 
     def summary(self) -> None:
@@ -168,7 +159,6 @@ class KerasModel:
         print(f"Total params: {self.count_params():,}")
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        """Raise Unsupported."""
         Absent("calling a model on tensors", "call model.network, a torch.nn.Module").refuse()
 
     compile = fit = fit_generator = train_on_batch = evaluate = evaluate_generator = test_on_batch = Absent(

@@ -7,6 +7,7 @@ what the caller writes into a view stays in that view.
 import mmap
 import os
 import weakref
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -39,13 +40,11 @@ class Pages:
 
     def view(self, length: int) -> Array:
         """Return the first `length` positions; writing into them changes neither `whole` nor another view."""
-        if self._file is not None and len(self._views) < _MAX_VIEWS:
-            try:
+        with suppress(OSError):  # no address space or descriptor left
+            if self._file is not None and len(self._views) < _MAX_VIEWS:
                 private = mmap.mmap(self._file, self._size, access=mmap.ACCESS_COPY)
-            except OSError:  # no address space or descriptor left
-                return self.whole[:, :length].copy()
-            self._views.add(private)
-            return self._array(private)[:, :length]
+                self._views.add(private)
+                return self._array(private)[:, :length]
         return self.whole[:, :length].copy()
 
     def write(self, start: int, values: Array) -> None:

@@ -6,6 +6,7 @@ are computed by torch in the checkpoint's dtype, after one warning.
 
 import logging
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,10 @@ def open_quantized(
     if reason is None:
         from hanmo.inference.openvino.engine import OpenVinoEngine, open_weights
 
+        message = f"hanmo: quantizing {checkpoint} to {dtype}, once; the result is kept ('hanmo cache' lists it)"
+        announce = cache(lambda: logging.getLogger("hanmo").warning(message))  # at the first bytes that are read
         try:
-            weights = open_weights(Path(checkpoint), weights=dtype, config=config, progress=_Once(checkpoint, dtype))
+            weights = open_weights(Path(checkpoint), weights=dtype, config=config, progress=lambda nbytes: announce())
             engine = OpenVinoEngine(weights, threads=torch.get_num_threads())
             return QuantizedRunner(engine, dtype, outputs_of(config, settings)[0][1])
         except CheckpointError as error:  # bert4keras ignores tensors that it does not know
@@ -62,18 +65,6 @@ def _unsupported(config: ModelConfig, settings: Settings, *, edited: bool) -> st
     if config.main.mask == "full" or [kind for kind, _ in outputs_of(config, settings)] != ["logits"]:
         return "the model does not write"
     return "keep_tokens or compound_tokens change its vocabulary" if edited else None
-
-
-class _Once:
-    """Progress callback that logs one message, at the first bytes."""
-
-    def __init__(self, checkpoint: str, dtype: str) -> None:
-        self._message = f"hanmo: quantizing {checkpoint} to {dtype}, once; the result is kept ('hanmo cache' lists it)"
-
-    def __call__(self, nbytes: int) -> None:
-        if self._message:
-            logging.getLogger("hanmo").warning(self._message)
-            self._message = ""
 
 
 class QuantizedRunner:

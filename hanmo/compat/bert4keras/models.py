@@ -12,8 +12,7 @@ from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.vocabulary_edit import Average, VocabularyEdit
 from hanmo.compat.bert4keras import _saving, configs
 from hanmo.compat.bert4keras._absent import absent
-from hanmo.compat.bert4keras._layers import KerasLayer
-from hanmo.compat.bert4keras._model import Handle, KerasModel
+from hanmo.compat.bert4keras._model import KerasModel
 from hanmo.compat.bert4keras._quantized import QUANTIZED, open_quantized, warn_unquantized
 from hanmo.compat.bert4keras.configs import Input, Settings, get_weights_dtype
 from hanmo.compat.bert4keras.keras import keras
@@ -34,21 +33,7 @@ class Transformer:
 
     def __init__(self, model: KerasModel, encoder: KerasModel | None, decoder: KerasModel | None) -> None:
         self.model, self.encoder, self.decoder = model, encoder, decoder
-
-    @property
-    def layers(self) -> dict[str, KerasLayer]:
-        """Layers by name."""
-        return self.model.layer_map
-
-    @property
-    def inputs(self) -> list[Handle]:
-        """The model's inputs."""
-        return self.model.inputs
-
-    @property
-    def outputs(self) -> list[Handle]:
-        """The model's outputs."""
-        return self.model.outputs
+        self.layers, self.inputs, self.outputs = model.layer_map, model.inputs, model.outputs
 
     def load_weights_from_checkpoint(self, checkpoint: str, mapping: None = None) -> None:
         """Load the weights of a TensorFlow checkpoint with the original's names; mapping must be None."""
@@ -87,11 +72,12 @@ def build_transformer_model(
         return keras_model
     if settings.part != "model" or not config.is_encoder_decoder:
         return Transformer(keras_model, None, None)
-    parts = (
-        Settings(settings.name, part=part, lm=settings.lm, inputs=list(configs.T5_INPUTS[part]))
-        for part in ("encoder", "decoder")
-    )
-    return Transformer(keras_model, *(KerasModel(keras_model.network, part) for part in parts))
+    return Transformer(keras_model, *(_part(keras_model, part) for part in ("encoder", "decoder")))
+
+
+def _part(model: KerasModel, part: str) -> KerasModel:
+    settings = Settings(model.settings.name, part, model.settings.lm, inputs=list(configs.T5_INPUTS[part]))
+    return KerasModel(model.network, settings)
 
 
 def _build(config: ModelConfig, settings: Settings, checkpoint: str | None, edit: VocabularyEdit | None) -> KerasModel:

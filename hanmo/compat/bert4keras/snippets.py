@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from hanmo.compat.bert4keras._absent import Absent
 from hanmo.compat.bert4keras._decoder import AutoRegressiveDecoder, softmax
 from hanmo.compat.bert4keras._feeding import DataGenerator, Progress, open, parallel_apply, parallel_apply_generator
 from hanmo.compat.bert4keras._sequences import (
@@ -53,6 +54,10 @@ __all__ = [
 is_py2 = False
 basestring = str
 uniout = None  # made Python 2 print Chinese
+WebServing = Absent(
+    "bert4keras.snippets.WebServing",
+    "it needs TensorFlow 1's sessions; call write() of hanmo.load(path) from any web framework",
+)
 _KERAS = {"K": "backend functions", "keras": "Keras", "tf": "TensorFlow"}
 
 
@@ -138,16 +143,6 @@ def delete_arguments(*arguments: str) -> Callable[[Callable[..., Any]], Callable
         return decorated
 
     return decorate
-
-
-class WebServing:
-    """Not supported: it needs a TensorFlow session."""
-
-    def __init__(self, host: str = "0.0.0.0", port: int = 8000, server: str = "paste") -> None:
-        raise Unsupported(
-            f"WebServing(host={host!r}, port={port}, server={server!r}) is not supported: it needs TensorFlow 1's "
-            "sessions; load the model with hanmo.load(path) and call its write() from any web framework"
-        )
 
 
 def __getattr__(name: str) -> Any:
