@@ -234,7 +234,7 @@ class ModelConfig(_Renamed):
 
     @property
     def decoder_start(self) -> int | None:
-        """The id that a decoder behind an encoder begins with; None where `generation` does not say it.
+        """The id that a decoder behind an encoder begins with; None if `generation` has none.
 
         Raises ConfigError for an id that the vocabulary does not have.
         """
@@ -249,7 +249,7 @@ class ModelConfig(_Renamed):
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The ids that end a text; () where `generation` says none that the vocabulary has.
+        """The ids that end a text; () if `generation` has none in the vocabulary.
 
         A GPT-2 with a vocabulary of its own often keeps 50256, the default of transformers, which never comes then.
         """

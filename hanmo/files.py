@@ -1,6 +1,6 @@
-"""Read files that others made: regular files of bounded size, JSON, and the errors of the libraries that parse them.
+"""Read untrusted files: regular files of bounded size, JSON, and the errors of the libraries that parse them.
 
-Knows bytes, JSON and exceptions; knows nothing of what a file means. Every reader of the package opens files here.
+Every reader of the package opens files here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hanmo.errors import CorruptFile, HanmoError, MemoryPlanError, MissingFile
 __all__ = ["MAX_BYTES", "MAX_JSON", "errors_as", "open_file", "parse_json", "read_bytes", "read_json"]
 
 MAX_BYTES = 256 << 20
-"""The most bytes of a file that is read whole, where a caller gives no other limit."""
+"""Default limit of the bytes of a file that is read into memory."""
 
 MAX_JSON = 16 << 20
 """The same for JSON, whose objects take up to 25 times the bytes of the text."""
@@ -56,7 +56,7 @@ def open_file(path: Path, *, error: type[HanmoError] = CorruptFile, buffering: i
 
 
 def read_bytes(path: Path, *, error: type[HanmoError] = CorruptFile, limit: int = MAX_BYTES) -> bytes:
-    """Read a whole file. Raises what `open_file` does, and `error` for one of more than `limit` bytes."""
+    """Read a file into memory. Raises what `open_file` does, and `error` for one of more than `limit` bytes."""
     with open_file(path, error=error) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:

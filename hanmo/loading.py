@@ -1,7 +1,4 @@
-"""Load what lies at a path: recognise it, join configuration, model, weights and tokenizer.
-
-The only place where all layers meet.
-"""
+"""Load the model at a path: configuration, network, weights and tokenizer."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -74,7 +71,7 @@ def load(
 
 
 def _adapted(adapters: Path, *, tokenizer: str | Path | Tokenizer | None, **options: Any) -> ModelPipeline:
-    """Load the base model that lies where adapter_config.json says, and merge the adapters into it."""
+    """Load the base model that adapter_config.json names, and merge the adapters into it."""
     base, given = base_of(adapters)
     options |= given
     if tokenizer is None and tokenizer_files(adapters.parent):

@@ -61,7 +61,7 @@ class Inspection:
         return {reason: count for reason, count in self.found.left.items() if reason in _SLOTS}
 
     def as_dict(self) -> dict[str, Any]:
-        """Give everything in the types that JSON has."""
+        """Return everything in types that JSON has."""
         found, stack = self.found, self.found.config.main
         return {
             "path": str(self.path),
@@ -103,7 +103,7 @@ class Inspection:
 def inspect(
     path: str | Path, *, sha256: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> Inspection:
-    """Say what one checkpoint is.
+    """Describe one checkpoint.
 
     path: as for `open_source`.   sha256: sum the data files up, and compare the sum with the released checkpoint's.
     progress: called with (bytes summed, bytes in all).

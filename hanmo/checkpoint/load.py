@@ -1,7 +1,7 @@
-"""Fill a model from a checkpoint: strictly, once, without a second copy in memory.
+"""Fill a model from a checkpoint, strictly and without a second copy in memory.
 
-Every parameter is filled and every foreign tensor is used or listed with the reason why not. What needs no change stays
-a copy-on-write view of the mapped file; what changes dtype is converted tensor by tensor and its pages let go.
+Every parameter is filled, and every foreign tensor is used or listed with the reason why not. Tensors that need no
+change stay copy-on-write views of the mapped file; others are converted one by one and their pages released.
 """
 
 import difflib
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hanmo.checkpoint.names import foreign_shape, take
+from hanmo.checkpoint.names import foreign_shape, import_row
 from hanmo.checkpoint.source import Array, Source
 from hanmo.checkpoint.vocabulary_edit import VOCABULARY, VocabularyEdit
 from hanmo.errors import ConfigError, TensorMismatch
@@ -41,14 +41,14 @@ def as_dtype(dtype: torch.dtype | str | None, known: Sequence[str] = FLOATS) -> 
 
 @dataclass
 class Report:
-    """What loading did: how many tensors it used, which it left and why."""
+    """How many tensors were used, and which were left out and why."""
 
     used: int = 0
     dropped: dict[str, str] = field(default_factory=dict)
 
 
 def as_tensor(array: Array, dtype: str) -> Tensor:
-    """See a reader's array as a torch tensor, without a copy."""
+    """Return a reader's array as a torch tensor that shares its memory."""
     if not array.flags.writeable or not array.flags.aligned:
         array = np.array(array)
     tensor = torch.from_numpy(array)
@@ -66,9 +66,9 @@ def fill(
     fresh: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """Fill a model that stands on the meta device from an open checkpoint.
+    """Fill a model on the meta device from an open checkpoint.
 
-    rows: the whole table of the family.   dropped: patterns of names that no model needs → the reason.
+    rows: the table of the family.   dropped: patterns of names that no model needs → the reason.
     dtype: of floating tensors in the model; None keeps the file's.   edit: a change of the vocabulary; the model has
     the size after it.   fresh: pattern of our parameters that no checkpoint has; they are filled with zeros.
     progress: called with the bytes of each tensor when it is in.
@@ -90,11 +90,10 @@ def fill(
             continue
         row, info = wanted[name], source.tensors[name]
         tensor = as_tensor(source.read(name), info.dtype)
-        parts = []
-        for part, target in zip(take(row, tensor), row.ours, strict=True):
-            if edit is not None and target in VOCABULARY:
-                part = edit.apply(part)
-            parts.append(part.to(dtype) if dtype is not None and part.is_floating_point() else part)
+        parts = import_row(row, tensor)
+        if edit is not None and row.ours[0] in VOCABULARY:
+            parts = [edit.apply(part) for part in parts]
+        parts = [part.to(dtype) if dtype is not None and part.is_floating_point() else part for part in parts]
         if row.how.startswith("copy"):
             parts = [part.clone() for part in parts]
         for target, part in zip(row.ours, parts, strict=True):
@@ -118,7 +117,7 @@ def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def _left_out(model: Model, name: str) -> bool:
-    """Tell whether the head or the whole stack that a parameter belongs to is not there; blocks are never cut."""
+    """Tell whether the model lacks the head or stack that a parameter belongs to; blocks are never left out."""
     return name.startswith("pooler.nsp.") or getattr(model, name.partition(".")[0], model) is None
 
 

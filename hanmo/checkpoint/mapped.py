@@ -1,7 +1,4 @@
-"""A file as a private (copy-on-write) memory map, and views into it.
-
-Knows pages, alignment and the kernel's advice; knows nothing of what the bytes mean.
-"""
+"""A file as a private (copy-on-write) memory map, and views into it."""
 
 from __future__ import annotations
 
@@ -20,10 +17,9 @@ __all__ = ["MappedFile"]
 
 
 class MappedFile:
-    """One file, mapped whole; writing into its views changes memory only.
+    """One mapped file; writing into its views changes memory only.
 
-    Pages are counted to the process while they are touched and clean, and can be given back with `release`.
-    Views keep the map alive, so `close` may be called while they are in use.
+    Touched pages count as the process's memory until `release`. Views keep the map alive.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,7 +60,7 @@ class MappedFile:
         return flat.view(storage).reshape(shape)
 
     def release(self, offset: int, nbytes: int) -> None:
-        """Give back the whole pages inside these bytes; what was written into them is lost."""
+        """Release the complete pages inside these bytes; what was written into them is lost."""
         start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
         stop = (offset + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
         if offset + nbytes == self.size:

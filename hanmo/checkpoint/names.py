@@ -1,7 +1,7 @@
-"""Tables of names applied both ways: foreign tensors to ours, and ours back.
+"""Import foreign tensors by tables of names, and export ours.
 
-A row says how one foreign tensor becomes one or more of our parameters, by one of a closed set of ways, each with its
-inverse. Everything here is a view where it can be: nothing is copied on the way in.
+A row says how one foreign tensor becomes one or more of our parameters, by one of a fixed set of functions, each with
+its inverse. Imports are views wherever possible.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,10 +15,10 @@ from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, TensorMismatch
 from hanmo.families import Row
 
-__all__ = ["HOW", "MADE", "PIECE", "check_repeats", "export", "foreign_shape", "give", "rows_of", "take"]
+__all__ = ["HOW", "MADE", "PIECE", "check_repeats", "export", "export_row", "foreign_shape", "import_row", "rows_of"]
 
 PIECE = 1 << 24
-"""Bytes that are looked at or converted at a time, where a whole tensor would take too much memory."""
+"""Bytes that are compared or converted at a time, where a complete tensor would take too much memory."""
 
 Ways = tuple[Callable[[Tensor, int], list[Tensor]], Callable[[list[Tensor]], Tensor]]
 
@@ -62,18 +62,18 @@ MADE: dict[str, Callable[[ModelConfig], Tensor]] = {"sines_then_cosines": _sines
 """`Names.made` → how to make a tensor that some format wants and that is no parameter."""
 
 
-def take(row: Row, tensor: Tensor) -> list[Tensor]:
+def import_row(row: Row, tensor: Tensor) -> list[Tensor]:
     """Turn the row's foreign tensor into ours, in the row's order."""
     return HOW[row.how][0](tensor, len(row.ours))
 
 
-def give(row: Row, ours: list[Tensor]) -> Tensor:
+def export_row(row: Row, ours: list[Tensor]) -> Tensor:
     """Turn our tensors into the row's foreign one; raises CheckpointError where it cannot hold them."""
     return HOW[row.how][1](ours)
 
 
 def foreign_shape(row: Row, shapes: Sequence[torch.Size]) -> tuple[int, ...]:
-    """Tell the shape the foreign tensor must have for ours to have these."""
+    """Return the shape that the foreign tensor must have for ours to have these."""
     # The parts are joined as shapes: to join tensors on "meta" torch imports its whole compiler.
     first = shapes[0]
     if row.how.startswith("split"):
@@ -96,9 +96,9 @@ def rows_of(state: Mapping[str, Tensor], rows: Sequence[Row]) -> list[Row]:
 
 
 def export(state: Mapping[str, Tensor], rows: Sequence[Row]) -> Iterator[tuple[str, Tensor]]:
-    """Give every foreign tensor that the rows make of `state`, one at a time; raises as `rows_of` and `give`."""
+    """Yield every foreign tensor that the rows make of `state`, one at a time; raises as `rows_of` and `export_row`."""
     for row in rows_of(state, rows):
-        yield row.theirs, give(row, [state[name].detach() for name in row.ours])
+        yield row.theirs, export_row(row, [state[name].detach() for name in row.ours])
 
 
 def check_repeats(source: Source, repeats: Mapping[str, str]) -> None:

@@ -211,7 +211,7 @@ def _only_checkpoint(folder: Path) -> Path:
 
 
 def _newest(folder: Path) -> Path | None:
-    """Read which `.index` TensorFlow's file "checkpoint" says is the newest; it may name another folder."""
+    """Return the `.index` that TensorFlow's file "checkpoint" names as the newest; its folder is ignored."""
     file = folder / "checkpoint"
     if not file.is_file():
         return None
@@ -221,7 +221,7 @@ def _newest(folder: Path) -> Path | None:
 
 
 def _advice(path: Path) -> str:
-    """Say what to do about a path with nothing there, which may be a public name like "imcaspar/gpt2-ml"."""
+    """Return advice for a missing path, which may be a public name like "imcaspar/gpt2-ml"."""
     plain = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path.as_posix())
     file = any(part in path.name for part in (".ckpt", ".data-", *_ENDINGS))
     if plain and not file and not (len(path.parts) > 1 and path.parent.exists()):

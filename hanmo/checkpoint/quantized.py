@@ -1,14 +1,14 @@
-"""Matrices rounded to 8 bits in a safetensors file, and the reader that gives them back as numbers.
+"""Matrices quantized to 8 bits in a safetensors file, and the reader that returns them as float32.
 
     NAME        int8 [out, in]       w ≈ scale · q,  -127 ≤ q ≤ 127, one scale for each row
     NAME.scale  float32 [out, 1]
 
-Knows how numbers are rounded and what the two tensors are called. Knows no network; reads without torch.
+Knows no network; reads without torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["MARK", "Quantized", "nonzero", "round_int8", "rounded_items", "scales_int8"]
 
 MARK = {"hanmo": "int8"}
-"""What the header of such a file says of itself."""
+"""Metadata in the header of such a file."""
 _SCALE = ".scale"
 
 
@@ -43,31 +43,23 @@ def nonzero(scale: Tensor) -> Tensor:
 
 
 def rounded_items(state: Mapping[str, Tensor]) -> Iterator[Item]:
-    """Give the tensors of a file: matrices rounded, with their scales; all else as float32."""
+    """Yield the tensors of a file: matrices quantized, with their scales; all others as float32."""
     for name, parameter in state.items():
-        whole = parameter.detach().cpu()
-        if whole.ndim == 2:
-            yield _item(name, "int8", tuple(whole.shape), whole)
-            yield _item(name + _SCALE, "float32", (len(whole), 1), whole)
+        weights = parameter.detach().cpu()
+        if weights.ndim == 2:
+            yield _item(name, "int8", weights.shape, lambda w: round_int8(w, scales_int8(w)), weights)
+            yield _item(name + _SCALE, "float32", (len(weights), 1), scales_int8, weights)
         else:
-            yield _item(name, "float32", tuple(whole.shape), whole)
+            yield _item(name, "float32", weights.shape, lambda w: w.contiguous(), weights)
 
 
-def _item(name: str, dtype: str, shape: tuple[int, ...], whole: Tensor) -> Item:
-    def made() -> Iterator[Array]:
-        weights = whole.float()
-        if whole.ndim != 2:
-            yield weights.contiguous().numpy()
-        elif dtype == "int8":
-            yield round_int8(weights, scales_int8(weights)).numpy()
-        else:
-            yield scales_int8(weights).numpy()
-
-    return name, (TensorInfo(name, dtype, shape, storage_bytes(dtype, shape)), made())
+def _item(name: str, dtype: str, shape: Sequence[int], make: Callable[[Tensor], Tensor], weights: Tensor) -> Item:
+    chunks = (make(each.float()).numpy() for each in [weights])
+    return name, (TensorInfo(name, dtype, tuple(shape), storage_bytes(dtype, shape)), chunks)
 
 
 class Quantized(Source):
-    """A source whose rounded matrices read as float32, made anew at each reading.
+    """A source whose quantized matrices are read as float32.
 
     Raises CorruptFile if a matrix lacks its scales or has others.
     """

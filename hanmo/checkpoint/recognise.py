@@ -157,7 +157,7 @@ def rename(rows: Sequence[Row], names: Mapping[str, object], prefix: str) -> lis
 
 
 def with_heads(config: ModelConfig, names: Names, tensors: Mapping[str, object]) -> ModelConfig:
-    """Switch off the heads whose tensors are not there."""
+    """Switch off the heads whose tensors are missing."""
     lacks = {head for head, tensor in names.heads.items() if bare(names, tensor, tensors) not in tensors}
     changes: dict[str, Any] = {}
     if lacks & {"mlm", "decoder"}:

@@ -1,6 +1,6 @@
-"""Read checkpoints whose names are another project's, or begin with the modules that the network was a part of.
+"""Read checkpoints with another project's names, or whose names begin with the modules around the network.
 
-A view of a `Source` under the names that a family's table has (families/namings.py). Imports no torch.
+A view of a `Source` under the names of a family's table (families/namings.py). Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import numpy as np
 
 from hanmo.checkpoint.source import STORAGE, Array, Source, TensorInfo, storage_bytes
 from hanmo.errors import CheckpointError, ConfigError
-from hanmo.families import FAMILIES
-from hanmo.families.family import Names
+from hanmo.families import Names, tables
 from hanmo.families.namings import NAMINGS, WRAPPERS, Naming
 
 __all__ = ["HOW", "Renamed", "with_known_names"]
@@ -43,8 +42,8 @@ _RANKS = {"transpose": 2, "without_first": 2, "join": 1, "join_transpose": 2, "p
 class Renamed(Source):
     """An open checkpoint under other names.
 
-    inner: the checkpoint as it is stored.   names: stored name → the name here.   naming: whose names they are, if the
-    renames are a project's.   note: what a person should know.
+    inner: the checkpoint as stored.   names: stored name → the name here.   naming: of the project, if it is one's.
+    note: what a person should know.
     Raises CheckpointError where several tensors get one name, or cannot be joined to one.
     """
 
@@ -110,20 +109,20 @@ class Renamed(Source):
 
 
 def with_known_names(source: Source) -> Source:
-    """Give the source itself, or a view of it under names that a family has, where those are another project's.
+    """Return the source, or a view of it under a family's names if it has another project's.
 
     Raises CheckpointError where it holds two networks, or as `Renamed` does.
     """
     names = source.tensors
-    tables = [table for family in FAMILIES.values() for table in (family.tensorflow, family.huggingface) if table]
-    if "token.weight" in names or any(_ends(table, "") <= names.keys() for table in tables):
+    known = [table for _, _, table in tables()]
+    if "token.weight" in names or any(_ends(table, "") <= names.keys() for table in known):
         return source
     for naming in NAMINGS:
         if (inside := _inside(source, set(naming.marks))) is not None:
             renamed = {name: _rename(naming, _unwrap(name, inside)) for name in names}
             note = f"the names are {naming.project}'s" + (f", behind {inside!r}" if inside else "")
             return Renamed(source, renamed, naming, note)
-    for table in tables:
+    for table in known:
         inside = _inside(source, _ends(table, table.prefix), table.prefix)
         if inside:
             note = f"the names begin with {inside!r}, as a part of another module"
@@ -154,7 +153,7 @@ def _inside(source: Source, ends: set[str], prefix: str = "") -> str | None:
 
 
 def _unwrap(name: str, inside: str) -> str:
-    """Take off the modules that a name shares with the network's: "model.bert.", or "model." before a head."""
+    """Remove the modules that a name shares with the network's: "model.bert.", or "model." before a head."""
     return next(name.removeprefix(outer) for outer in _outers(inside) if name.startswith(outer))
 
 

@@ -2,7 +2,7 @@
 
     file = length of header, 8 bytes | header, JSON, padded with spaces | tensors' bytes, without gaps
 
-Knows the format and believes nothing that the header claims before it was checked. Knows no variable names.
+Every claim of the header is checked before it is used. Knows no variable names.
 The format: https://huggingface.co/docs/safetensors
 """
 
@@ -38,7 +38,7 @@ class Safetensors(Source):
     """One safetensors file that is open for reading.
 
     metadata: the strings under `__metadata__`.
-    Raises MissingFile, and CorruptFile for a header that lies about itself or the bytes after it.
+    Raises MissingFile, and CorruptFile for a header that is inconsistent with itself or the bytes after it.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Save a model: as a Hanmo folder, as a TensorFlow checkpoint in the original's names, or as a Hugging Face folder.
+"""Save a model as a Hanmo folder, as a TensorFlow checkpoint in the original's names, or as a Hugging Face folder.
 
-Every tensor is turned and converted while it is written, so the weights are never in memory twice; and nothing appears
-under its final name before all of it is written. A form that cannot say what the model is refuses it.
+Tensors are transposed and converted while they are written, so the weights are never in memory twice. Nothing appears
+under its final name before all of it is written. A model that a form cannot express is refused.
 """
 
 import glob
@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hanmo.checkpoint.load import FLOATS, as_dtype
-from hanmo.checkpoint.names import MADE, PIECE, foreign_shape, give, rows_of
+from hanmo.checkpoint.names import MADE, PIECE, export_row, foreign_shape, rows_of
 from hanmo.checkpoint.quantized import MARK, rounded_items
 from hanmo.checkpoint.recognise import with_heads
 from hanmo.checkpoint.safetensors import write_safetensors
@@ -36,7 +38,7 @@ FORMS = ("safetensors", "tensorflow", "huggingface")
 
 @dataclass(frozen=True)
 class Saved:
-    """What saving did: the path to load the model from, and what the form could not say of it."""
+    """The path to load the model from, and notes on what the form could not express."""
 
     path: Path
     notes: list[str] = field(default_factory=list)
@@ -140,9 +142,9 @@ _SMALL_EPS = 1e-6
 
 
 def _compare(config: ModelConfig, data: Mapping[str, Any], names: Names, rows: Sequence[Row]) -> list[str]:
-    """Read the foreign config.json back and see that it says the same; return notes on what it leaves out.
+    """Read the foreign config.json back and compare; return notes on what it leaves out.
 
-    Raises CheckpointError naming a field that the form cannot say.
+    Raises CheckpointError naming a field that the form cannot express.
     """
     written = {row.theirs: None for row in rows}
     try:
@@ -170,7 +172,7 @@ def _compare(config: ModelConfig, data: Mapping[str, Any], names: Names, rows: S
 
 
 def _fields(config: ModelConfig) -> dict[str, Any]:
-    """Flatten what counts of a configuration, "encoder.hidden_size" → 768, without what no part of it uses."""
+    """Flatten a configuration, "encoder.hidden_size" → 768, without the fields that no part of it uses."""
     flat: dict[str, Any] = {}
     for name, value in asdict(replace(config, generation={})).items():
         if name in ("encoder", "decoder") and value is not None:
@@ -203,28 +205,16 @@ def _items(
 ) -> Iterator[Item]:
     for row in rows:
         parts = [state[name].detach() for name in row.ours]
-        kinds = {_target(part, dtype) for part in parts}
+        kinds = {dtype if dtype is not None and part.is_floating_point() else part.dtype for part in parts}
         if len(kinds) > 1:
             raise CheckpointError(
                 f"{row.theirs} joins {', '.join(row.ours)}, which are of {' and '.join(sorted(map(_name, kinds)))}; "
                 f"pass the dtype to save them in"
             )
         shape = foreign_shape(row, [part.shape for part in parts])
-        yield _item(row.theirs, shape, kinds.pop(), _Later(row, parts), progress)
+        yield _item(row.theirs, shape, kinds.pop(), partial(export_row, row, parts), progress)
     for name, tensor in made.items():
-        kind = dtype or state["token.weight"].dtype
-        yield _item(name, tuple(tensor.shape), kind, _Later(Row((name,), name), [tensor]), progress)
-
-
-@dataclass(frozen=True)
-class _Later:
-    """A foreign tensor that is made when it is asked for."""
-
-    row: Row
-    parts: list[Tensor]
-
-    def __call__(self) -> Tensor:
-        return give(self.row, self.parts)
+        yield _item(name, tuple(tensor.shape), dtype or state["token.weight"].dtype, tensor.clone, progress)
 
 
 def _item(
@@ -234,15 +224,12 @@ def _item(
     make: Callable[[], Tensor],
     progress: Callable[[int], None] | None,
 ) -> Item:
-    count = 1
-    for size in shape:
-        count *= size
-    info = TensorInfo(name, _name(dtype), shape, count * dtype.itemsize)
+    info = TensorInfo(name, _name(dtype), shape, prod(shape) * dtype.itemsize)
     return name, (info, _pieces(make, dtype, progress))
 
 
 def _pieces(make: Callable[[], Tensor], dtype: torch.dtype, progress: Callable[[int], None] | None) -> Iterator[Array]:
-    """Yield a tensor's bytes in C order, so many at a time that a transposed or converted copy stays small."""
+    """Yield a tensor's bytes in C order, in pieces so that a transposed or converted copy stays small."""
     tensor = make()
     while tensor.ndim > 1 and len(tensor) == 1:
         tensor = tensor[0]
@@ -254,10 +241,6 @@ def _pieces(make: Callable[[], Tensor], dtype: torch.dtype, progress: Callable[[
             progress(piece.nbytes)
 
 
-def _target(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-
-
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -265,18 +248,17 @@ def _name(dtype: torch.dtype) -> str:
 def _files(
     tokenizer: Sequence[str | Path] | Mapping[str, Path | dict[str, Any]],
 ) -> tuple[dict[str, Path | dict[str, Any]], dict[str, Any]]:
-    """Give what to put beside the weights by name, and what to add to config.json."""
-    if isinstance(tokenizer, Mapping):
-        extra = dict(tokenizer)
-    else:
-        extra = {Path(file).name: Path(file) for file in tokenizer}
+    """Return the files to put beside the weights, by name, and what to add to config.json."""
+    named = tokenizer if isinstance(tokenizer, Mapping) else {Path(file).name: Path(file) for file in tokenizer}
+    extra = dict(named)
     for file in extra.values():
         if isinstance(file, Path) and not file.is_file():
             raise MissingFile(f"no tokenizer file at {file}; give files that are there, such as vocab.txt")
-    said = extra.get("config.json")
-    if not isinstance(said, dict):
+    added = extra.get("config.json")
+    if not isinstance(added, dict):
         return extra, {}
-    return {name: file for name, file in extra.items() if file is not said}, said
+    del extra["config.json"]
+    return extra, added
 
 
 def _add(folder: Path, texts: Mapping[str, str], extra: Mapping[str, Path | dict[str, Any]]) -> None:
@@ -297,9 +279,9 @@ def _json(data: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _beside(prefix: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Give a folder to fill with a prefix's files, which take their places beside it when the block ends well.
+    """Yield a folder to fill with a prefix's files, which are renamed into the prefix's folder at the end.
 
-    A folder that is not there appears whole. In one that is, the `.index` comes last: without it the rest is no
+    A folder that does not exist appears complete. In one that does, the `.index` comes last: without it the rest is no
     checkpoint. Raises CheckpointError if a file is there already.
     """
     if not prefix.parent.exists():

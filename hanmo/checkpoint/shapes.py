@@ -1,4 +1,4 @@
-"""Measure a network by the shapes of its tensors, and write the config.json that they call for.
+"""Measure a network by the shapes of its tensors, and derive the config.json that they imply.
 
 Knows which tensors tell a size (families.Sizes) and how configurations call it. Reads no tensor, imports no torch.
 """
@@ -16,7 +16,7 @@ __all__ = ["CUSTOM_HEAD", "bare", "derive", "measure", "translate"]
 CUSTOM_HEAD = 64
 """Features of a head in nearly every published model; no shape tells how many heads there are."""
 
-# How other configurations call what BERT's says.
+# Key of BERT's config.json → the same in another style.
 _STYLES = {
     "gpt2": {
         "vocab_size": "vocab_size",
@@ -41,12 +41,12 @@ _STYLES = {
 
 
 def bare(names: Names, name: str, tensors: Mapping[str, object]) -> str:
-    """Give a tensor's name as the file spells it: without the prefix where the bare network was saved."""
+    """Return a tensor's name as the file spells it: without the prefix where the bare network was saved."""
     return name.removeprefix(names.prefix) if names.prefix and name not in tensors else name
 
 
 def measure(names: Names, tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
-    """Tell the sizes that the shapes show: vocab_size, embedding_size, hidden_size, num_layers and more.
+    """Return the sizes that the shapes show: vocab_size, embedding_size, hidden_size, num_layers and more.
 
     query: heads times the features of a key.   positions, segments, num_heads, num_decoder_layers: where shown.
     Raises CheckpointError if what should be a matrix is none.
@@ -92,7 +92,7 @@ def _depth(layer: str, tensors: Mapping[str, object]) -> int:
 
 
 def derive(names: Names, sizes: Mapping[str, int], tensors: Mapping[str, object]) -> dict[str, Any]:
-    """Write the config.json that the shapes call for, in the words of the format; heads by custom if need be."""
+    """Return the config.json that the shapes imply, in the format's style; heads by custom if necessary."""
     query = sizes["query"]
     heads = sizes.get("num_heads") or (query // CUSTOM_HEAD if query % CUSTOM_HEAD == 0 else 1)
     data: dict[str, Any] = {
@@ -115,5 +115,5 @@ def derive(names: Names, sizes: Mapping[str, int], tensors: Mapping[str, object]
 
 
 def translate(names: Names, key: str) -> str:
-    """Give a key of BERT's config.json in the words of the format; "" where it has no such word."""
+    """Return a key of BERT's config.json in the format's style; "" where it has none."""
     return key if names.style == "bert" else _STYLES[names.style].get(key, "")

@@ -1,6 +1,6 @@
-"""What all writers of weights share: tensors as they are handed over, and files written beside and renamed.
+"""What all writers of weights share: the form of tensors to write, and files renamed once they are complete.
 
-Knows nothing of any format. A file that was not finished is never seen under its final name.
+Knows no format. An unfinished file is never seen under its final name.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ __all__ = [
 ]
 
 Item: TypeAlias = "tuple[str, Array | tuple[TensorInfo, Iterable[Array | bytes]]]"
-"""One tensor to write: (name, array), or (name, (info, chunks)) where the chunks' bytes make the tensor in C
-order. Chunks may be lazy, so that a checkpoint is written without being held; dtypes that NumPy lacks are given
-so, with their raw bits."""
+"""One tensor to write: (name, array), or (name, (info, chunks)) where the chunks are its bytes in C order.
+
+Chunks may be lazy, so that a checkpoint is never held in memory. Dtypes that NumPy lacks are given as raw bits.
+"""
 
 
 def items_of(source: Source) -> Iterator[Item]:
@@ -61,7 +62,7 @@ def items_of(source: Source) -> Iterator[Item]:
 
 
 def describe(item: Item) -> tuple[TensorInfo, Iterable[Array | bytes]]:
-    """Return (info, chunks) of a tensor to write; the info bears the item's name.
+    """Return (info, chunks) of a tensor to write; the info has the item's name.
 
     Raises CheckpointError for an array or a claimed size that no format could hold.
     """
@@ -104,10 +105,10 @@ def raw_chunks(info: TensorInfo, chunks: Iterable[Array | bytes]) -> Iterator[Ar
 
 
 class Staged:
-    """Files that are written under temporary names and get their final ones together, when the block ends well.
+    """Files that are written under temporary names and renamed together when the block succeeds.
 
-    If the block raises, they are deleted and what stood under the final names stays as it was. What killed processes
-    left of the same files is deleted when the block ends well.
+    If the block raises, they are deleted and the files of the final names stay as they were. On success, what killed
+    processes left of the same files is deleted too.
     """
 
     def __init__(self) -> None:
@@ -116,16 +117,24 @@ class Staged:
         self._parents: list[Path] = []
         self._placed: list[tuple[Path, Path]] = []
 
-    def new(self, beside: Path) -> Path:
-        """Return the path of a new file to write to, in the folder of `beside`, which is made if it is not there."""
-        self._parents += _make_parents(beside)
-        path, lock = _partial(beside)
-        self._made[path] = beside
-        self._locks += [] if lock is None else [lock]
-        return path
+    def new(self, beside: Path, *, folder: bool = False) -> Path:
+        """Return a new file or folder to write to, locked by this process; folders above `beside` are made."""
+        self._parents += [parent for parent in beside.parents if not parent.exists()]
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = beside.with_name(f".{beside.name[:200]}.{secrets.token_hex(6)}.partial")
+            if folder:
+                path.mkdir()
+            try:
+                lock = acquire(path, create=not folder)
+            except (BlockingIOError, FileNotFoundError):  # another process has just taken it for abandoned
+                continue
+            self._made[path] = beside
+            self._locks += [] if lock is None else [lock]
+            return path
 
     def place(self, made: Path, final: Path) -> None:
-        """Have a file of `new` renamed to `final`; renaming goes in the order of these calls."""
+        """Rename a file of `new` to `final` at the end, in the order of these calls."""
         self._placed.append((made, final))
 
     def __enter__(self) -> Staged:
@@ -154,7 +163,7 @@ class Staged:
         for folder in {final.parent for _, final in self._placed}:
             _sync(folder)
         for made, beside in self._made.items():
-            made.unlink(missing_ok=True)
+            _remove(made)
             clear_abandoned(beside.parent, beside.name)
 
     def _undo(self, error: BaseException) -> None:
@@ -164,7 +173,7 @@ class Staged:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a path to write a file to, which becomes `path` when the block ends well and is deleted otherwise."""
+    """Yield a path to write a file to, which becomes `path` when the block succeeds and is deleted otherwise."""
     with Staged() as staged:
         made = staged.new(path)
         yield made
@@ -173,31 +182,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def partial_folder(path: Path) -> Iterator[Path]:
-    """Give a new folder beside `path` to fill and rename; what is left of it is deleted when the block ends.
+    """Yield a new folder beside `path` to fill and rename; what is left of it is deleted when the block ends.
 
     If the block raises, parents that were made for it are deleted too, and errors of the system name `path`.
     """
-    parents = _make_parents(path)
-    made, lock = _partial(path, folder=True)
-    try:
-        yield made
-    except BaseException as error:
-        _remove(made, parents=parents)
-        _name(error, {made: path})
-        raise
-    finally:
-        _remove(made)
-        if lock is not None:
-            os.close(lock)
-    clear_abandoned(path.parent, path.name)
+    with Staged() as staged:
+        yield staged.new(path, folder=True)
 
 
 @contextmanager
 def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a new folder to fill, which becomes `path` when the block ends well and is deleted otherwise.
+    """Yield a new folder to fill, which becomes `path` when the block succeeds and is deleted otherwise.
 
-    overwrite: replace a folder that holds a checkpoint; the old one is deleted once the new one stands.
-    Raises CheckpointError if `path` is a file, holds something and may not be overwritten, or holds anything that is
+    overwrite: replace a folder that holds a checkpoint; the old one is deleted last.
+    Raises CheckpointError if `path` is a file, is not empty and may not be overwritten, or holds anything that is
     no part of a checkpoint, which would be lost.
     """
     if path.exists() and not path.is_dir():
@@ -229,9 +227,9 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def clear_abandoned(folder: Path, name: str | None = None) -> None:
-    """Delete what processes that were killed left half written in a folder: nobody holds its lock any more.
+    """Delete what killed processes left half written in a folder, as their released locks tell.
 
-    name: delete what was to be called so; None deletes all files, but no folders.
+    name: only what was to have this name; None deletes all such files, but no folders.
     """
     for path in folder.glob(".*"):
         found = _LEFT.fullmatch(path.name)
@@ -245,29 +243,10 @@ def clear_abandoned(folder: Path, name: str | None = None) -> None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Tell whether an error, of the system or of torch, says that a file could not be written for want of space."""
+    """Tell whether an error, of the system or of torch, says that there was no space to write a file."""
     if isinstance(error, RuntimeError):
         return any(word in str(error) for word in ("inline_container", "PytorchStreamWriter"))
     return isinstance(error, OSError) and error.errno in _FULL
-
-
-def _partial(beside: Path, *, folder: bool = False) -> tuple[Path, int | None]:
-    """Make a file or folder of a temporary name, and lock it for as long as this process lives."""
-    while True:
-        path = beside.with_name(f".{beside.name[:200]}.{secrets.token_hex(6)}.partial")
-        if folder:
-            path.mkdir()
-        try:
-            return path, acquire(path, create=not folder)
-        except (BlockingIOError, FileNotFoundError):  # another process has just taken it for abandoned
-            continue
-
-
-def _make_parents(path: Path) -> list[Path]:
-    """Make the folders above a path, and return those that were not there, the innermost first."""
-    missing = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return missing
 
 
 def _remove(*paths: Path, parents: Sequence[Path] = ()) -> None:
@@ -283,7 +262,7 @@ def _remove(*paths: Path, parents: Sequence[Path] = ()) -> None:
 
 
 def _name(error: BaseException, finals: Mapping[Path, Path]) -> None:
-    """Have an error of the system name the file that was asked for, where it names none or a tempong one."""
+    """Set the final name as the file name of an error of the system that has none, or a temporary one."""
     if not isinstance(error, OSError) or isinstance(error, HanmoError):
         return
     for made, final in finals.items():
@@ -295,7 +274,7 @@ def _name(error: BaseException, finals: Mapping[Path, Path]) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk take a file, or a folder's names where the system lets one ask for that."""
+    """Flush a file to disk, or a folder's names where the system can."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)

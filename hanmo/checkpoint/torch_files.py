@@ -30,8 +30,8 @@ _NESTED = ("state_dict", "model_state_dict", "model", "module")
 class TorchFile(Source):
     """One file of torch.save that is open for reading.
 
-    The tensors may stand at the top or under "state_dict", "model_state_dict", "model" or "module". Files of
-    torch 1.6 and later are mapped; older ones are read whole.
+    The tensors may be at the top or under "state_dict", "model_state_dict", "model" or "module". Files of
+    torch 1.6 and later are mapped; older ones are read into memory.
     Raises MissingFile, CheckpointError for contents that are not tensors by name, and CorruptFile for damaged
     files and for pickles that would run code: they are never run.
     verify: compare the CRC-32 of every record, before the first tensor is read, where the file has them (torch 1.6).

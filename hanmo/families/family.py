@@ -1,4 +1,4 @@
-"""What a family is: how its config.json reads, what its variables are called, what tells it apart. Data only."""
+"""What a family is: its config.json, the names of its variables, and what distinguishes it. Data only."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Which foreign tensors tell a network's sizes where no config.json does; kernels lie as told by `columns`.
+    """The foreign tensors whose shapes tell a network's sizes where there is no config.json.
 
     layer: a prefix with {} for the block's number.   heads: a tensor with one row a head, where there is one.
     columns: True where kernels are [in, out].
@@ -55,7 +55,7 @@ class Names:
     made: foreign tensors that hold no parameter → the way of `checkpoint.names.MADE` that makes them for a writer.
     marks, absent: tensors that are there, and are not, in this family alone among those with the same names.
     model_type: what a Hugging Face config.json calls it.   prefix: what names lack where the bare network was saved.
-    style: whose words its config.json uses: "bert", "gpt2" or "t5".   read_only: nobody else reads such files by now.
+    style: whose keys its config.json uses: "bert", "gpt2" or "t5".   read_only: no other program reads such files.
     """
 
     config: Callable[[Config], ModelConfig]
@@ -134,7 +134,7 @@ def row(ours: str, theirs: str, how: str = "same") -> Row:
 def pair(
     ours: str, theirs: str, *, dense: tuple[str, str], norm: tuple[str, str], table: str = "", how: str = "same"
 ) -> list[Row]:
-    """Make the rows of a layer: an embedding table, a norm or a dense layer, as our name tells.
+    """Make the rows of a layer: an embedding table, a norm or a dense layer, by our name.
 
     dense, norm: endings of the foreign weight and bias.   table: ending of an embedding.   how: of a dense weight.
     """
@@ -171,7 +171,7 @@ def blocks(config: ModelConfig, layer: Pair, theirs: str) -> list[Row]:
 
 
 def read(config: Config, key: str, kind: type, default: Any = None) -> Any:
-    """Take a value of a foreign config.json; raises ConfigError if it is missing or of another type."""
+    """Return a value of a foreign config.json; raises ConfigError if it is missing or of another type."""
     value = config.get(key, default)
     if value is None:
         raise ConfigError(f"{key} is missing in config.json; expected {kind.__name__}")
@@ -220,7 +220,7 @@ def transformer(config: Config, *, gelu: str, **changes: Any) -> StackConfig:
 
 
 def activation(config: Config, gelu: str, key: str = "hidden_act") -> str:
-    """Read an activation's name; "gelu" means what `gelu` says."""
+    """Read an activation's name; "gelu" means `gelu`."""
     name = config.get(key) or "gelu"
     known = {
         "gelu": gelu,

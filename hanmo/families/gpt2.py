@@ -51,7 +51,7 @@ _FIXED: dict[str, Any] = {
 
 CAUSAL_MASK = {r"^(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)$": "the causal mask"}
 
-# What Hugging Face's GPT-2 can be told beyond OpenAI's.
+# Options of Hugging Face's GPT-2 that OpenAI's does not have.
 _PLAIN = {"scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True, "add_cross_attention": False}
 
 _BLOCK = {

@@ -1,7 +1,7 @@
 """What other projects call the tensors of families that have tables of their own, as renames into those tables.
 
-Data only; `weights/renamed.py` applies it. Nothing is written in these names. WRAPPERS are the modules that a network
-was a part of when it was saved.
+Data only, applied by `checkpoint/renamed.py`; nothing is written in these names. WRAPPERS are names of modules around
+a network that was saved with them.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ WRAPPERS = (
 
 @dataclass(frozen=True)
 class Naming:
-    """How one project names the tensors of a network.
+    """The names that one project gives the tensors of a network.
 
     project: whose.   marks: names that are all there, and tell this naming from others.
     renames: regular expression → replacement, applied to every name, one after the other.

@@ -179,7 +179,7 @@ def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
     if encoder is None:
         raise ConfigError("encoder is missing; Hugging Face has no T5 that is a decoder alone")
     plain = {"gelu_tanh": "gelu_new", "gelu_erf": "gelu"}.get(stack.activation, stack.activation)
-    # "gated-gelu" is the tanh approximation; only its long name says the exact one.
+    # "gated-gelu" is the tanh approximation; only its long name means the exact one.
     gated = {"gelu_tanh": "gelu", "gelu_erf": "gelu_python"}.get(stack.activation, stack.activation)
     word = "MT5" if config.family == "mt5.1.1" else "T5"
     data: dict[str, Any] = {

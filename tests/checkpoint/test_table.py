@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from hanmo.checkpoint.names import HOW, MADE, PIECE, check_repeats, export, foreign_shape, give, rows_of, take
+from hanmo.checkpoint.names import (
+    HOW,
+    MADE,
+    PIECE,
+    check_repeats,
+    export,
+    export_row,
+    foreign_shape,
+    import_row,
+    rows_of,
+)
 from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.safetensors import write_safetensors
 from hanmo.checkpoint.tf.writer import write_bundle
@@ -139,10 +149,10 @@ def test_a_way_and_its_inverse_give_the_same_bits(how):
     if how.startswith("copy"):
         ours = [ours[0]] * len(ours)
     row = Row(tuple(f"p{i}" for i in range(len(ours))), "foreign", how)
-    foreign = give(row, ours)
+    foreign = export_row(row, ours)
     assert tuple(foreign.shape) == foreign_shape(row, [tensor.shape for tensor in ours])
     foreign = foreign.contiguous()
-    again = take(row, foreign)
+    again = import_row(row, foreign)
     assert len(again) == len(ours)
     for one, other in zip(again, ours, strict=True):
         assert torch.equal(one, other)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hanmo.checkpoint.names import take
+from hanmo.checkpoint.names import import_row
 from hanmo.checkpoint.open import open_source
 from hanmo.errors import ConfigError, DataError
 from hanmo.families import FAMILIES
@@ -45,7 +45,7 @@ def test_loss_and_all_gradients_equal_the_originals(data: Path) -> None:
         ours = dict(original.named_parameters())
         for row in family.rows(config):
             for name, part in zip(
-                row.ours, take(row, torch.from_numpy(np.array(source.read(row.theirs)))), strict=True
+                row.ours, import_row(row, torch.from_numpy(np.array(source.read(row.theirs)))), strict=True
             ):
                 ours[name].copy_(part)
     original.eval()  # the golden was made without dropout
@@ -56,7 +56,7 @@ def test_loss_and_all_gradients_equal_the_originals(data: Path) -> None:
         assert float(loss.detach()) == pytest.approx(float(cases["train/out/loss"]), abs=1e-5)
         compared = 0
         for row in family.rows(config):
-            wanted = take(row, torch.from_numpy(cases[f"train/grad/{row.theirs}"]))
+            wanted = import_row(row, torch.from_numpy(cases[f"train/grad/{row.theirs}"]))
             for name, part in zip(row.ours, wanted, strict=True):
                 torch.testing.assert_close(ours[name].grad, part, atol=1e-5, rtol=1e-5)
                 compared += 1

@@ -4,8 +4,8 @@ r"""TensorFlow's tensor bundle, read: `PREFIX.index` lists the tensors, `PREFIX.
     name      -> BundleEntryProto: dtype, shape, shard, offset, size, crc32c, or the slices it is stored in
     \0 name … -> BundleEntryProto of one slice (see slices.py)
 
-The index alone suffices to list; the data files are mapped when a tensor of theirs is first read. Knows nothing
-of what the variables mean. Everything the index claims is checked against itself and the files.
+The index alone is enough to list tensors; data files are mapped when first read. Everything the index claims is
+checked against itself and the files.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Bundle(Source):
         return file.read(entry.offset, entry.info.dtype, entry.info.shape)
 
     def _file(self, shard: int) -> MappedFile:
-        """Map a data file when it is first needed, and check that all its tensors lie inside."""
+        """Map a data file when it is first needed, and check that it holds all its tensors."""
         with self._lock:
             if shard not in self._files:
                 self._files[shard] = self._map(shard)

@@ -1,7 +1,7 @@
-"""The index of a tensor bundle: which tensors there are, and where their bytes lie.
+"""The index of a tensor bundle: which tensors there are, and where their bytes are.
 
-Knows the messages of `tensor_bundle.proto` and what must hold between them. Opens the index file only; whether
-the data files are there and long enough is asked when they are read.
+Knows the messages of `tensor_bundle.proto` and checks them against each other. Opens the index file only; the data
+files are checked when they are read.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _MAX_RANK = 32  # NumPy 1's limit
 class Entry:
     """One tensor of the index.
 
-    shard, offset: where its `info.nbytes` bytes lie.   checksum: their masked crc32c.
-    parts: for a partitioned variable its slices, to be joined along `axis`; then it has no bytes of its own.
+    shard, offset: of its `info.nbytes` bytes.   checksum: their masked crc32c.
+    parts: of a partitioned variable its slices, joined along `axis`; then it has no bytes of its own.
     """
 
     info: TensorInfo
@@ -57,7 +57,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Raw:
-    """A BundleEntryProto as it stands in the table."""
+    """A BundleEntryProto as in the table."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -69,7 +69,7 @@ class _Raw:
 
 
 class _Budget:
-    """Bounds what a small hostile file may unpack to: about 40 MiB + 4 × the file of Python objects."""
+    """Limit of the memory that a small hostile file may unpack to: about 40 MiB + 4 × the file."""
 
     def __init__(self, size: int) -> None:
         self._limit = self._left = (40 << 20) + 4 * size
@@ -137,6 +137,11 @@ def _message(value: int | bytes) -> bytes:
     return value
 
 
+def _numbers(value: int | bytes) -> dict[int, int]:
+    """Return the first two fields of a message of numbers; others are ignored."""
+    return {number: _number(inner) for number, inner in fields(_message(value)) if number in (1, 2)}
+
+
 def _header(message: bytes) -> int:
     shards = order = minimum = 0
     for number, value in fields(message):
@@ -145,8 +150,7 @@ def _header(message: bytes) -> int:
         elif number == 2:
             order = _number(value)
         elif number == 3:
-            for inner, version in fields(_message(value)):
-                minimum = _number(version) if inner == 2 else minimum
+            minimum = _numbers(value).get(2, 0)
     if not 1 <= shards <= MAX_SHARDS:
         raise CorruptFile(f"header claims {shards:,} shards; expected 1 to {MAX_SHARDS:,}")
     if order:
@@ -180,9 +184,7 @@ def _shape(message: bytes) -> tuple[int, ...]:
             raise CorruptFile("a tensor of unknown rank")
         if number != 2:
             continue
-        size = 0
-        for inner, length in fields(_message(value)):
-            size = _number(length) if inner == 1 else size
+        size = _numbers(value).get(1, 0)
         if size < 0:
             raise CorruptFile(f"axis {len(sizes)} claims a size of {size:,}")
         sizes.append(size)
@@ -196,13 +198,8 @@ def _extents(message: bytes) -> tuple[Extent, ...]:
     for number, value in fields(message):
         if number != 1:
             continue
-        start, length = 0, None
-        for inner, amount in fields(_message(value)):
-            if inner == 1:
-                start = _number(amount)
-            elif inner == 2:
-                length = _number(amount)
-        extents.append((start, length))
+        amounts = _numbers(value)
+        extents.append((amounts.get(1, 0), amounts.get(2)))
         if len(extents) > _MAX_RANK:
             raise CorruptFile(f"a slice of more than {_MAX_RANK} axes")
     return tuple(extents)

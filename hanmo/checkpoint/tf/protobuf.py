@@ -50,7 +50,7 @@ def signed64(value: int) -> int:
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Yield (field number, value) of a message in its order: an int for numbers (unsigned), bytes for the rest.
 
-    Raises CorruptFile for anything that is not a whole, well-formed message.
+    Raises CorruptFile for anything that is not a complete, well-formed message.
     """
     at = 0
     while at < len(message):

@@ -12,13 +12,13 @@ from hanmo.errors import CheckpointError, CorruptFile
 __all__ = ["Extent", "partition_axis", "slice_key"]
 
 Extent = tuple[int, int | None]
-"""Start and length along one axis; length None is the whole axis."""
+"""Start and length along one axis; length None is the full axis."""
 
 _ESCAPED = {0x00: b"\x00\xff", 0xFF: b"\xff\x00"}
 
 
 def slice_key(name: bytes, extents: Sequence[Extent]) -> bytes:
-    """Return the key under which a slice of the variable `name` stands in the index."""
+    """Return the key under which a slice of the variable `name` is stored in the index."""
     escaped = b"".join(_ESCAPED.get(byte, bytes([byte])) for byte in name)
     key = b"\x00" + escaped + b"\x00\x01" + _unsigned(len(extents))
     for start, length in extents:
@@ -27,7 +27,7 @@ def slice_key(name: bytes, extents: Sequence[Extent]) -> bytes:
 
 
 def partition_axis(shape: Sequence[int], slices: Sequence[Sequence[Extent]]) -> tuple[int, list[int]]:
-    """Return (axis, order): slices in this order, joined along the axis, make the whole tensor.
+    """Return (axis, order): slices in this order, joined along the axis, make the complete tensor.
 
     Raises CorruptFile if they do not make it, and CheckpointError if it is cut along more than one axis.
     """

@@ -1,7 +1,6 @@
 """TensorFlow's tensor bundle, written as today's `tf.train.Saver` writes it: the same bytes for the same tensors.
 
-Knows the index's messages and the order of writing: data files first, the index last. Knows nothing of what the
-variables mean. The reader is bundle.py.
+Knows the index's messages and the order of writing: data files first, the index last. The reader is bundle.py.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def _key(name: str) -> bytes:
 
 
 def _write_tensor(file: IO[bytes], item: Item) -> tuple[TensorInfo, int, int]:
-    """Return (info, offset, masked crc32c) of a tensor that now stands in the file."""
+    """Return (info, offset, masked crc32c) of a tensor, written to the file."""
     info, chunks = describe(item)
     offset = file.tell()
     if info.dtype not in STORAGE or info.dtype not in _NUMBERS:

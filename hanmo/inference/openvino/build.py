@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hanmo.checkpoint.load import as_tensor
 from hanmo.checkpoint.match import plan
-from hanmo.checkpoint.names import take
+from hanmo.checkpoint.names import import_row
 from hanmo.checkpoint.open import Location, open_source
 from hanmo.checkpoint.quantized import nonzero, round_int8, scales_int8
 from hanmo.checkpoint.safetensors import write_safetensors
@@ -114,7 +114,7 @@ class _Reader:
         self.shapes: dict[str, tuple[int, ...]] = {}
         for row in rows:
             info = source.tensors[row.theirs]
-            parts = take(row, torch.empty(info.shape, device="meta"))
+            parts = import_row(row, torch.empty(info.shape, device="meta"))
             for number, name in enumerate(row.ours):
                 self._places[name] = row, number
                 self.shapes[name] = tuple(parts[number].shape)
@@ -126,7 +126,7 @@ class _Reader:
             if self._kept[0]:
                 self._source.release(self._kept[0])
             info = self._source.tensors[row.theirs]
-            self._kept = row.theirs, take(row, as_tensor(self._source.read(row.theirs), info.dtype))
+            self._kept = row.theirs, import_row(row, as_tensor(self._source.read(row.theirs), info.dtype))
             if self._progress is not None and row.theirs not in self._counted:
                 self._counted.add(row.theirs)
                 self._progress(info.nbytes)
