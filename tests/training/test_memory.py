@@ -298,6 +298,7 @@ def test_choices_that_there_are_not_are_refused(options, match):
         Choice(**options)
 
 
+@pytest.mark.slow
 def test_freed_blocks_go_back_to_the_system():
     status = Path("/proc/self/status")
     if not status.is_file():

@@ -92,6 +92,7 @@ def found(tmp_path_factory):
     return {recipe: [result[recipe] for result in results] for recipe in RECIPES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_two_processes_update_as_one(found, recipe):
     model = small_model()
