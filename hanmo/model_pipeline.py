@@ -1,7 +1,4 @@
-"""What `hanmo.load` gives: one object that knows network and tokenizer, and writes, scores, encodes and fills.
-
-Joins an engine with hanmo.generate. Knows no file.
-"""
+"""The pipeline that `hanmo.load` returns: generates, scores, encodes and fills with a network and a tokenizer."""
 
 import math
 import re
@@ -33,17 +30,16 @@ from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.tokenizers.sentence_piece import sentinel_ids
 from hanmo.training.score import Bits, bits_per_character, distinct_unknown_of, token_logprobs
 
-_SPAN = 16  # most ids of a span that `fill` looks for, on average; T5 was trained on spans of 3
-QUEUED = ("cuda",)  # kinds of devices for which StaticEngine is made
+_SPAN = 16  # maximum mean length of a span in `fill`, in ids; T5 was trained on spans of 3
+QUEUED = ("cuda",)  # device types for StaticEngine
 
 
 @dataclass(frozen=True)
 class Score:
     """How well a model predicts a text.
 
-    bits_per_char: -log2 of the text's probability, divided by the characters that were predicted.
-    tokens: those that are predicted, as the vocabulary spells them: all but the first, before which nothing stands.
-    logprobs: natural logarithm of the probability of each of them.
+    bits_per_char: -log2 of the text's probability, divided by the number of predicted characters.
+    tokens: the predicted tokens: all but the first.   logprobs: natural logarithm of the probability of each.
     """
 
     bits_per_char: float
@@ -53,17 +49,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token, of T5 a text, that could stand in a [MASK], and how likely the model finds it (0 to 1)."""
+    """A token (for T5 a text) for a [MASK], and its probability."""
 
     token: str
     probability: float
 
 
 class ModelPipeline(Pipeline):
-    """A model that is ready to use; see `hanmo.load`.
-
-    config, model, tokenizer (None if no vocabulary was found), report (what loading used and left), path.
-    """
+    """A pipeline with its network; see `hanmo.load`.   report: the tensors that loading used and left out."""
 
     def __init__(
         self, config: ModelConfig, model: Model, tokenizer: Tokenizer | None, report: Report, path: Path
@@ -74,23 +67,23 @@ class ModelPipeline(Pipeline):
 
     @property
     def engine(self) -> TorchEngine:
-        """The torch engine over the model: on a GPU the one of fixed shapes, kept for its memory and its graphs.
+        """The torch engine; on a GPU the one of static shapes, kept for its memory and its graphs.
 
-        Raises CheckpointError if the model cannot write.
+        Raises CheckpointError if the model cannot generate text.
         """
         weight = self.model.token.weight
         start = 0 if self.tokenizer is None else self.marks.start
         if weight.device.type not in QUEUED:
             return TorchEngine(self.model, start=start)
-        kept = self._kept  # a model that was moved or exchanged needs another
+        kept = self._kept  # a model that was moved or replaced needs another
         if kept is None or kept[0] != weight.data_ptr() or kept[1].model is not self.model:
             self._kept = kept = weight.data_ptr(), StaticEngine(self.model, start=start)
         return kept[1]
 
     def save(self, path: str | Path, *, form: str = "safetensors", overwrite: bool = False) -> Path:
-        """Save network and vocabulary; form and errors as in `hanmo.save`. Returns the path to load.
+        """Save network and vocabulary and return the path to load; form and errors as for `hanmo.save`.
 
-        Raises CheckpointError too for weights that were rounded to int8, which no form holds.
+        Raises CheckpointError also for int8 weights, which no form supports.
         """
         if any(isinstance(layer, Int8Linear) for layer in self.model.modules()):
             raise CheckpointError(
@@ -110,13 +103,12 @@ class ModelPipeline(Pipeline):
     def score(
         self, text: str | Texts, *, distinct_unknown: int | None = None, parse_special: bool = False
     ) -> Score | list[Score]:
-        """Measure how well a model that writes predicts a text, in windows that overlap by half.
+        """Measure how well a causal model predicts a text, in windows that overlap by half.
 
-        text: one, or a list of texts, which gives a list.
-        A model that Hanmo trained is given the end mark before the text and predicts the one behind it.
-        distinct_unknown: how many unknown characters training saw; each [UNK] then costs log2 of it + 1 more bits. None
-        takes what the model's training.json says, or 0.   parse_special: as for `generation_config`.
-        Raises PromptError for a text of fewer than two tokens, CheckpointError for a model that does not write.
+        text: one, or a list of texts, which gives a list. A model that Hanmo trained also predicts the end mark.
+        distinct_unknown: number of distinct unknown characters in training; each [UNK] then costs log2 of it + 1 more
+        bits. None is the number in the model's training.json, or 0.   parse_special: as for `generation_config`.
+        Raises PromptError for a text of fewer than two tokens, CheckpointError for a model that is not causal.
         """
         if not isinstance(text, str):
             return [
@@ -145,12 +137,12 @@ class ModelPipeline(Pipeline):
 
     @torch.inference_mode()
     def encode(self, texts: str | Sequence[str], *, pool: str = "mean", batch: int = 32) -> npt.NDArray[np.float32]:
-        """Turn texts into vectors [texts, hidden_size] with an encoder; one text counts as a list of one.
+        """Encode texts as vectors [texts, hidden_size]; one text counts as a list of one.
 
-        Texts longer than the model's positions are cut at their end. Each stands alone; a pair is not a text.
-        pool: "mean" of all tokens, "first" token, or "pooler" (the trained one, if there is).   batch: texts at once.
-        Raises CheckpointError if the model lacks what `pool` names, ConfigError for another `pool`, PromptError for
-        what is no text.
+        Texts longer than the model's positions are truncated at their end.
+        pool: "mean" of all tokens, "first" token, or "pooler" (the trained one).   batch: texts at once.
+        Raises CheckpointError if the model lacks `pool`, ConfigError for another `pool`, PromptError for an item that
+        is no text.
         """
         if pool not in ("mean", "first", "pooler"):
             raise ConfigError(f"pool is {pool!r}; expected 'mean', 'first' or 'pooler'")
@@ -177,14 +169,13 @@ class ModelPipeline(Pipeline):
 
     @torch.inference_mode()
     def fill(self, text: str, *, k: int = 5) -> list[list[Candidate]]:
-        """Name the k likeliest tokens for each [MASK] in a text: one list for each, in order.
+        """Return the k likeliest tokens for each [MASK] in a text, in order.
 
-        A T5 names texts of any length for each <extra_id_0>, <extra_id_1> …, or each [MASK] where there is none of
-        these: what stands there in the k likeliest answers of a beam search, each with the probability of the answers
-        that say so.
-        k: 1 or more; a k of the vocabulary's size or above names all tokens.
+        T5: texts of any length for each <extra_id_0>, <extra_id_1> …, or each [MASK] if there is none of these; from
+        the k best answers of a beam search, each with the total probability of the answers that contain it.
+        k: 1 or more; vocab_size or more returns all tokens.
         Raises PromptError if there is no [MASK] or the text is too long, ConfigError for a k below 1, CheckpointError
-        if the model cannot fill one.
+        if the model cannot fill.
         """
         check_count("k", k)
         tokenizer = self._tokenizer()
@@ -230,7 +221,7 @@ class ModelPipeline(Pipeline):
             marks = [at for at, i in enumerate(answer.ids) if i in {*sentinels, *config.limits.end_ids}]
             parts = [answer.ids[start:stop] for start, stop in pairwise([*marks, len(answer.ids)])]
             for sentinel, candidates in zip(asked, found, strict=True):
-                part = next((part for part in parts if part[0] == sentinel), None)  # it should come but once
+                part = next((part for part in parts if part[0] == sentinel), None)  # it should occur only once
                 if part is not None:
                     span = tokenizer.decode(part[1:])
                     candidates[span] = candidates.get(span, 0.0) + math.exp(answer.score or 0.0)

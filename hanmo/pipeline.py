@@ -1,7 +1,4 @@
-"""Write with any engine: prompts in, texts out, by settings in words that people use.
-
-Joins an engine and a tokenizer with hanmo.generate. Imports no torch unless the engine does.
-"""
+"""The generation pipeline: an engine and a tokenizer. Imports torch only if the engine does."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -37,20 +34,32 @@ Texts: TypeAlias = list[str] | tuple[str, ...]
 
 
 class Pipeline:
-    """Something that writes: its configuration, tokenizer (None if no vocabulary was found), path and engine."""
+    """A configuration, a tokenizer (None if no vocabulary was found), a path and an engine.
 
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None, path: Path) -> None:
-        if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-            raise TokenizerError(
-                f"the vocabulary has {tokenizer.vocab_size:,} words, the model of {path} {config.vocab_size:,} rows; "
-                "they do not belong together: give the vocabulary that the model was trained with, or more rows"
-            )
-        if tokenizer is not None and config.vocab_size - tokenizer.vocab_size > SPARE:
-            raise TokenizerError(
-                f"the vocabulary has {tokenizer.vocab_size:,} words, the model of {path} {config.vocab_size:,} rows; "
+    cached_engine: the engine with a prefix cache, for `write` and `stream`; None uses the engine itself.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer | None,
+        path: Path,
+        engine: Engine | None = None,
+        cached_engine: Engine | None = None,
+    ) -> None:
+        spare = 0 if tokenizer is None else config.vocab_size - tokenizer.vocab_size
+        if tokenizer is not None and not 0 <= spare <= SPARE:
+            reason = (
                 f"more than {SPARE} spare rows mean another vocabulary: give the one that the model was trained with"
+                if spare > 0
+                else "they do not belong together: give the vocabulary that the model was trained with, or more rows"
+            )
+            raise TokenizerError(
+                f"the vocabulary has {tokenizer.vocab_size:,} words, the model of {path} {config.vocab_size:,} rows; "
+                + reason
             )
         self.config, self.tokenizer, self.path = config, tokenizer, path
+        self._engine, self._cached_engine = engine, cached_engine
 
     def __repr__(self) -> str:
         config, stack = self.config, self.config.main
@@ -59,16 +68,18 @@ class Pipeline:
 
     @property
     def engine(self) -> Engine:
-        """What runs each step. Raises CheckpointError if the model cannot write."""
-        raise NotImplementedError
+        """The engine. Raises CheckpointError if the model cannot generate text."""
+        if self._engine is None:
+            raise NotImplementedError
+        return self._engine
 
     @property
     def cached_engine(self) -> Engine:
-        """The engine as `write` and `stream` use it: it may know the beginning of a prompt from the last texts.
+        """The engine that `write` and `stream` use; it may reuse the prefix of an earlier prompt.
 
-        Its logits are then those of the whole prompt up to rounding: 1e-5 in float32, more in other weights.
+        Its logits equal those of the engine up to rounding: 1e-5 in float32, more with other weights.
         """
-        return self.engine
+        return self._cached_engine or self.engine
 
     def generation_config(
         self,
@@ -89,19 +100,19 @@ class Pipeline:
         keep_last: bool = False,
         parse_special: bool = True,
     ) -> GenerationConfig:
-        """Make the settings of writing.
+        """Make the settings of generation.
 
-        temperature: 0 always takes the likeliest; 1 by default.   top_k, top_p: draw from the likeliest only; with
-        neither, from 5.   repetition_penalty: above 1 makes ids that were written less likely.   no_repeat_ngram: never
-        write a run of so many ids twice; 0 is no limit. Each of these five that is None is what generation_config.json
-        beside the model says, if it does.
-        preset: "article", "gpt2-ml-demo" or "greedy" draws just as that did, instead of by the five.
-        length_penalty: for `beams`; they are ranked by the log-probability over the length to this power.
-        stop: "sentence" ends with the first sentence after min_chars (128, or max_chars if less); None goes on.
-        max_chars: the most characters; None is no limit. Both count what is written, without the prompt.
-        max_tokens: the most tokens; None is as far as the model knows positions.   allow_unknown: let [UNK] be written.
-        keep_last: cut a prompt that is too long from the left.
-        parse_special: read "[CLS]" and its like in a prompt as tokens; False, for prompts of strangers, as characters.
+        temperature: 0 is greedy; 1 by default.   top_k, top_p: sample from the likeliest only; without either, from 5.
+        repetition_penalty: above 1 makes ids of the text so far less likely.   no_repeat_ngram: never repeat a run of
+        this many ids; 0 is no limit. Each of these five that is None is taken from generation_config.json beside the
+        model, if it is there.
+        preset: "article", "gpt2-ml-demo" or "greedy" samples exactly as that did, in place of the five.
+        length_penalty: for `beams`, ranked by log-probability / length ** length_penalty.
+        stop: "sentence" ends with the first sentence after min_chars (128, or max_chars if less); None does not.
+        max_chars: maximum number of characters; None is no limit. Neither count includes the prompt.
+        max_tokens: maximum number of tokens; None is up to the model's last position.
+        allow_unknown: allow [UNK].   keep_last: truncate a prompt that is too long on the left.
+        parse_special: read "[CLS]" and its like in a prompt as tokens; use False for untrusted prompts.
         Raises ConfigError for a setting out of range.
         """
         sampling = self._sampling(
@@ -117,8 +128,8 @@ class Pipeline:
         check_number("length_penalty", length_penalty, above=-math.inf)
         least = min(128, max_chars or 128) if min_chars is None else min_chars
         if max_tokens is None and self.config.main.context is None:
-            max_tokens = 4 * (max_chars or 1024)  # an end for models whose positions have none
-        marks, answers = self.marks, self.config.is_encoder_decoder
+            max_tokens = 4 * (max_chars or 1024)  # a limit for models without a last position
+        marks = self.marks
         return GenerationConfig(
             sampling=sampling,
             limits=Limits(max_tokens=max_tokens, end_ids=marks.ends),
@@ -126,7 +137,7 @@ class Pipeline:
             length_penalty=length_penalty,
             keep_last=keep_last,
             special=parse_special,
-            continues=not answers and self.config.main.mask == "causal",
+            continues=not self.config.is_encoder_decoder and self.config.main.mask == "causal",
             before=marks.before,
             after=marks.after,
         )
@@ -147,19 +158,20 @@ class Pipeline:
         beams: int | None = None,
         **options: "Unpack[Options]",
     ) -> list[str] | list[list[str]]:
-        """Go on from a text n times; each result begins with it (an encoder-decoder answers instead).
+        """Continue a text n times; each result begins with the text (except for an encoder-decoder).
 
-        text: one, or a list of texts; of a list each is written for alone, and what comes back is a list for each.
-        seed: repeats the draws, which depend only on it and a text's number. In float32 it repeats the texts too; in
-        int8, int4 and bfloat16 these may differ with n, and behind a prompt of which an earlier text knew the
-        beginning, for their logits are rounded otherwise.   beams: search with so many instead of drawing, and give the
-        n best.   What the other arguments mean, `generation_config` says.
+        text: one, or a list of texts, which gives a list for each.
+        seed: reproduces the draws, which depend only on it and the number of the sample. In float32 it reproduces the
+        texts; in int8, int4 and bfloat16 these may change with n, and after a prompt whose prefix is cached, as
+        logits are then rounded differently.
+        beams: beam search with this many beams instead of sampling, returning the n best.
+        The other arguments: see `generation_config`.
         Raises PromptError for a text that cannot be continued, ConfigError for a setting out of range.
         """
         if not isinstance(text, str):
             return [self.write(each, n=n, seed=seed, beams=beams, **options) for each in as_texts(text)]
-        whole = self.write_detailed(text, n=n, seed=seed, beams=beams, **options)
-        return [self.joined(text, written) for written in whole]
+        results = self.write_detailed(text, n=n, seed=seed, beams=beams, **options)
+        return [self.joined(text, result) for result in results]
 
     @overload
     def write_detailed(self, text: str, **options: "Unpack[Request]") -> list[GeneratedText]: ...
@@ -175,7 +187,7 @@ class Pipeline:
         beams: int | None = None,
         **options: "Unpack[Options]",
     ) -> list[GeneratedText] | list[list[GeneratedText]]:
-        """Do as `write` does, and say why each text ended; the prompt is not part of `GeneratedText.text`."""
+        """Do as `write`, and return each text with the reason for its end and without the prompt."""
         if not isinstance(text, str):
             return [self.write_detailed(each, n=n, seed=seed, beams=beams, **options) for each in as_texts(text)]
         tokenizer, config = self._tokenizer(), self.generation_config(**options)
@@ -186,16 +198,16 @@ class Pipeline:
 
     @showing(generation_config)
     def stream(self, text: str, *, seed: int | None = None, sample: int = 0, **options: "Unpack[Options]") -> Stream:
-        """Go on from a text piece by piece: an iterator of str, without the prompt; arguments as for `write`.
+        """Continue a text piece by piece: an iterator of str, without the prompt; arguments as for `write`.
 
-        sample: the number that the text would have among the n of `write`; in float32 it is that text.
+        sample: the number of the text among the n of `write`; in float32 the texts are equal.
         """
         check_search(None, 1, seed, options)
         tokenizer, config = self._tokenizer(), self.generation_config(**options)
         return stream(self.cached_engine, tokenizer, text, config=config, seed=seed, sample=sample)
 
     def _sampling(self, preset: str | None, allow_unknown: bool, **drawing: float | None) -> Sampling:
-        """Take the preset, or join what is not None, what the model's files say and what else is the default."""
+        """Return the preset, or the arguments over the model's own defaults over ours."""
         given: dict[str, Any] = {name: value for name, value in drawing.items() if value is not None}
         if preset is not None and given:
             raise ConfigError(
@@ -205,7 +217,7 @@ class Pipeline:
             raise ConfigError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}")
         spare = range(self._tokenizer().vocab_size, self.config.vocab_size)
         banned = (*self._marks(allow_unknown), *spare)
-        if preset is not None:  # an original's bans are followed as they were; the greedy choice is no original's
+        if preset is not None:  # presets of originals keep the bans of the original
             known = PRESETS[preset]
             return replace(known, banned=banned if known is GREEDY else (*known.banned, *spare))
         own = generation_defaults(self.path)
@@ -218,14 +230,14 @@ class Pipeline:
         return Sampling(**told, banned=banned)
 
     def _marks(self, allow_unknown: bool) -> tuple[int, ...]:
-        """Give the special ids that are no text and end none."""
+        """Return the special ids that are never generated."""
         special, sentinels = self._tokenizer().special, sentinel_ids(self._tokenizer())
         kept = {*self.marks.ends, *({special.unk} if allow_unknown else ())}
         return tuple(sorted({*special.known(), *sentinels} - kept))
 
     @property
     def marks(self) -> Marks:
-        """The ids that stand around prompts and end texts. Raises MissingFile without a vocabulary."""
+        """The ids around prompts and at the end of texts. Raises MissingFile without a vocabulary."""
         return marks_of(self.config, self._tokenizer())
 
     def _tokenizer(self) -> Tokenizer:
@@ -236,14 +248,16 @@ class Pipeline:
         return self.tokenizer
 
     def joined(self, text: str, written: GeneratedText) -> str:
-        """Join a prompt and what was written on; an answer to a source stands alone."""
-        return (
-            written.text if self.config.is_encoder_decoder or self.config.main.mask == "prefix" else text + written.text
-        )
+        """Return the prompt followed by the text; the text only if it answers a source."""
+        answers = self.config.is_encoder_decoder or self.config.main.mask == "prefix"
+        return written.text if answers else text + written.text
+
+
+Writer = Pipeline  # the name in 0.1
 
 
 def _check_ends(stop: str | None, min_chars: int | None, max_chars: int | None) -> None:
-    """Refuse settings of a text's end that contradict each other."""
+    """Raise ConfigError for contradictory settings of the end of a text."""
     if stop not in ("sentence", None):
         raise ConfigError(f"stop is {stop!r}; expected 'sentence' or None (and see stop_strings)")
     if max_chars is not None:
@@ -253,9 +267,9 @@ def _check_ends(stop: str | None, min_chars: int | None, max_chars: int | None) 
 
 
 def check_search(beams: int | None, n: int, seed: int | None, options: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a search that is also to draw, or to give more texts than it has beams.
+    """Raise ConfigError for a beam search with sampling settings, or with fewer beams than texts.
 
-    beams: None where nothing is searched.   options: those of `Pipeline.generation_config` that were given.
+    beams: None for sampling.   options: the arguments of `Pipeline.generation_config` that were given.
     """
     if beams is None:
         if options.get("length_penalty"):
@@ -263,32 +277,13 @@ def check_search(beams: int | None, n: int, seed: int | None, options: Mapping[s
                 f"length_penalty is {options['length_penalty']!r}, which ranks the texts of a search; give beams=N too"
             )
         return
-    check_count("beams", beams, most=1024)  # all are kept in memory
+    check_count("beams", beams, most=1024)  # all are in memory
     if seed is not None or any(options.get(name) is not None for name in ("temperature", "top_k", "top_p", "preset")):
         raise ConfigError(
             "beams search for the likeliest text and draw nothing; leave seed and the settings of drawing out"
         )
     if n > beams:
         raise ConfigError(f"n is {n}, beams is {beams}; a search gives at most as many texts as it has beams")
-
-
-Writer = Pipeline  # the name in 0.1
-
-
-class _EnginePipeline(Pipeline):
-    def __init__(
-        self, config: ModelConfig, tokenizer: Tokenizer | None, path: Path, engine: Engine, cached_engine: Engine
-    ) -> None:
-        super().__init__(config, tokenizer, path)
-        self._engine, self._cached_engine = engine, cached_engine
-
-    @property
-    def engine(self) -> Engine:
-        return self._engine
-
-    @property
-    def cached_engine(self) -> Engine:
-        return self._cached_engine
 
 
 def open_writer(
@@ -303,33 +298,33 @@ def open_writer(
     pre_tokenize: bool | PreTokenize | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Pipeline:
-    """Open a checkpoint for writing on a CPU, without torch once its weights were converted and kept.
+    """Open a checkpoint for generation on a CPU, without torch once its converted weights are cached.
 
-    weights: "int8", "int4", "bfloat16" or "float32".   threads: None leaves it to OpenVINO.
+    weights: "int8", "int4", "bfloat16" or "float32".   threads: None is OpenVINO's default.
     path, config, family, mask, tokenizer, pre_tokenize: as for `hanmo.load`.
-    progress: called with the bytes read while converting.
-    Raises what `hanmo.load` raises.
+    progress: called with the number of bytes read in conversion.
+    Raises the errors of `hanmo.load`.
     """
     from hanmo.inference.openvino.engine import OpenVinoEngine, open_weights
     from hanmo.inference.prefix_cache import PromptCache
 
     path, found = Path(path), locate(path)
     if path.is_dir():
-        path = found.folder  # of a training run's folder, that of its best checkpoint
+        path = found.folder  # in a training run's folder, its best checkpoint
     kept = open_weights(found, weights=weights, config=config, family=family, progress=progress)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = find_tokenizer(path, tokenizer, kept.config, pre_tokenize=pre_tokenize)
     start = 0 if tokenizer is None else marks_of(kept.config, tokenizer).start
     engine = OpenVinoEngine(kept, mask=mask, threads=threads, start=start)
-    return _EnginePipeline(engine.config, tokenizer, path, engine, PromptCache(engine))
+    return Pipeline(engine.config, tokenizer, path, engine, PromptCache(engine))
 
 
 def find_tokenizer(
     path: Path, given: str | Path | None, config: ModelConfig, *, pre_tokenize: bool | PreTokenize | None = None
 ) -> Tokenizer | None:
-    """Load the tokenizer that was given, or the one in the checkpoint's folder; None if there is none.
+    """Load the given tokenizer, or the one in the checkpoint's folder; None if there is none.
 
-    Rows of a T5 behind its .model are its sentinels, up to 100, where no file says how many it has.
+    Rows of a T5 after its .model's pieces are its sentinels, up to 100, if no file gives their number.
     Raises MissingFile or TokenizerError for one that cannot be used.
     """
     try:
