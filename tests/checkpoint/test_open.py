@@ -1,4 +1,4 @@
-"""Which reader a path needs."""
+"""What is at a path, and which reader it needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from torch_tools import write_torch
 
 from hanmo.checkpoint.mapped import MappedFile
-from hanmo.checkpoint.open import open_source
+from hanmo.checkpoint.open import ADAPTERS, locate, open_source
 from hanmo.checkpoint.safetensors import Safetensors, write_safetensors
 from hanmo.checkpoint.shards import Sharded
 from hanmo.checkpoint.source import STORAGE, storage_bytes
@@ -49,6 +49,29 @@ def test_files_and_their_folders_are_recognised(tmp_path, write, name, limit, re
             assert isinstance(source, reader)
             assert source.path == opened
             assert [source.read(key).tolist() for key in "ab"] == [[0, 1, 2], [1, 1]]
+
+
+def test_what_is_at_a_path_is_said_without_opening_it(tmp_path):
+    write_bundle(tmp_path / "tf" / "model.ckpt", ITEMS, max_shard_bytes=1)
+    index = write_safetensors(tmp_path / "hf" / "model.safetensors", ITEMS, max_shard_bytes=1)
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    (tmp_path / "run" / "best-5").mkdir(parents=True)
+    write_torch(tmp_path / "run" / "best-5" / "any.pt", ITEMS)
+    (tmp_path / "run" / "best-5" / "hanmo.json").write_text("{}")
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / ADAPTERS).touch()
+    tf, hf, run, lora = (locate(tmp_path / name) for name in ("tf", "hf", "run", "lora"))
+    assert [found.format for found in (tf, hf, run, lora)] == ["tensorflow", "safetensors", "torch", "adapters"]
+    assert (tf.path, hf.path, run.path.name) == (tmp_path / "tf" / "model.ckpt", index, "any.pt")
+    ends = [".data-00000-of-00002", ".data-00001-of-00002", ".index"]
+    assert [path.name for path in tf.files] == [f"model.ckpt{end}" for end in ends]
+    assert [path.name for path in hf.data_files] == [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    assert set(hf.files) == {*hf.data_files, index} and run.files == [run.path]
+    assert (tf.config, hf.config, hf.own_config) == (None, tmp_path / "hf" / "config.json", None)
+    assert run.own_config == run.folder / "hanmo.json"
+    assert locate(tf) is tf
+    with pytest.raises(CheckpointError, match="holds LoRA adapters, not a complete model"):
+        open_source(tmp_path / "lora")
 
 
 def test_verification_can_be_left_out(tmp_path):
@@ -133,7 +156,7 @@ def test_reading_a_bundle_or_safetensors_does_not_import_torch(tmp_path):
     write_bundle(tmp_path / "m", ITEMS)
     write_safetensors(tmp_path / "m.safetensors", ITEMS)
     code = (
-        "import sys; from hanmo.checkpoint.open import open_source\n"
+        "import sys; from hanmo.checkpoint.open import ADAPTERS, locate, open_source\n"
         "for path in sys.argv[1:]: print(open_source(path).read('a').sum())\n"
         "print('torch' in sys.modules)"
     )
