@@ -28,6 +28,7 @@ STREET = [
     ["batch"],
     ["model_pipeline"],
     ["loading"],
+    ["opening"],
     ["bench", "finetune"],
     ["compat", "server"],
     ["cli"],

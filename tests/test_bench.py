@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hanmo.bench.start import measure_start
 
 import hanmo
 from hanmo.bench import machine, picture
@@ -16,7 +17,6 @@ from hanmo.bench.machine import MemoryReader, describe, memory
 from hanmo.bench.picture import draw
 from hanmo.bench.quality import KINDS, measure_quality
 from hanmo.bench.speed import Case, fitting, measure, measure_cases
-from hanmo.bench.start import measure_start
 from hanmo.bench.subject import Subject, bytes_per_token
 from hanmo.checkpoint.save import save
 from hanmo.errors import CheckpointError, ConfigError, DataError, MissingExtra, MissingFile

@@ -77,19 +77,19 @@ def test_threads_of_the_command_sleep_while_they_wait_unless_the_user_says_other
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
-        ("train", ["finetune", "--model", "x", "--data", "y"]),
-        ("train", ["pretrain", "--config", "x", "--tokenizer", "z", "--data", "y"]),
-        ("write", ["write", "今天", "--weights", "float32"]),
-        ("run", ["run"]),
+        ("cli.train", ["finetune", "--model", "x", "--data", "y"]),
+        ("cli.train", ["pretrain", "--config", "x", "--tokenizer", "z", "--data", "y"]),
+        ("opening", ["write", "今天", "--weights", "float32"]),
+        ("cli.run", ["run"]),
     ],
 )
 def test_the_threads_of_a_command_reach_torch(monkeypatch, tmp_path, module, arguments):
     def refuse(threads):
         raise ConfigError(f"asked for {threads} threads")
 
-    monkeypatch.setattr(f"hanmo.cli.{module}.set_torch_threads", refuse)
-    arguments = [*arguments, "--threads", "3", *(["--out", str(tmp_path / "out")] if module == "train" else [])]
-    arguments += ["script.py"] if module == "run" else []
+    monkeypatch.setattr(f"hanmo.{module}.set_torch_threads", refuse)
+    arguments = [*arguments, "--threads", "3", *(["--out", str(tmp_path / "out")] if module == "cli.train" else [])]
+    arguments += ["script.py"] if module == "cli.run" else []
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1 and result.stderr == "hanmo: asked for 3 threads\n"
 

@@ -19,17 +19,17 @@ METHOD = "each thread takes the maximum of its part of an array of uint64; on a 
 
 
 class MemoryReader:
-    """A large array, and how fast it is read from end to end: by so many threads at once, or by a GPU.
+    """A large array that is read from end to end, by CPU threads or a GPU, to measure the memory's bandwidth.
 
-    least: bytes of the array; 8 times the largest cache where that is more, so that no cache holds it.
+    least: bytes of the array; 8 times the largest cache if that is more, so that no cache holds it.
     """
 
     def __init__(self, *, device: str = "cpu", threads: int = 1, least: int = 1 << 30) -> None:
         self.nbytes = nbytes = max(least, 8 * _largest_cache())
         self._threads = threads
         self._tensor: Any = None
-        if device == "cpu":
-            with ThreadPoolExecutor(threads) as pool:  # who touches a part first has it in the memory beside it
+        if device.startswith("cpu"):
+            with ThreadPoolExecutor(threads) as pool:  # a thread's first write places pages in its NUMA node
                 self._parts = list(pool.map(lambda _: np.full(nbytes // 8 // threads, 7, np.uint64), range(threads)))
         else:
             import torch
@@ -38,11 +38,11 @@ class MemoryReader:
         self.read()
 
     def read(self) -> float:
-        """Read it all once, on a GPU 16 times, and return bytes per second."""
+        """Read it once, on a GPU 16 times, and return bytes per second."""
         if self._tensor is not None:
             start = time.perf_counter()
             sums = [self._tensor.sum() for _ in range(16)]
-            float(sums[-1])  # waits
+            float(sums[-1])  # synchronises
             return 16 * self.nbytes / (time.perf_counter() - start)
         with ThreadPoolExecutor(self._threads) as pool:
             list(pool.map(len, self._parts))  # starts the threads
@@ -52,18 +52,23 @@ class MemoryReader:
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:
-    """Say what machine this is and what runs on it; "gpu" is None where none is measured."""
+    """Describe this machine and its software; "gpu" is None for a CPU."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("hanmo", "numpy", "openvino", "torch"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
+    gpu = None if device.startswith("cpu") else device
+    if device.startswith("cuda"):
+        import torch
+
+        gpu = torch.cuda.get_device_name(device)
     return {
         "processor": _line("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": cores(),
         "memory_bytes": _kibibytes("/proc/meminfo", "MemTotal"),
-        "gpu": None if device == "cpu" else _gpu(device),
+        "gpu": gpu,
         "system": f"{platform.system()} {platform.release()}",
         "versions": versions,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -71,15 +76,14 @@ def describe(device: str = "cpu") -> dict[str, Any]:
 
 
 def load() -> float | None:
-    """Count the processes that wanted to run in the last minute, on average; None where the system does not tell."""
+    """Return the load average of the last minute; None where the system has none."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def memory() -> dict[str, int | None]:
-    """Give this process's memory in bytes, each None where the system does not tell (it is Linux's to tell).
+    """Return this process's memory in bytes; None outside Linux.
 
-    anonymous: its own (RssAnon).   resident: with the pages of files that it has mapped (VmRSS).   peak: the most that
-    was resident (VmHWM).
+    anonymous: its own (RssAnon).   resident: with mapped files (VmRSS).   peak: the largest resident size (VmHWM).
     """
     names = {"anonymous": "RssAnon", "resident": "VmRSS", "peak": "VmHWM"}
     return {ours: _kibibytes("/proc/self/status", theirs) for ours, theirs in names.items()}
@@ -99,15 +103,9 @@ def _kibibytes(path: str, name: str) -> int | None:
 
 
 def _largest_cache() -> int:
-    """Give the bytes of the processor's largest cache; 0 where the system does not tell."""
+    """Return the bytes of the processor's largest cache; 0 if unknown."""
     sizes = [0]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text().strip()
         sizes.append(int(text.rstrip("KM")) * {"K": 1 << 10, "M": 1 << 20}.get(text[-1], 1))
     return max(sizes)
-
-
-def _gpu(device: str) -> str:
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device

@@ -1,4 +1,4 @@
-"""Draw what was measured: the time of a token against the length of the text before it. Knows matplotlib."""
+"""Plot the time per token against the number of tokens before it. Knows matplotlib."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 __all__ = ["check_picture", "draw"]
 
-_OURS, _WHOLE, _QUIET = "#1b6ca8", "#b5482a", "#666666"
+_CACHED, _UNCACHED, _CAPTION = "#1b6ca8", "#b5482a", "#666666"
 
 
 def check_picture(path: Path) -> None:
-    """Raise ConfigError for a form that is not drawn, MissingExtra without matplotlib: before anything is measured."""
+    """Raise ConfigError for another format than .png and .svg, MissingExtra without matplotlib."""
     if path.suffix not in (".png", ".svg"):
         raise ConfigError(f"the picture is {path.name!r}; expected a name that ends in .png or .svg")
     if find_spec("matplotlib") is None:
@@ -24,10 +24,10 @@ def check_picture(path: Path) -> None:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Draw what `hanmo.bench.speed.measure` gave to a .png or .svg.
+    """Plot the result of `hanmo.bench.speed.measure` to a .png or .svg.
 
-    Beside ours stands a loop without a cache, which reads the whole text again for every token: the time of such a
-    prompt on the same engine. An encoder-decoder's has none: its source is read once by any loop.
+    A decoder is compared with a loop without a cache, which reads the whole text again for every token: the time of a
+    prompt of that length on the same engine. An encoder-decoder's source is read once either way.
     Raises what `check_picture` raises.
     """
     check_picture(path)
@@ -38,10 +38,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     tokens = [row["tokens"] for row in rows]
-    _line(axes, tokens, [row["token_seconds"] * 1000 for row in rows], _OURS, "Hanmo:\none step")
+    _line(axes, tokens, [row["token_seconds"] * 1000 for row in rows], _CACHED, "Hanmo:\none step")
     if not model["answers"]:
-        whole = [row["first_token_seconds"] * 1000 for row in rows]
-        _line(axes, tokens, whole, _WHOLE, "without a cache:\nthe whole text\nagain, same engine")
+        prompts = [row["first_token_seconds"] * 1000 for row in rows]
+        _line(axes, tokens, prompts, _UNCACHED, "without a cache:\nthe whole text\nagain, same engine")
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     bottom, top = axes.get_ylim()
@@ -50,22 +50,22 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set_xticks(tokens, [f"{each:,}" for each in tokens])
     axes.yaxis.set_major_formatter(lambda value, place: _number(value))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("tokens of the source" if model["answers"] else "tokens before the one that is written")
-    axes.set_ylabel("milliseconds a token")
+    axes.set_xlabel("tokens of the source" if model["answers"] else "tokens before the generated one")
+    axes.set_ylabel("milliseconds per token")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
     of = "source" if model["answers"] else "text"
-    axes.set_title(f"Time to write one token, by the length of the {of}", loc="left", pad=38, fontweight="bold")
+    axes.set_title(f"Time per token, by length of the {of}", loc="left", pad=38, fontweight="bold")
     where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
     what = f"{model['family']}, {model['parameters'] / 1e6:,.1f} M parameters, {model['weights']}, batch 1"
-    axes.text(0, 1.03, f"{what}\n{where}, {machine['date'][:10]}", transform=axes.transAxes, fontsize=9, color=_QUIET)
+    axes.text(0, 1.03, f"{what}\n{where}, {machine['date'][:10]}", transform=axes.transAxes, fontsize=9, color=_CAPTION)
     with atomic_path(path) as made:
         figure.savefig(made, format=path.suffix[1:], dpi=160)
 
 
 def _line(axes: "Axes", x: list[int], y: list[float], color: str, words: str) -> None:
-    """Draw one line, its first value beside it, its last one and its name behind it."""
+    """Plot one line with its first and last value and its name."""
     axes.plot(x, y, color=color, marker="o", markersize=5, linewidth=2, clip_on=False)
     how: dict[str, Any] = {"textcoords": "offset points", "color": color}
     axes.annotate(f"{_number(y[0])} ms", (x[0], y[0]), xytext=(6, -14), fontsize=9, **how)

@@ -1,4 +1,4 @@
-"""How fast a model writes: times of prompts and steps, by turns, with the memory's speed between them.
+"""How fast a model generates: prefill and decoding times of interleaved cases, and the memory bandwidth between them.
 
 Knows engines and clocks. Knows no options and prints nothing.
 """
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hanmo.bench.machine import METHOD, MemoryReader, describe, load
-from hanmo.bench.start import measure_start
-from hanmo.bench.subject import Subject, bytes_per_token
+from hanmo.bench.subject import Subject, bytes_per_token, measure_start
+from hanmo.cores import cores
 from hanmo.errors import PromptError
 from hanmo.generate.loop import Engine, QueueingEngine, take_rows
 from hanmo.pipeline import Pipeline
@@ -21,15 +21,15 @@ from hanmo.pipeline import Pipeline
 __all__ = ["Case", "Times", "fitting", "measure", "measure_cases"]
 
 LENGTHS, BATCHES = (16, 128, 256, 512, 1000), (1, 8, 32)
-USUAL = 128  # tokens before the one that batches and the memory's share are measured at
-STEPS, WARM = 12, 2  # that are counted, and that come before
+USUAL = 128  # prompt tokens at which batches and the share of the bandwidth are measured
+STEPS, WARM = 12, 2  # steps that are timed, and steps before them
 PROMPT = "今天天气不错"
 
 Show = Callable[[str, int, int], None]
 
 
 class Case(NamedTuple):
-    """What is timed: steps behind so many tokens, so many rows at once."""
+    """What is timed: decoding after a prompt of so many tokens, in so many rows at once."""
 
     tokens: int
     rows: int
@@ -37,18 +37,18 @@ class Case(NamedTuple):
 
 @dataclass
 class Times:
-    """Seconds of each prompt up to the token that follows it, and of each step behind it."""
+    """Seconds of each prefill, and of each decoding step after it."""
 
     prompts: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
 
 
-def measure(subject: Subject, *, quick: bool = False, show: Show = lambda words, done, total: None) -> dict[str, Any]:
+def measure(subject: Subject, *, quick: bool = False, show: Show = lambda title, done, total: None) -> dict[str, Any]:
     """Measure a model on this machine; all times are in seconds, all sizes in bytes.
 
-    quick: one round in place of three, and a smaller array for the memory's speed.
+    quick: one round instead of three, and a smaller array for the bandwidth.
     show: called with (what is being done, how much of it is done, of how much).
-    Raises CheckpointError for a model that does not write, and what opening it raises.
+    Raises CheckpointError for a model that cannot generate text, and what opening it raises.
     """
     looked, busy = subject.look(), load()
     conversion = _convert(subject, sum(file.bytes or 0 for file in looked.files), show)
@@ -60,18 +60,15 @@ def measure(subject: Subject, *, quick: bool = False, show: Show = lambda words,
         starts.append(measure_start(subject, prompt))
     writer = subject.open()
     engine = writer.engine
-    threads = _threads(subject)
+    threads = (subject.threads or cores()) if subject.device.startswith("cpu") else 1
     reader = MemoryReader(device=subject.device, threads=threads, least=1 << 28 if quick else 1 << 30)
     speeds: list[float] = []
-    cases = _cases(engine.max_positions)
-    times = measure_cases(
-        engine,
-        cases,
-        rounds=rounds,
-        seconds=1 if quick else 10,
-        between=lambda: speeds.extend(reader.read() for _ in range(3)),
-        show=show,
-    )
+
+    def read_memory() -> None:
+        speeds.extend(reader.read() for _ in range(3))
+
+    cases, seconds = _cases(engine.max_positions), 1 if quick else 10
+    times = measure_cases(engine, cases, rounds=rounds, seconds=seconds, between=read_memory, show=show)
     sizes = subject.sizes(writer)
     held, read, speed = sum(sizes.values()), bytes_per_token(writer.config, sizes), median(speeds)
     batches = _batches(times)
@@ -108,12 +105,12 @@ def measure_cases(
     rounds: int,
     seconds: float = 0,
     between: Callable[[], None] = lambda: None,
-    show: Show = lambda words, done, total: None,
+    show: Show = lambda title, done, total: None,
 ) -> dict[Case, Times]:
-    """Time the cases by turns, after a round that is not counted; between is called before each round that is.
+    """Time the cases in turn, after an untimed round; between is called before each timed round.
 
-    rounds, seconds: measure for so many, and so long, at least: small models take many rounds.
-    The prompt is random ids, read once and then copied to all rows; each step's id is the likeliest. For an
+    rounds, seconds: the least number of rounds and the least time.
+    The prompt is random ids, read once and then copied to all rows; each step takes the most likely id. For an
     encoder-decoder the tokens are those of the source.
     """
     times = {case: Times() for case in cases}
@@ -133,7 +130,7 @@ def measure_cases(
 
 
 def fitting(lengths: Sequence[int], positions: int | None) -> list[int]:
-    """Keep the lengths behind which all steps find positions; the longest that does stands in for those that do not."""
+    """Keep the lengths after which all steps have positions; the longest such length replaces the others."""
     if positions is None:
         return list(lengths)
     longest = max(1, positions - _steps(positions) - WARM)
@@ -151,12 +148,12 @@ def _cases(positions: int | None) -> list[Case]:
 
 
 def _run(engine: Engine, case: Case) -> Times:
-    """Time a case once; a device with a queue is asked for a step before the last ids are there, as by the loop."""
+    """Time a case once; a `QueueingEngine` is given a step before the last ids are fetched, as in generation."""
     queue = engine if isinstance(engine, QueueingEngine) else None
     prompt, times, steps = _prompt(engine.vocab_size, case.tokens), Times(), _steps(engine.max_positions)
     start = time.perf_counter()
     rows, logits = engine.prefill([prompt], room=WARM + steps)
-    int(logits[0].argmax())  # waits
+    int(logits[0].argmax())  # synchronises
     times.prompts.append(time.perf_counter() - start)
     if case.rows > 1:
         rows.reorder([0] * case.rows)
@@ -179,9 +176,11 @@ def _prompt(vocab_size: int, tokens: int) -> list[int]:
 
 
 def _convert(subject: Subject, total: int, show: Show) -> float | None:
-    """Convert the weights if they were not yet, and say how long it took; None if they were or need not be."""
-    if subject.device != "cpu":
+    """Convert the weights if necessary, and return the seconds that it took; None if it was not."""
+    if not subject.is_converted:
         return None
+    from hanmo.inference.openvino.engine import open_weights
+
     done = 0
 
     def count(nbytes: int) -> None:
@@ -190,28 +189,11 @@ def _convert(subject: Subject, total: int, show: Show) -> float | None:
         show("converting", done, total)
 
     start = time.perf_counter()
-    subject.convert(count)
+    open_weights(subject.path, weights=str(subject.weights), progress=count)
     return time.perf_counter() - start if done else None
 
 
-def _threads(subject: Subject) -> int:
-    """Give the threads that the engine computes with; on a GPU the one that feeds it."""
-    if subject.device != "cpu":
-        return 1
-    if subject.threads is not None:
-        return subject.threads
-    from openvino import Model
-    from openvino import opset15 as op
-
-    from hanmo.inference.openvino.engine import core, cpu_options
-
-    one = op.parameter([1], np.float32)
-    compiled = core().compile_model(Model([op.relu(one)], [one], "one"), "CPU", cpu_options(subject.weights, None))
-    return int(compiled.get_property("INFERENCE_NUM_THREADS"))
-
-
 def _start(conversion: float | None, starts: Sequence[dict[str, Any]], held: int) -> dict[str, Any]:
-    middle = {name: median(start[name] for start in starts) for name in ("open_seconds", "first_token_seconds")}
     sizes = {
         f"{name}_bytes": None if starts[0][name] is None else max(start[name] for start in starts)
         for name in ("anonymous", "resident", "peak", "gpu_peak")
@@ -219,7 +201,7 @@ def _start(conversion: float | None, starts: Sequence[dict[str, Any]], held: int
     anonymous = sizes["anonymous_bytes"]
     return {
         "conversion_seconds": conversion,
-        **middle,
+        **{name: median(start[name] for start in starts) for name in ("open_seconds", "first_token_seconds")},
         "torch_imported": any(start["torch"] for start in starts),
         **sizes,
         "anonymous_per_weights": None if anonymous is None else anonymous / held,
@@ -228,18 +210,16 @@ def _start(conversion: float | None, starts: Sequence[dict[str, Any]], held: int
 
 def _lengths(times: dict[Case, Times]) -> dict[str, Any]:
     single = {case.tokens: of for case, of in times.items() if case.rows == 1}
-    rows = []
-    for tokens, of in single.items():
-        prompt, step = median(of.prompts), median(of.steps)
-        rows.append(
-            {
-                "tokens": tokens,
-                "first_token_seconds": prompt,
-                "prompt_tokens_per_second": tokens / prompt,
-                "token_seconds": step,
-                "tokens_per_second": 1 / step,
-            }
-        )
+    rows = [
+        {
+            "tokens": tokens,
+            "first_token_seconds": (prompt := median(of.prompts)),
+            "prompt_tokens_per_second": tokens / prompt,
+            "token_seconds": (step := median(of.steps)),
+            "tokens_per_second": 1 / step,
+        }
+        for tokens, of in single.items()
+    ]
     return {"rows": rows, "longest_to_shortest": rows[-1]["token_seconds"] / rows[0]["token_seconds"]}
 
 
@@ -256,7 +236,7 @@ def _batches(times: dict[Case, Times]) -> dict[str, Any]:
 
 
 def _writing(writer: Pipeline, *, rounds: int, max_chars: int, show: Show) -> dict[str, Any] | None:
-    """Write real text by the usual settings; None without a vocabulary that knows the prompt, or if a text is empty."""
+    """Generate text with default settings; None without a vocabulary that holds the prompt, or if a text is empty."""
     if writer.tokenizer is None:
         return None
     speeds = []

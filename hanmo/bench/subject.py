@@ -1,109 +1,147 @@
-"""What is measured: a checkpoint, how its weights are held, and where. Knows files and engines, no clock."""
+"""What is measured: a checkpoint, the type of its weights, a device; and its start in a fresh process.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+Run as a module it is that process.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hanmo import errors
+from hanmo.bench.machine import memory
 from hanmo.checkpoint.inspect import Inspection, inspect
 from hanmo.config import ModelConfig
-from hanmo.errors import CheckpointError, ConfigError
-from hanmo.pipeline import Pipeline, open_writer
+from hanmo.errors import CheckpointError
+from hanmo.opening import on_cpu_engine, open_model
 
 if TYPE_CHECKING:
-    from hanmo.inference.openvino.weights import Weights
+    from hanmo.pipeline import Pipeline
 
-__all__ = ["Subject", "bytes_per_token"]
+__all__ = ["Subject", "bytes_per_token", "measure_start"]
 
 _LOOKED_UP = (".position.weight", ".segment.weight", ".relative.weight")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint and how it is to be run.
-
-    weights: "float32", "bfloat16", "int8" or "int4".   device: "cpu" is OpenVINO's, any other is torch's.
-    threads: of the CPU; None leaves it to OpenVINO.   mask: "causal" or "prefix" lets a BERT-like encoder write.
-    Raises ConfigError where these contradict each other.
-    """
+    """A checkpoint and how it runs: the arguments of `hanmo.opening.open_model`."""
 
     path: Path
-    weights: str = "int8"
+    weights: str | None = "int8"
     device: str = "cpu"
     threads: int | None = None
     mask: str | None = None
 
-    def __post_init__(self) -> None:
-        if self.device == "cpu":
-            return
-        if self.weights in ("int8", "int4"):
-            raise ConfigError(
-                f"device is {self.device!r} and weights are {self.weights}; those run on a CPU: give weights='bfloat16'"
-            )
-        if self.threads is not None:
-            raise ConfigError(f"device is {self.device!r} and threads is {self.threads}; leave threads out")
+    @property
+    def is_converted(self) -> bool:
+        """Whether it runs on the CPU engine, from weights that are converted once and kept."""
+        return on_cpu_engine(self.weights, self.device)
 
     def look(self) -> Inspection:
-        """Say what the checkpoint is, without loading it.
-
-        Raises CheckpointError for a model that does not write, and what `inspect` raises.
-        """
+        """Inspect the checkpoint without loading it; raise CheckpointError if the model cannot generate text."""
         found = inspect(self.path)
         config = found.found.config
         if config.can_generate or (self.mask is not None and config.output != "none"):
             return found
-        way = "it has no output onto its vocabulary"
+        why = "it has no output onto its vocabulary"
         if config.output != "none":
-            way = "it sees both ways; give mask='prefix' or mask='causal' to have it write"
+            why = "its attention is bidirectional; give mask='prefix' or mask='causal' to make it generate"
         raise CheckpointError(
-            f"{found.path} is a plain encoder ({config.family}), and what is measured here is writing: {way}"
+            f"{found.path} is a plain encoder ({config.family}), and what is measured here is generation: {why}"
         )
 
-    def convert(self, progress: Callable[[int], None] | None = None) -> "Weights":
-        """Map the weights as the CPU engine keeps them, converted first if they are not there; see `open_weights`."""
-        from hanmo.inference.openvino.engine import open_weights
+    def open(self) -> "Pipeline":
+        """Open the model as `hanmo write` does."""
+        return open_model(self.path, weights=self.weights, device=self.device, threads=self.threads, mask=self.mask)
 
-        return open_weights(self.path, weights=self.weights, progress=progress)
-
-    def open(self) -> Pipeline:
-        """Open the model for writing, as `hanmo write` does."""
-        if self.device == "cpu":
-            return open_writer(self.path, weights=self.weights, threads=self.threads, mask=self.mask)
-        from hanmo.loading import load
-
-        return load(self.path, dtype=self.weights, device=self.device, mask=self.mask)
-
-    def sizes(self, writer: Pipeline) -> dict[str, int]:
-        """Give the bytes of each tensor that the open model holds, by our names."""
-        if self.device == "cpu":
+    def sizes(self, writer: "Pipeline") -> dict[str, int]:
+        """Return the bytes of each tensor that the open model holds, by our names."""
+        if self.is_converted:
             from hanmo.checkpoint.safetensors import Safetensors
+            from hanmo.inference.openvino.engine import open_weights
 
-            return {name: info.nbytes for name, info in Safetensors(self.convert().path).tensors.items()}
+            assert self.weights is not None
+            kept = open_weights(self.path, weights=self.weights)
+            return {name: info.nbytes for name, info in Safetensors(kept.path).tensors.items()}
         from hanmo.model_pipeline import ModelPipeline
 
         assert isinstance(writer, ModelPipeline)
-        return {name: parameter.nbytes for name, parameter in writer.model.named_parameters()}
+        return {
+            name: each.nbytes
+            for part in ("named_parameters", "named_buffers")
+            for name, each in getattr(writer.model, part)()
+        }
 
 
 def bytes_per_token(config: ModelConfig, sizes: Mapping[str, int]) -> int:
-    """Count the bytes of weights that writing one token reads.
+    """Sum the bytes of weights that one decoding step reads.
 
-    Not counted: tables of which a few rows are looked up, and what only reading the prompt needs (an encoder, and the
-    keys and values that cross-attention has of its output). Layers that share weights read them once each.
+    Not counted: embedding tables, of which a few rows are read, and what only prefill needs (an encoder, and the key
+    and value projections of cross-attention). Layers that share weights read them once each.
     """
     total = 0
     for name, nbytes in sizes.items():
         stack, _, rest = name.partition(".")
-        if name.endswith(_LOOKED_UP) or (stack == "token" and not config.tied):
-            continue
-        if (
-            stack in ("pooler", "discriminator")
-            or (stack == "encoder" and config.is_encoder_decoder)
-            or ".cross.key" in name
-        ):
-            continue
-        if ".cross.value" in name:
-            continue
-        shared = config.main.shared_layers and rest.startswith("blocks.")
-        total += nbytes * (config.main.num_layers if shared else 1)
+        looked_up = name.endswith(_LOOKED_UP) or (stack == "token" and not config.tied)
+        in_prefill = (
+            (stack == "encoder" and config.is_encoder_decoder) or ".cross.key" in name or ".cross.value" in name
+        )
+        if not (looked_up or in_prefill or stack in ("pooler", "discriminator")):
+            shared = config.main.shared_layers and rest.startswith("blocks.")
+            total += nbytes * (config.main.num_layers if shared else 1)
     return total
+
+
+def measure_start(subject: Subject, prompt: list[int]) -> dict[str, Any]:
+    """Start a process that opens the model, reads the prompt and generates a token.
+
+    Returns "open_seconds", of opening alone; "first_token_seconds", from the start of Python to the token; "torch",
+    whether torch was imported; and the process's `memory` after the token.
+    Raises the HanmoError that the process raised, or CheckpointError if it failed otherwise.
+    """
+    options = json.dumps({**asdict(subject), "path": str(subject.path), "prompt": prompt})
+    command = [sys.executable, "-m", "hanmo.bench.subject", options]
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            line = process.stdout.readline()
+            seconds = time.perf_counter() - start
+            message = process.stderr.read().strip()
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+    if code or not line:
+        kind, _, text = message.rpartition("\n")[2].partition(": ")
+        module, _, name = kind.rpartition(".")
+        if module == errors.__name__:
+            raise getattr(errors, name)(text)
+        raise CheckpointError(
+            f"a fresh process that opened {subject.path} ended with {code}: {message or 'is there enough memory?'}"
+        )
+    return {**json.loads(line), "first_token_seconds": seconds}
+
+
+def _main(options: dict[str, Any]) -> None:
+    prompt = options.pop("prompt")
+    start = time.perf_counter()
+    writer = Subject(**{**options, "path": Path(options["path"])}).open()
+    opened = time.perf_counter() - start
+    _, logits = writer.engine.prefill([prompt], room=1)
+    int(logits[0].argmax())
+    found: dict[str, Any] = {"open_seconds": opened, "torch": "torch" in sys.modules, **memory(), "gpu_peak": None}
+    if options["device"].startswith("cuda"):
+        import torch
+
+        found["gpu_peak"] = torch.cuda.max_memory_allocated()
+    print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    _main(json.loads(sys.argv[1]))

@@ -82,16 +82,8 @@ def _options(
     """
 
 
-app.command("write", cls=TranslatedCommand)(write)
-app.command("inspect", cls=TranslatedCommand)(inspect)
-app.command("convert", cls=TranslatedCommand)(convert)
-app.command("plan", cls=TranslatedCommand)(plan)
-app.command("cache", cls=TranslatedCommand)(cache)
-app.command("bench", cls=TranslatedCommand)(bench)
-app.command("finetune", cls=TranslatedCommand)(finetune)
-app.command("pretrain", cls=TranslatedCommand)(pretrain)
-app.command("pack", cls=TranslatedCommand)(pack)
-app.command("vocab", cls=TranslatedCommand)(vocab)
+for _command in (write, inspect, convert, plan, cache, bench, finetune, pretrain, pack, vocab):
+    app.command(_command.__name__, cls=TranslatedCommand)(_command)
 app.command("run", cls=TranslatedCommand, context_settings=CONTEXT)(run_script)
 
 

@@ -1,16 +1,14 @@
-"""`hanmo write --file`: rows in, results out; a bar while it goes, one line at its end. `hanmo.batch` does the work."""
+"""`hanmo write --file`: rows in, results out, a progress bar, one line at the end. `hanmo.batch` does the work."""
 
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hanmo.cli.chinese import translate
-from hanmo.cli.screen import say
+from hanmo.cli.options import plain
+from hanmo.cli.screen import bar, say
 from hanmo.errors import MemoryPlanError
 
 if TYPE_CHECKING:
@@ -27,17 +25,14 @@ def write_file(
     *,
     model: Path,
     open_model: Callable[[], "Pipeline"],
-    options: Mapping[str, Any],
-    how: Mapping[str, Any],
-    seed: int | None,
-    n: int,
-    beams: int | None,
-    batch: int | None,
+    reading: Mapping[str, Any],
+    drawing: Mapping[str, Any],
     ray: bool,
 ) -> None:
-    """Write for every row of a file that is not done yet.
+    """Continue every row of a file that is not done yet.
 
-    open_model: loads the model.   options: what it loads and how, for the record.   how: as in `Pipeline.write`.
+    open_model: opens the model.   reading: its options, for the record.   drawing: as for `BatchWriter`, its seed None
+    to take the run's.
     """
     from hanmo.batch.cluster import write_on_cluster
     from hanmo.batch.files import Run
@@ -47,38 +42,43 @@ def write_file(
     from hanmo.inference.store import identity
     from hanmo.pipeline import check_search
 
-    batch = 8 if batch is None else batch
+    seed, n, beams, batch, how = (drawing[name] for name in ("seed", "n", "beams", "batch", "how"))
     check_count("n", n)
     check_count("batch", batch)
     check_search(beams, n, seed, how)
-    settings = {"model": str(model.resolve()), "files": identity(model), **options, "n": n, "beams": beams, **how}
+    files = {name: plain(value.resolve()) if isinstance(value, Path) else value for name, value in reading.items()}
+    settings = {"model": str(model.resolve()), "files": identity(model), **files, "n": n, "beams": beams, **how}
     with Run(file, out, settings=settings, seed=seed) as run:
         if run.finished:
-            say(f"nothing left to do: {_told(run)}")
-            _check(run)
-            return
-        if run.rows:
-            say(f"going on behind row {run.number}: {_told(run)}")
-        drawing: dict[str, Any] = {"seed": run.seed, "n": n, "beams": beams, "batch": batch, "how": how}
-        start, number = run.window(window_rows(batch=batch, n=n, beams=beams))
-        if ray:
-            todo: dict[str, int] = {"start": start, "number": number, "done": run.number}
-            results = write_on_cluster(file, open_model, drawing, gpus=_gpus(options), **todo)
+            say(f"nothing left to do: {_summary(run)}")
         else:
-            rows = read_rows(file, start=start, number=number)
-            results = BatchWriter(open_model(), **drawing).write(rows, done=run.number)
-        _follow(run, results, batch)
-        say(f"finished: {_told(run)}")
-        _check(run)
+            if run.rows:
+                say(f"going on behind row {run.number}: {_summary(run)}")
+            start, number = run.window(window_rows(batch=batch, n=n, beams=beams))
+            how = {**drawing, "seed": run.seed}
+            if ray:
+                todo: dict[str, int] = {"start": start, "number": number, "done": run.number}
+                results = write_on_cluster(file, open_model, how, gpus=_gpus(reading), **todo)
+            else:
+                rows = read_rows(file, start=start, number=number)
+                results = BatchWriter(open_model(), **how).write(rows, done=run.number)
+            _follow(run, results, batch)
+            say(f"finished: {_summary(run)}")
+        if run.bad == run.rows:
+            raise typer.Exit(1)
 
 
 def _follow(run: "Run", results: Iterable[Sequence["Line"]], batch: int) -> None:
-    """Append results as they come, and say behind which row they ended if they could not go on."""
-    with _bar(run) as show:
+    """Append results as they come; if that ends early, say behind which row."""
+    begun, chars = time.monotonic(), 0
+    columns, estimate = ("TaskProgressColumn", "TimeRemainingColumn"), {"speed_estimate_period": 600}
+    with bar("writing", *columns, completed=run.start, **estimate) as show:
         try:
             for lines in results:
                 run.append(lines)
-                show(sum(line.chars for line in lines))
+                chars += sum(line.chars for line in lines)
+                speed = chars / max(time.monotonic() - begun, 1e-3)
+                show(run.start, run.size, f"{run.rows:,} rows, {run.bad:,} bad, {speed:,.0f} characters/s")
         except (KeyboardInterrupt, SystemExit):
             say(f"stopped behind row {run.number}; the same command goes on from there")
             raise
@@ -91,43 +91,13 @@ def _follow(run: "Run", results: Iterable[Sequence["Line"]], batch: int) -> None
             ) from None
 
 
-def _check(run: "Run") -> None:
-    """End with exit code 1 where no row at all was written for."""
-    if run.bad == run.rows:
-        raise typer.Exit(1)
+def _gpus(reading: Mapping[str, Any]) -> bool | None:
+    """Tell whether workers are for GPUs; None leaves it to the cluster."""
+    if reading["device"] != "auto":
+        return str(reading["device"]).startswith("cuda")
+    return False if reading["weights"] in ("int8", "int4") else None
 
 
-def _gpus(options: Mapping[str, Any]) -> bool | None:
-    """Tell whether workers are for GPUs; None leaves it to what the cluster has."""
-    if options["device"] != "auto":
-        return str(options["device"]).startswith("cuda")
-    return False if options["weights"] in ("int8", "int4") else None
-
-
-def _told(run: "Run") -> str:
+def _summary(run: "Run") -> str:
     done = f"{run.rows - run.bad:,} rows are in {run.out}"
     return f"{done}, {run.bad:,} could not be written for and are in {run.errors}" if run.bad else done
-
-
-@contextmanager
-def _bar(run: "Run") -> Iterator[Callable[[int], None]]:
-    """Show a bar over the bytes of the prompts; gives a function to call with the characters that came."""
-    if not sys.stderr.isatty():
-        yield lambda chars: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    begun, total = time.monotonic(), 0
-    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=600) as bar:
-        task = bar.add_task(translate("writing"), total=run.size, completed=run.start)
-
-        def show(chars: int) -> None:
-            nonlocal total
-            total += chars
-            speed = total / max(time.monotonic() - begun, 1e-3)
-            told = f"{run.rows:,} rows, {run.bad:,} bad, {speed:,.0f} characters/s"
-            bar.update(task, completed=run.start, description=translate(told))
-
-        yield show

@@ -1,19 +1,15 @@
-"""`hanmo bench`: how fast a model writes here, and what rounding its weights costs. Knows options, tables and bars."""
+"""`hanmo bench`: how fast a model generates, and what quantization costs. Knows options, tables and the bar."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.chinese import translate
-from hanmo.cli.screen import say
-from hanmo.cli.write import Mask, Weights
+from hanmo.cli import options as shared
+from hanmo.cli.screen import bar, echo, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,25 +18,23 @@ __all__ = ["bench"]
 
 
 def bench(
-    model: Annotated[
-        Path | None,
-        typer.Option(help="A checkpoint: prefix, file or folder.", show_default="the small one inside Hanmo"),
-    ] = None,
+    model: shared.Model = None,
     weights: Annotated[
-        Weights | None, typer.Option(help="Hold the weights so; without it int8, on a GPU bfloat16.")
+        shared.WeightsKind | None,
+        typer.Option(help="Type of the weights in memory.", show_default="int8, or bfloat16 on a GPU"),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the processor, to compute with.")] = None,
-    mask: Annotated[Mask | None, typer.Option(help="Have a BERT-like encoder write.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="One round of measuring in place of three.")] = False,
-    picture: Annotated[Path | None, typer.Option(help="Draw the time of a token by length: a .png or .svg.")] = None,
+    threads: shared.Threads = None,
+    mask: shared.Mask = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure one round instead of three.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Plot the time per token by length: a .png or .svg.")] = None,
     quality: Annotated[
-        Path | None, typer.Option(help="A text (.txt, .jsonl …): its bits per character in every kind of weights.")
+        Path | None, typer.Option(help="A text (.txt, .jsonl …): measure its bits per character in every type.")
     ] = None,
     documents: Annotated[int | None, typer.Option(min=1, help="With --quality: only the first so many.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: shared.Json = False,
 ) -> None:
-    """Measure how fast a model writes on this machine, or with --quality how well it predicts a text.
+    """Measure how fast a model generates on this machine, or with --quality how well it predicts a text.
 
     [bold]hanmo bench --model gpt2/model.ckpt-100000 --picture speed.png[/bold]
 
@@ -49,55 +43,39 @@ def bench(
     if quality is None and documents is not None:
         raise typer.BadParameter("--documents belongs to --quality")
     if quality is not None and (picture is not None or quick or weights is not None):
-        raise typer.BadParameter("--quality measures every kind of weights; leave --weights, --picture and --quick out")
+        raise typer.BadParameter("--quality measures every type of weights; leave --weights, --picture and --quick out")
     from hanmo.bench.subject import Subject
     from hanmo.pipeline import SMALL
 
-    kind = "int8" if device == "cpu" else "bfloat16"
-    subject = Subject(model or SMALL, weights.value if weights else kind, device, threads, mask.value if mask else None)
-    if quality is not None:
-        from hanmo.bench.quality import measure_quality
+    kind = weights or ("int8" if device == "cpu" else "bfloat16")
+    subject = Subject(model or SMALL, weights=kind, device=device, threads=threads, mask=mask)
+    # Redrawing while something is timed would take a share of the processor.
+    with bar("looking", "TimeElapsedColumn", auto_refresh=False) as shown:
 
-        with _bar() as show:
+        def show(title: str, done: int, total: int) -> None:
+            shown(done, total, title)
+
+        if quality is not None:
+            from hanmo.bench.quality import measure_quality
+
             result = measure_quality(subject, quality, documents=documents, show=show)
-        _print(result, [_quality(result)], as_json=as_json)
-        return
-    from hanmo.bench.picture import check_picture, draw
-    from hanmo.bench.speed import measure
+        else:
+            from hanmo.bench.picture import check_picture, draw
+            from hanmo.bench.speed import measure
 
-    if picture is not None:
-        check_picture(picture)
-    with _bar() as show:
-        result = measure(subject, quick=quick, show=show)
-    _print(result, [_speed(result), _lengths(result), _batches(result)], as_json=as_json)
+            if picture is not None:
+                check_picture(picture)
+            result = measure(subject, quick=quick, show=show)
+    tables = (_quality,) if quality is not None else (_speed, _lengths, _batches)
+    _print(result, [table(result) for table in tables], as_json=as_json)
     if picture is not None:
         draw(result, picture)
         say(f"drew {picture}")
 
 
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Show what is being measured on standard error, where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda words, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn())
-    # Nothing is drawn while something is timed: it would take a share of the processor.
-    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
-        task = bar.add_task(translate("looking"), total=None)
-
-        def show(words: str, done: int, total: int) -> None:
-            bar.update(task, description=translate(words), completed=done, total=total, refresh=True)
-
-        yield show
-
-
 def _print(result: dict[str, Any], tables: list[Table], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        echo(json.dumps(result, indent=2, ensure_ascii=False))
         return
     from rich.console import Console
 

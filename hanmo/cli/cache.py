@@ -1,4 +1,4 @@
-"""`hanmo cache`: what the engine for the CPU has built and kept, and how to be rid of it."""
+"""`hanmo cache`: list or delete the weights that the CPU engine has converted and kept."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hanmo.cli import options as shared
 from hanmo.cli.screen import echo, say
 
 __all__ = ["cache"]
@@ -15,10 +16,10 @@ def cache(
     folder: Annotated[
         Path | None, typer.Option("--cache-dir", help="The folder, if not the platform's.", show_default=False)
     ] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Delete all that was built.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete all of them.")] = False,
+    as_json: shared.Json = False,
 ) -> None:
-    """List the weights that were converted for the CPU, or delete them: they are made again when they are needed.
+    """List the weights that were converted for the CPU, or delete them: they are converted again when needed.
 
     [bold]hanmo cache[/bold]
 
@@ -27,18 +28,15 @@ def cache(
     from hanmo.inference import store
 
     place = folder or store.default_folder()
-    if clear:
-        count = len(store.entries(place))
-        freed = store.clear(place)
-        say(f"deleted {count} file{'' if count == 1 else 's'} of {freed:,} bytes from {place}")
-        return
     built = store.entries(place)
-    if as_json:
+    plural = "" if len(built) == 1 else "s"
+    if clear:
+        say(f"deleted {len(built)} file{plural} of {store.clear(place):,} bytes from {place}")
+    elif as_json:
         rows = [{"path": str(b.path), "bytes": b.nbytes, "finished": b.finished, **b.words} for b in built]
         echo(json.dumps(rows, indent=2, ensure_ascii=False))
-        return
-    for each in built:
-        what = f"{each.words.get('weights', ''):<9}" if each.finished else "unfinished"
-        echo(f"{each.nbytes:>15,}  {what:<10}  {each.words.get('source', '-')}  {each.path}")
-    total = sum(each.nbytes for each in built)
-    say(f"{place} holds {len(built)} file{'' if len(built) == 1 else 's'} of {total:,} bytes")
+    else:
+        for each in built:
+            what = f"{each.words.get('weights', ''):<9}" if each.finished else "unfinished"
+            echo(f"{each.nbytes:>15,}  {what:<10}  {each.words.get('source', '-')}  {each.path}")
+        say(f"{place} holds {len(built)} file{plural} of {sum(each.nbytes for each in built):,} bytes")

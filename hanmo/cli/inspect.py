@@ -1,4 +1,4 @@
-"""`hanmo inspect`: print what a checkpoint is. Knows how a person and how a program wants to read it."""
+"""`hanmo inspect`: describe a checkpoint, for a person or as JSON."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hanmo.cli import options as shared
 from hanmo.cli.screen import echo, printable, progress, say
 from hanmo.errors import CheckpointError, HanmoError
 
@@ -27,15 +28,16 @@ _NAMES = {"tensorflow": "the original's", "huggingface": "Hugging Face's", "hanm
 
 def inspect(
     path: Annotated[Path, typer.Argument(help=_PATH, show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object, or a list for several.")] = False,
+    as_json: shared.Json = False,
     sha256: Annotated[
-        bool, typer.Option("--sha256", help="Sum the data up too, and fail if it is not the released file's.")
+        bool,
+        typer.Option("--sha256", help="Also compute the SHA256 of the data; fail if it is not the released file's."),
     ] = False,
     config: Annotated[
         bool, typer.Option("--config", help="Print only the config.json that the checkpoint needs.")
     ] = False,
 ) -> None:
-    """Say what a checkpoint is: family, sizes, parameters, vocabulary, what does not fit.
+    """Describe a checkpoint: family, sizes, parameters, vocabulary, mismatches.
 
     No data is read, so the .index of a TensorFlow checkpoint is enough.
 
@@ -52,12 +54,12 @@ def inspect(
     from hanmo.checkpoint.open import find_checkpoints
 
     paths = find_checkpoints(path)
-    if len(paths) > 1 and not config:
-        _list(path, paths, as_json=as_json, sha256=sha256)
-        return
-    if len(paths) > 1:
+    if len(paths) > 1 and config:
         names = ", ".join(each.name for each in paths[:10])
         raise CheckpointError(f"{path} holds {len(paths)} checkpoints ({names}); give the path of one of them")
+    if len(paths) > 1:
+        _list(path, paths, as_json=as_json, sha256=sha256)
+        return
     found = _inspect(paths[0], sha256=sha256)
     if config:
         echo(_dump(found.config))
@@ -78,7 +80,7 @@ def _inspect(path: Path, *, sha256: bool) -> Inspection:
 
 
 def _list(folder: Path, paths: list[Path], *, as_json: bool, sha256: bool) -> None:
-    """Print one line, or one object, for each checkpoint of a folder; one that cannot be read says why."""
+    """Print a line, or an object, for each checkpoint of a folder; an unreadable one has its error instead."""
     found: list[Inspection] = []
     objects: list[dict[str, Any]] = []
     lines: list[list[str]] = []
@@ -111,9 +113,7 @@ def _list(folder: Path, paths: list[Path], *, as_json: bool, sha256: bool) -> No
 def _print(one: Inspection) -> None:
     found, stack = one.found, one.found.config.main
     nbytes = sum(file.bytes if file.bytes is not None else file.expected or 0 for file in one.files)
-    num_layers = f"{stack.num_layers} layers"
-    if found.config.encoder is not None and found.config.decoder is not None:
-        num_layers = f"{found.config.encoder.num_layers} + {stack.num_layers} layers"
+    layers = [str(each.num_layers) for each in (found.config.encoder, found.config.decoder) if each is not None]
     context = f", {stack.context:,} positions" if stack.context else ""
     rows = f"{found.sizes['vocab_size']:,} rows"
     if one.vocabulary is not None:
@@ -126,7 +126,7 @@ def _print(one: Inspection) -> None:
     _field("vocabulary", rows)
     _field(
         "sizes",
-        f"{num_layers}, hidden size {stack.hidden_size:,}, {stack.num_heads} heads of {stack.head_dim}, "
+        f"{' + '.join(layers)} layers, hidden size {stack.hidden_size:,}, {stack.num_heads} heads of {stack.head_dim}, "
         f"feed-forward {stack.feed_forward:,}{context}",
     )
     files = f"{_count(len(one.files), 'data file')} of {nbytes:,} bytes"
@@ -141,22 +141,22 @@ def _print(one: Inspection) -> None:
         _field("note", note)
     for problem in one.problems:
         _field("does not fit", problem, color=typer.colors.RED)
-    if _cuts_words(one):
+    if _pre_tokenizes(one):
         _field("words", "jieba cuts texts into words first (pip install 'hanmo[cpm]'); not with --no-pre-tokenize")
     if one.config_file is None:
         _field("config.json", "none is here; save this one beside the checkpoint (or use --config)")
         echo(_dump(one.config))
     else:
-        mended = f"; {', '.join(found.fixes)} must change, see --config" if found.fixes and found.mismatches else ""
-        _field("config.json", f"{one.config_file.name}{mended}")
+        fixes = f"; {', '.join(found.fixes)} must change, see --config" if found.fixes and found.mismatches else ""
+        _field("config.json", f"{one.config_file.name}{fixes}")
 
 
 def _as_dict(one: Inspection) -> dict[str, Any]:
-    return one.as_dict() | {"pre_tokenize": "jieba" if _cuts_words(one) else None}
+    return one.as_dict() | {"pre_tokenize": "jieba" if _pre_tokenizes(one) else None}
 
 
-def _cuts_words(one: Inspection) -> bool:
-    """Say whether the tokenizer beside a checkpoint cuts texts into words first; one that cannot be read does not."""
+def _pre_tokenizes(one: Inspection) -> bool:
+    """Tell whether the tokenizer beside a checkpoint splits texts into words first; False if it cannot be read."""
     from hanmo.tokenizers.load import load_tokenizer
     from hanmo.tokenizers.wordpiece import WordPiece
 

@@ -1,4 +1,4 @@
-"""`hanmo pack` and `hanmo vocab`: text into files that training reads, and the vocabulary of a new model.
+"""`hanmo pack` and `hanmo vocab`: encode text for training, and make the vocabulary of a new model.
 
 Knows options and the summary; `hanmo.training` does the work.
 """
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hanmo.cli import options as shared
 from hanmo.cli.screen import echo, progress, say
-from hanmo.cli.train import Document
-from hanmo.cli.write import PreTokenize
 from hanmo.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["pack", "vocab"]
 
-_MANY = 0.05  # share of unknown tokens above which the vocabulary is doubted
+_MANY = 0.05  # share of unknown tokens above which the user is warned
 
 _Inputs = Annotated[
     list[Path],
@@ -31,21 +30,23 @@ _TextKey = Annotated[str, typer.Option(help="Field of jsonl, or column of csv, t
 
 def pack(
     inputs: _Inputs,
-    out: Annotated[Path, typer.Option("--out", help="NAME of NAME.bin and its two companions.", show_default=False)],
-    tokenizer: Annotated[Path | None, typer.Option(help="The vocabulary, a file or a folder with one.")] = None,
-    model: Annotated[Path | None, typer.Option(help="A checkpoint whose vocabulary lies beside it.")] = None,
-    pre_tokenize: PreTokenize = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="NAME of NAME.bin, NAME.documents and NAME.json.", show_default=False)
+    ],
+    tokenizer: Annotated[Path | None, typer.Option(help="The vocabulary: file or folder.")] = None,
+    model: Annotated[Path | None, typer.Option(help="A checkpoint with its vocabulary beside it.")] = None,
+    pre_tokenize: shared.PreTokenize = None,
     text_key: _TextKey = "text",
     source_key: Annotated[str, typer.Option(help="Field that names the source; default: the file's name.")] = "source",
-    document: Annotated[Document, typer.Option(help="What one document of a text file is.")] = Document.file,
-    separator: Annotated[str | None, typer.Option(help="Token put after each document, such as [SEP].")] = None,
-    processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode; default: all cores.")] = None,
+    document: shared.Document = "file",
+    separator: shared.Separator = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one per core.")] = None,
     force: _Force = False,
 ) -> None:
-    """Turn text into token files that training maps into memory.
+    """Encode text into token files that training memory-maps.
 
-    UTF-8 and GB18030 are recognised. The same input gives the same bytes. If it is interrupted, nothing half written
-    is left.
+    UTF-8 and GB18030 are recognised. The same input gives the same bytes. An interrupted run leaves no
+    partial files.
 
     For example:
 
@@ -59,36 +60,30 @@ def pack(
 
     if (tokenizer is None) == (model is None):
         raise typer.BadParameter("give --tokenizer with a vocabulary, or --model with a checkpoint beside one")
-    if model is not None:
-        from hanmo.checkpoint.open import open_source
+    if tokenizer is None:
+        from hanmo.checkpoint.open import locate
 
-        with open_source(model) as source:
-            tokenizer = source.path.parent
-    assert tokenizer is not None
+        assert model is not None
+        tokenizer = locate(model).folder
     _refuse(force, *(out.with_name(f"{out.name}.{ending}") for ending in ("bin", "documents", "json")))
     encoder = TokenEncoder(load_tokenizer(tokenizer, pre_tokenize=pre_tokenize), separator=separator)
+    keys = {"text_key": text_key, "source_key": source_key}
     with progress(f"packing {out.name}") as show:
-        report = pack_files(
-            inputs,
-            out,
-            encoder=encoder,
-            text_key=text_key,
-            source_key=source_key,
-            document=document.value,
-            processes=processes,
-            progress=show,
-        )
+        report = pack_files(inputs, out, encoder=encoder, document=document, processes=processes, progress=show, **keys)
     _summarise(report, encoder, out)
 
 
 def vocab(
     inputs: _Inputs,
     out: Annotated[Path, typer.Option("--out", help="The vocab.txt to write.", show_default=False)],
-    size: Annotated[int, typer.Option(min=1, help="Tokens in all.")] = 8000,
-    pieces: Annotated[int, typer.Option(min=0, help="Of them, pieces of ASCII words.")] = 500,
-    coverage: Annotated[float, typer.Option(min=0, max=1, help="Least share of the characters to hold.")] = 0.999,
+    size: Annotated[int, typer.Option(min=1, help="Number of tokens.")] = 8000,
+    pieces: Annotated[int, typer.Option(min=0, help="How many of them are pieces of ASCII words.")] = 500,
+    coverage: Annotated[
+        float, typer.Option(min=0, max=1, help="Least share of the text's characters to cover.")
+    ] = 0.999,
     common: Annotated[
-        bool, typer.Option("--common/--no-common", help="Hold the 3,755 common characters, be they there or not.")
+        bool,
+        typer.Option("--common/--no-common", help="Include the 3,755 common characters, even if the text has not all."),
     ] = True,
     text_key: _TextKey = "text",
     force: _Force = False,
@@ -117,7 +112,7 @@ def vocab(
 
 
 def _refuse(force: bool, *paths: Path) -> None:
-    """Raise DataError if something would be replaced that was not said to be."""
+    """Raise DataError if a file exists that may not be replaced."""
     for path in paths:
         if not force and path.exists():
             raise DataError(f"{path} exists; give another --out, or --force to replace it")

@@ -1,13 +1,15 @@
-"""`hanmo plan`: print which ways of training a checkpoint fit into a memory. Knows how a person wants to read it."""
+"""`hanmo plan`: print which ways of training a checkpoint fit in a given memory."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hanmo.cli import options as shared
 from hanmo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,21 +20,15 @@ __all__ = ["plan"]
 
 
 def plan(
-    model: Annotated[Path, typer.Option(help="The checkpoint, as for `hanmo inspect`; a bare .index will do.")],
-    memory: Annotated[
-        str | None, typer.Option(help="How much there is: 22GiB, 22GB, 24G.", show_default="what is free on the device")
-    ] = None,
-    sequence: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a row.", show_default="1024, or all that the model knows")
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 1,
-    lora: Annotated[
-        int | None, typer.Option(min=1, help="Train low-rank adapters of this rank, not all the weights.")
-    ] = None,
+    model: Annotated[Path, typer.Option(help="The checkpoint, as for `hanmo inspect`; a .index alone is enough.")],
+    memory: shared.Memory = None,
+    sequence: shared.Sequence = None,
+    batch: shared.Batch = 1,
+    lora: shared.Lora = None,
     device: Annotated[str, typer.Option(help="Where training runs: cpu or cuda.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object, all sizes in bytes.")] = False,
+    as_json: shared.Json = False,
 ) -> None:
-    """Say which ways of training fit into a memory, before anything is loaded.
+    """List which ways of training fit in memory, before anything is loaded.
 
     Reads names and shapes only. Static are weights, gradients and the optimizer's state; activations grow with
     sequence and batch.
@@ -60,7 +56,7 @@ def plan(
     best: Memory | None = choose(config, base, there)
     best = best if best is not None and best.needed <= there else None
     lengths = sorted({max(1, base.sequence // part) for part in (4, 2, 1)})
-    batches = {n: largest_batch(config, _at(best.choice, n), there) for n in lengths} if best else {}
+    batches = {n: largest_batch(config, replace(best.choice, sequence=n), there) for n in lengths} if best else {}
     if as_json:
         object_ = {
             "model": str(model),
@@ -122,7 +118,7 @@ def _advise(config: ModelConfig, base: Choice, best: Memory | None, batches: dic
         typer.echo(f"Rows that fit at once that way: {room}")
         return
     typer.echo("Nothing here fits; a shorter --sequence or a smaller --batch may, or adapters:")
-    adapters = _at(base, base.sequence, lora=8, optimizer="adamw", in_backward=False)
+    adapters = replace(base, lora=8, optimizer="adamw", in_backward=False)
     smallest = choose(config, adapters, there, precision="bfloat16")
     fits = "fits" if smallest.needed <= there else "does not fit either"
     typer.echo(f"--lora 8: {smallest.choice} needs {_size(smallest.needed)}, which {fits}")
@@ -148,12 +144,6 @@ def _adam(rows: list[Memory], there: int) -> str:
         rest = plain.activations + plain.transient
         why = f"Adam does not fit: {parts}, and {_size(rest)} for a step make {_size(plain.needed)} of {_size(there)}"
     return f"{why}. With update in backward it has {_size(adam[True, False].static)} static, without whole gradients"
-
-
-def _at(choice: Choice, sequence: int, **changes: Any) -> Choice:
-    from dataclasses import replace
-
-    return replace(choice, sequence=sequence, **changes)
 
 
 def _size(size: int) -> str:

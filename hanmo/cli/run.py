@@ -1,4 +1,4 @@
-"""`hanmo run`: run a script written for bert4keras, or list what it uses that is not supported."""
+"""`hanmo run`: run a script written for bert4keras, or list what Hanmo supports of it. Knows options and exit codes."""
 
 from __future__ import annotations
 
@@ -8,34 +8,32 @@ from typing import Annotated
 
 import typer
 
+from hanmo.cli import options as shared
 from hanmo.cli.chinese import translate
 from hanmo.cli.screen import echo, say
-from hanmo.cli.write import Weights
 from hanmo.cores import set_torch_threads
 from hanmo.errors import HanmoError
 
 __all__ = ["CONTEXT", "run"]
 
 CONTEXT = {"allow_interspersed_args": False}
-"""What typer must know so that options after SCRIPT are the script's."""
+"""Has typer leave options after SCRIPT to the script."""
 
 
 def run(
     context: typer.Context,
     script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="A Python file.", show_default=False)],
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="ARGS", help="What the script finds in sys.argv.", show_default=False)
+        list[str] | None, typer.Argument(metavar="ARGS", help="Arguments of the script.", show_default=False)
     ] = None,
     check: Annotated[
         bool,
         typer.Option("--check", help="Do not run it; list what it uses; exit with 1 if some is not supported."),
     ] = False,
-    weights: Annotated[
-        Weights | None, typer.Option("--weights", help="Compute in these; without it as the checkpoint has them.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of the processor, to compute with.")] = None,
+    weights: shared.Weights = None,
+    threads: shared.Threads = None,
 ) -> None:
-    """Run a script that was written for bert4keras, with nothing changed but its paths.
+    """Run a script that was written for bert4keras, unchanged but for its paths.
 
     Its `import bert4keras` and `import keras` are served by Hanmo, even where those are installed.
     Options come before SCRIPT; what follows it is the script's.
@@ -53,7 +51,7 @@ def run(
     from hanmo.compat.bert4keras import backend
     from hanmo.compat.bert4keras._script import frames_of, line_of, run_script
 
-    backend.set_weights_dtype(None if weights is None else weights.value)
+    backend.set_weights_dtype(weights)
     if threads is not None:
         set_torch_threads(threads)
     try:

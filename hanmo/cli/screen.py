@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hanmo.cli.chinese import translate
@@ -11,7 +11,7 @@ from hanmo.cli.chinese import translate
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["echo", "on_screen", "printable", "progress", "say", "translating_console"]
+__all__ = ["bar", "counted", "echo", "on_screen", "printable", "progress", "say", "translating_console"]
 
 # Controls but tab and newline, and those that turn the direction of text: names in a file may hold what terminals obey.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -38,21 +38,46 @@ def say(message: str) -> None:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on standard error while the block runs; gives a function of (bytes done, bytes in all).
+def bar(title: str, *columns: str, completed: int = 0, **options: Any) -> Iterator[Callable[..., None]]:
+    """Show a progress bar on standard error while the block runs, if that is a terminal.
 
-    Shows nothing where standard error is no terminal.
+    columns: names of rich.progress's columns after the bar.   options: of rich's Progress.
+    Gives a function of (done, total) that also takes a new title; None leaves a value as it is.
     """
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield lambda done=None, total=None, title=None: None
         return
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(translate(title), total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    shown = [rich.TextColumn("{task.description}"), rich.BarColumn(), *(getattr(rich, name)() for name in columns)]
+    with rich.Progress(*shown, console=Console(stderr=True), transient=True, **options) as made:
+        task, refresh = made.add_task(translate(title), total=None, completed=completed), not made.live.auto_refresh
+
+        def show(done: int | None = None, total: int | None = None, title: str | None = None) -> None:
+            description = None if title is None else translate(title)
+            made.update(task, completed=done, total=total, description=description, refresh=refresh)
+
+        yield show
+
+
+def progress(title: str) -> AbstractContextManager[Callable[..., None]]:
+    """Show a bar over bytes; gives a function of (bytes done, bytes in all)."""
+    return bar(title, "DownloadColumn", "TransferSpeedColumn", "TimeRemainingColumn")
+
+
+@contextmanager
+def counted(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar over bytes; gives a function to call with the bytes of each part."""
+    done = 0
+    with progress(title) as show:
+
+        def count(nbytes: int) -> None:
+            nonlocal done
+            done += nbytes
+            show(done, total)
+
+        yield count
 
 
 def translating_console(*, quiet: bool = False) -> "Console":

@@ -1,18 +1,17 @@
 """`hanmo finetune` and `hanmo pretrain`: options in, a trained model out. `hanmo.finetune` does the work.
 
-Knows options, and how those of a run that goes on are found again: OUT/options.json. Everything is said on standard
-error.
+Knows options, and how those of a resumed run are found: in OUT/options.json. All messages go to standard error.
 """
 
 import json
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from hanmo.cli import options as shared
+from hanmo.cli.options import plain, with_options
 from hanmo.cli.screen import progress, say, translating_console
-from hanmo.cli.write import Mask, PreTokenize
 from hanmo.cores import set_torch_threads
 from hanmo.errors import ConfigError, MissingFile
 from hanmo.files import errors_as, read_json
@@ -20,139 +19,87 @@ from hanmo.files import errors_as, read_json
 __all__ = ["finetune", "pretrain"]
 
 
-class Optimizer(str, Enum):
-    """What updates the weights."""
-
-    adafactor = "adafactor-gpt2-ml"
-    adafactor_bert4keras = "adafactor-bert4keras"
-    adamw = "adamw"
-    muon = "muon"
-
-
-class Precision(str, Enum):
-    """What weights are, and what is computed in."""
-
-    float32 = "float32"
-    mixed = "mixed"
-    bfloat16 = "bfloat16"
-
-
-class Schedule(str, Enum):
-    """How the learning rate sinks."""
-
-    linear = "linear"
-    cosine = "cosine"
-    constant = "constant"
-
-
-class Document(str, Enum):
-    """What one document of a text file is."""
-
-    file = "file"
-    line = "line"
-    paragraph = "paragraph"
-
-
-class Form(str, Enum):
-    """What the result is also saved as."""
-
-    safetensors = "safetensors"
-    tensorflow = "tensorflow"
-
-
-_Out = Annotated[Path, typer.Option("--out", help="Folder of the run: checkpoints, log, curves.", show_default=False)]
-_Data = Annotated[
-    list[Path] | None,
-    typer.Option("--data", help="Text (txt, jsonl, csv, folders), packed files, or pairs.", show_default=False),
+Rate = Annotated[float | None, typer.Option(help="Peak learning rate; default: the optimizer's.")]
+Precision = Annotated[
+    Literal["float32", "mixed", "bfloat16"] | None,
+    typer.Option(help="mixed computes in bfloat16; bfloat16 also has such weights. Default: what fits."),
 ]
-_Valid = Annotated[list[Path] | None, typer.Option("--valid", help="To evaluate on; default: a share of the data.")]
-_Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT, by its own options.")]
-_Family = Annotated[str | None, typer.Option(help="The family, where names fit several.")]
-_Tokenizer = Annotated[Path | None, typer.Option(help="The vocabulary, if not beside the checkpoint.")]
-_Sequence = Annotated[int | None, typer.Option(min=4, help="Tokens of a row; default: all the model knows, to 1024.")]
-_Batch = Annotated[int, typer.Option(min=1, help="Rows of an update.")]
-_Accumulate = Annotated[int, typer.Option(min=1, help="Parts that they are computed in, to save memory.")]
-_Steps = Annotated[int | None, typer.Option(min=1, help="Updates to make.")]
-_Minutes = Annotated[float | None, typer.Option(help="As many updates as fit.")]
-_Epochs = Annotated[float | None, typer.Option(help="Readings of the data.", show_default="3")]
-_Lr = Annotated[float | None, typer.Option(help="Highest learning rate; default: the optimizer's.")]
-_Warmup = Annotated[int | None, typer.Option(min=0, help="Updates up to it; default: a tenth.")]
-_Schedule = Annotated[Schedule, typer.Option(help="How the rate sinks.")]
-_Clip = Annotated[float | None, typer.Option(help="Largest norm of the whole gradient, which must be held then.")]
-_Average = Annotated[float, typer.Option(help="Momentum of a moving average of the weights, tried at the end.")]
-_Precision = Annotated[
-    Precision | None, typer.Option(help="float32; mixed: computes in bfloat16; bfloat16: weights. Default: what fits.")
-]
-_Recompute = Annotated[
-    bool | None,
-    typer.Option("--recompute/--no-recompute", help="Compute blocks twice. Default: if memory asks for it."),
-]
-_Memory = Annotated[str | None, typer.Option(help="Stay within so much, such as 8GiB; default: what is free.")]
-_Early = Annotated[int | None, typer.Option(min=1, help="End after so many evaluations without a better score.")]
-_Every = Annotated[int | None, typer.Option(min=1, help="Updates between evaluations; default: a tenth of all.")]
-_Held = Annotated[float, typer.Option(help="Share of the data that is held out.")]
-_Separator = Annotated[str | None, typer.Option(help="Token put after each document, such as [SEP].")]
-_Document = Annotated[Document, typer.Option(help="What one document of a text file is.")]
-_Prompt = Annotated[list[str] | None, typer.Option(help="Write on from this at every evaluation; several times.")]
-_Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU if there is one.")]
-_Threads = Annotated[int | None, typer.Option(min=1, help="Of the processor, to compute with; default: its cores.")]
-_Compile = Annotated[bool, typer.Option("--compile", help="Compile the network with torch first.")]
-_Seed = Annotated[int, typer.Option(help="Of order, dropout and fresh weights.")]
-_Board = Annotated[bool, typer.Option("--tensorboard", help="Show the run in TensorBoard, from OUT/tensorboard.")]
-_Form = Annotated[Form, typer.Option(help="tensorflow: also save the best in the original's form.")]
+Recompute = Annotated[bool | None, typer.Option(help="Recompute activations. Default: if memory requires it.")]
+Evaluate = Annotated[int | None, typer.Option(min=1, help="Steps between evaluations; default: a tenth of all.")]
+Board = Annotated[bool, typer.Option("--tensorboard", help="Log to OUT/tensorboard too.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT, with its own options.")]
 
 
+def _training(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log, curves.", show_default=False)],
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Text (txt, jsonl, csv, folders), packed files, or pairs.")
+    ] = None,
+    valid: Annotated[list[Path] | None, typer.Option(help="Validation data; default: a share of the data.")] = None,
+    resume: Resume = False,
+    family: shared.Family = None,
+    pre_tokenize: shared.PreTokenize = None,
+    mask: shared.Mask = None,
+    sequence: shared.Sequence = None,
+    batch: shared.Batch = 1,
+    accumulate: Annotated[int, typer.Option(min=1, help="Parts that a batch is computed in, to save memory.")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of updates.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Train for so long, evaluations included.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data.", show_default="3")] = None,
+    optimizer: Annotated[
+        Literal["adafactor-gpt2-ml", "adafactor-bert4keras", "adamw", "muon"] | None,
+        typer.Option(help="Default: adamw; to finetune without --lora adafactor-gpt2-ml."),
+    ] = None,
+    lr: Rate = None,
+    warmup: Annotated[int | None, typer.Option(min=0, help="Steps of warmup; default: a tenth.")] = None,
+    schedule: Annotated[
+        Literal["linear", "cosine", "constant"], typer.Option(help="How the learning rate decays.")
+    ] = "linear",
+    clip: Annotated[float | None, typer.Option(help="Largest gradient norm; keeps all gradients in memory.")] = None,
+    average: Annotated[float, typer.Option(help="Momentum of a moving average of the weights; 0 is off.")] = 0.0,
+    precision: Precision = None,
+    recompute: Recompute = None,
+    memory: shared.Memory = None,
+    early_stopping: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many evaluations without a better score.")
+    ] = None,
+    evaluate_every: Evaluate = None,
+    held_out: Annotated[float, typer.Option(help="Share of the data held out for evaluation.")] = 0.05,
+    separator: shared.Separator = None,
+    document: shared.Document = "file",
+    prompt: Annotated[list[str] | None, typer.Option(help="Generate from this at each evaluation; repeatable.")] = None,
+    device: shared.Device = "auto",
+    threads: shared.Threads = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")] = False,
+    seed: Annotated[int, typer.Option(help="Of data order, dropout and fresh weights.")] = 0,
+    tensorboard: Board = False,
+    form: Annotated[
+        Literal["safetensors", "tensorflow"],
+        typer.Option(help="tensorflow: also save the best in the original's format."),
+    ] = "safetensors",
+) -> None:
+    """Declare the options of both commands."""
+
+
+@with_options(_training)
 def finetune(
     context: typer.Context,
-    out: _Out,
-    model: Annotated[Path | None, typer.Option(help="The checkpoint to begin from.", show_default=False)] = None,
-    data: _Data = None,
-    valid: _Valid = None,
-    resume: _Resume = False,
-    config: Annotated[Path | None, typer.Option(help="The config.json, if not beside the checkpoint.")] = None,
-    family: _Family = None,
-    tokenizer: _Tokenizer = None,
-    pre_tokenize: PreTokenize = None,
-    mask: Annotated[Mask | None, typer.Option(help="Have a BERT-like encoder learn to write.")] = None,
-    sequence: _Sequence = None,
-    batch: _Batch = 1,
-    accumulate: _Accumulate = 1,
-    steps: _Steps = None,
-    minutes: _Minutes = None,
-    epochs: _Epochs = None,
-    optimizer: Annotated[
-        Optimizer | None, typer.Option(help="Default: adafactor-gpt2-ml; adamw with --lora.", show_default=False)
-    ] = None,
-    lr: _Lr = None,
-    warmup: _Warmup = None,
-    schedule: _Schedule = Schedule.linear,
-    clip: _Clip = None,
-    average: _Average = 0.0,
-    precision: _Precision = None,
-    recompute: _Recompute = None,
-    lora: Annotated[int | None, typer.Option(min=1, help="Train adapters of this rank instead of all weights.")] = None,
+    *,
+    model: Annotated[Path | None, typer.Option(help="The checkpoint to train.", show_default=False)] = None,
+    config: shared.Config = None,
+    tokenizer: shared.Tokenizer = None,
+    lora: shared.Lora = None,
     restore_slots: Annotated[
-        bool, typer.Option("--restore-slots", help="Go on from AdaFactor's moments in the checkpoint.")
+        bool, typer.Option("--restore-slots", help="Start from AdaFactor's moments in the checkpoint.")
     ] = False,
-    memory: _Memory = None,
-    early_stopping: _Early = None,
-    evaluate_every: _Every = None,
-    held_out: _Held = 0.05,
-    separator: _Separator = None,
-    document: _Document = Document.file,
-    prompt: _Prompt = None,
-    device: _Device = "auto",
-    threads: _Threads = None,
-    compile: _Compile = False,
-    seed: _Seed = 0,
-    tensorboard: _Board = False,
-    form: _Form = Form.safetensors,
+    **options: Any,
 ) -> None:
     """Train a checkpoint on one's own text.
 
     [bold]hanmo finetune --model gpt2/model.ckpt-100000 --data novel.txt --out tuned[/bold]
 
-    All weights learn, in the memory of an 8 GB card for 1.4 billion of them. Ctrl-C saves; --resume goes on.
+    Trains all weights; 1.4 billion of them fit on an 8 GB card. Ctrl-C saves; --resume goes on.
     """
     given = _options(context)
     if given["model"] is None:
@@ -162,48 +109,17 @@ def finetune(
     _run(given, lambda **known: tune(Path(given["model"]), config=_path(given["config"]), **known))
 
 
+@with_options(_training, batch=8, schedule="cosine")
 def pretrain(
     context: typer.Context,
-    out: _Out,
+    *,
     config: Annotated[
         Path | None, typer.Option(help="A hanmo.json, or a config.json of any family.", show_default=False)
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="The vocabulary: file or folder.", show_default=False)] = None,
-    pre_tokenize: PreTokenize = None,
-    data: _Data = None,
-    valid: _Valid = None,
-    resume: _Resume = False,
-    family: _Family = None,
-    mask: Annotated[Mask | None, typer.Option(help="Make a writer of a BERT-like encoder.")] = None,
-    sequence: _Sequence = None,
-    batch: _Batch = 8,
-    accumulate: _Accumulate = 1,
-    steps: _Steps = None,
-    minutes: _Minutes = None,
-    epochs: _Epochs = None,
-    optimizer: Annotated[Optimizer, typer.Option(help="What updates the weights.")] = Optimizer.adamw,
-    lr: _Lr = None,
-    warmup: _Warmup = None,
-    schedule: _Schedule = Schedule.cosine,
-    clip: _Clip = None,
-    average: _Average = 0.0,
-    precision: _Precision = None,
-    recompute: _Recompute = None,
-    memory: _Memory = None,
-    early_stopping: _Early = None,
-    evaluate_every: _Every = None,
-    held_out: _Held = 0.05,
-    separator: _Separator = None,
-    document: _Document = Document.file,
-    prompt: _Prompt = None,
-    device: _Device = "auto",
-    threads: _Threads = None,
-    compile: _Compile = False,
-    seed: _Seed = 0,
-    tensorboard: _Board = False,
-    form: _Form = Form.safetensors,
+    **options: Any,
 ) -> None:
-    """Train a new model of any family from the start.
+    """Train a new model of any family from scratch.
 
     [bold]hanmo pretrain --config config.json --family gpt2_ml --tokenizer vocab.txt --data corpus --out run[/bold]
     """
@@ -217,8 +133,8 @@ def pretrain(
 
 
 def _options(context: typer.Context) -> dict[str, Any]:
-    """Give the options as plain values; those of a run that goes on are its own where the command names no other."""
-    given = {name: _plain(value) for name, value in context.params.items()}
+    """Return the options as plain values; a resumed run keeps its own where the command line gives no other."""
+    given = {name: plain(value) for name, value in context.params.items()}
     out, kept = Path(given["out"]), Path(given["out"]) / "options.json"
     command = context.info_name
     if given["resume"]:
@@ -232,19 +148,12 @@ def _options(context: typer.Context) -> dict[str, Any]:
             source = context.get_parameter_source(name)
             if name in before and (source is None or source.name != "COMMANDLINE"):
                 with errors_as(ConfigError, f"{kept} says that {name} is {before[name]!r}", advice="; mend it"):
-                    given[name] = _plain(option.process_value(context, before[name]))
+                    given[name] = plain(option.process_value(context, before[name]))
     elif any(out.glob("last-*")):
         raise ConfigError(f"{out} holds a run; go on with it by --resume, or give another --out")
     if not given["data"]:
         raise typer.BadParameter("give --data: text, packed files, or pairs")
     return given | {"command": command}
-
-
-def _plain(value: Any) -> Any:
-    """Give an option's value as JSON knows it."""
-    if isinstance(value, list | tuple):
-        return [str(each) for each in value]
-    return value.value if isinstance(value, Enum) else str(value) if isinstance(value, Path) else value
 
 
 def _keep(given: dict[str, Any], out: Path) -> None:

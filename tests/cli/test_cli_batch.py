@@ -25,7 +25,7 @@ import sys
 sys.path[:0] = [{folder!r}]
 from toy_writer import ToyWriter
 import hanmo.cli.write
-hanmo.cli.write._load = lambda *arguments: ToyWriter(pause={pause})
+hanmo.cli.write._open = lambda *arguments: ToyWriter(pause={pause})
 from hanmo.cli import main
 main()
 """
@@ -54,7 +54,7 @@ def files(tmp_path):
 @pytest.fixture
 def toy(monkeypatch):
     writer = ToyWriter()
-    monkeypatch.setattr(module, "_load", lambda *arguments: writer)
+    monkeypatch.setattr(module, "_open", lambda *arguments: writer)
     return writer
 
 

@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 import hanmo
-import hanmo.cli.convert
+import hanmo.cli.screen
 from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.tf.bundle import Bundle
 from hanmo.checkpoint.tf.writer import write_bundle
@@ -215,7 +215,7 @@ def test_a_full_disk_leaves_nothing_behind_and_what_was_there(folder, tmp_path, 
 
         yield fail
 
-    monkeypatch.setattr(hanmo.cli.convert, "progress", full)
+    monkeypatch.setattr(hanmo.cli.screen, "progress", full)
     before = everything(tmp_path)
     result = run(folder, tmp_path / "out", "--to", form, *["--force"] * force)
     assert (result.exit_code, result.stdout) == (1, "")
@@ -247,7 +247,7 @@ def test_a_limit_of_the_system_on_files_leaves_nothing_behind(folder, tmp_path):
 SLOWLY = """
 import sys, time
 from contextlib import contextmanager
-import hanmo.cli, hanmo.cli.convert
+import hanmo.cli, hanmo.cli.screen
 
 @contextmanager
 def slow(title):
@@ -256,7 +256,7 @@ def slow(title):
         time.sleep(0.5)
     yield tell
 
-hanmo.cli.convert.progress = slow
+hanmo.cli.screen.progress = slow
 hanmo.cli.main()
 """
 
