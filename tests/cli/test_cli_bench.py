@@ -110,8 +110,8 @@ def test_quality_is_a_table_or_json(tmp_path):
         (("--model", "nothing-here"), "no checkpoint at nothing-here"),
         (("--model", GOLDENS / "bert"), "is a plain encoder (bert), and what is measured here is writing"),
         (("--model", MODEL, "--picture", "speed.gif"), "expected a name that ends in .png or .svg"),
-        (("--model", MODEL, "--device", "cuda", "--weights", "int8"), "those run on a CPU"),
-        (("--model", MODEL, "--device", "nowhere"), "--device is 'nowhere', which torch cannot use here"),
+        (("--model", MODEL, "--device", "cuda", "--weights", "int4"), "these run on a CPU"),
+        (("--model", MODEL, "--device", "nowhere"), "--device is 'nowhere'; expected cpu, cuda"),
         (("--model", MODEL, "--quality", "nothing.txt"), "no vocabulary lies beside"),
     ],
 )
