@@ -175,7 +175,7 @@ def test_lengths_that_do_not_fit_are_one_that_does():
 class Counting:
     """An engine that notes what it is asked for."""
 
-    vocab, max_positions = 9, None
+    vocab_size, max_positions = 9, None
 
     def __init__(self):
         self.asked = []
@@ -222,7 +222,7 @@ def test_memory_is_read_and_told(monkeypatch):
 
 def test_a_start_that_fails_passes_its_error_on(monkeypatch):
     subject = Subject(GOLDENS / "gpt2_ml", weights="float32", mask="prefix")
-    with pytest.raises(ConfigError, match="mask is 'prefix' but segments is 0"):
+    with pytest.raises(ConfigError, match="mask is 'prefix', but a gpt2_ml writes already"):
         measure_start(subject, [1, 2])
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(CheckpointError, match=r"a fresh process that opened .*gpt2_ml ended with 1: is there enough"):

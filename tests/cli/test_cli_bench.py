@@ -108,7 +108,7 @@ def test_quality_is_a_table_or_json(tmp_path):
     ("arguments", "message"),
     [
         (("--model", "nothing-here"), "no checkpoint at nothing-here"),
-        (("--model", GOLDENS / "bert"), "is a plain encoder (bert), and what is measured here is writing"),
+        (("--model", GOLDENS / "bert"), "is a plain encoder (bert), and what is measured here is generation"),
         (("--model", MODEL, "--picture", "speed.gif"), "expected a name that ends in .png or .svg"),
         (("--model", MODEL, "--device", "cuda", "--weights", "int4"), "these run on a CPU"),
         (("--model", MODEL, "--device", "nowhere"), "--device is 'nowhere'; expected cpu, cuda"),
