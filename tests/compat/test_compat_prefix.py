@@ -230,7 +230,7 @@ def test_views_are_copies_where_memory_cannot_be_mapped(monkeypatch):
     pages.write(0, np.ones((1, 2, 2)))
     view = pages.view(2)
     view[...] = 5
-    assert (pages.view(2) == 1).all() and not np.shares_memory(view, pages.whole)
+    assert (pages.view(2) == 1).all() and not np.shares_memory(view, pages.array)
 
 
 def test_views_beyond_a_number_are_copies_so_that_descriptors_last():

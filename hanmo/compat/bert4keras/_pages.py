@@ -1,6 +1,6 @@
 """An array that grows along its second axis and is returned without a copy, each view as private as a copy.
 
-The array is in anonymous memory with a file descriptor: `whole` maps it shared, and views map it copy-on-write, so that
+The array is in anonymous memory with a file descriptor: `array` maps it shared, and views map it copy-on-write, so that
 what the caller writes into a view stays in that view.
 """
 
@@ -28,37 +28,37 @@ class Pages:
         self._size = rows * capacity * hidden_size * 4
         self._views: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
         self._file: int | None = None
-        self.whole: Array
+        self.array: Array
         try:
             self._file = os.memfd_create("hanmo", os.MFD_CLOEXEC)  # type: ignore[attr-defined,unused-ignore]
             weakref.finalize(self, os.close, self._file)
             os.ftruncate(self._file, self._size)
-            self.whole = self._array(mmap.mmap(self._file, self._size))
+            self.array = self._map(mmap.mmap(self._file, self._size))
         except (AttributeError, OSError):  # only Linux has it, and a sandbox may forbid it: then views are copies
             self._file = None
-            self.whole = np.empty(self._shape, np.float32)
+            self.array = np.empty(self._shape, np.float32)
 
     def view(self, length: int) -> Array:
-        """Return the first `length` positions; writing into them changes neither `whole` nor another view."""
+        """Return the first `length` positions; writing into them changes neither `array` nor another view."""
         with suppress(OSError):  # no address space or descriptor left
             if self._file is not None and len(self._views) < _MAX_VIEWS:
                 private = mmap.mmap(self._file, self._size, access=mmap.ACCESS_COPY)
                 self._views.add(private)
-                return self._array(private)[:, :length]
-        return self.whole[:, :length].copy()
+                return self._map(private)[:, :length]
+        return self.array[:, :length].copy()
 
     def write(self, start: int, values: Array) -> None:
         """Fill the positions from `start` on; values: [rows, n, hidden_size]."""
         self.written = start + values.shape[1]
-        self.whole[:, start : self.written] = values
+        self.array[:, start : self.written] = values
 
     def taken(self, rows: Array, length: int, capacity: int) -> "Pages":
         """Copy `length` positions of these rows, in this order, into new pages."""
         new = Pages(len(rows), capacity, self._shape[2])
         for i, row in enumerate(rows):
-            new.whole[i, :length] = self.whole[row, :length]
+            new.array[i, :length] = self.array[row, :length]
         new.written = length
         return new
 
-    def _array(self, memory: mmap.mmap) -> Array:
+    def _map(self, memory: mmap.mmap) -> Array:
         return np.frombuffer(memory, np.float32).reshape(self._shape)

@@ -66,7 +66,7 @@ def line_of(path: Path, trace: TracebackType | None) -> int | None:
 
 @contextmanager
 def served() -> Iterator[None]:
-    """Serve `import bert4keras`, `keras` and `uniout` from here inside the block, whatever is installed."""
+    """Make `import bert4keras`, `keras` and `uniout` give this package inside the block, whatever is installed."""
     finder = _Finder()
     hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in _SERVED}
     sys.meta_path.insert(0, finder)
