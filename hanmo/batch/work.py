@@ -71,6 +71,7 @@ class BatchWriter:
         check_count("batch", batch)
         self._writer, self._engine, self._config = writer, writer.engine, writer.generation_config(**how)
         self._seed, self._n, self._beams, self._how = seed, n, beams, how
+        self._prompts: dict[int, list[int]] = {}  # number of a row of the window → its ids
         self._rows = batch_rows(batch=batch, n=n, beams=beams)
         self.window = window_rows(batch=batch, n=n, beams=beams)
 
@@ -100,15 +101,17 @@ class BatchWriter:
     def _sort(self, window: Sequence[Row]) -> tuple[dict[int, Line], list[list[Row]]]:
         """Part the rows into lines of errors, and batches of like length in the order of their first rows."""
         bad, good = {}, []
+        self._prompts = {}
         for row in window:
             try:
                 if row.error is not None:
                     raise PromptError(row.error)
-                good.append((len(read_prompt(self._engine, self._tokenizer, row.prompt, self._config)), row))
+                self._prompts[row.number] = read_prompt(self._engine, self._tokenizer, row.prompt, self._config)
+                good.append(row)
             except PromptError as error:
                 bad[row.number] = _bad(row, error)
-        good.sort(key=lambda pair: pair[0])
-        batches = [[row for _, row in good[start : start + self._rows]] for start in range(0, len(good), self._rows)]
+        good.sort(key=lambda row: len(self._prompts[row.number]))
+        batches = [good[start : start + self._rows] for start in range(0, len(good), self._rows)]
         return bad, sorted(batches, key=lambda batch: min(row.number for row in batch))
 
     def _texts(self, rows: Sequence[Row]) -> dict[int, Line]:
@@ -132,8 +135,15 @@ class BatchWriter:
             found = search(self._engine, self._tokenizer, row.prompt, self._beams, config=self._config)
             return [found[: self._n]]
         seeds = [row_seed(self._seed, row.number) if row.seed is None else row.seed for row in rows]
-        prompts = [row.prompt for row in rows]
-        return write(self._engine, self._tokenizer, prompts, n=self._n, config=self._config, seed=seeds)
+        return write(
+            self._engine,
+            self._tokenizer,
+            [row.prompt for row in rows],
+            n=self._n,
+            config=self._config,
+            seed=seeds,
+            prompts=[self._prompts[row.number] for row in rows],
+        )
 
     @property
     def _tokenizer(self) -> Tokenizer:

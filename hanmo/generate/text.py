@@ -122,17 +122,18 @@ def write(
     config: GenerationConfig = DEFAULT,
     seed: int | Sequence[int] | None = None,
     first: int = 0,
+    prompts: Sequence[Sequence[int]] | None = None,
 ) -> list[list[GeneratedText]]:
     """Continue each text n times; return a list per text, with samples numbered from `first`.
 
     If an engine's logits of a row do not depend on the batch, as in float32, neither do the samples; with narrower
     weights sums are rounded differently in another batch.
-    seed: one for all texts, or one for each; None is a random one for all.
+    seed: one for all texts, or one for each; None is a random one for all.   prompts: as from `read_prompt`, if known.
     Raises, before the first id, PromptError for a text that cannot be continued and ConfigError for a setting.
     """
     check_count("n", n)
     seeds = loop.seeds_of(fresh_seed() if seed is None else seed, texts)
-    prompts = [read_prompt(engine, tokenizer, text, config) for text in texts]
+    prompts = [read_prompt(engine, tokenizer, text, config) for text in texts] if prompts is None else prompts
     results: list[list[GeneratedText]] = [[] for _ in texts]
     for start in range(first, first + n, _MAX_SAMPLES):
         count = min(_MAX_SAMPLES, first + n - start)
