@@ -41,7 +41,7 @@ class Inspection:
 
     path: what to load.   format: "tensorflow", "safetensors" or "torch", the files; found.format has the names.
     tensors: how many are listed.   config: the config.json that it needs; config_file: the one that is there.
-    vocabulary: file and number of words, where vocab.txt lies beside.   problems: what does not fit.
+    vocabulary: vocab.txt and its number of words, if there is one.   problems: what does not fit.
     """
 
     path: Path
@@ -57,7 +57,7 @@ class Inspection:
 
     @property
     def slots(self) -> dict[str, int]:
-        """Whose state → how many tensors of optimizers there are."""
+        """Optimizer → number of its tensors."""
         return {reason: count for reason, count in self.found.left.items() if reason in _SLOTS}
 
     def as_dict(self) -> dict[str, Any]:

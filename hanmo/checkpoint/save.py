@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hanmo.checkpoint.candidates import check_family
 from hanmo.checkpoint.load import FLOATS, as_dtype
 from hanmo.checkpoint.names import MADE, PIECE, export_row, foreign_shape, rows_of
 from hanmo.checkpoint.quantized import MARK, rounded_items
@@ -58,17 +59,17 @@ def save(
 ) -> Saved:
     """Save a model's parameters and configuration.
 
-    form: "safetensors", a folder with Hanmo's own names, which holds whatever a model has; "tensorflow", where path is
-    the prefix PATH.index, PATH.data-…, with config.json beside it, all in the original's words; or "huggingface", a
+    form: "safetensors", a folder with Hanmo's own names, which holds every model; "tensorflow", where path is the
+    prefix PATH.index, PATH.data-…, with config.json beside it, all in the original's names; or "huggingface", a
     folder that `transformers` loads.
     family: whose names to write, if not the model's own: "gpt2_openai" for a GPT-2 that was loaded as "gpt2".
     dtype: of floating parameters in the file; None keeps each as it is.   max_shard_bytes: None writes one data file.
-    "int8" rounds matrices, with a scale for each row; it is for "safetensors" in one file.
+    "int8" quantizes matrices, with a scale for each row; it is for "safetensors" in one file.
     tokenizer: files (vocab.txt, …) to copy along; or what `huggingface_files` gives: name → file, or JSON to write.
-    overwrite: replace what lies there.
+    overwrite: replace what is at the path.
     progress: called with the bytes of each piece that was written.
     Raises CheckpointError where the form does not exist for the family or cannot hold the model, ConfigError for an
-    unknown form or family, or what is no network, and MissingFile for a tokenizer file that is not there.
+    unknown form or family, or an object that is no network, and MissingFile for a tokenizer file that is not there.
     """
     if form not in FORMS:
         raise ConfigError(f"form is {form!r}; known are {', '.join(FORMS)}")
@@ -115,8 +116,7 @@ def _filled(model: Model) -> dict[str, Tensor]:
 
 
 def _names(family: str, form: str) -> Names:
-    if family not in FAMILIES:
-        raise ConfigError(f"family is {family!r}; known are {', '.join(FAMILIES)}")
+    check_family(family)
     known = FAMILIES[family]
     huggingface = known.huggingface or (FAMILIES[known.writes_as].huggingface if known.writes_as else None)
     forms = {"tensorflow": known.tensorflow, "huggingface": huggingface}
