@@ -1,6 +1,6 @@
-"""A whole model: token embedding, encoder and/or decoder, heads; ids in, `Output` out.
+"""A model: token embedding, encoder and/or decoder, heads; ids in, `Output` out.
 
-Knows nothing of files or texts. A model is made empty on the "meta" device and filled by weights/, or by `initialize`.
+Knows no files and no texts. A model is created on the "meta" device and filled by checkpoint/, or by `initialize`.
 """
 
 from dataclasses import dataclass
@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from hanmo.config import ModelConfig
 from hanmo.nn.cache import Cache
 from hanmo.nn.embedding import empty_table
-from hanmo.nn.heads import Discriminator, Pooler
-from hanmo.nn.heads import Output as Projection
+from hanmo.nn.heads import Discriminator, Pooler, Projection
 from hanmo.nn.norm import Norm
 from hanmo.nn.stack import Stack
 
 
 @dataclass
 class Output:
-    """What a forward gives; None where the model has no such head, or it was not asked for.
+    """The result of a forward pass; None for heads that the model lacks or that were not requested.
 
     hidden: [b, n, hidden_size] of the last block.   logits: [b, n, vocab] ([b, 1, vocab] with logits="last").
     pooled: [b, hidden_size].   nsp: [b, 2] logits.   discriminator: [b, n, 1] logits.
@@ -47,7 +46,7 @@ class Model(nn.Module):
 
     @property
     def main(self) -> Stack:
-        """The stack that the heads stand on."""
+        """The stack whose output the heads take."""
         stack = self.decoder or self.encoder
         assert stack is not None
         return stack
@@ -70,7 +69,7 @@ class Model(nn.Module):
 
         segments, positions: [b, n].   mask: [b, n], True where a token is real (default: all are).
         source: [b, m] ids for the encoder of an encoder-decoder, with source_mask; or memory: [b, m, hidden_size], its
-        output; neither is needed once the cache holds the memory's keys and values.
+        output. Neither is needed when the cache holds the memory's keys and values.
         condition: [b, features] for conditional norms.   logits: "all", "last" (of each row), or "none".
         """
         if source is not None:
@@ -117,9 +116,9 @@ class Model(nn.Module):
         return self.output(hidden, self.token.weight, condition)
 
     def new_cache(self, *, rows: int, capacity: int, dtype: torch.dtype | None = None) -> Cache:
-        """Make room for `capacity` tokens of `rows` texts, on the model's device and in its dtype.
+        """Make a cache for `capacity` tokens of `rows` texts, on the model's device and in its dtype.
 
-        Raises ValueError if the model does not know so many positions.
+        Raises ValueError if the model has fewer positions.
         """
         context = self.main.config.context
         if context is not None and capacity > context:
@@ -128,7 +127,7 @@ class Model(nn.Module):
         return Cache(self.main.config, rows=rows, capacity=capacity, dtype=dtype or weight.dtype, device=weight.device)
 
     def initialize(self, seed: int = 0) -> "Model":
-        """Fill with fresh weights: truncated normal for matrices, ones and zeros for norms and biases."""
+        """Initialize the weights: truncated normal for matrices, ones and zeros for norms and biases."""
         generator = torch.Generator(self.token.weight.device).manual_seed(seed)
         std = self.config.initializer
         for module in self.modules():

@@ -1,6 +1,6 @@
-"""Multi-head attention of every kind: to itself or to a memory, with each family's way of telling positions.
+"""Multi-head attention of every kind: self- or cross-attention, with every family's positions.
 
-The fused kernel serves wherever the scores themselves are not needed; the plain path writes the formula out.
+The fused kernel is used unless the scores themselves are needed; then the formula is computed step by step.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from hanmo.nn.linear import Linear
 
 @dataclass
 class AttentionInputs:
-    """What all blocks of a stack share about who sees whom and from how far.
+    """The masks and positions of attention, the same for all blocks of a stack.
 
-    mask: [b, 1, n, m] True = may attend; None with causal=False: everything.   causal: the plain lower triangle.
+    mask: [b, 1, n, m], True where one may attend; None: everywhere, or with causal=True the lower triangle.
     bias: [b or 1, heads, n, m] added to the scores (T5).   rotary: [b or 1, n, key_dim] (RoFormer).
     relative: [b or 1, n, m] rows of relative_table [2 clip + 1, key_dim] (NEZHA).
     """
@@ -32,7 +32,7 @@ class AttentionInputs:
 
 
 class Attention(nn.Module):
-    """softmax(q kᵀ · scale + bias) v, for `heads` heads side by side."""
+    """softmax(q kᵀ · scale + bias) v for each head."""
 
     def __init__(self, stack: StackConfig) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from x [b, n, hidden_size] to itself, or with cross=True to memory [b, m, hidden_size].
 
-        scores: [b, heads, n, m] of the blocks before (RealFormer).   Returns ([b, n, hidden_size], new scores).
+        scores: [b, heads, n, m] of earlier blocks (RealFormer).   Returns ([b, n, hidden_size], new scores).
         """
         q = self._split(self.query(x))
         if cross:
@@ -139,13 +139,13 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 def _blocks_are_faster(q: Tensor) -> bool:
-    # The fused kernel's backward is slow in bfloat16 on a CPU: 216 ms against 76, both ways, for 16 x 6 x 512.
+    # The fused kernel's backward pass is slow in bfloat16 on a CPU: 216 ms, here 76, both ways, for 16 x 6 x 512.
     training = torch.is_grad_enabled() and torch.compiler.is_compiling()
     return training and q.dtype == torch.bfloat16 and q.device.type == "cpu"
 
 
 def _causal_in_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float | None, block: int = 128) -> Tensor:
-    """softmax(q kᵀ · scale) v, row i seeing 0 … i; blocks of rows leave out most of what they cannot see."""
+    """softmax(q kᵀ · scale) v, row i attending to 0 … i; blocks of rows skip most of the masked columns."""
     scale = scale if scale is not None else q.shape[-1] ** -0.5
     out = []
     for start in range(0, q.shape[2], block):

@@ -1,18 +1,36 @@
-"""One block: its sub-layers in their order, each `x = post(x + f(pre(x)))`.
+"""A block: its sub-layers in order, each `x = post(x + f(pre(x)))`, and the feed-forward one.
 
 GPT2_ML   x ─ attention ─(+)─ pre ─ feed_forward ─(+)─ post ─►
 BERT      x ─ attention ─(+)─ post ─ feed_forward ─(+)─ post ─►
-GPT-2     x ─ pre ─ attention ─(+)─ pre ─ feed_forward ─(+)─►      (the sums take x from before the norm)
+GPT-2     x ─ pre ─ attention ─(+)─ pre ─ feed_forward ─(+)─►      (the sums add x before its norm)
 """
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hanmo.config import StackConfig
+from hanmo.nn.activation import activate
 from hanmo.nn.attention import Attention, AttentionInputs
 from hanmo.nn.cache import Cache
-from hanmo.nn.feed_forward import FeedForward
+from hanmo.nn.linear import Linear
 from hanmo.nn.norm import Norm
+
+
+class FeedForward(nn.Module):
+    """`output(act(input(x)))`, or gated `output(act(gate(x)) * input(x))` (GLU variants, arXiv 2002.05202)."""
+
+    def __init__(self, stack: StackConfig) -> None:
+        super().__init__()
+        self.activation = stack.activation
+        self.input = Linear(stack.hidden_size, stack.feed_forward, bias=stack.bias)
+        self.gate = Linear(stack.hidden_size, stack.feed_forward, bias=stack.bias) if stack.gated else None
+        self.output = Linear(stack.feed_forward, stack.hidden_size, bias=stack.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., hidden_size]; returns the same shape."""
+        if self.gate is None:
+            return self.output(activate(self.input(x), self.activation))
+        return self.output(activate(self.gate(x), self.activation) * self.input(x))
 
 
 class Block(nn.Module):
@@ -25,9 +43,9 @@ class Block(nn.Module):
             layer = FeedForward(stack) if sublayer.kind == "feed_forward" else Attention(stack)
             self.add_module(sublayer.kind, layer)
             if sublayer.pre:
-                self.add_module(f"{sublayer.kind}_pre", Norm.of(stack))
+                self.add_module(f"{sublayer.kind}_pre", Norm(stack))
             if sublayer.post:
-                self.add_module(f"{sublayer.kind}_post", Norm.of(stack))
+                self.add_module(f"{sublayer.kind}_post", Norm(stack))
 
     def forward(
         self,

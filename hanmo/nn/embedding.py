@@ -21,7 +21,7 @@ class Embedding(nn.Module):
         learned = stack.position == "learned"
         self.position = empty_table(stack.positions or 0, size) if learned else None
         self.segment = empty_table(stack.segments, size) if stack.segments and not stack.shared_segments else None
-        self.norm = Norm.of(stack, size, stack.embedding_norm_eps) if stack.embedding_norm else None
+        self.norm = Norm(stack, size, stack.embedding_norm_eps) if stack.embedding_norm else None
         self.project = Linear(size, stack.hidden_size, bias=stack.bias) if size != stack.hidden_size else None
 
     def forward(

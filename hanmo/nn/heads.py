@@ -1,4 +1,6 @@
-"""What stands on the last hidden state: projection onto the vocabulary, pooler, next sentence, discriminator."""
+"""The heads on the last hidden state: projection onto the vocabulary, pooler, next sentence, discriminator."""
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +11,10 @@ from hanmo.nn.linear import Linear, linear
 from hanmo.nn.norm import Norm
 
 
-class Output(nn.Module):
-    """Scores of the vocabulary: `h Eᵀ`, tied or not; "mlm" transforms h first and adds a bias.
+class Projection(nn.Module):
+    """Logits of the vocabulary: `h Eᵀ`, tied or not; "mlm" transforms h first and adds a bias.
 
-    Where embeddings are narrower than the stack, an "lm" output maps back with `project` first.
+    If the embedding size differs from the hidden size, an "lm" output applies `project` first.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -20,23 +22,13 @@ class Output(nn.Module):
         stack = config.main
         self.scale, self.activation = config.logit_scale, config.head_activation
         mlm = config.output == "mlm"
-        narrow = stack.embedding_size
-        self.dense = Linear(stack.hidden_size, narrow) if mlm else None
-        self.norm = (
-            Norm(
-                narrow,
-                eps=config.head_norm_eps,
-                condition=stack.condition,
-                hidden=stack.condition_hidden,
-                activation=stack.condition_activation,
-            )
-            if mlm
-            else None
-        )
-        self.project = (
-            Linear(stack.hidden_size, narrow, bias=stack.bias) if not mlm and narrow != stack.hidden_size else None
-        )
-        self.weight = None if config.tied else nn.Parameter(torch.empty(config.vocab_size, narrow))
+        size = stack.embedding_size
+        self.dense = Linear(stack.hidden_size, size) if mlm else None
+        plain = replace(stack, norm="layer", norm_scale=True, norm_bias=True)
+        self.norm = Norm(plain, size, config.head_norm_eps) if mlm else None
+        projects = not mlm and size != stack.hidden_size
+        self.project = Linear(stack.hidden_size, size, bias=stack.bias) if projects else None
+        self.weight = None if config.tied else nn.Parameter(torch.empty(config.vocab_size, size))
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if mlm else None
 
     def forward(self, hidden: Tensor, embedding: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -51,7 +43,7 @@ class Output(nn.Module):
 
 
 class Pooler(nn.Module):
-    """A vector of the whole text from its first token; `nsp` judges from it whether two sentences follow."""
+    """A vector of the text from its first token; `nsp` predicts from it whether two sentences are consecutive."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -66,7 +58,7 @@ class Pooler(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """ELECTRA's judge of each token: one logit, above 0 where it thinks the token was replaced."""
+    """ELECTRA's discriminator: one logit a token, above 0 for a token predicted to be replaced."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

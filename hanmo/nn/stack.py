@@ -35,7 +35,7 @@ class Stack(nn.Module):
         self.embedding = Embedding(stack)
         self.blocks = nn.ModuleList(Block(stack) for _ in range(1 if stack.shared_layers else stack.num_layers))
         self.relative = empty_table(stack.num_heads, stack.buckets) if stack.position == "buckets" else None
-        self.norm = Norm.of(stack) if stack.final_norm else None
+        self.norm = Norm(stack) if stack.final_norm else None
 
     def forward(
         self,
