@@ -46,11 +46,26 @@ def vocabulary(folder: Path, size: int = 118) -> Path:
 def work(tmp_path, data, monkeypatch):
     """A folder with a tiny GPT2_ML as `model`, a vocabulary and poems, in which the commands are typed."""
     monkeypatch.chdir(tmp_path)
+    fill(data)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data):
+    """A folder like `work` with a finished run in it, to be copied."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        fill(data)
+        done("finetune", "--model", "model", "--data", "poems.txt", "--out", "run", *QUICK)
+    return folder
+
+
+def fill(data: Path) -> None:
     copy(data, "gpt2_ml_original")
     Path("poems.txt").write_text("\n".join(POEMS * 6), "utf-8")
     lines = [json.dumps({"source": poem[:5], "target": poem[6:11]}, ensure_ascii=False) for poem in POEMS]
     Path("pairs.jsonl").write_text("\n".join(lines * 3), "utf-8")
-    return tmp_path
 
 
 def copy(data: Path, name: str) -> None:
@@ -128,8 +143,9 @@ def test_a_run_goes_on_by_its_own_options_and_is_not_begun_twice(work):
         ("log.jsonl", b"{}\n", "log.jsonl line 1 is no record of a step; remove that line"),
     ],
 )
-def test_a_run_whose_files_are_damaged_says_which(work, name, content, says):
-    done("finetune", "--model", "model", "--data", "poems.txt", "--out", "run", *QUICK)
+def test_a_run_whose_files_are_damaged_says_which(finished, tmp_path, monkeypatch, name, content, says):
+    shutil.copytree(finished, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
     path = Path("run") / name
     if isinstance(content, dict):
         content = json.dumps(json.loads(path.read_text("utf-8")) | content).encode()
