@@ -1,7 +1,7 @@
-"""The same work on the machines of a Ray cluster: each reads its rows of the file itself and sends lines back.
+"""Generate on the machines of a Ray cluster: each worker reads its rows from the file and returns lines.
 
-Knows Ray Data and windows of rows. A window whose worker dies is written again elsewhere; as a window's texts depend on
-its rows and their batches alone, they come out the same. Knows nothing of models but how one is opened.
+Knows Ray Data and windows of rows. A window whose worker dies is computed again elsewhere, with the same result, as its
+texts depend on its rows and their batches alone.
 """
 
 import json
@@ -62,7 +62,7 @@ def write_on_cluster(
 
 
 class _Worker:
-    """What runs on a machine: opens the model when its first window comes, and keeps it."""
+    """A Ray actor that opens the model for its first window and keeps it."""
 
     def __init__(
         self, folder: str, prompts: Path, open_model: Callable[[], Pipeline], options: Mapping[str, Any], done: int
@@ -72,11 +72,11 @@ class _Worker:
         self._work: BatchWriter | None = None
 
     def __call__(self, windows: Mapping[str, Any]) -> dict[str, list[str]]:
-        """Write for one window and give its lines as JSON, or the error that no row is to blame for."""
+        """Compute one window and return its lines as JSON, or an error that no single row caused."""
         start, number, rows = (int(windows[name][0]) for name in ("start", "number", "rows"))
         try:
             if self._work is None:
-                os.chdir(self._folder)  # paths mean what they mean where the command was given
+                os.chdir(self._folder)  # relative paths are those of the command
                 self._work = BatchWriter(self._open_model(), **self._options)
             wanted = islice(read_rows(self._prompts, start=start, number=number), rows)
             answer: Any = [line for lines in self._work.write(wanted, done=self._done) for line in lines]
@@ -86,7 +86,7 @@ class _Worker:
 
 
 def _connect() -> Any:
-    """Give ray, connected to the cluster that is there."""
+    """Import ray and connect it to the running cluster."""
     try:
         import ray.data
     except ImportError:
@@ -103,7 +103,7 @@ def _connect() -> Any:
 
 
 def _share(ray: Any, gpus: bool | None) -> dict[str, Any]:
-    """Say how many workers there are, and what each takes: a GPU, or all processors of the smallest machine."""
+    """Return the number of workers and the resources of each: a GPU, or the CPUs of the smallest machine."""
     available = int(ray.cluster_resources().get("GPU", 0))
     if gpus is not False and available:
         return {"num_gpus": 1, "compute": ray.data.ActorPoolStrategy(size=available)}

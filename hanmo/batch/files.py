@@ -1,4 +1,4 @@
-"""The files of a run: where its results stand, what it is, and from which row it goes on.
+"""The files of a run: its results, its settings, and from which row it resumes.
 
     results.jsonl           a line for each row that was written for, in the order of the rows
     results.errors.jsonl    a line for each row that could not be
@@ -32,9 +32,9 @@ __all__ = ["Run"]
 
 
 class Run:
-    """A run over a file of prompts, new or gone on with; use it as a context manager, for it holds its files.
+    """A new or resumed run over a file of prompts; a context manager, as it holds files open.
 
-    seed: None takes the one that the run was begun with, or a fresh one.
+    seed: None takes the seed that the run began with, or a fresh one.
     settings: all that the results depend on, as JSON knows it.
     start, number: the bytes and lines of the prompts that are done.   rows, bad: done rows, and those of them that
     could not be written for.   size: bytes of the prompts.   finished: whether every row is done.
@@ -74,11 +74,11 @@ class Run:
 
     @property
     def bad(self) -> int:
-        """Number of rows that could not be written for."""
+        """Number of rows that failed."""
         return self._files[1].lines
 
     def append(self, lines: Sequence[Line]) -> None:
-        """Append what came of the next rows. Raises OSError, naming the file, where the disk does not take it."""
+        """Append the results of the next rows. Raises OSError, naming the file, if writing fails."""
         if not self._begun:
             with atomic_path(self.record) as path:
                 path.write_text(json.dumps(self._what, ensure_ascii=False, indent=2) + "\n", "utf-8")
@@ -96,7 +96,7 @@ class Run:
         return place
 
     def close(self) -> None:
-        """Close the files, and leave none where nothing was written."""
+        """Close the files, and remove empty ones."""
         with self._lock:
             for file in self._files:
                 file.close()
@@ -110,7 +110,7 @@ class Run:
         self.close()
 
     def _same(self, what: dict[str, Any], seed: int | None) -> int:
-        """Hold what this run is to what it was begun as, and give the seed that it was begun with."""
+        """Check that the run has the settings that it began with, and return the seed that it began with."""
         try:
             begun = read_json(self.record, error=DataError)
             old, new, old_seed = dict(begun["settings"]), what["settings"], begun["seed"]
@@ -137,7 +137,7 @@ class Run:
         return old_seed
 
     def _resume(self) -> bool:
-        """Find the first row that is not done; tell whether there is none."""
+        """Find the first row that is not done; return whether there is none."""
         finished = True
         for number, end, _ in read_lines(self.prompts):
             file = next((file for file in self._files if file.head == number), None)
@@ -158,7 +158,7 @@ class Run:
 
 
 class _File:
-    """A file of lines that is read from its beginning as far as its run wrote it, and then appended to.
+    """A file of lines that is read from its start as far as its run wrote it, and then appended to.
 
     head: the row of the next line; None at the end, which is before a last line that is cut short; 0 for a line that
     no run wrote.

@@ -25,7 +25,7 @@ LONGEST = 4 << 20  # bytes of a line; a file without line ends must not be held 
 class Row:
     """One line that is not blank.
 
-    number: of the line, from 1.   end: bytes of the file up to the next line.   error: why nothing can be written.
+    number: of the line, from 1.   end: bytes of the file up to the next line.   error: why it is no valid row.
     """
 
     number: int
@@ -37,7 +37,7 @@ class Row:
 
 
 def read_rows(path: Path, *, start: int = 0, number: int = 0) -> Iterator[Row]:
-    """Read the rows behind the first `start` bytes, which hold `number` lines."""
+    """Read the rows after the first `start` bytes, which hold `number` lines."""
     plain = _is_plain(path)
     for place, end, line in read_lines(path, start=start, number=number):
         yield _row(line, place, end, plain)
@@ -57,7 +57,7 @@ def read_lines(path: Path, *, start: int = 0, number: int = 0) -> Iterator[tuple
 
 
 def row_seed(seed: int, number: int) -> int:
-    """Derive the seed of a row that brings none, from the run's and its number, so that no neighbour matters."""
+    """Derive the seed of a row without one from the run's seed and the row's number alone."""
     return int.from_bytes(blake2b(f"{seed}:{number}".encode(), digest_size=8).digest(), "big")
 
 

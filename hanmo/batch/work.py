@@ -1,6 +1,6 @@
-"""The work on rows: windows of them, sorted by length into batches, given back in the order of the file.
+"""Generate for rows: windows of them are sorted by length into batches; results come in the order of the file.
 
-Knows rows and writers. Knows no files; where results go is `files.py`'s.
+Knows rows and pipelines, and no files.
 """
 
 import json
@@ -17,27 +17,26 @@ from hanmo.tokenizers.protocol import Tokenizer
 
 __all__ = ["BatchWriter", "Line", "batch_rows", "window_rows"]
 
-_WINDOW = 8  # batches that are held at once, so that those of one length come together
+_WINDOW = 8  # batches that are sorted by length together
 
 
 def batch_rows(*, batch: int, n: int, beams: int | None) -> int:
-    """Count the rows of a batch of at most `batch` texts, n for each row; a search takes one row at a time."""
+    """Return the rows of a batch of at most `batch` texts, n per row; beam search takes one row at a time."""
     return 1 if beams is not None else max(1, batch // n)
 
 
 def window_rows(*, batch: int, n: int, beams: int | None) -> int:
-    """Count the rows that are sorted by length into batches together.
+    """Return the rows that are sorted by length into batches together.
 
-    Windows are counted from the first row of the file: a run that is resumed at the beginning of one makes the same
-    batches as a run that was never interrupted.
+    Windows are counted from the first row of the file, so that a run resumed at the start of one has the same batches.
     """
     return _WINDOW * batch_rows(batch=batch, n=n, beams=beams)
 
 
 class Line(NamedTuple):
-    """What came of one row.
+    """The result of one row.
 
-    number, end: as in `Row`.   good: whether texts were written.   chars: of what was written, without prompts.
+    number, end: as in `Row`.   good: whether it succeeded.   chars: generated characters, without prompts.
     text: a line of JSON, for the results if good, else for the errors.
     """
 
@@ -76,12 +75,11 @@ class BatchWriter:
         self.window = window_rows(batch=batch, n=n, beams=beams)
 
     def write(self, rows: Iterable[Row], *, done: int = 0) -> Iterator[list[Line]]:
-        """Write for rows and give a line for each, in their order, as soon as those before it are there.
+        """Yield a line for each row, in their order, as soon as those before it are there.
 
-        rows: from the beginning of a window.   done: the number of the last row that has its line. No line is given
-        for rows up to it, and a batch of them alone is not computed; one that also holds later rows is computed whole,
-        so that these get the texts they would have got without an interruption.
-        A row that cannot be written on from gives a line that says so, and the other rows of its batch get theirs.
+        rows: from the start of a window.   done: the number of the last row that has its line; rows up to it get none,
+        but a batch that also holds later rows is computed in full, so that an interruption changes no text.
+        A row that fails gets a line with its error, and the other rows of its batch get theirs.
         """
         rows = iter(rows)
         while window := list(islice(rows, self.window)):
@@ -99,7 +97,7 @@ class BatchWriter:
                     yield ready
 
     def _sort(self, window: Sequence[Row]) -> tuple[dict[int, Line], list[list[Row]]]:
-        """Part the rows into lines of errors, and batches of like length in the order of their first rows."""
+        """Split the rows into lines of errors, and batches of similar length in the order of their first rows."""
         bad, good = {}, []
         self._prompts = {}
         for row in window:
@@ -121,7 +119,7 @@ class BatchWriter:
             if len(rows) == 1:
                 return {rows[0].number: _bad(rows[0], error)}
         lines: dict[int, Line] = {}
-        for row in rows:  # one of them failed, and which is not told
+        for row in rows:  # one of them failed, and it is unknown which
             lines |= self._texts([row])
         return lines
 

@@ -1,7 +1,6 @@
 """The commands by name, and what happens when one fails: one line on stderr and an exit code.
 
-Knows exit codes, signals and streams: 0 done, 1 Hanmo or the system refused, 2 wrong usage, 130 Ctrl-C, 141 nobody
-reads on, 143 told to end. Knows nothing of what a command does.
+Exit codes: 0 done, 1 an error of Hanmo or the system, 2 wrong usage, 130 Ctrl-C, 141 broken pipe, 143 SIGTERM.
 """
 
 import os
@@ -33,7 +32,7 @@ __all__ = ["app", "run"]
 
 
 class _Commands(Translated, TyperGroup):
-    """Turns errors that a user can do something about into one line."""
+    """Prints errors that a user can act on as one line."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -91,14 +90,14 @@ def run() -> NoReturn:
     """Run the command line on the program's arguments and exit."""
     signal.signal(signal.SIGTERM, _terminated)
     for stream in (sys.stdout, sys.stderr):
-        # Paths and names of tensors may hold what the terminal's encoding cannot say.
+        # Paths and tensor names may hold characters that the terminal's encoding has not.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     app(prog_name="hanmo")
     sys.exit(0)
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    """Unwind, so that half-written files are taken away, where the default would end the process on the spot."""
+    """Exit by an exception, so that partial files are removed; the default action would end the process at once."""
     sys.exit(128 + number)
 
 
@@ -107,7 +106,7 @@ def _end(message: str, code: int) -> NoReturn:
         say(message)
     try:
         sys.stdout.flush()
-    except OSError:  # nobody reads, or the disk is full: what is left must not be tried again at exit
+    except OSError:  # broken pipe or full disk: discard the buffer, which would be flushed again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 

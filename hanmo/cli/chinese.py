@@ -19,7 +19,7 @@ __all__ = ["Translated", "TranslatedCommand", "errors_translated", "is_chinese",
 
 
 def is_chinese() -> bool:
-    """Tell whether messages shall be Chinese, by the variables that GNU gettext reads, in its order."""
+    """Tell whether messages should be Chinese, from the variables that GNU gettext reads, in its order."""
     locale = next((value for name in ("LC_ALL", "LC_MESSAGES", "LANG") if (value := os.environ.get(name))), "C")
     if re.split(r"[._@]", locale)[0] in ("C", "POSIX"):
         return False
@@ -28,10 +28,10 @@ def is_chinese() -> bool:
 
 
 def translate(text: str) -> str:
-    """Give a message in Chinese if the locale asks for it and the table has it, else as it is.
+    """Translate a message into Chinese if the locale asks for it and the table has it, else return it unchanged.
 
-    A key of the table may hold placeholders such as {path}; what stands there is put into the translation, and what
-    stands for {message} is translated too.
+    A key of the table may hold placeholders such as {path}, whose text is put into the translation; the text of
+    {message} is translated too.
     """
     if not is_chinese():
         return text
