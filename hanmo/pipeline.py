@@ -48,15 +48,15 @@ class Pipeline:
         cached_engine: Engine | None = None,
     ) -> None:
         spare = 0 if tokenizer is None else config.vocab_size - tokenizer.vocab_size
-        if tokenizer is not None and not 0 <= spare <= SPARE:
-            reason = (
-                f"more than {SPARE} spare rows mean another vocabulary: give the one that the model was trained with"
-                if spare > 0
-                else "they do not belong together: give the vocabulary that the model was trained with, or more rows"
-            )
+        if tokenizer is not None and spare < 0:
             raise TokenizerError(
                 f"the vocabulary has {tokenizer.vocab_size:,} words, the model of {path} {config.vocab_size:,} rows; "
-                + reason
+                "they do not belong together: give the vocabulary that the model was trained with, or more rows"
+            )
+        if tokenizer is not None and spare > SPARE:
+            raise TokenizerError(
+                f"the vocabulary has {tokenizer.vocab_size:,} words, the model of {path} {config.vocab_size:,} rows; "
+                f"more than {SPARE} spare rows mean another vocabulary: give the one that the model was trained with"
             )
         self.config, self.tokenizer, self.path = config, tokenizer, path
         self._engine, self._cached_engine = engine, cached_engine
