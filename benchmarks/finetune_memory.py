@@ -57,8 +57,9 @@ def train(prefix: Path, given: argparse.Namespace) -> dict[str, float | list[flo
     import torch
 
     import hanmo
+    from hanmo.training.args import TrainArgs
     from hanmo.training.loss import next_token_loss
-    from hanmo.training.memory import Choice, plan, return_freed_memory
+    from hanmo.training.memory import plan, return_freed_memory
     from hanmo.training.optim.adafactor import AdaFactor
     from hanmo.training.optim.in_backward import UpdateInBackward
     from hanmo.training.optim.schedule import parameter_groups
@@ -85,7 +86,7 @@ def train(prefix: Path, given: argparse.Namespace) -> dict[str, float | list[flo
         updates.finish()
         seconds.append(time.perf_counter() - start)
         losses.append(float(loss.detach()))
-    planned = plan(model.config, Choice(precision=given.precision, sequence=sequence))
+    planned = plan(model.config, TrainArgs(precision=given.precision, sequence=sequence))
     middle = sorted(seconds)[len(seconds) // 2]
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

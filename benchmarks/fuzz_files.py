@@ -46,8 +46,7 @@ from hanmo.tokenizers.load import load_tokenizer
 from hanmo.tokenizers.sentence_piece import jieba_words
 from hanmo.training.checkpoints import read_state
 from hanmo.training.data.documents import Part
-from hanmo.training.data.encoding import TokenEncoder
-from hanmo.training.data.pack import pack_documents
+from hanmo.training.data.pack import TokenEncoder, pack_documents
 from hanmo.training.data.packed import PackedData, PackedFile
 from hanmo.training.log import read_log
 

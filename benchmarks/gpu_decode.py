@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from hanmo.families.gpt2_ml import gpt2_ml_config
 from hanmo.generate import Limits, Sampling, sample
 from hanmo.inference.cuda.blocks import Int8Linear, quantized
 from hanmo.inference.cuda.engine import StaticEngine
 from hanmo.model import Model
-from hanmo.training.run import gpt2_ml_config
 
 TINY = {
     "num_layers": 2,

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from hanmo.families.gpt2_ml import gpt2_ml_config
 from hanmo.model import Model
 from hanmo.tokenizers import Lossless
 from hanmo.training import Settings, fit
-from hanmo.training.data.encoding import TokenEncoder
+from hanmo.training.data.pack import TokenEncoder
 from hanmo.training.data.packed import PackedData, PackedFile
 from hanmo.training.optim import adafactor_update
-from hanmo.training.run import evaluation, gpt2_ml_config, held_out
+from hanmo.training.score import evaluation, held_out
 
 KINDS = ("float32", "bfloat16, rounded by chance", "bfloat16, plain")
 

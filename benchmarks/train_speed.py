@@ -12,10 +12,11 @@ import time
 
 import torch
 
+from hanmo.families.gpt2_ml import gpt2_ml_config
 from hanmo.model import Model
-from hanmo.training.args import Settings, make_optimizer
+from hanmo.training import Settings
 from hanmo.training.loss import next_token_loss
-from hanmo.training.run import gpt2_ml_config
+from hanmo.training.step import make_optimizer
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""Go on with the training that a released checkpoint came from: its optimizer, its moments, its kind of data.
+"""Continue the training of a released checkpoint with its optimizer, its moments and its kind of data.
 
     python examples/continue_pretraining.py gpt2/model.ckpt-100000 corpus/ more
 
-A GPT2_ML checkpoint holds AdaFactor's moments. With them the first steps are as large as they would have been, where a
-new optimizer would need a warm-up; so there is none here.
+A GPT2_ML checkpoint holds AdaFactor's moments. With them the first steps have the right size, so there is no warm-up,
+which a new optimizer would need.
 """
 
 import argparse
@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from hanmo.finetune import Run, Wishes, finetune
+from hanmo.finetune import Run, finetune
+from hanmo.training import TrainArgs
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--resume", action="store_true")
     given = parser.parse_args()
-    wishes = Wishes(
+    args = TrainArgs(
         steps=given.steps,
         sequence=given.sequence,
         batch=given.batch,
@@ -37,7 +38,7 @@ def main() -> None:
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = Run(given.out, [given.corpus], resume=given.resume)
-    finetune(given.model, run, wishes=wishes, device=device, console=Console(stderr=True))
+    finetune(given.model, run, args=args, device=device, console=Console(stderr=True))
 
 
 if __name__ == "__main__":

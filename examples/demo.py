@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 import hanmo
+from hanmo.families.gpt2_ml import gpt2_ml_config
 from hanmo.model import Model
 from hanmo.training.loss import next_token_loss
-from hanmo.training.run import gpt2_ml_config
 
 POEMS = (
     "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。",

@@ -15,7 +15,7 @@ from rich.console import Console
 import hanmo
 from hanmo.tokenizers.load import tokenizer_files
 from hanmo.training import Settings, fit
-from hanmo.training.objective import Reading, make_task
+from hanmo.training.objective import make_task
 
 
 def main() -> None:
@@ -32,10 +32,9 @@ def main() -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = hanmo.load(given.model, dtype=torch.bfloat16, device=device)  # AdaFactor rounds its weights by chance
-    reading = Reading(sequence=given.sequence, rows=1)
-    task = make_task(loaded.config, loaded.tokenizer, given.text, out=given.out / "data", reading=reading)
     every = max(1, given.steps // 10)
     settings = Settings(
+        sequence=given.sequence,
         steps=given.steps,
         optimizer="adafactor-gpt2-ml",
         lr=given.lr,
@@ -48,6 +47,7 @@ def main() -> None:
         evaluate_every=every,
         save_every=every,
     )
+    task = make_task(loaded.config, loaded.tokenizer, given.text, out=given.out / "data", args=settings)
     folder = loaded.path if loaded.path.is_dir() else loaded.path.parent
     outcome = fit(
         loaded.model,

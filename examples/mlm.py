@@ -12,10 +12,9 @@ import torch
 
 import hanmo
 from hanmo.tokenizers.load import tokenizer_files
-from hanmo.training.args import Settings
-from hanmo.training.data.encoding import TokenEncoder
+from hanmo.training import Settings
 from hanmo.training.data.masked import MaskedData
-from hanmo.training.data.pack import pack
+from hanmo.training.data.pack import TokenEncoder, pack
 from hanmo.training.data.packed import PackedData, PackedFile
 from hanmo.training.loop import fit
 from hanmo.training.loss import targets_loss

@@ -13,7 +13,7 @@ import torch
 
 import hanmo
 from hanmo.tokenizers.load import tokenizer_files
-from hanmo.training.args import Settings
+from hanmo.training import Settings
 from hanmo.training.data.pairs import PairData, read_pairs
 from hanmo.training.loop import fit
 from hanmo.training.loss import targets_loss

@@ -7,9 +7,9 @@ import torch
 
 import hanmo
 from hanmo.errors import CorruptFile
+from hanmo.families.gpt2_ml import gpt2_ml_config
 from hanmo.model import Model
 from hanmo.tokenizers.lossless import Lossless
-from hanmo.training.run import gpt2_ml_config
 
 ASCII = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 WORDS = ["[PAD]", "[UNK]", "[EOS]", "[NL]", "[SP]", *ASCII, *("##" + letter for letter in ASCII), *"天地玄黄。"]

@@ -18,9 +18,8 @@ from hanmo.model import Model
 from hanmo.model_pipeline import ModelPipeline
 from hanmo.tokenizers import Lossless
 from hanmo.training.data.documents import Part
-from hanmo.training.data.encoding import TokenEncoder
 from hanmo.training.data.masked import MaskedData
-from hanmo.training.data.pack import pack_documents
+from hanmo.training.data.pack import TokenEncoder, pack_documents
 from hanmo.training.data.packed import PackedData, PackedFile
 from hanmo.training.data.pairs import PairData
 

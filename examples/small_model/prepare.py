@@ -17,8 +17,7 @@ from pathlib import Path
 from hanmo.cli.screen import progress
 from hanmo.tokenizers import Lossless, write_vocab
 from hanmo.training.data.documents import Part, read_documents
-from hanmo.training.data.encoding import TokenEncoder
-from hanmo.training.data.pack import PackReport, pack_documents
+from hanmo.training.data.pack import PackReport, TokenEncoder, pack_documents
 from hanmo.training.data.vocabulary import CorpusCounts, common_characters, make_vocabulary
 
 # How often the whole run reads each source. Modern prose is what a reader meets first, and there is little of

@@ -25,8 +25,7 @@ from hanmo.bench.quality import measure_quality
 from hanmo.bench.subject import Subject
 from hanmo.checkpoint.staged import atomic_folder
 from hanmo.generate.text import write
-from hanmo.training.curves import draw_curves
-from hanmo.training.log import read_log
+from hanmo.training.log import draw_curves, read_log
 
 HERE = Path(__file__).parent
 PROMPTS = (

@@ -15,20 +15,25 @@ held-out file, in float32, in windows that overlap by half.
 import argparse
 import json
 import platform
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from hanmo.checkpoint.load import Report
 from hanmo.errors import HanmoError
+from hanmo.families.gpt2_ml import gpt2_ml_config
 from hanmo.model import Model
+from hanmo.model_pipeline import ModelPipeline
 from hanmo.tokenizers import Lossless
-from hanmo.training.args import Settings, scale_outputs
+from hanmo.training import Settings
 from hanmo.training.checkpoints import fill_from
-from hanmo.training.data.encoding import TokenEncoder
+from hanmo.training.data.pack import TokenEncoder
 from hanmo.training.data.packed import PackedData, PackedFile
 from hanmo.training.loop import Outcome, fit
-from hanmo.training.run import evaluation, gpt2_ml_config, held_out, sampler
+from hanmo.training.score import evaluation, held_out
+from hanmo.training.step import scale_outputs
 
 # What the shuffled epochs of the run are measured in: the literary classics are read once in each.
 UNIT = "classical-literary"
@@ -81,6 +86,7 @@ def _train(given: argparse.Namespace, console: Console) -> None:
     count = sum(parameter.numel() for parameter in model.parameters())
     console.print(f"{count:,} parameters on {given.device}; {given.rows * given.positions:,} tokens a step")
 
+    written = ModelPipeline(config, model, tokenizer, Report(), given.out)
     files = held_out(given.data, vocabulary_sha256=digest)
     unknown = file.facts["distinct_unknown"]
     options = {
@@ -96,7 +102,7 @@ def _train(given: argparse.Namespace, console: Console) -> None:
         out=given.out,
         settings=_settings(given),
         evaluate=evaluation(files, distinct_unknown=unknown, dtype=half, **options),
-        sample=sampler(tokenizer, PROMPTS, count=min(100, given.positions - 20)),
+        sample=partial(_sample, written, min(100, given.positions - 20)),
         beside=[given.data / "vocab.txt"],
         resume=given.resume,
         console=console,
@@ -109,6 +115,15 @@ def _train(given: argparse.Namespace, console: Console) -> None:
     options |= {"documents": None, "stride": max(1, given.positions // 2)}
     exact = evaluation(files, distinct_unknown=unknown, **options)(model)
     _finish(given, outcome, {"parameters": count, **exact}, console)
+
+
+def _sample(loaded: ModelPipeline, count: int, model: Model) -> str:
+    """Continue each prompt."""
+    model.eval()
+    options = {"top_k": 20, "max_tokens": count, "max_chars": None, "stop": None, "seed": 0}
+    texts = [f"{json.dumps(each, ensure_ascii=False)}\n{loaded.write(each, **options)[0]}" for each in PROMPTS]
+    model.train()
+    return "\n\n".join(texts)
 
 
 def _finish(given: argparse.Namespace, outcome: Outcome, found: dict[str, object], console: Console) -> None:

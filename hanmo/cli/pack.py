@@ -13,8 +13,7 @@ from hanmo.cli.screen import echo, progress, say
 from hanmo.errors import DataError
 
 if TYPE_CHECKING:
-    from hanmo.training.data.encoding import TokenEncoder
-    from hanmo.training.data.pack import PackReport
+    from hanmo.training.data.pack import PackReport, TokenEncoder
 
 __all__ = ["pack", "vocab"]
 
@@ -55,7 +54,7 @@ def pack(
       hanmo pack poems.txt --document line --out data/poems --tokenizer vocab.txt --separator [SEP]
     """
     from hanmo.tokenizers.load import load_tokenizer
-    from hanmo.training.data.encoding import TokenEncoder
+    from hanmo.training.data.pack import TokenEncoder
     from hanmo.training.data.pack import pack as pack_files
 
     if (tokenizer is None) == (model is None):

@@ -14,7 +14,8 @@ from hanmo.errors import ConfigError
 
 if TYPE_CHECKING:
     from hanmo.config import ModelConfig
-    from hanmo.training.memory import Choice, Memory
+    from hanmo.training.args import TrainArgs
+    from hanmo.training.memory import Memory
 
 __all__ = ["plan"]
 
@@ -40,20 +41,20 @@ def plan(
       hanmo plan --model model.ckpt-100000.index --memory 8G --sequence 512 --json
     """
     from hanmo.checkpoint.inspect import inspect
-    from hanmo.training.memory import Choice, choose, largest_batch, parse_size, table
+    from hanmo.training.args import TrainArgs
+    from hanmo.training.memory import choose, largest_batch, parse_size, table
 
     there = parse_size(memory) if memory is not None else _free(device)
     found = inspect(model).found
     config, context = found.config, found.config.main.context
     if sequence is not None and context is not None and sequence > context:
         raise ConfigError(f"sequence is {sequence}; this model knows {context} positions")
-    optimizer = "adafactor-gpt2-ml" if lora is None else "adamw"  # as `hanmo finetune` chooses
-    base = Choice(
-        optimizer=optimizer, precision="mixed" if device == "cuda" else "float32", in_backward=lora is None,
-        sequence=sequence or min(1024, context or 512), batch=batch, lora=lora, device=device,
+    base = TrainArgs(
+        optimizer="adafactor-gpt2-ml" if lora is None else "adamw", in_backward=lora is None, batch=batch,
+        sequence=sequence or min(1024, context or 512), lora=lora, device=device,
     )  # fmt: skip
     rows = table(config, base)
-    best: Memory | None = choose(config, base, there)
+    best: Memory | None = choose(config, base, there, first="mixed" if device == "cuda" else "float32")
     best = best if best is not None and best.needed <= there else None
     lengths = sorted({max(1, base.sequence // part) for part in (4, 2, 1)})
     batches = {n: largest_batch(config, replace(best.choice, sequence=n), there) for n in lengths} if best else {}
@@ -78,7 +79,7 @@ def plan(
 def _free(device: str) -> int:
     import torch
 
-    from hanmo.training.device import free_memory
+    from hanmo.training.memory import free_memory
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is 'cuda', which torch cannot use here; say what the GPU has, as in --memory 22GiB")
@@ -109,19 +110,19 @@ def _print(rows: list[Memory], there: int) -> None:
         typer.echo("  ".join(cells).rstrip())
 
 
-def _advise(config: ModelConfig, base: Choice, best: Memory | None, batches: dict[int, int], there: int) -> None:
+def _advise(config: ModelConfig, base: TrainArgs, best: Memory | None, batches: dict[int, int], there: int) -> None:
     from hanmo.training.memory import choose
 
     if best is not None:
-        typer.echo(f"Recommended: {best.choice}; needs {_size(best.needed)}")
+        typer.echo(f"Recommended: {best.choice.describe()}; needs {_size(best.needed)}")
         room = ", ".join(f"{count:,} of {length:,} tokens" for length, count in batches.items())
         typer.echo(f"Rows that fit at once that way: {room}")
         return
     typer.echo("Nothing here fits; a shorter --sequence or a smaller --batch may, or adapters:")
-    adapters = replace(base, lora=8, optimizer="adamw", in_backward=False)
-    smallest = choose(config, adapters, there, precision="bfloat16")
+    adapters = replace(base, lora=8, optimizer="adamw", in_backward=False, precision="bfloat16")
+    smallest = choose(config, adapters, there)
     fits = "fits" if smallest.needed <= there else "does not fit either"
-    typer.echo(f"--lora 8: {smallest.choice} needs {_size(smallest.needed)}, which {fits}")
+    typer.echo(f"--lora 8: {smallest.choice.describe()} needs {_size(smallest.needed)}, which {fits}")
 
 
 def _adam(rows: list[Memory], there: int) -> str:

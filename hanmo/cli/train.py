@@ -4,6 +4,7 @@ Knows options, and how those of a resumed run are found: in OUT/options.json. Al
 """
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -173,17 +174,18 @@ def _run(given: dict[str, Any], tune: Any) -> None:
     """Do the run, in as many processes as torchrun started, and end as it was asked to."""
     import torch
 
-    from hanmo.finetune import Run, Wishes
+    from hanmo.finetune import Run
     from hanmo.training import distributed
+    from hanmo.training.args import TrainArgs
     from hanmo.training.checkpoints import locked
     from hanmo.training.memory import parse_size
 
     set_torch_threads(given["threads"])
     if given["device"] == "auto":
         given["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-    names = [name for name in given if name in Wishes.__dataclass_fields__]
-    wishes = Wishes(
-        **{name: given[name] for name in names if name != "memory"},
+    names = {field.name for field in fields(TrainArgs)} - {"device", "memory"}
+    args = TrainArgs(
+        **{name: value for name, value in given.items() if name in names and value is not None},
         memory=given["memory"] and parse_size(given["memory"]),
     )
     out = Path(given["out"])
@@ -201,7 +203,7 @@ def _run(given: dict[str, Any], tune: Any) -> None:
             _keep(given, out)
         outcome = tune(
             run=run,
-            wishes=wishes,
+            args=args,
             device=device,
             family=given["family"],
             mask=given["mask"],

@@ -69,6 +69,27 @@ def _config(data: Config) -> ModelConfig:
     )
 
 
+def gpt2_ml_config(
+    *, vocab_size: int, num_layers: int, hidden_size: int, positions: int, head_dim: int = 64, dropout: float = 0.0
+) -> ModelConfig:
+    """Return the configuration of a GPT2_ML network of another size; the feed-forward is four times as wide.
+
+    Raises ConfigError if sizes do not fit.
+    """
+    return _config(
+        {
+            "vocab_size": vocab_size,
+            "hidden_size": hidden_size,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": max(1, hidden_size // head_dim),
+            "intermediate_size": 4 * hidden_size,
+            "max_position_embeddings": positions,
+            "hidden_act": "gelu",
+            "hidden_dropout_prob": dropout,
+        }
+    )
+
+
 def _rows(config: ModelConfig) -> list[Row]:
     embedding = {
         "token": "word_embed",

@@ -1,24 +1,30 @@
-"""Training within the memory one has: optimizers, data and the loop.
+"""Training in the memory you have: optimizers, data and the loop behind `hanmo finetune` and `hanmo pretrain`.
 
-    fit(model, data, out=…, settings=Settings(…))    train a model that one made, on batches that one made
-    Settings                                         what a run is told
+    fit(model, data, out=…, settings=Settings(…))    train a model on batches
+    Settings, TrainArgs                              the arguments of a run (two names of one class)
 
-`hanmo finetune` and `hanmo pretrain` stand on these. Names are imported when they are first used.
+Names are imported when they are first used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hanmo.training.args import Settings
+    from hanmo.training.args import TrainArgs
+    from hanmo.training.args import TrainArgs as Settings
     from hanmo.training.loop import fit
 
-__all__ = ["Settings", "fit"]
+__all__ = ["Settings", "TrainArgs", "fit"]
 
-_HOMES = {"Settings": "hanmo.training.args", "fit": "hanmo.training.loop"}
+_HOMES = {
+    "Settings": ("hanmo.training.args", "TrainArgs"),
+    "TrainArgs": ("hanmo.training.args", "TrainArgs"),
+    "fit": ("hanmo.training.loop", "fit"),
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'hanmo.training' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_HOMES[name]), name)
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)

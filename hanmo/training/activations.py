@@ -1,77 +1,37 @@
-"""What a forward pass keeps for the backward pass, in bytes: an account of Hanmo's networks, tensor by tensor.
+"""What a training step keeps in memory, in bytes: an account of Hanmo's networks, tensor by tensor.
 
-Knows which tensors torch's operations keep (of a linear layer its input, of a norm its input and statistics …), on a
-CPU and on a GPU. Knows no weights, gradients or optimizers; imports no torch. `tests/training/test_memory.py` holds it
-against what `torch.autograd.graph.saved_tensors_hooks` sees.
+Knows the shape of every parameter, and which tensors torch's operations keep for the backward pass (of a linear layer
+its input, of a norm its input and statistics), on a CPU and on a GPU. Knows no gradients and no optimizers; imports no
+torch. `tests/training/test_memory.py` holds it against `torch.autograd.graph.saved_tensors_hooks`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from hanmo.config import ModelConfig, StackConfig
-from hanmo.errors import ConfigError
+from hanmo.training.args import TrainArgs
 
-__all__ = ["CHUNK_BYTES", "OPTIMIZERS", "PRECISIONS", "Account", "Choice"]
+__all__ = ["CHUNK_BYTES", "Account", "adapters", "shapes"]
 
-OPTIMIZERS = ("adamw", "muon", "adafactor-gpt2-ml", "adafactor-bert4keras")
-PRECISIONS = ("float32", "mixed", "bfloat16")
-CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}  # hanmo.training.loss's own, without its torch
-# Tensors an activation leaves, its output included, which the next layer keeps in any case; two where not named.
+Shapes = Iterator[tuple[str, tuple[int, ...]]]
+
+CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}  # as in hanmo.training.loss, which imports torch
+# Tensors that an activation function keeps, its output included, which the next layer keeps anyway; else two.
 _LEAVES = {"relu": 1, "tanh": 1, "sigmoid": 1, "linear": 1, "softsign": 3}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What decides how much memory a step takes.
-
-    precision: "float32"; "mixed", float32 weights that compute in bfloat16; "bfloat16" weights.
-    in_backward: each gradient is applied and freed at once.   recompute: blocks run again in the backward pass.
-    sequence: tokens of a row, of source and target each where there are two.   batch: rows at once.
-    average: a moving average of the weights is kept.   lora: rank of adapters on the blocks' linear layers; None
-    trains all weights.   device: "cpu" or "cuda".
-    Raises ConfigError for a value that there is not.
-    """
-
-    optimizer: str = "adafactor-gpt2-ml"
-    precision: str = "float32"
-    in_backward: bool = True
-    recompute: bool = True
-    sequence: int = 1024
-    batch: int = 1
-    average: bool = False
-    lora: int | None = None
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        for name, choices in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS), ("device", tuple(CHUNK_BYTES))):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
-        for name in ("sequence", "batch", "lora"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; expected 1 or more")
-
-    def __str__(self) -> str:
-        update = "update in backward" if self.in_backward else "whole gradients"
-        again = "recomputation" if self.recompute else "no recomputation"
-        lora = f", LoRA of rank {self.lora}" if self.lora else ""
-        return (
-            f"{self.optimizer}{lora}, {self.precision}, {update}, {again}, sequence {self.sequence:,}, "
-            f"batch {self.batch:,}"
-        )
-
-
 class Account:
-    """Bytes that a model's parts keep under a choice.
+    """Bytes that a model's parts keep for the backward pass.
 
-    A tensor that two operations keep is counted once, where the second is named; small tables are left out.
+    A tensor that two operations keep is counted once, at the second of them; small tables are left out.
     """
 
-    def __init__(self, config: ModelConfig, choice: Choice) -> None:
+    def __init__(self, config: ModelConfig, choice: TrainArgs) -> None:
         self.config, self.choice = config, choice
-        self.tokens = choice.batch * choice.sequence
-        self.act = 4 if choice.precision == "float32" else 2  # bytes of what a matrix reads and gives
-        self.stream = 2 if choice.precision == "bfloat16" else 4  # bytes of the sums between sub-layers
-        self.rows = CHUNK_BYTES[choice.device] // (4 * config.vocab_size)  # that the loss scores at once
+        self.batch = choice.rows_at_once
+        self.tokens = self.batch * choice.sequence
+        self.act = 4 if choice.precision == "float32" else 2  # bytes an element, of inputs and outputs of linear layers
+        self.stream = 2 if choice.precision == "bfloat16" else 4  # and of the residual stream
+        self.rows = CHUNK_BYTES[choice.device] // (4 * config.vocab_size)  # of logits that the loss computes at once
         self.chunked = self.tokens > self.rows
         self.mixed, self.cpu = choice.precision == "mixed", choice.device == "cpu"
 
@@ -88,7 +48,7 @@ class Account:
         return total
 
     def boundary(self, stack: StackConfig) -> int:
-        """Bytes of what goes from one block to the next."""
+        """Bytes that pass from one block to the next."""
         scores = self._scores(stack) * self.act if stack.score_residual != "none" else 0
         return self.hidden(stack) + scores
 
@@ -109,9 +69,9 @@ class Account:
         return total
 
     def transient(self) -> tuple[int, int]:
-        """Bytes that one block's backward pass takes, the block itself included if it is run again.
+        """Bytes that one block's backward pass adds, with the block's activations if they are recomputed.
 
-        Returns the most of them, and those while its first matrix is updated, when what that has read is free again.
+        Returns the maximum, and the bytes left when the block's first matrix is updated.
         """
         found = (0, 0)
         for stack in (self.config.encoder, self.config.decoder):
@@ -122,13 +82,13 @@ class Account:
             freed = last.post * self._norm(stack, stack.hidden_size) + self._dropped(
                 stack.dropout, stack.hidden_size, self.act
             )
-            inner = self.tokens * stack.feed_forward * self.act  # the gradient of what the activation gives
+            inner = self.tokens * stack.feed_forward * self.act  # gradient of the activation's output
             through = 0 if self._fused(stack) else 2 * 4 * self._scores(stack) - self._feed_forward(stack)
             found = max(found, (again + max(inner - freed, through), again - freed))
         return found
 
     def loss(self) -> tuple[int, int]:
-        """Bytes that the loss keeps, and what its backward pass takes on top of that while one chunk is scored."""
+        """Bytes that the loss keeps, and bytes that its backward pass adds while one chunk is computed."""
         config, stack = self.config, self.config.main
         rows = min(self.rows, self.tokens)
         scores = rows * config.vocab_size * 4
@@ -151,7 +111,7 @@ class Account:
         return total + (self._read(width, 1) if width != stack.hidden_size else 0)
 
     def _shared(self, stack: StackConfig) -> int:
-        """Bytes of the tables of positions that all blocks read."""
+        """Bytes of the position tables that all blocks share."""
         square = self.choice.sequence**2
         if stack.position == "relative":
             return square * 8
@@ -167,12 +127,12 @@ class Account:
         return self.tokens * (width * 4 * (2 if stack.norm_scale else 1) + 4)
 
     def _read(self, width: int, layers: int) -> int:
-        """Bytes that linear layers keep of the input they share; autocast converts it for each of them."""
+        """Bytes that linear layers keep of a shared input; autocast converts it once a layer."""
         adapted = self.mixed and self.choice.lora is not None
         return self.tokens * width * self.act * (layers * (2 if adapted else 1) if self.mixed else 1)
 
     def _dropped(self, rate: float, width: int, each: int) -> int:
-        # A CPU keeps what dropout multiplies by as numbers, a GPU as a mask.
+        # The CPU kernel keeps a tensor of factors, the GPU kernel a mask.
         return self.tokens * width * (each if self.cpu else 1) if rate else 0
 
     def _feed_forward(self, stack: StackConfig) -> int:
@@ -186,13 +146,13 @@ class Account:
         return self.tokens * layers * (self.choice.lora or 0) * self.act
 
     def _scores(self, stack: StackConfig) -> int:
-        return self.choice.batch * stack.num_heads * self.choice.sequence**2
+        return self.batch * stack.num_heads * self.choice.sequence**2
 
     def _biased(self, stack: StackConfig, *, cross: bool) -> bool:
         return stack.position == "buckets" and (not cross or stack.cross_positions)
 
     def _fused(self, stack: StackConfig, *, cross: bool = False) -> bool:
-        """Tell whether attention runs without keeping its scores; a CPU's kernel knows no dropout and no bias."""
+        """Whether attention keeps no scores; the CPU kernel supports neither dropout nor a bias."""
         if stack.score_residual != "none" or (stack.position == "relative" and not cross):
             return False
         return not self.cpu or not (self._biased(stack, cross=cross) or stack.attention_dropout)
@@ -202,7 +162,7 @@ class Account:
         read = self._read(stack.hidden_size, 1 if cross else 3) + self._adapters(4)
         if cross and self.mixed:
             read += self._read(stack.hidden_size, 2)
-        scores, pairs = self._scores(stack), self.choice.batch * self.choice.sequence**2
+        scores, pairs = self._scores(stack), self.batch * self.choice.sequence**2
         given = self.tokens * values * self.act  # the output layer's input
         relative = stack.position == "relative" and not cross
         dropped = stack.attention_dropout > 0
@@ -219,3 +179,98 @@ class Account:
         masked = (stack.mask == "prefix" and not cross) or biased
         mask = pairs * (stack.num_heads if biased else 1) * self.act if masked else 0
         return read + self.tokens * ((2 * keys + values) * self.act + 4 * stack.num_heads) + given + mask
+
+
+def shapes(config: ModelConfig) -> Shapes:
+    """Yield name and shape of every parameter of `hanmo.model.Model`."""
+    main = config.main
+    yield "token.weight", (config.vocab_size, main.embedding_size)
+    for side, stack in (("encoder", config.encoder), ("decoder", config.decoder)):
+        if stack is not None:
+            yield from _stack(f"{side}.", stack)
+    narrow = main.embedding_size
+    if config.output == "mlm":
+        yield from _linear("output.dense", main.hidden_size, narrow)
+        yield from _norm("output.norm", main, narrow, plain=True)
+        yield "output.bias", (config.vocab_size,)
+    elif config.output == "lm" and narrow != main.hidden_size:
+        yield from _linear("output.project", main.hidden_size, narrow, bias=main.bias)
+    if config.output != "none" and not config.tied:
+        yield "output.weight", (config.vocab_size, narrow)
+    if config.pool != "none":
+        yield from _linear("pooler.dense", main.hidden_size, main.hidden_size)
+        if config.nsp:
+            yield from _linear("pooler.nsp", main.hidden_size, 2)
+    if config.discriminator:
+        yield from _linear("discriminator.dense", main.hidden_size, main.hidden_size)
+        yield from _linear("discriminator.output", main.hidden_size, 1)
+
+
+def adapters(whole: dict[str, tuple[int, ...]], rank: int) -> Shapes:
+    """Yield the two matrices that hanmo.training.lora adds to every linear layer of the blocks."""
+    for name, shape in whole.items():
+        if ".blocks." in name and len(shape) == 2 and "condition" not in name and ".hidden." not in name:
+            yield f"{name}.down", (rank, shape[1])
+            yield f"{name}.up", (shape[0], rank)
+
+
+def _stack(prefix: str, stack: StackConfig) -> Shapes:
+    hidden_size, narrow = stack.hidden_size, stack.embedding_size
+    if stack.position == "learned":
+        yield f"{prefix}embedding.position.weight", (stack.positions or 0, narrow)
+    if stack.segments and not stack.shared_segments:
+        yield f"{prefix}embedding.segment.weight", (stack.segments, narrow)
+    if stack.embedding_norm:
+        yield from _norm(f"{prefix}embedding.norm", stack, narrow)
+    if narrow != hidden_size:
+        yield from _linear(f"{prefix}embedding.project", narrow, hidden_size, bias=stack.bias)
+    for layer in range(1 if stack.shared_layers else stack.num_layers):
+        for sublayer in stack.order:
+            name = f"{prefix}blocks.{layer}.{sublayer.kind}"
+            for part, (inputs, outputs) in _linears(stack, sublayer.kind).items():
+                yield from _linear(f"{name}.{part}", inputs, outputs, bias=stack.bias)
+            for place in ("pre", "post"):
+                if getattr(sublayer, place):
+                    yield from _norm(f"{name}_{place}", stack, hidden_size)
+    if stack.position == "buckets":
+        yield f"{prefix}relative.weight", (stack.num_heads, stack.buckets)
+    if stack.final_norm:
+        yield from _norm(f"{prefix}norm", stack, hidden_size)
+
+
+def _linears(stack: StackConfig, kind: str) -> dict[str, tuple[int, int]]:
+    """Return the linear layers of a sub-layer: part → (inputs, outputs)."""
+    hidden_size, inner = stack.hidden_size, stack.feed_forward
+    if kind == "feed_forward":
+        gate = {"gate": (hidden_size, inner)} if stack.gated else {}
+        return {"input": (hidden_size, inner), **gate, "output": (inner, hidden_size)}
+    keys, values = stack.num_heads * stack.key_dim, stack.num_heads * stack.head_dim
+    return {
+        "query": (hidden_size, keys),
+        "key": (hidden_size, keys),
+        "value": (hidden_size, values),
+        "output": (values, hidden_size),
+    }
+
+
+def _linear(name: str, inputs: int, outputs: int, *, bias: bool = True) -> Shapes:
+    yield f"{name}.weight", (outputs, inputs)
+    if bias:
+        yield f"{name}.bias", (outputs,)
+
+
+def _norm(name: str, stack: StackConfig, hidden_size: int, *, plain: bool = False) -> Shapes:
+    """plain: a layer norm, whatever norms the stack has."""
+    scale, bias = plain or stack.norm_scale, plain or (stack.norm_bias and stack.norm == "layer")
+    if scale:
+        yield f"{name}.weight", (hidden_size,)
+    if bias:
+        yield f"{name}.bias", (hidden_size,)
+    if stack.condition:
+        features = stack.condition_hidden or stack.condition
+        if stack.condition_hidden:
+            yield f"{name}.hidden.weight", (stack.condition_hidden, stack.condition)
+        if scale:
+            yield f"{name}.condition_scale.weight", (hidden_size, features)
+        if bias:
+            yield f"{name}.condition_bias.weight", (hidden_size, features)

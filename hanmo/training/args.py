@@ -1,127 +1,156 @@
-"""What a training run is told, and what follows from it alone: the optimizer and the learning rate of each step.
+"""What a training run is told: one dataclass for the command line, the memory plan, the data and the loop.
 
-Knows numbers and parameters; knows no data and no loop.
+Knows names and ranges; imports no torch.
 """
 
-import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import InitVar, asdict, dataclass, fields, replace
 from typing import Any
 
-import torch
-from torch import nn
-from torch.optim import AdamW, Optimizer
-
 from hanmo.errors import ConfigError
-from hanmo.training.optim.adafactor import AdaFactor
-from hanmo.training.optim.muon import MuonWithAdamW
-from hanmo.training.optim.schedule import parameter_groups, warmup_cosine, warmup_linear
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "Settings", "make_optimizer", "multiplier", "scale_outputs"]
+__all__ = ["AUTO", "OPTIMIZERS", "PRECISIONS", "SCHEDULES", "TrainArgs"]
 
+AUTO: Any = "auto"  # leaves the value to whoever trains: `fit`, or `hanmo.finetune` by model, data and memory
 OPTIMIZERS = ("adamw", "muon", "adafactor-gpt2-ml", "adafactor-bert4keras")
 SCHEDULES = ("cosine", "linear", "constant")
-# What may differ when a run is resumed: none of these changes what a step does.
-_FREE = ("steps", "minutes", "early_stopping", "evaluate_every", "save_every", "log_every", "compile")
+PRECISIONS = ("float32", "mixed", "bfloat16")
+_CHOICES = {
+    "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS, "device": ("cpu", "cuda"),
+}  # fmt: skip
+_POSITIVE = (
+    "steps", "minutes", "epochs", "sequence", "batch", "accumulate", "lr", "clip", "average_every", "lora",
+    "early_stopping", "evaluate_every", "save_every", "log_every",
+)  # fmt: skip
+_LOOP = {  # what `fit` takes for AUTO
+    "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.1, "schedule": "cosine", "warmup": 200, "clip": 1.0,
+    "in_backward": False, "recompute": False, "evaluate_every": 1000, "save_every": 500, "log_every": 20,
+}  # fmt: skip
+# What a step depends on; a run is resumed with the same values of these.
+_OF_A_STEP = (
+    "optimizer", "lr", "betas", "weight_decay", "schedule", "warmup", "floor", "clip", "average", "average_every",
+    "accumulate", "in_backward", "recompute", "seed",
+)  # fmt: skip
+_PLANNED = ("optimizer", "precision", "in_backward", "recompute", "sequence", "batch", "average", "lora", "device")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Say how to train; give `steps`, or `minutes` for as many steps as fit.
+class TrainArgs:
+    """Arguments of a training run; `fit` needs `steps` or `minutes`, everything else has a default.
 
-    minutes: of the whole run, evaluations and saving included; the number of steps is fixed once the speed is known.
-    lr: the highest, after `warmup` steps.   floor: share of it at the end.   weight_decay: of matrices only.
-    clip: largest norm of the whole gradient, or None.   average: momentum of a moving average of the weights, taken
-    every `average_every` steps and tried at the end; 0 is off.
-    accumulate: parts that a batch is cut into, one after the other; the update is that of the whole batch.
-    in_backward: apply and free each gradient as soon as it exists (see optim/in_backward.py); needs clip=None.
-    recompute: compute each block again in backward instead of keeping what lies inside it.
-    early_stopping: evaluations in a row without a better score after which the run ends; None never does.
-    bfloat16: compute matrices in it (autocast), the weights staying float32; None does so on a GPU. Of weights that
-    are bfloat16 themselves it changes nothing.
+    steps: updates.   minutes: of the whole run, evaluations and saving included; the number of steps is fixed once the
+        speed is known.   epochs: passes over the data; `hanmo.finetune` makes steps of it, 3 epochs by default.
+    sequence: tokens of a row (of source and target each, where there are two).   batch: rows of an update.
+    accumulate: parts a batch is computed in, one after the other; the update is that of the whole batch.
+    held_out: share of the data for evaluation.   separator: token after every document; None takes the vocabulary's end
+        mark if it has one (not [SEP]).   document: what one document of a text file is: "file", "line", "paragraph".
+    pre_tokenize: as for `hanmo.load`.
+    lr: the highest rate, after `warmup` steps.   floor: share of it at the end.   weight_decay: of matrices only.
+    clip: largest norm of the whole gradient; None does not clip.
+    average: momentum of a moving average of the weights, updated every `average_every` steps and evaluated at the end;
+        0 is off.
+    precision: "float32"; "mixed", float32 weights that compute in bfloat16 (autocast); "bfloat16" weights. In `fit`
+        AUTO is "mixed" on a GPU.
+    in_backward: apply and free each gradient as soon as it exists (optim/in_backward.py); needs clip=None.
+    recompute: compute each block again in the backward pass instead of keeping its activations.
+    lora: rank of adapters that are trained instead of the weights; None trains all weights.
+    device: where the memory plan assumes the training to run, "cpu" or "cuda".   memory: bytes to stay within; None
+        takes what is free.   restore_slots: start from AdaFactor's moments in the checkpoint.
+    early_stopping: evaluations in a row without a better score after which the run ends; None never ends it.
+    bfloat16: the name of `precision` in version 0.1: True is "mixed", False "float32".
     Raises ConfigError for a value outside its range.
     """
 
     steps: int | None = None
     minutes: float | None = None
-    optimizer: str = "adamw"
-    lr: float = 1e-3
+    epochs: float | None = None
+    sequence: int = AUTO
+    batch: int = 1
+    accumulate: int = 1
+    held_out: float = 0.05
+    separator: str | None = None
+    document: str = "file"
+    pre_tokenize: bool | None = None
+    optimizer: str = AUTO
+    lr: float = AUTO
     betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.1
-    schedule: str = "cosine"
-    warmup: int = 200
+    weight_decay: float = AUTO
+    schedule: str = AUTO
+    warmup: int = AUTO
     floor: float = 0.0
-    clip: float | None = 1.0
+    clip: float | None = AUTO
     average: float = 0.0
     average_every: int = 8
-    accumulate: int = 1
-    in_backward: bool = False
-    recompute: bool = False
-    early_stopping: int | None = None
-    bfloat16: bool | None = None
+    precision: str = AUTO
+    in_backward: bool = AUTO
+    recompute: bool = AUTO
+    lora: int | None = None
+    device: str = "cpu"
+    memory: int | None = None
+    restore_slots: bool = False
     compile: bool = False
+    early_stopping: int | None = None
+    evaluate_every: int = AUTO
+    save_every: int = AUTO
+    log_every: int = AUTO
     seed: int = 0
-    evaluate_every: int = 1000
-    save_every: int = 500
-    log_every: int = 20
+    bfloat16: InitVar[bool | None] = None
 
-    def __post_init__(self) -> None:
-        if (self.steps is None) == (self.minutes is None):
+    def __post_init__(self, bfloat16: bool | None) -> None:
+        if bfloat16 is not None and self.precision == AUTO:
+            object.__setattr__(self, "precision", "mixed" if bfloat16 else "float32")
+        if self.steps is not None and self.minutes is not None:
             raise ConfigError(f"steps is {self.steps}, minutes is {self.minutes}; give one of them")
-        for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in choices:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in (AUTO, *choices):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
-        above = ("steps", "minutes", "lr", "clip", "accumulate", "early_stopping")
-        for name in (*above, "average_every", "evaluate_every", "save_every", "log_every"):
+        for name in _POSITIVE:
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value not in (None, AUTO) and not value > 0:
                 raise ConfigError(f"{name} is {value}; expected a number above 0")
-        if self.warmup < 0 or self.weight_decay < 0:
-            raise ConfigError(f"warmup is {self.warmup}, weight_decay is {self.weight_decay}; expected 0 or more")
+        for name in ("warmup", "weight_decay"):
+            value = getattr(self, name)
+            if value != AUTO and value < 0:
+                raise ConfigError(f"{name} is {value}; expected 0 or more")
         for name, share in (("floor", self.floor), ("average", self.average)):
             if not 0 <= share < 1:
                 raise ConfigError(f"{name} is {share}; expected 0 or more and less than 1")
 
-    def differences(self, other: dict[str, Any]) -> list[str]:
-        """Name what differs from another run's settings, of what must be equal to go on from it."""
-        own, default = asdict(self), {field.name: field.default for field in fields(self)}  # older runs name fewer
-        return [name for name in own if name not in _FREE and own[name] != other.get(name, default[name])]
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of a batch that are computed together."""
+        return -(-self.batch // self.accumulate)
 
+    @property
+    def uses_adafactor(self) -> bool:
+        """Whether the optimizer is one of the AdaFactors."""
+        return self.optimizer.startswith("adafactor")
 
-def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
-    """Make the optimizer that the settings name; weight decay leaves norms and biases out."""
-    if settings.optimizer == "muon":
-        return MuonWithAdamW(
-            [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad],
-            lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
+    def filled(self, **defaults: Any) -> "TrainArgs":
+        """Return the arguments with these values in place of AUTO."""
+        return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) == AUTO})
+
+    def for_loop(self) -> "TrainArgs":
+        """Return the arguments with `fit`'s defaults in place of AUTO."""
+        return self.filled(**_LOOP)
+
+    def choices(self) -> dict[str, Any]:
+        """Return what decides how much memory a step takes, as `hanmo plan --json` prints it."""
+        values = {name: getattr(self, name) for name in _PLANNED}
+        return values | {"batch": self.rows_at_once, "average": self.average > 0}
+
+    def describe(self) -> str:
+        """Return the choices in one line for people."""
+        update = "update in backward" if self.in_backward else "whole gradients"
+        again = "recomputation" if self.recompute else "no recomputation"
+        lora = f", LoRA of rank {self.lora}" if self.lora else ""
+        return (
+            f"{self.optimizer}{lora}, {self.precision}, {update}, {again}, sequence {self.sequence:,}, "
+            f"batch {self.rows_at_once:,}"
         )
-    groups = parameter_groups(model.named_parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    if settings.optimizer == "adamw":
-        on_gpu = groups[0]["params"][0].is_cuda
-        return AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True if on_gpu else None)
-    return AdaFactor(groups, settings.optimizer.removeprefix("adafactor-"), lr=settings.lr, seed=settings.seed)
 
-
-def multiplier(settings: Settings, step: int, total: int | None) -> float:
-    """Give the share of the learning rate for update `step`, which counts from 0.
-
-    total: updates of the whole run; None before it is known, when the rate rises or stays.
-    """
-    warmup = settings.warmup if total is None else min(settings.warmup, total)
-    if step + 1 < warmup or total is None or settings.schedule == "constant":
-        return min(1.0, (step + 1) / max(1, warmup))
-    if settings.schedule == "linear":
-        return settings.floor + (1 - settings.floor) * warmup_linear(step + 1, warmup=warmup, total=total + 1)
-    return warmup_cosine(step + 1, warmup=warmup, total=total + 1, floor=settings.floor)
-
-
-@torch.no_grad()
-def scale_outputs(model: nn.Module, num_layers: int) -> None:
-    """Shrink fresh output projections of attention and feed-forward by (2 num_layers)^-0.5, as GPT-2 does.
-
-    Then the sum of all sub-layers is about as large as one at the start, whatever the num_layers.
-    """
-    for name, parameter in model.named_parameters():
-        if name.endswith((".attention.output.weight", ".feed_forward.output.weight")):
-            parameter.mul_(1 / math.sqrt(2 * num_layers))
+    def differences(self, other: dict[str, Any]) -> list[str]:
+        """Return the names whose values must equal those of an earlier run to resume it, and do not."""
+        own, default = asdict(self), {field.name: field.default for field in fields(self)} | _LOOP
+        found = [name for name in _OF_A_STEP if own[name] != other.get(name, default[name])]
+        was_mixed = other["bfloat16"] if "bfloat16" in other else other.get("precision") == "mixed"  # the name in 0.1
+        return found if bool(was_mixed) == (self.precision == "mixed") else [*found, "precision"]

@@ -1,25 +1,27 @@
-"""Checkpoints of a training run: folders that are whole or not there.
+"""Checkpoints of a training run: complete folders, written under a temporary name and renamed.
 
     OUT/last-00001200/    a Hanmo folder: hanmo.json, model.safetensors, vocab.txt; and state.pt, for resuming
     OUT/best-00001000/    the same without state.pt
-    OUT/best              leads to it, where the system has symbolic links
+    OUT/best              a symbolic link to it, where the system has these
 
-A folder is written beside and renamed; only then are older ones deleted. Of a model that learns adapters alone only
-these are kept, in adapters.safetensors, with adapter_config.json, which names the base model.
-Where several processes train, the tensors of "last" are written by all of them (see sharded_checkpoints.py).
-Knows files; knows no loop.
+Older ones are deleted after the rename. Of a model with adapters only these are kept, in adapters.safetensors, with
+adapter_config.json, which names the base model. Of a module that is not a Hanmo model, "last" holds its parameters in
+model.safetensors, and "best" what the caller's `save` writes.
+If several processes train, all of them write the tensors of "last" (see sharded_checkpoints.py). Knows no loop.
 """
 
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from hanmo.checkpoint.load import as_tensor
 from hanmo.checkpoint.lock import exclusive
@@ -31,7 +33,7 @@ from hanmo.errors import CheckpointError, CorruptFile, HanmoError, MissingFile, 
 from hanmo.files import errors_as, open_file
 from hanmo.model import Model
 from hanmo.training import distributed, sharded_checkpoints
-from hanmo.training.lora import save_lora
+from hanmo.training.lora import has_lora, save_lora
 from hanmo.training.step import Updates
 
 __all__ = [
@@ -51,11 +53,11 @@ _OTHER = "; resume from another checkpoint"
 
 @dataclass
 class Place:
-    """Where a run is; all of it is in the checkpoint."""
+    """The position of a run; part of the checkpoint."""
 
     step: int = 0  # updates made
     epoch: int = 0  # of the next batch
-    batch: int = 0  # of the next batch, in its epoch
+    batch: int = 0  # its number in the epoch
     total: int | None = None  # updates of the whole run; None until the speed is known
     seconds: float = 0.0  # spent, over all processes
     tokens: int = 0  # read
@@ -67,29 +69,32 @@ class Place:
 
 
 class Checkpoints:
-    """The last and the best checkpoint of one run, under `out`."""
+    """The last and the best checkpoint of one run, under `out`; save: as for `fit`."""
 
-    def __init__(self, out: Path, updates: Updates, beside: list[Path]) -> None:
+    def __init__(
+        self, out: Path, updates: Updates, beside: list[Path], save: Callable[[Any, Path], object] | None = None
+    ) -> None:
         self._out, self._updates, self._model, self._beside = out, updates, updates.model, beside
+        self._save = save
 
     def save_best(self, step: int) -> None:
-        """Keep the weights as the best, for use."""
+        """Save the weights as the best."""
         model = sharded_checkpoints.gathered(self._model)
         if distributed.is_main():
-            save_checkpoint(self._out, "best", step, model, beside=self._beside)
+            save_checkpoint(self._out, "best", step, model, beside=self._beside, write=self._save)
 
     def forget_untrained(self) -> None:
-        """Delete the best checkpoint of a run that failed, if it is what the run began with and nothing else is."""
+        """Delete the best checkpoint of a failed run if it holds the initial weights and there is no other."""
         best, last = newest(self._out, "best"), newest(self._out, "last")
         if distributed.is_main() and best is not None and best.name == "best-00000000" and last is None:
             (self._out / "best").unlink(missing_ok=True)
             shutil.rmtree(best)
 
     def save_last(self, step: int, place: dict[str, Any]) -> None:
-        """Keep the weights and all else that going on needs; place: where the run is, numbers by name."""
+        """Save the weights and everything that resuming needs; place: the run's position, numbers by name."""
         updates = self._updates
         generators = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if updates.sum.is_cuda else [])]
-        state = {"place": place, "settings": asdict(updates.settings), "generators": generators}
+        state = {"place": place, "settings": asdict(updates.args), "generators": generators}
         if distributed.world() > 1:
             sharded_checkpoints.write(self._out / f"last-{step:08d}", updates, state, beside=self._beside)
             if distributed.is_main():
@@ -99,14 +104,14 @@ class Checkpoints:
         save_checkpoint(self._out, "last", step, self._model, state=state, beside=self._beside)
 
     def restore(self, folder: Path) -> dict[str, Any]:
-        """Put everything back as `save_last` found it; return the place.
+        """Restore what `save_last` saved; return the place.
 
-        Raises CheckpointError if the settings are others.
+        Raises CheckpointError if the run's arguments differ.
         """
         state, updates = read_state(folder), self._updates
-        with errors_as(CorruptFile, f"{folder} does not hold what training goes on from", advice=_OTHER):
-            if other := updates.settings.differences(state["settings"]):
-                was, now = state["settings"].get(other[0]), getattr(updates.settings, other[0])
+        with errors_as(CorruptFile, f"{folder} does not hold what training resumes from", advice=_OTHER):
+            if other := updates.args.differences(state["settings"]):
+                was, now = state["settings"].get(other[0]), getattr(updates.args, other[0])
                 raise CheckpointError(
                     f"{folder} was trained with {other[0]}={was}, now it is {now}; resume with the same"
                 )
@@ -115,7 +120,7 @@ class Checkpoints:
             else:
                 fill_from(self._model, folder)
                 sharded_checkpoints.restore(updates, state)
-            if len(generators := state["generators"]) and distributed.is_main():  # others keep theirs
+            if len(generators := state["generators"]) and distributed.is_main():  # the other processes keep theirs
                 torch.set_rng_state(generators[0])
                 if updates.sum.is_cuda and len(generators) > 1:
                     torch.cuda.set_rng_state(generators[1])
@@ -126,28 +131,36 @@ def save_checkpoint(
     out: Path,
     kind: str,
     step: int,
-    model: Model,
+    model: nn.Module,
     *,
     state: dict[str, Any] | None = None,
     beside: Iterable[Path] = (),
     keep: int = 1,
+    write: Callable[[Any, Path], object] | None = None,
 ) -> Path:
     """Write OUT/KIND-STEP and delete the older ones of this kind but `keep`.
 
     state: tensors, numbers, strings, lists and dicts.   beside: files to copy in, such as vocab.txt.
+    write: (model, folder) → writes the weights, instead of the format for the model's class.
     """
     folder = out / f"{kind}-{step:08d}"
     with atomic_folder(folder, overwrite=True) as made:
-        if all(parameter.requires_grad for parameter in model.parameters()):
+        if isinstance(model, Model) and write is None and not has_lora(model):
             save(model, made, tokenizer=list(beside))
         else:
-            save_lora(model, made / ADAPTERS)
+            if write is not None:
+                write(model, made)
+            elif has_lora(model):
+                save_lora(model, made / ADAPTERS)
+            else:
+                tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+                save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
             for file in beside:
                 shutil.copyfile(file, made / file.name)
         if state is not None:
             torch.save(state, made / "state.pt")
     if kind == "best":
-        with suppress(OSError):  # a system without symbolic links does without
+        with suppress(OSError):  # a system without symbolic links
             link = out / ".best.link"
             link.unlink(missing_ok=True)
             link.symlink_to(folder.name, target_is_directory=True)
@@ -157,15 +170,17 @@ def save_checkpoint(
 
 
 def newest(out: Path, kind: str) -> Path | None:
-    """Find the checkpoint of the highest step, or None."""
+    """Return the checkpoint of the highest step, or None."""
     found = _folders(out, kind)
     return found[-1] if found else None
 
 
 def recover(out: Path) -> None:
-    """Tidy what a process that was killed while saving has left: old folders back in place, unfinished ones away."""
+    """Clean up after a process that was killed while saving: restore old folders, delete unfinished ones."""
+    if not distributed.is_main():
+        return
     for path in sorted(out.glob(".*-*.*")):
-        # Within a folder that is being written, weights are written in the same way: hence names twice as long.
+        # Weights inside such a folder are staged too, hence names with two suffixes.
         if found := re.fullmatch(r"\.?\.((?:last|best)-\d{8})((?:\.[0-9a-f]{12}\.(?:old|partial))+)", path.name):
             place = out / found[1]
             if re.fullmatch(r"\.[0-9a-f]{12}\.old", found[2]) and not place.exists():
@@ -176,7 +191,7 @@ def recover(out: Path) -> None:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Have a run's folder to this run alone while the block runs. Raises DataError, naming the process that has it."""
+    """Hold the lock of a run's folder. Raises DataError, naming the process that holds it."""
     if not distributed.is_main():
         yield
         return
@@ -187,7 +202,7 @@ def locked(out: Path) -> Iterator[None]:
 
 @contextmanager
 def guarded(out: Path) -> Iterator[None]:
-    """Turn the ways in which torch and the system say that a file cannot be written into one CheckpointError."""
+    """Turn the errors of torch and the system for a file that cannot be written into a CheckpointError."""
     try:
         yield
     except HanmoError:
@@ -196,7 +211,7 @@ def guarded(out: Path) -> Iterator[None]:
         if not is_disk_full(error):
             raise
         last = newest(out, "last")
-        then = f"{last} is whole: free space and resume" if last else "nothing is saved yet: free space, begin again"
+        then = f"{last} is complete: free space and resume" if last else "nothing is saved yet: free space, begin again"
         raise CheckpointError(
             f"{out} could not be written to ({str(error).splitlines()[0]}): the disk is full, or forbids so large a "
             f"file; {then}"
@@ -204,7 +219,7 @@ def guarded(out: Path) -> Iterator[None]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Read state.pt, running no code from it.
+    """Read state.pt without running code from it.
 
     Raises MissingFile, and CorruptFile if it is damaged or holds more than tensors and numbers.
     """
@@ -219,10 +234,10 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def fill_from(model: Model, folder: Path) -> None:
-    """Copy a checkpoint's weights into a model, on whatever device it is and however it is cut.
+def fill_from(model: nn.Module, folder: Path) -> None:
+    """Copy a checkpoint's weights into a model on any device, sharded or not.
 
-    Raises TensorMismatch if names or shapes are not those of what the model learns.
+    Raises TensorMismatch if names or shapes are not those of the model's trained parameters.
     """
     path = folder / ADAPTERS
     ours = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

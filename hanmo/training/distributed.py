@@ -1,7 +1,7 @@
-"""Training in several processes: each keeps its share of every parameter (FSDP2), all read the same batches.
+"""Training in several processes: each keeps its shard of every parameter (FSDP2), all read the same batches.
 
-Also what an optimizer must know of tensors that are cut over processes (DTensor). Knows torch.distributed. Knows no
-data and no loop. In one process, every function here does the plain thing.
+Also what an optimizer needs of sharded tensors (DTensor). Knows torch.distributed; knows no data and no loop. In one
+process, every function here is the trivial one.
 """
 
 import os
@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
+from hanmo.errors import ConfigError
 from hanmo.model import Model
 
 __all__ = [
@@ -30,7 +31,6 @@ __all__ = [
     "started",
     "sum_over_processes",
     "sum_over_shards",
-    "whole",
     "world",
     "zeros",
 ]
@@ -38,9 +38,9 @@ __all__ = [
 
 @contextmanager
 def started(device: str | torch.device = "cpu") -> Iterator[torch.device]:
-    """Join the processes that torchrun started, and leave them at the end; give this one's device.
+    """Join the process group that torchrun started, and leave it at the end; yield this process's device.
 
-    Without torchrun nothing happens. NCCL joins GPUs, each process taking its own, and gloo CPUs.
+    Does nothing without torchrun. GPUs, one a process, use NCCL; CPUs use gloo.
     """
     device = torch.device(device)
     if "RANK" not in os.environ or dist.is_initialized():
@@ -52,31 +52,36 @@ def started(device: str | torch.device = "cpu") -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
-        dist.barrier()  # none takes its ends of the connections away while another still talks
+        dist.barrier()  # no process closes its connections while another still uses them
     finally:
         dist.destroy_process_group()
 
 
 def world() -> int:
-    """Give the number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Give this process's number, from 0."""
+    """Return this process's rank."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_main() -> bool:
-    """Say whether this process is the one that writes and speaks."""
+    """Whether this process writes files and messages."""
     return rank() == 0
 
 
-def share(model: Model) -> None:
-    """Cut every parameter over the processes, block by block; blocks are gathered when they are computed."""
+def share(model: nn.Module) -> None:
+    """Shard every parameter over the processes, block by block; blocks are gathered when they are computed.
+
+    Raises ConfigError for a module that is not a `hanmo.model.Model`.
+    """
     if world() == 1 or isinstance(model, FSDPModule):
         return
-    for parameter in model.parameters():  # those of checkpoints may lie the other way round, which FSDP cannot cut
+    if not isinstance(model, Model):
+        raise ConfigError(f"a {type(model).__name__} is trained in one process; several processes train a hanmo Model")
+    for parameter in model.parameters():  # those of checkpoints may be transposed views, which FSDP cannot shard
         parameter.data = parameter.data.contiguous()
     for stack in (model.encoder, model.decoder):
         for block in stack.blocks if stack is not None else ():
@@ -84,35 +89,29 @@ def share(model: Model) -> None:
     fully_shard(model)
 
 
-def settle(model: Model) -> None:
-    """Take parameters that a forward left gathered apart again, so that `named_parameters` gives shares."""
+def settle(model: nn.Module) -> None:
+    """Free parameters that a forward pass left gathered, so that `named_parameters` gives shards."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Give all of a tensor that may be cut over processes; all of them must ask."""
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 @torch.no_grad()
 def fill(target: Tensor, values: Tensor) -> None:
-    """Copy a whole tensor into one that may be cut over processes; each has the values and keeps its share."""
+    """Copy a full tensor, which every process has, into one that may be sharded."""
     if isinstance(target, DTensor):
         values = distribute_tensor(values.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
     target.copy_(values)
 
 
 def sum_over_processes(number: Tensor) -> Tensor:
-    """Add up a tensor over the processes; all get the sum."""
+    """Sum a tensor over the processes, in place; all get the sum."""
     if world() > 1:
         dist.all_reduce(number)
     return number
 
 
 def agree(value: Any) -> Any:
-    """Give every process what the first one has."""
+    """Return the first process's value in every process."""
     if world() == 1:
         return value
     found = [value]
@@ -121,17 +120,17 @@ def agree(value: Any) -> Any:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Give the part of a tensor that lies in this process; writing to it writes to the tensor."""
+    """Return a tensor's shard in this process; writing to it writes to the tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def is_sharded(tensor: Tensor, axis: int | None = None) -> bool:
-    """Say whether a tensor is cut over processes along an axis, or along any if it is None."""
+    """Whether a tensor is sharded along an axis, or along any if it is None."""
     return isinstance(tensor, DTensor) and any(placement.is_shard(axis) for placement in tensor.placements)
 
 
 def shard_place(tensor: Tensor) -> tuple[int, ...]:
-    """Give this process's place among a tensor's shards; copies of the same shard give the same."""
+    """Return this process's position among a tensor's shards; replicas of a shard have the same."""
     if not isinstance(tensor, DTensor):
         return ()
     places = tensor.device_mesh.get_coordinate() or ()
@@ -139,7 +138,7 @@ def shard_place(tensor: Tensor) -> tuple[int, ...]:
 
 
 def sum_over_shards(tensor: Tensor, total: Tensor, *, axis: int | None = None) -> Tensor:
-    """Add up, in place, a total over the shards that cut `tensor` along an axis, or along any if it is None."""
+    """Sum a total, in place, over the shards of `tensor` along an axis, or along any if it is None."""
     if isinstance(tensor, DTensor):
         for dimension, placement in enumerate(tensor.placements):
             if placement.is_shard(axis):
@@ -148,7 +147,7 @@ def sum_over_shards(tensor: Tensor, total: Tensor, *, axis: int | None = None) -
 
 
 def zeros(tensor: Tensor, *, reduced: tuple[int, ...] = ()) -> Tensor:
-    """Make float32 zeros of a tensor's shape, 1 wide along the reduced axes and cut like it along the others."""
+    """Return float32 zeros shaped and sharded like a tensor, of size 1 along the reduced axes."""
     part = local(tensor)
     if reduced:
         shape = [1 if axis in reduced else size for axis, size in enumerate(part.shape)]

@@ -1,10 +1,13 @@
-"""What a run tells: a JSON-lines file for programs, a live line or plain lines for people.
+"""A run's log: JSON lines for programs, a progress bar or plain lines for people, a picture of its curves, TensorBoard.
 
-Knows records, dicts of numbers that carry a "step". Knows no model.
+Knows records, dicts of numbers that carry a "step". Knows no model. Matplotlib and TensorBoard are optional.
 """
 
 import json
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -13,19 +16,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from hanmo.checkpoint.staged import atomic_path
-from hanmo.errors import CorruptFile
+from hanmo.errors import CorruptFile, MissingExtra
 from hanmo.files import parse_json, read_bytes
 
-__all__ = ["Log", "read_log"]
+__all__ = ["Log", "draw_curves", "read_log", "tensorboard"]
 
 
 class Log:
-    """OUT/log.jsonl and the screen; used in a `with` block.
+    """OUT/log.jsonl and the screen, as a context manager.
 
     path: None writes no file.
-    after: step whose later records are dropped first, when a run is resumed there; None begins the file anew.
-    evaluated: last step evaluated then; an evaluation at `after` comes again if it is not this one.
-    console: where people look; None shows nothing.   every: seconds between plain lines where there is no terminal.
+    after: step whose later records are dropped first, when a run is resumed there; None starts a new file.
+    evaluated: step of the last evaluation then; an evaluation at `after` is repeated unless it is this one.
+    console: where messages go; None shows nothing.   every: seconds between plain lines without a terminal.
     """
 
     def __init__(
@@ -64,13 +67,13 @@ class Log:
             self._file.close()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record to the file; it is on its way to the disk when this returns."""
+        """Append a record to the file and flush it."""
         if self._file is not None:
             self._file.write(_line(record))
             self._file.flush()
 
     def progress(self, line: str, *, step: int, total: int | None) -> None:
-        """Show where the run is: a bar on a terminal, else a line every few seconds."""
+        """Show the position of the run: a bar on a terminal, else a line every few seconds."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, total=total, description=line)
         elif time.monotonic() - self._shown >= self._every:
@@ -78,13 +81,13 @@ class Log:
             self.say(line)
 
     def say(self, text: str) -> None:
-        """Show a text that stays."""
+        """Print a line that stays."""
         if self._console is not None:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Read the records of a log.jsonl; a last line without its end was being written, and is left out.
+    """Read the records of a log.jsonl; an unfinished last line is left out.
 
     Raises CorruptFile naming the line that is no record.
     """
@@ -97,12 +100,70 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def draw_curves(out: Path, *, unit: str) -> Path:
+    """Draw loss and evaluations of OUT/log.jsonl against steps into OUT/curves.png.
+
+    unit: key of the evaluations, such as "bits_per_character". Raises MissingExtra without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtra("curves.png needs matplotlib; install it with: pip install 'hanmo[plots]'") from None
+    records = read_log(out / "log.jsonl")
+    losses = [(record["step"], record["loss"]) for record in records if "loss" in record]
+    scores: dict[bool, list[tuple[int, float]]] = {False: [], True: []}
+    for record in records:
+        if "evaluation" in record:
+            scores[record["averaged"]].append((record["step"], record["evaluation"][unit]))
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    left = figure.subplots()
+    left.plot(*_columns(losses), color="tab:blue", linewidth=1)
+    left.set_xlabel("step")
+    left.set_ylabel("training loss, nats a token", color="tab:blue")
+    left.grid(alpha=0.3)
+    right = left.twinx()
+    right.plot(*_columns(scores[False]), color="tab:orange", marker="o", markersize=4)
+    if scores[True]:
+        right.plot(*_columns(scores[True]), color="tab:red", marker="*", linestyle="none", label="averaged weights")
+        right.legend(loc="upper right")
+    right.set_ylabel(f"held out, {unit.replace('_', ' ')}", color="tab:orange")
+    path = out / "curves.png"
+    with atomic_path(path) as made:
+        figure.savefig(made, format="png", dpi=120)
+    return path
+
+
+@contextmanager
+def tensorboard(out: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Yield a function that writes records for TensorBoard into OUT/tensorboard.
+
+    Raises MissingExtra if TensorBoard is not installed.
+    """
+    try:
+        board: Any = import_module("torch.utils.tensorboard")
+    except ImportError:
+        raise MissingExtra("TensorBoard is not installed; install it with: pip install tensorboard") from None
+    with board.SummaryWriter(out / "tensorboard") as writer:
+
+        def show(record: Mapping[str, Any]) -> None:
+            for name, value in record.get("evaluation", record).items():
+                if isinstance(value, int | float) and name not in ("step", "total", "higher_is_better"):
+                    tag = f"evaluation/{name}" if "evaluation" in record else name
+                    writer.add_scalar(tag, value, record["step"])
+
+        yield show
+
+
+def _columns(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    return [step for step, _ in points], [value for _, value in points]
+
+
 def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def _before(path: Path, after: int, evaluated: int) -> list[str]:
-    """Read the lines that a run which goes on after a step will not write again."""
+    """Return the lines that a run resumed after a step will not write again."""
     kept = []
     for record in read_log(path):
         again = "evaluation" in record and (record.get("averaged") or evaluated != after)

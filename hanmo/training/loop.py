@@ -1,10 +1,10 @@
-"""The training loop: batches in, better weights out, resumable to the bit.
+"""The training loop, resumable bit for bit.
 
-Knows batches, a loss and when to evaluate, save and stop; how a step is made stands in step.py. Knows no text and no
-command line. Data, loss, evaluation and samples are plain functions and iterators that others may replace.
+Knows batches, a loss and when to evaluate, save and stop; step.py makes the step. Knows no text and no command line.
+Data, loss, evaluation and samples are plain functions and iterators.
 
-    batch ─► step ─┬─ every `evaluate_every`: evaluate, keep the best; too long without a better one: stop
-                   └─ every `save_every`, at the end and at SIGTERM: keep the last
+    batch ─► step ─┬─ every `evaluate_every`: evaluate, save the best; stop after too many without a better one
+                   └─ every `save_every`, at the end and at SIGTERM: save the last
 """
 
 import math
@@ -21,33 +21,31 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 from torch.optim import Optimizer
 
-from hanmo.errors import CheckpointError, TrainingError
-from hanmo.model import Model
+from hanmo.errors import CheckpointError, ConfigError, TrainingError
 from hanmo.training import distributed
-from hanmo.training.args import Settings
+from hanmo.training.args import TrainArgs
 from hanmo.training.checkpoints import Checkpoints, Place, guarded, locked, newest, recover
 from hanmo.training.data.stream import Batches, Repeated, ahead, read
-from hanmo.training.device import peak_memory, reset_peak
 from hanmo.training.log import Log
 from hanmo.training.loss import next_token_loss
+from hanmo.training.memory import peak_memory, reset_peak
+from hanmo.training.score import score_of
 from hanmo.training.step import Loss, Updates
 
-__all__ = ["SCORE", "Outcome", "fit"]
+__all__ = ["Outcome", "fit"]
 
-SCORE = "bits_per_character"  # of what `evaluate` gives, or else "loss"; the lower the better
-_DIVERGED = 10  # updates left out in a row, after which the run ends
-_SETTLE, _MEASURE = 10, 40  # first steps of a process, which compile and warm up, and those that tell its speed
-
-Evaluate = Callable[[Model], Mapping[str, Any]]
+_DIVERGED = 10  # skipped updates in a row, after which the run ends
+_SETTLE, _MEASURE = 10, 40  # first steps of a process, which compile and warm up; steps that its speed is measured on
 
 
 @dataclass
 class Outcome:
     """How a run ended: best score, folder of the best weights, whether a signal stopped it.
 
-    peak: the most bytes that the process held while it trained, evaluations left out.
+    peak: the most bytes that the process held while it trained, without evaluations.
     """
 
     steps: int
@@ -59,44 +57,46 @@ class Outcome:
 
 
 def fit(
-    model: Model,
+    model: nn.Module,
     data: Batches | list[Any],
     *,
     out: str | Path,
-    settings: Settings,
+    settings: TrainArgs,
     loss: Loss = next_token_loss,
-    optimizer: Callable[[Model], Optimizer] | None = None,
-    evaluate: Evaluate | None = None,
-    sample: Callable[[Model], str] | None = None,
+    optimizer: Callable[[Any], Optimizer] | None = None,
+    evaluate: Callable[[Any], Mapping[str, Any]] | None = None,
+    sample: Callable[[Any], str] | None = None,
     watch: Callable[[Mapping[str, Any]], object] | None = None,
     beside: Iterable[Path] = (),
+    save: Callable[[Any, Path], object] | None = None,
     resume: bool = False,
     console: Console | None = None,
 ) -> Outcome:
-    """Train a model where it stands (CPU or GPU) and keep its last and best weights under `out`.
+    """Train a module on its device (CPU or GPU) and keep its last and best weights under `out`.
 
-    data: batches by epoch and step (see stream.py), or a list of batches, read again and again.
-    loss: (model, batch) → scalar mean over what `hanmo.training.data.stream.count_predicted` counts.
-    optimizer: model → what updates it, instead of the one that the settings name.
-    evaluate: model → record with "bits_per_character" or "loss", called before, every `evaluate_every` steps and after.
-    sample: model → text, called with it and written to OUT/samples.txt.
-    watch: called with each record of OUT/log.jsonl.   beside: files that belong into each checkpoint: vocab.txt.
-    resume: go on from the newest checkpoint under `out`, to the same losses; without one, begin.
-    torch's generators are seeded. SIGTERM and SIGINT end the run after the step in hand, saved. Where several processes
-    joined (see distributed.py) each takes its rows of every batch and keeps its share of the weights.
+    data: batches by epoch and step (see stream.py), or a list of batches, repeated.
+    loss: (model, batch) → scalar mean over the ids counted by `hanmo.training.data.stream.count_predicted`.
+    optimizer: model → its optimizer.
+    evaluate: model → record, called before, every `evaluate_every` steps and after; see `score_of` for its score.
+    sample: model → text, called at each evaluation and written to OUT/samples.txt.
+    watch: called with each record of OUT/log.jsonl.   beside: files to copy into each checkpoint: vocab.txt.
+    save: (model, folder) → writes the best weights into a folder, heads included, instead of the default format.
+    resume: continue from the newest checkpoint under `out`, with the same losses; without one, start.
+    torch's generators are seeded. SIGTERM and SIGINT end the run after the current step, saved. With several processes
+    (see distributed.py) each takes its rows of every batch and keeps its shard of the weights.
     Raises CheckpointError if `out` holds a run and resume is False, or a run with other settings, or the disk is full,
-    DataError while another process trains there, and TrainingError when ten updates in a row are not finite.
+    DataError while another process trains there, TrainingError when ten updates in a row are not finite.
     """
-    out = Path(out)
+    out, settings = Path(out), settings.for_loop()
     with locked(out):
         last = newest(out, "last")
         if last is not None and not resume:
             raise CheckpointError(f"{out} holds a run up to {last.name}; resume it, or give another folder")
-        if distributed.is_main():
-            recover(out)
+        recover(out)
         last = distributed.agree(newest(out, "last"))
         distributed.share(model)
-        run = _Run(out, settings, Updates(model, settings, loss, optimizer), evaluate, sample, watch, list(beside))
+        updates = Updates(model, settings, loss, optimizer)
+        run = _Run(out, settings, updates, Checkpoints(out, updates, list(beside), save), evaluate, sample, watch)
         torch.manual_seed(settings.seed + distributed.rank())
         if last is not None:
             run.restore(last)
@@ -120,34 +120,35 @@ def fit(
 
 
 class _Run:
-    """One run's parts; made by `fit`, which shows what happens in which order."""
+    """The state of one run; `fit` shows the order of events."""
 
     log: Log
 
     def __init__(
         self,
         out: Path,
-        settings: Settings,
+        settings: TrainArgs,
         updates: Updates,
-        evaluate: Evaluate | None,
-        sample: Callable[[Model], str] | None,
+        checkpoints: Checkpoints,
+        evaluate: Callable[[Any], Mapping[str, Any]] | None,
+        sample: Callable[[Any], str] | None,
         watch: Callable[[Mapping[str, Any]], object] | None,
-        beside: list[Path],
     ) -> None:
+        if (settings.steps is None) == (settings.minutes is None):
+            raise ConfigError(f"steps is {settings.steps}, minutes is {settings.minutes}; give one of them")
         self.settings, self.updates, self.model = settings, updates, updates.model
-        self.evaluate, self.sample, self.watch = evaluate, sample, watch
+        self.checkpoints, self.evaluate, self.sample, self.watch = checkpoints, evaluate, sample, watch
         self.samples = out / "samples.txt"
-        self.checkpoints = Checkpoints(out, updates, beside)
         self.at = Place(total=settings.steps)
         self.saved: int | None = None  # step of the last checkpoint
-        self.pauses = {"evaluate": 0.0, "save": 0.0}  # seconds that one of each takes
-        self.left_out = 0  # updates in a row whose gradient was not finite
-        self.pace = (0, 0.0)  # steps of this process after the first ones, and their seconds
+        self.pauses = {"evaluate": 0.0, "save": 0.0}  # seconds that each takes
+        self.left_out = 0  # updates skipped in a row
+        self.pace = (0, 0.0)  # steps of this process after the first _SETTLE, and their seconds
         self.shown = (0, 0.0)  # tokens and seconds at the last record
-        self.paused, self.peak = 0.0, 0  # seconds of evaluations and saves since then; bytes outside of them
+        self.paused, self.peak = 0.0, 0  # seconds of evaluations and saves since then; bytes without them
 
     def train(self, data: Batches, asked: list[int]) -> None:
-        """Run to the end, or until a signal was asked for; save."""
+        """Run to the end or until a signal; save."""
         at, settings = self.at, self.settings
         began = time.perf_counter() - at.seconds
         if at.step == 0 and at.measured < 0:
@@ -180,7 +181,7 @@ class _Run:
         self.save()
 
     def ended(self) -> bool:
-        """Say whether all steps are made, or nothing has got better for too long."""
+        """Whether all steps are done, or early stopping applies."""
         patience = self.settings.early_stopping
         if patience is not None and self.at.worse >= patience:
             self.log.say(f"step {self.at.step}: no better in {patience} evaluations, so the run ends here")
@@ -188,13 +189,13 @@ class _Run:
         return self.at.total is not None and self.at.step >= self.at.total
 
     def asked(self, asked: list[int]) -> bool:
-        """Say whether any process was asked to stop."""
+        """Whether any process received a signal."""
         if distributed.world() == 1:
             return bool(asked)
         return bool(distributed.sum_over_processes(torch.tensor(len(asked), device=self.updates.device)))
 
     def skip(self, norm: float) -> None:
-        """Count and tell an update whose gradient was not finite. Raises TrainingError at the tenth in a row."""
+        """Count and report an update whose gradient is not finite. Raises TrainingError at the tenth in a row."""
         if math.isfinite(norm):
             self.left_out = 0
             return
@@ -210,7 +211,7 @@ class _Run:
             )
 
     def plan(self, limit: float) -> None:
-        """Fix the number of steps so that the run ends after `limit` seconds; mend it where the speed has changed."""
+        """Set the number of steps so that the run ends after `limit` seconds; adjust it if the speed changes."""
         at, settings = self.at, self.settings
         if self.pace[0] < _MEASURE or (at.total is not None and at.step % settings.log_every):
             return
@@ -222,7 +223,7 @@ class _Run:
             self.log.say(f"step {at.step}: {each:.4f} s each with all pauses, so {at.total} steps in all")
 
     def record(self, norm: float) -> None:
-        """Write the mean loss since the last record, and the pace."""
+        """Write the mean loss and the speed since the last record."""
         at, updates = self.at, self.updates
         loss = float(updates.sum) / updates.count if updates.count else math.nan
         tokens, seconds = at.tokens - self.shown[0], at.seconds - self.shown[1] - self.paused
@@ -240,25 +241,25 @@ class _Run:
         updates.count, self.shown, self.paused = 0, (at.tokens, at.seconds), 0.0
 
     def remaining(self) -> str:
-        """Say how long the rest of the run takes, evaluations and saves included; nothing until the speed is known."""
+        """Return how long the rest of the run takes, with evaluations and saves; empty until the speed is known."""
         if self.pace[0] == 0 or self.at.total in (None, self.at.step):
             return ""
         return f"  {timedelta(seconds=round((self.at.total - self.at.step) * self.step_seconds()))} left"
 
     def step_seconds(self) -> float:
-        """Give the seconds of a step, with its share of evaluations and saves."""
+        """Return the seconds of a step, with its share of evaluations and saves."""
         steps, seconds = self.pace
         pauses, settings = self.pauses, self.settings
         return seconds / steps + pauses["evaluate"] / settings.evaluate_every + pauses["save"] / settings.save_every
 
     def tell(self, record: dict[str, Any]) -> None:
-        """Write a record, and show it to who watches."""
+        """Write a record and pass it to `watch`."""
         self.log.write(record)
         if self.watch is not None and distributed.is_main():
             self.watch(record)
 
     def measure(self, *, averaged: bool = False) -> None:
-        """Evaluate and write samples; keep the weights if they are the best so far."""
+        """Evaluate and write samples; save the weights if they are the best so far."""
         at, start, device = self.at, time.perf_counter(), self.updates.device
         at.measured = at.step
         self.peak = max(self.peak, peak_memory(device)) if at.step else 0
@@ -267,10 +268,10 @@ class _Run:
             found = distributed.agree(dict(self.evaluate(self.model)))
             distributed.settle(self.model)
             self.tell({"step": at.step, "evaluation": found, "averaged": averaged})
-            name = SCORE if SCORE in found else "loss"
+            name, higher = score_of(found)
             self.log.say(f"step {at.step}: {found[name]:.4f} {name.replace('_', ' ')}{words}")
             at.worse += 1
-            if at.best is None or found[name] < at.best:
+            if at.best is None or (found[name] > at.best if higher else found[name] < at.best):
                 at.best, at.worse = found[name], 0
                 self.checkpoints.save_best(at.step)
         if self.sample is not None:
@@ -284,7 +285,7 @@ class _Run:
         reset_peak(device)
 
     def finish(self) -> None:
-        """Evaluate the end, and the moving average beside it; without an evaluation the end is the best."""
+        """Evaluate the last weights, then their moving average; without an evaluation the last are the best."""
         average = self.updates.average
         if self.at.measured != self.at.step:
             self.measure()
@@ -295,7 +296,7 @@ class _Run:
             self.checkpoints.save_best(self.at.step)
 
     def save(self) -> None:
-        """Keep all that going on needs, in a new folder; older ones are deleted."""
+        """Save everything that resuming needs in a new folder; older ones are deleted."""
         if self.saved == self.at.step:
             return
         self.peak = max(self.peak, peak_memory(self.updates.device))
@@ -307,18 +308,18 @@ class _Run:
         self.paused += self.pauses["save"]
 
     def restore(self, folder: Path) -> None:
-        """Go back to where `save` was. Raises CheckpointError if the settings are others."""
+        """Restore what `save` saved. Raises CheckpointError if the settings differ."""
         self.at = Place(**self.checkpoints.restore(folder))
         self.at.total = self.settings.steps or self.at.total
         self.saved = self.at.step
         if self.at.samples is not None and self.samples.is_file() and distributed.is_main():
-            with self.samples.open("r+b") as file:  # what was written after the checkpoint comes again
+            with self.samples.open("r+b") as file:  # what follows the checkpoint is written again
                 file.truncate(self.at.samples)
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT in a list while the block runs; a second SIGINT interrupts as ever."""
+    """Collect SIGTERM and SIGINT in a list while the block runs; a second SIGINT interrupts as usual."""
     asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -1,9 +1,9 @@
-"""Low-rank adapters beside linear layers: added, merged, saved and loaded (arXiv 2106.09685).
+"""Low-rank adapters (LoRA, arXiv 2106.09685): added to linear layers, merged, saved and loaded.
 
 Knows a model's linear layers by their names; knows no optimizer and no loop. Adapters are float32 whatever the weights
-are, and compute in what their input has.
+are, and compute in the dtype of their input.
 
-    y = W x + b + alpha / rank · up (down x)        down: random; up: zeros, so that nothing changes at the start
+    y = W x + b + alpha / rank · up (down x)        down: random; up: zeros, so the initial output is unchanged
 """
 
 import json
@@ -27,6 +27,7 @@ __all__ = [
     "AdaptedLinear",
     "add_lora",
     "base_of",
+    "has_lora",
     "load_lora",
     "merge_lora",
     "name_base",
@@ -38,10 +39,10 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 class AdaptedLinear(nn.Linear):
-    """A linear layer with an adapter; `weight` and `bias` are the layer's own, frozen."""
+    """A linear layer with an adapter; `weight` and `bias` are those of the layer, frozen."""
 
     def __init__(self, linear: nn.Linear, *, rank: int, scale: float, dropout: float) -> None:
-        """Take over a layer's weights; the adapter is left unfilled."""
+        """Share a layer's weights; `down` is not initialised."""
         with torch.device("meta"):
             super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
         self.weight, self.bias = linear.weight, linear.bias
@@ -58,7 +59,7 @@ class AdaptedLinear(nn.Linear):
         return self.kind.forward(self, x) + self.scale * F.linear(inner, self.up.to(inner.dtype))
 
     def halves(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Give the adapter's matrices by name."""
+        """Yield the adapter's matrices by name."""
         yield from (("down", self.down), ("up", self.up))
 
     @torch.no_grad()
@@ -67,7 +68,7 @@ class AdaptedLinear(nn.Linear):
         self.weight.copy_(torch.addmm(self.weight.float(), self.up, self.down, alpha=self.scale))
 
     def plain(self) -> nn.Linear:
-        """Give the layer without its adapter."""
+        """Return the layer without its adapter."""
         with torch.device("meta"):
             plain = self.kind(self.in_features, self.out_features, bias=self.bias is not None)
         plain.weight, plain.bias = self.weight, self.bias
@@ -83,11 +84,11 @@ def add_lora(
     targets: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[str]:
-    """Put adapters beside linear layers and freeze all else; return the names of the layers.
+    """Add adapters to linear layers and freeze everything else; return the names of the layers.
 
     alpha: the adapters' output is multiplied by alpha / rank.   dropout: of the adapters' input, in training.
-    targets: parts of names as `model.named_parameters()` has them, such as "attention.query" or "decoder.blocks.0";
-    None means every linear layer of TARGETS.   seed: of the adapters' random half.
+    targets: parts of names in `model.named_parameters()`, such as "attention.query" or "decoder.blocks.0";
+    None means every linear layer of TARGETS.   seed: of the adapters' `down`.
     Raises ConfigError if the model has adapters, a target fits no linear layer, or a number is out of range.
     """
     if rank < 1 or not alpha > 0 or not 0 <= dropout < 1:
@@ -116,9 +117,9 @@ def add_lora(
 
 
 def merge_lora(model: Model) -> None:
-    """Add every adapter to its layer's weights and take it away; all parameters learn again.
+    """Add every adapter to its layer's weights and remove it; all parameters become trainable.
 
-    Sums are made in float32 and rounded to what the weights have. Raises ConfigError if there are no adapters.
+    Sums are float32, rounded to the weights' dtype. Raises ConfigError if there are no adapters.
     """
     for name, layer in _layers(model).items():
         layer.merge()
@@ -126,8 +127,8 @@ def merge_lora(model: Model) -> None:
     model.requires_grad_(True)
 
 
-def save_lora(model: Model, path: str | Path) -> Path:
-    """Write the adapters alone, as a safetensors file with rank, alpha, dropout and layers in its metadata.
+def save_lora(model: nn.Module, path: str | Path) -> Path:
+    """Write the adapters as a safetensors file with rank, alpha, dropout and layers in its metadata.
 
     Raises ConfigError if there are no adapters.
     """
@@ -147,10 +148,10 @@ def save_lora(model: Model, path: str | Path) -> Path:
 
 
 def load_lora(model: Model, path: str | Path) -> list[str]:
-    """Put the adapters of a file beside the layers it names; return the names of the layers.
+    """Add the adapters of a file to the layers it names; return the names of the layers.
 
-    Raises MissingFile, CorruptFile, CheckpointError for a file that holds no adapters, TensorMismatch for adapters of
-    another network, ConfigError as `add_lora`; the model then is as it was.
+    Raises MissingFile, CorruptFile, CheckpointError for a file without adapters, TensorMismatch for adapters of another
+    network, ConfigError as `add_lora`; the model is not changed then.
     """
     linears = _linears(model)
     with Safetensors(Path(path)) as file:
@@ -183,7 +184,7 @@ def load_lora(model: Model, path: str | Path) -> list[str]:
 
 
 def name_base(folder: Path, base: Path, **options: str | Path | None) -> Path:
-    """Write FOLDER/adapter_config.json: the model that adapters belong to, under PEFT's key, and how to load it.
+    """Write FOLDER/adapter_config.json: the adapters' base model, under PEFT's key, and how to load it.
 
     options: of `hanmo.load` (config, family, mask); None leaves one out.
     """
@@ -196,7 +197,7 @@ def name_base(folder: Path, base: Path, **options: str | Path | None) -> Path:
 
 
 def base_of(adapters: Path) -> tuple[Path, dict[str, str]]:
-    """Read where the base model of a file of adapters lies, and the options of `hanmo.load` for it.
+    """Return the path of the base model of a file of adapters, and the options of `hanmo.load` for it.
 
     Raises MissingFile if the adapter_config.json beside it is missing, CheckpointError if it names no model.
     """
@@ -211,6 +212,11 @@ def base_of(adapters: Path) -> tuple[Path, dict[str, str]]:
     if not isinstance(base, str) or not all(isinstance(value, str) for value in told.values()):
         raise CheckpointError(f"{path} names no model under base_model_name_or_path; write its path there")
     return Path(base), {name: told[name] for name in ("config", "family", "mask") if name in told}
+
+
+def has_lora(model: nn.Module) -> bool:
+    """Whether a model has adapters."""
+    return bool(_adapted(model))
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Linear]:

@@ -1,39 +1,43 @@
-"""How much memory training takes, known before it starts: bytes by what they hold, from the configuration alone.
+"""How much memory training takes, computed from the configuration before anything is loaded; and what a device has.
 
-Knows the shape of every parameter, and which tensors Hanmo's networks, loss and optimizers keep, and for how long;
-imports no torch. Tests hold the figures against what torch really keeps.
+    static       weights ─ gradients (unless they are applied in backward) ─ optimizer state
+    activations  what the forward pass keeps for the backward pass; with recomputation the input of each block only
+    transient    the largest of: a chunk of the loss, one block's backward pass, the last gradient and its update
 
-    static       weights ─ gradients (whole ones only) ─ state of the optimizer
-    activations  what the forward pass leaves for the backward pass; with recomputation the input of each block only
-    transient      the largest of: a chunk of the loss, one block's backward pass, the last gradient and its update
+Importing it imports no torch. Tests compare the figures with what torch allocates.
 """
 
 import ctypes
+import os
 import re
-from collections.abc import Iterator
+import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from hanmo.config import ModelConfig, StackConfig
+from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MemoryPlanError
-from hanmo.training.activations import OPTIMIZERS, PRECISIONS, Account, Choice
+from hanmo.training.activations import Account, adapters, shapes
+from hanmo.training.args import AUTO, PRECISIONS, TrainArgs
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
-    "OPTIMIZERS",
-    "PRECISIONS",
-    "Choice",
     "Memory",
-    "adapters",
     "choose",
+    "free_memory",
     "gib",
+    "held_memory",
     "largest_batch",
     "parse_size",
+    "peak_memory",
     "plan",
     "refuse_unless_fits",
+    "reset_peak",
     "return_freed_memory",
-    "shapes",
     "table",
 ]
 
@@ -45,12 +49,13 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes that a choice takes, above those of the interpreter and its libraries.
+    """Bytes that training takes, above those of the interpreter and its libraries.
 
-    transient: on top of all others at the worst moment.   peak: the most at any moment of a step without accumulation.
+    choice: the arguments that were planned, those that memory depends on all set.
+    transient: added to all others at the worst moment.   peak: maximum during a step without accumulation.
     """
 
-    choice: Choice
+    choice: TrainArgs
     weights: int
     gradients: int
     optimizer: int
@@ -60,25 +65,31 @@ class Memory:
 
     @property
     def static(self) -> int:
-        """Bytes that do not depend on sequence and batch."""
+        """Bytes that depend on neither sequence nor batch."""
         return self.weights + self.gradients + self.optimizer
 
     @property
     def needed(self) -> int:
-        """Bytes that must be there.
+        """Bytes that must be available.
 
-        More than `peak` where whole gradients grow while activations shrink: with accumulation both are there at
-        once, and without it what is freed lies in pieces.
+        More than `peak` with whole gradients, which grow while activations shrink: with accumulation both exist at
+        once, and without it the freed memory is fragmented.
         """
         return max(self.peak, self.static + self.activations + self.transient)
 
     def as_dict(self) -> dict[str, Any]:
-        """Give everything in the types that JSON has."""
-        return {"choice": asdict(self.choice), **{name: getattr(self, name) for name in _PARTS}}
+        """Return all values as JSON types."""
+        return {"choice": self.choice.choices(), **{name: getattr(self, name) for name in _PARTS}}
 
 
-def plan(config: ModelConfig, choice: Choice) -> Memory:
-    """Compute the memory of one training step from the configuration."""
+def plan(config: ModelConfig, choice: TrainArgs) -> Memory:
+    """Compute the memory of one training step.
+
+    AUTO is taken as AdaFactor, float32, update in backward, recomputation and a sequence of 1,024.
+    """
+    choice = choice.filled(
+        optimizer="adafactor-gpt2-ml", precision="float32", in_backward=True, recompute=True, sequence=1024
+    )
     whole = dict(shapes(config))
     bytes_each = 2 if choice.precision == "bfloat16" else 4
     weights = sum(map(prod, whole.values())) * bytes_each
@@ -99,8 +110,8 @@ def plan(config: ModelConfig, choice: Choice) -> Memory:
     kept = network + scores_kept
     inside = max((prod(shape) for name, shape in trained.items() if ".blocks." in name), default=0)
     token = prod(trained.get("token.weight", (0,)))
-    # The gradient of a tied embedding is held from the loss on, until the embedding's own is added. Two gradients are
-    # added into a third; the output's likewise over the chunks of the loss.
+    # A tied embedding's gradient from the loss is held until the embedding adds its own; the sum of two gradients is a
+    # third tensor, likewise over the chunks of the loss.
     tied = token * bytes_each if config.tied and config.output != "none" else 0
     head = tied or prod(trained.get("output.weight", (0,))) * bytes_each
     gradients = 0 if choice.in_backward else numbers * bytes_each
@@ -129,24 +140,19 @@ def plan(config: ModelConfig, choice: Choice) -> Memory:
     )
 
 
-def choose(
-    config: ModelConfig,
-    base: Choice,
-    available: int,
-    *,
-    precision: str | None = None,
-    recompute: bool | None = None,
-) -> Memory:
+def choose(config: ModelConfig, args: TrainArgs, available: int, *, first: str = "float32") -> Memory:
     """Plan the fastest way to train that fits into `available` bytes, or the smallest one if none does.
 
-    First without recomputation, then with it, then both with bfloat16 weights, which only AdaFactor rounds so that
-    small updates count. base: all that is fixed, and the precision to try first.   precision, recompute: fix these too.
+    Tried in this order: no recomputation, recomputation, then both with bfloat16 weights, which need AdaFactor's
+    stochastic rounding.   first: the precision to try first. What `args` sets stays as it is.
     """
-    halves = ("bfloat16",) if base.optimizer.startswith("adafactor") and base.precision != "bfloat16" else ()
+    precisions = [args.precision]
+    if args.precision == AUTO:
+        precisions = [first, "bfloat16"] if args.uses_adafactor and first != "bfloat16" else [first]
     plans = [
-        plan(config, replace(base, precision=kind, recompute=again))
-        for kind in ((precision,) if precision else (base.precision, *halves))
-        for again in ((False, True) if recompute is None else (recompute,))
+        plan(config, replace(args, precision=precision, recompute=recompute))
+        for precision in precisions
+        for recompute in ((False, True) if args.recompute == AUTO else (args.recompute,))
     ]
     for limit in (_HEADROOM * available, available):
         for found in plans:
@@ -155,13 +161,12 @@ def choose(
     return min(plans, key=lambda found: found.needed)
 
 
-def table(config: ModelConfig, base: Choice) -> list[Memory]:
-    """Plan every way of training at the sequence, batch and device of `base`; the ones to take first stand first."""
-    optimizers = ("adafactor-gpt2-ml", "adamw")
+def table(config: ModelConfig, base: TrainArgs) -> list[Memory]:
+    """Plan every way of training at the sequence, batch and device of `base`; the best ones come first."""
     switches = (False, True)
     return [
         plan(config, replace(base, optimizer=name, precision=precision, recompute=recompute, in_backward=in_backward))
-        for name in optimizers
+        for name in ("adafactor-gpt2-ml", "adamw")
         for precision in PRECISIONS
         if precision != "mixed" or base.device != "cpu"
         for recompute in switches
@@ -169,7 +174,7 @@ def table(config: ModelConfig, base: Choice) -> list[Memory]:
     ]
 
 
-def largest_batch(config: ModelConfig, choice: Choice, available: int) -> int:
+def largest_batch(config: ModelConfig, choice: TrainArgs, available: int) -> int:
     """Find the largest batch with which a choice fits; 0 if none does."""
     low, high = 0, 1
     while plan(config, replace(choice, batch=high)).needed <= available:
@@ -182,38 +187,38 @@ def largest_batch(config: ModelConfig, choice: Choice, available: int) -> int:
 
 
 def return_freed_memory() -> None:
-    """Have the C library return blocks of a MiB or more to the system when they are freed; for training on a CPU.
+    """Make glibc return freed blocks of 1 MiB or more to the system; for training on a CPU.
 
-    Without it glibc learns to keep blocks of up to 32 MiB in a heap that fragments, half a GiB of them at
-    hidden_size 1,536 and 1,024 tokens. Does nothing where there is no glibc.
+    By default glibc raises the threshold to 32 MiB and its heap fragments: half a GiB at hidden_size 1,536 and 1,024
+    tokens. Does nothing with another C library.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD of malloc.h
 
 
 def refuse_unless_fits(memory: Memory, available: int) -> None:
-    """Raise MemoryPlanError, with all numbers and what to change, if a plan needs more than `available` bytes."""
+    """Raise MemoryPlanError, with the figures and what to change, if a plan needs more than `available` bytes."""
     if memory.needed <= available:
         return
     choice = memory.choice
     changes = [
         *([] if choice.in_backward else ["apply gradients in the backward pass"]),
         *([] if choice.recompute else ["recompute blocks"]),
-        *(["take AdaFactor"] if not choice.optimizer.startswith("adafactor") else []),
+        *(["take AdaFactor"] if not choice.uses_adafactor else []),
         *([] if choice.precision == "bfloat16" else ["take bfloat16 weights"]),
         *(["train adapters only (LoRA)"] if choice.lora is None else []),
         "shorten the sequence",
-        *(["make the batch smaller"] if choice.batch > 1 else []),
+        *(["make the batch smaller"] if choice.rows_at_once > 1 else []),
     ]
     raise MemoryPlanError(
-        f"training needs {gib(memory.needed)} and {gib(available)} are there ({choice}): weights "
+        f"training needs {gib(memory.needed)} and {gib(available)} are there ({choice.describe()}): weights "
         f"{gib(memory.weights)}, gradients {gib(memory.gradients)}, optimizer {gib(memory.optimizer)}, activations "
         f"{gib(memory.activations)}, transient {gib(memory.transient)}; {', or '.join(changes)}"
     )
 
 
 def parse_size(text: str) -> int:
-    """Read a size of memory in bytes: "22GiB" (2^30 each), "22GB" or "22G" (10^9 each), or a plain number.
+    """Parse a memory size into bytes: "22GiB" (2^30 each), "22GB" or "22G" (10^9 each), or a plain number.
 
     Raises ConfigError for anything else, and for sizes below 1.
     """
@@ -225,12 +230,12 @@ def parse_size(text: str) -> int:
 
 
 def gib(size: int) -> str:
-    """Write bytes as GiB, with two decimals, or as MiB below one of them."""
+    """Format bytes as GiB with two decimals, or as MiB below 1 GiB."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def _state(optimizer: str, name: str, shape: tuple[int, ...], bytes_each: int) -> int:
-    """Bytes that an optimizer remembers of one parameter; torch's keep them in the parameter's precision."""
+    """Bytes of an optimizer's state for one parameter; torch's optimizers keep it in the parameter's precision."""
     if optimizer.startswith("adafactor"):
         factored = len(shape) == 2 and min(shape) >= (128 if optimizer.endswith("bert4keras") else 1)
         return 4 * (sum(shape) if factored else prod(shape))
@@ -238,107 +243,69 @@ def _state(optimizer: str, name: str, shape: tuple[int, ...], bytes_each: int) -
     return moments * prod(shape) * bytes_each
 
 
-def _update(choice: Choice, numbers: int, bytes_each: int) -> int:
-    """Bytes of the temporaries while one parameter of so many numbers is updated."""
-    if choice.optimizer.startswith("adafactor"):
+def _update(choice: TrainArgs, numbers: int, bytes_each: int) -> int:
+    """Bytes of temporaries while a parameter of `numbers` elements is updated."""
+    if choice.uses_adafactor:
         return (3 if bytes_each == 4 else 5) * 4 * min(numbers, _BLOCK) if choice.device == "cpu" else 0
     if choice.optimizer == "muon":
         return 10 * numbers
     return 3 * numbers * bytes_each if choice.device == "cpu" else 0
 
 
-def shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Give every parameter of a model by name, in the shape that `hanmo.model.Model` gives it."""
-    main = config.main
-    yield "token.weight", (config.vocab_size, main.embedding_size)
-    for side, stack in (("encoder", config.encoder), ("decoder", config.decoder)):
-        if stack is not None:
-            yield from _stack(f"{side}.", stack)
-    narrow = main.embedding_size
-    if config.output == "mlm":
-        yield from _linear("output.dense", main.hidden_size, narrow)
-        yield from _norm("output.norm", main, narrow, plain=True)
-        yield "output.bias", (config.vocab_size,)
-    elif config.output == "lm" and narrow != main.hidden_size:
-        yield from _linear("output.project", main.hidden_size, narrow, bias=main.bias)
-    if config.output != "none" and not config.tied:
-        yield "output.weight", (config.vocab_size, narrow)
-    if config.pool != "none":
-        yield from _linear("pooler.dense", main.hidden_size, main.hidden_size)
-        if config.nsp:
-            yield from _linear("pooler.nsp", main.hidden_size, 2)
-    if config.discriminator:
-        yield from _linear("discriminator.dense", main.hidden_size, main.hidden_size)
-        yield from _linear("discriminator.output", main.hidden_size, 1)
+def free_memory(device: "torch.device") -> int:
+    """Return the bytes still free on the GPU, or for this process in the machine and its control group."""
+    if device.type == "cuda":
+        return int(_cuda().mem_get_info(device)[0])
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if hasattr(os, "sysconf") else [sys.maxsize]
+    facts = Path("/proc/meminfo")
+    if facts.is_file():
+        found += [int(line.split()[1]) << 10 for line in facts.read_text().splitlines() if "MemAvailable" in line]
+    limit, used = (Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current"))
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
+        found.append(max(0, int(text) - int(used.read_text())))
+    return min(found)
 
 
-def adapters(whole: dict[str, tuple[int, ...]], rank: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Give the two matrices that hanmo.training.lora puts beside every linear layer of the blocks."""
-    for name, shape in whole.items():
-        if ".blocks." in name and len(shape) == 2 and "condition" not in name and ".hidden." not in name:
-            yield f"{name}.down", (rank, shape[1])
-            yield f"{name}.up", (shape[0], rank)
+def held_memory(device: "torch.device") -> int:
+    """Return the bytes that this process holds now: allocated on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return int(_cuda().memory_allocated(device))
+    return _status("VmRSS") or peak_memory(device)
 
 
-def _stack(prefix: str, stack: StackConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden_size, narrow = stack.hidden_size, stack.embedding_size
-    if stack.position == "learned":
-        yield f"{prefix}embedding.position.weight", (stack.positions or 0, narrow)
-    if stack.segments and not stack.shared_segments:
-        yield f"{prefix}embedding.segment.weight", (stack.segments, narrow)
-    if stack.embedding_norm:
-        yield from _norm(f"{prefix}embedding.norm", stack, narrow)
-    if narrow != hidden_size:
-        yield from _linear(f"{prefix}embedding.project", narrow, hidden_size, bias=stack.bias)
-    for layer in range(1 if stack.shared_layers else stack.num_layers):
-        for sublayer in stack.order:
-            name = f"{prefix}blocks.{layer}.{sublayer.kind}"
-            for part, (inputs, outputs) in _linears(stack, sublayer.kind).items():
-                yield from _linear(f"{name}.{part}", inputs, outputs, bias=stack.bias)
-            for place in ("pre", "post"):
-                if getattr(sublayer, place):
-                    yield from _norm(f"{name}_{place}", stack, hidden_size)
-    if stack.position == "buckets":
-        yield f"{prefix}relative.weight", (stack.num_heads, stack.buckets)
-    if stack.final_norm:
-        yield from _norm(f"{prefix}norm", stack, hidden_size)
+def peak_memory(device: "torch.device") -> int:
+    """Return the most bytes that this process has held since `reset_peak`, or since its start."""
+    if device.type == "cuda":
+        return int(_cuda().max_memory_allocated(device))
+    if found := _status("VmHWM"):
+        return found
+    try:
+        import resource
+    except ImportError:  # Windows: the peak is not measured
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
 
 
-def _linears(stack: StackConfig, kind: str) -> dict[str, tuple[int, int]]:
-    """Name the linear layers of a sub-layer: part → (inputs, outputs)."""
-    hidden_size, inner = stack.hidden_size, stack.feed_forward
-    if kind == "feed_forward":
-        gate = {"gate": (hidden_size, inner)} if stack.gated else {}
-        return {"input": (hidden_size, inner), **gate, "output": (inner, hidden_size)}
-    keys, values = stack.num_heads * stack.key_dim, stack.num_heads * stack.head_dim
-    return {
-        "query": (hidden_size, keys),
-        "key": (hidden_size, keys),
-        "value": (hidden_size, values),
-        "output": (values, hidden_size),
-    }
+def reset_peak(device: "torch.device") -> None:
+    """Reset the peak; on a CPU only where Linux allows it."""
+    if device.type == "cuda":
+        _cuda().reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
 
 
-def _linear(name: str, inputs: int, outputs: int, *, bias: bool = True) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", (outputs, inputs)
-    if bias:
-        yield f"{name}.bias", (outputs,)
+def _cuda() -> Any:
+    import torch
+
+    return torch.cuda
 
 
-def _norm(
-    name: str, stack: StackConfig, hidden_size: int, *, plain: bool = False
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """plain: a layer norm whatever the stack's own are."""
-    scale, bias = plain or stack.norm_scale, plain or (stack.norm_bias and stack.norm == "layer")
-    if scale:
-        yield f"{name}.weight", (hidden_size,)
-    if bias:
-        yield f"{name}.bias", (hidden_size,)
-    if stack.condition:
-        features = stack.condition_hidden or stack.condition
-        if stack.condition_hidden:
-            yield f"{name}.hidden.weight", (stack.condition_hidden, stack.condition)
-        if scale:
-            yield f"{name}.condition_scale.weight", (hidden_size, features)
-        if bias:
-            yield f"{name}.condition_bias.weight", (hidden_size, features)
+def _status(name: str) -> int:
+    """Return a size of /proc/self/status in bytes, or 0."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) << 10
+    return 0

@@ -1,7 +1,7 @@
-"""What a run learns from: its kind by the model's configuration, its data by what lies at a path, what is held out.
+"""What a run learns from: its objective by the model's configuration, its data by what is at a path, the held-out data.
 
     a decoder, or an encoder with mask="causal"    next token       text, or files of `hanmo pack`
-    an encoder with its MLM head                   hidden tokens    text, or files of `hanmo pack`
+    an encoder with its MLM head                   masked tokens    text, or files of `hanmo pack`
     an encoder-decoder, or mask="prefix"           target by source jsonl with "source" and "target"
 
 Knows files, tokenizers and losses. Knows no optimizer, no step and no command line.
@@ -22,45 +22,28 @@ from hanmo.errors import ConfigError, DataError
 from hanmo.model import Model
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.training import distributed
-from hanmo.training.data.encoding import TokenEncoder
+from hanmo.training.args import TrainArgs
 from hanmo.training.data.masked import MaskedData
-from hanmo.training.data.pack import pack
+from hanmo.training.data.pack import TokenEncoder, pack
 from hanmo.training.data.packed import PackedData, PackedFile
 from hanmo.training.data.pairs import PairData, read_pairs
-from hanmo.training.data.stream import Batches, count_predicted
+from hanmo.training.data.stream import Batches
 from hanmo.training.loss import next_token_loss, targets_loss
-from hanmo.training.run import evaluation
+from hanmo.training.score import evaluation, mean_loss
 from hanmo.training.step import Loss
 
-__all__ = ["Reading", "Task", "kind_of", "make_task", "mean_loss", "split"]
+__all__ = ["Task", "kind_of", "make_task", "split"]
 
-_HELD_OUT = 1 << 16  # most ids that are split off: an evaluation is to cost little beside the training
-_FEW = 20  # documents; of fewer, the end of each is held out instead of whole ones
+_HELD_OUT = 1 << 16  # maximum of ids held out by default, so that an evaluation costs little
+_FEW = 20  # documents; of fewer, the end of each is held out instead of some documents
 _ENDS = "。！？…!?\n"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How data is read.
-
-    sequence: most ids of a row.   rows: of a batch.   held_out: share split off where no other data is for evaluation.
-    separator: token after every document; None takes the vocabulary's end mark if it has one (not [SEP]).
-    document: what one document of a text file is: "file", "line" or "paragraph".
-    """
-
-    sequence: int
-    rows: int
-    seed: int = 0
-    held_out: float = 0.05
-    separator: str | None = None
-    document: str = "file"
 
 
 @dataclass
 class Task:
     """Data, loss and evaluation of a run.
 
-    steps: epoch → batches in it.   notes: what was done with the data, for people.
+    steps: epoch → number of its batches.   notes: what was done with the data, for people.
     """
 
     data: Batches
@@ -71,7 +54,7 @@ class Task:
 
 
 def kind_of(config: ModelConfig) -> str:
-    """Name what a model learns: "next", "masked" or "pairs". Raises ConfigError for one that predicts nothing."""
+    """Return what a model learns: "next", "masked" or "pairs". Raises ConfigError for one without an output."""
     if config.output == "none":
         raise ConfigError(
             f"this {config.family} has no output onto its vocabulary, so there is nothing to learn from text; "
@@ -88,62 +71,62 @@ def make_task(
     paths: Sequence[Path],
     *,
     out: Path,
-    reading: Reading,
+    args: TrainArgs,
     valid: Sequence[Path] = (),
-    half: torch.dtype | None = None,
     again: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Task:
-    """Open or pack the data of a run.
+    """Open or pack the data of a run; `args` must give `sequence`.
 
-    out: folder where text is packed; again: what lies there from before is read again.   valid: data to evaluate on,
-    instead of the share that is held out.   half: of autocast in evaluation.
-    Raises DataError for data that is not of the kind that the model learns from, or cannot be read.
+    out: folder for packed text; again: use what an earlier run packed there.   valid: data to evaluate on, instead of
+    the held-out share.
+    Raises DataError for data that does not fit the model's objective, or cannot be read.
     """
     limit = config.main.context
-    if limit is not None and reading.sequence > limit:
-        raise ConfigError(f"sequence is {reading.sequence}; the model knows {limit} positions")
+    if limit is not None and args.sequence > limit:
+        raise ConfigError(f"sequence is {args.sequence}; the model knows {limit} positions")
+    half = torch.bfloat16 if args.precision == "mixed" else None
     if kind_of(config) == "pairs":
-        return _pairs_task(config, tokenizer, paths, reading, valid, half)
-    encoder = TokenEncoder(tokenizer, separator=reading.separator)
-    packed = partial(_packed, out, encoder, reading, again, progress)
-    train = packed("train", paths)
+        return _pairs_task(config, tokenizer, paths, args, valid, half)
+    encoder = TokenEncoder(tokenizer, separator=args.separator)
+
+    packed = partial(_packed, out, encoder, args.document, again, progress)
+    train, note = packed("train", paths), ""
     if valid:
-        held, note = packed("valid", valid), ""
+        held = packed("valid", valid)
     else:
-        train, held, note = split(train, reading.held_out, seed=reading.seed)
-    unknown = train.facts["distinct_unknown"]
+        train, held, note = split(train, args.held_out, seed=args.seed)
     total, characters = int(train.documents["tokens"].sum()), int(train.documents["characters"].sum())
     notes = [f"training data: {len(train.documents):,} documents, {characters:,} characters, {total:,} tokens"]
     notes += [note] if note else []
     masked = kind_of(config) == "masked"
-    window = reading.sequence - (3 if masked else 0)  # what [CLS], [SEP] and the id that only predicts take
-    ends = tuple(number for mark in _ENDS if (number := tokenizer.token_to_id(mark)) is not None)
-    layout: dict[str, Any] = {"layout": "document", "sentence_ends": ends}
-    if train.facts["end"] is not None:
-        layout = {"layout": "stream"}
-    longest = int(train.documents["tokens"].max(initial=2))
-    data = PackedData(train, window=min(window, longest), rows=reading.rows, seed=reading.seed, **layout)
+    window = args.sequence - (3 if masked else 0)  # [CLS], [SEP] and the id that is only predicted
+    layout: dict[str, Any] = {"layout": "stream"}
+    if train.facts["end"] is None:
+        ends = tuple(number for mark in _ENDS if (number := tokenizer.token_to_id(mark)) is not None)
+        layout = {"layout": "document", "sentence_ends": ends}
+    shortest = min(window, int(train.documents["tokens"].max(initial=2)))
+    data = PackedData(train, window=shortest, rows=args.batch, seed=args.seed, **layout)
     if not masked:
-        tokens = reading.rows * reading.sequence
+        unknown = -1 if encoder.unknown is None else encoder.unknown
         options: dict[str, Any] = {
-            "unknown": -1 if encoder.unknown is None else encoder.unknown,
-            "tokens": tokens,
+            "window": window,
+            "unknown": unknown,
+            "tokens": args.batch * args.sequence,
             "dtype": half,
         }
-        evaluate = evaluation({"held-out": held}, distinct_unknown=unknown, window=window, **options)
+        evaluate = evaluation({"held-out": held}, distinct_unknown=train.facts["distinct_unknown"], **options)
         return Task(data, next_token_loss, evaluate, data.steps, notes)
-    asked = PackedData(held, window=min(window, longest), rows=reading.rows, shuffle=False, **layout)
-    hidden = MaskedData(asked, tokenizer)
-    evaluate = mean_loss(targets_loss, lambda: _first_epoch(hidden, asked.steps(0)), half)
-    return Task(MaskedData(data, tokenizer, seed=reading.seed), targets_loss, evaluate, data.steps, notes)
+    asked = PackedData(held, window=shortest, rows=args.batch, shuffle=False, **layout)
+    evaluate = mean_loss(targets_loss, partial(_first_epoch, MaskedData(asked, tokenizer), asked.steps), half)
+    return Task(MaskedData(data, tokenizer, seed=args.seed), targets_loss, evaluate, data.steps, notes)
 
 
 def split(file: PackedFile, share: float, *, seed: int = 0) -> tuple[PackedFile, PackedFile, str]:
-    """Split packed documents into those to learn from and those held out, the same every time; say how.
+    """Split packed documents into training and held-out ones, the same every time; return both and a note for people.
 
     Of few documents the end of each is held out; at most 65,536 ids in all.
-    Raises DataError for a share outside (0, 1), or where nothing is left on one side.
+    Raises DataError for a share outside (0, 1), or if one side would be empty.
     """
     if not 0 < share < 1:
         raise DataError(f"the share held out is {share}; expected a number between 0 and 1")
@@ -167,35 +150,15 @@ def split(file: PackedFile, share: float, *, seed: int = 0) -> tuple[PackedFile,
     left, held = left[left["tokens"] > 1], held[held["tokens"] > 1]
     if not len(left) or not len(held):
         raise DataError(f"{file.name} is too short to hold {share:.1%} out of it; give more text, or valid=FILES")
-    return _with(file, left), _with(file, held), f"{note}: {int(held['tokens'].sum()):,} tokens"
-
-
-def mean_loss(
-    loss: Loss, batches: Callable[[], Iterator[Any]], half: torch.dtype | None = None
-) -> Callable[[Model], dict[str, Any]]:
-    """Make the function that measures a model's mean loss over batches of NumPy arrays, the same ones every time."""
-
-    @torch.no_grad()
-    def evaluate(model: Model) -> dict[str, Any]:
-        device, trained = model.token.weight.device, model.training
-        model.eval()
-        total, count = 0.0, 0
-        for arrays in batches():
-            batch = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-            with torch.autocast(device.type, half, enabled=half is not None):
-                found = loss(model, batch)
-            total += float(found) * int(count_predicted(batch))
-            count += int(count_predicted(batch))
-        model.train(trained)
-        return {"loss": total / max(1, count), "tokens": count}
-
-    return evaluate
+    parts = copy.copy(file), copy.copy(file)
+    parts[0].documents, parts[1].documents = left, held  # type: ignore[assignment]
+    return *parts, f"{note}: {int(held['tokens'].sum()):,} tokens"
 
 
 def _packed(
     folder: Path,
     encoder: TokenEncoder,
-    reading: Reading,
+    document: str,
     again: bool,
     progress: Callable[[int, int], None] | None,
     name: str,
@@ -206,13 +169,13 @@ def _packed(
     if found is None:
         found = folder / name
         if distributed.is_main() and not (again and found.with_name(f"{name}.json").is_file()):
-            pack(paths, found, encoder=encoder, document=reading.document, progress=progress)
-        distributed.agree(None)  # the others wait
+            pack(paths, found, encoder=encoder, document=document, progress=progress)
+        distributed.agree(None)  # the other processes wait
     return PackedFile(found, vocabulary_sha256=encoder.sha256)
 
 
 def _packed_name(paths: Sequence[Path]) -> Path | None:
-    """Give the name without ending of packed files, by any of the three or by the name itself; None for text."""
+    """Return the name of packed files, without ending, by any of the three files or the name; None for text."""
     for path in paths:
         name = path.with_suffix("") if path.suffix in (".bin", ".documents", ".json") else path
         if all(name.with_name(name.name + ending).is_file() for ending in (".bin", ".documents", ".json")):
@@ -222,14 +185,8 @@ def _packed_name(paths: Sequence[Path]) -> Path | None:
     return None
 
 
-def _with(file: PackedFile, rows: Any) -> PackedFile:
-    part = copy.copy(file)
-    part.documents = rows
-    return part
-
-
-def _first_epoch(data: Batches, steps: int) -> Iterator[Any]:
-    for (_, _, arrays), _ in zip(data.batches(0, 0), range(steps), strict=False):
+def _first_epoch(data: Batches, steps: Callable[[int], int]) -> Iterator[Any]:
+    for (_, _, arrays), _ in zip(data.batches(0, 0), range(steps(0)), strict=False):
         yield arrays
 
 
@@ -237,26 +194,26 @@ def _pairs_task(
     config: ModelConfig,
     tokenizer: Tokenizer,
     paths: Sequence[Path],
-    reading: Reading,
+    args: TrainArgs,
     valid: Sequence[Path],
     half: torch.dtype | None,
 ) -> Task:
     pairs, held = list(read_pairs(paths)), list(read_pairs(valid))
     notes = []
     if not valid:
-        count = max(1, round(reading.held_out * len(pairs)))
+        count = max(1, round(args.held_out * len(pairs)))
         if count >= len(pairs):
             raise DataError(f"{len(pairs)} pairs are too few to hold some out; give more, or valid=FILES")
-        chosen = set(np.random.default_rng([reading.seed, len(pairs)]).permutation(len(pairs))[:count].tolist())
+        chosen = set(np.random.default_rng([args.seed, len(pairs)]).permutation(len(pairs))[:count].tolist())
         held = [pair for number, pair in enumerate(pairs) if number in chosen]
         pairs = [pair for number, pair in enumerate(pairs) if number not in chosen]
-        notes = [f"held out: {count:,} of {count + len(pairs):,} pairs, drawn with seed {reading.seed}"]
+        notes = [f"held out: {count:,} of {count + len(pairs):,} pairs, drawn with seed {args.seed}"]
     options: dict[str, Any] = {
-        "rows": reading.rows, "limit": reading.sequence,
-        "target_limit": min(128, reading.sequence // 2),
+        "rows": args.batch, "limit": args.sequence,
+        "target_limit": min(128, args.sequence // 2),
     }  # fmt: skip
-    data = PairData(pairs, tokenizer, config, seed=reading.seed, **options)
+    data = PairData(pairs, tokenizer, config, seed=args.seed, **options)
     asked = PairData(held, tokenizer, config, shuffle=False, **options)
-    notes.insert(0, f"training data: {len(data):,} pairs, of which {data.cut:,} were cut to {reading.sequence} tokens")
-    evaluate = mean_loss(targets_loss, lambda: _first_epoch(asked, asked.steps(0)), half)
+    notes.insert(0, f"training data: {len(data):,} pairs, of which {data.cut:,} were cut to {args.sequence} tokens")
+    evaluate = mean_loss(targets_loss, partial(_first_epoch, asked, asked.steps), half)
     return Task(data, targets_loss, evaluate, data.steps, notes)

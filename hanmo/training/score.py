@@ -1,20 +1,20 @@
-"""Measure what a model spends on packed documents, each read by itself, and what bits per character means.
+"""Score a model on held-out data: bits per character of packed documents, mean loss of other batches.
 
-Knows models and packed files. Knows no optimizer and no step.
+Knows models, packed files and batches. Knows no optimizer and no step.
 
-A document longer than the model sees is read in overlapping windows; every token is predicted once:
+A document longer than the window is read in overlapping windows; every token is predicted once:
 
     tokens    0 ........................ n
     window 1  [predicted       ]
     window 2       (read)     [predicted]        `stride` new tokens a window
 
-Before the first token stands the end mark. In files without one (GPT2_ML has none) nothing does: the first token is
-given and not predicted, and counts as one character.
+The end mark precedes the first token. In files without one (GPT2_ML has none) the first token is given, not predicted,
+and counts as one character.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from hanmo.errors import CorruptFile, DataError
+from hanmo.errors import ConfigError, CorruptFile, DataError
 from hanmo.files import read_json
 from hanmo.model import Model
 from hanmo.training.data.packed import PackedFile
+from hanmo.training.data.stream import count_predicted
 
 __all__ = [
     "Bits",
     "bits_per_character",
     "distinct_unknown_of",
-    "measure",
-    "scoring_windows",
+    "evaluation",
+    "held_out",
+    "mean_loss",
+    "score_of",
     "spent_on",
     "token_logprobs",
 ]
@@ -42,9 +45,22 @@ __all__ = [
 _SCORES = 1 << 24  # elements of [tokens, vocab] held at once
 
 
+def score_of(record: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return the name of an evaluation's score and whether higher is better.
+
+    record: "score" names the score, by default "bits_per_character" if there is one, else "loss";
+        "higher_is_better" is False by default.
+    Raises ConfigError if the record has no such score.
+    """
+    name = record.get("score", "bits_per_character" if "bits_per_character" in record else "loss")
+    if name not in record:
+        raise ConfigError(f'evaluate returned {sorted(record)} without {name!r}; add it, or name the key in "score"')
+    return name, bool(record.get("higher_is_better", False))
+
+
 @dataclass(frozen=True)
 class Bits:
-    """What a model spends on some documents; adding two gives both together.
+    """The cost of some documents under a model; costs can be added.
 
     nats: -sum of log p over all tokens and end marks.   tokens: their number.
     characters: of the original text.   unknown: [UNK] among the tokens, each one character.
@@ -56,16 +72,11 @@ class Bits:
     unknown: int
 
     def __add__(self, other: "Bits") -> "Bits":
-        return Bits(
-            self.nats + other.nats,
-            self.tokens + other.tokens,
-            self.characters + other.characters,
-            self.unknown + other.unknown,
-        )
+        return Bits(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
 
 
 def bits_per_character(spent: Bits, *, distinct_unknown: int) -> float:
-    """Return the bits per character of the original text, by the rule above.
+    """Return the bits per character of the original text; each [UNK] costs log2(distinct_unknown + 1) more.
 
     distinct_unknown: distinct unknown characters in training (`distinct_unknown` of the training data's NAME.json).
     Raises DataError if there are no characters.
@@ -78,9 +89,9 @@ def bits_per_character(spent: Bits, *, distinct_unknown: int) -> float:
 def token_logprobs(
     log_probabilities: Callable[[Sequence[int]], Sequence[float]], ids: Sequence[int], *, window: int
 ) -> list[float]:
-    """Give natural log p of every id but the first, each once, read in windows that overlap by half.
+    """Return the natural log p of every id but the first, read in windows that overlap by half.
 
-    log_probabilities: of a window's ids but the first.   window: the most ids that are read at once, 2 or more.
+    log_probabilities: of a window's ids but the first.   window: ids read at once, 2 or more.
     """
     found: list[float] = []
     start = 0
@@ -88,6 +99,68 @@ def token_logprobs(
         found += log_probabilities(ids[start : start + window])[len(found) - start :]
         start += window // 2
     return found
+
+
+def held_out(folder: Path, *, vocabulary_sha256: str) -> dict[str, PackedFile]:
+    """Open every valid-NAME.bin of a folder: {NAME: file}. Raises DataError if there is none."""
+    names = sorted(path.stem for path in folder.glob("valid-*.json"))
+    if not names:
+        raise DataError(f"{folder} holds no valid-*.json; pack held-out documents there, or name another folder")
+    return {
+        name.removeprefix("valid-"): PackedFile(folder / name, vocabulary_sha256=vocabulary_sha256) for name in names
+    }
+
+
+def evaluation(
+    files: Mapping[str, PackedFile],
+    *,
+    distinct_unknown: int,
+    window: int,
+    apart: Iterable[str] = (),
+    **options: Any,
+) -> Callable[[Model], dict[str, Any]]:
+    """Return the function that scores a model on every file, and on all but `apart` together.
+
+    distinct_unknown: of the training data.   options: further arguments of `spent_on`.
+    """
+    left_out = set(apart)
+
+    def record(spent: Bits) -> dict[str, float]:
+        bits = bits_per_character(spent, distinct_unknown=distinct_unknown)
+        return {
+            "bits_per_character": bits, "nats": spent.nats, "tokens": spent.tokens, "characters": spent.characters,
+            "unknown": spent.unknown,
+        }  # fmt: skip
+
+    def evaluate(model: Model) -> dict[str, Any]:
+        found = {name: spent_on(model, file, window=window, **options) for name, file in files.items()}
+        total = sum((bits for name, bits in found.items() if name not in left_out), Bits(0.0, 0, 0, 0))
+        return {**record(total), "files": {name: record(bits) for name, bits in found.items()}}
+
+    return evaluate
+
+
+def mean_loss(
+    loss: Callable[[Model, Any], Tensor], batches: Callable[[], Iterator[Any]], half: torch.dtype | None = None
+) -> Callable[[Model], dict[str, Any]]:
+    """Return the function that measures a model's mean loss over batches of NumPy arrays, the same ones every time."""
+
+    @torch.no_grad()
+    def evaluate(model: Model) -> dict[str, Any]:
+        device, trained = model.token.weight.device, model.training
+        model.eval()
+        total, count = 0.0, 0
+        for arrays in batches():
+            batch = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+            with torch.autocast(device.type, half, enabled=half is not None):
+                found = loss(model, batch)
+            predicted = int(count_predicted(batch))
+            total += float(found) * predicted
+            count += predicted
+        model.train(trained)
+        return {"loss": total / max(1, count), "tokens": count}
+
+    return evaluate
 
 
 @torch.no_grad()
@@ -102,11 +175,11 @@ def spent_on(
     tokens: int = 1 << 15,
     dtype: torch.dtype | None = None,
 ) -> Bits:
-    """Add up -log p of every token and end mark of the documents.
+    """Sum -log p of every token and end mark of the documents.
 
     window: ids that the model reads at once.   stride: new ids of each window after a document's first; None: window.
-    unknown: id of [UNK].   documents: only the first so many.   tokens: of a batch, padding included.
-    dtype: of autocast; None computes as the weights are.   The model is put into evaluation mode and back.
+    unknown: id of [UNK].   documents: only the first so many.   tokens: of a batch, with padding.
+    dtype: of autocast; None computes in the weights' dtype.   The model is put into evaluation mode and back.
     Raises ValueError if stride is not in 1 … window.
     """
     stride = window if stride is None else stride
@@ -169,70 +242,15 @@ def _batches(
         at += count
 
 
-Ids = NDArray[np.int64]
-
-
-def scoring_windows(
-    file: PackedFile, *, window: int, context: int, rows: int
-) -> Iterator[tuple[Ids, NDArray[np.bool_]]]:
-    """Yield (ids [rows, window + 1], counted [rows, window]); counted marks the predicted ids that are to be added up.
-
-    context: ids that a window but the first of a document reads again, 0 to window - 1; half the window serves well.
-    The last batch is filled up with rows of 0 that count nothing.
-    Raises DataError if context is out of range or the file has no end mark.
-    """
-    if not 0 <= context < window:
-        raise DataError(f"context is {context}, expected 0 to {window - 1}, less than the window")
-    if file.facts["end"] is None:
-        raise DataError(f"{file.name} was packed without an end mark, which the rule needs; pack it with one")
-    ids, counted = np.zeros((rows, window + 1), np.int64), np.zeros((rows, window), bool)
-    filled = 0
-    for row in file.documents:
-        start, tokens = int(row["start"]), int(row["tokens"])
-        document = np.concatenate([[file.facts["end"]], file.ids[start : start + tokens]])
-        done = 0  # ids of the document that are predicted
-        while done < tokens:
-            first = max(done - context, 0)
-            piece = document[first : first + window + 1]
-            ids[filled, : len(piece)] = piece
-            counted[filled, done - first : len(piece) - 1] = True
-            done, filled = first + len(piece) - 1, filled + 1
-            if filled == rows:
-                yield ids, counted
-                ids, counted, filled = np.zeros_like(ids), np.zeros_like(counted), 0
-    if filled:
-        yield ids, counted
-
-
-def measure(
-    log_probabilities: Callable[[Ids], NDArray[np.floating[Any]]],
-    file: PackedFile,
-    *,
-    window: int,
-    context: int,
-    rows: int = 16,
-) -> Bits:
-    """Return what a model spends on the documents of a packed file.
-
-    log_probabilities: [rows, window + 1] ids to natural log p of ids[:, 1:], [rows, window]; what it gives for rows and
-        places of 0 is not looked at.   The rest: as in `scoring_windows`.
-    """
-    nats = 0.0
-    for ids, counted in scoring_windows(file, window=window, context=context, rows=rows):
-        nats -= float(np.where(counted, log_probabilities(ids), 0).sum(dtype=np.float64))
-    facts = file.facts
-    return Bits(nats=nats, tokens=facts["tokens"], characters=facts["characters"], unknown=facts["unknown"])
-
-
 def distinct_unknown_of(path: Path) -> int:
-    """Tell how many distinct unknown characters training saw, by training.json beside a checkpoint; or 0.
+    """Return how many distinct unknown characters training saw, from training.json beside a checkpoint; or 0.
 
     Raises CorruptFile if that file does not say so.
     """
     told = (path if path.is_dir() else path.parent) / "training.json"
     if not told.is_file():
         return 0
-    found = read_json(told, advice="; mend it or take it away").get("distinct_unknown")
+    found = read_json(told, advice="; correct or remove it").get("distinct_unknown")
     if type(found) is not int or found < 0:
         raise CorruptFile(f"{told} says distinct_unknown is {found!r}; expected a whole number of 0 or more")
     return found

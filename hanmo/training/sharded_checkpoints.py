@@ -1,9 +1,8 @@
-"""Checkpoints whose tensors several processes write together, and that any number of them may read.
+"""Checkpoints that several processes write together and any number of processes can read.
 
     OUT/last-00001200/    state.pt, numbers; shards/, tensors by torch.distributed.checkpoint; vocab.txt
 
-Knows tensors by name and where they lie. `torch.distributed.checkpoint` keeps its index as a pickle: resume only runs
-of one's own.
+`torch.distributed.checkpoint` keeps its index as a pickle: resume only runs that you trust.
 """
 
 import shutil
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -30,9 +30,9 @@ SHARDS = "shards"
 
 
 def write(folder: Path, updates: Updates, state: dict[str, Any], *, beside: Iterable[Path]) -> None:
-    """Write a checkpoint beside and rename it when all processes are done.
+    """Write a checkpoint under a temporary name and rename it when all processes are done.
 
-    Raises CheckpointError if one of them could not write.
+    Raises CheckpointError if a process could not write.
     """
     tensors, numbers = _parts(updates)
     made = folder.with_name(f".{folder.name}.{0:012x}.partial")  # one name for all processes
@@ -53,17 +53,17 @@ def write(folder: Path, updates: Updates, state: dict[str, Any], *, beside: Iter
 
 
 def read(folder: Path, updates: Updates, state: dict[str, Any]) -> None:
-    """Fill weights, moments and averages from a checkpoint of any number of processes."""
+    """Restore weights, optimizer state and averages from a checkpoint of any number of processes."""
     _begin(updates)
     tensors, _ = _parts(updates)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads alone
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # if one process reads
         load(tensors, checkpoint_id=folder / SHARDS, no_dist=distributed.world() == 1)
     _set_numbers(updates, state["numbers"])
 
 
 def restore(updates: Updates, state: dict[str, Any]) -> None:
-    """Fill moments and averages from the state of a run in one process."""
+    """Restore optimizer state and averages from the state of a run in one process."""
     if distributed.world() == 1:
         updates.optimizer.load_state_dict(state["optimizer"])
         updates.restore(state)
@@ -81,22 +81,21 @@ def restore(updates: Updates, state: dict[str, Any]) -> None:
     _set_numbers(updates, {name: value for name, value in saved.items() if not isinstance(value, Tensor)})
 
 
-def gathered(model: Model) -> Model:
-    """Give a model whose parameters are whole, on the CPU in the first process; a plain one is given as it is."""
+def gathered(model: nn.Module) -> nn.Module:
+    """Return a model of full parameters, on the CPU of the first process; a model of one process as it is."""
     if distributed.world() == 1:
         return model
+    assert isinstance(model, Model)  # see `distributed.share`
     with torch.device("meta"):
         made = Model(model.config)
-    for name, parameter in model.named_parameters():
-        tensor = distributed.whole(parameter)  # all processes ask, one keeps
-        if distributed.is_main():
-            module, _, leaf = name.rpartition(".")
-            setattr(made.get_submodule(module), leaf, torch.nn.Parameter(tensor.cpu()))
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if distributed.is_main():
+        made.load_state_dict(state, assign=True)
     return made
 
 
 def _parts(updates: Updates) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Give every tensor of a run by name, and the numbers beside them."""
+    """Return every tensor of a run by name, and the numbers."""
     named: dict[str, Any] = {f"model.{name}": p.data for name, p in updates.model.named_parameters()}
     named |= _named(updates.optimizer.state_dict()["state"])
     if updates.average is not None:
@@ -113,7 +112,7 @@ def _named(state: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _begin(updates: Updates) -> None:
-    """Have the optimizer make its state, to be filled: by a step that changes nothing where it has no other way."""
+    """Allocate the optimizer's state: other optimizers than AdaFactor do so in a step, here with a rate of 0."""
     optimizer = updates.optimizer
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -121,14 +120,14 @@ def _begin(updates: Updates) -> None:
                 optimizer.start(parameter, group)
             else:
                 parameter.grad = torch.zeros_like(parameter)
-        group["lr"] = 0.0  # each step sets it anew
+        group["lr"] = 0.0  # each step sets it
     if not isinstance(optimizer, AdaFactor):
         optimizer.step()
         optimizer.zero_grad()
 
 
 def _set_numbers(updates: Updates, numbers: dict[str, Any]) -> None:
-    state = updates.optimizer.state_dict()["state"]  # its dicts are the optimizer's own
+    state = updates.optimizer.state_dict()["state"]  # holds the optimizer's own dicts
     for name, value in numbers.items():
         part, place, *key = name.split(".")
         if part == "optimizer":

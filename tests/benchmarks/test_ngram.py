@@ -118,8 +118,7 @@ def test_no_document_is_seen_through_the_one_before_it() -> None:
 def test_the_command_measures_every_held_out_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     from hanmo.tokenizers import Lossless
     from hanmo.training.data.documents import Part
-    from hanmo.training.data.encoding import TokenEncoder
-    from hanmo.training.data.pack import pack_documents
+    from hanmo.training.data.pack import TokenEncoder, pack_documents
 
     alphabet = [chr(code) for code in (*range(48, 58), *range(65, 91), *range(97, 123))]
     named = ["[PAD]", "[UNK]", "[EOS]", "[NL]", "[SP]"]

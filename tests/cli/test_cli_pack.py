@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from hanmo.cli.app import app
 from hanmo.tokenizers import Lossless
 from hanmo.tokenizers.byte_bpe import _alphabet
-from hanmo.training.data.encoding import TokenEncoder
+from hanmo.training.data.pack import TokenEncoder
 from hanmo.training.data.packed import PackedFile
 
 ALPHABET = string.ascii_letters + string.digits

@@ -225,7 +225,7 @@ def test_adapters_are_merged_into_what_is_written_with(work):
     rounded = run("write", "春眠", "--model", "run/best", "--weights", "int8")
     assert rounded.exit_code == 1 and "use the folder `merged` of its run" in rounded.stderr
     inspected = run("inspect", "run/best")
-    assert inspected.exit_code == 1 and "holds LoRA adapters, not a whole model; use the folder" in inspected.stderr
+    assert inspected.exit_code == 1 and "holds LoRA adapters, not a complete model; use the folder" in inspected.stderr
     done("finetune", "--out", "run", "--resume", "--steps", 16)
     assert newest(Path("run"), "last").name == "last-00000016" and scores("run")[:3] == found[:3]
 

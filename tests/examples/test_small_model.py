@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hanmo.tokenizers import Lossless
-from hanmo.training.data.encoding import TokenEncoder
+from hanmo.training.data.pack import TokenEncoder
 from hanmo.training.data.packed import PackedData, PackedFile
 
 ROOT = Path(__file__).resolve().parents[2]

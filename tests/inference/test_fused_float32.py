@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from hanmo.config import Sublayer
+from hanmo.families.gpt2_ml import gpt2_ml_config
 from hanmo.inference.fused import float32
 from hanmo.model import Model
-from hanmo.training.run import gpt2_ml_config
 
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="kernels are for x86")
 

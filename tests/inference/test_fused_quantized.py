@@ -13,9 +13,9 @@ from rounding import assert_near
 
 import hanmo
 from hanmo.config import Sublayer
+from hanmo.families.gpt2_ml import gpt2_ml_config
 from hanmo.inference.fused import quantized, support, thread_pool
 from hanmo.model import Model
-from hanmo.training.run import gpt2_ml_config
 
 kernels = support.kernels("quantized")
 pytestmark = pytest.mark.skipif(not support._has_vnni(), reason="AVX-512 VNNI is missing")

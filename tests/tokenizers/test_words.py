@@ -12,7 +12,7 @@ from hanmo.compat.bert4keras.tokenizers import Tokenizer as Bert4kerasTokenizer
 from hanmo.errors import MissingExtra
 from hanmo.tokenizers import load_tokenizer, read_vocab
 from hanmo.tokenizers.words import holds_words, jieba_words
-from hanmo.training.data.encoding import TokenEncoder
+from hanmo.training.data.pack import TokenEncoder
 
 MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CHARACTERS = [*MARKS, *"今天气不错很好我爱北京门科学空间的，。3", ".", "14", "hello", "##wor", "##ld", "a", "b", "é"]

@@ -1,6 +1,7 @@
 """AdaFactor against the trajectories of bert4keras and gpt2-ml, and its memory, layouts, precision and resuming."""
 
 import json
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -15,12 +16,23 @@ from hanmo.errors import ConfigError
 from hanmo.training.optim import adafactor_update
 from hanmo.training.optim.adafactor import RECIPES, AdaFactor, Recipe
 from hanmo.training.optim.adafactor_update import Blocks, factored_axes
-from hanmo.training.optim.schedule import parameter_groups, piecewise_linear, relative_step, warmup_linear
+from hanmo.training.optim.schedule import parameter_groups, warmup_linear
 
 BERT4KERAS = RECIPES["bert4keras"]
 GPT2_ML = RECIPES["gpt2-ml"]
 BIAS = "v1d"  # the originals' variable of this golden is named bias, and so excluded where biases are
 POINTS = {4: 1.0, 8: 0.1}
+
+
+def piecewise_linear(step, points):
+    """bert4keras's schedule: from 0 at step 0 through (step, factor) points, then constant."""
+    return float(np.interp(step, [0, *points], [0.0, *points.values()]))
+
+
+def relative_step(step):
+    """bert4keras's with learning_rate=None; https://arxiv.org/abs/1804.04235."""
+    return min(1 / math.sqrt(step + 1), 0.01)
+
 
 # Settings of the originals that adafactor.json does not name were read off the trajectories: weight decay 0.1 but not
 # on the bias, lr 0.1 for AdaFactor and 1e-2 for Adam, the schedule above.

@@ -12,8 +12,7 @@ from test_training_loop import Counting, config, records
 
 import hanmo
 from hanmo.model import Model
-from hanmo.training import distributed
-from hanmo.training.args import Settings
+from hanmo.training import Settings, distributed
 from hanmo.training.checkpoints import newest
 from hanmo.training.loop import fit
 

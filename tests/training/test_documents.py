@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from hanmo.errors import DataError, MissingFile
-from hanmo.training.data.documents import Part, read_documents
-from hanmo.training.data.files import find_files
+from hanmo.training.data.documents import Part, find_files, read_documents
 
 
 def texts(*paths: Path, **options: str) -> list[str]:

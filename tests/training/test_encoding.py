@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hanmo.errors import TokenizerError
 from hanmo.tokenizers import ByteBPE, Lossless, SentencePiece, Tokenizer, WordPiece
 from hanmo.tokenizers.byte_bpe import _alphabet
-from hanmo.training.data.encoding import TokenEncoder
+from hanmo.training.data.pack import TokenEncoder
 
 ALPHABET = string.ascii_letters + string.digits
 TOKENS = [

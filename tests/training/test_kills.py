@@ -33,7 +33,7 @@ from pathlib import Path
 from hanmo.config import ModelConfig
 from hanmo.model import Model
 from hanmo.training.loop import fit
-from hanmo.training.args import Settings
+from hanmo.training import Settings
 
 class Draws:
     def batches(self, epoch=0, step=0):
@@ -153,7 +153,9 @@ def test_a_full_disk_is_one_error_and_what_was_saved_stands(tmp_path: Path) -> N
         return evaluate(model)
 
     try:
-        with pytest.raises(CheckpointError, match=r"cut could not be written to .*last-00000005 is whole: free space"):
+        with pytest.raises(
+            CheckpointError, match=r"cut could not be written to .*last-00000005 is complete: free space"
+        ):
             fit(model(), Counting(), out=tmp_path / "cut", settings=settings(), evaluate=filling)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -13,14 +13,12 @@ from hanmo.checkpoint.names import import_row
 from hanmo.checkpoint.open import open_source
 from hanmo.errors import ConfigError, DataError
 from hanmo.families import FAMILIES
+from hanmo.families.gpt2_ml import gpt2_ml_config
 from hanmo.model import Model
-from hanmo.tokenizers import Lossless
 from hanmo.training.data.pack import DOCUMENT, FORMAT
 from hanmo.training.data.packed import PackedFile
 from hanmo.training.loss import cross_entropy, next_token_loss
-from hanmo.training.run import evaluation, gpt2_ml_config, held_out, sampler
-from hanmo.training.sample import sample
-from hanmo.training.score import spent_on
+from hanmo.training.score import evaluation, held_out, spent_on
 
 VOCAB, END = 50, 5
 
@@ -188,21 +186,3 @@ def test_without_an_end_mark_the_first_token_is_given(tmp_path: Path, stride: in
     spent = spent_on(whole, file, window=5, stride=stride)
     assert spent.nats == pytest.approx(expected, rel=1e-5)
     assert (spent.tokens, spent.characters, spent.unknown) == (12, 11, 0)
-
-
-def test_samples_side_by_side_equal_samples_alone_and_stop_at_the_end() -> None:
-    whole = model(positions=32)
-    prompts = [[5, 7], [5, 8, 9, 10], [5]]
-    alone = [sample(whole, [prompt], count=12, end=END, top_k=1)[0] for prompt in prompts]
-    assert sample(whole, prompts, count=12, end=END, top_k=1) == alone
-    assert all(len(row) <= 12 and 0 not in row and END not in row for row in alone)
-    banned = [number for number in range(VOCAB) if number != END]
-    assert sample(whole, prompts, count=12, end=END, banned=banned) == [[], [], []]
-
-
-def test_sampler_gives_text() -> None:
-    letters = [chr(code) for code in (*range(0x30, 0x3A), *range(0x41, 0x5B), *range(0x61, 0x7B))]
-    tokens = ["[PAD]", "[UNK]", "[EOS]", "[NL]", "[SP]", "春", "眠", *letters, *("##" + letter for letter in letters)]
-    config = gpt2_ml_config(vocab_size=len(tokens), num_layers=1, hidden_size=32, positions=32, head_dim=16)
-    text = sampler(Lossless(tokens), ["春眠", "眠"], count=5)(Model(config).initialize(0))
-    assert text.startswith('"春眠"\n春眠') and '\n\n"眠"\n眠' in text

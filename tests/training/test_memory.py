@@ -16,20 +16,20 @@ from hanmo.errors import ConfigError, MemoryPlanError
 from hanmo.families import FAMILIES
 from hanmo.model import Model
 from hanmo.training import activations, args, loss
-from hanmo.training.args import Settings, make_optimizer
+from hanmo.training.activations import shapes
+from hanmo.training.args import TrainArgs
 from hanmo.training.lora import add_lora
 from hanmo.training.loss import cross_entropy
 from hanmo.training.memory import (
-    Choice,
     largest_batch,
     parse_size,
     plan,
     refuse_unless_fits,
     return_freed_memory,
-    shapes,
     table,
 )
 from hanmo.training.optim.in_backward import UpdateInBackward
+from hanmo.training.step import make_optimizer
 
 GOLDENS = Path(__file__).parents[1] / "data" / "goldens"
 KINDS = {
@@ -37,6 +37,12 @@ KINDS = {
     "gpt": "gpt", "gpt2": "gpt2", "gpt2_ml": "gpt2_ml", "t5.1.0": "t5_1.0", "t5.1.1": "t5_1.1",
 }  # fmt: skip
 GIB = 2**30
+
+
+def planned_as(**options) -> TrainArgs:
+    """The arguments that a plan fills in, and others."""
+    defaults = {"optimizer": "adafactor-gpt2-ml", "precision": "float32", "in_backward": True, "recompute": True}
+    return TrainArgs(**{**defaults, "sequence": 1024, **options})
 
 
 def config_of(family: str, **changes) -> ModelConfig:
@@ -54,7 +60,7 @@ def config_of(family: str, **changes) -> ModelConfig:
     return replace(config, vocab_size=500, output="mlm" if config.output == "mlm" else "lm", **sides)
 
 
-def model_of(config: ModelConfig, choice: Choice) -> Model:
+def model_of(config: ModelConfig, choice: TrainArgs) -> Model:
     model = Model(config).initialize(0).train()
     for stack in (model.encoder, model.decoder):
         if stack is not None:
@@ -66,7 +72,7 @@ def model_of(config: ModelConfig, choice: Choice) -> Model:
     return model
 
 
-def loss_of(model: Model, choice: Choice) -> torch.Tensor:
+def loss_of(model: Model, choice: TrainArgs) -> torch.Tensor:
     ids = torch.randint(1, 500, (choice.batch, choice.sequence + 1))
     source = (
         {"source": torch.randint(1, 500, (choice.batch, choice.sequence))} if model.config.is_encoder_decoder else {}
@@ -82,7 +88,7 @@ def loss_of(model: Model, choice: Choice) -> torch.Tensor:
         )
 
 
-def kept(model: Model, choice: Choice) -> int:
+def kept(model: Model, choice: TrainArgs) -> int:
     """Bytes that autograd saves in a forward pass, parameters left out, each storage once."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     seen: dict[int, torch.Tensor] = {}
@@ -130,28 +136,34 @@ FAMILY_WAYS += [("gpt2", {"activation": name}) for name in ("relu", "softsign", 
 @pytest.mark.parametrize(("family", "changes"), FAMILY_WAYS)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_activations_are_within_a_tenth_of_what_autograd_saves(family, changes, precision):
-    config, choice = config_of(family, **changes), Choice(precision=precision, recompute=False, sequence=128, batch=2)
+    config, choice = (
+        config_of(family, **changes),
+        planned_as(precision=precision, recompute=False, sequence=128, batch=2),
+    )
     measured = kept(model_of(config, choice), choice)
     assert plan(config, choice).activations == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt", "gpt2", "gpt2_ml", "nezha"])
 def test_activations_in_mixed_precision_are_within_a_tenth(family):
-    config, choice = config_of(family, dropout=0.1), Choice(precision="mixed", recompute=False, sequence=128, batch=2)
+    config, choice = (
+        config_of(family, dropout=0.1),
+        planned_as(precision="mixed", recompute=False, sequence=128, batch=2),
+    )
     assert plan(config, choice).activations == pytest.approx(kept(model_of(config, choice), choice), rel=0.1)
 
 
 @pytest.mark.parametrize("family", ["albert", "bert", "gpt", "gpt2", "gpt2_ml", "roformer"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_activations_with_recomputation_are_within_a_tenth(family, precision):
-    config, choice = config_of(family, dropout=0.1), Choice(precision=precision, sequence=128, batch=2)
+    config, choice = config_of(family, dropout=0.1), planned_as(precision=precision, sequence=128, batch=2)
     assert plan(config, choice).activations == pytest.approx(kept(model_of(config, choice), choice), rel=0.1)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_activations_beside_adapters_are_within_a_tenth(precision):
     config = config_of("gpt2_ml", dropout=0.1)
-    choice = Choice(precision=precision, recompute=False, sequence=128, batch=2, lora=8)
+    choice = planned_as(precision=precision, recompute=False, sequence=128, batch=2, lora=8)
     model = model_of(config, choice)
     assert plan(config, choice).activations == pytest.approx(kept(model, choice), rel=0.1)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -165,9 +177,9 @@ def test_static_bytes_are_those_of_weights_gradients_and_state(optimizer, precis
     if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
         pytest.skip("this torch has no Muon")
     config = config_of("gpt2_ml", feed_forward=192)
-    choice = Choice(optimizer=optimizer, precision=precision, in_backward=False, recompute=False, sequence=8)
+    choice = planned_as(optimizer=optimizer, precision=precision, in_backward=False, recompute=False, sequence=8)
     model = model_of(config, choice)
-    updates = make_optimizer(model, Settings(steps=1, optimizer=optimizer))
+    updates = make_optimizer(model, TrainArgs(optimizer=optimizer))
     torch.autograd.backward(loss_of(model, choice))
     updates.step()
     parts = getattr(updates, "parts", [updates])
@@ -186,11 +198,11 @@ def test_static_bytes_are_those_of_weights_gradients_and_state(optimizer, precis
 def test_the_peak_of_a_step_is_within_a_tenth(optimizer, in_backward, recompute, precision, monkeypatch):
     monkeypatch.setitem(activations.CHUNK_BYTES, "cpu", 1 << 18)  # so that the loss has two chunks
     config = config_of("gpt2_ml", hidden_size=192, head_dim=48, key_dim=48, feed_forward=768, embedding_size=192)
-    choice = Choice(
+    choice = planned_as(
         optimizer=optimizer, precision=precision, in_backward=in_backward, recompute=recompute, sequence=192
     )
     model = model_of(config, choice)
-    updates = make_optimizer(model, Settings(steps=1, optimizer=optimizer))
+    updates = make_optimizer(model, TrainArgs(optimizer=optimizer))
     applied = UpdateInBackward(updates) if in_backward else None
 
     def step() -> None:
@@ -210,7 +222,6 @@ def test_the_peak_of_a_step_is_within_a_tenth(optimizer, in_backward, recompute,
 
 def test_what_is_told_twice_is_told_alike():
     assert activations.CHUNK_BYTES == loss.CHUNK_BYTES
-    assert activations.OPTIMIZERS == args.OPTIMIZERS
 
 
 def test_a_plan_needs_no_torch():
@@ -226,12 +237,12 @@ def mega(indexes) -> ModelConfig:
 @pytest.mark.parametrize(
     ("choice", "static"),
     [
-        (Choice(optimizer="adamw", in_backward=False), 20.77),
-        (Choice(optimizer="adamw"), 15.58),
-        (Choice(optimizer="adamw", in_backward=False, precision="bfloat16"), 10.39),
-        (Choice(in_backward=False), 10.39),
-        (Choice(), 5.20),
-        (Choice(precision="bfloat16"), 2.61),
+        (planned_as(optimizer="adamw", in_backward=False), 20.77),
+        (planned_as(optimizer="adamw"), 15.58),
+        (planned_as(optimizer="adamw", in_backward=False, precision="bfloat16"), 10.39),
+        (planned_as(in_backward=False), 10.39),
+        (planned_as(), 5.20),
+        (planned_as(precision="bfloat16"), 2.61),
     ],
 )
 def test_static_memory_of_the_published_checkpoint(mega, choice, static):
@@ -239,25 +250,25 @@ def test_static_memory_of_the_published_checkpoint(mega, choice, static):
 
 
 def test_plain_adam_is_refused_for_the_published_checkpoint_in_numbers(mega):
-    choice = Choice(optimizer="adamw", in_backward=False, recompute=False)
+    choice = planned_as(optimizer="adamw", in_backward=False, recompute=False)
     with pytest.raises(MemoryPlanError, match=r"20\.49 GiB are there.*gradients 5\.19 GiB, optimizer 10\.39 GiB"):
         refuse_unless_fits(plan(mega, replace(choice, recompute=True)), parse_size("22GB"))
     with pytest.raises(MemoryPlanError, match=r"22\.00 GiB are there.*; apply gradients in the backward pass, or rec"):
         refuse_unless_fits(plan(mega, choice), parse_size("22GiB"))
-    refuse_unless_fits(plan(mega, Choice()), parse_size("8GiB"))
-    refuse_unless_fits(plan(mega, Choice(precision="bfloat16")), parse_size("4.5GiB"))
+    refuse_unless_fits(plan(mega, planned_as()), parse_size("8GiB"))
+    refuse_unless_fits(plan(mega, planned_as(precision="bfloat16")), parse_size("4.5GiB"))
 
 
 def test_the_table_holds_every_way_and_the_largest_batch_just_fits(mega):
-    rows = table(mega, Choice(sequence=512))
-    assert len({str(row.choice) for row in rows}) == len(rows) == 16
-    assert len(table(mega, Choice(device="cuda"))) == 24
+    rows = table(mega, planned_as(sequence=512))
+    assert len({row.choice.describe() for row in rows}) == len(rows) == 16
+    assert len(table(mega, planned_as(device="cuda"))) == 24
     there = parse_size("8GiB")
-    most = largest_batch(mega, Choice(sequence=512), there)
+    most = largest_batch(mega, planned_as(sequence=512), there)
     assert most > 1
-    assert plan(mega, Choice(sequence=512, batch=most)).needed <= there
-    assert plan(mega, Choice(sequence=512, batch=most + 1)).needed > there
-    assert largest_batch(mega, Choice(sequence=512), parse_size("1GiB")) == 0
+    assert plan(mega, planned_as(sequence=512, batch=most)).needed <= there
+    assert plan(mega, planned_as(sequence=512, batch=most + 1)).needed > there
+    assert largest_batch(mega, planned_as(sequence=512), parse_size("1GiB")) == 0
 
 
 @pytest.mark.parametrize(
@@ -295,7 +306,7 @@ def test_what_is_no_size_is_refused(text):
 )
 def test_choices_that_there_are_not_are_refused(options, match):
     with pytest.raises(ConfigError, match=match):
-        Choice(**options)
+        TrainArgs(**options)
 
 
 @pytest.mark.slow

@@ -11,8 +11,7 @@ import pytest
 from hanmo.errors import DataError, MissingFile
 from hanmo.tokenizers import Lossless, WordPiece
 from hanmo.training.data.documents import Part
-from hanmo.training.data.encoding import TokenEncoder
-from hanmo.training.data.pack import pack, pack_documents
+from hanmo.training.data.pack import TokenEncoder, pack, pack_documents
 from hanmo.training.data.packed import PackedData, PackedFile
 
 ALPHABET = string.ascii_letters + string.digits

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hanmo.training.optim.adafactor import AdaFactor
-from hanmo.training.rounding import noise_key, round_stochastically
+from hanmo.training.optim.adafactor_update import noise_key, round_stochastically
 
 
 def key_tensor(*parts):

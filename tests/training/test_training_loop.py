@@ -27,11 +27,12 @@ from hanmo.errors import (
 from hanmo.families import FAMILIES
 from hanmo.loading import load
 from hanmo.model import Model
-from hanmo.training.args import Settings, make_optimizer, multiplier, scale_outputs
+from hanmo.training import Settings
 from hanmo.training.checkpoints import fill_from, locked, newest, read_state, save_checkpoint
 from hanmo.training.data.stream import count_predicted, cut
-from hanmo.training.loop import fit
+from hanmo.training.loop import Outcome, fit
 from hanmo.training.loss import next_token_loss, targets_loss
+from hanmo.training.step import make_optimizer, multiplier, scale_outputs
 
 VOCAB = 40
 
@@ -316,7 +317,7 @@ def test_a_state_that_lacks_a_part_is_refused(tmp_path: Path, change) -> None:
     state = torch.load(path, weights_only=True)
     changed = change(state)
     torch.save(changed if isinstance(changed, list) else state, path)
-    with pytest.raises(CorruptFile, match=r"(state\.pt holds a list|does not hold what training goes on from)"):
+    with pytest.raises(CorruptFile, match=r"(state\.pt holds a list|does not hold what training resumes from)"):
         fit(model(), Counting(), out=tmp_path, settings=settings(), resume=True)
 
 
@@ -357,9 +358,21 @@ def test_bfloat16_weights_learn_and_resume_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_a_run_of_before_there_were_these_settings_goes_on() -> None:
-    older = {name: value for name, value in asdict(settings()).items() if name not in ("accumulate", "in_backward")}
-    assert settings().differences(older) == []
-    assert settings(accumulate=2).differences(older) == ["accumulate"]
+    older = {
+        name: value
+        for name, value in asdict(settings().for_loop()).items()
+        if name not in ("accumulate", "in_backward")
+    }
+    assert settings().for_loop().differences(older) == []
+    assert settings(accumulate=2).for_loop().differences(older) == ["accumulate"]
+
+
+def test_a_run_of_version_0_1_goes_on_with_its_precision() -> None:
+    older = {name: value for name, value in asdict(settings().for_loop()).items() if name != "precision"}
+    for was, now in ((None, "auto"), (False, "float32"), (False, "bfloat16"), (True, "mixed")):
+        assert settings(precision=now).for_loop().differences(older | {"bfloat16": was}) == []
+    assert settings(precision="mixed").for_loop().differences(older | {"bfloat16": False}) == ["precision"]
+    assert settings(bfloat16=True).precision == "mixed" and settings(bfloat16=False).precision == "float32"
 
 
 def test_an_error_in_the_data_reaches_the_caller(tmp_path: Path) -> None:
@@ -390,7 +403,6 @@ def test_a_damaged_or_missing_checkpoint_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": None}, "steps is None, minutes is None"),
         ({"minutes": 3.0}, "steps is 24, minutes is 3.0"),
         ({"optimizer": "sgd"}, "optimizer is 'sgd'"),
         ({"schedule": "steep"}, "schedule is 'steep'"),
@@ -404,6 +416,63 @@ def test_a_damaged_or_missing_checkpoint_is_named(tmp_path: Path) -> None:
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         settings(**changes)
+
+
+def test_a_run_of_no_length_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="steps is None, minutes is None; give one of them"):
+        fit(model(), Counting(), out=tmp_path, settings=settings(steps=None))
+
+
+class Headed(torch.nn.Module):
+    """What a task trains: a network that is no language model, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = torch.nn.Linear(3, 8), torch.nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).tanh())
+
+
+def headed_run(out: Path, trained: Headed, **options: Any) -> Outcome:
+    scores = iter([0.5, 0.9, 0.7, 0.8, 0.6, 0.4])
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+    batch = {"x": x.numpy(), "targets": (x[:, :1] > 0).long().numpy()}
+
+    def loss(model: Headed, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(model(batch["x"]), batch["targets"][:, 0])
+
+    def accuracy(model: Headed) -> dict[str, Any]:
+        return {"accuracy": next(scores), "loss": 1.0, "score": "accuracy", "higher_is_better": True}
+
+    chosen = settings(average=0.0, **{"steps": 24, **options.pop("changes", {})})
+    return fit(trained, [batch], out=out, settings=chosen, loss=loss, evaluate=accuracy, **options)
+
+
+def test_any_module_with_a_loss_learns_and_its_own_score_decides(tmp_path: Path) -> None:
+    whole = Headed()
+    outcome = headed_run(tmp_path / "whole", whole)
+    assert (outcome.best, outcome.folder.name) == (0.9, "best-00000007")
+    losses = [record["loss"] for record in records(tmp_path / "whole") if "loss" in record]
+    assert losses[-1] < losses[0]
+    headed_run(tmp_path / "cut", Headed(), changes={"steps": 10, "schedule": "constant"})
+    cut = Headed()
+    headed_run(tmp_path / "cut", cut, changes={"schedule": "constant"}, resume=True)
+    other = Headed()
+    headed_run(tmp_path / "other", other, changes={"schedule": "constant"})
+    assert all(torch.equal(a, b) for a, b in zip(cut.parameters(), other.parameters(), strict=True))
+
+
+def test_what_is_saved_as_the_best_may_be_ones_own(tmp_path: Path) -> None:
+    outcome = headed_run(tmp_path, Headed(), save=lambda model, folder: torch.save({}, folder / "head.pt"))
+    assert [path.name for path in outcome.folder.iterdir()] == ["head.pt"]
+    assert (newest(tmp_path, "last") / "model.safetensors").is_file()
+
+
+def test_an_evaluation_without_its_score_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"evaluate returned \['accuracy'\] without 'loss'; add it, or name the key"):
+        fit(model(), Counting(), out=tmp_path, settings=settings(), evaluate=lambda _: {"accuracy": 1.0})
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])

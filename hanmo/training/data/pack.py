@@ -1,10 +1,10 @@
 """Pack documents into files of token ids that training maps into memory.
 
-Knows encoding in many processes and the files that result. Knows no windows, no batches (packed.py) and no model.
+Knows tokenizers, encoding in several processes and the files. Knows no windows, no batches (packed.py) and no model.
 
     NAME.bin        ids, uint16 or uint32, little endian:  [EOS] mark mark ... | document [EOS] | document [EOS] | ...
-    NAME.documents  a row a document: where it starts, its source, tokens, tokens of its title line, characters
-    NAME.json       what the other two are, digest of the vocabulary, counts; written last
+    NAME.documents  one row a document: start, source, tokens, tokens of its title line, characters
+    NAME.json       format, digest of the vocabulary, counts; written last
 """
 
 import errno
@@ -17,6 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,23 +28,73 @@ from numpy.typing import NDArray
 
 from hanmo.checkpoint.staged import Staged
 from hanmo.cores import cores
-from hanmo.errors import DataError
+from hanmo.errors import DataError, TokenizerError
+from hanmo.tokenizers.codes import codes_of
+from hanmo.tokenizers.protocol import Tokenizer
+from hanmo.tokenizers.wordpiece import WordPiece
 from hanmo.training.data.documents import Part, read_documents
-from hanmo.training.data.encoding import TokenEncoder
 
-__all__ = ["DOCUMENT", "FORMAT", "PackReport", "pack", "pack_documents"]
+__all__ = ["DOCUMENT", "FORMAT", "PackReport", "TokenEncoder", "pack", "pack_documents"]
 
 FORMAT = "hanmo-packed-1"
 DOCUMENT = np.dtype([("start", "<i8"), ("tokens", "<i8"), ("characters", "<i8"), ("title", "<u4"), ("source", "<u4")])
-_BATCH = 1 << 20  # characters sent to a process at once
-_FEW = 4  # batches that are encoded sooner than processes start
+_BATCH = 1 << 20  # characters sent to a process at a time
+_FEW = 4  # batches that are encoded faster than processes start
 _TITLE = 120  # characters; a first line longer than this is no title
-_SOURCES = 1 << 16  # more of them are held to be a mistake: the counts of each are kept in memory
+_SOURCES = 1 << 16  # more are taken for a mistake, because the counts of each are kept in memory
+
+
+class TokenEncoder:
+    """A tokenizer for packing, picklable for other processes.
+
+    separator: the token put after every document. None takes the vocabulary's end mark ([EOS], </s>, <|endoftext|>) but
+    not BERT's [SEP], because GPT2_ML was trained without a mark.
+    sha256: digest of the tokens, a newline after each, and of whether texts are cut into words; stored in packed data.
+    end: id after a document, or None.
+    unknown: id of [UNK], or None.   dtype: uint16 where the vocabulary allows it, else uint32.
+    Raises TokenizerError if the vocabulary does not hold the separator.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, separator: str | None = None) -> None:
+        self.tokenizer, self.vocab_size = tokenizer, tokenizer.vocab_size
+        tokens = [tokenizer.id_to_token(number) for number in range(tokenizer.vocab_size)]
+        cut = ["cut into words"] if isinstance(tokenizer, WordPiece) and tokenizer.pre_tokenizes else []
+        self.sha256 = sha256("".join(token + "\n" for token in [*tokens, *cut]).encode()).hexdigest()
+        self.unknown = tokenizer.special.unk
+        self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+        self.end = tokenizer.special.end
+        if separator is not None:
+            self.end = tokenizer.token_to_id(separator)
+            if self.end is None:
+                raise TokenizerError(
+                    f"the separator is {separator!r}, which is none of the vocabulary's {self.vocab_size:,} tokens; "
+                    "name one of them, such as [SEP]"
+                )
+        elif self.end is not None and tokens[self.end] == "[SEP]":
+            self.end = None
+        self._judged: dict[int, bool] = {}  # code point → whether it is outside the vocabulary
+
+    def encode(self, text: str) -> NDArray[np.unsignedinteger]:
+        """Return the ids of a text without marks, [tokens]."""
+        return self.tokenizer.encode_array(text).astype(self.dtype)
+
+    def outside(self, text: str) -> Mapping[str, int]:
+        """Count the characters of text that by themselves become [UNK]."""
+        if self.unknown is None:
+            return {}
+        counts = np.bincount(codes_of(text))
+        found = {}
+        for code in np.flatnonzero(counts).tolist():
+            if code not in self._judged:
+                self._judged[code] = self.unknown in self.tokenizer.encode_array(chr(code))
+            if self._judged[code]:
+                found[chr(code)] = int(counts[code])
+        return found
 
 
 @dataclass
 class PackReport:
-    """What was packed; NAME.json holds the same, but for the last."""
+    """What was packed; NAME.json holds all fields but the last."""
 
     format: str = FORMAT
     dtype: str = "uint16"
@@ -60,7 +111,7 @@ class PackReport:
     outside: Counter[str] = field(default_factory=Counter)  # how often each character outside the vocabulary stands
 
     def to_json(self) -> str:
-        """Write what NAME.json holds."""
+        """Return the content of NAME.json."""
         facts = asdict(self)
         del facts["outside"]
         return json.dumps(facts, ensure_ascii=False, indent=1) + "\n"
@@ -96,11 +147,11 @@ def pack_documents(
 ) -> PackReport:
     """Pack documents, in order, into out.bin, out.documents and out.json; the same parts give the same bytes.
 
-    marks: text by source that the reader may set before a document, such as {"poetry": "【诗】"}.
-    titles: note the first line of documents that begin with 《, so that the reader may leave it out.
-    processes: encoders at work; 1 stays in this process, None takes all cores if there is more than a little to do.
-        They bound the memory, not the corpus. A script that uses more than one calls this under
-        `if __name__ == "__main__":`, as multiprocessing asks.
+    marks: text by source that the reader may put before a document, such as {"poetry": "【诗】"}.
+    titles: record the first line of documents that begin with 《, so that the reader may leave it out.
+    processes: number of encoding processes; 1 stays in this process, None takes all cores unless the data is small.
+        Memory grows with them, not with the corpus. With more than one, call this under `if __name__ == "__main__":`,
+        as multiprocessing requires.
     A document's parts must follow each other. Nothing is replaced before everything is written.
     Raises DataError if there are no documents, the last one never ends, there are more than 65,536 sources, a process
     dies, or no space is left.
@@ -129,7 +180,7 @@ def pack_documents(
                     os.fsync(file.fileno())
             for path, final in zip(made, finals, strict=True):
                 staged.place(path, final)
-            finals[2].unlink(missing_ok=True)  # without its json the pair is no packed data: no mixture is ever read
+            finals[2].unlink(missing_ok=True)  # unreadable without it: old and new files are never mixed
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -163,14 +214,14 @@ def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
 def _encoded(
     batches: Iterator[list[Part]], encoder: TokenEncoder, titles: bool, processes: int | None
 ) -> Iterator[_Encoded]:
-    """Yield the batches encoded, in order; at most two a process are under way."""
+    """Yield the batches encoded, in order; at most two a process are in flight."""
     few = list(islice(batches, _FEW)) if processes is None else []
     batches = chain(few, batches)
     count = processes or cores()
     if count == 1 or (processes is None and len(few) < _FEW):
         yield from (_encode_batch(batch, encoder, titles) for batch in batches)
         return
-    # Spawned, not forked: the progress display runs in a thread, and a fork beside threads may hang.
+    # Spawned, because the progress display runs in a thread and forking with threads may hang.
     with ProcessPoolExecutor(count, get_context("spawn"), _set_worker, (encoder, titles)) as pool:
         waiting: deque[Future[_Encoded]] = deque()
         try:
@@ -191,7 +242,7 @@ _worker: dict[str, Any] = {}
 
 
 def _set_worker(encoder: TokenEncoder, titles: bool) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that writes, which ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which ends this process
     _worker.update(encoder=encoder, titles=titles)
 
 
@@ -218,13 +269,13 @@ def _encode_batch(batch: list[Part], encoder: TokenEncoder, titles: bool) -> _En
 
 
 class _Writer:
-    """Put encoded batches into the files and count them into the report."""
+    """Write encoded batches to the files and count them in the report."""
 
     def __init__(self, ids: IO[bytes], documents: IO[bytes], report: PackReport) -> None:
         self._ids, self._documents, self._report = ids, documents, report
         self._dtype = np.dtype(report.dtype).newbyteorder("<")
         self._written = 0
-        self._document: list[int] | None = None  # start, tokens, characters, title, source of the one under way
+        self._document: list[int] | None = None  # start, tokens, characters, title, source of the current one
         self._numbers: dict[str, int] = {}
 
     def write_marks(self, marks: dict[str, NDArray[np.unsignedinteger]]) -> None:

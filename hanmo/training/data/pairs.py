@@ -23,7 +23,7 @@ from hanmo.config import ModelConfig
 from hanmo.errors import DataError, TokenizerError
 from hanmo.tokenizers.prompt import marks_of
 from hanmo.tokenizers.protocol import Tokenizer
-from hanmo.training.data.files import JSON, TABLES, find_files, form, json_rows, opened, table_rows, text_in
+from hanmo.training.data.documents import JSON, TABLES, find_files, form, json_rows, opened, table_rows, text_in
 
 __all__ = ["PairData", "read_pairs"]
 

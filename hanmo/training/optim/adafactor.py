@@ -1,11 +1,11 @@
-"""AdaFactor, really factored: the second moment of a matrix is kept as two vectors.
+"""AdaFactor with a factored second moment: a matrix's is kept as two vectors.
 
-Knows recipes, parameter groups and state; knows no model and no schedule, and leaves the arithmetic to
-`adafactor_update`. Two recipes by name, because the two systems that trained with it differ: bert4keras's and
-gpt2-ml's. `torch.optim.Adafactor` is neither (it caps the learning rate, uses other axes and another epsilon).
+Knows recipes, parameter groups and state; knows no model and no schedule; the arithmetic is `adafactor_update`'s. There
+are two named recipes, because bert4keras's and gpt2-ml's AdaFactor differ. `torch.optim.Adafactor` is neither (it caps
+the learning rate, uses other axes and another epsilon).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hanmo.errors import ConfigError
+from hanmo.errors import ConfigError, TensorMismatch
 from hanmo.training.distributed import local, shard_place, zeros
 from hanmo.training.optim.adafactor_update import (
     Blocks,
@@ -23,24 +23,24 @@ from hanmo.training.optim.adafactor_update import (
     can_compile,
     compiled_update,
     factored_axes,
+    noise_key,
     update_tensor,
 )
-from hanmo.training.rounding import noise_key
 
-__all__ = ["RECIPES", "AdaFactor", "Recipe"]
+__all__ = ["RECIPES", "AdaFactor", "Recipe", "load_slots"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Name every setting of AdaFactor; each may also be given per parameter group.
+    """The settings of AdaFactor; each may also be given per parameter group.
 
     lr: learning rate.   beta1: decay of the update's running mean, 0 keeps none.
     beta2: decay of the second moment; None means 1 - t^-0.8 at update t.
     clip: largest root mean square of a tensor's update, or None.
     parameter_scale: multiply the update by max(rms(weight), eps2).
-    weight_decay: share of the weight, times lr, that each update takes away.
+    weight_decay: share of the weight, times lr, that each update subtracts.
     factor_from: a tensor is factored over its two largest axes if neither is smaller.
-    joint_eps: add eps1 to the second moment put together (bert4keras), else to each of its factors (gpt2-ml).
+    joint_eps: add eps1 to the product of the factors (bert4keras), else to each factor (gpt2-ml).
     Raises ConfigError for a value outside its range.
     """
 
@@ -86,12 +86,12 @@ RECIPES = {
 
 
 class AdaFactor(Optimizer):
-    """Update float32 or bfloat16 parameters by AdaFactor, after a named recipe or one's own.
+    """AdaFactor for float32 or bfloat16 parameters, after a named recipe or a custom one.
 
     All arithmetic is float32; bfloat16 weights are rounded stochastically, with noise that depends on (seed, parameter,
-    step) only, so that a resumed run goes on exactly. For weight decay on matrices only see schedule.py.
+    step) only, so that a resumed run is exact. For weight decay on matrices only see schedule.py.
     State of a parameter: `step`, and `rows` and `columns` if it is factored, else `v`; `m` if beta1 > 0; all float32.
-    Sharded parameters (FSDP2) are updated where they lie; what needs the whole tensor is summed over the shards.
+    Sharded parameters (FSDP2) are updated in place; sums over the whole tensor are reduced over the shards.
     Source: https://arxiv.org/abs/1804.04235, bert4keras `optimizers.py`, gpt2-ml `train/optimization_adafactor.py`.
     """
 
@@ -107,7 +107,7 @@ class AdaFactor(Optimizer):
         """Take parameters or groups of them.
 
         recipe: a key of RECIPES, or a Recipe (`dataclasses.replace` makes variants).   lr: in place of the recipe's.
-        seed: of the stochastic rounding.   compile: on a GPU that allows it, make few kernels of each update.
+        seed: of the stochastic rounding.   compile: compile the update, on GPUs that support it.
         Raises ConfigError for an unknown recipe or a parameter that is neither float32 nor bfloat16.
         """
         if isinstance(recipe, str):
@@ -119,7 +119,7 @@ class AdaFactor(Optimizer):
         super().__init__(params, settings | {"seed": seed, "compile": compile})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters; settings it does not name are the recipe's."""
+        """Add a group of parameters; settings that it leaves out are the recipe's."""
         super().add_param_group(param_group)
         for parameter in self.param_groups[-1]["params"]:
             if parameter.dtype not in (torch.float32, torch.bfloat16):
@@ -140,14 +140,14 @@ class AdaFactor(Optimizer):
         for name, parameter in zip(names, parameters, strict=True):
             if parameter.dtype == torch.float32:
                 continue
-            # torch has cast the moments to the parameter's type; take them again from what was saved.
+            # torch has cast the moments to the parameter's dtype; restore them as saved.
             for key, value in state_dict["state"].get(name, {}).items():
                 if isinstance(value, Tensor):
                     self.state[parameter][key] = value.to(parameter.device, torch.float32, copy=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient; gradients are left as they are."""
+        """Update every parameter that has a gradient; gradients are not changed."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -159,7 +159,7 @@ class AdaFactor(Optimizer):
         return loss
 
     def start(self, parameter: Tensor, group: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Give the state of a parameter, made of zeros if it was never updated."""
+        """Return the state of a parameter, zeros before its first update."""
         state = cast(dict[str, Any], self.state[parameter])
         if state:
             return state
@@ -176,11 +176,10 @@ class AdaFactor(Optimizer):
         return state
 
     @torch.no_grad()
-    def update_one(self, parameter: Tensor, group: dict[str, Any], *, scale: float | None = None) -> Tensor | None:
-        """Update one parameter of a group from its gradient, by itself.
+    def update_one(self, parameter: Tensor, group: dict[str, Any], *, guarded: bool = False) -> Tensor | None:
+        """Update one parameter of a group from its gradient.
 
-        scale: what the gradient is divided by first; with it, a gradient that holds inf or NaN is taken as zero,
-            without waiting for the device, and its norm is returned, which then is not finite.
+        guarded: take a gradient with inf or NaN as zero, without host synchronisation, and return the gradient's norm.
         """
         state = self.start(parameter, group)
         state["step"] += 1
@@ -190,7 +189,7 @@ class AdaFactor(Optimizer):
         blocks = Blocks(weight, whole=compiled)
         rule = Rule(
             axes=factored_axes(tuple(parameter.shape), group["factor_from"]),
-            guarded=scale is not None,
+            guarded=guarded,
             **{name: group[name] for name in ("joint_eps", "eps1", "eps2", "clip", "beta1", "parameter_scale")},
         )
         lr = float(group["lr"])
@@ -203,7 +202,6 @@ class AdaFactor(Optimizer):
             lr=_number(lr, weight.device),
             beta2=_number(beta2, weight.device),
             kept=_number(1 - lr * group["weight_decay"], weight.device),
-            unscale=None if scale is None or scale == 1 else _number(1 / scale, weight.device),
             keys=tuple(torch.full((), key, dtype=torch.int32, device=weight.device) for key in keys),
         )
         return (compiled_update if compiled else update_tensor)(
@@ -217,6 +215,52 @@ class AdaFactor(Optimizer):
         )
 
 
-@lru_cache(maxsize=64)  # all parameters of a step share their numbers, and on a GPU each is a kernel to make
+def load_slots(
+    optimizer: AdaFactor,
+    slots: Mapping[str, Mapping[str, Tensor]],
+    *,
+    parameters: Mapping[str, Tensor],
+    transposed: Collection[str] = (),
+    step: int = 0,
+) -> None:
+    """Load moments as a gpt2-ml checkpoint stores them, for exactly the named parameters.
+
+    slots: {name: {"vr": [rows], "vc": [columns]} or {"v": as the parameter}}: of a kernel NAME the means
+        NAME/adafactor_vr over its columns and NAME/adafactor_vc over its rows, of a vector NAME/adafactor_v.
+    parameters: the same names, for example dict(model.named_parameters()).
+    transposed: names of kernels stored [in, out], where a Linear's weight is [out, in].
+    step: updates done before, `global_step` of a checkpoint; matters only if beta2 depends on the step.
+    Raises TensorMismatch if names or shapes differ; nothing has been changed then.
+    """
+    missing, unexpected = sorted(set(parameters) - set(slots)), sorted(set(slots) - set(parameters))
+    if missing or unexpected:
+        raise TensorMismatch(
+            f"AdaFactor slots do not match the parameters: {len(missing)} without slots {missing[:3]}, "
+            f"{len(unexpected)} slots without parameter {unexpected[:3]}; pass the same names on both sides"
+        )
+    ready = {}
+    for name, parameter in parameters.items():
+        state = optimizer.start(parameter)
+        rows, columns = ("columns", "rows") if name in transposed else ("rows", "columns")
+        wanted = {"v": "v"} if "v" in state else {"vr": rows, "vc": columns}
+        given = slots[name]
+        expected = {
+            slot: tuple(state[key].shape) if slot == "v" else (state[key].numel(),) for slot, key in wanted.items()
+        }
+        found = {slot: tuple(tensor.shape) for slot, tensor in given.items()}
+        if found != expected:
+            raise TensorMismatch(
+                f"AdaFactor slots of {name} are {found}; expected {expected} for a parameter of shape "
+                f"{tuple(parameter.shape)}; check `transposed`, or leave out names whose shape was changed"
+            )
+        ready[name] = {key: given[slot] for slot, key in wanted.items()}
+    for name, moments in ready.items():
+        state = optimizer.state[parameters[name]]
+        state["step"] = step
+        for key, tensor in moments.items():
+            state[key].copy_(tensor.reshape(state[key].shape))
+
+
+@lru_cache(maxsize=64)  # the parameters of a step share their numbers; on a GPU each costs a kernel
 def _number(value: float, device: torch.device) -> Tensor:
     return torch.full((), value, dtype=torch.float32, device=device)

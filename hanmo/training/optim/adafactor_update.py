@@ -1,12 +1,17 @@
-"""One AdaFactor update of one tensor: the arithmetic, in blocks, over shards, and compiled on a GPU.
+"""One AdaFactor update of one tensor: in blocks, over shards, and compiled on a GPU; and stochastic rounding.
 
 Knows tensors only; recipes, counters and parameter groups are `adafactor`'s.
 
-Passes over a factored tensor, in blocks that stay in the CPU's cache: read the gradient for the moments; read it for
-the size of the update; read it, and read and write the weight. Parameter scaling reads the weight once more. No
-temporary is as large as the tensor. On a GPU torch.compile makes a kernel of each pass, without temporaries.
+Passes over a factored tensor, in blocks that fit the CPU's cache: read the gradient for the moments; read it for the
+size of the update; read it, and read and write the weight. Parameter scaling reads the weight once more. No temporary
+is as large as the tensor. On a GPU torch.compile makes one kernel of each pass, without temporaries.
+
+Rounding: a bfloat16 weight of 1 moves in steps of 1/128, so rounding to nearest loses every smaller update; rounding up
+or down at random preserves the mean. The noise is a hash of a key and the position in the tensor: no generator, hence
+no state, and the same on every device.
 """
 
+import hashlib
 import importlib.util
 import warnings
 from collections.abc import Callable
@@ -18,17 +23,28 @@ import torch
 from torch import Tensor
 
 from hanmo.training.distributed import is_sharded, local, sum_over_shards
-from hanmo.training.rounding import round_stochastically
 
-__all__ = ["Numbers", "Rule", "can_compile", "compiled_update", "factored_axes", "update_tensor"]
+__all__ = [
+    "Numbers",
+    "Rule",
+    "can_compile",
+    "compiled_update",
+    "factored_axes",
+    "noise_key",
+    "round_stochastically",
+    "update_tensor",
+]
 
 Block = Callable[[int], Tensor]
 
+# Odd factors with well-spread bits (of xxHash and MurmurHash3), as signed 32-bit numbers.
+_FIRST, _SECOND = 0x9E3779B1 - (1 << 32), 0x85EBCA77 - (1 << 32)
+
 
 class Rule(NamedTuple):
-    """What does not change from update to update; the names are those of `adafactor.Recipe`.
+    """The constants of a parameter's updates; the names are those of `adafactor.Recipe`.
 
-    axes: the two axes that are factored, or None.   guarded: take a gradient that holds inf or NaN as zero.
+    axes: the two factored axes, or None.   guarded: take a gradient that holds inf or NaN as zero.
     """
 
     axes: tuple[int, int] | None
@@ -42,17 +58,15 @@ class Rule(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """What changes: tensors of one element on the weight's device.
+    """The numbers of one update: tensors of one element on the weight's device.
 
     lr: learning rate.   beta2: of this update.   kept: 1 - lr * weight decay.
-    unscale: factor of the gradient, or None.
     keys: int32, a noise key for each block of a bfloat16 weight; else empty.
     """
 
     lr: Tensor
     beta2: Tensor
     kept: Tensor
-    unscale: Tensor | None
     keys: tuple[Tensor, ...]
 
 
@@ -73,7 +87,7 @@ def update_tensor(
     Returns the Euclidean norm of the gradient if rule.guarded; shards cannot be guarded.
     """
     weight, norm = local(parameter), None
-    read = _reader(local(grad), numbers.unscale, blocks)
+    read = _reader(local(grad), blocks)
     if rule.axes is None:
         if rule.guarded:
             norm = _square_sum(read, blocks, weight).sqrt()
@@ -87,7 +101,7 @@ def update_tensor(
             sums = [torch.where(norm.isfinite(), total, 0) for total in sums]
         direction = _factored(parameter, read, sums, moments, numbers.beta2, rule, blocks)
     if len(blocks) == 1:
-        direction = _constant(direction(0))  # made once, used by both passes
+        direction = _constant(direction(0))  # computed once, used by both passes
 
     scale = numbers.lr
     if rule.parameter_scale:
@@ -120,21 +134,21 @@ def compiled_update(
     rule: Rule,
     blocks: "Blocks",
 ) -> Tensor | None:
-    """Do what `update_tensor` does, compiled for the shape: for whole tensors on a GPU.
+    """Run `update_tensor` compiled for the shape: for whole tensors on a GPU.
 
-    Where the compiler fails, warns once for the shape and does it uncompiled.
+    If the compiler fails, warns once for the shape and runs it uncompiled.
     """
     update = _compiled()
-    kind = (parameter.shape, parameter.stride(), parameter.dtype, parameter.device, rule, numbers.unscale is None)
+    kind = (parameter.shape, parameter.stride(), parameter.dtype, parameter.device, rule)
     if kind in _KINDS:
         update = update if _KINDS[kind] else update_tensor
         return update(parameter, grad, moments, momentum, numbers, rule=rule, blocks=blocks)
-    # torch gives up after 8 kinds of arguments and goes on uncompiled; a model has as many as it has shapes.
+    # torch stops compiling after 8 kinds of arguments; a model has one for each shape.
     with torch._dynamo.config.patch(recompile_limit=8 + len(_KINDS)):
         try:
             norm = update(parameter, grad, moments, momentum, numbers, rule=rule, blocks=blocks)
         except torch._dynamo.exc.TorchDynamoException as error:
-            # Kernels are made before any runs, so nothing was changed yet.
+            # All kernels are compiled before the first runs, so nothing has changed yet.
             _KINDS[kind] = False
             warnings.warn(
                 f"torch.compile failed for AdaFactor on {parameter.dtype} of shape {tuple(parameter.shape)}: "
@@ -147,13 +161,13 @@ def compiled_update(
 
 
 def can_compile(parameter: Tensor) -> bool:
-    """Say whether `compiled_update` is to be had for a parameter: on NVIDIA GPUs since Ampere, with Triton."""
+    """Whether `compiled_update` supports a parameter: on NVIDIA GPUs since Ampere, with Triton."""
     return parameter.device.type == "cuda" and not is_sharded(parameter) and _compiles_on(parameter.device)
 
 
 @cache
 def factored_axes(shape: tuple[int, ...], factor_from: int) -> tuple[int, int] | None:
-    """Give the two axes over which a tensor's second moment is factored, in order, or None.
+    """Return the two axes over which a tensor's second moment is factored, in order, or None.
 
     They are the two largest; among equals the choice is NumPy's argpartition's, as in bert4keras.
     """
@@ -167,10 +181,10 @@ def factored_axes(shape: tuple[int, ...], factor_from: int) -> tuple[int, int] |
 
 
 class Blocks:
-    """Slices of a tensor along its slowest axis, so small that temporaries of one stay in cache."""
+    """Slices of a tensor along its slowest axis, small enough that temporaries stay in cache."""
 
     def __init__(self, like: Tensor, *, whole: bool = False) -> None:
-        """Plan the slices of a tensor; `whole` makes it one."""
+        """Plan the slices of a tensor; `whole` makes a single one."""
         limit = 1 << 18 if like.device.type == "cpu" else 1 << 24  # elements
         self._count, self._axis, self._length = 1, 0, 0
         if not whole and like.numel() > limit:
@@ -183,14 +197,36 @@ class Blocks:
         return self._count
 
     def cut(self, tensor: Tensor, index: int) -> Tensor:
-        """Give block `index` of a tensor, or all of it where it is 1 wide along the axis."""
+        """Return block `index` of a tensor, or all of it if its size along the axis is 1."""
         if self._count == 1 or tensor.shape[self._axis] == 1:
             return tensor
         start = index * self._length
         return tensor.narrow(self._axis, start, min(self._length, tensor.shape[self._axis] - start))
 
 
-_KINDS: dict[tuple[Any, ...], bool] = {}  # what this process compiled, and whether that succeeded
+def noise_key(*parts: int) -> int:
+    """Mix numbers, for example (seed, stream, step), into a key: a signed 32-bit number."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def round_stochastically(target: Tensor, values: Tensor, *, key: Tensor) -> None:
+    """Write float32 values into a bfloat16 tensor, rounded so that the mean is kept.
+
+    target: bfloat16, overwritten.   values: float32 of the same shape, dense in memory; destroyed.
+    key: of the noise, one int32.
+    A value that bfloat16 can hold is written as it is; infinities and NaN stay what they are.
+    """
+    noise = torch.arange(values.numel(), dtype=torch.int32, device=values.device)
+    noise.mul_(_FIRST).add_(key)
+    noise.bitwise_xor_((noise >> 15).bitwise_and_(0x1FFFF)).mul_(_SECOND)
+    noise = (noise >> 16).bitwise_and_(0xFFFF)
+    bits = values.view(torch.int32)
+    bits = bits.add_(noise.as_strided(values.shape, values.stride())).bitwise_and_(-(1 << 16))
+    target.copy_(bits.view(torch.float32))
+
+
+_KINDS: dict[tuple[Any, ...], bool] = {}  # compiled in this process, and whether that succeeded
 
 
 @cache
@@ -203,18 +239,13 @@ def _compiles_on(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0) and importlib.util.find_spec("triton") is not None
 
 
-def _reader(grad: Tensor, unscale: Tensor | None, blocks: Blocks) -> Block:
-    """Give the function from a block's number to the gradient there, float32."""
-
-    def read(index: int) -> Tensor:
-        block = blocks.cut(grad, index).float()
-        return block if unscale is None else block * unscale
-
-    return read
+def _reader(grad: Tensor, blocks: Blocks) -> Block:
+    """Return the function from a block's number to the gradient there, float32."""
+    return lambda index: blocks.cut(grad, index).float()
 
 
 def _axis_sums(read: Block, moments: tuple[Tensor, ...], axes: tuple[int, int], blocks: Blocks) -> list[Tensor]:
-    """Sum the squared gradient over the second axis and over the first, as `rows` and `columns` are laid."""
+    """Sum the squared gradient over the second axis and over the first, in the layout of `rows` and `columns`."""
     sums = [torch.zeros_like(local(moment)) for moment in moments]
     for index in range(len(blocks)):
         square = read(index).square()
@@ -232,20 +263,20 @@ def _factored(
     rule: Rule,
     blocks: Blocks,
 ) -> Block:
-    """Update rows and columns; give the function from a block's number to its unclipped update."""
+    """Update rows and columns; return the function from a block's number to its unclipped update."""
     assert rule.axes is not None
     first, second = rule.axes
     rows, columns = (local(moment) for moment in moments)
     for moment, total, axis in zip((rows, columns), sums, (second, first), strict=True):
         mean = sum_over_shards(parameter, total, axis=axis) / parameter.shape[axis] + rule.eps1
         moment.lerp_(mean, 1 - beta2)
-    # The mean over all is the same of either vector; take it of the one that is whole on every shard.
+    # Both vectors have the same mean; take that of the one that is not sharded.
     level = columns.mean(second, keepdim=True) if is_sharded(parameter, first) else rows.mean(first, keepdim=True)
     rows = rows / level
 
     def joint(index: int) -> Tensor:
         block = read(index)
-        # The outer product in the gradient's own layout: a transposed one would cost more than all the rest.
+        # The outer product in the gradient's memory layout; a transposed one would dominate the cost.
         moment = torch.empty_like(block).copy_(blocks.cut(rows, index)).mul_(blocks.cut(columns, index))
         return moment.add_(rule.eps1).rsqrt_().mul_(block)
 
@@ -259,14 +290,14 @@ def _factored(
 
 
 def _plain(read: Block, v: Tensor, beta2: Tensor, rule: Rule, blocks: Blocks) -> Block:
-    """Update a second moment as large as the tensor; give the function as above."""
+    """Update a second moment as large as the tensor; return the function as above."""
     for index in range(len(blocks)):
         blocks.cut(v, index).lerp_(read(index).square().add_(rule.eps1), 1 - beta2)
     return lambda index: (blocks.cut(v, index) + rule.eps1).rsqrt_().mul_(read(index))
 
 
 def _guard(read: Block, norm: Tensor) -> Block:
-    """Read zeros where the norm is not finite; on a GPU without asking, for asking would wait."""
+    """Read zeros if the norm is not finite; on a GPU without host synchronisation."""
     if norm.device.type == "cpu" and norm.isfinite():
         return read
     return lambda index: torch.where(norm.isfinite(), read(index), 0)

@@ -1,7 +1,6 @@
-"""Muon for the matrices inside blocks and AdamW for all else, as one optimizer.
+"""Muon for the matrices inside blocks and AdamW for everything else, as one optimizer.
 
-torch's own Muon (https://kellerjordan.github.io/posts/muon/) takes matrices only; embeddings, the output, norms and
-biases need another. Knows parameters by name; knows no schedule and no loop.
+torch's own Muon (https://kellerjordan.github.io/posts/muon/) takes matrices only. Knows parameters by name.
 """
 
 from collections.abc import Iterable
@@ -20,9 +19,9 @@ __all__ = ["MuonWithAdamW"]
 class MuonWithAdamW(Optimizer):
     """Update block matrices by Muon and the rest by AdamW, with one learning rate for both.
 
-    named: (name, parameter) pairs of the model.   lr: as for AdamW, to whose size Muon's steps are scaled
+    named: (name, parameter) pairs of the model.   lr: AdamW's; Muon's steps are scaled to the same size
     ("match_rms_adamw", arXiv 2502.16982).   momentum: of Muon.
-    Raises ConfigError where torch has no Muon (before 2.9).
+    Raises ConfigError if torch has no Muon (before 2.9).
     """
 
     def __init__(
@@ -37,26 +36,21 @@ class MuonWithAdamW(Optimizer):
         if not hasattr(torch.optim, "Muon"):
             raise ConfigError(f"optimizer is 'muon' and torch is {torch.__version__}; it needs torch 2.9 or newer")
         pairs = list(named)
-        inside = [(name, p) for name, p in pairs if p.ndim == 2 and ".blocks." in name]
-        matrices = {name for name, _ in inside}
-        rest = [(name, p) for name, p in pairs if name not in matrices]
+        matrices = {name: p for name, p in pairs if p.ndim == 2 and ".blocks." in name}
+        rest = parameter_groups([pair for pair in pairs if pair[0] not in matrices], lr=lr, weight_decay=weight_decay)
+        muon = torch.optim.Muon(
+            list(matrices.values()),
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
         self.parts: tuple[Optimizer, Optimizer] = (
-            torch.optim.Muon(
-                [p for _, p in inside],
-                lr=lr,
-                momentum=momentum,
-                weight_decay=weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            ),
-            AdamW(
-                parameter_groups(rest, lr=lr, weight_decay=weight_decay),
-                lr=lr,
-                betas=betas,
-                fused=True if pairs[0][1].is_cuda else None,
-            ),
+            muon,
+            AdamW(rest, lr=lr, betas=betas, fused=True if pairs[0][1].is_cuda else None),
         )
         super().__init__([p for _, p in pairs], {"lr": lr})
-        # The groups are the parts' own, so that a learning rate set here is theirs.
+        # The groups are those of the parts, so that a learning rate set here reaches them.
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     @torch.no_grad()
@@ -66,16 +60,16 @@ class MuonWithAdamW(Optimizer):
             part.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of both."""
+        """Clear the gradients of both."""
         for part in self.parts:
             part.zero_grad(set_to_none=set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the state of both, as plain tensors and numbers."""
+        """Return the state of both, as plain tensors and numbers."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.param_groups = [group for part in self.parts for group in part.param_groups]
