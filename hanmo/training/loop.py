@@ -82,8 +82,7 @@ def fit(
     watch: called with each record of OUT/log.jsonl.   beside: files to copy into each checkpoint: vocab.txt.
     save: (model, folder) → writes the best weights into a folder, heads included, instead of the default format.
     resume: continue from the newest checkpoint under `out`, with the same losses; without one, start.
-    torch's generators are seeded. SIGTERM and SIGINT end the run after the current step, saved. With several processes
-    (see distributed.py) each takes its rows of every batch and keeps its shard of the weights.
+    Seeds torch's generators. SIGTERM and SIGINT end the run after the current step, saved. distributed.py: processes.
     Raises CheckpointError if `out` holds a run and resume is False, or a run with other settings, or the disk is full,
     DataError while another process trains there, TrainingError when ten updates in a row are not finite.
     """
