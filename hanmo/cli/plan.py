@@ -104,9 +104,7 @@ def _print(rows: list[Memory], there: int) -> None:
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        cells = [
-            cell.rjust(n) if 4 <= i < 8 else cell.ljust(n) for i, (cell, n) in enumerate(zip(line, widths, strict=True))
-        ]
+        cells = (f"{cell:{'>' if 4 <= i < 8 else '<'}{widths[i]}}" for i, cell in enumerate(line))
         typer.echo("  ".join(cells).rstrip())
 
 
