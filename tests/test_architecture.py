@@ -46,7 +46,7 @@ LONG: dict[str, str] = {
 CIRCULAR = {"compat"}
 
 # Private words that standard terms replaced; CHANGELOG.md has the table of old and new names.
-RETIRED = re.compile(r"foretel|foretold|sights?\b|crew|blocks_alone|misfit|give_back", re.IGNORECASE)
+RETIRED = re.compile(r"foretel|foretold|sights?\b|crew|wishes|blocks_alone|misfit|give_back", re.IGNORECASE)
 
 MODULES = sorted(ROOT.rglob("*.py"))
 
