@@ -126,6 +126,7 @@ def test_weights_that_were_kept_are_not_converted_again(measured, small):
     assert found["machine"]["threads"] >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mask"), [("t5_1.1", None), ("bert", "prefix")])
 def test_other_models_that_write_are_measured_too(name, mask):
     found = measure(Subject(GOLDENS / name, weights="float32", mask=mask, threads=1), quick=True)

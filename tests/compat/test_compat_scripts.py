@@ -89,6 +89,7 @@ def test_the_article_runs_on_a_small_vocabulary(tmp_path):
     check_article(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_article_runs_on_the_released_layout(tmp_path, shared):
     write_model(tmp_path / "gpt2", "model.ckpt-100000", {"vocab_size": 21130}, model="gpt2_ml")
     vocabulary = (shared / "vocab" / "bert-base-chinese-vocab.txt").read_bytes()
@@ -135,6 +136,7 @@ for text in ('{PROMPT}', '天气'):
         assert len(ast.literal_eval(line)) == 2
 
 
+@pytest.mark.slow
 def test_basic_language_model_nezha_gen_gpt_on_berts_names(tmp_path):
     write_model(tmp_path / "m", "gpt.ckpt", {"vocab_size": 600}, application="lm", segment_vocab_size=0)
     write_vocabulary(tmp_path / "m" / "vocab.txt", 600)
@@ -154,6 +156,7 @@ print(['{PROMPT}' + tokenizer.decode(out) for out in writer.random_sample([ids],
     assert text.startswith(PROMPT) and len(text) >= 20
 
 
+@pytest.mark.slow
 def test_basic_language_model_cpm_lm(tmp_path):
     pytest.importorskip("jieba", reason="pip install 'hanmo[cpm]'")
     questions = ["狗 dog", "猫 cat", "猪 pig", "美国的首都是华盛顿", "法国的首都是巴黎"]
@@ -206,6 +209,7 @@ config_path, checkpoint_path = {str(GOLDENS / "bert" / "config.json")!r}, {str(G
 """
 
 
+@pytest.mark.slow
 def test_basic_extract_features_saves_and_loads_again(tmp_path):
     write_vocabulary(tmp_path / "vocab.txt", 120)
     script = (
@@ -227,6 +231,7 @@ print(model.predict([token_ids, segment_ids]).tolist())
         assert one == pytest.approx(two, abs=2e-5)
 
 
+@pytest.mark.slow
 def test_basic_masked_language_model(tmp_path):
     write_vocabulary(tmp_path / "vocab.txt", 120)
     script = (
@@ -243,6 +248,7 @@ print(probas.shape, probas.sum(), repr(tokenizer.decode(probas[3:5].argmax(axis=
     assert hanmo_run(tmp_path, script).startswith(f"({len(PROMPT) + 2}, 120) ")
 
 
+@pytest.mark.slow
 def test_basic_gibbs_sampling_via_mlm(tmp_path):
     write_vocabulary(tmp_path / "vocab.txt", 120)
     script = (
@@ -263,6 +269,7 @@ print(token_ids, repr(tokenizer.decode(token_ids)))
     assert hanmo_run(tmp_path, script).startswith("[2, ")
 
 
+@pytest.mark.slow
 def test_basic_make_uncased_model_cased(tmp_path):
     write_vocabulary(tmp_path / "vocab.txt", 120, ["welcome", "to", "be", "##i", "##jing", "."])
     script = (
