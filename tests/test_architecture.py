@@ -23,7 +23,7 @@ STREET = [
     ["model"],
     ["checkpoint"],
     ["tokenizers"],
-    ["generate", "training", "inference"],
+    ["generate", "training", "train", "inference"],
     ["pipeline"],
     ["batch"],
     ["model_pipeline"],

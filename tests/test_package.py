@@ -37,3 +37,11 @@ def test_an_unknown_name_is_named_with_those_there_are():
     name = "lode"
     with pytest.raises(AttributeError, match=r"has no attribute .lode.; it has .*inspect, load, open_writer, save"):
         getattr(hanmo, name)
+
+
+def test_training_is_still_found_under_its_old_name():
+    program = (
+        "from hanmo.train import fit; import hanmo.train, hanmo.training; print(hanmo.train.fit is hanmo.training.fit)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (result.stdout, result.stderr) == ("True\n", "")
