@@ -1,5 +1,6 @@
 """The package promises a few names, and importing it costs next to nothing."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -45,3 +46,21 @@ def test_training_is_still_found_under_its_old_name():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (result.stdout, result.stderr) == ("True\n", "")
+
+
+def test_what_every_module_imports_is_a_runtime_dependency():
+    root = Path(hanmo.__file__).parent
+    declared = re.search(
+        r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert declared is not None
+    known = {name.replace("-", "_") for name in re.findall(r'^ *"([\w-]+)', declared[1], re.MULTILINE)}
+    optional = {"triton", "ray", "llvmlite"}  # triton and llvmlite come with torch and numba
+    found = {}
+    for path in root.rglob("*.py"):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            found |= {(name or "").split(".")[0]: path.name for name in names}
+    assert len(found) > 20
+    assert {name for name in found if name not in {*sys.stdlib_module_names, "hanmo"}} <= known | optional, found
