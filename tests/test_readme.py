@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -151,9 +152,9 @@ def test_the_make_targets_exist():
 
 def test_the_demo_installs_hanmo_alone_and_shows_the_progress(tmp_path):
     def commands(target: str) -> str:
-        return subprocess.run(
-            ["make", "-n", target, f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
+        alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "MFLAGS"}
+        command = ["make", "--no-print-directory", "-n", target, f"VENV={tmp_path}"]
+        return subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=True).stdout
 
     assert "pip install" in commands("demo") and "[" not in commands("demo").split("pip install")[1]
     assert "-e '.[test,check]'" in commands("test")
