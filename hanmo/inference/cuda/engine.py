@@ -40,7 +40,7 @@ class StaticEngine(TorchEngine):
         self.device = model.token.weight.device
         make_contiguous(model)
         self._free: list[Slots] = []
-        self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+        self._captures = self.device.type == "cuda"
 
     def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple[TorchRows, Any]:
         """Read prompts, shorter ones padded on the left; see `Engine.prefill`."""
@@ -51,11 +51,11 @@ class StaticEngine(TorchEngine):
     def send(self, numbers: Sequence[float]) -> Tensor:
         """Copy numbers to the device without waiting for its queue; see `QueueingEngine.send`."""
         host = torch.tensor(numbers, dtype=torch.float64)
-        return host.pin_memory().to(self.device, non_blocking=True) if self._pool else host
+        return host.pin_memory().to(self.device, non_blocking=True) if self._captures else host
 
     def fetch(self, ids: Tensor) -> Callable[[], list[int]]:
         """Begin to copy ids from the device; see `QueueingEngine.fetch`."""
-        if not self._pool:
+        if not self._captures:
             return ids.tolist
         host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
         with self._here():
@@ -86,30 +86,33 @@ class StaticEngine(TorchEngine):
     def run(self, slots: "Slots", rows: int, columns: int) -> Tensor:
         """Step the first rows over the columns in use: logits [rows, vocab], valid until the next step."""
         window = row_bucket(rows), column_bucket(columns)
-        if self._pool is None:
+        if not self._captures:
             return self._forward(Window(slots, *window))[:rows]
         with self._here():
             if window not in slots.graphs:
-                slots.graphs[window] = self._capture(Window(slots, *window))
+                slots.graphs[window] = self._capture(slots, Window(slots, *window))
             graph, logits = slots.graphs[window]
             graph.replay()
         return logits[:rows]
 
     def _here(self) -> AbstractContextManager[object]:
         """Make the model's GPU the current device."""
-        return torch.cuda.device(self.device) if self._pool else nullcontext()
+        return torch.cuda.device(self.device) if self._captures else nullcontext()
 
-    def _capture(self, window: "Window") -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        here = torch.cuda.current_stream()
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
+    def _capture(self, slots: "Slots", window: "Window") -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        if slots.stream is None:
+            # torch refuses a pool whose graphs are all freed, and cuBLAS keeps a workspace for each stream: the runs
+            # before a capture must be on the stream of the capture.
+            slots.stream, slots.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        here, stream = torch.cuda.current_stream(), slots.stream
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):
             for _ in range(WARM_UP):  # writes the same keys to the same columns as the replay
                 self._forward(window)
-        here.wait_stream(aside)
+        here.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # One pool for all graphs: no two run at once, and logits are copied before the next one runs.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=slots.pool, stream=stream, capture_error_mode="thread_local"):
             logits = self._forward(window)
         return graph, logits
 
@@ -209,7 +212,7 @@ class Slots(Cache):
     """Memory of rows and the inputs of their steps, at addresses that never change.
 
     ids: [rows] to append.   slot: [1], the column they go to.   pad: [rows, 1], number of columns of padding.
-    memory_mask: [rows, memory], False for padding.   graphs: by (rows, columns).
+    memory_mask: [rows, memory], False for padding.   graphs: by (rows, columns), captured on `stream` in `pool`.
     """
 
     def __init__(self, model: Model, rows: int, capacity: int, memory: int) -> None:
@@ -224,6 +227,8 @@ class Slots(Cache):
         self.slot = torch.zeros(1, dtype=torch.long, device=weight.device)
         self.pad = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)
         self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.stream: Any = None  # of the captures; it and the pool live as long as the graphs
+        self.pool: Any = None
         self.cleared()
 
     def cleared(self) -> "Slots":
