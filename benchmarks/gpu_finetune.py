@@ -4,14 +4,15 @@
     python benchmarks/gpu_finetune.py --device cpu --tiny
 
 Random weights and ids, sequence 1,024, AdaFactor by gpt2-ml's recipe, update in backward. The share of the peak counts
-6 x parameters x tokens operations, without those of recomputation. One JSON line a case; a step is the median of all
-but the first. `compiled` compiles each block by torch.compile.
+6 x parameters x tokens operations, without those of recomputation. Each case runs in a fresh process and prints a JSON
+line; a step is the median of all but the first. `compiled` compiles each block by torch.compile.
 """
 
 import argparse
-import gc
 import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -48,18 +49,21 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see the script run; no figures to report")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("gpu_finetune.py needs a CUDA GPU, and torch finds none; --device cpu --tiny tries it without")
     if given.tiny:
         vars(given).update(TINY)
-    torch.set_float32_matmul_precision("high")
+    if given.case is not None:
+        print(json.dumps(given.case | measure(given, **given.case)))
+        return
     found = []
     for case in CASES:
-        try:
-            found.append(case | measure(given, **case))
-        except torch.OutOfMemoryError as error:
-            found.append(case | {"error": str(error).splitlines()[0]})
+        command = [sys.executable, __file__, *sys.argv[1:], "--case", json.dumps(case)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        failed = {"error": done.stderr.strip().splitlines()[-1:]}
+        found.append(json.loads(done.stdout) if done.returncode == 0 else case | failed)
         print(json.dumps(found[-1]), flush=True)
         if given.out is not None:
             given.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
@@ -69,11 +73,7 @@ def measure(given: argparse.Namespace, *, dtype: str, rows: int, recompute: bool
     """Make the steps of one case with a fresh model and optimizer."""
     cuda = given.device.startswith("cuda")
     wait: Callable[[], object] = torch.cuda.synchronize if cuda else lambda: None
-    gc.collect()
-    torch.compiler.reset()
-    if cuda:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    torch.set_float32_matmul_precision("high")
     model = make_model(given, getattr(torch, dtype))
     model.main.recompute = recompute
     if compiled:

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_every_case_is_measured_and_its_rates_agree(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("gpu_finetune", ROOT / "benchmarks" / "gpu_finetune.py")
     script = importlib.util.module_from_spec(spec)
