@@ -4,8 +4,9 @@ from hanmo.tokenizers.byte_bpe import ByteBPE
 from hanmo.tokenizers.load import load_tokenizer
 from hanmo.tokenizers.lossless import Lossless
 from hanmo.tokenizers.prompt import encode_prompt, special_tokens_in
-from hanmo.tokenizers.protocol import Encoding, SpecialIds, TextStream, Tokenizer
+from hanmo.tokenizers.protocol import Encoding, SpecialIds, Tokenizer
 from hanmo.tokenizers.sentence_piece import SentencePiece
+from hanmo.tokenizers.streams import TextStream
 from hanmo.tokenizers.tokenizer_json import TokenizerJson
 from hanmo.tokenizers.vocab import read_vocab, write_vocab
 from hanmo.tokenizers.wordpiece import WordPiece

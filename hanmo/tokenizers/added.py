@@ -16,10 +16,7 @@ from tokenizers.normalizers import Normalizer
 from hanmo.errors import TokenizerError
 from hanmo.files import read_json
 
-__all__ = ["MAX_JSON", "AddedSplitter", "extended", "read_added", "read_object"]
-
 _NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
-_FLAGS = ("single_word", "lstrip", "rstrip")
 _REST = ""
 MAX_JSON = 64 << 20  # bytes; a tokenizer.json of 250,000 tokens has up to 33 MB
 
@@ -65,18 +62,18 @@ def read_added(
     Raises TokenizerError for a damaged file.
     """
     config, special = read_object(folder / "tokenizer_config.json"), read_object(folder / "special_tokens_map.json")
-    older: Mapping[str, Any] = {}
-    if "added_tokens_decoder" not in config:
-        older = read_object(folder / "added_tokens.json")
-        tokenizer_json = read_object(folder / "tokenizer.json") if tokenizer_json is None else tokenizer_json
+    listed = "added_tokens_decoder" in config
+    if tokenizer_json is None and not listed:
+        tokenizer_json = read_object(folder / "tokenizer.json")
     try:
-        named = {token.content: token for said in (special, config) for token in _named(said)}
+        named = {token.content: token for source in (special, config) for token in _named(source)}
         found = [(ids[name], token) for name, token in named.items() if name in ids]
-        found += [(number, named.get(name) or _token(name)) for name, number in older.items()]
-        if "added_tokens_decoder" in config:
+        if listed:
             found += [(number, _token(said)) for number, said in config["added_tokens_decoder"].items()]
-        elif tokenizer_json:
-            found += [(said["id"], _token(said)) for said in tokenizer_json.get("added_tokens") or ()]
+        else:
+            older = read_object(folder / "added_tokens.json")
+            found += [(number, named.get(name) or _token(name)) for name, number in older.items()]
+            found += [(said["id"], _token(said)) for said in (tokenizer_json or {}).get("added_tokens") or ()]
         return {int(number): token for number, token in found}
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as fault:
         raise TokenizerError(
@@ -111,13 +108,13 @@ def read_object(path: Path) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _named(source: Mapping[str, Any]) -> Iterator[AddedToken]:
-    """Yield the special tokens of a tokenizer_config.json or special_tokens_map.json."""
+def _named(source: Mapping[str, Any]) -> list[AddedToken]:
+    """Return the special tokens of a tokenizer_config.json or special_tokens_map.json."""
     found = [source[name] for name in _NAMES if source.get(name)]
     for name in ("additional_special_tokens", "extra_special_tokens"):
         more = source.get(name) or ()
         found += more.values() if isinstance(more, dict) else more
-    yield from (_token(said, special=True) for said in found)
+    return [_token(said, special=True) for said in found]
 
 
 def _token(said: object, *, special: bool = False) -> AddedToken:
@@ -125,5 +122,5 @@ def _token(said: object, *, special: bool = False) -> AddedToken:
     if not isinstance(said, dict) or not isinstance(said.get("content"), str) or not said["content"]:
         raise TypeError(f"a token is {str(said)[:80]}; expected its text, or an object with its content")
     special = special or bool(said.get("special"))
-    flags = {name: bool(said.get(name)) for name in _FLAGS}
+    flags = {name: bool(said.get(name)) for name in ("single_word", "lstrip", "rstrip")}
     return AddedToken(said["content"], special=special, normalized=bool(said.get("normalized", not special)), **flags)

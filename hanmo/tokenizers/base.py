@@ -11,9 +11,7 @@ from tokenizers.normalizers import Normalizer
 from hanmo.errors import PromptError, TokenizerError
 from hanmo.tokenizers.added import AddedSplitter
 from hanmo.tokenizers.protocol import Cut, Encoding, SpecialIds, Tokenizer, check_text
-from hanmo.tokenizers.streams import WindowStream
-
-__all__ = ["BaseTokenizer", "Spans", "WindowTokenizer"]
+from hanmo.tokenizers.streams import TextStream, WindowStream
 
 Spans = list[tuple[int, int]]
 
@@ -24,10 +22,10 @@ class BaseTokenizer(Tokenizer, ABC):
     special_tokens: token → id; read in a text only with special=True.
     added: id → added token; those without the flag `special` are always read.   normalizer: see AddedSplitter.
     ends: whether marks are added by default.   between: number of end marks between the texts of a pair.
-    A subclass sets _tokens (in the order of their ids) and _ids, or overrides what uses them.
+    A subclass sets vocab_size and, if it does not override what uses them, tokens (in the order of their ids) and _ids.
     """
 
-    _tokens: list[str]
+    tokens: list[str]
     _ids: dict[str, int]
 
     def __init__(
@@ -41,41 +39,22 @@ class BaseTokenizer(Tokenizer, ABC):
         between: int = 1,
     ) -> None:
         added = added or {}
-        self._between = between
-        self._special = special
-        self._ends = ends
+        self.special, self.ends, self._between = special, ends, between
         self._named = {**special_tokens, **{token.content: number for number, token in added.items() if token.special}}
         marks = {number: AddedToken(name, special=True, normalized=False) for name, number in special_tokens.items()}
         always = {number: token for number, token in added.items() if not token.special}
         self._always = AddedSplitter(always, normalizer) if always else None
         self._asked = AddedSplitter({**marks, **added}, normalizer) if marks or added else None
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids."""
-        return len(self._tokens)
-
-    @property
-    def special(self) -> SpecialIds:
-        """The special ids."""
-        return self._special
-
-    @property
-    def ends(self) -> bool:
-        """Whether encode adds the start and end marks by default."""
-        return self._ends
-
-    def token_to_id(self, token: str) -> int | None:
-        """Return the id of a token, None if there is no such token."""
-        return self._ids.get(token)
-
-    def id_to_token(self, number: int) -> str:
-        """Return the token of an id. Raises TokenizerError for an id outside the vocabulary."""
-        return self._tokens[self._check_id(number)]
-
     @abstractmethod
     def _plain(self, text: str, *, detail: bool) -> tuple[list[int], Spans]:
         """Return the ids of a text without marks and, if `detail`, the span of each."""
+
+    def token_to_id(self, token: str) -> int | None:
+        return self._ids.get(token)
+
+    def id_to_token(self, number: int) -> str:
+        return self.tokens[self._check_id(number)]
 
     def encode(
         self,
@@ -88,19 +67,14 @@ class BaseTokenizer(Tokenizer, ABC):
         special: bool = False,
         detail: bool = False,
     ) -> Encoding:
-        """Return the ids of a text or of a pair of texts; see `Tokenizer.encode`."""
         texts = [text] if pair is None else [text, pair]
         parts = [self._part(each, special=special, detail=detail) for each in texts]
-        add = self._ends if ends is None else ends
-        start = [self._special.start] if add and self._special.start is not None else []
-        end = [self._special.end] if add and self._special.end is not None else []
+        add = self.ends if ends is None else ends
+        start = [self.special.start] if add and self.special.start is not None else []
+        end = [self.special.end] if add and self.special.end is not None else []
         after = [end] if pair is None else [end * self._between, end]
         if limit is not None:
-            if cut not in ("right", "left"):
-                raise PromptError(f"cut={cut!r} is no side of a text; give 'right' or 'left'")
-            lengths = [len(ids) for ids, _ in parts]
-            kept = _kept(lengths, limit, marks=len(start) + sum(map(len, after)))
-            parts = [_cut(part, keep, cut) for part, keep in zip(parts, kept, strict=True)]
+            parts = _truncate(parts, limit, len(start) + sum(map(len, after)), cut)
         ids, spans = list(start), [(0, 0) for _ in start]
         first = len(start) + len(parts[0][0]) + len(after[0])
         for (part_ids, part_spans), marks in zip(parts, after, strict=True):
@@ -111,7 +85,6 @@ class BaseTokenizer(Tokenizer, ABC):
         return Encoding(ids, first, [self.id_to_token(number) for number in ids], spans)
 
     def encode_array(self, text: str) -> NDArray[np.int32]:
-        """Return the ids of a text without marks, [tokens]."""
         return np.array(self._part(text, special=False, detail=False)[0], np.int32)
 
     def _check_id(self, number: int) -> int:
@@ -125,6 +98,14 @@ class BaseTokenizer(Tokenizer, ABC):
     def _first(self, *names: str) -> int | None:
         """Return the id of the first of these tokens that the vocabulary has."""
         return next((number for name in names if (number := self.token_to_id(name)) is not None), None)
+
+    def _needed(self, token: str, where: str) -> int:
+        number = self.token_to_id(token)
+        if number is None:
+            raise TokenizerError(
+                f"{where} has no {token!r}; is it another model's? start= and end= name the marks, None for none"
+            )
+        return number
 
     def _shown(self, special: bool) -> dict[int, str]:
         """Return the text that decoding writes for each special id."""
@@ -155,36 +136,29 @@ class WindowTokenizer(BaseTokenizer):
     def _read(self, ids: list[int]) -> str:
         """Return the text of ids that are not special."""
 
-    def stream(self, *, special: bool = False) -> WindowStream:
-        """Return a new incremental decoder."""
+    def stream(self, *, special: bool = False) -> TextStream:
         return WindowStream(self._read, self._shown(special))
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """Return the text of ids: in one call if special tokens are left out, else by `stream`."""
         if special:
             return super().decode(ids, special=True)
         named = set(self._named.values())
         return self._read([number for number in ids if number not in named])
 
 
-def _kept(lengths: list[int], limit: int, *, marks: int) -> list[int]:
-    """Return the number of ids kept of each text: the longer loses first, of equals the first."""
+def _truncate(parts: list[tuple[list[int], Spans]], limit: int, marks: int, cut: Cut) -> list[tuple[list[int], Spans]]:
+    """Truncate one or two texts: the longer loses first, of equals the first."""
+    if cut not in ("right", "left"):
+        raise PromptError(f"cut={cut!r} is no side of a text; give 'right' or 'left'")
     room = limit - marks
     if room < 0:
         raise PromptError(f"limit={limit} leaves no room for the {marks} start and end marks; give at least {marks}")
-    if sum(lengths) <= room:
-        return lengths
-    if len(lengths) == 1:
-        return [room]
-    first, second = lengths
-    if 2 * min(first, second) <= room:  # only the longer is cut
-        return [first, room - first] if first < second else [room - second, second]
-    return [room // 2, room - room // 2]
-
-
-def _cut(part: tuple[list[int], Spans], keep: int, cut: Cut) -> tuple[list[int], Spans]:
-    ids, spans = part
-    if cut == "right":
-        return ids[:keep], spans[:keep]
-    first = len(ids) - keep
-    return ids[first:], spans[first:]
+    first, second = (*(len(ids) for ids, _ in parts), 0)[:2]
+    if first + second <= room:
+        return parts
+    first = min(first, max(room // 2, room - second))
+    result = []
+    for (ids, spans), keep in zip(parts, (first, room - first), strict=False):
+        kept = slice(keep) if cut == "right" else slice(len(ids) - keep, None)
+        result.append((ids[kept], spans[kept]))
+    return result

@@ -4,27 +4,12 @@ Every option and every unusual character is handled here; the fast path in codes
 Characters are classified by the Unicode tables of the running Python. No files, no ids, no special tokens.
 """
 
+import re
+import sys
 import unicodedata
 from collections.abc import Callable, Container, Iterable, Sequence
 
 from hanmo.errors import TokenizerError
-
-__all__ = [
-    "DROP",
-    "SINGLE",
-    "SPACE",
-    "WORD",
-    "PreTokenize",
-    "fold",
-    "is_chinese",
-    "is_control",
-    "is_punctuation",
-    "is_space",
-    "kind",
-    "match",
-    "split_text",
-    "split_word",
-]
 
 PreTokenize = Callable[[str], Iterable[str]]
 
@@ -32,15 +17,9 @@ PreTokenize = Callable[[str], Iterable[str]]
 # a word. codes.py stores these beside ids, so all but SINGLE are negative and WORD is the lowest.
 SINGLE, DROP, SPACE, WORD = 0, -1, -2, -3
 
-_CHINESE = (  # CJK Unified Ideographs, extensions A to E, compatibility ideographs and their supplement
-    (0x4E00, 0x9FFF),
-    (0x3400, 0x4DBF),
-    (0x20000, 0x2A6DF),
-    (0x2A700, 0x2B73F),
-    (0x2B740, 0x2B81F),
-    (0x2B820, 0x2CEAF),
-    (0xF900, 0xFAFF),
-    (0x2F800, 0x2FA1F),
+# CJK Unified Ideographs, extensions A to E, compatibility ideographs and their supplement
+_CHINESE = re.compile(
+    "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f]"
 )
 _ASCII_MARKS = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")  # BERT includes $ + < = > ^ ` | ~
 
@@ -65,8 +44,7 @@ def fold(text: str) -> str:
 
 def is_chinese(character: str) -> bool:
     """Tell whether a character is an ideograph; kana, hangul and Chinese punctuation are not."""
-    code = ord(character)
-    return any(first <= code <= last for first, last in _CHINESE)
+    return _CHINESE.match(character) is not None
 
 
 def is_punctuation(character: str) -> bool:
@@ -82,6 +60,11 @@ def is_space(character: str) -> bool:
 def is_control(character: str) -> bool:
     """Tell whether a character is in the categories Cc and Cf, as zero-width joiners are."""
     return unicodedata.category(character) in ("Cc", "Cf")
+
+
+def in_word(character: str) -> bool:
+    """Tell whether a character of a token is part of a word that spaces separate from the next."""
+    return not (is_chinese(character) or is_punctuation(character) or character.isspace())
 
 
 class _Spacing(dict[int, str | None]):
@@ -123,17 +106,17 @@ def split_text(
     return [piece for word in text.translate(_SPACING).split() for piece in split_word(word, vocabulary, word_limit)]
 
 
-def split_word(word: str, vocabulary: Container[str], word_limit: int) -> list[str]:
+def split_word(word: str, vocabulary: Container[str], word_limit: int, *, longest: int = sys.maxsize) -> list[str]:
     """Return the pieces of a word, longest match first, '##' before all but the first; [word] if that fails.
 
-    word_limit: longer words, in characters, are not split.
+    word_limit: longer words, in characters, are not split.   longest: maximum length of a piece.
     """
     if len(word) > word_limit or word in vocabulary:
         return [word]
     pieces: list[str] = []
     start = 0
     while start < len(word):
-        for stop in range(len(word), start, -1):
+        for stop in range(min(len(word), start + longest), start, -1):
             piece = word[start:stop] if start == 0 else "##" + word[start:stop]
             if piece in vocabulary:
                 pieces.append(piece)
@@ -150,7 +133,12 @@ def match(text: str, pieces: Sequence[str], *, lowercase: bool) -> list[tuple[in
     pieces: as split_text returns them.
     Raises TokenizerError if a piece is not in the text, as when pre_tokenize changes characters.
     """
-    folded, sources = _sources(text, lowercase)
+    sources: list[int] = []  # the position in text of each character of folded
+    for position, character in enumerate(text):
+        sources += [position for each in (fold(character) if lowercase else character) if kind(each) != DROP]
+    sources.append(len(text))
+    # A final sigma, or marks that change places, need the full text; the number of characters is the same.
+    folded = "".join(character for character in (fold(text) if lowercase else text) if kind(character) != DROP)
     spans: list[tuple[int, int]] = []
     at = 0
     for piece in pieces:
@@ -166,12 +154,3 @@ def match(text: str, pieces: Sequence[str], *, lowercase: bool) -> list[tuple[in
         at = start + len(stem)
         spans.append((sources[start], sources[at - 1] + 1) if stem else (sources[start], sources[start]))
     return spans
-
-
-def _sources(text: str, lowercase: bool) -> tuple[str, list[int]]:
-    kept: list[int] = []
-    for position, character in enumerate(text):
-        kept += [position for each in (fold(character) if lowercase else character) if kind(each) != DROP]
-    # A final sigma, or marks that change places, need the full text; the number of characters is the same.
-    folded = fold(text) if lowercase else text
-    return "".join(character for character in folded if kind(character) != DROP), [*kept, len(text)]

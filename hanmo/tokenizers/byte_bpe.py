@@ -16,8 +16,6 @@ from hanmo.tokenizers.protocol import SpecialIds
 from hanmo.tokenizers.streams import BytesStream
 from hanmo.tokenizers.vocab import MAX_VOCAB, tokens_in_order
 
-__all__ = ["ByteBPE"]
-
 
 def _alphabet() -> dict[str, int]:
     """Return GPT-2's character of each byte: itself where it is printable, else the next from U+0100 on."""
@@ -52,16 +50,28 @@ class ByteBPE(BaseTokenizer):
     ) -> None:
         added = added or {}
         self._ids = {**vocabulary, **{token.content: number for number, token in added.items()}}
-        self._tokens = tokens_in_order(self._ids, "the vocabulary")
-        _check(self._ids, merges, end)
+        self.tokens = tokens_in_order(self._ids, "the vocabulary")
+        self.vocab_size = len(self.tokens)
+        if missing := [byte for character, byte in _BYTES.items() if character not in self._ids]:
+            raise TokenizerError(
+                f"the vocabulary lacks {len(missing)} of the 256 bytes, first {min(missing):#04x}; "
+                "is it a byte-level one?"
+            )
+        for number, (left, right) in enumerate(merges, 1):
+            if not {left, right, left + right} <= self._ids.keys():
+                raise TokenizerError(
+                    f"merge {number} joins {left!r} and {right!r}, but the vocabulary has not all of these and "
+                    f"{left + right!r}; are vocab.json and merges.txt of one model?"
+                )
+        marks = [None if name is None else self._needed(name, "the vocabulary") for name in (start, end)]
         named = {token: number for token, number in vocabulary.items() if not set(token) <= _BYTES.keys()}
         if end is not None:
             named[end] = self._ids[end]
         if start is None:
-            special = SpecialIds(pad=self._ids.get("<|pad|>"), end=None if end is None else self._ids[end])
+            special = SpecialIds(pad=self._ids.get("<|pad|>"), end=marks[1])
         else:
             pad, unk, mask = (self._ids.get(name) for name in ("<pad>", "<unk>", "<mask>"))
-            special = SpecialIds(pad=pad, unk=unk, start=self._ids[start], end=self._ids[end or start], mask=mask)
+            special = SpecialIds(pad, unk, marks[0], marks[1], mask)
         super().__init__(special, named, ends=ends, added=added, between=1 if start is None else 2)
         self._bytes = {
             number: token.encode() if number in added else bytes(_BYTES[character] for character in token)
@@ -86,9 +96,16 @@ class ByteBPE(BaseTokenizer):
         A vocabulary with <s> and </s>, and without the end mark, is RoBERTa's: these are its marks.
         Raises MissingFile, and TokenizerError for files of another content.
         """
-        ids = _read_vocabulary(Path(vocabulary))
-        added = read_added(Path(vocabulary).parent, ids)
-        pairs = _read_merges(Path(merges))
+        vocabulary, merges = Path(vocabulary), Path(merges)
+        for path, what in ((vocabulary, "is no vocabulary"), (merges, "are no merges")):
+            if not path.is_file():
+                raise MissingFile(f"there {what} at {path}; byte-level BPE needs a vocab.json beside a merges.txt")
+        ids = read_json(vocabulary, error=TokenizerError, advice="; expected an object of token and id")
+        if not all(type(number) is int for number in ids.values()):
+            raise TokenizerError(
+                f"{vocabulary} is not an object of token and id, as a vocab.json is; name the right file"
+            )
+        added, pairs = read_added(vocabulary.parent, ids), _read_merges(merges)
         if end != _END or end in ids or not {"<s>", "</s>"} <= ids.keys():
             return cls(ids, pairs, end=end, ends=bool(ends), added=added)
         # By default <mask> includes the space before it, as in fairseq (hub_interface.py, fill_mask).
@@ -100,7 +117,6 @@ class ByteBPE(BaseTokenizer):
         return cls(ids, pairs, start="<s>", end="</s>", ends=ends is not False, added=marks | added)
 
     def stream(self, *, special: bool = False) -> BytesStream:
-        """Return a new incremental decoder."""
         return BytesStream(lambda number: self._bytes[self._check_id(number)], self._shown(special))
 
     def _plain(self, text: str, *, detail: bool) -> tuple[list[int], Spans]:
@@ -108,34 +124,7 @@ class ByteBPE(BaseTokenizer):
         return list(found.ids), list(found.offsets) if detail else []
 
 
-def _check(ids: Mapping[str, int], merges: Sequence[tuple[str, str]], end: str | None) -> None:
-    missing = [byte for character, byte in _BYTES.items() if character not in ids]
-    if missing:
-        raise TokenizerError(
-            f"the vocabulary lacks {len(missing)} of the 256 bytes, first {min(missing):#04x}; is it a byte-level one?"
-        )
-    if end is not None and end not in ids:
-        raise TokenizerError(f"the vocabulary has no {end!r}; name the end mark it has, or None for none")
-    for number, (left, right) in enumerate(merges, 1):
-        if left not in ids or right not in ids or left + right not in ids:
-            raise TokenizerError(
-                f"merge {number} joins {left!r} and {right!r}, but the vocabulary has not all of these and "
-                f"{left + right!r}; are vocab.json and merges.txt of one model?"
-            )
-
-
-def _read_vocabulary(path: Path) -> dict[str, int]:
-    if not path.is_file():
-        raise MissingFile(f"there is no vocabulary at {path}; byte-level BPE needs a vocab.json beside merges.txt")
-    found: dict[str, int] = read_json(path, error=TokenizerError, advice="; expected an object of token and id")
-    if not all(type(number) is int for number in found.values()):
-        raise TokenizerError(f"{path} is not an object of token and id, as a vocab.json is; name the right file")
-    return found
-
-
 def _read_merges(path: Path) -> list[tuple[str, str]]:
-    if not path.is_file():
-        raise MissingFile(f"there are no merges at {path}; byte-level BPE needs a merges.txt beside vocab.json")
     try:
         lines = read_bytes(path, error=TokenizerError, limit=MAX_VOCAB).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from hanmo.tokenizers.bert_rules import DROP, WORD, fold
 
-__all__ = ["CodeSplitter", "codes_of", "folded_codes", "text_of"]
-
 _CONTEXT = WORD - 1  # folds to several characters, or depends on its neighbours
 _UNSEEN = WORD - 2  # not classified yet; the lowest of all
 _POINTS = 0x110000
@@ -42,22 +40,36 @@ def folded_codes(text: str) -> NDArray[np.int32]:
     return folded
 
 
+class _Table:
+    """One int32 per code point, filled on demand: 4 MB, of which untouched pages take no memory."""
+
+    def __init__(self, judge: Callable[[str], int]) -> None:
+        self._judge = judge
+        self._values = np.zeros(_POINTS, np.int32)  # stored minus _UNSEEN, so that 0 means unseen
+
+    def look_up(self, codes: NDArray[np.int32]) -> NDArray[np.int32]:
+        values = self._values[codes]
+        if len(values) and values.min() == 0:
+            for code in np.unique(codes[values == 0]).tolist():
+                self._values[code] = self._judge(chr(code)) - _UNSEEN
+            values = self._values[codes]
+        values += _UNSEEN
+        return values
+
+
 class CodeSplitter:
     """Splits texts by a table from characters to ids.
 
     judge: character → its id if it is a token by itself, else DROP, SPACE or WORD; called once per character.
     pieces: word → its ids; called once per word.   vocab_size: number of ids.
+    judged: code points [characters] → the id or class of each, [characters].
     """
 
     def __init__(self, judge: Callable[[str], int], pieces: Callable[[str], list[int]], vocab_size: int) -> None:
         self._numbers = np.array(range(vocab_size), object)  # existing ints are faster than new ones
-        self._table = _Table(judge)
+        self.judged = _Table(judge).look_up
         self._pieces = pieces
         self._words: dict[str, list[int]] = {}
-
-    def judged(self, codes: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return the id or class of every code point, [characters]."""
-        return self._table.look_up(codes)
 
     def ids(self, codes: NDArray[np.int32], judged: NDArray[np.int32]) -> list[int]:
         """Return the ids of a text from its code points and their classes, both [characters]."""
@@ -75,7 +87,8 @@ class CodeSplitter:
         if dropped.any():  # first, because its neighbours may join to one word
             codes, judged = codes[~dropped], judged[~dropped]
         word = judged == WORD
-        edges = _edges(word)
+        inside = np.flatnonzero(word[1:] != word[:-1]) + 1  # faster than np.diff for short texts
+        edges = np.concatenate(([0] if word[0] else [], inside, [len(word)] if word[-1] else [])).astype(np.intp)
         starts = edges[::2]
         text = text_of(codes)
         found = [
@@ -100,29 +113,6 @@ class CodeSplitter:
                     self._words.clear()
                 self._words[word] = known
         return known
-
-
-def _edges(word: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Return the start and stop of each run of True, alternating; faster than np.diff for short texts."""
-    inside = np.flatnonzero(word[1:] != word[:-1]) + 1
-    return np.concatenate(([0] if word[0] else [], inside, [len(word)] if word[-1] else [])).astype(np.intp)
-
-
-class _Table:
-    """One int32 per code point, filled on demand: 4 MB, of which untouched pages take no memory."""
-
-    def __init__(self, judge: Callable[[str], int]) -> None:
-        self._judge = judge
-        self._values = np.zeros(_POINTS, np.int32)  # stored minus _UNSEEN, so that 0 means unseen
-
-    def look_up(self, codes: NDArray[np.int32]) -> NDArray[np.int32]:
-        values = self._values[codes]
-        if len(values) and values.min() == 0:
-            for code in np.unique(codes[values == 0]).tolist():
-                self._values[code] = self._judge(chr(code)) - _UNSEEN
-            values = self._values[codes]
-        values += _UNSEEN
-        return values
 
 
 def _fold_judge(character: str) -> int:

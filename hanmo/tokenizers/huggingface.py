@@ -11,8 +11,6 @@ from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.tokenizers.sentence_piece import SentencePiece
 from hanmo.tokenizers.wordpiece import WordPiece
 
-__all__ = ["huggingface_files"]
-
 _TOKENS = {"pad": "pad_token", "unk": "unk_token", "start": "cls_token", "end": "sep_token", "mask": "mask_token"}
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from hanmo.tokenizers.tokenizer_json import TokenizerJson, read_tokenizer_json
 from hanmo.tokenizers.vocab import read_vocab, tokens_in_order
 from hanmo.tokenizers.wordpiece import WordPiece
 from hanmo.tokenizers.words import holds_words, jieba_words
-
-__all__ = ["copy_tokenizer", "load_tokenizer", "tokenizer_files"]
 
 _BESIDE = (
     "tokenizer.json",
@@ -93,41 +90,34 @@ def load_tokenizer(
         raise MissingFile(
             f"there is no tokenizer at {path}; name a vocab.txt, a *.model, a tokenizer.json, or their folder"
         )
-    folder, found = path.parent, None
     if path.name in ("vocab.json", "merges.txt"):
-        return ByteBPE.from_files(folder / "vocab.json", folder / "merges.txt", ends=ends)
-    if path.name == _FAIRSEQ:
-        return _fairseq(path, ends)
+        return ByteBPE.from_files(path.with_name("vocab.json"), path.with_name("merges.txt"), ends=ends)
     if path.suffix == ".model":
         return _sentence_piece(path, ends)
-    if path.suffix == ".json":
-        found = read_tokenizer_json(path)
-        if found["model"].get("type") != "WordPiece" or not isinstance(found["model"].get("vocab"), dict):
-            return TokenizerJson(path, ends=ends)
-        tokens, said = tokens_in_order(found["model"]["vocab"], str(path)), found.get("normalizer")
-        said = said.get("lowercase") if isinstance(said, dict) else None
-    elif path.suffix == ".txt":
-        tokens, said = read_vocab(path), read_object(folder / "tokenizer_config.json").get("do_lower_case")
-    else:
+    if path.suffix == ".txt":
+        return _word_piece(path, None, lowercase, ends, pre_tokenize)
+    if path.suffix != ".json":
         raise TokenizerError(
             f"{path} is none of the files that hold a tokenizer: *.txt, *.model, vocab.json with merges.txt, "
             "tokenizer.json"
         )
-    if lowercase is None and isinstance(said, bool):
-        lowercase = said
-    return _word_piece(tokens, folder, found, lowercase, ends, pre_tokenize)
+    described = read_tokenizer_json(path)
+    if described["model"].get("type") != "WordPiece" or not isinstance(described["model"].get("vocab"), dict):
+        return TokenizerJson(path, ends=ends)
+    return _word_piece(path, described, lowercase, ends, pre_tokenize)
 
 
 def _in_folder(folder: Path) -> Path:
+    """Return the file of the one tokenizer in a folder."""
     found = [folder / "vocab.txt"] if (folder / "vocab.txt").is_file() else []
     found += sorted(folder.glob("*.model"))
-    json_file = folder / "tokenizer.json"
-    if found == [folder / _FAIRSEQ] and json_file.is_file():
+    described = folder / "tokenizer.json"
+    if found == [folder / _FAIRSEQ] and described.is_file():
         found = []  # tokenizer.json has the ids, the .model has not
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         found.append(folder / "vocab.json")
-    if not found and json_file.is_file():
-        found.append(json_file)
+    if not found and described.is_file():
+        found.append(described)
     if not found:
         raise MissingFile(
             f"the folder {folder} holds no vocab.txt, *.model, vocab.json with merges.txt, or tokenizer.json; "
@@ -140,23 +130,29 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _word_piece(
-    tokens: list[str],
-    folder: Path,
-    tokenizer_json: Mapping[str, Any] | None,
+    path: Path,
+    described: dict[str, Any] | None,
     lowercase: bool | None,
     ends: bool | None,
     pre_tokenize: bool | PreTokenize | None,
 ) -> Tokenizer:
+    """Load a vocab.txt, or a tokenizer.json if its content is given."""
+    config = read_object(path.with_name("tokenizer_config.json"))
+    if described is None:
+        tokens, folds = read_vocab(path), config.get("do_lower_case")
+    else:
+        tokens, normalizer = tokens_in_order(described["model"]["vocab"], str(path)), described.get("normalizer")
+        folds = normalizer.get("lowercase") if isinstance(normalizer, dict) else None
     if NEWLINE in tokens and SPACE_TOKEN in tokens:
         return Lossless(tokens, ends=bool(ends))
     if lowercase is None:
-        lowercase = not any(token.isalpha() and token.isascii() and token != token.lower() for token in tokens)
-    added = read_added(folder, {token: number for number, token in enumerate(tokens)}, tokenizer_json)
-    known = {*tokens, *(token.content for token in added.values())}
-    marked = ends is not False and {"[CLS]", "[SEP]"} <= known
-    start, end = ("[CLS]", "[SEP]") if marked or ends else (None, None)
+        capitals = any(token.isalpha() and token.isascii() and token != token.lower() for token in tokens)
+        lowercase = folds if isinstance(folds, bool) else not capitals
+    added = read_added(path.parent, {token: number for number, token in enumerate(tokens)}, described)
+    if ends is None:
+        ends = {"[CLS]", "[SEP]"} <= {*tokens, *(token.content for token in added.values())}
+    start, end = ("[CLS]", "[SEP]") if ends else (None, None)
     if pre_tokenize is None:
-        config = read_object(folder / "tokenizer_config.json")
         named, said = config.get("tokenizer_class"), config.get("pre_tokenize")
         pre_tokenize = said if isinstance(said, bool) else named in _WORD_CLASSES or holds_words(tokens)
     split = partial(jieba_words, hmm=False) if pre_tokenize is True else pre_tokenize or None
@@ -164,35 +160,29 @@ def _word_piece(
 
 
 def _sentence_piece(path: Path, ends: bool | None) -> SentencePiece:
+    """Load a .model with the marks of its kind."""
+    config, adds = read_object(path.with_name("tokenizer_config.json")), ends is not False
+    if path.name == _FAIRSEQ:
+        said = config.get("tokenizer_class") or read_object(path.parent / "config.json").get("model_type")
+        kind = str(said).lower().replace("-", "").removesuffix("fast").removesuffix("tokenizer")
+        if kind not in ("xlmroberta", "camembert"):
+            raise TokenizerError(
+                f"the ids of {path} are each network's own, and nothing beside it says that it is XLM-R's or "
+                f"CamemBERT's (found {said!r}); put the tokenizer.json or tokenizer_config.json there that it came with"
+            )
+        model = as_fairseq(read_bytes(path, error=TokenizerError), camembert=kind == "camembert")
+        return SentencePiece(model, start="<s>", end="</s>", ends=adds, between=2)
     plain = SentencePiece(path, end=None, ends=False)
+    end = next((name for name in ("<eod>", "</s>") if plain.token_to_id(name) is not None), None)
     if plain.token_to_id(CPM_SPACE) is not None and plain.token_to_id(CPM_NEWLINE) is not None:
-        end = next((name for name in ("<eod>", "</s>") if plain.token_to_id(name) is not None), None)
         return SentencePiece(path, end=end, ends=bool(ends), cpm=True)
-    adds = ends is not False
     if plain.token_to_id("[CLS]") is not None and plain.token_to_id("[SEP]") is not None:
         return SentencePiece(path, start="[CLS]", end="[SEP]", ends=adds)
     end = "</s>" if plain.token_to_id("</s>") is not None else None
-    return SentencePiece(path, end=end, ends=adds, extra_ids=0 if sentinel_ids(plain) else _extra_ids(path.parent))
-
-
-def _extra_ids(folder: Path) -> int:
-    """Return the number of sentinels that tokenizer_config.json adds to a T5's .model."""
-    said = read_object(folder / "tokenizer_config.json")
-    if isinstance(found := said.get("extra_ids"), int) and 0 <= found <= 1000:
-        return found
-    listed = [*(said.get("additional_special_tokens") or ()), *(said.get("extra_special_tokens") or ())]
-    return sum("<extra_id_" in str(token) for token in listed)
-
-
-def _fairseq(path: Path, ends: bool | None) -> SentencePiece:
-    """Load the model of an XLM-R or CamemBERT, whichever the files beside it name."""
-    said = read_object(path.parent / "tokenizer_config.json").get("tokenizer_class")
-    said = said or read_object(path.parent / "config.json").get("model_type")
-    kind = str(said).lower().replace("-", "").removesuffix("fast").removesuffix("tokenizer")
-    if kind not in ("xlmroberta", "camembert"):
-        raise TokenizerError(
-            f"the ids of {path} are each network's own, and nothing beside it says that it is XLM-R's or CamemBERT's "
-            f"(found {said!r}); put the tokenizer.json or tokenizer_config.json there that it came with"
-        )
-    model = as_fairseq(read_bytes(path, error=TokenizerError), camembert=kind == "camembert")
-    return SentencePiece(model, start="<s>", end="</s>", ends=ends is not False, between=2)
+    extra = config.get("extra_ids")  # the number of sentinels behind a T5's .model
+    if sentinel_ids(plain):
+        extra = 0
+    elif not isinstance(extra, int) or not 0 <= extra <= 1000:
+        listed = [*(config.get("additional_special_tokens") or ()), *(config.get("extra_special_tokens") or ())]
+        extra = sum("<extra_id_" in str(token) for token in listed)
+    return SentencePiece(path, end=end, ends=adds, extra_ids=extra)

@@ -13,6 +13,7 @@ other white space (made ' ') and control characters (dropped). Case is kept.
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from string import ascii_letters, digits
 from unicodedata import category
 
 import numpy as np
@@ -20,15 +21,14 @@ from numpy.typing import NDArray
 
 from hanmo.errors import TokenizerError
 from hanmo.tokenizers.base import BaseTokenizer, Spans
-from hanmo.tokenizers.bert_rules import DROP, SPACE, WORD
+from hanmo.tokenizers.bert_rules import DROP, SPACE, WORD, split_word
 from hanmo.tokenizers.codes import CodeSplitter, codes_of
 from hanmo.tokenizers.protocol import SpecialIds
+from hanmo.tokenizers.streams import WordStream
 from hanmo.tokenizers.vocab import read_vocab
 
-__all__ = ["END", "NEWLINE", "SPACE_TOKEN", "Lossless"]
-
 END, NEWLINE, SPACE_TOKEN = "[EOS]", "[NL]", "[SP]"
-_ASCII = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_ASCII = frozenset(digits + ascii_letters)
 _PARTS = re.compile("[A-Za-z0-9]+|.", re.DOTALL)
 _DROPPED = frozenset(
     map(chr, (*range(0x20), *range(0x7F, 0xA0), 0xAD, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F)))
@@ -44,43 +44,44 @@ class Lossless(BaseTokenizer):
     """
 
     def __init__(self, vocabulary: Sequence[str] | str | Path, *, ends: bool = False) -> None:
-        self._tokens = read_vocab(vocabulary) if isinstance(vocabulary, str | Path) else list(vocabulary)
-        self._ids = {token: number for number, token in enumerate(self._tokens)}
-        needed = ["[PAD]", "[UNK]", END, NEWLINE, SPACE_TOKEN, *_ASCII, *("##" + letter for letter in _ASCII)]
+        self.tokens = read_vocab(vocabulary) if isinstance(vocabulary, str | Path) else list(vocabulary)
+        self.vocab_size = len(self.tokens)
+        self._ids = {token: number for number, token in enumerate(self.tokens)}
+        letters = sorted(_ASCII)
+        needed = ["[PAD]", "[UNK]", END, NEWLINE, SPACE_TOKEN, *letters, *("##" + letter for letter in letters)]
         missing = [token for token in needed if token not in self._ids]
         if missing:
             raise TokenizerError(
                 f"the vocabulary lacks {len(missing)} tokens that lossless tokenization needs, first {missing[:5]}; "
                 "make one with 'hanmo vocab', or use WordPiece"
             )
-        if self._tokens[0] != "[PAD]":
+        if self.tokens[0] != "[PAD]":
             raise TokenizerError(
-                f"id 0 is {self._tokens[0]!r}, expected '[PAD]': training ignores id 0; move [PAD] to the first line"
+                f"id 0 is {self.tokens[0]!r}, expected '[PAD]': training ignores id 0; move [PAD] to the first line"
             )
-        if len(self._ids) != len(self._tokens):
-            twice = next(token for number, token in enumerate(self._tokens) if self._ids[token] != number)
+        if len(self._ids) != self.vocab_size:
+            twice = next(token for number, token in enumerate(self.tokens) if self._ids[token] != number)
             raise TokenizerError(f"the vocabulary holds {twice!r} twice; remove one of them")
         self._unk, self._newline, self._space = (self._ids[name] for name in ("[UNK]", NEWLINE, SPACE_TOKEN))
-        self._longest = max(map(len, self._tokens))
-        special = SpecialIds(pad=self._ids["[PAD]"], unk=self._unk, end=self._ids[END], mask=self._ids.get("[MASK]"))
+        self._longest = max(map(len, self.tokens))
+        special = SpecialIds(pad=0, unk=self._unk, end=self._ids[END], mask=self._ids.get("[MASK]"))
         named = {
             token: number
             for token, number in self._ids.items()
             if len(token) > 2 and token[0] == "[" and token[-1] == "]" and token not in (NEWLINE, SPACE_TOKEN)
         }
         super().__init__(special, named, ends=ends)
-        self._splitter = CodeSplitter(self._judge, self._pieces, len(self._tokens))
+        self._splitter = CodeSplitter(self._judge, self._pieces, self.vocab_size)
 
-    def stream(self, *, special: bool = False) -> "LosslessStream":
-        """Return a new incremental decoder."""
-        return LosslessStream(self, self._shown(special))
-
-    def text_of_token(self, number: int) -> str:
-        """Return the token of an id, for [NL] and [SP] the character that it is."""
-        return {self._newline: "\n", self._space: " "}.get(number) or self.id_to_token(number)
+    def stream(self, *, special: bool = False) -> WordStream:
+        characters = {self._newline: "\n", self._space: " "}
+        return WordStream(
+            lambda number: characters.get(number) or self.id_to_token(number),
+            self._shown(special),
+            in_word=_ASCII.__contains__,
+        )
 
     def encode_array(self, text: str) -> NDArray[np.int32]:
-        """Return the ids of a text without marks, [tokens]."""
         return self._splitter.array(*self._judged(text))
 
     def _plain(self, text: str, *, detail: bool) -> tuple[list[int], Spans]:
@@ -113,7 +114,7 @@ class Lossless(BaseTokenizer):
                     spans.append((kept[start], kept[start] + 1))
                 continue
             for number in self._pieces(line[start:stop]):
-                length = len(self._tokens[number].removeprefix("##"))
+                length = len(self.tokens[number].removeprefix("##"))
                 ids.append(number)
                 spans.append((kept[start], kept[start + length - 1] + 1))
                 start += length
@@ -129,44 +130,4 @@ class Lossless(BaseTokenizer):
         return DROP if character in _DROPPED else self._ids.get(character, self._unk)
 
     def _pieces(self, word: str) -> list[int]:
-        ids: list[int] = []
-        at = 0
-        while at < len(word):  # longest match first; single letters and digits always match
-            for stop in range(min(len(word), at + self._longest), at, -1):
-                number = self._ids.get(("##" if at else "") + word[at:stop])
-                if number is not None:
-                    ids.append(number)
-                    at = stop
-                    break
-        return ids
-
-
-class LosslessStream:
-    """Incremental decoder that never holds text back.
-
-    shown: special id → the text written for it, '' for none.
-    """
-
-    def __init__(self, tokenizer: Lossless, shown: dict[int, str]) -> None:
-        self._tokenizer = tokenizer
-        self._shown = shown
-        self._after_word = False
-
-    def push(self, id: int) -> str:
-        """Add an id and return its text."""
-        name = self._shown.get(id)
-        if name is not None:
-            self._after_word = False
-            return name
-        token = self._tokenizer.text_of_token(id)
-        if token.startswith("##") and len(token) > 2:
-            self._after_word = True
-            return token[2:]
-        spaced = self._after_word and token[0] in _ASCII
-        self._after_word = token[0] in _ASCII
-        return " " + token if spaced else token
-
-    def flush(self) -> str:
-        """Start anew and return ''."""
-        self._after_word = False
-        return ""
+        return [self._ids[piece] for piece in split_word(word, self._ids, len(word), longest=self._longest)]

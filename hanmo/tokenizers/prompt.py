@@ -8,8 +8,6 @@ from hanmo.errors import PromptError
 from hanmo.tokenizers.lossless import Lossless
 from hanmo.tokenizers.protocol import Tokenizer, check_text
 
-__all__ = ["Marks", "as_texts", "encode_prompt", "marks_of", "special_tokens_in"]
-
 
 @dataclass(frozen=True)
 class Marks:

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanmo.errors import PromptError
-
-__all__ = ["Cut", "Encoding", "SpecialIds", "TextStream", "Tokenizer", "check_text"]
+from hanmo.tokenizers.streams import TextStream
 
 Cut = Literal["right", "left"]
 
@@ -52,31 +51,15 @@ class Encoding:
         return len(self.ids)
 
 
-class TextStream(Protocol):
-    """Incremental decoder: the pieces joined are decode(ids)."""
-
-    def push(self, id: int) -> str:
-        """Add an id and return the text that is now final: '' while a character is incomplete."""
-        ...
-
-    def flush(self) -> str:
-        """Return the text held back and start anew."""
-        ...
-
-
 @runtime_checkable
 class Tokenizer(Protocol):
-    """The interface of every tokenizer."""
+    """The interface of every tokenizer.
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, which run from 0 to vocab_size - 1."""
-        ...
+    vocab_size: number of ids, which run from 0 to vocab_size - 1.   special: the special ids.
+    """
 
-    @property
-    def special(self) -> SpecialIds:
-        """The special ids."""
-        ...
+    vocab_size: int
+    special: SpecialIds
 
     def encode(
         self,
@@ -97,7 +80,6 @@ class Tokenizer(Protocol):
         detail: fill tokens and offsets, which is slower.
         Raises PromptError for a text with lone surrogates, or a limit too small for the marks.
         """
-        ...
 
     def encode_batch(
         self,
@@ -118,7 +100,6 @@ class Tokenizer(Protocol):
 
     def encode_array(self, text: str) -> NDArray[np.int32]:
         """Return the ids of a text without marks, [tokens]; much faster than `encode` for corpora."""
-        ...
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Return the text of ids, with the special tokens written out if `special`, else without them.
@@ -130,15 +111,12 @@ class Tokenizer(Protocol):
 
     def stream(self, *, special: bool = False) -> TextStream:
         """Return a new incremental decoder."""
-        ...
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token, None if there is no such token."""
-        ...
 
     def id_to_token(self, number: int) -> str:
         """Return the token of an id. Raises TokenizerError for an id outside the vocabulary."""
-        ...
 
 
 def check_text(text: object, *, name: str = "the text") -> None:

@@ -12,8 +12,6 @@ from hanmo.tokenizers.base import Spans, WindowTokenizer
 from hanmo.tokenizers.protocol import SpecialIds, Tokenizer
 from hanmo.tokenizers.words import jieba_words
 
-__all__ = ["CPM_NEWLINE", "CPM_SPACE", "SentencePiece", "as_fairseq", "load_model", "sentinel_ids", "with_sentinels"]
-
 CPM_SPACE, CPM_NEWLINE = "\u2582", "\u2583"  # ▂ ▃: how CPM writes ' ' and '\n'
 _FAIRSEQ = "sentencepiece.bpe.model"
 _PIECES, _CONTROL = 1, 3  # of sentencepiece_model.proto: ModelProto's field, a piece's type
@@ -48,99 +46,72 @@ class SentencePiece(WindowTokenizer):
     ) -> None:
         self._processor = load_model(model)
         self._pieces = int(self._processor.get_piece_size())
-        self._size = self._pieces + extra_ids
-        self._cpm = cpm
-        self._unk = unk = int(self._processor.unk_id())
+        self.vocab_size = self._pieces + extra_ids
+        self.extra_ids, self.cpm = extra_ids, cpm
+        self._unk = int(self._processor.unk_id())
+        where = f"the SentencePiece model of {self.vocab_size} pieces"
+        marks = [None if name is None else self._needed(name, where) for name in (start, end)]
         pad = int(self._processor.pad_id())
         special = SpecialIds(
             pad=pad if pad >= 0 else self._first("<pad>", "[PAD]"),
-            unk=unk,
-            start=None if start is None else self._mark(start),
-            end=None if end is None else self._mark(end),
+            unk=self._unk,
+            start=marks[0],
+            end=marks[1],
             mask=self._first("[MASK]", "<mask>"),
         )
-        named = {i for i in range(self._pieces) if self._processor.is_control(i)}
-        named |= special.known() - {unk}
+        named = {i for i in range(self._pieces) if self._processor.is_control(i)} | special.known() - {self._unk}
         names = {self.id_to_token(i): i for i in named}
         names |= {f"<extra_id_{at}>": i for at, i in enumerate(sentinel_ids(self))}
         super().__init__(special, names, ends=ends, between=between)
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids."""
-        return self._size
-
-    @property
-    def extra_ids(self) -> int:
-        """Number of sentinels after the .model's pieces."""
-        return self._size - self._pieces
-
-    @property
-    def cpm(self) -> bool:
-        """Whether texts are split by jieba and spaced as for CPM."""
-        return self._cpm
-
-    def serialized(self) -> bytes:
-        """Return the bytes of the .model."""
-        return bytes(self._processor.serialized_model_proto())
-
     def token_to_id(self, token: str) -> int | None:
-        """Return the id of a token, None if there is no such token."""
         if sentinel := _SENTINEL.fullmatch(token):
             if int(sentinel[1]) < self.extra_ids:
-                return self._size - 1 - int(sentinel[1])
+                return self.vocab_size - 1 - int(sentinel[1])
             token = "▁" + token if self._processor.piece_to_id(token) == self._unk else token
         number = int(self._processor.piece_to_id(token))
         return number if self._processor.id_to_piece(number) == token else None
 
     def id_to_token(self, number: int) -> str:
-        """Return the token of an id. Raises TokenizerError for an id outside the vocabulary."""
         if self._check_id(number) >= self._pieces:
-            return f"<extra_id_{self._size - 1 - number}>"
+            return f"<extra_id_{self.vocab_size - 1 - number}>"
         return str(self._processor.id_to_piece(number))
 
     def _plain(self, text: str, *, detail: bool) -> tuple[list[int], Spans]:
-        spaced, sources = self._cut(text) if self._cpm else (text, None)
+        sources = None
+        if self.cpm:
+            text, sources = _spaced(text)
         if not detail:
-            return [int(number) for number in self._processor.encode(spaced)], []
-        found = self._processor.encode_as_offset_mapping(spaced)
+            return [int(number) for number in self._processor.encode(text)], []
+        found = self._processor.encode_as_offset_mapping(text)
         ids = [int(number) for number in found["ids"]]
-        spans = _complete_characters(
-            [(int(start), int(stop)) for start, stop in found["offsets"]],
-            [bool(self._processor.is_byte(number)) for number in ids],
-        )
-        if sources is None:
-            return ids, spans
-        return ids, [
-            (sources[start], sources[stop - 1] + 1 if stop > start else sources[start]) for start, stop in spans
-        ]
+        spans = [(int(start), int(stop)) for start, stop in found["offsets"]]
+        for at in range(len(ids) - 2, -1, -1):  # sentencepiece gives a character's span only to the last of its bytes
+            if spans[at][0] == spans[at][1] and all(self._processor.is_byte(number) for number in ids[at : at + 2]):
+                spans[at] = spans[at + 1]
+        if sources is not None:
+            ends = [sources[stop - 1] + 1 if stop > start else sources[start] for start, stop in spans]
+            spans = [(sources[start], end) for (start, _), end in zip(spans, ends, strict=True)]
+        return ids, spans
 
     def _read(self, ids: list[int]) -> str:
         text = str(self._processor.decode([self._check_id(number) for number in ids]))
-        return text.translate(_FROM_CPM) if self._cpm else text
+        return text.translate(_FROM_CPM) if self.cpm else text
 
-    def _cut(self, text: str) -> tuple[str, list[int]]:
-        """Return the words joined by spaces, and the position in text of each character."""
-        parts: list[str] = []
-        sources: list[int] = []
-        at = 0
-        for word in jieba_words(text, hmm=True):
-            if parts:
-                parts.append(" ")
-                sources.append(at)
-            parts.append(word.translate(_TO_CPM))
-            sources += range(at, at + len(word))
-            at += len(word)
-        return "".join(parts), [*sources, at]
 
-    def _mark(self, name: str) -> int:
-        number = self.token_to_id(name)
-        if number is None:
-            raise TokenizerError(
-                f"the SentencePiece model of {self._size} pieces has no {name!r}; "
-                "name the mark it has, or None for none"
-            )
-        return number
+def _spaced(text: str) -> tuple[str, list[int]]:
+    """Return the words of a text joined by spaces as for CPM, and the position in text of each character."""
+    joined = ""
+    sources: list[int] = []
+    at = 0
+    for word in jieba_words(text, hmm=True):
+        if at:
+            joined += " "
+            sources.append(at)
+        joined += word.translate(_TO_CPM)
+        sources += range(at, at + len(word))
+        at += len(word)
+    return joined, [*sources, at]
 
 
 def sentinel_ids(tokenizer: Tokenizer) -> list[int]:
@@ -156,7 +127,7 @@ def with_sentinels(tokenizer: Tokenizer, rows: int) -> Tokenizer:
     if not isinstance(tokenizer, SentencePiece) or tokenizer.special.start is not None or sentinel_ids(tokenizer):
         return tokenizer
     end = None if tokenizer.special.end is None else tokenizer.id_to_token(tokenizer.special.end)
-    model, spare = tokenizer.serialized(), max(0, rows - tokenizer.vocab_size)
+    model, spare = tokenizer._processor.serialized_model_proto(), max(0, rows - tokenizer.vocab_size)
     return SentencePiece(model, end=end, ends=tokenizer.ends, cpm=tokenizer.cpm, extra_ids=min(100, spare))
 
 
@@ -179,10 +150,9 @@ def as_fairseq(model: bytes, *, camembert: bool = False) -> bytes:
         return encode_bytes(1, name.encode()) + encode_int(3, _CONTROL)
 
     unk, start, end = pieces[:3]
+    first = [start, mark("<pad>"), end, unk]
     if camembert:
         first = [mark("<s>NOTUSED"), mark("<pad>"), mark("</s>NOTUSED"), unk, mark("<unk>NOTUSED"), start, end]
-    else:
-        first = [start, mark("<pad>"), end, unk]
     ordered = [(_PIECES, piece) for piece in (*first, *pieces[3:], mark("<mask>"))]
     others = [part for part in parts if part[0] != _PIECES]
     return b"".join(encode_bytes(number, value) for number, value in (*ordered, *others))
@@ -190,28 +160,17 @@ def as_fairseq(model: bytes, *, camembert: bool = False) -> bytes:
 
 def load_model(model: str | Path | bytes) -> SentencePieceProcessor:
     """Load a .model file, or its bytes. Raises MissingFile, and TokenizerError for another kind of file."""
-    if isinstance(model, bytes):
-        data, where = model, "the bytes given"
-    else:
-        path = Path(model)
+    data, where = model, "the bytes given"
+    if not isinstance(data, bytes):
+        path = Path(data)
         if not path.is_file():
             raise MissingFile(
                 f"there is no SentencePiece model at {path}; name a .model file, or the folder that holds one"
             )
         data, where = read_bytes(path, error=TokenizerError), str(path)
-    processor = SentencePieceProcessor()
+    if not data:
+        raise TokenizerError(f"{where} is empty, expected a SentencePiece model; download it again")
     with errors_as(TokenizerError, f"{where} is no SentencePiece model", advice="; download it again"):
-        if not data or processor.load_from_serialized_proto(data) is False:
-            raise TokenizerError(f"{where} is empty, expected a SentencePiece model; download it again")
+        processor = SentencePieceProcessor(model_proto=data)
         processor.id_to_piece(list(range(processor.get_piece_size())))  # fails on a piece that is not UTF-8
     return processor
-
-
-def _complete_characters(spans: Spans, is_byte: list[bool]) -> Spans:
-    """Give every byte of a character the character's span, which sentencepiece gives only to the last byte."""
-    result = list(spans)
-    for index in range(len(spans) - 2, -1, -1):
-        start, stop = spans[index]
-        if is_byte[index] and is_byte[index + 1] and start == stop:
-            result[index] = result[index + 1]
-    return result

@@ -14,8 +14,6 @@ from hanmo.tokenizers.added import MAX_JSON
 from hanmo.tokenizers.base import Spans, WindowTokenizer
 from hanmo.tokenizers.protocol import SpecialIds, check_text
 
-__all__ = ["TokenizerJson", "read_tokenizer_json"]
-
 _MAX_ID = 1 << 24  # the library allocates for every id up to the largest
 _MAX_STRING, _MAX_REGEX, _MAX_TEMPLATE = 256, 4096, 16  # characters, characters, parts around a text
 _NAMES = {
@@ -42,71 +40,13 @@ class TokenizerJson(WindowTokenizer):
             self._rust.no_truncation()
             self._rust.no_padding()
             self._rust.encode_special_tokens = True  # a text's '</s>' is plain characters unless special=True
-            self._size = int(self._rust.get_vocab_size(with_added_tokens=True))
-            named = {
-                str(token["content"]): int(token["id"])
-                for token in found.get("added_tokens") or []
-                if token.get("special")
-            }
-        guess = {kind: self._first(*names) for kind, names in _NAMES.items()}
-        start, end = self._marks(path)
-        adds = start is not None or end is not None
-        special = SpecialIds(
-            pad=guess["pad"],
-            unk=guess["unk"],
-            start=start if adds else guess["start"],
-            end=end if adds else guess["end"],
-            mask=guess["mask"],
-        )
-        super().__init__(special, named, ends=adds if ends is None else ends, between=self._between_texts())
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids."""
-        return self._size
-
-    def token_to_id(self, token: str) -> int | None:
-        """Return the id of a token, None if there is no such token."""
-        number: int | None = self._rust.token_to_id(token)
-        return number
-
-    def id_to_token(self, number: int) -> str:
-        """Return the token of an id. Raises TokenizerError for an id outside the vocabulary."""
-        return str(self._rust.id_to_token(self._check_id(number)))
-
-    def _part(self, text: str, *, special: bool, detail: bool) -> tuple[list[int], Spans]:
-        check_text(text)
-        found = self._encode(text, self._asking if special else self._rust)
-        return list(found.ids), list(found.offsets) if detail else []
-
-    @cached_property
-    def _asking(self) -> RustTokenizer:
-        """The same tokenizer, reading special tokens written in a text."""
-        with errors_as(TokenizerError, f"{self._path} cannot be read again"):
-            rust = RustTokenizer.from_str(self._rust.to_str())
-            rust.encode_special_tokens = False
-        return rust
-
-    def _plain(self, text: str, *, detail: bool) -> tuple[list[int], Spans]:
-        return self._part(text, special=False, detail=detail)
-
-    def _encode(self, text: str, rust: RustTokenizer | None = None, *, marks: bool = False) -> Any:
-        with errors_as(TokenizerError, f"{self._path} cannot split a text"):
-            return (rust or self._rust).encode(text, add_special_tokens=marks)
-
-    def _read(self, ids: list[int]) -> str:
-        checked = [self._check_id(number) for number in ids]
-        with errors_as(TokenizerError, f"{self._path} cannot join ids to a text"):
-            return str(self._rust.decode(checked, skip_special_tokens=False))
-
-    def _between_texts(self) -> int:
-        """Return the number of marks between the texts of a pair."""
-        with errors_as(TokenizerError, f"{self._path} cannot split a text"):
-            both = len(self._rust.encode("1", "1").ids)
-        return max(1, both - len(self._encode("1", marks=True).ids) - len(self._encode("1").ids))
-
-    def _marks(self, path: str | Path) -> tuple[int | None, int | None]:
-        plain, marked = list(self._encode("1").ids), list(self._encode("1", marks=True).ids)
+            self.vocab_size = int(self._rust.get_vocab_size(with_added_tokens=True))
+            listed = [token for token in found.get("added_tokens") or [] if token.get("special")]
+            named = {str(token["content"]): int(token["id"]) for token in listed}
+        with errors_as(TokenizerError, f"{path} cannot split a text"):
+            plain = list(self._rust.encode("1", add_special_tokens=False).ids)
+            marked = list(self._rust.encode("1").ids)
+            between = len(self._rust.encode("1", "1").ids) - len(marked) - len(plain)
         extra = len(marked) - len(plain)
         before = next((at for at in range(extra + 1) if marked[at : at + len(plain)] == plain), None)
         if before is None:
@@ -118,7 +58,39 @@ class TokenizerJson(WindowTokenizer):
                 f"{path} puts {before} marks before a text and {extra - before} after it, "
                 "expected at most one on a side"
             )
-        return marked[0] if before else None, marked[-1] if extra - before else None
+        special = {kind: self._first(*names) for kind, names in _NAMES.items()}
+        if extra:
+            special |= {"start": marked[0] if before else None, "end": marked[-1] if extra > before else None}
+        ends = extra > 0 if ends is None else ends
+        super().__init__(SpecialIds(**special), named, ends=ends, between=max(1, between))
+
+    def token_to_id(self, token: str) -> int | None:
+        number: int | None = self._rust.token_to_id(token)
+        return number
+
+    def id_to_token(self, number: int) -> str:
+        return str(self._rust.id_to_token(self._check_id(number)))
+
+    def _part(self, text: str, *, special: bool, detail: bool) -> tuple[list[int], Spans]:
+        check_text(text)
+        with errors_as(TokenizerError, f"{self._path} cannot split a text"):
+            found = (self._asking if special else self._rust).encode(text, add_special_tokens=False)
+        return list(found.ids), list(found.offsets) if detail else []
+
+    def _plain(self, text: str, *, detail: bool) -> tuple[list[int], Spans]:
+        return self._part(text, special=False, detail=detail)
+
+    @cached_property
+    def _asking(self) -> RustTokenizer:
+        """The same tokenizer, reading special tokens written in a text."""
+        rust = RustTokenizer.from_str(self._rust.to_str())
+        rust.encode_special_tokens = False
+        return rust
+
+    def _read(self, ids: list[int]) -> str:
+        checked = [self._check_id(number) for number in ids]
+        with errors_as(TokenizerError, f"{self._path} cannot join ids to a text"):
+            return str(self._rust.decode(checked, skip_special_tokens=False))
 
 
 def read_tokenizer_json(path: str | Path) -> dict[str, Any]:

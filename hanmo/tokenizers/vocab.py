@@ -7,10 +7,7 @@ from hanmo.checkpoint.staged import atomic_path
 from hanmo.errors import MissingFile, TokenizerError
 from hanmo.files import read_bytes
 
-__all__ = ["MAX_VOCAB", "read_vocab", "tokens_in_order", "write_vocab"]
-
-MAX_VOCAB = 32 << 20
-"""Maximum size of a vocabulary file in bytes; the largest in use, of 250,000 tokens, has 4 MiB."""
+MAX_VOCAB = 32 << 20  # bytes; the largest vocabulary file in use, of 250,000 tokens, has 4 MiB
 
 
 def read_vocab(path: str | Path) -> list[str]:
