@@ -4,20 +4,18 @@ The rules change log-probabilities, after the softmax, as in transformers: a ban
 The cache is reordered by the parents of the open rows at every step.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from hanmo.generate import rules
-from hanmo.generate.draw import check_scores, nothing_left
+from hanmo.generate.draw import check_scores, no_choice
 from hanmo.generate.loop import PLAIN, UNLIMITED, Engine, Limits, check_prompt, room_behind
 from hanmo.generate.rules import Array
 from hanmo.generate.sampling import Sampling
-
-Stop = Callable[[Sequence[int]], str | None]
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def beam_search(
     limits: Limits = UNLIMITED,
     length_penalty: float = 0.0,
     history: bool = True,
-    stop: Stop | None = None,
+    stop: Callable[[Sequence[int]], str | None] | None = None,
 ) -> list[Beam]:
     """Find up to `num_beams` continuations of one prompt, best first.
 
@@ -56,71 +54,49 @@ def beam_search(
     """
     rules.check_count("num_beams", num_beams)
     check_prompt(engine, prompt)
-    search = _Search(num_beams, limits, length_penalty, stop, room_behind(engine, prompt, limits))
-    if search.room == 0:
+    room = room_behind(engine, prompt, limits)
+    if room == 0:
         return [Beam((), 0.0, "context")]
-    cache, logits = engine.prefill([prompt], room=search.room)
+    cache, logits = engine.prefill([prompt], room=room)
     past = tuple(prompt) if history else ()
-    while True:
-        scores = limits.apply(_log_softmax(logits), search.written)
-        parents = search.advance(sampling.restrict(scores, [past + row for row in search.rows]))
-        if not parents:
-            return search.best()
-        cache.reorder(parents)
-        logits = cache.step([row[-1] for row in search.rows])
-
-
-@dataclass
-class _Search:
-    num_beams: int
-    limits: Limits
-    penalty: float
-    stop: Stop | None
-    room: int
-    rows: list[tuple[int, ...]] = field(default_factory=lambda: [()])
-    scores: list[float] = field(default_factory=lambda: [0.0])
-    pool: list[Beam] = field(default_factory=list)
-    written: int = 0
-
-    def advance(self, likelihoods: Array) -> list[int]:
-        """Append the best ids and return the parents of the open rows; [] ends the search."""
-        totals = np.asarray(self.scores)[:, None] + likelihoods
-        wanted = self.num_beams * (2 + len(self.limits.end_ids))  # leaves num_beams open rows whichever end
-        order = np.argsort(-totals, axis=None, kind="stable")[:wanted]
-        self.written += 1
-        parents: list[int] = []
-        rows: list[tuple[int, ...]] = []
-        scores: list[float] = []
-        for rank, place in enumerate(order.tolist()):
-            parent, id = divmod(place, totals.shape[1])
-            score = float(totals[parent, id])
-            if score == -np.inf or len(rows) == self.num_beams:
+    candidates = num_beams * (2 + len(limits.end_ids))  # leaves num_beams open rows whichever end
+    opened: list[tuple[float, int, tuple[int, ...]]] = [(0.0, 0, ())]  # score, parent, ids of each row
+    pool: list[Beam] = []
+    for written in range(1, room + 1):
+        before = [ids for _, _, ids in opened]
+        scores = sampling.restrict(limits.apply(_log_softmax(logits), written - 1), [past + ids for ids in before])
+        best = _best(np.array([[score] for score, _, _ in opened]) + scores, before, candidates)
+        opened = []
+        for rank, (score, parent, ids) in enumerate(best):
+            if len(opened) == num_beams:
                 break
-            row = (*self.rows[parent], id)
-            reason = self.limits.reason(len(row), id, self.room, self.stop and partial(self.stop, row))
+            reason = limits.reason(written, ids[-1], room, stop and partial(stop, ids))
             if reason is None:
-                parents.append(parent)
-                rows.append(row)
-                scores.append(score)
-            elif rank < self.num_beams:  # a lower-ranked end is not a hypothesis, as in transformers
-                self.pool.append(Beam(row, score / len(row) ** self.penalty, reason))
-        self.rows, self.scores = rows, scores
-        if not rows and not self.pool:
-            raise nothing_left(totals.shape[1])
-        return [] if self._settled() else parents
+                opened.append((score, parent, ids))
+            elif rank < num_beams:  # a lower-ranked end is not a hypothesis, as in transformers
+                pool.append(Beam(ids, score / written**length_penalty, reason))
+        if not opened and not pool:
+            raise no_choice(engine.vocab_size)
+        pool = sorted(pool, key=lambda beam: -beam.score)[:num_beams]
+        # Scores only fall and lengths are bounded, so what an open row can still reach is known.
+        longest = room if length_penalty > 0 else written + 1
+        if not opened or (len(pool) == num_beams and pool[-1].score >= opened[0][0] / longest**length_penalty):
+            break
+        cache.reorder([parent for _, parent, _ in opened])
+        logits = cache.step([ids[-1] for _, _, ids in opened])
+    return pool
 
-    def best(self) -> list[Beam]:
-        """Return the best of the pool, best first."""
-        return sorted(self.pool, key=lambda beam: -beam.score)[: self.num_beams]
 
-    def _settled(self) -> bool:
-        """Tell whether no open row can still beat the pool: scores only fall, lengths are bounded."""
-        if not self.rows:
-            return True
-        if len(self.pool) < self.num_beams:
-            return False
-        longest = self.room if self.penalty > 0 else self.written + 1
-        return self.best()[-1].score >= max(self.scores) / longest**self.penalty
+def _best(
+    totals: "np.ndarray[Any, Any]", rows: Sequence[tuple[int, ...]], count: int
+) -> Iterator[tuple[float, int, tuple[int, ...]]]:
+    """Yield score, parent and ids of the best continuations of the rows.   totals: [rows, vocab_size], scores."""
+    for place in np.argsort(-totals, axis=None, kind="stable")[:count].tolist():
+        parent, id = divmod(place, totals.shape[1])
+        score = float(totals[parent, id])
+        if score == -np.inf:
+            return
+        yield score, parent, (*rows[parent], id)
 
 
 def _log_softmax(logits: Array) -> "np.ndarray[Any, Any]":

@@ -58,34 +58,31 @@ def checked(ids: list[int], vocab_size: int) -> list[int]:
 
     Raises CheckpointError if the logits of a row held NaN or +inf, ConfigError if they were all -inf.
     """
-    code = next((id for id in ids if id < 0), 0)
-    if code == -1:
-        raise nothing_left(vocab_size)
-    _report(-1 - code if code else 0, vocab_size)
+    for id in ids:
+        if id < 0:
+            raise no_choice(vocab_size, broken=-1 - id)
     return ids
 
 
-def nothing_left(vocab_size: int) -> ConfigError:
-    """Return the error for rules that exclude every id."""
+def check_scores(logits: Array) -> None:
+    """Raise CheckpointError if any of the logits [rows, vocab_size] is NaN or +inf."""
+    if broken := int(_broken(logits).sum()):
+        raise no_choice(logits.shape[-1], broken=broken)
+
+
+def no_choice(vocab_size: int, *, broken: int = 0) -> CheckpointError | ConfigError:
+    """Return the error for a row without an id to choose.   broken: number of logits that are NaN or +inf."""
+    if broken:
+        return CheckpointError(
+            f"{broken} of the model's {vocab_size} scores for the next id are NaN or infinite; its weights are "
+            "probably damaged, or overflow in this precision: check the checkpoint, or load it as float32"
+        )
     return ConfigError(
         f"the rules leave none of {vocab_size} ids to choose from: allow more ids, ban fewer, or raise or leave out "
         "no_repeat_ngram"
     )
 
 
-def check_scores(logits: Array) -> None:
-    """Raise CheckpointError if any of the logits [rows, vocab_size] is NaN or +inf."""
-    _report(int(_broken(logits).sum()), logits.shape[-1])
-
-
 def _broken(logits: Array) -> Array:
     xp = array_api_compat.array_namespace(logits)
     return xp.sum(xp.astype(xp.isnan(logits) | (logits == xp.inf), xp.int64), axis=-1)
-
-
-def _report(broken: int, vocab_size: int) -> None:
-    if broken:
-        raise CheckpointError(
-            f"{broken} of the model's {vocab_size} scores for the next id are NaN or infinite; its weights are "
-            "probably damaged, or overflow in this precision: check the checkpoint, or load it as float32"
-        )

@@ -168,14 +168,12 @@ def seeds_of(seed: int | Sequence[int], prompts: Sequence[object]) -> list[int]:
 
     Raises ConfigError for a seed out of range, or if there are not as many seeds as prompts.
     """
-    if not isinstance(seed, Sequence):
-        check_seed(seed)
-        return [seed] * len(prompts)
-    if len(seed) != len(prompts):
-        raise ConfigError(f"there are {len(seed)} seeds and {len(prompts)} prompts; give one seed, or one a prompt")
-    for each in seed:
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * len(prompts)
+    for each in seeds:
         check_seed(each)
-    return list(seed)
+    if len(seeds) != len(prompts):
+        raise ConfigError(f"there are {len(seeds)} seeds and {len(prompts)} prompts; give one seed, or one a prompt")
+    return seeds
 
 
 def check_prompt(engine: Engine, prompt: Sequence[int]) -> None:
@@ -200,8 +198,8 @@ def room_behind(engine: Engine, prompt: Sequence[int], limits: Limits) -> int:
 
     Raises ConfigError if neither is limited.
     """
-    bounds = [] if engine.max_positions is None else [engine.max_positions - len(prompt)]
-    bounds += [] if limits.max_tokens is None else [limits.max_tokens]
+    left = None if engine.max_positions is None else engine.max_positions - len(prompt)
+    bounds = [bound for bound in (left, limits.max_tokens) if bound is not None]
     if not bounds:
         raise ConfigError("max_tokens is None and this model has no last position; give max_tokens")
     return min(bounds)
@@ -226,8 +224,6 @@ def take_rows(logits: Array, rows: Sequence[int]) -> Array:
 
 @dataclass
 class _Row:
-    """The state of one row."""
-
     number: int
     source: int  # the index of its prompt
     past: list[int]  # ids that the repetition rules see

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hanmo.errors import ConfigError
 from hanmo.generate.rules import check_count
 
-ENDS = frozenset("。！？…｡!?‼⁇⁈⁉")  # "." depends on its neighbours: see _Cutter
+ENDS = frozenset("。！？…｡!?‼⁇⁈⁉")  # "." depends on its neighbours: see Stopper
 PLAIN_QUOTES = frozenset("\"'＂＇")  # the same sign opens and closes
 LONGEST_RUN = 6  # "……？！！！" ends one sentence; a model repeating one mark must stop
 
@@ -48,49 +48,107 @@ NEVER = StopRules()
 
 
 class Stopper:
-    """Cuts one text incrementally.
+    """Cuts one text incrementally, after the text `before` (the prompt).
 
+    before: counts for open quotes but not for lengths.
     reason: None while the text goes on; then "sentence", "string" or "chars", and later pieces are dropped.
+
+    open ──sentence end or last character──► closing ──anything but a closing sign──► reason
+      └────── "." not after a digit ───────► doubtful ──space──► reason;   other ──► open again
     """
 
     def __init__(self, rules: StopRules = NEVER, *, before: str = "") -> None:
-        """Start after the text `before` (the prompt), which counts for open quotes but not for lengths."""
-        self._strings = rules.strings
+        self.reason: str | None = None
+        self._rules = rules
         self._held = ""  # may be the beginning of one of the strings
-        self._cutter = _Cutter(rules, before)
-
-    @property
-    def reason(self) -> str | None:
-        """Why the text is finished; None before."""
-        return self._cutter.reason
+        self._characters = _Characters()
+        self._count = 0  # characters
+        self._run = 0  # consecutive sentence ends
+        self._state = "open"
+        self._met = ""  # the reason if the state is not "open"
+        self._quotes: set[str] = set()  # open plain quotes
+        for point in before:
+            self._quote(point, self._characters.last)
+            self._characters.joins(point)
 
     def push(self, piece: str) -> str:
         """Add a piece and return the text that is now final."""
         text, self._held = self._held + piece, ""
-        found = self._find(text)
-        if found is not None:
-            shown = self._cutter.take(text[:found])
-            self._cutter.finish("string")
+        starts, hold = [], 0
+        for string in self._rules.strings:
+            start = text.find(string)
+            while start >= 0 and self._inside_character(text, start):
+                start = text.find(string, start + 1)
+            starts += [start] if start >= 0 else []
+            sizes = range(min(len(string) - 1, len(text)), hold, -1)
+            hold = next((size for size in sizes if text.endswith(string[:size])), hold)
+        if starts:
+            shown = self._take(text[: min(starts)])
+            self._finish("string")
             return shown
-        hold = max((_overlap(text, string) for string in self._strings), default=0)
-        self._held = text[len(text) - hold :]
-        return self._cutter.take(text[: len(text) - hold])
+        text, self._held = text[: len(text) - hold], text[len(text) - hold :]
+        return self._take(text)
 
     def flush(self) -> str:
         """Return the text held back, at the end of the text."""
-        shown, self._held = self._cutter.take(self._held), ""
-        self._cutter.finish(None)
+        shown, self._held = self._take(self._held), ""
+        self._finish(None)
         return shown
 
-    def _find(self, text: str) -> int | None:
-        """Return the position of the first string that starts at a character boundary."""
-        starts = []
-        for string in self._strings:
-            start = text.find(string)
-            while start >= 0 and self._cutter.splits(text, start):
-                start = text.find(string, start + 1)
-            starts += [start] if start >= 0 else []
-        return min(starts, default=None)
+    def _take(self, text: str) -> str:
+        """Return the part of the text before the cut; sets the reason if there is a cut."""
+        if self.reason:
+            return ""
+        for place, point in enumerate(text):
+            if not self._takes(point):
+                self.reason = self._met
+                return text[:place]
+        return text
+
+    def _finish(self, reason: str | None) -> None:
+        """Set the reason at the end of the text; a rule that is already met takes precedence."""
+        if self.reason is None:
+            self.reason = self._met if self._state == "closing" else reason
+
+    def _inside_character(self, text: str, place: int) -> bool:
+        characters = copy(self._characters)
+        return [characters.joins(point) for point in text[: place + 1]][place]
+
+    def _takes(self, point: str) -> bool:
+        """Add a code point; tell whether it belongs to the text."""
+        before = self._characters.last
+        joins = self._characters.joins(point)
+        closes = point in self._quotes or unicodedata.category(point) in ("Pe", "Pf")
+        most, least = self._rules.max_chars, self._rules.sentence_after
+        if self._state == "closing" and not joins and not closes:
+            short = most is None or self._count < most
+            if not (short and self._met == "sentence" and point in ENDS and self._run < LONGEST_RUN):
+                return False
+        if self._state == "doubtful" and point.isspace():
+            return False
+        self._quote(point, before)
+        if joins or (closes and self._state != "open"):
+            self._count += not joins
+            if closes and self._state == "doubtful":
+                self._state = "closing"
+            return True
+        self._count += 1
+        self._run = self._run + 1 if point in ENDS else 0
+        late = least is not None and self._count >= least
+        if late and point in ENDS:
+            self._state, self._met = "closing", "sentence"
+        elif self._count == most:
+            self._state, self._met = "closing", "chars"
+        elif late and point == "." and not before.isdigit():
+            self._state, self._met = "doubtful", "sentence"
+        else:
+            self._state = "open"
+        return True
+
+    def _quote(self, point: str, before: str) -> None:
+        """Track a plain quote, which opens or closes; an apostrophe in a word is none."""
+        if point in PLAIN_QUOTES and not (point == "'" and before.isascii() and before.isalnum()):
+            self._quotes ^= {point}
 
 
 class _Characters:
@@ -106,8 +164,7 @@ class _Characters:
         flag = 0x1F1E6 <= code <= 0x1F1FF
         joined = (
             unicodedata.category(point) in ("Mn", "Me", "Mc")
-            or point == "\u200d"
-            or self.last == "\u200d"
+            or "\u200d" in (point, self.last)
             or 0x1F3FB <= code <= 0x1F3FF  # skin colours
             or 0xE0020 <= code <= 0xE007F  # tags of regional flags
             or (self.last == "\r" and point == "\n")
@@ -116,91 +173,3 @@ class _Characters:
         self._half_flag = flag and not self._half_flag
         self.last = point
         return joined
-
-
-class _Cutter:
-    """The rules on characters.
-
-    open ──sentence end or last character──► closing ──anything but a closing sign──► finished
-      └────── "." not after a digit ───────► doubtful ──space──► finished;   other ──► open again
-    """
-
-    def __init__(self, rules: StopRules, before: str) -> None:
-        self.reason: str | None = None
-        self._rules = rules
-        self._characters = _Characters()
-        self._count = 0
-        self._run = 0  # consecutive sentence ends
-        self._state = "open"
-        self._met = ""
-        self._quotes: set[str] = set()  # open plain quotes
-        for point in before:
-            self._quote(point)
-            self._characters.joins(point)
-
-    def take(self, text: str) -> str:
-        """Return the part of the text before the cut; sets the reason if there is a cut."""
-        if self.reason:
-            return ""
-        for place, point in enumerate(text):
-            if not self._takes(point):
-                self.reason = self._met
-                return text[:place]
-        return text
-
-    def finish(self, reason: str | None) -> None:
-        """Set the reason at the end of the text; a rule that is already met takes precedence."""
-        if self.reason is None:
-            self.reason = self._met if self._state == "closing" else reason
-
-    def splits(self, text: str, place: int) -> bool:
-        """Tell whether this position of the next text is inside a character."""
-        characters = copy(self._characters)
-        for point in text[:place]:
-            characters.joins(point)
-        return characters.joins(text[place])
-
-    def _takes(self, point: str) -> bool:
-        before = self._characters.last
-        joins = self._characters.joins(point)
-        closes = point in self._quotes or unicodedata.category(point) in ("Pe", "Pf")
-        if self._state == "closing" and not (joins or closes or self._runs_on(point)):
-            return False
-        if self._state == "doubtful" and point.isspace():
-            return False
-        self._count += not joins
-        self._quote(point, before)
-        if not joins and not (closes and self._state != "open"):
-            self._look(point, before)
-        elif self._state == "doubtful" and closes:
-            self._state = "closing"
-        return True
-
-    def _look(self, point: str, before: str) -> None:
-        """Update the state by a character that starts a grapheme cluster."""
-        late = self._rules.sentence_after is not None and self._count >= self._rules.sentence_after
-        full = self._count == self._rules.max_chars
-        self._run = self._run + 1 if point in ENDS else 0
-        if late and point in ENDS:
-            self._state, self._met = "closing", "sentence"
-        elif full:
-            self._state, self._met = "closing", "chars"
-        elif late and point == "." and not before.isdigit():
-            self._state, self._met = "doubtful", "sentence"
-        else:
-            self._state = "open"
-
-    def _runs_on(self, point: str) -> bool:
-        short = self._rules.max_chars is None or self._count < self._rules.max_chars
-        return self._met == "sentence" and point in ENDS and self._run < LONGEST_RUN and short
-
-    def _quote(self, point: str, before: str | None = None) -> None:
-        """Track a plain quote, which opens or closes; an apostrophe in a word is none."""
-        before = self._characters.last if before is None else before
-        if point in PLAIN_QUOTES and not (point == "'" and before.isascii() and before.isalnum()):
-            self._quotes ^= {point}
-
-
-def _overlap(text: str, string: str) -> int:
-    """Return the length of the longest proper prefix of the string at the end of text."""
-    return next((size for size in range(min(len(string) - 1, len(text)), 0, -1) if text.endswith(string[:size])), 0)

@@ -63,33 +63,50 @@ Written = GeneratedText  # the name in 0.1
 class Stream:
     """An iterator over the pieces of one text while it is generated; see `stream`.
 
-    seed: reproduces the text.   text: the pieces so far.   reason: None until the text is finished.
+    seed: reproduces the text.   text, ids: the pieces and the ids so far.   reason: None until the text is finished.
     Generation stops when iteration does; no id is computed ahead, except one by a QueueingEngine.
     """
 
-    def __init__(self, writer: "_Writer", events: Iterator[Token | End], seed: int) -> None:
-        """Take the state of a row and its events."""
+    def __init__(
+        self, tokenizer: Tokenizer, text: str, prompt: Sequence[int], config: GenerationConfig, seed: int = 0
+    ) -> None:
         self.seed = seed
-        self._writer = writer
-        self._pieces = (piece for piece in map(writer.receive, events) if piece)
+        self.text = ""
+        self.ids: list[int] = []
+        self.reason: str | None = None
+        self._events: Iterator[Token | End] = iter(())
+        self._stopper = Stopper(config.stop, before=text if config.continues else "")
+        self._decoder = tokenizer.stream()
+        # Decoding the prompt first lets a word after its last word get a space, unless the prompt ends in one.
+        for id in prompt if config.continues and not text[-1:].isspace() else ():
+            self._decoder.push(id)
+        self._pending = ""
 
     def __iter__(self) -> "Stream":
-        """Return itself."""
         return self
 
     def __next__(self) -> str:
-        """Generate up to the next piece that is not empty."""
-        return next(self._pieces)
+        for event in self._events:
+            if piece := self._receive(event):
+                return piece
+        raise StopIteration
 
-    @property
-    def text(self) -> str:
-        """The pieces so far, joined."""
-        return self._writer.text
+    def _stop(self, id: int) -> str | None:
+        """Decode an id, before its event; return the reason if the text ends with it."""
+        self._pending += self._stopper.push(self._decoder.push(id))
+        return self._stopper.reason
 
-    @property
-    def reason(self) -> str | None:
-        """Why the text is finished; None before."""
-        return self._writer.reason
+    def _receive(self, event: Token | End) -> str:
+        """Take an event of the loop and return the text that it adds."""
+        if isinstance(event, Token):
+            self.ids.append(event.id)
+        elif self._stopper.reason is None:
+            self._pending += self._stopper.push(self._decoder.flush()) + self._stopper.flush()
+        if isinstance(event, End):
+            self.reason = self._stopper.reason or event.reason
+        piece, self._pending = self._pending, ""
+        self.text += piece
+        return piece
 
 
 def stream(
@@ -109,8 +126,9 @@ def stream(
     seed = fresh_seed() if seed is None else seed
     check_seed(seed)
     ids = read_prompt(engine, tokenizer, text, config)
-    writer = _Writer(tokenizer, text, ids, config)
-    return Stream(writer, _sample(engine, [ids], config, [writer], [seed], 1, sample), seed)
+    found = Stream(tokenizer, text, ids, config, seed)
+    found._events = _sample(engine, [ids], config, [found], [seed], 1, sample)
+    return found
 
 
 def write(
@@ -137,17 +155,17 @@ def write(
     results: list[list[GeneratedText]] = [[] for _ in texts]
     for start in range(first, first + n, _MAX_SAMPLES):
         count = min(_MAX_SAMPLES, first + n - start)
-        writers = [
-            _Writer(tokenizer, text, ids, config)
-            for text, ids in zip(texts, prompts, strict=True)
+        streams = [
+            Stream(tokenizer, text, ids, config, each)
+            for text, ids, each in zip(texts, prompts, seeds, strict=True)
             for _ in range(count)
         ]
-        for event in _sample(engine, prompts, config, writers, seeds, count, start):
-            writers[event.row].receive(event)
-        for row, writer in enumerate(writers):
+        for event in _sample(engine, prompts, config, streams, seeds, count, start):
+            streams[event.row]._receive(event)
+        for row, made in enumerate(streams):
             place, number = divmod(row, count)
             results[place].append(
-                GeneratedText(writer.text, tuple(writer.ids), writer.reason or "", seeds[place], start + number)
+                GeneratedText(made.text, tuple(made.ids), made.reason or "", made.seed, start + number)
             )
     return results
 
@@ -158,14 +176,14 @@ def search(
     """Continue a text by beam search: up to `num_beams` texts, best first; errors as for `write`."""
     prompt = read_prompt(engine, tokenizer, text, config)
 
-    def replay(ids: Sequence[int], reason: str | None) -> _Writer:
-        writer = _Writer(tokenizer, text, prompt, config)
+    def replay(ids: Sequence[int], reason: str | None) -> Stream:
+        made = Stream(tokenizer, text, prompt, config)
         for id in ids[:-1] if reason == "end" else ids:
-            writer.stop(id)
-            writer.receive(Token(0, id))
+            made._stop(id)
+            made._receive(Token(0, id))
         if reason is not None:
-            writer.receive(End(0, reason))
-        return writer
+            made._receive(End(0, reason))
+        return made
 
     beams = beam_search(
         engine,
@@ -175,71 +193,36 @@ def search(
         limits=config.limits,
         length_penalty=config.length_penalty,
         history=config.continues,
-        stop=None if config.stop == NEVER else lambda ids: replay(ids, None).stopped,
+        stop=None if config.stop == NEVER else lambda ids: replay(ids, None)._stopper.reason,
     )
-    finished = [replay(beam.ids, beam.reason) for beam in beams]
+    made = [replay(beam.ids, beam.reason) for beam in beams]
     return [
-        GeneratedText(writer.text, beam.ids, writer.reason or beam.reason, score=beam.score)
-        for writer, beam in zip(finished, beams, strict=True)
+        GeneratedText(each.text, beam.ids, each.reason or beam.reason, score=beam.score)
+        for each, beam in zip(made, beams, strict=True)
     ]
 
 
 def read_prompt(engine: Engine, tokenizer: Tokenizer, text: str, config: GenerationConfig = DEFAULT) -> list[int]:
-    """Return the ids of a prompt, truncated if `keep_last`. Raises PromptError if it cannot be continued."""
-    prompt = encode_prompt(tokenizer, text, special=config.special)
-    ids = [*config.before, *prompt, *config.after]
-    if config.keep_last:
-        ids = list(loop.keep_last(ids, engine.max_positions, max_tokens=config.limits.max_tokens))
+    """Return the ids of a prompt, truncated if `keep_last`. Raises PromptError if it cannot be continued.
+
+    Marks around a source are kept; a mark before a text that is continued is truncated first.
+    """
+    before, prompt, after = config.before, encode_prompt(tokenizer, text, special=config.special), config.after
+    if config.continues:
+        before, prompt = (), [*before, *prompt]
+    if config.keep_last and engine.max_positions is not None:
+        room = engine.max_positions - len(before) - len(after)
+        prompt = list(loop.keep_last(prompt, room, max_tokens=config.limits.max_tokens))
+    ids = [*before, *prompt, *after]
     loop.check_prompt(engine, ids)
     return ids
-
-
-class _Writer:
-    """The state of one text: its ids, decoder and stop rules."""
-
-    def __init__(self, tokenizer: Tokenizer, text: str, prompt: Sequence[int], config: GenerationConfig) -> None:
-        self.reason: str | None = None
-        self.ids: list[int] = []
-        self.shown: list[str] = []
-        self._stopper = Stopper(config.stop, before=text if config.continues else "")
-        self._decoder = tokenizer.stream()
-        # Decoding the prompt first lets a word after its last word get a space, unless the prompt ends in one.
-        for id in prompt if config.continues and not text[-1:].isspace() else ():
-            self._decoder.push(id)
-        self._pending = ""
-
-    @property
-    def text(self) -> str:
-        return "".join(self.shown)
-
-    @property
-    def stopped(self) -> str | None:
-        return self._stopper.reason
-
-    def stop(self, id: int) -> str | None:
-        """Decode an id, before its event; return the reason if the text ends with it."""
-        self._pending += self._stopper.push(self._decoder.push(id))
-        return self._stopper.reason
-
-    def receive(self, event: Token | End) -> str:
-        """Take an event of the loop and return the text that it adds."""
-        if isinstance(event, Token):
-            self.ids.append(event.id)
-        elif self._stopper.reason is None:
-            self._pending += self._stopper.push(self._decoder.flush()) + self._stopper.flush()
-        if isinstance(event, End):
-            self.reason = self._stopper.reason or event.reason
-        piece, self._pending = self._pending, ""
-        if piece:
-            self.shown.append(piece)
-        return piece
 
 
 def _sample(
     engine: Engine,
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
-    writers: Sequence[_Writer],
+    streams: Sequence[Stream],
     seeds: Sequence[int],
     n: int,
     first: int,
@@ -253,5 +236,5 @@ def _sample(
         sampling=config.sampling,
         limits=config.limits,
         history=config.continues,
-        stop=lambda row, id: writers[row].stop(id),
+        stop=lambda row, id: streams[row]._stop(id),
     )

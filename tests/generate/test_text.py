@@ -172,6 +172,13 @@ def test_a_long_prompt_is_an_error_or_is_cut_from_the_left():
     assert engine.prefilled == [[[6] * 16]] and len(written.ids) == 4
 
 
+def test_a_long_source_is_cut_between_its_marks_and_a_long_text_with_the_mark_before_it():
+    engine, asked = ToyEngine(max_positions=20), {"keep_last": True, "limits": Limits(max_tokens=4)}
+    source = GenerationConfig(**asked, continues=False, before=(8,), after=(9,))
+    assert read_prompt(engine, Bytes(), "。" * 9 + "a" * 14, source) == [8, *[6] * 14, 9]
+    assert read_prompt(engine, Bytes(), "a" * 30, GenerationConfig(**asked, before=(8,))) == [6] * 16
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
