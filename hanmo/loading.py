@@ -65,7 +65,7 @@ def load(
         raise ConfigError(
             f"device is {str(device)!r}, which torch cannot use here: {str(error).splitlines()[0]}"
         ) from None
-    if not isinstance(tokenizer, Tokenizer):
+    if tokenizer is None or isinstance(tokenizer, str | Path):
         tokenizer = find_tokenizer(source.path, tokenizer, model.config, pre_tokenize=pre_tokenize)
     return ModelPipeline(model.config, model, tokenizer, report, source.path)
 

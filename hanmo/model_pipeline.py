@@ -187,7 +187,8 @@ class ModelPipeline(Pipeline):
         ids = tokenizer.encode(text, special=True).ids
         places = [i for i, token in enumerate(ids) if token == mask]
         if not places:
-            raise PromptError(f"the text {text[:20]!r} has no [MASK]; write one where a token is to be found")
+            name = tokenizer.id_to_token(mask)
+            raise PromptError(f"the text {text[:20]!r} has no {name}; write one where a token is to be found")
         context = self.config.main.context
         if context is not None and len(ids) > context:
             raise PromptError(

@@ -105,7 +105,7 @@ class Pipeline:
         temperature: 0 is greedy; 1 by default.   top_k, top_p: sample from the likeliest only; without either, from 5.
         repetition_penalty: above 1 makes ids of the text so far less likely.   no_repeat_ngram: never repeat a run of
         this many ids; 0 is no limit. Each of these five that is None is taken from generation_config.json beside the
-        model, if it is there.
+        model, if it is there; its bad_words_ids are never written.
         preset: "article", "gpt2-ml-demo" or "greedy" samples exactly as that did, in place of the five.
         length_penalty: for `beams`, ranked by log-probability / length ** length_penalty.
         stop: "sentence" ends with the first sentence after min_chars (128, or max_chars if less); None does not.
@@ -216,11 +216,11 @@ class Pipeline:
         if preset is not None and preset not in PRESETS:
             raise ConfigError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}")
         spare = range(self._tokenizer().vocab_size, self.config.vocab_size)
-        banned = (*self._marks(allow_unknown), *spare)
+        own = generation_defaults(self.path)
+        banned = (*self._marks(allow_unknown), *spare, *own.pop("banned", ()))
         if preset is not None:  # presets of originals keep the bans of the original
             known = PRESETS[preset]
             return replace(known, banned=banned if known is GREEDY else (*known.banned, *spare))
-        own = generation_defaults(self.path)
         if given.keys() & {"top_k", "top_p"}:
             own = {name: value for name, value in own.items() if name not in ("top_k", "top_p")}
         told = own | given
@@ -312,7 +312,7 @@ def open_writer(
     if path.is_dir():
         path = found.folder  # in a training run's folder, its best checkpoint
     kept = open_weights(found, weights=weights, config=config, family=family, progress=progress)
-    if not isinstance(tokenizer, Tokenizer):
+    if tokenizer is None or isinstance(tokenizer, str | Path):
         tokenizer = find_tokenizer(path, tokenizer, kept.config, pre_tokenize=pre_tokenize)
     start = 0 if tokenizer is None else marks_of(kept.config, tokenizer).start
     engine = OpenVinoEngine(kept, mask=mask, threads=threads, start=start)

@@ -298,6 +298,9 @@ def test_masks_are_filled_with_the_likeliest(tmp_path, writer):
         encoder.fill("今" * 50 + "[MASK]")
     with pytest.raises(CheckpointError, match="filling needs a masked language model"):
         writer.fill("今[MASK]")
+    encoder.tokenizer.special = replace(encoder.tokenizer.special, mask=WORDS.index("天"))
+    with pytest.raises(PromptError, match="the text '今' has no 天; write one where a token is to be found"):
+        encoder.fill("今")
 
 
 @pytest.mark.parametrize("family", ["bert", "nezha", "roformer"])

@@ -71,12 +71,22 @@ def test_a_models_own_settings_are_defaults_that_arguments_replace(folder):
     assert drawing(folder) == (1.0, 5, None, 1.0, None)
 
 
+def test_ids_that_a_model_bans_are_never_written(folder):
+    (folder / "generation_config.json").write_text('{"bad_words_ids": [[7], [9]]}', "utf-8")
+    loaded = hanmo.load(folder / "model.ckpt")
+    for options in ({}, {"preset": "greedy"}, {"top_p": 0.9}):
+        assert loaded.generation_config(**options).sampling.banned[-2:] == (7, 9)
+    assert not {7, 9} & set(loaded.write_detailed("今天", seed=0, max_tokens=30, temperature=9.0, top_k=1000)[0].ids)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ('{"top_p": 1.5}', "top_p is 1.5; expected above 0 and at most 1"),
         ('{"repetition_penalty": "high"}', "repetition_penalty is 'high'"),
         ("[]", "expected a JSON object"),
+        ('{"bad_words_ids": [[7], [8, 9]]}', "bad_words_ids is [[7], [8, 9]]; expected lists of one id each"),
+        ('{"bad_words_ids": 7}', "bad_words_ids is 7; expected lists of one id each"),
     ],
 )
 def test_settings_of_a_model_that_cannot_be_right_name_their_file(folder, text, message):

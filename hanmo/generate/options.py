@@ -11,8 +11,6 @@ from hanmo.errors import ConfigError
 from hanmo.files import read_json
 from hanmo.generate.sampling import Sampling
 
-__all__ = ["Options", "Request", "generation_defaults", "showing"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -84,8 +82,8 @@ def showing(options: Callable[..., object]) -> Callable[[Callable[P, R]], Callab
 def generation_defaults(path: Path) -> dict[str, Any]:
     """Read the sampling settings of generation_config.json beside a checkpoint, by our names; {} without the file.
 
-    Settings that are null, or 0 for no limit, are left out.
-    Raises ConfigError if the file is not a JSON object or a setting is out of range.
+    Settings that are null, or 0 for no limit, are left out; bad_words_ids is `banned`.
+    Raises ConfigError if the file is not a JSON object, a setting is out of range, or a bad word has several ids.
     """
     file = (path if path.is_dir() else path.parent) / "generation_config.json"
     if not file.is_file():
@@ -93,6 +91,13 @@ def generation_defaults(path: Path) -> dict[str, Any]:
     told = read_json(file, error=ConfigError)
     found = {ours: told[name] for name, ours in _GENERATION.items() if told.get(name) is not None}
     found = {name: value for name, value in found.items() if value != 0 or name in ("temperature", "top_p")}
+    if words := told.get("bad_words_ids"):
+        if not isinstance(words, list) or not all(isinstance(each, list) and len(each) == 1 for each in words):
+            raise ConfigError(
+                f"{file}: bad_words_ids is {str(words)[:80]}; expected lists of one id each, as sequences of ids "
+                "cannot be banned; remove them"
+            )
+        found["banned"] = tuple(number for (number,) in words)
     try:
         Sampling(**found)
     except ConfigError as error:

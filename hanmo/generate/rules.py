@@ -25,7 +25,7 @@ def temperature(logits: Array, t: float) -> Array:
     t: above 0 and finite, else ConfigError.   The result is shifted so that the highest is 0.
     """
     check_number("temperature", t, above=0.0)
-    xp = array_api_compat.array_namespace(logits)
+    xp, _ = _library(logits)
     highest = xp.max(logits, axis=-1, keepdims=True)
     shifted = logits - xp.where(xp.isfinite(highest), highest, xp.zeros_like(highest))
     # With the highest at 0 no score overflows to +inf; others may become -inf.
@@ -39,11 +39,10 @@ def top_k(logits: Array, k: int) -> Array:
     k: 1 or more, else ConfigError; vocab_size or more keeps everything.
     """
     check_count("top_k", k)
-    xp, vocab_size = array_api_compat.array_namespace(logits), logits.shape[-1]
-    if k >= vocab_size:
+    xp, device = _library(logits)
+    if k >= logits.shape[-1]:
         return xp.asarray(logits, copy=True)
-    counts = xp.full((logits.shape[0], 1), k, dtype=xp.int64, device=array_api_compat.device(logits))
-    return _keep_largest(logits, logits, counts)
+    return _keep_largest(logits, logits, xp.full((logits.shape[0], 1), k, dtype=xp.int64, device=device))
 
 
 def top_p(logits: Array, p: float, *, crossing: Crossing = "keep") -> Array:
@@ -56,7 +55,7 @@ def top_p(logits: Array, p: float, *, crossing: Crossing = "keep") -> Array:
     """
     check_number("top_p", p, above=0.0, most=1.0)
     check_crossing(crossing)
-    xp = array_api_compat.array_namespace(logits)
+    xp, _ = _library(logits)
     if p == 1:
         return xp.asarray(logits, copy=True)
     probabilities = softmax(logits)
@@ -76,11 +75,11 @@ def repetition_penalty(logits: Array, history: Sequence[Sequence[int]], penalty:
     penalty: above 0 and finite, else ConfigError; CTRL's is 1.2 (Keskar et al. 2019, arXiv 1909.05858).
     """
     check_number("repetition_penalty", penalty, above=0.0)
-    xp = array_api_compat.array_namespace(logits)
+    xp, device = _library(logits)
     seen = np.zeros(tuple(logits.shape), dtype=bool)
     for row, ids in enumerate(history):
         seen[row, list(ids)] = True
-    return xp.where(_like(logits, seen), xp.where(logits > 0, logits / penalty, logits * penalty), logits)
+    return xp.where(xp.asarray(seen, device=device), xp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def no_repeat_ngram(logits: Array, history: Sequence[Sequence[int]], size: int) -> Array:
@@ -89,46 +88,46 @@ def no_repeat_ngram(logits: Array, history: Sequence[Sequence[int]], size: int) 
     history: as for repetition_penalty.   size: n, 1 or more, else ConfigError.
     """
     check_count("no_repeat_ngram", size)
+    xp, device = _library(logits)
     repeats = np.zeros(tuple(logits.shape), dtype=bool)
     for row, ids in enumerate(history):
         start = tuple(ids[len(ids) - size + 1 :])
         for at in range(len(ids) - size + 1):
             if tuple(ids[at : at + size - 1]) == start:
                 repeats[row, ids[at + size - 1]] = True
-    return _mask(logits, _like(logits, repeats))
+    return _mask(logits, xp.asarray(repeats, device=device))
 
 
 def banned(logits: Array, ids: Sequence[int]) -> Array:
     """Mask these ids in every row. Raises ConfigError for an id outside the vocabulary."""
-    return _mask(logits, _members("banned", tuple(ids), *_place(logits)))
+    return _mask(logits, _members("banned", tuple(ids), logits.shape[-1], *_library(logits)))
 
 
 def allowed(logits: Array, ids: Sequence[int]) -> Array:
     """Mask all but these ids in every row. Raises ConfigError for an id outside the vocabulary, or no ids."""
     if not len(ids):
         raise ConfigError("allowed holds no id, so nothing could be written; give some ids or None for all of them")
-    return _mask(logits, ~_members("allowed", tuple(ids), *_place(logits)))
+    return _mask(logits, ~_members("allowed", tuple(ids), logits.shape[-1], *_library(logits)))
 
 
 def softmax(logits: Array) -> Array:
     """Return probabilities, widened; a row without a finite score is NaN."""
     powers = exponentials(logits)
-    return powers / array_api_compat.array_namespace(powers).sum(powers, axis=-1, keepdims=True)
+    return powers / _library(powers)[0].sum(powers, axis=-1, keepdims=True)
 
 
 def exponentials(logits: Array) -> Array:
     """Return exp(logits - the row's highest), widened: unnormalised probabilities."""
     scores = widen(logits)
-    xp = array_api_compat.array_namespace(scores)
+    xp, _ = _library(scores)
     with np.errstate(invalid="ignore"):  # rows of only -inf, or with NaN or +inf, become NaN, which `checked` reports
         return xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
 
 
 def widen(logits: Array) -> Array:
     """Convert to float64, so that results do not depend on the order of summation; to float32 on Apple GPUs."""
-    xp = array_api_compat.array_namespace(logits)
-    narrow = str(array_api_compat.device(logits)).startswith("mps")
-    return xp.astype(logits, xp.float32 if narrow else xp.float64)
+    xp, device = _library(logits)
+    return xp.astype(logits, xp.float32 if str(device).startswith("mps") else xp.float64)
 
 
 def to_numpy(array: Array) -> "np.ndarray[Any, Any]":
@@ -160,13 +159,17 @@ def check_crossing(value: str) -> None:
         raise ConfigError(f"top_p's crossing is {value!r}; expected 'keep' or 'drop' for the id that crosses p")
 
 
+def _library(logits: Array) -> tuple[Any, Any]:
+    return array_api_compat.array_namespace(logits), array_api_compat.device(logits)
+
+
 def _keep_largest(logits: Array, values: Array, counts: Array) -> Array:
     """Mask all but the counts [rows, 1] largest of values, lower ids first among equal ones.
 
     Sorting values and counting ties is several times faster than sorting ids by value. The conditions select what is
     masked, so that NaN is kept and reported by `checked`.
     """
-    xp, device = array_api_compat.array_namespace(logits), array_api_compat.device(logits)
+    xp, device = _library(logits)
     falling = xp.sort(values, axis=-1, descending=True, stable=False)
     within = xp.arange(logits.shape[-1], device=device) < counts
     highest = xp.full((), xp.inf, dtype=falling.dtype, device=device)
@@ -178,19 +181,9 @@ def _keep_largest(logits: Array, values: Array, counts: Array) -> Array:
 
 
 def _mask(logits: Array, drop: Array) -> Array:
-    xp = array_api_compat.array_namespace(logits)
+    xp, device = _library(logits)
     # Created on the device: copying a number to a GPU would synchronise with it.
-    floor = xp.full((), -xp.inf, dtype=logits.dtype, device=array_api_compat.device(logits))
-    return xp.where(drop, floor, logits)
-
-
-def _like(logits: Array, values: "np.ndarray[Any, Any]") -> Array:
-    xp = array_api_compat.array_namespace(logits)
-    return xp.asarray(values, device=array_api_compat.device(logits))
-
-
-def _place(logits: Array) -> tuple[int, Any, Any]:
-    return logits.shape[-1], array_api_compat.array_namespace(logits), array_api_compat.device(logits)
+    return xp.where(drop, xp.full((), -xp.inf, dtype=logits.dtype, device=device), logits)
 
 
 @lru_cache(maxsize=16)

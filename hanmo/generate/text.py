@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hanmo.generate import loop
 from hanmo.generate.beam import beam_search
-from hanmo.generate.draw import check_seed, fresh_seed
+from hanmo.generate.draw import fresh_seed
 from hanmo.generate.loop import PLAIN, UNLIMITED, End, Engine, Limits, Token
 from hanmo.generate.rules import check_count
 from hanmo.generate.sampling import Sampling
@@ -124,11 +124,10 @@ def stream(
     Raises, at the call, PromptError for a text that cannot be continued and ConfigError for a setting.
     """
     seed = fresh_seed() if seed is None else seed
-    check_seed(seed)
     ids = read_prompt(engine, tokenizer, text, config)
-    found = Stream(tokenizer, text, ids, config, seed)
-    found._events = _sample(engine, [ids], config, [found], [seed], 1, sample)
-    return found
+    streams, events = _start(engine, tokenizer, [text], [ids], config, [seed], 1, sample)
+    streams[0]._events = events
+    return streams[0]
 
 
 def write(
@@ -155,12 +154,8 @@ def write(
     results: list[list[GeneratedText]] = [[] for _ in texts]
     for start in range(first, first + n, _MAX_SAMPLES):
         count = min(_MAX_SAMPLES, first + n - start)
-        streams = [
-            Stream(tokenizer, text, ids, config, each)
-            for text, ids, each in zip(texts, prompts, seeds, strict=True)
-            for _ in range(count)
-        ]
-        for event in _sample(engine, prompts, config, streams, seeds, count, start):
+        streams, events = _start(engine, tokenizer, texts, prompts, config, seeds, count, start)
+        for event in events:
             streams[event.row]._receive(event)
         for row, made in enumerate(streams):
             place, number = divmod(row, count)
@@ -218,16 +213,23 @@ def read_prompt(engine: Engine, tokenizer: Tokenizer, text: str, config: Generat
     return ids
 
 
-def _sample(
+def _start(
     engine: Engine,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
-    streams: Sequence[Stream],
     seeds: Sequence[int],
     n: int,
     first: int,
-) -> Iterator[Token | End]:
-    return loop.sample(
+) -> tuple[list[Stream], Iterator[Token | End]]:
+    """Return n streams for each text, in the order of the loop's rows, and the loop's events."""
+    streams = [
+        Stream(tokenizer, text, ids, config, seed)
+        for text, ids, seed in zip(texts, prompts, seeds, strict=True)
+        for _ in range(n)
+    ]
+    events = loop.sample(
         engine,
         prompts,
         seed=seeds,
@@ -238,3 +240,4 @@ def _sample(
         history=config.continues,
         stop=lambda row, id: streams[row]._stop(id),
     )
+    return streams, events

@@ -11,8 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from hanmo.errors import MissingFile, TokenizerError
 from hanmo.files import errors_as, read_bytes, read_json
 from hanmo.tokenizers.added import read_added
-from hanmo.tokenizers.base import BaseTokenizer, Spans
-from hanmo.tokenizers.protocol import SpecialIds
+from hanmo.tokenizers.protocol import Spans, SpecialIds, Tokenizer
 from hanmo.tokenizers.streams import BytesStream
 from hanmo.tokenizers.vocab import MAX_VOCAB, tokens_in_order
 
@@ -28,7 +27,7 @@ _BYTES = _alphabet()
 _END, _ROBERTA = "<|endoftext|>", ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
-class ByteBPE(BaseTokenizer):
+class ByteBPE(Tokenizer):
     """A byte-level BPE tokenizer; decode(encode(text).ids) == text for every text.
 
     vocabulary: token → id.   merges: pairs of tokens, by priority.

@@ -43,15 +43,15 @@ def folded_codes(text: str) -> NDArray[np.int32]:
 class _Table:
     """One int32 per code point, filled on demand: 4 MB, of which untouched pages take no memory."""
 
-    def __init__(self, judge: Callable[[str], int]) -> None:
-        self._judge = judge
+    def __init__(self, classify: Callable[[str], int]) -> None:
+        self._classify = classify
         self._values = np.zeros(_POINTS, np.int32)  # stored minus _UNSEEN, so that 0 means unseen
 
     def look_up(self, codes: NDArray[np.int32]) -> NDArray[np.int32]:
         values = self._values[codes]
         if len(values) and values.min() == 0:
             for code in np.unique(codes[values == 0]).tolist():
-                self._values[code] = self._judge(chr(code)) - _UNSEEN
+                self._values[code] = self._classify(chr(code)) - _UNSEEN
             values = self._values[codes]
         values += _UNSEEN
         return values
@@ -60,33 +60,33 @@ class _Table:
 class CodeSplitter:
     """Splits texts by a table from characters to ids.
 
-    judge: character → its id if it is a token by itself, else DROP, SPACE or WORD; called once per character.
+    classify: character → its id if it is a token by itself, else DROP, SPACE or WORD; called once per character.
     pieces: word → its ids; called once per word.   vocab_size: number of ids.
-    judged: code points [characters] → the id or class of each, [characters].
+    classes: code points [characters] → the id or class of each, [characters].
     """
 
-    def __init__(self, judge: Callable[[str], int], pieces: Callable[[str], list[int]], vocab_size: int) -> None:
+    def __init__(self, classify: Callable[[str], int], pieces: Callable[[str], list[int]], vocab_size: int) -> None:
         self._numbers = np.array(range(vocab_size), object)  # existing ints are faster than new ones
-        self.judged = _Table(judge).look_up
+        self.classes = _Table(classify).look_up
         self._pieces = pieces
         self._words: dict[str, list[int]] = {}
 
-    def ids(self, codes: NDArray[np.int32], judged: NDArray[np.int32]) -> list[int]:
+    def ids(self, codes: NDArray[np.int32], classes: NDArray[np.int32]) -> list[int]:
         """Return the ids of a text from its code points and their classes, both [characters]."""
-        ids: list[int] = self._numbers.take(self.array(codes, judged)).tolist()
+        ids: list[int] = self._numbers.take(self.array(codes, classes)).tolist()
         return ids
 
-    def array(self, codes: NDArray[np.int32], judged: NDArray[np.int32]) -> NDArray[np.int32]:
+    def array(self, codes: NDArray[np.int32], classes: NDArray[np.int32]) -> NDArray[np.int32]:
         """Return the same ids as an array, [tokens]."""
-        lowest = judged.min(initial=0)
+        lowest = classes.min(initial=0)
         if lowest == 0:
-            return judged
+            return classes
         if lowest > WORD:
-            return judged[judged >= 0]
-        dropped = judged == DROP
+            return classes[classes >= 0]
+        dropped = classes == DROP
         if dropped.any():  # first, because its neighbours may join to one word
-            codes, judged = codes[~dropped], judged[~dropped]
-        word = judged == WORD
+            codes, classes = codes[~dropped], classes[~dropped]
+        word = classes == WORD
         inside = np.flatnonzero(word[1:] != word[:-1]) + 1  # faster than np.diff for short texts
         edges = np.concatenate(([0] if word[0] else [], inside, [len(word)] if word[-1] else [])).astype(np.intp)
         starts = edges[::2]
@@ -94,10 +94,10 @@ class CodeSplitter:
         found = [
             self._of_word(text[start:stop]) for start, stop in zip(starts.tolist(), edges[1::2].tolist(), strict=True)
         ]
-        judged = judged.copy()
-        judged[starts] = [ids[0] for ids in found]  # the rest of a word stays negative and is removed
-        kept = judged >= 0
-        result = judged[kept]
+        classes = classes.copy()
+        classes[starts] = [ids[0] for ids in found]  # the rest of a word stays negative and is removed
+        kept = classes >= 0
+        result = classes[kept]
         more = [len(ids) - 1 for ids in found]
         if any(more):
             behind = np.repeat(np.cumsum(kept)[starts], more)  # where the other pieces of a word go
@@ -115,7 +115,7 @@ class CodeSplitter:
         return known
 
 
-def _fold_judge(character: str) -> int:
+def _classify_fold(character: str) -> int:
     folded = fold(character)
     if not folded:
         return DROP
@@ -125,4 +125,4 @@ def _fold_judge(character: str) -> int:
     return ord(folded)
 
 
-_FOLDS = _Table(_fold_judge)
+_FOLDS = _Table(_classify_fold)

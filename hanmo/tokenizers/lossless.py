@@ -20,10 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanmo.errors import TokenizerError
-from hanmo.tokenizers.base import BaseTokenizer, Spans
 from hanmo.tokenizers.bert_rules import DROP, SPACE, WORD, split_word
 from hanmo.tokenizers.codes import CodeSplitter, codes_of
-from hanmo.tokenizers.protocol import SpecialIds
+from hanmo.tokenizers.protocol import Spans, SpecialIds, Tokenizer
 from hanmo.tokenizers.streams import WordStream
 from hanmo.tokenizers.vocab import read_vocab
 
@@ -35,7 +34,7 @@ _DROPPED = frozenset(
 ) - set("\n\t")
 
 
-class Lossless(BaseTokenizer):
+class Lossless(Tokenizer):
     """A tokenizer that keeps case, spaces and newlines.
 
     vocabulary: the tokens in the order of their ids, or the path of a vocab.txt.
@@ -71,7 +70,7 @@ class Lossless(BaseTokenizer):
             if len(token) > 2 and token[0] == "[" and token[-1] == "]" and token not in (NEWLINE, SPACE_TOKEN)
         }
         super().__init__(special, named, ends=ends)
-        self._splitter = CodeSplitter(self._judge, self._pieces, self.vocab_size)
+        self._splitter = CodeSplitter(self._classify, self._pieces, self.vocab_size)
 
     def stream(self, *, special: bool = False) -> WordStream:
         characters = {self._newline: "\n", self._space: " "}
@@ -82,21 +81,21 @@ class Lossless(BaseTokenizer):
         )
 
     def encode_array(self, text: str) -> NDArray[np.int32]:
-        return self._splitter.array(*self._judged(text))
+        return self._splitter.array(*self._classified(text))
 
     def _plain(self, text: str, *, detail: bool) -> tuple[list[int], Spans]:
-        return self._spans(text) if detail else (self._splitter.ids(*self._judged(text)), [])
+        return self._spans(text) if detail else (self._splitter.ids(*self._classified(text)), [])
 
-    def _judged(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    def _classified(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return the code points that are not dropped and their ids or classes; SPACE for implied spaces."""
         codes = codes_of(text.replace("\r\n", "\n").replace("\r", "\n"))
-        judged = self._splitter.judged(codes)
-        if len(judged) and judged.min() < 0:
-            kept = judged != DROP
-            codes, judged = codes[kept], judged[kept]
-            word = judged == WORD
-            judged[1:-1][(codes[1:-1] == 0x20) & word[:-2] & word[2:]] = SPACE
-        return codes, judged
+        classes = self._splitter.classes(codes)
+        if len(classes) and classes.min() < 0:
+            kept = classes != DROP
+            codes, classes = codes[kept], classes[kept]
+            word = classes == WORD
+            classes[1:-1][(codes[1:-1] == 0x20) & word[:-2] & word[2:]] = SPACE
+        return codes, classes
 
     def _spans(self, text: str) -> tuple[list[int], Spans]:
         kept = [at for at, character in enumerate(text) if character not in _DROPPED or character == "\r"]
@@ -106,11 +105,11 @@ class Lossless(BaseTokenizer):
         ids: list[int] = []
         spans: Spans = []
         for index, (start, stop) in enumerate(found):
-            judged = self._judge(line[start])
-            if judged != WORD:
+            number = self._classify(line[start])
+            if number != WORD:
                 between = line[start] == " " and 0 < index < len(found) - 1
                 if not (between and line[start - 1] in _ASCII and line[stop] in _ASCII):
-                    ids.append(judged)
+                    ids.append(number)
                     spans.append((kept[start], kept[start] + 1))
                 continue
             for number in self._pieces(line[start:stop]):
@@ -120,7 +119,7 @@ class Lossless(BaseTokenizer):
                 start += length
         return ids, spans
 
-    def _judge(self, character: str) -> int:
+    def _classify(self, character: str) -> int:
         if character in _ASCII:
             return WORD
         if character == "\n":

@@ -1,15 +1,20 @@
-"""The interface of all tokenizers: text to ids, and ids to text at once or incrementally."""
+"""The interface of all tokenizers, and what they share: marks, pairs, truncation, special tokens written in a text."""
 
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import AddedToken
+from tokenizers.normalizers import Normalizer
 
-from hanmo.errors import PromptError
-from hanmo.tokenizers.streams import TextStream
+from hanmo.errors import PromptError, TokenizerError
+from hanmo.tokenizers.added import AddedSplitter
+from hanmo.tokenizers.streams import TextStream, WindowStream
 
+Spans = list[tuple[int, int]]
 Cut = Literal["right", "left"]
 
 
@@ -51,15 +56,50 @@ class Encoding:
         return len(self.ids)
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
-    """The interface of every tokenizer.
+class Tokenizer(ABC):
+    """Text to ids, and ids to text at once or incrementally.
 
     vocab_size: number of ids, which run from 0 to vocab_size - 1.   special: the special ids.
+    special_tokens: token → id; read in a text only with special=True.
+    added: id → added token; those without the flag `special` are always read.   normalizer: see AddedSplitter.
+    ends: whether marks are added by default.   between: number of end marks between the texts of a pair.
+    A subclass defines _plain and stream, sets vocab_size, and sets tokens (in the order of their ids) and _ids or
+    overrides what uses them.
     """
 
     vocab_size: int
-    special: SpecialIds
+    tokens: list[str]
+    _ids: dict[str, int]
+
+    def __init__(
+        self,
+        special: SpecialIds,
+        special_tokens: Mapping[str, int],
+        *,
+        ends: bool,
+        added: Mapping[int, AddedToken] | None = None,
+        normalizer: Normalizer | None = None,
+        between: int = 1,
+    ) -> None:
+        added = added or {}
+        self.special, self.ends, self._between = special, ends, between
+        self._named = {**special_tokens, **{token.content: number for number, token in added.items() if token.special}}
+        marks = {number: AddedToken(name, special=True, normalized=False) for name, number in special_tokens.items()}
+        always = {number: token for number, token in added.items() if not token.special}
+        self._always = AddedSplitter(always, normalizer) if always else None
+        self._asked = AddedSplitter({**marks, **added}, normalizer) if marks or added else None
+
+    @abstractmethod
+    def _plain(self, text: str, *, detail: bool) -> tuple[list[int], Spans]:
+        """Return the ids of a text without marks and, if `detail`, the span of each."""
+
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of a token, None if there is no such token."""
+        return self._ids.get(token)
+
+    def id_to_token(self, number: int) -> str:
+        """Return the token of an id. Raises TokenizerError for an id outside the vocabulary."""
+        return self.tokens[self._check_id(number)]
 
     def encode(
         self,
@@ -80,6 +120,22 @@ class Tokenizer(Protocol):
         detail: fill tokens and offsets, which is slower.
         Raises PromptError for a text with lone surrogates, or a limit too small for the marks.
         """
+        texts = [text] if pair is None else [text, pair]
+        parts = [self._part(each, special=special, detail=detail) for each in texts]
+        add = self.ends if ends is None else ends
+        start = [self.special.start] if add and self.special.start is not None else []
+        end = [self.special.end] if add and self.special.end is not None else []
+        after = [end] if pair is None else [end * self._between, end]
+        if limit is not None:
+            parts = _truncate(parts, limit, len(start) + sum(map(len, after)), cut)
+        ids, spans = list(start), [(0, 0) for _ in start]
+        first = len(start) + len(parts[0][0]) + len(after[0])
+        for (part_ids, part_spans), marks in zip(parts, after, strict=True):
+            ids += [*part_ids, *marks]
+            spans += [*part_spans, *((0, 0) for _ in marks)]
+        if not detail:
+            return Encoding(ids, first)
+        return Encoding(ids, first, [self.id_to_token(number) for number in ids], spans)
 
     def encode_batch(
         self,
@@ -100,6 +156,11 @@ class Tokenizer(Protocol):
 
     def encode_array(self, text: str) -> NDArray[np.int32]:
         """Return the ids of a text without marks, [tokens]; much faster than `encode` for corpora."""
+        return np.array(self._part(text, special=False, detail=False)[0], np.int32)
+
+    @abstractmethod
+    def stream(self, *, special: bool = False) -> TextStream:
+        """Return a new incremental decoder."""
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Return the text of ids, with the special tokens written out if `special`, else without them.
@@ -109,14 +170,63 @@ class Tokenizer(Protocol):
         stream = self.stream(special=special)
         return "".join([stream.push(number) for number in ids]) + stream.flush()
 
+    def _check_id(self, number: int) -> int:
+        if not 0 <= number < self.vocab_size:
+            raise TokenizerError(
+                f"the id {number} is outside the vocabulary of {self.vocab_size} tokens (0 to {self.vocab_size - 1}); "
+                "a model with more rows must be kept from choosing the rows without a token"
+            )
+        return int(number)
+
+    def _first(self, *names: str) -> int | None:
+        """Return the id of the first of these tokens that the vocabulary has."""
+        return next((number for name in names if (number := self.token_to_id(name)) is not None), None)
+
+    def _needed(self, token: str, where: str) -> int:
+        number = self.token_to_id(token)
+        if number is None:
+            raise TokenizerError(
+                f"{where} has no {token!r}; is it another model's? start= and end= name the marks, None for none"
+            )
+        return number
+
+    def _shown(self, special: bool) -> dict[int, str]:
+        """Return the text that decoding writes for each special id."""
+        return {number: name if special else "" for name, number in self._named.items()}
+
+    def _part(self, text: str, *, special: bool, detail: bool) -> tuple[list[int], Spans]:
+        check_text(text)
+        splitter = self._asked if special else self._always
+        if splitter is None:
+            return self._plain(text, detail=detail)
+        ids: list[int] = []
+        spans: Spans = []
+        for number, start, stop in splitter.split(text):
+            if number is None:
+                chunk_ids, chunk_spans = self._plain(text[start:stop], detail=detail)
+                ids += chunk_ids
+                spans += [(first + start, last + start) for first, last in chunk_spans]
+            else:
+                ids.append(number)
+                spans.append((start, stop))
+        return ids, spans if detail else []
+
+
+class WindowTokenizer(Tokenizer):
+    """A tokenizer whose library decodes only complete lists of ids."""
+
+    @abstractmethod
+    def _read(self, ids: list[int]) -> str:
+        """Return the text of ids that are not special."""
+
     def stream(self, *, special: bool = False) -> TextStream:
-        """Return a new incremental decoder."""
+        return WindowStream(self._read, self._shown(special))
 
-    def token_to_id(self, token: str) -> int | None:
-        """Return the id of a token, None if there is no such token."""
-
-    def id_to_token(self, number: int) -> str:
-        """Return the token of an id. Raises TokenizerError for an id outside the vocabulary."""
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        if special:
+            return super().decode(ids, special=True)
+        named = set(self._named.values())
+        return self._read([number for number in ids if number not in named])
 
 
 def check_text(text: object, *, name: str = "the text") -> None:
@@ -132,3 +242,21 @@ def check_text(text: object, *, name: str = "the text") -> None:
             f"{name} holds the lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, "
             "which is half a character; read the text with the right encoding, or remove it"
         ) from None
+
+
+def _truncate(parts: list[tuple[list[int], Spans]], limit: int, marks: int, cut: Cut) -> list[tuple[list[int], Spans]]:
+    """Truncate one or two texts: the longer loses first, of equals the first."""
+    if cut not in ("right", "left"):
+        raise PromptError(f"cut={cut!r} is no side of a text; give 'right' or 'left'")
+    room = limit - marks
+    if room < 0:
+        raise PromptError(f"limit={limit} leaves no room for the {marks} start and end marks; give at least {marks}")
+    first, second = (*(len(ids) for ids, _ in parts), 0)[:2]
+    if first + second <= room:
+        return parts
+    first = min(first, max(room // 2, room - second))
+    result = []
+    for (ids, spans), keep in zip(parts, (first, room - first), strict=False):
+        kept = slice(keep) if cut == "right" else slice(len(ids) - keep, None)
+        result.append((ids[kept], spans[kept]))
+    return result

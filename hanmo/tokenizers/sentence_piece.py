@@ -8,8 +8,7 @@ from sentencepiece import SentencePieceProcessor
 from hanmo.checkpoint.tf.protobuf import encode_bytes, encode_int, fields
 from hanmo.errors import CorruptFile, MissingFile, TokenizerError
 from hanmo.files import errors_as, read_bytes
-from hanmo.tokenizers.base import Spans, WindowTokenizer
-from hanmo.tokenizers.protocol import SpecialIds, Tokenizer
+from hanmo.tokenizers.protocol import Spans, SpecialIds, Tokenizer, WindowTokenizer
 from hanmo.tokenizers.words import jieba_words
 
 CPM_SPACE, CPM_NEWLINE = "\u2582", "\u2583"  # ▂ ▃: how CPM writes ' ' and '\n'

@@ -11,8 +11,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from hanmo.errors import MissingFile, TokenizerError
 from hanmo.files import errors_as, read_json
 from hanmo.tokenizers.added import MAX_JSON
-from hanmo.tokenizers.base import Spans, WindowTokenizer
-from hanmo.tokenizers.protocol import SpecialIds, check_text
+from hanmo.tokenizers.protocol import Spans, SpecialIds, WindowTokenizer, check_text
 
 _MAX_ID = 1 << 24  # the library allocates for every id up to the largest
 _MAX_STRING, _MAX_REGEX, _MAX_TEMPLATE = 256, 4096, 16  # characters, characters, parts around a text

@@ -15,17 +15,16 @@ from tokenizers.models import WordPiece as RustWordPiece
 from tokenizers.normalizers import BertNormalizer
 
 from hanmo.tokenizers.added import extended
-from hanmo.tokenizers.base import BaseTokenizer, Spans
 from hanmo.tokenizers.bert_rules import SINGLE, PreTokenize, in_word, kind, match, split_text
 from hanmo.tokenizers.codes import CodeSplitter, codes_of, folded_codes
-from hanmo.tokenizers.protocol import SpecialIds
+from hanmo.tokenizers.protocol import Spans, SpecialIds, Tokenizer
 from hanmo.tokenizers.streams import WordStream
 from hanmo.tokenizers.vocab import read_vocab
 
 _SPACED_AFTER = frozenset(",;:!?")  # not the full stop, which is as often part of a number, name or address
 
 
-class WordPiece(BaseTokenizer):
+class WordPiece(Tokenizer):
     """A WordPiece tokenizer.
 
     vocabulary: the tokens in the order of their ids, or the path of a vocab.txt; a repeated token has its last id.
@@ -72,7 +71,7 @@ class WordPiece(BaseTokenizer):
         self.pre_tokenizes = pre_tokenize is not None
         self._pre_tokenize = pre_tokenize and partial(_without_spaces, pre_tokenize)
         self._rust = RustWordPiece(self._ids, unk_token="[UNK]", max_input_chars_per_word=word_limit)
-        self._splitter = CodeSplitter(self._judge, self._word_ids, self.vocab_size)
+        self._splitter = CodeSplitter(self._classify, self._word_ids, self.vocab_size)
 
     def token_to_id(self, token: str) -> int | None:
         return self._ids.get(token, self._added_ids.get(token))
@@ -83,11 +82,11 @@ class WordPiece(BaseTokenizer):
     def encode_array(self, text: str) -> NDArray[np.int32]:
         if self._pre_tokenize is not None or self._always is not None:
             return super().encode_array(text)
-        return self._splitter.array(*self._judged(text))
+        return self._splitter.array(*self._classified(text))
 
     def _plain(self, text: str, *, detail: bool) -> tuple[list[int], Spans]:
         if not detail and self._pre_tokenize is None:
-            return self._splitter.ids(*self._judged(text)), []
+            return self._splitter.ids(*self._classified(text)), []
         pieces = split_text(
             text,
             self._ids,
@@ -98,13 +97,13 @@ class WordPiece(BaseTokenizer):
         ids = [self._ids.get(piece, self._unk) for piece in pieces]
         return ids, match(text, pieces, lowercase=self.lowercase) if detail else []
 
-    def _judged(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    def _classified(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         codes = folded_codes(text) if self.lowercase else codes_of(text)
-        return codes, self._splitter.judged(codes)
+        return codes, self._splitter.classes(codes)
 
-    def _judge(self, character: str) -> int:
-        judgement = kind(character)
-        return self._ids.get(character, self._unk) if judgement == SINGLE else judgement
+    def _classify(self, character: str) -> int:
+        found = kind(character)
+        return self._ids.get(character, self._unk) if found == SINGLE else found
 
     def _word_ids(self, word: str) -> list[int]:
         number = self._ids.get(word)  # word_limit applies only to words that are not tokens
