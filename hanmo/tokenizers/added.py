@@ -69,11 +69,11 @@ def read_added(
         named = {token.content: token for source in (special, config) for token in _named(source)}
         found = [(ids[name], token) for name, token in named.items() if name in ids]
         if listed:
-            found += [(number, _token(said)) for number, said in config["added_tokens_decoder"].items()]
+            found += [(number, _token(entry)) for number, entry in config["added_tokens_decoder"].items()]
         else:
             older = read_object(folder / "added_tokens.json")
             found += [(number, named.get(name) or _token(name)) for name, number in older.items()]
-            found += [(said["id"], _token(said)) for said in (tokenizer_json or {}).get("added_tokens") or ()]
+            found += [(entry["id"], _token(entry)) for entry in (tokenizer_json or {}).get("added_tokens") or ()]
         return {int(number): token for number, token in found}
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as fault:
         raise TokenizerError(
@@ -104,8 +104,8 @@ def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object; {} if there is no file or another value in it. Raises TokenizerError for invalid JSON."""
     if not path.is_file():
         return {}
-    said = read_json(path, error=TokenizerError, kind=object, limit=MAX_JSON, advice="; correct it or remove it")
-    return said if isinstance(said, dict) else {}
+    value = read_json(path, error=TokenizerError, kind=object, limit=MAX_JSON, advice="; correct it or remove it")
+    return value if isinstance(value, dict) else {}
 
 
 def _named(source: Mapping[str, Any]) -> list[AddedToken]:
@@ -114,13 +114,13 @@ def _named(source: Mapping[str, Any]) -> list[AddedToken]:
     for name in ("additional_special_tokens", "extra_special_tokens"):
         more = source.get(name) or ()
         found += more.values() if isinstance(more, dict) else more
-    return [_token(said, special=True) for said in found]
+    return [_token(entry, special=True) for entry in found]
 
 
-def _token(said: object, *, special: bool = False) -> AddedToken:
-    said = {"content": said} if isinstance(said, str) else said
-    if not isinstance(said, dict) or not isinstance(said.get("content"), str) or not said["content"]:
-        raise TypeError(f"a token is {str(said)[:80]}; expected its text, or an object with its content")
-    special = special or bool(said.get("special"))
-    flags = {name: bool(said.get(name)) for name in ("single_word", "lstrip", "rstrip")}
-    return AddedToken(said["content"], special=special, normalized=bool(said.get("normalized", not special)), **flags)
+def _token(entry: object, *, special: bool = False) -> AddedToken:
+    entry = {"content": entry} if isinstance(entry, str) else entry
+    if not isinstance(entry, dict) or not isinstance(entry.get("content"), str) or not entry["content"]:
+        raise TypeError(f"a token is {str(entry)[:80]}; expected its text, or an object with its content")
+    special = special or bool(entry.get("special"))
+    flags = {name: bool(entry.get(name)) for name in ("single_word", "lstrip", "rstrip")}
+    return AddedToken(entry["content"], special=special, normalized=bool(entry.get("normalized", not special)), **flags)
