@@ -125,7 +125,6 @@ def ours(folder: Path) -> None:
 
 def read_theirs(folder: Path) -> dict[str, list[str]]:
     """Compare what TensorFlow wrote with what was meant; return what differs, by checkpoint."""
-    from hanmo.checkpoint.staged import items_of
     from hanmo.checkpoint.tf.bundle import Bundle
     from hanmo.checkpoint.tf.writer import write_bundle
 
@@ -148,7 +147,8 @@ def read_theirs(folder: Path) -> dict[str, list[str]]:
             if list(bundle.tensors) != names:
                 wrong[prefix].append("the list of names")
     with Bundle(folder / "plain") as bundle:
-        write_bundle(folder / "again", items_of(bundle))
+        items = ((name, (bundle.tensors[name], [bundle.read(name)])) for name in bundle.in_file_order)
+        write_bundle(folder / "again", items)
         index = (folder / "again.index").read_bytes() == (folder / "plain.index").read_bytes()
         wrong["again"] = [] if index else ["the bytes of the index differ (padding for alignment may be why)"]
     return wrong

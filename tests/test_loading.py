@@ -10,7 +10,6 @@ import torch
 
 from hanmo.checkpoint.safetensors import Safetensors, write_safetensors
 from hanmo.checkpoint.save import save
-from hanmo.checkpoint.staged import items_of
 from hanmo.checkpoint.tf.bundle import Bundle
 from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.config import ModelConfig
@@ -107,7 +106,7 @@ def test_our_own_names_are_held_against_the_configuration(folder):
     ):
         load(path, config=replace(config, encoder=encoder))
     with Safetensors(path / "model.safetensors") as source:
-        items = [item for item in items_of(source) if item[0] != "output.bias"]
+        items = [(name, source.read(name)) for name in source.tensors if name != "output.bias"]
         write_safetensors(path.parent / "cut.safetensors", items)
     with pytest.raises(TensorMismatch, match=r"cut.safetensors lacks output.bias, which this model needs"):
         load(path.parent / "cut.safetensors", config=config)
@@ -124,8 +123,9 @@ def test_a_checkpoint_of_several_shards_or_off_its_alignment_loads_the_same(data
     expected = load(golden).model.state_dict()
     (tmp_path / "config.json").write_bytes((golden / "config.json").read_bytes())
     with Bundle(golden / "model.ckpt") as source:
-        write_bundle(tmp_path / "sharded.ckpt", items_of(source), max_shard_bytes=30_000)
-        whole = write_safetensors(tmp_path / "whole.safetensors", items_of(source)).read_bytes()
+        items = [(name, source.read(name)) for name in source.in_file_order]
+        write_bundle(tmp_path / "sharded.ckpt", items, max_shard_bytes=30_000)
+        whole = write_safetensors(tmp_path / "whole.safetensors", items).read_bytes()
     header = int.from_bytes(whole[:8], "little")
     odd = (header + 1).to_bytes(8, "little") + whole[8 : 8 + header] + b" " + whole[8 + header :]
     (tmp_path / "odd.safetensors").write_bytes(odd)

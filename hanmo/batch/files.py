@@ -22,8 +22,7 @@ from typing import Any
 
 from hanmo.batch.rows import read_lines
 from hanmo.batch.work import Line
-from hanmo.checkpoint.lock import exclusive
-from hanmo.checkpoint.staged import atomic_path
+from hanmo.checkpoint.staged import atomic_path, exclusive
 from hanmo.errors import ConfigError, DataError, MissingFile
 from hanmo.files import open_file, read_json
 from hanmo.generate.draw import check_seed, fresh_seed

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hanmo.checkpoint.source import Array, Source, TensorInfo, storage_bytes
-from hanmo.checkpoint.staged import Item
+from hanmo.checkpoint.source import Array, Item, Source, TensorInfo, storage_bytes
 from hanmo.errors import CorruptFile
 
 if TYPE_CHECKING:

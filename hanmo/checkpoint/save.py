@@ -4,13 +4,12 @@ Tensors are transposed and converted while they are written, so the weights are 
 under its final name before all of it is written. A model that a form cannot express is refused.
 """
 
-import glob
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from glob import escape
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,8 @@ from hanmo.checkpoint.names import MADE, PIECE, export_row, foreign_shape, rows_
 from hanmo.checkpoint.quantized import MARK, rounded_items
 from hanmo.checkpoint.recognise import with_heads
 from hanmo.checkpoint.safetensors import write_safetensors
-from hanmo.checkpoint.source import Array, TensorInfo
-from hanmo.checkpoint.staged import Item, Staged, atomic_folder, partial_folder
+from hanmo.checkpoint.source import Array, Item, TensorInfo
+from hanmo.checkpoint.staged import Staged, atomic_folder, partial_folder
 from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, ConfigError, MissingFile
@@ -73,66 +72,65 @@ def save(
     """
     if form not in FORMS:
         raise ConfigError(f"form is {form!r}; known are {', '.join(FORMS)}")
-    path, state, kind = Path(path), _filled(model), as_dtype(dtype, (*FLOATS, "int8"))
-    extra, added = _files(tokenizer)
-    notes: list[str] = []
-    if form == "safetensors":
-        rows, made = [Row((name,), name) for name in state], {}
-        texts = {"hanmo.json": model.config.to_json()}
-    else:
-        family = family or model.config.family
-        names = _names(family, form)
-        data = _foreign_config(model.config, names, form) | model.config.generation | added
-        rows = rows_of(state, names.rows(model.config))
-        notes = _compare(model.config, data, names, rows)
-        made = {name: MADE[how](model.config) for name, how in names.made.items()} if form == "huggingface" else {}
-        if form == "huggingface":
-            data["dtype"] = _name(kind or state["token.weight"].dtype)
-        texts = {"config.json": _json(data)}
-    metadata = {"format": "pt"} if form == "huggingface" else {}
-    items = _items(state, rows, made, kind, progress)
-    if kind == torch.int8:
-        if form != "safetensors" or max_shard_bytes is not None:
-            raise ConfigError(f"dtype is int8, form is {form!r}; 8 bits are for form='safetensors', in one file")
-        items, metadata = rounded_items(state), MARK
-    if form == "tensorflow":
-        with _beside(path, overwrite=overwrite) as folder:
-            write_bundle(folder / path.name, items, max_shard_bytes=max_shard_bytes)
-            _add(folder, texts, extra)
-    else:
-        with atomic_folder(path, overwrite=overwrite) as folder:
-            write_safetensors(folder / "model.safetensors", items, metadata=metadata, max_shard_bytes=max_shard_bytes)
-            _add(folder, texts, extra)
-    return Saved(path, notes)
-
-
-def _filled(model: Model) -> dict[str, Tensor]:
     if not isinstance(model, Model):
         raise ConfigError(f"model is a {type(model).__name__}; give loaded.model, or call loaded.save(path)")
+    path, kind = Path(path), as_dtype(dtype, (*FLOATS, "int8"))
+    if kind == torch.int8 and (form != "safetensors" or max_shard_bytes is not None):
+        raise ConfigError(f"dtype is int8, form is {form!r}; 8 bits are for form='safetensors', in one file")
     state: dict[str, Tensor] = dict(model.named_parameters())
     if empty := [name for name, parameter in state.items() if parameter.is_meta]:
         raise CheckpointError(f"{empty[0]} is not filled; load or initialize the model before saving it")
-    return state
+    files = dict(tokenizer) if isinstance(tokenizer, Mapping) else {Path(file).name: Path(file) for file in tokenizer}
+    for file in files.values():
+        if isinstance(file, Path) and not file.is_file():
+            raise MissingFile(f"no tokenizer file at {file}; give files that are there, such as vocab.txt")
+    added = files.pop("config.json") if isinstance(files.get("config.json"), dict) else {}
+    assert isinstance(added, dict)
+    metadata: Mapping[str, str] = {}
+    notes: list[str] = []
+    if form == "safetensors":
+        own, data = "hanmo.json", asdict(model.config)
+        rows = [Row((name,), name) for name in state]
+    else:
+        own, names = "config.json", _names(family or model.config.family, form)
+        data, rows, notes = _translate(model.config, state, names, form, added)
+    if form == "huggingface":
+        stored = kind or state["token.weight"].dtype
+        data["dtype"], metadata = _name(stored), {"format": "pt"}
+        state |= {name: MADE[how](model.config).to(stored) for name, how in names.made.items()}
+        rows += [Row((name,), name) for name in names.made]
+    items = _items(state, rows, kind, progress)
+    if kind == torch.int8:
+        items, metadata = rounded_items(state), MARK
+    with (_prefix_folder if form == "tensorflow" else atomic_folder)(path, overwrite=overwrite) as folder:
+        if form == "tensorflow":
+            write_bundle(folder / path.name, items, max_shard_bytes=max_shard_bytes)
+        else:
+            write_safetensors(folder / "model.safetensors", items, metadata=metadata, max_shard_bytes=max_shard_bytes)
+        _add(folder, own, data)
+        for name, content in files.items():
+            _add(folder, name, content)
+    return Saved(path, notes)
+
+
+def _add(folder: Path, name: str, content: Path | Mapping[str, Any]) -> None:
+    """Copy a file, or write JSON, to a folder."""
+    if (folder / name).exists():
+        raise CheckpointError(f"{content} cannot be copied along: the checkpoint itself has a file {name}")
+    if isinstance(content, Path):
+        shutil.copyfile(content, folder / name)
+    else:
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _names(family: str, form: str) -> Names:
     check_family(family)
     known = FAMILIES[family]
-    huggingface = known.huggingface or (FAMILIES[known.writes_as].huggingface if known.writes_as else None)
-    forms = {"tensorflow": known.tensorflow, "huggingface": huggingface}
-    forms = {form: None if names and names.read_only else names for form, names in forms.items()}
-    names = forms[form]
-    if names is None:
-        there = ", ".join(["safetensors", *[name for name, value in forms.items() if value is not None]])
-        raise CheckpointError(f"{family} has no form {form!r}; its forms are {there}")
-    return names
-
-
-def _foreign_config(config: ModelConfig, names: Names, form: str) -> dict[str, Any]:
-    try:
-        return names.original(config)
-    except ConfigError as error:
-        raise CheckpointError(f"the form {form!r} cannot hold this model: {error}; save as safetensors") from None
+    tables = {"tensorflow": known.tensorflow, "huggingface": FAMILIES[known.writes_as or family].huggingface}
+    there = {name: names for name, names in tables.items() if names is not None and not names.read_only}
+    if form not in there:
+        raise CheckpointError(f"{family} has no form {form!r}; its forms are {', '.join(['safetensors', *there])}")
+    return there[form]
 
 
 # Fields that change no output of a trained model.
@@ -141,68 +139,77 @@ _FREE = ("family", "initializer", "dropout", "attention_dropout")
 _SMALL_EPS = 1e-6
 
 
-def _compare(config: ModelConfig, data: Mapping[str, Any], names: Names, rows: Sequence[Row]) -> list[str]:
-    """Read the foreign config.json back and compare; return notes on what it leaves out.
+def _translate(
+    config: ModelConfig, state: Mapping[str, Tensor], names: Names, form: str, added: dict[str, Any]
+) -> tuple[dict[str, Any], list[Row], list[str]]:
+    """Return a format's config.json, its rows, and notes on what that config.json, read back, leaves out.
 
-    Raises CheckpointError naming a field that the form cannot express.
+    added: what else config.json holds.   Raises CheckpointError naming a field that the form cannot express.
     """
-    written = {row.theirs: None for row in rows}
     try:
-        again = with_heads(names.config(json.loads(json.dumps(data))), names, written)
+        data = names.original(config) | config.generation | added
+        rows = rows_of(state, names.rows(config))
+        again = names.config(json.loads(json.dumps(data)))
     except ConfigError as error:
-        raise CheckpointError(f"that form cannot hold this model: {error}; save as safetensors") from None
-    before, after = _fields(config), _fields(again)
+        raise CheckpointError(f"the form {form!r} cannot hold this model: {error}; save as safetensors") from None
+    before, after = _settings(config), _settings(with_heads(again, names, {row.theirs: None for row in rows}))
     notes = []
     for key in sorted(before | after):
-        one, two = before.get(key), after.get(key)
-        leaf = key.rpartition(".")[2]
+        one, two, leaf = before.get(key), after.get(key), key.rpartition(".")[2]
         if one == two or leaf in _FREE:
             continue
         if leaf == "mask":
             notes.append(f"{key} is {one!r}, which that form does not say; load it again with mask={one!r}")
-        elif (
-            leaf.endswith("_eps") and isinstance(one, float) and isinstance(two, float) and max(one, two) <= _SMALL_EPS
-        ):
+        elif leaf.endswith("_eps") and one and two and max(one, two) <= _SMALL_EPS:
             notes.append(f"{key} is {one:g} and becomes {two:g}, for that form has one eps for all norms")
         else:
             raise CheckpointError(
                 f"{key} is {one!r}, but that form would make it {two!r}; save as safetensors, which keeps everything"
             )
-    return notes
+    return data, rows, notes
 
 
-def _fields(config: ModelConfig) -> dict[str, Any]:
-    """Flatten a configuration, "encoder.hidden_size" → 768, without the fields that no part of it uses."""
-    flat: dict[str, Any] = {}
-    for name, value in asdict(replace(config, generation={})).items():
-        if name in ("encoder", "decoder") and value is not None:
-            flat |= {f"{name}.{key}": leaf for key, leaf in value.items() if not _idle(value, key)}
-        else:
-            flat[name] = value
-    idle = []
-    if config.output == "none":
-        idle += ["tied", "logit_scale"]
-    if config.output != "mlm":
-        idle += ["head_norm_eps", *([] if config.discriminator else ["head_activation"])]
-    return {key: value for key, value in flat.items() if value is not None and key not in idle}
-
-
-def _idle(stack: Mapping[str, Any], key: str) -> bool:
-    return (
-        (key == "positions" and stack["position"] != "learned")
-        or (key == "embedding_norm_eps" and not stack["embedding_norm"])
-        or (key in ("buckets", "bucket_distance") and stack["position"] != "buckets")
-        or (key == "relative_clip" and stack["position"] != "relative")
-    )
+def _settings(config: ModelConfig) -> dict[str, Any]:
+    """Flatten a configuration, "encoder.hidden_size" → 768, without the fields that have no effect."""
+    flat = asdict(replace(config, generation={}))
+    used = {
+        "tied": config.output != "none",
+        "logit_scale": config.output != "none",
+        "head_norm_eps": config.output == "mlm",
+        "head_activation": config.output == "mlm" or config.discriminator,
+    }
+    for side in ("encoder", "decoder"):
+        stack = flat.pop(side) or {}
+        position = stack.get("position")
+        flat |= {f"{side}.{key}": value for key, value in stack.items()}
+        used |= {
+            f"{side}.positions": position == "learned",
+            f"{side}.buckets": position == "buckets",
+            f"{side}.bucket_distance": position == "buckets",
+            f"{side}.relative_clip": position == "relative",
+            f"{side}.embedding_norm_eps": stack.get("embedding_norm", False),
+        }
+    return {key: value for key, value in flat.items() if value is not None and used.get(key, True)}
 
 
 def _items(
     state: Mapping[str, Tensor],
     rows: Sequence[Row],
-    made: Mapping[str, Tensor],
     dtype: torch.dtype | None,
     progress: Callable[[int], None] | None,
 ) -> Iterator[Item]:
+    def pieces(row: Row, parts: list[Tensor], dtype: torch.dtype) -> Iterator[Array]:
+        """Yield a tensor's bytes in C order, in pieces so that a transposed or converted copy stays small."""
+        tensor = export_row(row, parts)
+        while tensor.ndim > 1 and len(tensor) == 1:
+            tensor = tensor[0]
+        step = max(1, PIECE * len(tensor) // (tensor.numel() * dtype.itemsize))
+        for at in range(0, len(tensor), step):
+            piece = tensor[at : at + step].to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8).numpy()
+            yield piece
+            if progress is not None:
+                progress(piece.nbytes)
+
     for row in rows:
         parts = [state[name].detach() for name in row.ours]
         kinds = {dtype if dtype is not None and part.is_floating_point() else part.dtype for part in parts}
@@ -211,74 +218,17 @@ def _items(
                 f"{row.theirs} joins {', '.join(row.ours)}, which are of {' and '.join(sorted(map(_name, kinds)))}; "
                 f"pass the dtype to save them in"
             )
-        shape = foreign_shape(row, [part.shape for part in parts])
-        yield _item(row.theirs, shape, kinds.pop(), partial(export_row, row, parts), progress)
-    for name, tensor in made.items():
-        yield _item(name, tuple(tensor.shape), dtype or state["token.weight"].dtype, tensor.clone, progress)
-
-
-def _item(
-    name: str,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    make: Callable[[], Tensor],
-    progress: Callable[[int], None] | None,
-) -> Item:
-    info = TensorInfo(name, _name(dtype), shape, prod(shape) * dtype.itemsize)
-    return name, (info, _pieces(make, dtype, progress))
-
-
-def _pieces(make: Callable[[], Tensor], dtype: torch.dtype, progress: Callable[[int], None] | None) -> Iterator[Array]:
-    """Yield a tensor's bytes in C order, in pieces so that a transposed or converted copy stays small."""
-    tensor = make()
-    while tensor.ndim > 1 and len(tensor) == 1:
-        tensor = tensor[0]
-    step = max(1, PIECE * len(tensor) // (tensor.numel() * dtype.itemsize))
-    for at in range(0, len(tensor), step):
-        piece = tensor[at : at + step].to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8).numpy()
-        yield piece
-        if progress is not None:
-            progress(piece.nbytes)
+        kind, shape = kinds.pop(), foreign_shape(row, [part.shape for part in parts])
+        info = TensorInfo(row.theirs, _name(kind), shape, prod(shape) * kind.itemsize)
+        yield row.theirs, (info, pieces(row, parts, kind))
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _files(
-    tokenizer: Sequence[str | Path] | Mapping[str, Path | dict[str, Any]],
-) -> tuple[dict[str, Path | dict[str, Any]], dict[str, Any]]:
-    """Return the files to put beside the weights, by name, and what to add to config.json."""
-    named = tokenizer if isinstance(tokenizer, Mapping) else {Path(file).name: Path(file) for file in tokenizer}
-    extra = dict(named)
-    for file in extra.values():
-        if isinstance(file, Path) and not file.is_file():
-            raise MissingFile(f"no tokenizer file at {file}; give files that are there, such as vocab.txt")
-    added = extra.get("config.json")
-    if not isinstance(added, dict):
-        return extra, {}
-    del extra["config.json"]
-    return extra, added
-
-
-def _add(folder: Path, texts: Mapping[str, str], extra: Mapping[str, Path | dict[str, Any]]) -> None:
-    for name, text in texts.items():
-        (folder / name).write_text(text, "utf-8")
-    for name, file in extra.items():
-        if (folder / name).exists():
-            raise CheckpointError(f"{file} cannot be copied along: the checkpoint itself has a file {name}")
-        if isinstance(file, dict):
-            (folder / name).write_text(_json(file), "utf-8")
-        else:
-            shutil.copyfile(file, folder / name)
-
-
-def _json(data: Mapping[str, Any]) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-
-
 @contextmanager
-def _beside(prefix: Path, *, overwrite: bool) -> Iterator[Path]:
+def _prefix_folder(prefix: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a folder to fill with a prefix's files, which are renamed into the prefix's folder at the end.
 
     A folder that does not exist appears complete. In one that does, the `.index` comes last: without it the rest is no
@@ -288,21 +238,23 @@ def _beside(prefix: Path, *, overwrite: bool) -> Iterator[Path]:
         with atomic_folder(prefix.parent) as made:
             yield made
         return
+
+    def refuse(*files: Path) -> None:
+        if not overwrite and (there := [file for file in files if file.exists()]):
+            raise CheckpointError(
+                f"{there[0]} exists; give a prefix in another folder, or replace it with overwrite=True"
+            )
+
     index, config = prefix.with_name(f"{prefix.name}.index"), prefix.with_name("config.json")
-    old = set(prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*"))
-    _refuse([index, config, *old], overwrite=overwrite)
+    old = set(prefix.parent.glob(f"{escape(prefix.name)}.data-*"))
+    refuse(index, config, *old)
     with partial_folder(prefix) as made:
         yield made
         files = sorted(made.iterdir(), key=lambda file: file.name == index.name)
         finals = [prefix.with_name(file.name) for file in files]
-        _refuse(finals, overwrite=overwrite)
+        refuse(*finals)
         with Staged() as staged:
             for file, final in zip(files, finals, strict=True):
                 staged.place(file, final)
         for file in old - set(finals):
             file.unlink()
-
-
-def _refuse(files: Sequence[Path], *, overwrite: bool) -> None:
-    if not overwrite and (there := [file for file in files if file.exists()]):
-        raise CheckpointError(f"{there[0]} exists; give a prefix in another folder, or replace it with overwrite=True")

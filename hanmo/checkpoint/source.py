@@ -1,26 +1,40 @@
-"""What a reader of weights offers: tensors by name, as NumPy arrays, and the dtypes they may have.
+"""What readers of weights return and writers take: tensors by name, as NumPy arrays, and the dtypes they may have.
 
-Dtypes that NumPy lacks come as their raw bits. Knows no file format, no model and no names of variables.
+Dtypes that NumPy lacks are given as their raw bits. Knows no file format, no model and no names of variables.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from hanmo.errors import CheckpointError, CorruptFile
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["STORAGE", "Array", "Source", "TensorInfo", "storage_bytes"]
+__all__ = [
+    "STORAGE",
+    "Array",
+    "Described",
+    "Item",
+    "Source",
+    "TensorInfo",
+    "check_shape",
+    "describe",
+    "raw_chunks",
+    "storage_bytes",
+]
 
 Array = npt.NDArray[Any]
+_MAX_RANK = 32  # NumPy 1's limit
 
 STORAGE: Mapping[str, str] = {
     **{name: name for name in ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
@@ -46,6 +60,14 @@ class TensorInfo:
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+
+
+Described: TypeAlias = "tuple[TensorInfo, Iterable[Array | bytes]]"
+Item: TypeAlias = "tuple[str, Array | Described]"
+"""One tensor to write: (name, array), or (name, (info, chunks)) where the chunks are its bytes in C order.
+
+Chunks may be lazy, so that a checkpoint is never held in memory. Dtypes that NumPy lacks are given as raw bits.
+"""
 
 
 class Source(ABC):
@@ -87,3 +109,52 @@ class Source(ABC):
 def storage_bytes(dtype: str, shape: Sequence[int]) -> int:
     """Return the bytes of a dense tensor; dtype must be a key of STORAGE."""
     return prod(shape) * np.dtype(STORAGE[dtype]).itemsize
+
+
+def check_shape(shape: Sequence[int], where: str, advice: str = "") -> None:
+    """Raise CorruptFile for a shape that a file claims and NumPy cannot hold, even if the tensor is empty."""
+    if len(shape) > _MAX_RANK or prod(size for size in shape if size) >= 1 << 59:
+        raise CorruptFile(f"{where} claims the shape {str(list(shape))[:200]}, more than any memory holds{advice}")
+
+
+def describe(item: Item) -> Described:
+    """Return (info, chunks) of a tensor to write; the info has the item's name.
+
+    Raises CheckpointError for an array or a claimed size that no format could hold.
+    """
+    name, value = item
+    if isinstance(value, tuple):
+        info, chunks = value
+        if info.dtype in STORAGE and storage_bytes(info.dtype, info.shape) != info.nbytes:
+            expected = storage_bytes(info.dtype, info.shape)
+            raise CheckpointError(
+                f"tensor {name!r} claims {info.nbytes:,} bytes; {info.dtype}{list(info.shape)} takes {expected:,}"
+            )
+        return TensorInfo(name, info.dtype, info.shape, info.nbytes), chunks
+    array = np.asarray(value)
+    dtype = array.dtype.name
+    if dtype not in STORAGE:
+        raise CheckpointError(
+            f"tensor {name!r} is of NumPy dtype {array.dtype}, which checkpoints do not hold; convert it to one "
+            f"of {', '.join(STORAGE)}"
+        )
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return TensorInfo(name, dtype, array.shape, array.nbytes), [native]
+
+
+def raw_chunks(info: TensorInfo, chunks: Iterable[Array | bytes]) -> Iterator[Array]:
+    """Yield the chunks as flat uint8 arrays, and check that together they make the tensor.
+
+    Raises CheckpointError if they hold more or fewer bytes than `info.nbytes`.
+    """
+    total = 0
+    for chunk in chunks:
+        if isinstance(chunk, np.ndarray):
+            raw = np.asarray(chunk, order="C").reshape(-1).view(np.uint8)
+        else:
+            raw = np.frombuffer(chunk, np.uint8)
+        total += raw.nbytes
+        if total <= info.nbytes:
+            yield raw
+    if total != info.nbytes:
+        raise CheckpointError(f"tensor {info.name!r} was given {total:,} bytes; {info.nbytes:,} were announced")

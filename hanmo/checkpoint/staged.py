@@ -1,6 +1,7 @@
-"""What all writers of weights share: the form of tensors to write, and files renamed once they are complete.
+"""Files and folders that appear complete or not at all, and the locks that tell which are abandoned.
 
-Knows no format. An unfinished file is never seen under its final name.
+Knows no format. The system releases a lock (flock) when its process ends; where there are none, as on Windows and some
+network file systems, nothing is locked.
 """
 
 from __future__ import annotations
@@ -10,98 +11,31 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import TypeAlias
 
-import numpy as np
+from hanmo.errors import CheckpointError, DataError, HanmoError
 
-from hanmo.checkpoint.lock import acquire
-from hanmo.checkpoint.source import STORAGE, Array, Source, TensorInfo, storage_bytes
-from hanmo.errors import CheckpointError, HanmoError
+__all__ = [
+    "Staged",
+    "atomic_folder",
+    "atomic_path",
+    "clear_abandoned",
+    "exclusive",
+    "is_disk_full",
+    "partial_folder",
+]
 
 # Files that belong to checkpoints, and so may be replaced with them.
 _PART = re.compile(
     r"\.(safetensors|bin|pt|pth|model|index|json)$|\.data-\d{5}-of-\d{5}$|^(checkpoint|vocab\.txt|merges\.txt|.*\.meta)$"
 )
-
 _LEFT = re.compile(r"\.(.+)\.[0-9a-f]{12}\.(?:partial|old)", re.DOTALL)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-__all__ = [
-    "Item",
-    "Staged",
-    "atomic_folder",
-    "atomic_path",
-    "clear_abandoned",
-    "describe",
-    "is_disk_full",
-    "items_of",
-    "partial_folder",
-    "raw_chunks",
-]
-
-Item: TypeAlias = "tuple[str, Array | tuple[TensorInfo, Iterable[Array | bytes]]]"
-"""One tensor to write: (name, array), or (name, (info, chunks)) where the chunks are its bytes in C order.
-
-Chunks may be lazy, so that a checkpoint is never held in memory. Dtypes that NumPy lacks are given as raw bits.
-"""
-
-
-def items_of(source: Source) -> Iterator[Item]:
-    """Yield every tensor of an open checkpoint to write, read lazily and given back once written."""
-
-    def chunks(name: str) -> Iterator[Array]:
-        yield source.read(name)
-        source.release(name)
-
-    for name in source.in_file_order:
-        yield name, (source.tensors[name], chunks(name))
-
-
-def describe(item: Item) -> tuple[TensorInfo, Iterable[Array | bytes]]:
-    """Return (info, chunks) of a tensor to write; the info has the item's name.
-
-    Raises CheckpointError for an array or a claimed size that no format could hold.
-    """
-    name, value = item
-    if isinstance(value, tuple):
-        info, chunks = value
-        if info.dtype in STORAGE and storage_bytes(info.dtype, info.shape) != info.nbytes:
-            expected = storage_bytes(info.dtype, info.shape)
-            raise CheckpointError(
-                f"tensor {name!r} claims {info.nbytes:,} bytes; {info.dtype}{list(info.shape)} takes {expected:,}"
-            )
-        return TensorInfo(name, info.dtype, info.shape, info.nbytes), chunks
-    array = np.asarray(value)
-    dtype = array.dtype.name
-    if dtype not in STORAGE:
-        raise CheckpointError(
-            f"tensor {name!r} is of NumPy dtype {array.dtype}, which checkpoints do not hold; convert it to one "
-            f"of {', '.join(STORAGE)}"
-        )
-    native = array.astype(array.dtype.newbyteorder("="), copy=False)
-    return TensorInfo(name, dtype, array.shape, array.nbytes), [native]
-
-
-def raw_chunks(info: TensorInfo, chunks: Iterable[Array | bytes]) -> Iterator[Array]:
-    """Yield the chunks as flat uint8 arrays, and check that together they make the tensor.
-
-    Raises CheckpointError if they hold more or fewer bytes than `info.nbytes`.
-    """
-    total = 0
-    for chunk in chunks:
-        if isinstance(chunk, np.ndarray):
-            raw = np.asarray(chunk, order="C").reshape(-1).view(np.uint8)
-        else:
-            raw = np.frombuffer(chunk, np.uint8)
-        total += raw.nbytes
-        if total <= info.nbytes:
-            yield raw
-    if total != info.nbytes:
-        raise CheckpointError(f"tensor {info.name!r} was given {total:,} bytes; {info.nbytes:,} were announced")
+_held: dict[Path, int] = {}  # lock file → thread that holds it
 
 
 class Staged:
@@ -112,7 +46,7 @@ class Staged:
     """
 
     def __init__(self) -> None:
-        self._made: dict[Path, Path] = {}  # what is written → what it is to be called
+        self._made: dict[Path, Path] = {}  # temporary path → the final one
         self._locks: list[int] = []
         self._parents: list[Path] = []
         self._placed: list[tuple[Path, Path]] = []
@@ -126,7 +60,7 @@ class Staged:
             if folder:
                 path.mkdir()
             try:
-                lock = acquire(path, create=not folder)
+                lock = _lock(path, create=not folder)
             except (BlockingIOError, FileNotFoundError):  # another process has just taken it for abandoned
                 continue
             self._made[path] = beside
@@ -140,9 +74,7 @@ class Staged:
     def __enter__(self) -> Staged:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if error is None:
                 self._finish()
@@ -167,8 +99,20 @@ class Staged:
             clear_abandoned(beside.parent, beside.name)
 
     def _undo(self, error: BaseException) -> None:
-        _remove(*self._made, parents=self._parents)
-        _name(error, self._made)
+        """Delete what was made, and set the final name in an error of the system that has none or a temporary one."""
+        for made in self._made:
+            _remove(made)
+        for parent in self._parents:
+            with suppress(OSError):
+                parent.rmdir()
+        if not isinstance(error, OSError) or isinstance(error, HanmoError):
+            return
+        for made, final in self._made.items():
+            if error.filename is None and error.errno in _FULL:
+                error.filename = str(final)
+            elif isinstance(error.filename, (str, Path)) and Path(error.filename).is_relative_to(made):
+                error.filename = str(final / Path(error.filename).relative_to(made))
+                del error.filename2
 
 
 @contextmanager
@@ -200,20 +144,17 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     if path.exists() and not path.is_dir():
         raise CheckpointError(f"{path} is a file; give the path of a new folder")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
+    there = sorted(path.iterdir()) if path.is_dir() else []
+    if there and not overwrite:
         raise CheckpointError(f"the folder {path} is not empty; give another, or replace it with overwrite=True")
-    foreign = path.is_dir() and next(
-        (p.name for p in sorted(path.iterdir()) if p.is_dir() or not _PART.search(p.name)), ""
-    )
-    if foreign:
+    if foreign := [file.name for file in there if file.is_dir() or not _PART.search(file.name)]:
         raise CheckpointError(
-            f"the folder {path} holds {foreign}, which is no part of a checkpoint; give another folder"
+            f"the folder {path} holds {foreign[0]}, which is no part of a checkpoint; give another folder"
         )
     with partial_folder(path) as made:
         yield made
-        for file in made.rglob("*"):
+        for file in (*made.rglob("*"), made):
             _sync(file)
-        _sync(made)
         old = made.with_suffix(".old")
         try:
             if path.is_dir():
@@ -236,10 +177,41 @@ def clear_abandoned(folder: Path, name: str | None = None) -> None:
         if found is None or (path.is_dir() if name is None else found[1] != name[:200]):
             continue
         with suppress(OSError):
-            lock = acquire(path)
+            lock = _lock(path)
             if lock is not None:
                 _remove(path)
                 os.close(lock)
+
+
+@contextmanager
+def exclusive(path: Path, what: Path, *, nested: bool = False) -> Iterator[None]:
+    """Hold a lock file while the block runs; it holds the process's id and is deleted at the end.
+
+    what: what the lock is for, in the message.   nested: let a thread that holds the lock pass.
+    Raises DataError, naming the process, if the lock is held.
+    """
+    path = path.parent.resolve() / path.name
+    if nested and _held.get(path) == threading.get_ident():
+        yield
+        return
+    try:
+        file = _lock(path, create=True)
+    except BlockingIOError:
+        owner = path.read_text("ascii", "replace").strip()
+        pid = f" (pid {owner})" if owner.isdecimal() else ""
+        raise DataError(f"another process is writing to {what}{pid}; wait for it, or give another --out") from None
+    if file is None:
+        yield
+        return
+    _held[path] = threading.get_ident()
+    try:
+        os.truncate(file, 0)
+        os.write(file, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        del _held[path]
+        path.unlink(missing_ok=True)
+        os.close(file)
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -249,28 +221,39 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _FULL
 
 
-def _remove(*paths: Path, parents: Sequence[Path] = ()) -> None:
-    """Delete files and folders where they are there, and then the parents that are empty."""
-    for path in paths:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-    for parent in parents:
-        with suppress(OSError):
-            parent.rmdir()
+def _lock(path: Path, *, create: bool = False) -> int | None:
+    """Lock a file or folder; return the descriptor that holds the lock until it is closed, None where there are none.
+
+    Raises BlockingIOError if another process holds the lock, FileNotFoundError if there is nothing at the path.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    while True:
+        flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | (os.O_CREAT if create else 0)
+        file = os.open(path, flags | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file), os.stat(path)):
+                return file
+        except FileNotFoundError:  # whoever held it before has just deleted it
+            pass
+        except BlockingIOError:
+            os.close(file)
+            raise
+        except OSError:
+            os.close(file)
+            return None
+        os.close(file)
 
 
-def _name(error: BaseException, finals: Mapping[Path, Path]) -> None:
-    """Set the final name as the file name of an error of the system that has none, or a temporary one."""
-    if not isinstance(error, OSError) or isinstance(error, HanmoError):
-        return
-    for made, final in finals.items():
-        if error.filename is None and error.errno in _FULL:
-            error.filename = str(final)
-        elif isinstance(error.filename, (str, Path)) and Path(error.filename).is_relative_to(made):
-            error.filename = str(final / Path(error.filename).relative_to(made))
-            del error.filename2
+def _remove(path: Path) -> None:
+    """Delete a file or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

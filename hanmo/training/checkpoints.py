@@ -24,11 +24,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hanmo.checkpoint.load import as_tensor
-from hanmo.checkpoint.lock import exclusive
 from hanmo.checkpoint.open import ADAPTERS
 from hanmo.checkpoint.safetensors import Safetensors
 from hanmo.checkpoint.save import save
-from hanmo.checkpoint.staged import atomic_folder, is_disk_full
+from hanmo.checkpoint.staged import atomic_folder, exclusive, is_disk_full
 from hanmo.errors import CheckpointError, CorruptFile, HanmoError, MissingFile, TensorMismatch
 from hanmo.files import errors_as, open_file
 from hanmo.model import Model

@@ -15,7 +15,6 @@ from hypothesis.extra import numpy as arrays
 from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.safetensors import Safetensors, write_safetensors
 from hanmo.checkpoint.source import STORAGE, Source, TensorInfo
-from hanmo.checkpoint.staged import items_of
 from hanmo.errors import CheckpointError, CorruptFile, HanmoError, MissingFile
 
 KNOWN = sorted(set(STORAGE) - {"complex128", "float8_e4m3fnuz", "float8_e5m2fnuz"})
@@ -79,7 +78,8 @@ def test_a_checkpoint_is_rewritten_lazily_in_shards(tmp_path):
     values = {f"v{i}": np.full(10, i, np.float32) for i in range(7)}
     one = write_safetensors(tmp_path / "one.safetensors", values.items())
     with open_source(one) as source:
-        many = write_safetensors(tmp_path / "many.safetensors", items_of(source), max_shard_bytes=90)
+        items = ((name, source.read(name)) for name in source.in_file_order)
+        many = write_safetensors(tmp_path / "many.safetensors", items, max_shard_bytes=90)
     assert many.name == "many.safetensors.index.json"
     index = json.loads(many.read_text())
     assert index["metadata"] == {"total_size": 280}
@@ -107,58 +107,59 @@ def _claim(dtype="F32", shape=(2,), offsets=(0, 8)):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
 
 
+CLAIM = json.dumps(_claim())
+
+
 @pytest.mark.parametrize(
     ("header", "data", "words"),
     [
-        (b"[]", b"", r"header starts with b'\[\]'; expected '\{'"),
-        (b"{]", b"", "the header is not JSON"),
-        (b'{"\xff":1}', b"", "the header is not JSON"),
-        (b'{"a":' * 100_000, b"", "the header is not JSON"),
-        (b'{"a":' + b"9" * 5_000 + b"}", b"", "the header is not JSON"),
-        (b'{"a":1,"a":2}', b"", "the header holds 'a' twice"),
-        ({"__metadata__": {"a": 1}}, b"", "__metadata__ is not an object of strings"),
-        ({"__metadata__": []}, b"", "__metadata__ is not an object of strings"),
-        ({"v": 5}, b"", "tensor 'v' is described by 5; expected dtype, shape, data_offsets"),
-        ({"v": {"dtype": "F32"}}, b"", "tensor 'v' is described by"),
-        ({"v": _claim(shape=(-2,))}, bytes(8), r"tensor 'v' claims the shape \[-2\]"),
-        ({"v": _claim(shape=(2.0,))}, bytes(8), r"tensor 'v' claims the shape \[2.0\]"),
-        ({"v": _claim(shape=(True, 2))}, bytes(8), r"tensor 'v' claims the shape \[True, 2\]"),
-        (
-            {"v": _claim(shape=(1 << 40, 1 << 40))},
-            bytes(8),
-            r"tensor 'v' claims the shape \[1099511627776, 1099511627776\]",
-        ),
-        ({"v": _claim(shape=(1,) * 33)}, bytes(8), r"tensor 'v' claims the shape \[1, 1"),
-        ({"v": _claim(offsets=(0, 9))}, bytes(8), r"tensor 'v' claims bytes \[0, 9\] of 8"),
-        ({"v": _claim(offsets=(8, 0))}, bytes(8), r"tensor 'v' claims bytes \[8, 0\] of 8"),
-        ({"v": _claim(offsets=(-8, 0))}, bytes(8), r"tensor 'v' claims bytes \[-8, 0\]"),
-        ({"v": _claim(offsets=(0, 8, 8))}, bytes(8), r"tensor 'v' claims bytes \[0, 8, 8\]"),
-        ({"v": _claim(offsets=(0, 4))}, bytes(8), r"tensor 'v' claims 4 bytes, but float32\[2\] takes 8"),
-        ({"v": _claim(), "w": _claim(offsets=(4, 12))}, bytes(12), "tensor 'w' at byte 4 overlaps the one before it"),
-        ({"v": _claim(), "w": _claim(offsets=(9, 17))}, bytes(17), "tensor 'w' at byte 9 leaves a gap after byte 8"),
-        ({"v": _claim()}, bytes(11), "tensors end at byte 8 of 11 after the header"),
+        (b"[]", b"", "invalid JSON in header"),
+        (b"{]", b"", "invalid JSON in header"),
+        (b'{"\xff":1}', b"", "invalid UTF-8 in header"),
+        (b'{"a":' * 100_000, b"", "invalid JSON in header: recursion limit exceeded"),
+        (b'{"a":' + b"9" * 5_000 + b"}", b"", "invalid JSON in header"),
+        (b'{"a":1,"a":2}', b"", "invalid JSON in header"),
+        (f'{{"v":{CLAIM},"v":{CLAIM}}}'.encode(), bytes(8), "holds 'v' twice"),
+        ({"__metadata__": {"a": 1}}, b"", "expected a string"),
+        ({"__metadata__": []}, b"", "expected a map"),
+        ({"v": 5}, b"", "expected struct TensorInfo"),
+        ({"v": {"dtype": "F32"}}, b"", "missing field `shape`"),
+        ({"v": _claim(7)}, bytes(8), "invalid type: integer `7`"),
+        ({"v": _claim(shape=(-2,))}, bytes(8), "invalid value: integer `-2`"),
+        ({"v": _claim(shape=(2.0,))}, bytes(8), r"invalid type: floating point `2\.0`"),
+        ({"v": _claim(shape=(True, 2))}, bytes(8), "invalid type: boolean `true`"),
+        ({"v": _claim(shape=(1 << 40, 1 << 40))}, bytes(8), "overflow computing buffer size"),
+        ({"v": _claim(shape=(1,) * 33, offsets=(0, 4))}, bytes(4), r"tensor 'v' claims the shape \[1, 1"),
+        ({"v": _claim(shape=(0, 1 << 62), offsets=(0, 0))}, b"", r"tensor 'v' claims the shape \[0, 46116860"),
+        ({"v": _claim(offsets=(0, 9))}, bytes(8), "invalid shape, data type, or offset for tensor"),
+        ({"v": _claim(offsets=(8, 0))}, bytes(8), "invalid offset for tensor `v`"),
+        ({"v": _claim(offsets=(-8, 0))}, bytes(8), "invalid value: integer `-8`"),
+        ({"v": _claim(offsets=(0, 8, 8))}, bytes(8), "invalid length 3, expected 2 elements"),
+        ({"v": _claim(offsets=(0, 4))}, bytes(8), "invalid shape, data type, or offset for tensor"),
+        ({"v": _claim(), "w": _claim(offsets=(4, 12))}, bytes(12), "invalid offset for tensor `w`"),
+        ({"v": _claim(), "w": _claim(offsets=(9, 17))}, bytes(17), "invalid offset for tensor `w`"),
+        ({"v": _claim()}, bytes(11), "incomplete metadata, file not fully covered"),
     ],
 )
 def test_a_header_that_lies_is_refused(tmp_path, header, data, words):
-    with pytest.raises(CorruptFile, match=rf"m.safetensors: {words}.*download or copy it again"):
+    with pytest.raises(CorruptFile, match=rf"m.safetensors.*{words}.*; download or copy it again"):
         Safetensors(_file(tmp_path, header, data))
 
 
 def test_dtypes_of_the_future_are_refused_by_name(tmp_path):
-    for dtype, words in (("F4", "'F4'"), (7, "'7'")):
-        with pytest.raises(CheckpointError, match=rf"tensor 'v' is of dtype {words}; known are \['BOOL'"):
-            Safetensors(_file(tmp_path, {"v": _claim(dtype)}, bytes(8)))
+    with pytest.raises(CheckpointError, match=r"tensor 'v' is of dtype 'F4'; known are \['BOOL'"):
+        Safetensors(_file(tmp_path, {"v": _claim("F4", shape=(16,))}, bytes(8)))
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, 100_000_001, 1 << 62, (1 << 64) - 1])
 def test_a_header_of_impossible_length_is_refused(tmp_path, length):
-    with pytest.raises(CorruptFile, match=rf"claims a header of {length:,} bytes; the file has 10"):
+    with pytest.raises(CorruptFile, match=r"m.safetensors is no valid safetensors file: .*header.*copy it again"):
         Safetensors(_file(tmp_path, b"{}", length=length))
 
 
 def test_files_that_are_empty_or_missing_are_refused(tmp_path):
     (tmp_path / "m.safetensors").write_bytes(b"")
-    with pytest.raises(CorruptFile, match=r"0 bytes are too few for a safetensors file"):
+    with pytest.raises(CorruptFile, match=r"m.safetensors is no valid safetensors file: .*header too small"):
         Safetensors(tmp_path / "m.safetensors")
     with pytest.raises(MissingFile, match=r"none\.safetensors is missing"):
         Safetensors(tmp_path / "none.safetensors")
@@ -184,8 +185,14 @@ def test_a_mutated_header_raises_only_our_errors(tmp_path_factory, edits):
 @pytest.mark.parametrize(
     ("items", "words"),
     [
-        ([("v", np.zeros(1)), ("v", np.zeros(1))], "tensor 'v' is given twice, or has a name that safetensors keeps"),
-        ([("__metadata__", np.zeros(1))], "tensor '__metadata__' is given twice, or has a name that safetensors keeps"),
+        (
+            [("v", np.zeros(1)), ("v", np.zeros(1))],
+            "tensor 'v' is given twice, or has a name that safetensors",
+        ),
+        (
+            [("__metadata__", np.zeros(1))],
+            "tensor '__metadata__' is given twice, or has a name",
+        ),
         ([("v", np.zeros(1, np.complex128))], "tensor 'v' is of dtype complex128, which safetensors cannot hold"),
         ([("v", np.array([b"x"]))], r"tensor 'v' is of NumPy dtype \|S1, which checkpoints do not hold"),
     ],

@@ -32,7 +32,7 @@ def test_a_missing_shard_is_named(index):
 
 def test_a_damaged_shard_is_named(index):
     (index.parent / "m-00002-of-00003.safetensors").write_bytes(b"short")
-    with pytest.raises(CorruptFile, match=r"m-00002-of-00003\.safetensors: 5 bytes are too few"):
+    with pytest.raises(CorruptFile, match=r"m-00002-of-00003\.safetensors is no valid safetensors file: .*too small"):
         open_source(index)
 
 

@@ -138,7 +138,7 @@ def test_a_run_goes_on_by_its_own_options_and_is_not_begun_twice(work):
         ("chosen.json", b'{"choice": 5}', "chosen.json does not hold the choice that the run was begun with"),
         ("chosen.json", b'{"choice": {"precision": 5}}', "precision is 5; expected one of"),
         ("last-00000012/state.pt", b"", "state.pt cannot be read"),
-        ("last-00000012/model.safetensors", bytes(8), "claims a header of 0 bytes"),
+        ("last-00000012/model.safetensors", bytes(8), "is no valid safetensors file"),
         ("log.jsonl", b"\xff\xfe\n", "log.jsonl line 1 is not JSON"),
         ("log.jsonl", b"{}\n", "log.jsonl line 1 is no record of a step; remove that line"),
     ],

@@ -12,8 +12,8 @@ from typing import IO
 import numpy as np
 from crc32c import crc32c
 
-from hanmo.checkpoint.source import STORAGE, TensorInfo
-from hanmo.checkpoint.staged import Item, Staged, describe, raw_chunks
+from hanmo.checkpoint.source import STORAGE, Item, TensorInfo, describe, raw_chunks
+from hanmo.checkpoint.staged import Staged
 from hanmo.checkpoint.tf.bundle import shard_path
 from hanmo.checkpoint.tf.checksum import masked
 from hanmo.checkpoint.tf.index import DTYPES, MAX_SHARDS

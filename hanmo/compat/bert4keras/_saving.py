@@ -14,8 +14,7 @@ import torch
 from hanmo.checkpoint.load import as_tensor, fill
 from hanmo.checkpoint.names import export
 from hanmo.checkpoint.safetensors import Safetensors, write_safetensors
-from hanmo.checkpoint.source import TensorInfo
-from hanmo.checkpoint.staged import Item
+from hanmo.checkpoint.source import Item, TensorInfo
 from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.compat.bert4keras.configs import Settings
 from hanmo.config import ModelConfig

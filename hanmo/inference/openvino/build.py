@@ -18,8 +18,7 @@ from hanmo.checkpoint.names import import_row
 from hanmo.checkpoint.open import Location, open_source
 from hanmo.checkpoint.quantized import nonzero, round_int8, scales_int8
 from hanmo.checkpoint.safetensors import write_safetensors
-from hanmo.checkpoint.source import Source, TensorInfo, storage_bytes
-from hanmo.checkpoint.staged import Item
+from hanmo.checkpoint.source import Item, Source, TensorInfo, storage_bytes
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, TensorMismatch
 from hanmo.families import Row
