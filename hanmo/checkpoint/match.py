@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 
-from hanmo.checkpoint.candidates import check_family
 from hanmo.checkpoint.names import check_repeats
 from hanmo.checkpoint.open import GENERATION_CONFIG, OWN_CONFIG, read_config
-from hanmo.checkpoint.recognise import Recognised, recognise, recognise_own, rename
+from hanmo.checkpoint.recognise import Recognised, check_family, recognise, recognise_own, rename
 from hanmo.checkpoint.shapes import bare
 from hanmo.checkpoint.source import Source
 from hanmo.config import ModelConfig

@@ -10,19 +10,31 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from hanmo.checkpoint.candidates import candidates, choose
 from hanmo.checkpoint.renamed import Renamed
-from hanmo.checkpoint.shapes import CUSTOM_HEAD, bare, derive, measure, translate
+from hanmo.checkpoint.shapes import HEAD_DIM, bare, derive, measure, translate
 from hanmo.checkpoint.source import Source, TensorInfo
 from hanmo.config import ModelConfig
-from hanmo.errors import ConfigError
-from hanmo.families import FAMILIES, Names, Row
+from hanmo.errors import CheckpointError, ConfigError
+from hanmo.families import FAMILIES, Names, Row, tables
 from hanmo.files import errors_as
 
-__all__ = ["RELEASED", "SPARE", "Recognised", "Released", "recognise", "recognise_own", "rename", "with_heads"]
+__all__ = [
+    "RELEASED",
+    "SPARE",
+    "Recognised",
+    "Released",
+    "check_family",
+    "recognise",
+    "recognise_own",
+    "rename",
+    "with_heads",
+]
 
 SPARE = 128
 """Embeddings are padded to round numbers by some trainers; more rows than this are another vocabulary."""
+
+# BERT's names with relative or rotary positions and equal shapes: only their vocabularies tell them apart.
+_BY_ROWS = {21128: "nezha", 12000: "roformer", 50000: "roformer"}
 
 
 @dataclass
@@ -79,11 +91,12 @@ def recognise(source: Source, *, config: Mapping[str, Any] | None = None, family
     model_type is unknown or another family's.
     """
     tensors = source.tensors
-    found = candidates(source, config, family)
-    chosen = choose(found, tensors, config)
-    names = chosen.names
+    found = _candidates(source, config or {}, family)
+    kind = (config or {}).get("model_type")
+    named = [candidate for candidate in found if kind and kind in (candidate[0], candidate[2].model_type)]
+    chosen, form, names = named[0] if named else _likeliest(found, tensors, config or {})
     sizes = measure(names, tensors)
-    released = RELEASED.get((chosen.family, sizes["vocab_size"], sizes["num_layers"], sizes["hidden_size"]))
+    released = RELEASED.get((chosen, sizes["vocab_size"], sizes["num_layers"], sizes["hidden_size"]))
     shown = derive(names, sizes, tensors)
     if released is not None:
         shown |= {key: released.config[key] for key in released.config if translate(names, key) == key}
@@ -92,20 +105,22 @@ def recognise(source: Source, *, config: Mapping[str, Any] | None = None, family
     by_shape = with_heads(names.config(shown), names, tensors)
     with errors_as(ConfigError, "config.json holds a value of a kind that cannot be right"):
         told = by_shape if config is None else with_heads(names.config(config), names, tensors)
-    result = Recognised(
-        chosen.family, [each.family for each in found], chosen.format, told, derived=config is None, sizes=sizes
-    )
+    result = Recognised(chosen, [name for name, _, _ in found], form, told, derived=config is None, sizes=sizes)
     if released is not None:
         result.released, result.sha256 = released.name, released.sha256
     if isinstance(source, Renamed):
         result.notes.append(source.note)
     _sort(result, rename(names.rows(by_shape), tensors, names.prefix), tensors)
-    if result.derived:
-        result.guesses = _guesses(result)
-        result.notes += result.guesses
-    else:
+    if config is not None:
         _compare(result, shown)
-    if len(found) > 1 and family is None and not chosen.is_named_by(config):
+    elif "num_heads" not in sizes and released is None:
+        result.guesses.append(f"heads: {told.main.num_heads}, assuming the usual {HEAD_DIM} features a head")
+    if config is None and told.main.shared_layers:
+        result.guesses.append(
+            f"depth: {told.main.num_layers} in the file, shared; config.json must say how often it is run"
+        )
+    result.notes += result.guesses
+    if len(found) > 1 and family is None and not named:
         families = " and ".join(result.candidates)
         result.notes.append(f"the same names fit {families}; name the family if it is another")
     return result
@@ -114,16 +129,18 @@ def recognise(source: Source, *, config: Mapping[str, Any] | None = None, family
 def recognise_own(source: Source, config: ModelConfig) -> Recognised:
     """Recognise a checkpoint in Hanmo's own names by the configuration that was saved with it."""
     tensors = source.tensors
-    token = tensors["token.weight"]
+    shape = tensors["token.weight"].shape
+    if len(shape) != 2:
+        raise CheckpointError(f"token.weight in {source.path} is of the shape {list(shape)}; expected a matrix")
     stack = config.main
     side = "decoder" if config.decoder else "encoder"
     blocks = {match[1] for name in tensors if (match := re.match(rf"{side}\.blocks\.(\d+)\.", name))}
     sizes = {
-        "vocab_size": token.shape[0],
+        "vocab_size": shape[0],
         "hidden_size": stack.hidden_size,
         "num_layers": len(blocks),
         "feed_forward": stack.feed_forward,
-        "embedding_size": token.shape[-1],
+        "embedding_size": shape[1],
     }
     if stack.positions is not None:
         sizes["positions"] = stack.positions
@@ -139,9 +156,15 @@ def recognise_own(source: Source, config: ModelConfig) -> Recognised:
         for key, says in expected.items()
         if says != sizes[key]
     ]
-    released = RELEASED.get((config.family, sizes["vocab_size"], sizes["num_layers"], sizes["hidden_size"]))
+    released = RELEASED.get((config.family, shape[0], len(blocks), stack.hidden_size))
     result.released = None if released is None else released.name
     return result
+
+
+def check_family(family: str | None) -> None:
+    """Raise ConfigError for a family that is not known."""
+    if family is not None and family not in FAMILIES:
+        raise ConfigError(f"family is {family!r}; known are {', '.join(FAMILIES)}")
 
 
 def rename(rows: Sequence[Row], names: Mapping[str, object], prefix: str) -> list[Row]:
@@ -175,6 +198,62 @@ def with_heads(config: ModelConfig, names: Names, tensors: Mapping[str, object])
     return replace(config, **changes) if changes else config
 
 
+_Candidate = tuple[str, str, Names]
+"""A family, a format of it ("tensorflow", "huggingface"), and its names."""
+
+
+def _candidates(source: Source, config: Mapping[str, Any], family: str | None) -> list[_Candidate]:
+    """List the families and formats whose names an open checkpoint has, of `family` alone if it is given."""
+    check_family(family)
+    tensors = source.tensors
+    kind = None if family is not None else config.get("model_type")
+    known = {each for every in FAMILIES.values() for each in every.model_types}
+    if kind and (not isinstance(kind, str) or kind not in known):  # names may fit where the computation differs
+        raise ConfigError(
+            f"model_type is {kind!r} in config.json, which Hanmo does not read; known are "
+            f"{', '.join(sorted(known))}; if it computes exactly what one of them does, name that family"
+        )
+    found = [each for each in tables() if family in (None, each[0]) and _fits(each[2], tensors, each[0] == family)]
+    if not found:
+        if any(name.endswith("/.ATTRIBUTES/VARIABLE_VALUE") for name in tensors):
+            raise CheckpointError(
+                f"{source.path} was written by Keras's save_weights, which numbers layers and names no weights; save "
+                f"it from the program that made it, by bert4keras's save_weights_as_checkpoint"
+            )
+        expected = f"{family!r}" if family else "any family that Hanmo knows"
+        first = ", ".join(list(tensors)[:3]) or "no tensors at all"
+        raise CheckpointError(f"{source.path} does not have the names of {expected}; it holds {first} …")
+    if kind and not any(kind in FAMILIES[name].model_types for name, _, _ in found):
+        first_family, first_form, first_names = found[0]
+        without = {name.removeprefix(first_names.prefix): None for name in tensors}
+        for name, form, names in tables():
+            if form == first_form and kind in FAMILIES[name].model_types and _fits(names, without):
+                raise ConfigError(
+                    f"config.json says that model_type is {kind!r}, but the names in {source.path} begin with "
+                    f"{first_names.prefix!r}, as those of a {first_family} do; take its own config.json, or name the "
+                    f"family"
+                )
+    return found
+
+
+def _fits(names: Names, tensors: Mapping[str, object], forced: bool = False) -> bool:
+    """Tell whether tensors have a table's names; forced: though they have some that the family has not."""
+    needed = (names.sizes.token, names.sizes.query, names.sizes.feed_forward, *names.marks)
+    return all(bare(names, name, tensors) in tensors for name in needed) and (
+        forced or not any(bare(names, name, tensors) in tensors for name in names.absent)
+    )
+
+
+def _likeliest(found: list[_Candidate], tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> _Candidate:
+    """Pick one of several candidates by the size of the vocabulary, where config.json names none."""
+    likely: str | None = "nezha"
+    if not config.get("use_relative_position"):
+        names = found[0][2]
+        shape = tensors[bare(names, names.sizes.token, tensors)].shape
+        likely = _BY_ROWS.get(shape[0]) if shape else None
+    return next((candidate for candidate in found if candidate[0] == likely), found[0])
+
+
 def _sort(result: Recognised, rows: Sequence[Row], tensors: Mapping[str, TensorInfo]) -> None:
     """Sort tensors into the model's own, those left for a known reason, unexpected and missing ones."""
     repeats = {} if result.format == "hanmo" else result.names.repeats
@@ -198,34 +277,25 @@ def _sort(result: Recognised, rows: Sequence[Row], tensors: Mapping[str, TensorI
     result.missing = [name for name, row in wanted.items() if name not in tensors and ".blocks." in row.ours[0]]
 
 
-def _guesses(result: Recognised) -> list[str]:
-    stack, guesses = result.config.main, []
-    if "num_heads" not in result.sizes and result.released is None:
-        guesses.append(f"heads: {stack.num_heads}, taken from the custom of {CUSTOM_HEAD} features a head")
-    if stack.shared_layers:
-        guesses.append(f"depth: {stack.num_layers} in the file, shared; config.json must say how often it is run")
-    return guesses
-
-
 def _compare(result: Recognised, shown: Mapping[str, Any]) -> None:
     """List what does not fit between config.json and the shapes; shown: the config.json that the shapes imply."""
     config, sizes, stack, names = result.config, result.sizes, result.config.main, result.names
-    says = {
-        "vocab_size": config.vocab_size,
-        "hidden_size": stack.hidden_size,
-        "embedding_size": stack.embedding_size,
-        "intermediate_size": stack.feed_forward,
+    # Key of config.json → what it says, and the measured size that it should equal.
+    pairs: dict[str, tuple[int | None, str]] = {
+        "vocab_size": (config.vocab_size, "vocab_size"),
+        "hidden_size": (stack.hidden_size, "hidden_size"),
+        "embedding_size": (stack.embedding_size, "embedding_size"),
+        "intermediate_size": (stack.feed_forward, "feed_forward"),
+        "max_position_embeddings": (stack.positions, "positions"),
+        "type_vocab_size": (stack.segments, "segments"),
     }
     if not stack.shared_layers and result.family != "albert_unshared":
-        says["num_hidden_layers"] = (config.encoder or stack).num_layers
+        pairs["num_hidden_layers"] = ((config.encoder or stack).num_layers, "num_layers")
         if config.is_encoder_decoder:
-            says["num_decoder_layers"] = stack.num_layers
-    if stack.positions is not None:
-        says["max_position_embeddings"] = stack.positions
-    says["type_vocab_size"] = stack.segments
-    for key, value in says.items():
-        holds = sizes.get(_MEASURED.get(key, key), value)
-        if value == holds:
+            pairs["num_decoder_layers"] = (stack.num_layers, "num_decoder_layers")
+    for key, (value, size) in pairs.items():
+        holds = sizes.get(size, value)
+        if value is None or holds is None or value == holds:
             continue
         theirs = translate(names, key) or key
         result.fixes[theirs] = holds
@@ -247,15 +317,6 @@ def _compare(result: Recognised, shown: Mapping[str, Any]) -> None:
             f"config.json says {heads} × head size is {stack.num_heads * stack.key_dim:,}; "
             f"the checkpoint holds {sizes['query']:,}"
         )
-
-
-# Key of config.json → the measured size that it should equal.
-_MEASURED = {
-    "intermediate_size": "feed_forward",
-    "num_hidden_layers": "num_layers",
-    "max_position_embeddings": "positions",
-    "type_vocab_size": "segments",
-}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ A view of a `Source` under the names of a family's table (families/namings.py). 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,39 +26,52 @@ def _joined(shapes: list[Shape]) -> Shape:
     return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
-HOW: dict[str, tuple[int, Callable[[list[Shape]], Shape], Callable[[list[Array]], Array]]] = {
-    "same": (1, lambda s: s[0], lambda a: a[0]),
-    "transpose": (1, lambda s: s[0][::-1], lambda a: a[0].T),
-    "without_first": (1, lambda s: (s[0][0] - 1, *s[0][1:]), lambda a: a[0][1:]),
-    "join": (3, _joined, np.concatenate),
-    "join_transpose": (3, lambda s: _joined(s)[::-1], lambda a: np.concatenate(a).T),
-    "product": (2, lambda s: (s[0][0], s[1][1]), lambda a: a[0] @ a[1]),
+HOW: dict[str, tuple[int, int, Callable[[list[Shape]], Shape], Callable[[list[Array]], Array]]] = {
+    "same": (1, 0, lambda s: s[0], lambda a: a[0]),
+    "transpose": (1, 2, lambda s: s[0][::-1], lambda a: a[0].T),
+    "without_first": (1, 2, lambda s: (s[0][0] - 1, *s[0][1:]), lambda a: a[0][1:]),
+    "join": (3, 1, _joined, np.concatenate),
+    "join_transpose": (3, 2, lambda s: _joined(s)[::-1], lambda a: np.concatenate(a).T),
+    "product": (2, 2, lambda s: (s[0][0], s[1][1]), lambda a: a[0] @ a[1]),
 }
-"""`Naming.how` → how many stored tensors it takes, their shapes → the shape, and the tensors → the tensor."""
-
-_RANKS = {"transpose": 2, "without_first": 2, "join": 1, "join_transpose": 2, "product": 2}
+"""`Naming.how` → how many stored tensors it takes, their rank (0: any), shapes → shape, and tensors → tensor."""
 
 
 class Renamed(Source):
     """An open checkpoint under other names.
 
-    inner: the checkpoint as stored.   names: stored name → the name here.   naming: of the project, if it is one's.
-    note: what a person should know.
+    inner: the checkpoint as stored.   inside: the modules before its names, "model." or "".
+    naming: of the project, if the names are one's.   note: what a person should know.
     Raises CheckpointError where several tensors get one name, or cannot be joined to one.
     """
 
-    def __init__(self, inner: Source, names: Mapping[str, str], naming: Naming | None, note: str) -> None:
-        self.inner, self.path, self.naming, self.note = inner, inner.path, naming, note
+    def __init__(self, inner: Source, inside: str, naming: Naming | None) -> None:
+        self.inner, self.path, self.naming = inner, inner.path, naming
+        self.note = f"the names begin with {inside!r}, as a part of another module"
+        if naming is not None:
+            self.note = f"the names are {naming.project}'s" + (f", behind {inside!r}" if inside else "")
+        outers = [inside[: match.end()] for match in re.finditer(r"[./]", inside)][::-1]
+        names: dict[str, str] = {}
         self._parts: dict[str, list[str]] = {}
-        for stored, name in names.items():
-            self._parts.setdefault(name, []).append(stored)
-        self._how = {name: _how(naming, name) for name in self._parts}
+        for stored in inner.in_file_order:
+            # "model.bert." is removed, or "model." before a head
+            name = next((stored.removeprefix(outer) for outer in outers if stored.startswith(outer)), stored)
+            for pattern, new in () if naming is None else naming.renames:
+                name = re.sub(pattern, new, name)
+            names[stored] = name
+        for stored in inner.tensors:
+            self._parts.setdefault(names[stored], []).append(stored)
+        patterns = {} if naming is None else naming.how
+        self._how = {
+            name: next((how for pattern, how in patterns.items() if re.match(pattern, name)), "same")
+            for name in self._parts
+        }
         self.tensors = {name: self._info(name) for name in sorted(self._parts)}
-        self.in_file_order = list(dict.fromkeys(names[stored] for stored in inner.in_file_order))
+        self.in_file_order = list(dict.fromkeys(names.values()))
 
     def read(self, name: str) -> Array:
         parts = self._parts[name]
-        made = HOW[self._how[name]][2]([self.inner.read(part) for part in parts])
+        made = HOW[self._how[name]][3]([self.inner.read(part) for part in parts])
         if len(parts) > 1:
             self.release(name)
         return made
@@ -90,8 +103,8 @@ class Renamed(Source):
     def _info(self, name: str) -> TensorInfo:
         parts, how = self._parts[name], self._how[name]
         infos = [self.inner.tensors[part] for part in parts]
-        count, shape_of, _ = HOW[how]
-        shapes, rank, dtype = [info.shape for info in infos], _RANKS.get(how), infos[0].dtype
+        count, rank, shape_of, _ = HOW[how]
+        shapes, dtype = [info.shape for info in infos], infos[0].dtype
         if len(parts) != count:
             raise CheckpointError(
                 f"{self.path} holds {' and '.join(parts)}, which would be {name}; expected {count} such tensor(s)"
@@ -119,14 +132,10 @@ def with_known_names(source: Source) -> Source:
         return source
     for naming in NAMINGS:
         if (inside := _inside(source, set(naming.marks))) is not None:
-            renamed = {name: _rename(naming, _unwrap(name, inside)) for name in names}
-            note = f"the names are {naming.project}'s" + (f", behind {inside!r}" if inside else "")
-            return Renamed(source, renamed, naming, note)
+            return Renamed(source, inside, naming)
     for table in known:
-        inside = _inside(source, _ends(table, table.prefix), table.prefix)
-        if inside:
-            note = f"the names begin with {inside!r}, as a part of another module"
-            return Renamed(source, {name: _unwrap(name, inside) for name in names}, None, note)
+        if inside := _inside(source, _ends(table, table.prefix), table.prefix):
+            return Renamed(source, inside, None)
     return source
 
 
@@ -139,37 +148,14 @@ def _inside(source: Source, ends: set[str], prefix: str = "") -> str | None:
     """Find the modules before names that end so; "" for none; None where there are no such names."""
     names = source.tensors
     first = next(iter(ends))
-    found = []
-    for name in names:
-        before = name.removesuffix(first)
-        if name.endswith(first) and all(before + end in names for end in ends):
-            if _WRAPPED.fullmatch(before.removesuffix(prefix)):
-                found.append(before)
+    starts = [name.removesuffix(first) for name in names if name.endswith(first)]
+    found = [
+        start
+        for start in starts
+        if all(start + end in names for end in ends) and _WRAPPED.fullmatch(start.removesuffix(prefix))
+    ]
     if len(found) > 1:
         raise CheckpointError(
             f"{source.path} holds {len(found)} networks, under {' and '.join(map(repr, found))}; save the one you want"
         )
     return found[0] if found else None
-
-
-def _unwrap(name: str, inside: str) -> str:
-    """Remove the modules that a name shares with the network's: "model.bert.", or "model." before a head."""
-    return next(name.removeprefix(outer) for outer in _outers(inside) if name.startswith(outer))
-
-
-def _outers(inside: str) -> Iterator[str]:
-    yield inside
-    for match in reversed(list(re.finditer(r"[./]", inside[:-1]))):
-        yield inside[: match.end()]
-    yield ""
-
-
-def _rename(naming: Naming, name: str) -> str:
-    for pattern, new in naming.renames:
-        name = re.sub(pattern, new, name)
-    return name
-
-
-def _how(naming: Naming | None, name: str) -> str:
-    patterns = {} if naming is None else naming.how
-    return next((how for pattern, how in patterns.items() if re.match(pattern, name)), "same")

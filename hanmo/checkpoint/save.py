@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hanmo.checkpoint.candidates import check_family
 from hanmo.checkpoint.load import FLOATS, as_dtype
 from hanmo.checkpoint.names import MADE, PIECE, export_row, foreign_shape, rows_of
 from hanmo.checkpoint.quantized import MARK, rounded_items
-from hanmo.checkpoint.recognise import with_heads
+from hanmo.checkpoint.recognise import check_family, with_heads
 from hanmo.checkpoint.safetensors import write_safetensors
 from hanmo.checkpoint.source import Array, Item, TensorInfo
 from hanmo.checkpoint.staged import Staged, atomic_folder, partial_folder
@@ -80,13 +79,7 @@ def save(
     state: dict[str, Tensor] = dict(model.named_parameters())
     if empty := [name for name, parameter in state.items() if parameter.is_meta]:
         raise CheckpointError(f"{empty[0]} is not filled; load or initialize the model before saving it")
-    files = dict(tokenizer) if isinstance(tokenizer, Mapping) else {Path(file).name: Path(file) for file in tokenizer}
-    for file in files.values():
-        if isinstance(file, Path) and not file.is_file():
-            raise MissingFile(f"no tokenizer file at {file}; give files that are there, such as vocab.txt")
-    added = files.pop("config.json") if isinstance(files.get("config.json"), dict) else {}
-    assert isinstance(added, dict)
-    metadata: Mapping[str, str] = {}
+    files, added = _files(tokenizer)
     notes: list[str] = []
     if form == "safetensors":
         own, data = "hanmo.json", asdict(model.config)
@@ -96,31 +89,43 @@ def save(
         data, rows, notes = _translate(model.config, state, names, form, added)
     if form == "huggingface":
         stored = kind or state["token.weight"].dtype
-        data["dtype"], metadata = _name(stored), {"format": "pt"}
+        data["dtype"] = _name(stored)
         state |= {name: MADE[how](model.config).to(stored) for name, how in names.made.items()}
         rows += [Row((name,), name) for name in names.made]
-    items = _items(state, rows, kind, progress)
-    if kind == torch.int8:
-        items, metadata = rounded_items(state), MARK
+    items = rounded_items(state) if kind == torch.int8 else _items(state, rows, kind, progress)
+    metadata = MARK if kind == torch.int8 else {"format": "pt"} if form == "huggingface" else {}
     with (_prefix_folder if form == "tensorflow" else atomic_folder)(path, overwrite=overwrite) as folder:
         if form == "tensorflow":
             write_bundle(folder / path.name, items, max_shard_bytes=max_shard_bytes)
         else:
             write_safetensors(folder / "model.safetensors", items, metadata=metadata, max_shard_bytes=max_shard_bytes)
-        _add(folder, own, data)
-        for name, content in files.items():
-            _add(folder, name, content)
+        _add(folder, {own: data})
+        _add(folder, files)
     return Saved(path, notes)
 
 
-def _add(folder: Path, name: str, content: Path | Mapping[str, Any]) -> None:
-    """Copy a file, or write JSON, to a folder."""
-    if (folder / name).exists():
-        raise CheckpointError(f"{content} cannot be copied along: the checkpoint itself has a file {name}")
-    if isinstance(content, Path):
-        shutil.copyfile(content, folder / name)
-    else:
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+def _files(
+    tokenizer: Sequence[str | Path] | Mapping[str, Path | dict[str, Any]],
+) -> tuple[dict[str, Path | dict[str, Any]], dict[str, Any]]:
+    """Return the files to put beside the weights, by name, and what to add to config.json."""
+    files = tokenizer if isinstance(tokenizer, Mapping) else {Path(file).name: Path(file) for file in tokenizer}
+    for file in files.values():
+        if isinstance(file, Path) and not file.is_file():
+            raise MissingFile(f"no tokenizer file at {file}; give files that are there, such as vocab.txt")
+    added = files.get("config.json")
+    if not isinstance(added, dict):
+        return dict(files), {}
+    return {name: file for name, file in files.items() if name != "config.json"}, added
+
+
+def _add(folder: Path, files: Mapping[str, Path | dict[str, Any]]) -> None:
+    for name, content in files.items():
+        if (folder / name).exists():
+            raise CheckpointError(f"{content} cannot be copied along: the checkpoint itself has a file {name}")
+        if isinstance(content, Path):
+            shutil.copyfile(content, folder / name)
+        else:
+            (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _names(family: str, form: str) -> Names:

@@ -11,9 +11,9 @@ from hanmo.checkpoint.source import TensorInfo
 from hanmo.errors import CheckpointError
 from hanmo.families import Names
 
-__all__ = ["CUSTOM_HEAD", "bare", "derive", "measure", "translate"]
+__all__ = ["HEAD_DIM", "bare", "derive", "measure", "translate"]
 
-CUSTOM_HEAD = 64
+HEAD_DIM = 64
 """Features of a head in nearly every published model; no shape tells how many heads there are."""
 
 # Key of BERT's config.json → the same in another style.
@@ -94,7 +94,7 @@ def _depth(layer: str, tensors: Mapping[str, object]) -> int:
 def derive(names: Names, sizes: Mapping[str, int], tensors: Mapping[str, object]) -> dict[str, Any]:
     """Return the config.json that the shapes imply, in the format's style; heads by custom if necessary."""
     query = sizes["query"]
-    heads = sizes.get("num_heads") or (query // CUSTOM_HEAD if query % CUSTOM_HEAD == 0 else 1)
+    heads = sizes.get("num_heads") or (query // HEAD_DIM if query % HEAD_DIM == 0 else 1)
     data: dict[str, Any] = {
         "vocab_size": sizes["vocab_size"],
         "hidden_size": sizes["hidden_size"],

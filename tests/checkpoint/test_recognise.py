@@ -139,7 +139,7 @@ def test_nezha_and_roformer_share_names_and_the_vocabulary_tells_them_apart(data
 
 def test_a_nezha_has_no_narrow_embedding(data):
     found = recognise(listed(data / "goldens" / "roformer" / "model.ckpt"))
-    assert (found.candidates, found.notes) == (["roformer"], ["heads: 1, taken from the custom of 64 features a head"])
+    assert (found.candidates, found.notes) == (["roformer"], ["heads: 1, assuming the usual 64 features a head"])
 
 
 def test_a_config_names_the_family_where_names_fit_several(data):
@@ -247,7 +247,7 @@ def test_what_is_missing_or_unexpected_is_listed(data):
 
 def test_shared_layers_cannot_tell_how_often_they_run(data):
     found = recognise(listed(data / "goldens" / "albert" / "model.ckpt"))
-    assert found.notes[0] == "heads: 1, taken from the custom of 64 features a head"
+    assert found.notes[0] == "heads: 1, assuming the usual 64 features a head"
     assert found.notes[1].startswith("depth: 1 in the file, shared")
 
 
