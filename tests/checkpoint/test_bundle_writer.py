@@ -111,9 +111,9 @@ def test_interrupted_it_leaves_what_was_there(tmp_path):
     ("items", "words"),
     [
         ([("v", np.zeros(2)), ("v", np.zeros(2))], "tensor 'v' is given twice"),
-        ([("", np.zeros(2))], "tensor name '' of 0 bytes cannot stand in a bundle"),
+        ([("", np.zeros(2))], "tensor name '' of 0 bytes cannot be used in a bundle"),
         ([("\0v", np.zeros(2))], r"tensor name '\\x00v' of 2 bytes"),
-        ([("n" * 60_001, np.zeros(2))], "of 60,001 bytes cannot stand"),
+        ([("n" * 60_001, np.zeros(2))], "of 60,001 bytes cannot be used"),
         ([("v", np.zeros(2, "M8[s]"))], r"tensor 'v' is of NumPy dtype datetime64\[s\], which checkpoints do not hold"),
         ([("v", (TensorInfo("v", "float8_e8m0fnu", (2,), 2), [b"ab"]))], "of dtype float8_e8m0fnu, which a bundle"),
         ([("v", (TensorInfo("v", "resource", (), 0), []))], "of dtype resource, which a bundle cannot hold"),

@@ -38,7 +38,7 @@ def expected_sizes(prefix: Path) -> dict[Path, int]:
     shards, entries = read_index(prefix.with_name(prefix.name + ".index"))
     sizes = {shard_path(prefix, shard, shards): 0 for shard in range(shards)}
     for entry in entries.values():
-        for part in entry.parts or (entry,):
+        for part in entry.stored:
             path = shard_path(prefix, part.shard, shards)
             sizes[path] = max(sizes[path], part.offset + part.info.nbytes)
     return sizes
@@ -76,12 +76,12 @@ class Bundle(Source):
             )
         if not entry.parts:
             return self._dense(entry)
-        whole = np.concatenate([self._dense(part).reshape(part.info.shape or (1,)) for part in entry.parts], entry.axis)
-        return whole.reshape(entry.info.shape)
+        parts = [self._dense(part).reshape(part.info.shape or (1,)) for part in entry.parts]
+        return np.concatenate(parts, entry.axis).reshape(entry.info.shape)
 
     def release(self, name: str) -> None:
         entry = self._entries[name]
-        for part in entry.parts or (entry,):
+        for part in entry.stored:
             if part.shard in self._files:
                 self._files[part.shard].release(part.offset, part.info.nbytes)
 
@@ -92,31 +92,25 @@ class Bundle(Source):
     def _dense(self, entry: Entry) -> Array:
         file = self._file(entry.shard)
         stored = file.raw(entry.offset, entry.info.nbytes)
-        if self._verify:
-            found = masked(threaded_crc32c(stored, self._pool, self._threads))
-            if found != entry.checksum:
-                raise self._damaged(entry, f"checksum is {found:#010x}, the index says {entry.checksum:#010x}")
+        if self._verify and (found := masked(threaded_crc32c(stored, self._pool, self._threads))) != entry.checksum:
+            raise CorruptFile(
+                f"tensor {entry.info.name!r} in {file.path} is damaged: checksum is {found:#010x}, the index says "
+                f"{entry.checksum:#010x}; download the file again"
+            )
         return file.read(entry.offset, entry.info.dtype, entry.info.shape)
 
     def _file(self, shard: int) -> MappedFile:
         """Map a data file when it is first needed, and check that it holds all its tensors."""
         with self._lock:
-            if shard not in self._files:
-                self._files[shard] = self._map(shard)
-            return self._files[shard]
-
-    def _map(self, shard: int) -> MappedFile:
-        file = MappedFile(shard_path(self.path, shard, self._shards))
-        for entry in self._entries.values():
-            for part in entry.parts or (entry,):
+            if shard in self._files:
+                return self._files[shard]
+            file = MappedFile(shard_path(self.path, shard, self._shards))
+            for part in (part for entry in self._entries.values() for part in entry.stored):
                 if part.shard == shard and part.offset + part.info.nbytes > file.size:
                     raise CorruptFile(
-                        f"{file.path} holds {file.size:,} bytes, but tensor {entry.info.name!r} needs "
+                        f"{file.path} holds {file.size:,} bytes, but tensor {part.info.name!r} needs "
                         f"{part.info.nbytes:,} at {part.offset:,}: the file is cut short or belongs to "
                         "another index; download it again"
                     )
-        return file
-
-    def _damaged(self, entry: Entry, reason: str) -> CorruptFile:
-        file = shard_path(self.path, entry.shard, self._shards)
-        return CorruptFile(f"tensor {entry.info.name!r} in {file} is damaged: {reason}; download the file again")
+            self._files[shard] = file
+            return file

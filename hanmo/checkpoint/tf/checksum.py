@@ -25,15 +25,12 @@ def masked(crc: int) -> int:
 
 
 def threaded_crc32c(raw: Array, pool: Executor, threads: int) -> int:
-    """Return the crc32c of a flat uint8 array, its parts summed at the same time.
-
-    Each part is a run of bytes of its own, so a mapped file is also read in by several threads.
-    """
+    """Return the crc32c of a flat uint8 array; threads also read contiguous parts of a mapped file at once."""
     parts = max(1, min(threads, raw.nbytes // MIN_PART))
-    size = -(-raw.nbytes // parts)
-    views = [raw[at : at + size] for at in range(0, raw.nbytes, size or 1)]
+    size = max(1, -(-raw.nbytes // parts))
+    views = [raw[at : at + size] for at in range(0, raw.nbytes, size)] or [raw]
     others = [pool.submit(crc32c, view.data) for view in views[1:]]
-    sums = [crc32c(views[0].data) if views else 0, *(other.result() for other in others)]
+    sums = [crc32c(views[0].data), *(other.result() for other in others)]
     return joined_crc32c(sums, [view.nbytes for view in views])
 
 

@@ -6,13 +6,13 @@ files are checked when they are read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
-from hanmo.checkpoint.source import STORAGE, TensorInfo, storage_bytes
+from hanmo.checkpoint.source import STORAGE, TensorInfo, check_shape, storage_bytes
 from hanmo.checkpoint.tf.protobuf import fields, signed64
 from hanmo.checkpoint.tf.slices import Extent, partition_axis, slice_key
 from hanmo.checkpoint.tf.sstable import read_table
@@ -49,14 +49,17 @@ class Entry:
     axis: int = 0
 
     @property
+    def stored(self) -> tuple[Entry, ...]:
+        """The entries that have bytes: the slices, or this one."""
+        return self.parts or (self,)
+
+    @property
     def place(self) -> tuple[int, int]:
         """Shard and offset of its first byte."""
-        first = self.parts[0] if self.parts else self
-        return first.shard, first.offset
+        return self.shard, self.offset
 
 
-@dataclass(frozen=True, slots=True)
-class _Raw:
+class _Raw(NamedTuple):
     """A BundleEntryProto as in the table."""
 
     dtype: int
@@ -68,18 +71,6 @@ class _Raw:
     slices: tuple[tuple[Extent, ...], ...]
 
 
-class _Budget:
-    """Limit of the memory that a small hostile file may unpack to: about 40 MiB + 4 × the file."""
-
-    def __init__(self, size: int) -> None:
-        self._limit = self._left = (40 << 20) + 4 * size
-
-    def spend(self, amount: int) -> None:
-        self._left -= amount
-        if self._left < 0:
-            raise CorruptFile(f"lists more than {self._limit:,} bytes of memory can hold for a file of its size")
-
-
 def read_index(path: Path) -> tuple[int, dict[str, Entry]]:
     """Return (number of shards, entries by name, sorted). Takes at most about 64 MiB + 8 × the file.
 
@@ -89,10 +80,18 @@ def read_index(path: Path) -> tuple[int, dict[str, Entry]]:
         data = read_bytes(path)
     except FileNotFoundError:
         raise MissingFile(f"{path} is missing; a TensorFlow checkpoint cannot be read without its index") from None
-    budget = _Budget(len(data))
+    limit = left = (40 << 20) + 4 * len(data)
+
+    def spend(amount: int) -> None:
+        """Limit the memory that a small hostile file may unpack to."""
+        nonlocal left
+        left -= amount
+        if left < 0:
+            raise CorruptFile(f"lists more than {limit:,} bytes of memory can hold for a file of its size")
+
     shards = 0
-    whole: dict[str, _Raw] = {}
-    partial: dict[bytes, _Raw] = {}
+    complete: dict[str, _Raw] = {}
+    slices: dict[bytes, _Raw] = {}
     try:
         for key, value in read_table(data):
             if not key:
@@ -100,29 +99,25 @@ def read_index(path: Path) -> tuple[int, dict[str, Entry]]:
                 continue
             if not shards:
                 raise CorruptFile("the header, under the empty key, is missing")
-            budget.spend(700 + 4 * len(key))
-            raw = _entry(value, budget)
+            spend(700 + 4 * len(key))
+            raw = _entry(value, spend)
             if key[:1] == b"\0":
-                partial[key] = raw
-            else:
-                whole[_name(key)] = raw
+                slices[key] = raw
+                continue
+            try:
+                complete[key.decode()] = raw
+            except UnicodeDecodeError:
+                raise CorruptFile(f"tensor name {key[:200]!r} is not UTF-8") from None
         if not shards:
             raise CorruptFile("the table is empty, not even the header is there")
-        entries = {name: _resolve(name, raw, partial, shards) for name, raw in whole.items()}
-        if partial:
-            raise CorruptFile(f"slice {next(iter(partial))[:200]!r} belongs to no tensor")
+        entries = {name: _resolve(name, raw, slices, shards) for name, raw in complete.items()}
+        if slices:
+            raise CorruptFile(f"slice {next(iter(slices))[:200]!r} belongs to no tensor")
         _refuse_overlap(entries)
     except CheckpointError as error:
         advice = "; the index is damaged, download or copy it again" if isinstance(error, CorruptFile) else ""
         raise type(error)(f"{path}: {error}{advice}") from None
     return shards, entries
-
-
-def _name(key: bytes) -> str:
-    try:
-        return key.decode()
-    except UnicodeDecodeError:
-        raise CorruptFile(f"tensor name {key[:200]!r} is not UTF-8") from None
 
 
 def _number(value: int | bytes) -> int:
@@ -143,14 +138,10 @@ def _numbers(value: int | bytes) -> dict[int, int]:
 
 
 def _header(message: bytes) -> int:
-    shards = order = minimum = 0
-    for number, value in fields(message):
-        if number == 1:
-            shards = _number(value)
-        elif number == 2:
-            order = _number(value)
-        elif number == 3:
-            minimum = _numbers(value).get(2, 0)
+    """Return the number of shards."""
+    found = {number: value for number, value in fields(message) if number in (1, 2, 3)}
+    shards, order = _number(found.get(1, 0)), _number(found.get(2, 0))
+    minimum = _numbers(found.get(3, b"")).get(2, 0)
     if not 1 <= shards <= MAX_SHARDS:
         raise CorruptFile(f"header claims {shards:,} shards; expected 1 to {MAX_SHARDS:,}")
     if order:
@@ -160,7 +151,7 @@ def _header(message: bytes) -> int:
     return shards
 
 
-def _entry(message: bytes, budget: _Budget) -> _Raw:
+def _entry(message: bytes, spend: Callable[[int], None]) -> _Raw:
     numbers = {1: 0, 3: 0, 4: 0, 5: 0, 6: 0}
     shape: tuple[int, ...] = ()
     slices = []
@@ -168,50 +159,38 @@ def _entry(message: bytes, budget: _Budget) -> _Raw:
         if number in numbers:
             numbers[number] = _number(value)
         elif number == 2:
-            shape = _shape(_message(value))
+            shape = tuple(axis.get(1, 0) for axis in _axes(_message(value), 2, "tensor"))
+            for axis, size in enumerate(shape):
+                if size < 0:
+                    raise CorruptFile(f"axis {axis} claims a size of {size:,}")
         elif number == 7:
-            extents = _extents(_message(value))
-            budget.spend(2_000 + 200 * len(extents))  # more than they take: they are slow to parse too
+            extents = tuple((axis.get(1, 0), axis.get(2)) for axis in _axes(_message(value), 1, "slice"))
+            spend(2_000 + 200 * len(extents))  # more than they take: they are slow to parse too
             slices.append(extents)
-    budget.spend(40 * len(shape))
+    spend(40 * len(shape))
     return _Raw(numbers[1], shape, numbers[3], numbers[4], numbers[5], numbers[6], tuple(slices))
 
 
-def _shape(message: bytes) -> tuple[int, ...]:
-    sizes: list[int] = []
+def _axes(message: bytes, wanted: int, what: str) -> list[dict[int, int]]:
+    """Return the numbers of each axis of a TensorShapeProto or TensorSliceProto, which are under the field `wanted`."""
+    axes: list[dict[int, int]] = []
     for number, value in fields(message):
-        if number == 3 and value:
+        if number == wanted:
+            axes.append(_numbers(value))
+        elif number == 3 and value and what == "tensor":
             raise CorruptFile("a tensor of unknown rank")
-        if number != 2:
-            continue
-        size = _numbers(value).get(1, 0)
-        if size < 0:
-            raise CorruptFile(f"axis {len(sizes)} claims a size of {size:,}")
-        sizes.append(size)
-        if len(sizes) > _MAX_RANK:
-            raise CorruptFile(f"a tensor of more than {_MAX_RANK} axes")
-    return tuple(sizes)
+        if len(axes) > _MAX_RANK:
+            raise CorruptFile(f"a {what} of more than {_MAX_RANK} axes")
+    return axes
 
 
-def _extents(message: bytes) -> tuple[Extent, ...]:
-    extents: list[Extent] = []
-    for number, value in fields(message):
-        if number != 1:
-            continue
-        amounts = _numbers(value)
-        extents.append((amounts.get(1, 0), amounts.get(2)))
-        if len(extents) > _MAX_RANK:
-            raise CorruptFile(f"a slice of more than {_MAX_RANK} axes")
-    return tuple(extents)
-
-
-def _resolve(name: str, raw: _Raw, partial: dict[bytes, _Raw], shards: int) -> Entry:
+def _resolve(name: str, raw: _Raw, slices: dict[bytes, _Raw], shards: int) -> Entry:
     """Check one tensor's claims, and find and take out its slices."""
     try:
         if not raw.slices:
             return _dense(name, raw, shards)
         axis, order = partition_axis(raw.shape, raw.slices)
-        parts = [_part(name, raw, raw.slices[i], partial, shards) for i in order]
+        parts = [_part(name, raw, raw.slices[i], slices, shards) for i in order]
     except CheckpointError as error:
         raise type(error)(f"tensor {name[:200]!r}: {error}") from None
     info = TensorInfo(name, parts[0].info.dtype, raw.shape, sum(part.info.nbytes for part in parts))
@@ -226,25 +205,21 @@ def _dense(name: str, raw: _Raw, shards: int) -> Entry:
         raise CorruptFile(f"claims shard {raw.shard:,}; there are {shards:,}")
     if raw.offset < 0 or raw.size < 0 or raw.offset + raw.size >= 1 << 63:
         raise CorruptFile(f"claims {raw.size:,} bytes at offset {raw.offset:,}")
-    axes = prod(size for size in raw.shape if size)
-    if axes * 16 >= 1 << 63:
-        raise CorruptFile(f"claims the shape {list(raw.shape)}, more than any memory holds")
-    if dtype in STORAGE and storage_bytes(dtype, raw.shape) != raw.size:
-        raise CorruptFile(
-            f"claims {raw.size:,} bytes, but {dtype}{list(raw.shape)} takes {storage_bytes(dtype, raw.shape):,}"
-        )
+    check_shape(raw.shape, "it")
+    if dtype in STORAGE and (needed := storage_bytes(dtype, raw.shape)) != raw.size:
+        raise CorruptFile(f"claims {raw.size:,} bytes, but {dtype}{list(raw.shape)} takes {needed:,}")
     return Entry(TensorInfo(name, dtype, raw.shape, raw.size), raw.shard, raw.offset, raw.checksum & 0xFFFFFFFF)
 
 
-def _part(name: str, whole: _Raw, extents: tuple[Extent, ...], partial: dict[bytes, _Raw], shards: int) -> Entry:
-    raw = partial.pop(slice_key(name.encode(), extents), None)
+def _part(name: str, tensor: _Raw, extents: tuple[Extent, ...], slices: dict[bytes, _Raw], shards: int) -> Entry:
+    raw = slices.pop(slice_key(name.encode(), extents), None)
     if raw is None:
         raise CorruptFile(f"its slice {list(extents)} is not in the index")
-    shape = tuple(size if length is None else length for (_, length), size in zip(extents, whole.shape, strict=True))
-    if (raw.dtype, raw.shape, raw.slices) != (whole.dtype, shape, ()):
+    shape = tuple(size if length is None else length for (_, length), size in zip(extents, tensor.shape, strict=True))
+    if (raw.dtype, raw.shape, raw.slices) != (tensor.dtype, shape, ()):
         raise CorruptFile(
             f"its slice {list(extents)} is of dtype {raw.dtype} and shape {list(raw.shape)}; "
-            f"expected {whole.dtype} and {list(shape)}"
+            f"expected {tensor.dtype} and {list(shape)}"
         )
     if DTYPES.get(raw.dtype) not in STORAGE:
         raise CheckpointError(f"slices of dtype {DTYPES.get(raw.dtype, raw.dtype)} are not joined")
@@ -252,7 +227,7 @@ def _part(name: str, whole: _Raw, extents: tuple[Extent, ...], partial: dict[byt
 
 
 def _refuse_overlap(entries: Mapping[str, Entry]) -> None:
-    stored = [part for entry in entries.values() for part in (entry.parts or (entry,)) if part.info.nbytes]
+    stored = [part for entry in entries.values() for part in entry.stored if part.info.nbytes]
     stored.sort(key=lambda entry: entry.place)
     for before, after in pairwise(stored):
         end = before.offset + before.info.nbytes

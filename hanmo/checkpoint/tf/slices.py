@@ -31,26 +31,23 @@ def partition_axis(shape: Sequence[int], slices: Sequence[Sequence[Extent]]) -> 
 
     Raises CorruptFile if they do not make it, and CheckpointError if it is cut along more than one axis.
     """
-    resolved = []
-    cut: set[int] = set()
-    for extents in slices:
-        if len(extents) != len(shape):
-            raise CorruptFile(f"slice of {len(extents)} axes in a tensor of {len(shape)}")
-        bounds = [
-            (start, size if length is None else length) for (start, length), size in zip(extents, shape, strict=True)
-        ]
-        cut.update(axis for axis, bound in enumerate(bounds) if bound != (0, shape[axis]))
-        resolved.append(bounds)
-    if len(cut) > 1:
-        raise CheckpointError(
-            f"the variable is cut along {len(cut)} axes {sorted(cut)}, Hanmo joins slices along one; "
-            "save it again without a partitioner"
-        )
+    if bad := [extents for extents in slices if len(extents) != len(shape)]:
+        raise CorruptFile(f"slice of {len(bad[0])} axes in a tensor of {len(shape)}")
     if not shape:
         if len(slices) != 1:
             raise CorruptFile(f"a scalar in {len(slices)} slices")
         return 0, [0]
-    axis = cut.pop() if cut else 0
+    resolved = [
+        [(start, size if length is None else length) for (start, length), size in zip(extents, shape, strict=True)]
+        for extents in slices
+    ]
+    cut = sorted({axis for bounds in resolved for axis, bound in enumerate(bounds) if bound != (0, shape[axis])})
+    if len(cut) > 1:
+        raise CheckpointError(
+            f"the variable is cut along {len(cut)} axes {cut}, Hanmo joins slices along one; "
+            "save it again without a partitioner"
+        )
+    axis = cut[0] if cut else 0
     order = sorted(range(len(slices)), key=lambda i: resolved[i][axis])
     at = 0
     for i in order:

@@ -74,90 +74,77 @@ def write_table(
     """Write sorted (key, value) pairs as a table of plain blocks.
 
     write: takes the bytes, in order.   block_size: a block is closed once it holds this many bytes.
-    restart: entries between two keys that are stored whole.
+    restart: entries between two keys that are stored in full.
     Raises CheckpointError if the keys are not sorted and different.
     """
     place = 0
-    handles: list[tuple[bytes, bytes]] = []
+    index = _Block(1)
 
-    def put(block: bytes) -> bytes:
+    def put(block: _Block) -> bytes:
+        """Write a block; return its handle."""
         nonlocal place
-        sealed = block + _trailer(block, _PLAIN)
-        write(sealed)
-        handle = varint(place) + varint(len(block))
-        place += len(sealed)
+        data = block.finish()
+        write(data + _trailer(data, _PLAIN))
+        handle = varint(place) + varint(len(data))
+        place += len(data) + _TRAILER
         return handle
 
     last = None
-    builder = _BlockBuilder(restart)
+    block = _Block(restart)
     for key, value in items:
         if last is not None and key <= last:
             raise CheckpointError(f"key {key!r} is written after {last!r}; keys must be sorted and different")
-        if last is not None and builder.size >= block_size:
-            handles.append((_between(last, key), put(builder.finish())))
-            builder = _BlockBuilder(restart)
-        builder.add(key, value)
+        if last is not None and block.size >= block_size:
+            index.add(_separator(last, key), put(block))
+            block = _Block(restart)
+        block.add(key, value)
         last = key
     if last is not None:
-        handles.append((_after(last), put(builder.finish())))
-    meta = put(_BlockBuilder(restart).finish())
-    index = _BlockBuilder(1)
-    for key, handle in handles:
-        index.add(key, handle)
-    write((meta + put(index.finish())).ljust(_FOOTER - 8, b"\0") + MAGIC.to_bytes(8, "little"))
+        index.add(_separator(last), put(block))
+    footer = put(_Block(restart)) + put(index)
+    write(footer.ljust(_FOOTER - 8, b"\0") + MAGIC.to_bytes(8, "little"))
 
 
-def _between(low: bytes, high: bytes) -> bytes:
-    """Return LevelDB's short key that is at least `low` and less than `high`."""
-    for at, (ours, theirs) in enumerate(zip(low, high, strict=False)):
-        if ours != theirs:
-            return low[:at] + bytes([ours + 1]) if ours + 1 < theirs else low
-    return low
-
-
-def _after(low: bytes) -> bytes:
-    """Return LevelDB's short key that is not less than `low`."""
+def _separator(low: bytes, high: bytes | None = None) -> bytes:
+    """Return LevelDB's short key that is at least `low`, and less than `high` if another key follows."""
     for at, byte in enumerate(low):
-        if byte != 0xFF:
+        if high is None and byte < 0xFF:
             return low[:at] + bytes([byte + 1])
+        if high is not None and byte != high[at]:
+            return low[:at] + bytes([byte + 1]) if byte + 1 < high[at] else low
     return low
 
 
-class _BlockBuilder:
-    def __init__(self, restart: int) -> None:
-        self.entries = bytearray()
-        self._restart = restart
-        self._restarts = [0]
-        self._count = 0
-        self._last = b""
+class _Block:
+    """A block that is being written; every `restart` entries a key is stored in full."""
 
-    def add(self, key: bytes, value: bytes) -> None:
-        shared = 0
-        if self._count == self._restart:
-            self._restarts.append(len(self.entries))
-            self._count = 0
-        elif self._count:
-            for ours, theirs in zip(key, self._last, strict=False):
-                if ours != theirs:
-                    break
-                shared += 1
-        self.entries += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
-        self._count += 1
-        self._last = key
+    def __init__(self, restart: int) -> None:
+        self._entries = bytearray()
+        self._restarts = [0]
+        self._restart, self._count, self._last = restart, 0, b""
 
     @property
     def size(self) -> int:
-        """Bytes of the finished block."""
-        return len(self.entries) + 4 * len(self._restarts) + 4
+        return len(self._entries) + 4 * len(self._restarts) + 4
+
+    def add(self, key: bytes, value: bytes) -> None:
+        shared = 0
+        if self._count % self._restart:
+            while key[shared : shared + 1] == self._last[shared : shared + 1] != b"":
+                shared += 1
+        elif self._count:
+            self._restarts.append(len(self._entries))
+        self._entries += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+        self._count += 1
+        self._last = key
 
     def finish(self) -> bytes:
         count = len(self._restarts)
-        return bytes(self.entries) + struct.pack(f"<{count + 1}I", *self._restarts, count)
+        return bytes(self._entries) + struct.pack(f"<{count + 1}I", *self._restarts, count)
 
 
 def _trailer(stored: bytes, kind: int) -> bytes:
-    end = bytes([kind])
-    return end + masked(crc32c(end, crc32c(stored))).to_bytes(4, "little")
+    return bytes([kind]) + masked(crc32c(bytes([kind]), crc32c(stored))).to_bytes(4, "little")
 
 
 def _handle(data: bytes, at: int) -> tuple[_Handle, int]:

@@ -12,7 +12,7 @@ from typing import IO
 import numpy as np
 from crc32c import crc32c
 
-from hanmo.checkpoint.source import STORAGE, Item, TensorInfo, describe, raw_chunks
+from hanmo.checkpoint.source import STORAGE, Item, describe, raw_chunks
 from hanmo.checkpoint.staged import Staged
 from hanmo.checkpoint.tf.bundle import shard_path
 from hanmo.checkpoint.tf.checksum import masked
@@ -42,21 +42,20 @@ def write_bundle(
     Raises CheckpointError for names or dtypes that a bundle cannot hold.
     """
     prefix = Path(prefix)
-    entries: dict[bytes, tuple[TensorInfo, int, int, int]] = {}
+    entries: dict[bytes, bytes] = {}
     with Staged() as staged:
         made = [staged.new(shard_path(prefix, 0, 1))]
         file: IO[bytes] = made[0].open("wb")
         try:
             for item in tensors:
-                key = _key(item[0])
-                if key in entries:
-                    raise CheckpointError(f"tensor {item[0]!r} is given twice")
                 if max_shard_bytes is not None and file.tell() >= max_shard_bytes:
                     file.close()
                     made.append(staged.new(shard_path(prefix, len(made), len(made) + 1)))
                     file = made[-1].open("wb")
-                info, offset, checksum = _write_tensor(file, item)
-                entries[key] = info, len(made) - 1, offset, checksum
+                key, entry = _write_tensor(file, item, len(made) - 1)
+                if key in entries:
+                    raise CheckpointError(f"tensor {item[0]!r} is given twice")
+                entries[key] = entry
         finally:
             file.close()
         if len(made) > MAX_SHARDS:
@@ -65,46 +64,36 @@ def write_bundle(
             staged.place(path, shard_path(prefix, shard, len(made)))
         index = prefix.with_name(prefix.name + ".index")
         made_index = staged.new(index)
+        entries[b""] = encode_int(1, len(made)) + encode_bytes(3, encode_int(1, 1))
         with made_index.open("wb") as file:
-            header = (b"", encode_int(1, len(made)) + encode_bytes(3, encode_int(1, 1)))
-            rows = ((key, _entry(*entries[key])) for key in sorted(entries))
-            write_table([header, *rows], file.write, block_size=block_size)
+            write_table(sorted(entries.items()), file.write, block_size=block_size)
         staged.place(made_index, index)
     return prefix
 
 
-def _key(name: str) -> bytes:
-    key = name.encode()
-    if not key or key[:1] == b"\0" or len(key) > _MAX_NAME:
+def _write_tensor(file: IO[bytes], item: Item, shard: int) -> tuple[bytes, bytes]:
+    """Write a tensor to a data file; return its key and entry in the index."""
+    info, chunks = describe(item)
+    key = info.name.encode()
+    if not 0 < len(key) <= _MAX_NAME or key[:1] == b"\0":
         raise CheckpointError(
-            f"tensor name {name[:200]!r} of {len(key):,} bytes cannot stand in a bundle; it needs 1 to "
+            f"tensor name {info.name[:200]!r} of {len(key):,} bytes cannot be used in a bundle; it needs 1 to "
             f"{_MAX_NAME:,} bytes, the first not zero"
         )
-    return key
-
-
-def _write_tensor(file: IO[bytes], item: Item) -> tuple[TensorInfo, int, int]:
-    """Return (info, offset, masked crc32c) of a tensor, written to the file."""
-    info, chunks = describe(item)
-    offset = file.tell()
     if info.dtype not in STORAGE or info.dtype not in _NUMBERS:
         raise CheckpointError(f"tensor {info.name!r} is of dtype {info.dtype}, which a bundle cannot hold")
-    pad = -offset % np.dtype(STORAGE[info.dtype]).alignment  # so that a reader can map it
-    file.write(b"\0" * pad)
+    file.write(b"\0" * (-file.tell() % np.dtype(STORAGE[info.dtype]).alignment))  # so that a reader can map it
+    offset = file.tell()
     crc = 0
     for chunk in raw_chunks(info, chunks):
         crc = crc32c(chunk.data, crc)
         file.write(chunk.data)
-    return info, offset + pad, masked(crc)
-
-
-def _entry(info: TensorInfo, shard: int, offset: int, checksum: int) -> bytes:
     shape = b"".join(encode_bytes(2, encode_int(1, size)) for size in info.shape)
-    return (
+    return key, (
         encode_int(1, _NUMBERS[info.dtype])
         + encode_bytes(2, shape)
         + encode_int(3, shard)
         + encode_int(4, offset)
         + encode_int(5, info.nbytes)
-        + encode_fixed32(6, checksum)
+        + encode_fixed32(6, masked(crc))
     )
