@@ -113,15 +113,20 @@ def inspect(
     with open_source(location) as source:
         found, config_file, config, problems = _recognise(source, location)
         stored = source.inner if isinstance(source, Renamed) else source
-        files = _files(location)
-        tensors, rounded = len(stored.tensors), isinstance(stored, Quantized)
+        tensors, quantized = len(stored.tensors), isinstance(stored, Quantized)
+    expected: dict[Path, int | None] = dict.fromkeys(location.data_files)
+    if location.format == "tensorflow":
+        from hanmo.checkpoint.tf.bundle import expected_sizes
+
+        expected = dict(expected_sizes(location.path))
+    files = [StoredFile(file, file.stat().st_size if file.is_file() else None, end) for file, end in expected.items()]
     problems += found.mismatches
     if found.missing:
         problems.append(f"tensors of the model that are missing: {len(found.missing)}, first {found.missing[0]}")
     if found.unexpected:
         problems.append(f"tensors that fit no {found.family}: {len(found.unexpected)}, first {found.unexpected[0]}")
     notes = list(found.notes)
-    if rounded:
+    if quantized:
         notes.append("matrices are stored in 8 bits with a scale for each row, and read as float32")
     if all(file.bytes is None for file in files):
         notes.append(f"only the index is here; the data has {sum(file.expected or 0 for file in files):,} bytes")
@@ -134,11 +139,15 @@ def inspect(
                 f"SHA256 of {files[0].path.name} is {files[0].sha256}, the released file's is {found.sha256}: "
                 f"it was damaged on the way, or trained further"
             )
-    vocabulary = _vocabulary(location.folder)
-    if vocabulary is not None:
-        rows, words = found.sizes["vocab_size"], vocabulary[1]
+    vocabulary = None
+    words_file = location.folder / "vocab.txt"
+    if words_file.is_file():
+        data = read_bytes(words_file)
+        # Only '\n' ends a word: vocabularies hold U+2028 and the like.
+        words, rows = data.count(b"\n") + (data[-1:] not in (b"", b"\n")), found.sizes["vocab_size"]
+        vocabulary = words_file, words
         if words > rows or rows - words > SPARE:
-            problems.append(f"{vocabulary[0].name} has {words:,} words, the embedding {rows:,} rows")
+            problems.append(f"vocab.txt has {words:,} words, the embedding {rows:,} rows")
     return Inspection(
         location.path, location.format, found, tensors, files, config, config_file, vocabulary, notes, problems
     )
@@ -146,12 +155,11 @@ def inspect(
 
 def _recognise(source: Source, location: Location) -> tuple[Recognised, Path | None, dict[str, Any], list[str]]:
     """Recognise by the configuration beside the checkpoint, or by shapes if it is none; return what is wrong too."""
-    if "token.weight" in source.tensors:
-        own = location.own_config
-        if own is None:
-            raise MissingFile(f"{source.path} has Hanmo's own names but no hanmo.json beside it; copy it there")
-        return recognise_own(source, ModelConfig.read(own)), own, read_json(own, error=ConfigError), []
     path = location.config
+    if "token.weight" in source.tensors:
+        if (path := location.own_config) is None:
+            raise MissingFile(f"{source.path} has Hanmo's own names but no hanmo.json beside it; copy it there")
+        return recognise_own(source, ModelConfig.read(path)), path, read_json(path, error=ConfigError), []
     problems = []
     if path is not None:
         try:
@@ -164,16 +172,6 @@ def _recognise(source: Source, location: Location) -> tuple[Recognised, Path | N
     return found, path, found.names.original(found.config), problems
 
 
-def _files(location: Location) -> list[StoredFile]:
-    """List the files of tensors with their sizes, and for TensorFlow those that the index expects."""
-    expected: dict[Path, int | None] = dict.fromkeys(location.data_files)
-    if location.format == "tensorflow":
-        from hanmo.checkpoint.tf.bundle import expected_sizes
-
-        expected = dict(expected_sizes(location.path))
-    return [StoredFile(path, path.stat().st_size if path.is_file() else None, end) for path, end in expected.items()]
-
-
 def _size_problem(file: StoredFile) -> str:
     if file.bytes is None:
         size = "" if file.expected is None else f"; it has {file.expected:,} bytes"
@@ -184,13 +182,10 @@ def _size_problem(file: StoredFile) -> str:
 
 
 def _sum_up(files: list[StoredFile], progress: Callable[[int, int], None] | None) -> list[StoredFile]:
-    total = 0
-    for file in files:
-        if file.bytes is None:
-            raise MissingFile(f"{file.path} is not here, so it has no SHA256; leave sha256 out to see the rest")
-        total += file.bytes
+    if missing := [file.path for file in files if file.bytes is None]:
+        raise MissingFile(f"{missing[0]} is not here, so it has no SHA256; leave sha256 out to see the rest")
+    total, done = sum(file.bytes or 0 for file in files), 0
     summed = []
-    done = 0
     for file in files:
         digest = hashlib.sha256()
         with open_file(file.path, buffering=0) as stream:
@@ -201,12 +196,3 @@ def _sum_up(files: list[StoredFile], progress: Callable[[int, int], None] | None
                     progress(done, total)
         summed.append(replace(file, sha256=digest.hexdigest()))
     return summed
-
-
-def _vocabulary(folder: Path) -> tuple[Path, int] | None:
-    path = folder / "vocab.txt"
-    if not path.is_file():
-        return None
-    data = read_bytes(path)
-    # Only '\n' ends a word: vocabularies hold U+2028 and the like.
-    return path, data.count(b"\n") + (not data.endswith(b"\n") and bool(data))

@@ -6,7 +6,7 @@ change stay copy-on-write views of the mapped file; others are converted one by 
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,17 +74,24 @@ def fill(
     progress: called with the bytes of each tensor when it is in.
     Raises TensorMismatch for missing, unexpected or wrongly shaped tensors, ConfigError where config.json is to blame.
     """
-    ours = {name: parameter for name, parameter in model.named_parameters()}
+    ours = dict(model.named_parameters())
+    fresh_names = [name for name in ours if fresh is not None and re.search(fresh, name)]
     report = Report()
     wanted: dict[str, Row] = {}
     for row in rows:
         if any(name in ours for name in row.ours):
             wanted[row.theirs] = row
-        elif row.theirs in source.tensors and all(_left_out(model, name) for name in row.ours):
+        # A head or stack may be left out, blocks may not.
+        elif row.theirs in source.tensors and all(
+            name.startswith("pooler.nsp.") or getattr(model, name.partition(".")[0], model) is None for name in row.ours
+        ):
             report.dropped[row.theirs] = "a part that this model was built without"
     _check_names(source, wanted, dropped, report)
-    _check_filled(ours, wanted, fresh)
-    _check_shapes(source, wanted, ours, edit)
+    filled = {name for row in wanted.values() for name in row.ours}.union(fresh_names)
+    if lost := [name for name in ours if name not in filled]:
+        raise TensorMismatch(f"the model has {lost[0]}, which checkpoints of this family do not hold")
+    for row in wanted.values():
+        _check_shape(source, row, [ours[name].shape for name in row.ours], edit)
     for name in source.in_file_order:
         if name not in wanted:
             continue
@@ -103,87 +110,65 @@ def fill(
         report.used += 1
         if progress is not None:
             progress(info.nbytes)
-    for name, parameter in ours.items():
-        if fresh is not None and re.search(fresh, name):
-            _set(model, name, torch.zeros(parameter.shape, dtype=dtype or torch.float32))
+    for name in fresh_names:
+        _set(model, name, torch.zeros(ours[name].shape, dtype=dtype or torch.float32))
     return report
 
 
 def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
     parent, _, leaf = name.rpartition(".")
-    module = model.get_submodule(parent)
     # `data` shares memory, not the counter of changes: parts of one fused tensor are updated one at a time in backward.
-    module.register_parameter(leaf, nn.Parameter(tensor.data, requires_grad=tensor.is_floating_point()))
-
-
-def _left_out(model: Model, name: str) -> bool:
-    """Tell whether the model lacks the head or stack that a parameter belongs to; blocks are never left out."""
-    return name.startswith("pooler.nsp.") or getattr(model, name.partition(".")[0], model) is None
+    parameter = nn.Parameter(tensor.data, requires_grad=tensor.is_floating_point())
+    model.get_submodule(parent).register_parameter(leaf, parameter)
 
 
 def _check_names(source: Source, wanted: Mapping[str, Row], dropped: Mapping[str, str], report: Report) -> None:
+    def nearest(name: str, names: Iterable[str]) -> str:
+        near = difflib.get_close_matches(name, list(names), n=10, cutoff=0.3)
+        return f"; the nearest names are {', '.join(near)}" if near else "; no name is near it"
+
     for name in source.tensors:
         if name in wanted or name in report.dropped:
             continue
         reason = next((why for pattern, why in dropped.items() if re.match(pattern, name)), None)
         if reason is None:
             raise TensorMismatch(
-                f"{source.path} holds {name}, which this model has no place for{_nearest(name, wanted)}"
+                f"{source.path} holds {name}, which this model has no place for{nearest(name, wanted)}"
             )
         report.dropped[name] = reason
     if missing := [name for name in wanted if name not in source.tensors]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise TensorMismatch(
-            f"{source.path} lacks {missing[0]}{more}, which this model needs{_nearest(missing[0], source.tensors)}"
-        )
+        near = nearest(missing[0], source.tensors)
+        raise TensorMismatch(f"{source.path} lacks {missing[0]}{more}, which this model needs{near}")
 
 
-def _nearest(name: str, names: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(name, names, n=10, cutoff=0.3)
-    return f"; the nearest names are {', '.join(near)}" if near else "; no name is near it"
-
-
-def _check_filled(ours: Mapping[str, nn.Parameter], wanted: Mapping[str, Row], fresh: str | None) -> None:
-    have = {name for row in wanted.values() for name in row.ours}
-    for name in ours:
-        if name not in have and not (fresh is not None and re.search(fresh, name)):
-            raise TensorMismatch(f"the model has {name}, which checkpoints of this family do not hold")
-
-
-def _check_shapes(
-    source: Source, wanted: Mapping[str, Row], ours: Mapping[str, nn.Parameter], edit: VocabularyEdit | None
-) -> None:
-    for name, row in wanted.items():
-        info = source.tensors[name]
-        shapes = [ours[target].shape for target in row.ours]
-        expected = foreign_shape(row, shapes)
-        shape = info.shape
-        if edit is not None and row.ours[0] in VOCABULARY:
-            axis = 1 if row.how == "transpose" else 0
-            shape = tuple(edit.size(n) if i == axis else n for i, n in enumerate(shape))
-        if tuple(shape) != expected:
-            raise ConfigError(
-                f"{name} in {source.path} is {list(info.shape)}; the configuration makes it {list(expected)}"
-                f"{_blame(row.ours[0], shape, expected)}"
-            )
-
-
-# Which field of config.json a shape hangs on: our name's pattern → (axis, field).
-_FIELDS = (
-    (r"^token\.weight$", ("vocab_size", "hidden_size (or embedding_size)")),
-    (r"embedding\.position\.weight$", ("max_position_embeddings", "hidden_size (or embedding_size)")),
-    (r"embedding\.segment\.weight$", ("type_vocab_size", "hidden_size (or embedding_size)")),
-    (r"feed_forward\.(input|gate)\.weight$", ("hidden_size", "intermediate_size")),
-    (
-        r"attention\.(query|key|value)\.weight$",
-        ("hidden_size", "num_attention_heads, attention_head_size or _key_size"),
+# Which fields of config.json give a parameter's axes, by a pattern of our name.
+_FIELDS = {
+    r"^token\.weight$": ("vocab_size", "hidden_size (or embedding_size)"),
+    r"embedding\.position\.weight$": ("max_position_embeddings", "hidden_size (or embedding_size)"),
+    r"embedding\.segment\.weight$": ("type_vocab_size", "hidden_size (or embedding_size)"),
+    r"feed_forward\.(input|gate)\.weight$": ("hidden_size", "intermediate_size"),
+    r"attention\.(query|key|value)\.weight$": (
+        "hidden_size",
+        "num_attention_heads, attention_head_size or _key_size",
     ),
-)
+}
 
 
-def _blame(ours: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
-    for pattern, names in _FIELDS:
-        if re.search(pattern, ours) and len(shape) == len(expected) == 2:
+def _check_shape(source: Source, row: Row, shapes: list[torch.Size], edit: VocabularyEdit | None) -> None:
+    """Raise ConfigError if a tensor has another shape than the model's; shapes: of the row's parameters."""
+    stored = source.tensors[row.theirs].shape
+    shape, expected = list(stored), foreign_shape(row, shapes)
+    if edit is not None and row.ours[0] in VOCABULARY and shape:
+        axis = 1 if row.how == "transpose" else 0
+        shape[axis] = edit.size(shape[axis])
+    if tuple(shape) == expected:
+        return
+    advice = "config.json belongs to another checkpoint"
+    for pattern, names in _FIELDS.items():
+        if re.search(pattern, row.ours[0]) and len(shape) == len(expected) == 2:
             axis = next(i for i in range(2) if shape[i] != expected[i])
-            return f"; set {names[axis]} in config.json so that {expected[axis]} becomes {shape[axis]}"
-    return "; config.json belongs to another checkpoint"
+            advice = f"set {names[axis]} in config.json so that {expected[axis]} becomes {shape[axis]}"
+    raise ConfigError(
+        f"{row.theirs} in {source.path} is {list(stored)}; the configuration makes it {list(expected)}; {advice}"
+    )

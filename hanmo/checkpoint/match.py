@@ -18,7 +18,7 @@ from hanmo.checkpoint.shapes import bare
 from hanmo.checkpoint.source import Source
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingFile
-from hanmo.families import FAMILIES, Names, Row
+from hanmo.families import FAMILIES, Row
 from hanmo.files import errors_as, read_json
 from hanmo.model import Model
 
@@ -41,17 +41,55 @@ def plan(
     own = source.path.parent / OWN_CONFIG
     if config is None and own.is_file():
         config = ModelConfig.read(own)
-    if not isinstance(config, ModelConfig):
-        found, rows = _by_config_json(source, config, family)
-    elif family not in (None, config.family):
-        raise ConfigError(f"family is {family!r}, the configuration's is {config.family!r}; leave family out")
+    if isinstance(config, ModelConfig):
+        if family not in (None, config.family):
+            raise ConfigError(f"family is {family!r}, the configuration's is {config.family!r}; leave family out")
+        if "token.weight" in source.tensors:
+            return _by_own_names(source, config)
+        # A ready configuration may leave out a stack that the file holds.
+        found = recognise(source, family=config.family)
+        stacks = {side: getattr(config, side) or getattr(found.config, side) for side in ("encoder", "decoder")}
+        rows = found.names.rows(replace(config, **stacks))
+        found.config, found.derived = config, False
     else:
-        found, rows = _by_model_config(source, config)
-    if found.format != "hanmo":
-        used = {row.theirs for row in rows}
-        repeats = {name: bare(found.names, other, source.tensors) for name, other in found.names.repeats.items()}
-        check_repeats(source, {name: other for name, other in repeats.items() if name not in used})
+        found = _by_config_json(source, config, family)
+        rows = found.names.rows(found.config)
+    rows = rename(rows, source.tensors, found.names.prefix)
+    used = {row.theirs for row in rows}
+    repeats = {name: bare(found.names, other, source.tensors) for name, other in found.names.repeats.items()}
+    check_repeats(source, {name: other for name, other in repeats.items() if name not in used})
     return found, rows
+
+
+def _by_own_names(source: Source, config: ModelConfig) -> tuple[Recognised, list[Row]]:
+    found = recognise_own(source, config)
+    if found.mismatches:
+        raise ConfigError(
+            f"{source.path}: {'; '.join(found.mismatches)}; give the configuration that it was saved with"
+        )
+    with torch.device("meta"):
+        ours = dict(Model(config).named_parameters())
+    return found, [Row((name,), name) for name in {**ours, **source.tensors}]
+
+
+def _by_config_json(source: Source, config: str | Path | None, family: str | None) -> Recognised:
+    folder = source.path.parent if config is None else Path(config).parent
+    expected = "the config.json that belongs to the checkpoint"
+    data = read_config(folder) if config is None else _read(Path(config), expected)
+    found = recognise(source, config=data, family=family)
+    beside = folder / GENERATION_CONFIG
+    generation = read_json(beside, error=ConfigError) if beside.is_file() else {}
+    found.config = replace(found.config, generation=generation_fields(data or {}, generation))
+    if found.mismatches:
+        raise ConfigError(
+            f"{source.path}: {'; '.join(found.mismatches)}; correct config.json or take the one it came with"
+        )
+    if found.guesses:
+        raise MissingFile(
+            f"no config.json beside {source.path}, and its shapes do not tell {found.guesses[0]}; "
+            f"put the one it came with there, or the one that 'hanmo inspect' prints"
+        )
+    return found
 
 
 def generation_fields(config: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,47 +107,6 @@ def generation_fields(config: Mapping[str, Any], generation: Mapping[str, Any]) 
     return kept | {key: value for key, value in generation.items() if key.endswith("_token_id") and value is not None}
 
 
-def _by_config_json(source: Source, config: str | Path | None, family: str | None) -> tuple[Recognised, list[Row]]:
-    if config is None:
-        folder = source.path.parent
-        data = read_config(folder)
-    else:
-        folder = Path(config).parent
-        data = _read(Path(config), "the config.json that belongs to the checkpoint")
-    found = recognise(source, config=data, family=family)
-    beside = folder / GENERATION_CONFIG
-    generation = read_json(beside, error=ConfigError) if beside.is_file() else {}
-    found.config = replace(found.config, generation=generation_fields(data or {}, generation))
-    if found.mismatches:
-        raise ConfigError(
-            f"{source.path}: {'; '.join(found.mismatches)}; mend config.json or take the one it came with"
-        )
-    if found.guesses:
-        raise MissingFile(
-            f"no config.json beside {source.path}, and its shapes do not tell {found.guesses[0]}; "
-            f"put the one it came with there, or the one that 'hanmo inspect' prints"
-        )
-    return found, rename(found.names.rows(found.config), source.tensors, found.names.prefix)
-
-
-def _by_model_config(source: Source, config: ModelConfig) -> tuple[Recognised, list[Row]]:
-    """Match by a ready configuration, which may leave out a stack that the file holds."""
-    if "token.weight" in source.tensors:
-        found = recognise_own(source, config)
-        if found.mismatches:
-            raise ConfigError(
-                f"{source.path}: {'; '.join(found.mismatches)}; give the configuration that it was saved with"
-            )
-        with torch.device("meta"):
-            ours = dict(Model(config).named_parameters())
-        return found, [Row((name,), name) for name in {**ours, **source.tensors}]
-    found = recognise(source, family=config.family)
-    stacks = {side: getattr(config, side) or getattr(found.config, side) for side in ("encoder", "decoder")}
-    rows = rename(found.names.rows(replace(config, **stacks)), source.tensors, found.names.prefix)
-    found.config, found.derived = config, False
-    return found, rows
-
-
 def _read(path: Path, expected: str) -> dict[str, Any]:
     if not path.is_file():
         raise MissingFile(f"no configuration at {path}; give {expected}")
@@ -122,26 +119,21 @@ def config_of(path: Path, *, family: str | None = None, mask: str | None = None)
     An encoder gets the head that predicts tokens and no other.
     Raises ConfigError if nothing tells the family, or it is no configuration.
     """
+    check_family(family)
     data = _read(path, "a hanmo.json or config.json")
     if "encoder" in data or "decoder" in data:
         config = ModelConfig.read(path)
     else:
+        kind = data.get("model_type")
+        tables = [each.huggingface for each in ([FAMILIES[family]] if family else FAMILIES.values())]
+        names = next((each for each in tables if each is not None and kind and each.model_type == kind), None)
+        names = names or (FAMILIES[family].tensorflow if family else None)
+        if names is None:
+            raise ConfigError(
+                f"{path} does not say which family it is of (model_type is {kind!r}); name one: {', '.join(FAMILIES)}"
+            )
         with errors_as(ConfigError, f"{path} holds a value of a kind that cannot be right"):
-            config = _names_for(path, data, family).config(data)
+            config = names.config(data)
     if config.decoder is None and config.output != "none":
         config = replace(config, pool="none", nsp=False, discriminator=False)
     return config if mask is None else config.with_mask(mask)
-
-
-def _names_for(path: Path, data: dict[str, Any], family: str | None) -> Names:
-    check_family(family)
-    kind = data.get("model_type")
-    for candidate in [FAMILIES[family]] if family else FAMILIES.values():
-        if kind and candidate.huggingface is not None and candidate.huggingface.model_type == kind:
-            return candidate.huggingface
-    names = FAMILIES[family].tensorflow if family else None
-    if names is None:
-        raise ConfigError(
-            f"{path} does not say which family it is of (model_type is {kind!r}); name one: {', '.join(FAMILIES)}"
-        )
-    return names

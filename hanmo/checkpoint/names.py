@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hanmo.checkpoint.source import Array, Source
+from hanmo.checkpoint.source import Source
 from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, TensorMismatch
 from hanmo.families import Row
@@ -110,18 +110,15 @@ def check_repeats(source: Source, repeats: Mapping[str, str]) -> None:
     for name, other in repeats.items():
         if name not in source.tensors or other not in source.tensors:
             continue
-        same = _same_bits(source.read(name), source.read(other))
-        for each in (name, other):
-            source.release(each)
+        one, two = source.read(name), source.read(other)
+        same = (one.dtype, one.shape) == (two.dtype, two.shape)
+        if same:
+            one, two = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (one, two))
+            same = all(np.array_equal(one[at : at + PIECE], two[at : at + PIECE]) for at in range(0, len(one), PIECE))
+        source.release(name)
+        source.release(other)
         if not same:
             raise TensorMismatch(
                 f"{source.path} holds {name} beside {other}, which config.json says are one tensor, but they differ; "
                 f"set tie_word_embeddings to false in config.json if the model was trained so"
             )
-
-
-def _same_bits(first: Array, second: Array) -> bool:
-    if first.dtype != second.dtype or first.shape != second.shape:
-        return False
-    one, two = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (first, second))
-    return all(np.array_equal(one[at : at + PIECE], two[at : at + PIECE]) for at in range(0, len(one), PIECE))

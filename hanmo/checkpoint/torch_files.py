@@ -8,13 +8,12 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from reprlib import repr
 from typing import TYPE_CHECKING, Any
 
 from hanmo.checkpoint.source import STORAGE, Array, Source, TensorInfo, storage_bytes
-from hanmo.errors import CheckpointError, CorruptFile, MissingFile
+from hanmo.errors import CheckpointError, CorruptFile
 from hanmo.files import errors_as, open_file
 
 if TYPE_CHECKING:
@@ -39,11 +38,29 @@ class TorchFile(Source):
 
     def __init__(self, path: Path, *, verify: bool = True) -> None:
         self.path = path
-        loaded, zipped = _load(path)
+        with open_file(path) as file:
+            zipped = file.read(4) == b"PK\x03\x04"
         self._verify = verify and zipped
-        self._found = dict(sorted(_state_dict(loaded, path).items()))
-        self.tensors = {name: _info(name, tensor, path) for name, tensor in self._found.items()}
-        _refuse_repeated(self._found, path)
+        self._found = dict(sorted(_state_dict(_load(path, zipped=zipped), path).items()))
+        self.tensors = {}
+        beyond = {}
+        for name, tensor in self._found.items():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            if dtype not in STORAGE or str(tensor.layout) != "torch.strided" or tensor.device.type != "cpu":
+                raise CheckpointError(
+                    f"tensor {name!r} of {path} is {tensor.layout} {dtype} on {tensor.device}; expected a dense tensor "
+                    "of plain numbers: save it again"
+                )
+            self.tensors[name] = TensorInfo(name, dtype, tuple(tensor.shape), storage_bytes(dtype, tensor.shape))
+            beyond[name] = tensor.nbytes - tensor.untyped_storage().nbytes()
+        # A stride of 0 repeats a number: a small file, a full memory.
+        if sum(size for size in beyond.values() if size > 0) > _MOST_REPEATED:
+            name = max(beyond, key=lambda name: beyond[name])
+            tensor = self._found[name]
+            raise CorruptFile(
+                f"tensor {name!r} of {path} claims the shape {list(tensor.shape)} but repeats the numbers of "
+                f"{tensor.untyped_storage().nbytes():,} bytes; save it again, made contiguous"
+            )
         self.in_file_order = sorted(self._found, key=lambda name: self._found[name].data_ptr())
 
     def read(self, name: str) -> Array:
@@ -61,39 +78,31 @@ class TorchFile(Source):
         self._found = {}
 
 
-def _load(path: Path) -> tuple[object, bool]:
-    """Return what the file holds, and whether it is a zip archive, whose tensors are mapped."""
+def _load(path: Path, *, zipped: bool) -> object:
+    """Return what the file holds; the tensors of a zip archive are mapped."""
     import torch
 
-    try:
-        with open_file(path) as file:
-            zipped = file.read(4) == b"PK\x03\x04"
-    except FileNotFoundError:
-        raise MissingFile(f"{path} is missing; download it again into {path.parent}") from None
-    with errors_as(CorruptFile, f"{path} is not a whole file of torch.save", advice="; download or copy it again"):
+    with errors_as(CorruptFile, f"{path} is not a complete file of torch.save", advice="; download or copy it again"):
         if zipped:
-            _check_stored(path)
+            with open_file(path) as file, zipfile.ZipFile(file) as archive:
+                # Mapping would take compressed records for numbers, and they may unpack to any size.
+                if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                    raise CorruptFile(
+                        f"{path} holds compressed records, which torch.save never writes; load it with torch.load and "
+                        "save it again, or better as safetensors"
+                    )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about old protocols, of no use to whoever was given the file
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped), zipped
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         except pickle.UnpicklingError as error:
-            reason = str(error).partition("\n")[0][:300]
+            # torch's message is long; one sentence names what was refused.
+            sentences = str(error).replace(". ", "\n").splitlines() or [""]
+            reason = next((line for line in sentences if "GLOBAL" in line or "nsupported" in line), sentences[0])
             raise CorruptFile(
                 f"{path} is refused: it is damaged, or its pickle holds more than tensors and could run code "
-                f"({_refused(str(error)) or reason}); save its state_dict alone, or better as safetensors"
+                f"({reason.strip()[:300]}); save its state_dict alone, or better as safetensors"
             ) from None
-
-
-def _check_stored(path: Path) -> None:
-    """Refuse compressed records, which mapping would take for numbers and which may unpack to any size."""
-    with open_file(path) as file, zipfile.ZipFile(file) as archive:
-        for record in archive.infolist():
-            if record.compress_type != zipfile.ZIP_STORED:
-                raise CorruptFile(
-                    f"{path} holds compressed records, which torch.save never writes; load it with torch.load and "
-                    "save it again, or better as safetensors"
-                )
 
 
 def _check_sums(path: Path) -> None:
@@ -108,14 +117,6 @@ def _check_sums(path: Path) -> None:
                 with archive.open(record) as stream:
                     while stream.read(_CHUNK):
                         pass
-
-
-def _refused(message: str) -> str:
-    """Return the sentence of torch's long message that names what was refused, if there is one."""
-    for line in message.replace(". ", "\n").splitlines():
-        if "GLOBAL" in line or "nsupported" in line:
-            return line.strip()[:300]
-    return ""
 
 
 def _state_dict(loaded: object, path: Path) -> dict[str, torch.Tensor]:
@@ -135,26 +136,3 @@ def _state_dict(loaded: object, path: Path) -> dict[str, torch.Tensor]:
             )
         tensors[name] = value.detach()
     return tensors
-
-
-def _info(name: str, tensor: torch.Tensor, path: Path) -> TensorInfo:
-    import torch
-
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in STORAGE or tensor.layout != torch.strided or tensor.device.type != "cpu":
-        raise CheckpointError(
-            f"tensor {name!r} of {path} is {tensor.layout} {dtype} on {tensor.device}; expected a dense tensor of "
-            "plain numbers: save it again"
-        )
-    return TensorInfo(name, dtype, tuple(tensor.shape), storage_bytes(dtype, tensor.shape))
-
-
-def _refuse_repeated(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Refuse tensors that claim many times the numbers they have, by a stride of 0: a small file, a full memory."""
-    beyond = {name: tensor.nbytes - tensor.untyped_storage().nbytes() for name, tensor in tensors.items()}
-    if sum(size for size in beyond.values() if size > 0) > _MOST_REPEATED:
-        name = max(beyond, key=lambda name: beyond[name])
-        raise CorruptFile(
-            f"tensor {name!r} of {path} claims the shape {list(tensors[name].shape)} but repeats the numbers of "
-            f"{tensors[name].untyped_storage().nbytes():,} bytes; save it again, made contiguous"
-        )

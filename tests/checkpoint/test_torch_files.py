@@ -113,14 +113,14 @@ def test_a_pickle_with_code_is_refused_and_never_run(tmp_path, form):
 @pytest.mark.parametrize("data", [b"", b"garbage" * 20, b"PK\x03\x04" + bytes(100), bytes(100)])
 def test_bytes_that_are_no_torch_file_are_refused(tmp_path, data):
     (tmp_path / "m.bin").write_bytes(data)
-    with pytest.raises(CorruptFile, match=r"m\.bin is (refused|not a whole file of torch\.save)"):
+    with pytest.raises(CorruptFile, match=r"m\.bin is (refused|not a complete file of torch\.save)"):
         TorchFile(tmp_path / "m.bin")
 
 
 def test_a_file_cut_short_is_refused(tmp_path):
     path = write_torch(tmp_path / "m.bin", [("v", np.zeros(400))])
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(CorruptFile, match=r"m\.bin is not a whole file of torch\.save: .*download or copy it again"):
+    with pytest.raises(CorruptFile, match=r"m\.bin is not a complete file of torch\.save: .*download or copy it again"):
         TorchFile(path)
 
 
