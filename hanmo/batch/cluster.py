@@ -48,11 +48,21 @@ def write_on_cluster(
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    available = int(ray.cluster_resources().get("GPU", 0))
+    if gpus is not False and available:
+        workers, resources = available, {"num_gpus": 1}
+    elif gpus:
+        raise ConfigError("the device is a GPU, and the Ray cluster has none; leave device out")
+    else:
+        machines = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        resources = {"num_cpus": min(filter(None, machines))}  # so that every machine has room for a worker
+        workers = sum(machine // resources["num_cpus"] for machine in machines)
     results = ray.data.from_items(windows, override_num_blocks=len(windows)).map_batches(
         _Worker,
         batch_size=1,
         fn_constructor_args=(os.getcwd(), prompts, open_model, dict(options), done),
-        **_share(ray, gpus),
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        **resources,
     )
     for result in results.iter_rows():
         answer = json.loads(result["answer"])
@@ -64,22 +74,20 @@ def write_on_cluster(
 class _Worker:
     """A Ray actor that opens the model for its first window and keeps it."""
 
-    def __init__(
-        self, folder: str, prompts: Path, open_model: Callable[[], Pipeline], options: Mapping[str, Any], done: int
-    ) -> None:
-        self._folder, self._prompts, self._open_model, self._options = folder, prompts, open_model, options
-        self._done = done
+    def __init__(self, folder: str, prompts: Path, *arguments: Any) -> None:
+        self._folder, self._prompts, self._arguments = folder, prompts, arguments
         self._work: BatchWriter | None = None
 
     def __call__(self, windows: Mapping[str, Any]) -> dict[str, list[str]]:
         """Compute one window and return its lines as JSON, or an error that no single row caused."""
         start, number, rows = (int(windows[name][0]) for name in ("start", "number", "rows"))
+        open_model, options, done = self._arguments
         try:
             if self._work is None:
                 os.chdir(self._folder)  # relative paths are those of the command
-                self._work = BatchWriter(self._open_model(), **self._options)
+                self._work = BatchWriter(open_model(), **options)
             wanted = islice(read_rows(self._prompts, start=start, number=number), rows)
-            answer: Any = [line for lines in self._work.write(wanted, done=self._done) for line in lines]
+            answer: Any = [line for lines in self._work.write(wanted, done=done) for line in lines]
         except (HanmoError, OSError) as error:
             answer = {"error": type(error).__name__, "message": str(error)}
         return {"answer": [json.dumps(answer)]}
@@ -100,16 +108,3 @@ def _connect() -> Any:
                 "no Ray cluster is found; start one with `ray start --head`, or set RAY_ADDRESS to one that runs"
             ) from None
     return ray
-
-
-def _share(ray: Any, gpus: bool | None) -> dict[str, Any]:
-    """Return the number of workers and the resources of each: a GPU, or the CPUs of the smallest machine."""
-    available = int(ray.cluster_resources().get("GPU", 0))
-    if gpus is not False and available:
-        return {"num_gpus": 1, "compute": ray.data.ActorPoolStrategy(size=available)}
-    if gpus:
-        raise ConfigError("the device is a GPU, and the Ray cluster has none; leave device out")
-    machines = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    least = min(filter(None, machines))
-    workers = sum(machine // least for machine in machines)
-    return {"num_cpus": least, "compute": ray.data.ActorPoolStrategy(size=workers)}

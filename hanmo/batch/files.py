@@ -1,11 +1,11 @@
-"""The files of a run: its results, its settings, and from which row it resumes.
+"""The files of a run: its results, its settings, and from which row it resumes. Knows no model.
 
-    results.jsonl           a line for each row that was written for, in the order of the rows
-    results.errors.jsonl    a line for each row that could not be
-    results.jsonl.run       what the run is: the prompts' size and digest, its settings, its seed
+    results.jsonl           a line for each row that succeeded, in the order of the rows
+    results.errors.jsonl    a line for each row that failed
+    results.jsonl.run       the prompts' size and digest, the settings and the seed of the run
 
-Every row stands in one of the first two, and a row's line is written before the next row's, so a process that is
-killed leaves at most one line that is cut short, the last. Knows nothing of models.
+Every row is in one of the first two, and its line is written before that of the next row, so a process that is killed
+leaves at most one incomplete line, the last.
 """
 
 import hashlib
@@ -13,11 +13,11 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from hanmo.batch.rows import read_lines
@@ -34,9 +34,9 @@ class Run:
     """A new or resumed run over a file of prompts; a context manager, as it holds files open.
 
     seed: None takes the seed that the run began with, or a fresh one.
-    settings: all that the results depend on, as JSON knows it.
+    settings: all that the results depend on, as JSON types.
     start, number: the bytes and lines of the prompts that are done.   rows, bad: done rows, and those of them that
-    could not be written for.   size: bytes of the prompts.   finished: whether every row is done.
+    failed.   size: bytes of the prompts.   finished: whether every row is done.
     Raises MissingFile if there are no prompts; ConfigError for other settings than the run was begun with; DataError
     for prompts without rows, for files that are not this run's, and while another process writes them.
     """
@@ -51,10 +51,13 @@ class Run:
             raise ConfigError(f"the results would replace the prompts, {prompts}; give another file for them")
         if seed is not None:
             check_seed(seed)
-        self.seed = fresh_seed() if seed is None else seed
         self.start = self.number = self.rows = 0
-        self.size, digest = prompts.stat().st_size, _digest(prompts)
-        what = {"format": 1, "prompts": {"bytes": self.size, "sha256": digest}, "settings": dict(settings)}
+        self.size, digest = prompts.stat().st_size, hashlib.sha256()
+        with open_file(prompts, error=DataError) as file:
+            for block in iter(partial(file.read, 1 << 20), b""):
+                digest.update(block)
+        facts = {"bytes": self.size, "sha256": digest.hexdigest()}
+        what = json.loads(json.dumps({"format": 1, "prompts": facts, "settings": dict(settings)}))
         self._files: list[_File] = []
         self._lock = ExitStack()
         try:
@@ -62,14 +65,13 @@ class Run:
             self._lock.enter_context(exclusive(out.with_name(f".{out.name}.lock"), out))
             for path in (out, self.errors):
                 self._files.append(_File(path))
-            if any(file.head is not None for file in self._files):
-                self.seed = self._same(json.loads(json.dumps(what)), seed)
-            self.finished = self._resume()
+            begun = any(file.head is not None for file in self._files)
+            self.seed = self._same(what, seed) if begun else fresh_seed() if seed is None else seed
+            self._resume()
         except BaseException:
             self.close()
             raise
-        self._begun = bool(self.rows)
-        self._what = what | {"seed": self.seed}
+        self._record: dict[str, Any] | None = None if self.rows else what | {"seed": self.seed}
 
     @property
     def bad(self) -> int:
@@ -78,17 +80,17 @@ class Run:
 
     def append(self, lines: Sequence[Line]) -> None:
         """Append the results of the next rows. Raises OSError, naming the file, if writing fails."""
-        if not self._begun:
+        if self._record is not None:
             with atomic_path(self.record) as path:
-                path.write_text(json.dumps(self._what, ensure_ascii=False, indent=2) + "\n", "utf-8")
-            self._begun = True
+                path.write_text(json.dumps(self._record, ensure_ascii=False, indent=2) + "\n", "utf-8")
+            self._record = None
         for good, group in groupby(lines, lambda line: line.good):
             part = list(group)
             self._files[not good].append("".join(line.text for line in part), len(part))
             self.start, self.number, self.rows = part[-1].end, part[-1].number, self.rows + len(part)
 
     def window(self, size: int) -> tuple[int, int]:
-        """Give the bytes and lines before the window of the next row: every `size` rows of the file are one."""
+        """Return the bytes and lines before the window of the next row; `size` rows of the file are a window."""
         place = 0, 0
         for number, end, _ in islice(read_lines(self.prompts), self.rows // size * size):
             place = end, number
@@ -103,9 +105,7 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _same(self, what: dict[str, Any], seed: int | None) -> int:
@@ -135,13 +135,13 @@ class Run:
             )
         return old_seed
 
-    def _resume(self) -> bool:
-        """Find the first row that is not done; return whether there is none."""
-        finished = True
+    def _resume(self) -> None:
+        """Find the first row that is not done."""
+        self.finished = True
         for number, end, _ in read_lines(self.prompts):
             file = next((file for file in self._files if file.head == number), None)
             if file is None:
-                finished = False
+                self.finished = False
                 break
             file.advance()
             self.start, self.number, self.rows = end, number, self.rows + 1
@@ -151,32 +151,30 @@ class Run:
                     f"line {file.lines + 1} of {file.path} does not follow what this run wrote before it; take it and "
                     "all behind it away to go on, or give another file for the results"
                 )
-        if finished and not self.rows:
+        if self.finished and not self.rows:
             raise DataError(f'{self.prompts} holds no rows; expected lines such as 今天 or {{"prompt": "今天"}}')
-        return finished
 
 
 class _File:
-    """A file of lines that is read from its start as far as its run wrote it, and then appended to.
+    """A file of lines: those of earlier processes are read first, then new ones are appended.
 
-    head: the row of the next line; None at the end, which is before a last line that is cut short; 0 for a line that
-    no run wrote.
+    lines: read or appended so far.   head: the row of the next line to read; None at the end, which is before an
+    incomplete last line; 0 for a line that no run wrote.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.lines = path, 0
         if path.is_dir():
             raise DataError(f"{path} is a folder; give a file for the results")
+        self.path, self.lines, self._end = path, 0, 0
         self._file = path.open("ab+", buffering=0)
         self._size = os.fstat(self._file.fileno()).st_size  # 0 for a device, which is not read
-        self._end = 0
-        self._reader = path.open("rb")
-        self.head = self._next()
+        self._heads = self._read() if self._size else iter(())
+        self.head = next(self._heads, None)
 
     def advance(self) -> None:
         """Go to the next line."""
         self.lines += 1
-        self.head = self._next()
+        self.head = next(self._heads, None)
 
     def append(self, text: str, lines: int) -> None:
         data = memoryview(text.encode("utf-8", "backslashreplace"))  # half a character in an id: as JSON escapes it
@@ -191,24 +189,16 @@ class _File:
         self.lines += lines
 
     def close(self) -> None:
-        self._reader.close()
         status = os.lstat(self.path)
         if stat.S_ISREG(status.st_mode) and status.st_size == 0:  # as a run that was killed leaves it too
             self.path.unlink()
         self._file.close()
 
-    def _next(self) -> int | None:
-        line = self._reader.readline() if self._size and self._reader.tell() < self._size else b""
-        if not line.endswith(b"\n"):
-            return None
-        self._end = self._reader.tell()
-        found = re.match(rb'\{"row": ([0-9]+), ', line)
-        return int(found[1]) if found else 0
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open_file(path, error=DataError) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    def _read(self) -> Iterator[int]:
+        with self.path.open("rb") as reader:
+            for line in reader:
+                if not line.endswith(b"\n"):
+                    return
+                self._end += len(line)
+                found = re.match(rb'\{"row": ([0-9]+), ', line)
+                yield int(found[1]) if found else 0

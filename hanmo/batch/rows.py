@@ -1,4 +1,4 @@
-"""The rows of a file of prompts: one JSON object a line, good or not, or plain text. Knows lines and seeds, no model.
+"""The rows of a file of prompts: one JSON object a line, valid or not, or plain text. Knows lines and seeds, no model.
 
 A row is {"prompt": "今天", "id": "a-17", "seed": 5}; id and seed may be left out, other keys are not read. In plain
 text each line is a prompt: a file is plain if its first row does not begin with "{", but for .jsonl, .ndjson and .json.
@@ -38,7 +38,9 @@ class Row:
 
 def read_rows(path: Path, *, start: int = 0, number: int = 0) -> Iterator[Row]:
     """Read the rows after the first `start` bytes, which hold `number` lines."""
-    plain = _is_plain(path)
+    _, _, first = next(read_lines(path), (0, 0, b"{"))
+    is_json = path.suffix.lower() in (".jsonl", ".ndjson", ".json")
+    plain = not is_json and not first.removeprefix(BOM_UTF8).lstrip().startswith(b"{")
     for place, end, line in read_lines(path, start=start, number=number):
         yield _row(line, place, end, plain)
 
@@ -61,15 +63,7 @@ def row_seed(seed: int, number: int) -> int:
     return int.from_bytes(blake2b(f"{seed}:{number}".encode(), digest_size=8).digest(), "big")
 
 
-def _is_plain(path: Path) -> bool:
-    """Tell whether each line of a file is a prompt, by its name and its first row."""
-    if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
-        return False
-    _, _, first = next(read_lines(path), (0, 0, b"{"))
-    return not first.removeprefix(BOM_UTF8).lstrip().startswith(b"{")
-
-
-def _row(line: bytes, number: int, end: int, plain: bool = False) -> Row:
+def _row(line: bytes, number: int, end: int, plain: bool) -> Row:
     if len(line) > LONGEST:
         return Row(number, end, error=f"the line is longer than {LONGEST:,} bytes; is there one row a line?")
     try:
@@ -85,12 +79,11 @@ def _row(line: bytes, number: int, end: int, plain: bool = False) -> Row:
         return Row(number, end, error=f"the line is not JSON that can be read: {error}")
     if not isinstance(record, dict):
         return Row(number, end, error=f'the line is {short(record)}; expected an object, {{"prompt": "…"}}')
-    id, seed = record.get("id"), record.get("seed")
+    id, prompt, seed = (record.get(name) for name in ("id", "prompt", "seed"))
     if not isinstance(id, str | int | None):
         return Row(number, end, error=f"the id is {short(id)}; expected a text or a whole number")
     if "prompt" not in record:
         return Row(number, end, id, error=f'there is no "prompt"; the keys are {short(list(record))}')
-    prompt = record["prompt"]
     if not isinstance(prompt, str):
         return Row(number, end, id, error=f"the prompt is {short(prompt)}; expected a text")
     if seed is not None and (type(seed) is not int or not 0 <= seed < 2**64):

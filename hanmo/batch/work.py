@@ -15,22 +15,17 @@ from hanmo.generate.text import GeneratedText, read_prompt, search, write
 from hanmo.pipeline import Pipeline, check_search
 from hanmo.tokenizers.protocol import Tokenizer
 
-__all__ = ["BatchWriter", "Line", "batch_rows", "window_rows"]
+__all__ = ["BatchWriter", "Line", "window_rows"]
 
 _WINDOW = 8  # batches that are sorted by length together
 
 
-def batch_rows(*, batch: int, n: int, beams: int | None) -> int:
-    """Return the rows of a batch of at most `batch` texts, n per row; beam search takes one row at a time."""
-    return 1 if beams is not None else max(1, batch // n)
-
-
 def window_rows(*, batch: int, n: int, beams: int | None) -> int:
-    """Return the rows that are sorted by length into batches together.
+    """Return the rows that are sorted by length into batches of `batch` texts, n a row; a search takes single rows.
 
     Windows are counted from the first row of the file, so that a run resumed at the start of one has the same batches.
     """
-    return _WINDOW * batch_rows(batch=batch, n=n, beams=beams)
+    return _WINDOW * (1 if beams is not None else max(1, batch // n))
 
 
 class Line(NamedTuple):
@@ -48,12 +43,13 @@ class Line(NamedTuple):
 
 
 class BatchWriter:
-    """Write for rows with one model and one way of writing.
+    """Generate for rows with one model and one set of options.
 
-    seed: of the run; that of a row which brings none is derived from it.   batch: texts that are written at once; in
+    seed: of the run, from which that of a row without one is derived.   batch: texts that are generated at once; in
     float32 it changes no result, with other weights it may, as which rows share a batch changes how sums are rounded.
     n, beams, how: as in `Pipeline.write`.
-    Raises ConfigError for a setting out of range, MissingFile without a vocabulary, CheckpointError if it cannot write.
+    Raises ConfigError for a setting out of range, MissingFile without a vocabulary, CheckpointError if the model cannot
+    generate text.
     """
 
     def __init__(
@@ -70,25 +66,34 @@ class BatchWriter:
         check_count("batch", batch)
         self._writer, self._engine, self._config = writer, writer.engine, writer.generation_config(**how)
         self._seed, self._n, self._beams, self._how = seed, n, beams, how
-        self._prompts: dict[int, list[int]] = {}  # number of a row of the window → its ids
-        self._rows = batch_rows(batch=batch, n=n, beams=beams)
         self.window = window_rows(batch=batch, n=n, beams=beams)
 
     def write(self, rows: Iterable[Row], *, done: int = 0) -> Iterator[list[Line]]:
-        """Yield a line for each row, in their order, as soon as those before it are there.
+        """Yield a line for each row, in the order of the rows, as soon as the lines before it are there.
 
         rows: from the start of a window.   done: the number of the last row that has its line; rows up to it get none,
         but a batch that also holds later rows is computed in full, so that an interruption changes no text.
         A row that fails gets a line with its error, and the other rows of its batch get theirs.
         """
-        rows = iter(rows)
+        rows, size = iter(rows), self.window // _WINDOW
         while window := list(islice(rows, self.window)):
-            lines, batches = self._sort(window)
+            lines: dict[int, Line] = {}
+            prompts: dict[Row, list[int]] = {}
+            for row in window:
+                try:
+                    if row.error is not None:
+                        raise PromptError(row.error)
+                    prompts[row] = read_prompt(self._engine, self._tokenizer, row.prompt, self._config)
+                except PromptError as error:
+                    lines[row.number] = _failed(row, error)
+            good = sorted(prompts, key=lambda row: len(prompts[row]))
+            batches = [good[start : start + size] for start in range(0, len(good), size)]
+            batches.sort(key=lambda batch: min(row.number for row in batch))
             waiting = (row.number for row in window if row.number > done)
             number = next(waiting, None)
-            for batch in [[], *batches]:
+            for batch in [[], *batches]:  # the lines of rows that are not valid need no batch
                 if any(row.number > done for row in batch):
-                    lines |= self._texts(batch)
+                    lines |= self._lines(batch, prompts)
                 ready = []
                 while number in lines:
                     ready.append(lines.pop(number))
@@ -96,68 +101,47 @@ class BatchWriter:
                 if ready:
                     yield ready
 
-    def _sort(self, window: Sequence[Row]) -> tuple[dict[int, Line], list[list[Row]]]:
-        """Split the rows into lines of errors, and batches of similar length in the order of their first rows."""
-        bad, good = {}, []
-        self._prompts = {}
-        for row in window:
-            try:
-                if row.error is not None:
-                    raise PromptError(row.error)
-                self._prompts[row.number] = read_prompt(self._engine, self._tokenizer, row.prompt, self._config)
-                good.append(row)
-            except PromptError as error:
-                bad[row.number] = _bad(row, error)
-        good.sort(key=lambda row: len(self._prompts[row.number]))
-        batches = [good[start : start + self._rows] for start in range(0, len(good), self._rows)]
-        return bad, sorted(batches, key=lambda batch: min(row.number for row in batch))
-
-    def _texts(self, rows: Sequence[Row]) -> dict[int, Line]:
+    def _lines(self, rows: Sequence[Row], prompts: Mapping[Row, list[int]]) -> dict[int, Line]:
+        """Generate for a batch; if it fails, for each row alone, as it is unknown which one failed."""
         try:
-            return {row.number: self._good(row, texts) for row, texts in zip(rows, self._write(rows), strict=True)}
+            results = self._texts(rows, prompts)
         except HanmoError as error:
             if len(rows) == 1:
-                return {rows[0].number: _bad(rows[0], error)}
-        lines: dict[int, Line] = {}
-        for row in rows:  # one of them failed, and it is unknown which
-            lines |= self._texts([row])
+                return {rows[0].number: _failed(rows[0], error)}
+            return {row.number: self._lines([row], prompts)[row.number] for row in rows}
+        lines = {}
+        for row, texts in zip(rows, results, strict=True):
+            what = {"prompt": row.prompt, "texts": [self._writer.joined(row.prompt, each) for each in texts]}
+            lines[row.number] = _line(row, what, good=True, chars=sum(len(each.text) for each in texts))
         return lines
 
-    def _write(self, rows: Sequence[Row]) -> list[list[GeneratedText]]:
-        if not rows:
-            return []
+    def _texts(self, rows: Sequence[Row], prompts: Mapping[Row, list[int]]) -> list[list[GeneratedText]]:
         if self._beams is not None:
             (row,) = rows
             check_search(self._beams, self._n, row.seed, self._how)
             # By the engine itself: what `Pipeline` keeps of earlier prompts would make a text depend on them.
             found = search(self._engine, self._tokenizer, row.prompt, self._beams, config=self._config)
             return [found[: self._n]]
-        seeds = [row_seed(self._seed, row.number) if row.seed is None else row.seed for row in rows]
         return write(
             self._engine,
             self._tokenizer,
             [row.prompt for row in rows],
             n=self._n,
             config=self._config,
-            seed=seeds,
-            prompts=[self._prompts[row.number] for row in rows],
+            seed=[row_seed(self._seed, row.number) if row.seed is None else row.seed for row in rows],
+            prompts=[prompts[row] for row in rows],
         )
 
     @property
     def _tokenizer(self) -> Tokenizer:
-        assert self._writer.tokenizer is not None  # `Pipeline.generation_config` sees to it
+        assert self._writer.tokenizer is not None  # `Pipeline.generation_config` checks it
         return self._writer.tokenizer
 
-    def _good(self, row: Row, texts: Sequence[GeneratedText]) -> Line:
-        whole = [self._writer.joined(row.prompt, written) for written in texts]
-        chars = sum(len(written.text) for written in texts)
-        return _line(row, {"prompt": row.prompt, "texts": whole}, chars)
+
+def _failed(row: Row, error: HanmoError) -> Line:
+    return _line(row, {"error": " ".join(str(error).split())}, good=False, chars=0)
 
 
-def _bad(row: Row, error: HanmoError) -> Line:
-    return _line(row, {"error": " ".join(str(error).split())}, None)
-
-
-def _line(row: Row, what: Mapping[str, Any], chars: int | None) -> Line:
+def _line(row: Row, what: Mapping[str, Any], *, good: bool, chars: int) -> Line:
     text = json.dumps({"row": row.number, "id": row.id, **what}, ensure_ascii=False) + "\n"
-    return Line(row.number, row.end, chars is not None, chars or 0, text)
+    return Line(row.number, row.end, good, chars, text)
