@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,9 @@ def describe(device: str = "cpu") -> dict[str, Any]:
     """Describe this machine and its software; "gpu" is None for a CPU."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("hanmo", "numpy", "openvino", "torch"):
-        try:
+        versions[name] = None
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
     gpu = None if device.startswith("cpu") else device
     if device.startswith("cuda"):
         import torch
@@ -90,11 +90,9 @@ def memory() -> dict[str, int | None]:
 
 
 def _line(path: str, name: str) -> str | None:
-    try:
-        with Path(path).open(encoding="utf-8", errors="replace") as file:
-            return next((line.partition(":")[2].strip() for line in file if line.startswith(name)), None)
-    except OSError:
-        return None
+    with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+        return next((line.partition(":")[2].strip() for line in file if line.startswith(name)), None)
+    return None
 
 
 def _kibibytes(path: str, name: str) -> int | None:
@@ -104,8 +102,6 @@ def _kibibytes(path: str, name: str) -> int | None:
 
 def _largest_cache() -> int:
     """Return the bytes of the processor's largest cache; 0 if unknown."""
-    sizes = [0]
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
-        sizes.append(int(text.rstrip("KM")) * {"K": 1 << 10, "M": 1 << 20}.get(text[-1], 1))
-    return max(sizes)
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    units = {"K": 1 << 10, "M": 1 << 20}
+    return max((int(size.rstrip("KM")) * units.get(size[-1], 1) for size in sizes), default=0)

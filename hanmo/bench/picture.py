@@ -2,17 +2,12 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hanmo.checkpoint.staged import atomic_path
 from hanmo.errors import ConfigError, MissingExtra
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 __all__ = ["check_picture", "draw"]
-
-_CACHED, _UNCACHED, _CAPTION = "#1b6ca8", "#b5482a", "#666666"
 
 
 def check_picture(path: Path) -> None:
@@ -38,12 +33,18 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     tokens = [row["tokens"] for row in rows]
-    _line(axes, tokens, [row["token_seconds"] * 1000 for row in rows], _CACHED, "Hanmo:\none step")
+    lines = [("token_seconds", "#1b6ca8", "Hanmo:\none step")]
     if not model["answers"]:
-        prompts = [row["first_token_seconds"] * 1000 for row in rows]
-        _line(axes, tokens, prompts, _UNCACHED, "without a cache:\nthe whole text\nagain, same engine")
+        lines.append(("first_token_seconds", "#b5482a", "without a cache:\nthe whole text\nagain, same engine"))
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    for name, color, words in lines:
+        times = [row[name] * 1000 for row in rows]
+        axes.plot(tokens, times, color=color, marker="o", markersize=5, linewidth=2, clip_on=False)
+        first, last = (f"{_number(time)} ms" for time in (times[0], times[-1]))
+        how: dict[str, Any] = {"textcoords": "offset points", "color": color}
+        axes.annotate(first, (tokens[0], times[0]), xytext=(6, -14), fontsize=9, **how)
+        axes.annotate(f"{last}\n{words}", (tokens[-1], times[-1]), xytext=(10, 0), va="center", fontsize=10, **how)
     bottom, top = axes.get_ylim()
     axes.set_ylim(0 if model["answers"] else bottom / 1.6, top * 1.3)
     axes.set_xlim(0, tokens[-1] * 1.02)
@@ -59,17 +60,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set_title(f"Time per token, by length of the {of}", loc="left", pad=38, fontweight="bold")
     where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
     what = f"{model['family']}, {model['parameters'] / 1e6:,.1f} M parameters, {model['weights']}, batch 1"
-    axes.text(0, 1.03, f"{what}\n{where}, {machine['date'][:10]}", transform=axes.transAxes, fontsize=9, color=_CAPTION)
+    axes.text(
+        0, 1.03, f"{what}\n{where}, {machine['date'][:10]}", transform=axes.transAxes, fontsize=9, color="#666666"
+    )
     with atomic_path(path) as made:
         figure.savefig(made, format=path.suffix[1:], dpi=160)
-
-
-def _line(axes: "Axes", x: list[int], y: list[float], color: str, words: str) -> None:
-    """Plot one line with its first and last value and its name."""
-    axes.plot(x, y, color=color, marker="o", markersize=5, linewidth=2, clip_on=False)
-    how: dict[str, Any] = {"textcoords": "offset points", "color": color}
-    axes.annotate(f"{_number(y[0])} ms", (x[0], y[0]), xytext=(6, -14), fontsize=9, **how)
-    axes.annotate(f"{_number(y[-1])} ms\n{words}", (x[-1], y[-1]), xytext=(10, 0), va="center", fontsize=10, **how)
 
 
 def _number(value: float) -> str:

@@ -17,7 +17,6 @@ from hanmo.bench.subject import Subject
 from hanmo.errors import CheckpointError, ConfigError, DataError, MissingFile
 from hanmo.inference.openvino.engine import OpenVinoEngine, open_weights
 from hanmo.pipeline import find_tokenizer
-from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.training.data.documents import read_documents
 from hanmo.training.score import Bits, bits_per_character, distinct_unknown_of, token_logprobs
 
@@ -54,8 +53,16 @@ def measure_quality(
     tokenizer = find_tokenizer(subject.path, None, config)
     if tokenizer is None:
         raise MissingFile(f"no vocabulary lies beside {looked.path}; put its vocab.txt or *.model there")
-    texts = list(islice(_documents(text), documents))
-    encoded = [found for found in (_encode(tokenizer, each) for each in texts) if len(found[0]) > 1]
+    texts, special = list(islice(_documents(text), documents)), tokenizer.special
+    encoded = []  # the ids of each document, of which the first is not predicted, and the number of its characters
+    for each in texts:
+        ids, characters = tokenizer.encode(each, ends=False).ids, len(each)
+        if special.end is not None and special.start is None:
+            ids = [special.end, *ids, special.end]
+        else:
+            characters = max(1, characters - (len(tokenizer.decode(ids[:1])) or 1))
+        if len(ids) > 1:
+            encoded.append((ids, characters))
     if not encoded:
         raise DataError(f"{text} holds no document of two tokens, of {len(texts)}; the first is not predicted")
     distinct = distinct_unknown_of(looked.path) if distinct_unknown is None else distinct_unknown
@@ -68,24 +75,18 @@ def measure_quality(
         spent = Bits(0.0, 0, 0, 0)
         for ids, characters in encoded:
             logs = token_logprobs(partial(_log_probabilities, engine), ids, window=window)
-            spent += Bits(-sum(logs), len(logs), characters, sum(id == tokenizer.special.unk for id in ids[1:]))
+            spent += Bits(-sum(logs), len(logs), characters, sum(id == special.unk for id in ids[1:]))
             done += len(ids)
             show(f"predicting in {kind}", done, total)
         bits = bits_per_character(spent, distinct_unknown=distinct)
         rows.append({"weights": kind, "bits_per_character": bits})
         rows[-1]["to_float32"] = bits / rows[0]["bits_per_character"]
+    counts = {name: getattr(spent, name) for name in ("characters", "tokens", "unknown")}
     return {
         "model": {"path": str(looked.path), "family": config.family, "parameters": looked.found.parameters},
-        "text": str(text),
-        "documents": len(encoded),
-        "too_short": len(texts) - len(encoded),
-        "characters": spent.characters,
-        "tokens": spent.tokens,
-        "unknown": spent.unknown,
-        "distinct_unknown": distinct,
-        "window": window,
-        "rows": rows,
-    }
+        "text": str(text), "documents": len(encoded), "too_short": len(texts) - len(encoded), **counts,
+        "distinct_unknown": distinct, "window": window, "rows": rows,
+    }  # fmt: skip
 
 
 def _documents(path: Path) -> Iterator[str]:
@@ -95,14 +96,6 @@ def _documents(path: Path) -> Iterator[str]:
         if part.ends:
             yield "".join(held)
             held = []
-
-
-def _encode(tokenizer: Tokenizer, text: str) -> tuple[list[int], int]:
-    """Return a document's ids, of which the first is not predicted, and the number of characters that are."""
-    ids, special = tokenizer.encode(text, ends=False).ids, tokenizer.special
-    if special.end is not None and special.start is None:
-        return [special.end, *ids, special.end], len(text)
-    return ids, max(1, len(text) - (len(tokenizer.decode(ids[:1])) or 1))
 
 
 def _log_probabilities(engine: OpenVinoEngine, ids: Sequence[int]) -> list[float]:

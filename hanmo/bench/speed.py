@@ -25,7 +25,7 @@ USUAL = 128  # prompt tokens at which batches and the share of the bandwidth are
 STEPS, WARM = 12, 2  # steps that are timed, and steps before them
 PROMPT = "今天天气不错"
 
-Show = Callable[[str, int, int], None]
+Show = Callable[[str, int, int], object]
 
 
 class Case(NamedTuple):
@@ -51,41 +51,40 @@ def measure(subject: Subject, *, quick: bool = False, show: Show = lambda title,
     Raises CheckpointError for a model that cannot generate text, and what opening it raises.
     """
     looked, busy = subject.look(), load()
-    conversion = _convert(subject, sum(file.bytes or 0 for file in looked.files), show)
-    rounds = 1 if quick else 3
-    prompt = _prompt(looked.found.config.vocab_size, fitting((16,), looked.found.config.main.context)[0])
-    starts = []
-    for number in range(rounds):
-        show("starting", number, rounds)
-        starts.append(measure_start(subject, prompt))
+    found, rounds = looked.found, 1 if quick else 3
+    start = {"conversion_seconds": _convert(subject, sum(file.bytes or 0 for file in looked.files), show)}
+    start |= _start(subject, found.config.vocab_size, found.config.main.context, rounds, show)
     writer = subject.open()
     engine = writer.engine
     threads = (subject.threads or cores()) if subject.device.startswith("cpu") else 1
     reader = MemoryReader(device=subject.device, threads=threads, least=1 << 28 if quick else 1 << 30)
     speeds: list[float] = []
-
-    def read_memory() -> None:
-        speeds.extend(reader.read() for _ in range(3))
-
-    cases, seconds = _cases(engine.max_positions), 1 if quick else 10
-    times = measure_cases(engine, cases, rounds=rounds, seconds=seconds, between=read_memory, show=show)
+    times = measure_cases(
+        engine,
+        _cases(engine.max_positions),
+        rounds=rounds,
+        seconds=1 if quick else 10,
+        between=lambda: speeds.extend(reader.read() for _ in range(3)),
+        show=show,
+    )
     sizes = subject.sizes(writer)
     held, read, speed = sum(sizes.values()), bytes_per_token(writer.config, sizes), median(speeds)
-    batches = _batches(times)
+    anonymous = start["anonymous_bytes"]
+    lengths, batches = _lengths(times), _batches(times)
     return {
         "model": {
             "path": str(looked.path),
-            "family": looked.found.family,
-            "parameters": looked.found.parameters,
+            "family": found.family,
+            "parameters": found.parameters,
             "positions": engine.max_positions,
             "weights": subject.weights,
             "weights_bytes": held,
-            "to_float32": held / (4 * looked.found.parameters),
+            "to_float32": held / (4 * found.parameters),
             "answers": writer.config.is_encoder_decoder,
         },
         "machine": {**describe(subject.device), "load": busy, "device": subject.device, "threads": threads},
-        "start": _start(conversion, starts, held),
-        "lengths": _lengths(times),
+        "start": start | {"anonymous_per_weights": None if anonymous is None else anonymous / held},
+        "lengths": lengths,
         "batches": batches,
         "bandwidth": {
             "method": METHOD,
@@ -104,7 +103,7 @@ def measure_cases(
     *,
     rounds: int,
     seconds: float = 0,
-    between: Callable[[], None] = lambda: None,
+    between: Callable[[], object] = lambda: None,
     show: Show = lambda title, done, total: None,
 ) -> dict[Case, Times]:
     """Time the cases in turn, after an untimed round; between is called before each timed round.
@@ -116,15 +115,13 @@ def measure_cases(
     times = {case: Times() for case in cases}
     for case in cases:
         show("warming up", 0, 1)
-        _run(engine, case)
+        _time(engine, case, Times())
     start, number = time.perf_counter(), 0
     while number < rounds or time.perf_counter() - start < seconds:
         between()
         for place, case in enumerate(cases):
             show("measuring", min(number, rounds - 1) * len(cases) + place, rounds * len(cases))
-            found = _run(engine, case)
-            times[case].prompts += found.prompts
-            times[case].steps += found.steps
+            _time(engine, case, times[case])
         number += 1
     return times
 
@@ -147,10 +144,10 @@ def _cases(positions: int | None) -> list[Case]:
     return [*(Case(length, 1) for length in lengths), *(Case(usual, rows) for rows in BATCHES if rows > 1)]
 
 
-def _run(engine: Engine, case: Case) -> Times:
+def _time(engine: Engine, case: Case, times: Times) -> None:
     """Time a case once; a `QueueingEngine` is given a step before the last ids are fetched, as in generation."""
     queue = engine if isinstance(engine, QueueingEngine) else None
-    prompt, times, steps = _prompt(engine.vocab_size, case.tokens), Times(), _steps(engine.max_positions)
+    prompt, steps = _prompt(engine.vocab_size, case.tokens), _steps(engine.max_positions)
     start = time.perf_counter()
     rows, logits = engine.prefill([prompt], room=WARM + steps)
     int(logits[0].argmax())  # synchronises
@@ -168,7 +165,6 @@ def _run(engine: Engine, case: Case) -> Times:
         if number >= WARM:
             times.steps.append(now - last)
         last = now
-    return times
 
 
 def _prompt(vocab_size: int, tokens: int) -> list[int]:
@@ -181,44 +177,41 @@ def _convert(subject: Subject, total: int, show: Show) -> float | None:
         return None
     from hanmo.inference.openvino.engine import open_weights
 
-    done = 0
+    read: list[int] = []
 
     def count(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        show("converting", done, total)
+        read.append(nbytes)
+        show("converting", sum(read), total)
 
     start = time.perf_counter()
     open_weights(subject.path, weights=str(subject.weights), progress=count)
-    return time.perf_counter() - start if done else None
+    return time.perf_counter() - start if read else None
 
 
-def _start(conversion: float | None, starts: Sequence[dict[str, Any]], held: int) -> dict[str, Any]:
-    sizes = {
-        f"{name}_bytes": None if starts[0][name] is None else max(start[name] for start in starts)
-        for name in ("anonymous", "resident", "peak", "gpu_peak")
-    }
-    anonymous = sizes["anonymous_bytes"]
+def _start(subject: Subject, vocab_size: int, positions: int | None, rounds: int, show: Show) -> dict[str, Any]:
+    """Start the model in fresh processes; return the median times and the largest sizes."""
+    prompt, starts = _prompt(vocab_size, fitting((16,), positions)[0]), []
+    for number in range(rounds):
+        show("starting", number, rounds)
+        starts.append(measure_start(subject, prompt))
+    found = {name: [start[name] for start in starts] for name in starts[0]}
     return {
-        "conversion_seconds": conversion,
-        **{name: median(start[name] for start in starts) for name in ("open_seconds", "first_token_seconds")},
-        "torch_imported": any(start["torch"] for start in starts),
-        **sizes,
-        "anonymous_per_weights": None if anonymous is None else anonymous / held,
+        name: None if None in values else median(values) if name.endswith("seconds") else max(values)
+        for name, values in found.items()
     }
 
 
 def _lengths(times: dict[Case, Times]) -> dict[str, Any]:
-    single = {case.tokens: of for case, of in times.items() if case.rows == 1}
     rows = [
         {
-            "tokens": tokens,
+            "tokens": case.tokens,
             "first_token_seconds": (prompt := median(of.prompts)),
-            "prompt_tokens_per_second": tokens / prompt,
+            "prompt_tokens_per_second": case.tokens / prompt,
             "token_seconds": (step := median(of.steps)),
             "tokens_per_second": 1 / step,
         }
-        for tokens, of in single.items()
+        for case, of in times.items()
+        if case.rows == 1
     ]
     return {"rows": rows, "longest_to_shortest": rows[-1]["token_seconds"] / rows[0]["token_seconds"]}
 
@@ -226,13 +219,11 @@ def _lengths(times: dict[Case, Times]) -> dict[str, Any]:
 def _batches(times: dict[Case, Times]) -> dict[str, Any]:
     tokens = next((case.tokens for case in times if case.rows > 1), 0)
     found = {case.rows: median(of.steps) for case, of in times.items() if case.tokens == tokens}
-    return {
-        "tokens": tokens,
-        "rows": [
-            {"rows": rows, "step_seconds": step, "tokens_per_second": rows / step, "times_one": rows * found[1] / step}
-            for rows, step in sorted(found.items())
-        ],
-    }
+    rows = [
+        {"rows": rows, "step_seconds": step, "tokens_per_second": rows / step, "times_one": rows * found[1] / step}
+        for rows, step in sorted(found.items())
+    ]
+    return {"tokens": tokens, "rows": rows}
 
 
 def _writing(writer: Pipeline, *, rounds: int, max_chars: int, show: Show) -> dict[str, Any] | None:
@@ -247,8 +238,7 @@ def _writing(writer: Pipeline, *, rounds: int, max_chars: int, show: Show) -> di
             [written] = writer.write_detailed(PROMPT, seed=number, stop=None, max_chars=max_chars)
         except PromptError:
             return None
-        if number:
-            speeds.append(len(written.text) / (time.perf_counter() - start))
-    if not all(speeds):
+        speeds.append(len(written.text) / (time.perf_counter() - start))
+    if not all(speeds[1:]):
         return None
-    return {"prompt": PROMPT, "max_characters": max_chars, "characters_per_second": median(speeds)}
+    return {"prompt": PROMPT, "max_characters": max_chars, "characters_per_second": median(speeds[1:])}

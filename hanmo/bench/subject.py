@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hanmo import errors
 from hanmo.bench.machine import memory
@@ -20,6 +20,7 @@ from hanmo.errors import CheckpointError
 from hanmo.opening import on_cpu_engine, open_model
 
 if TYPE_CHECKING:
+    from hanmo.model_pipeline import ModelPipeline
     from hanmo.pipeline import Pipeline
 
 __all__ = ["Subject", "bytes_per_token", "measure_start"]
@@ -39,7 +40,7 @@ class Subject:
 
     @property
     def is_converted(self) -> bool:
-        """Whether it runs on the CPU engine, from weights that are converted once and kept."""
+        """Whether it runs on the CPU engine, from weights that are converted once and cached."""
         return on_cpu_engine(self.weights, self.device)
 
     def look(self) -> Inspection:
@@ -65,17 +66,10 @@ class Subject:
             from hanmo.checkpoint.safetensors import Safetensors
             from hanmo.inference.openvino.engine import open_weights
 
-            assert self.weights is not None
-            kept = open_weights(self.path, weights=self.weights)
+            kept = open_weights(self.path, weights=str(self.weights))
             return {name: info.nbytes for name, info in Safetensors(kept.path).tensors.items()}
-        from hanmo.model_pipeline import ModelPipeline
-
-        assert isinstance(writer, ModelPipeline)
-        return {
-            name: each.nbytes
-            for part in ("named_parameters", "named_buffers")
-            for name, each in getattr(writer.model, part)()
-        }
+        model = cast("ModelPipeline", writer).model
+        return {name: each.nbytes for name, each in [*model.named_parameters(), *model.named_buffers()]}
 
 
 def bytes_per_token(config: ModelConfig, sizes: Mapping[str, int]) -> int:
@@ -88,9 +82,8 @@ def bytes_per_token(config: ModelConfig, sizes: Mapping[str, int]) -> int:
     for name, nbytes in sizes.items():
         stack, _, rest = name.partition(".")
         looked_up = name.endswith(_LOOKED_UP) or (stack == "token" and not config.tied)
-        in_prefill = (
-            (stack == "encoder" and config.is_encoder_decoder) or ".cross.key" in name or ".cross.value" in name
-        )
+        in_encoder = stack == "encoder" and config.is_encoder_decoder
+        in_prefill = in_encoder or ".cross.key" in name or ".cross.value" in name
         if not (looked_up or in_prefill or stack in ("pooler", "discriminator")):
             shared = config.main.shared_layers and rest.startswith("blocks.")
             total += nbytes * (config.main.num_layers if shared else 1)
@@ -100,8 +93,8 @@ def bytes_per_token(config: ModelConfig, sizes: Mapping[str, int]) -> int:
 def measure_start(subject: Subject, prompt: list[int]) -> dict[str, Any]:
     """Start a process that opens the model, reads the prompt and generates a token.
 
-    Returns "open_seconds", of opening alone; "first_token_seconds", from the start of Python to the token; "torch",
-    whether torch was imported; and the process's `memory` after the token.
+    Returns "open_seconds", of opening alone; "first_token_seconds", from the start of Python to the token;
+    "torch_imported"; and the process's memory after the token, as "anonymous_bytes" and so on.
     Raises the HanmoError that the process raised, or CheckpointError if it failed otherwise.
     """
     options = json.dumps({**asdict(subject), "path": str(subject.path), "prompt": prompt})
@@ -128,20 +121,20 @@ def measure_start(subject: Subject, prompt: list[int]) -> dict[str, Any]:
     return {**json.loads(line), "first_token_seconds": seconds}
 
 
-def _main(options: dict[str, Any]) -> None:
-    prompt = options.pop("prompt")
+def _main(path: str, prompt: list[int], **options: Any) -> None:
     start = time.perf_counter()
-    writer = Subject(**{**options, "path": Path(options["path"])}).open()
+    writer = Subject(Path(path), **options).open()
     opened = time.perf_counter() - start
     _, logits = writer.engine.prefill([prompt], room=1)
     int(logits[0].argmax())
-    found: dict[str, Any] = {"open_seconds": opened, "torch": "torch" in sys.modules, **memory(), "gpu_peak": None}
+    sizes = {**memory(), "gpu_peak": None}
     if options["device"].startswith("cuda"):
         import torch
 
-        found["gpu_peak"] = torch.cuda.max_memory_allocated()
-    print(json.dumps(found), flush=True)
+        sizes["gpu_peak"] = torch.cuda.max_memory_allocated()
+    found = {"open_seconds": opened, "torch_imported": "torch" in sys.modules}
+    print(json.dumps(found | {f"{name}_bytes": size for name, size in sizes.items()}), flush=True)
 
 
 if __name__ == "__main__":
-    _main(json.loads(sys.argv[1]))
+    _main(**json.loads(sys.argv[1]))
