@@ -39,7 +39,6 @@ MAX_FILE, MAX_FUNCTION = 350, 60
 # What is longer, and why it reads better in one piece.
 LONG: dict[str, str] = {
     "inference/fused/quantized_kernel.py:step": "one layer of one token, from one barrier of the threads to the next",
-    "cli/write.py:write": "typer reads the options from the signature, and there are many",
 }
 
 # Folders whose circles are being opened; this set may only shrink.

@@ -5,13 +5,15 @@ Knows options, and how those of a resumed run are found: in OUT/options.json. Al
 
 import json
 from dataclasses import fields
+from functools import partial
+from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import typer
 
 from hanmo.cli import options as shared
-from hanmo.cli.options import plain, with_options
+from hanmo.cli.options import option, plain, with_options
 from hanmo.cli.screen import progress, say, translating_console
 from hanmo.cores import set_torch_threads
 from hanmo.errors import ConfigError, MissingFile
@@ -19,83 +21,69 @@ from hanmo.files import errors_as, read_json
 
 __all__ = ["finetune", "pretrain"]
 
-
-Rate = Annotated[float | None, typer.Option(help="Peak learning rate; default: the optimizer's.")]
-Precision = Annotated[
-    Literal["float32", "mixed", "bfloat16"] | None,
-    typer.Option(help="mixed computes in bfloat16; bfloat16 also has such weights. Default: what fits."),
-]
-Recompute = Annotated[bool | None, typer.Option(help="Recompute activations. Default: if memory requires it.")]
-Evaluate = Annotated[int | None, typer.Option(min=1, help="Steps between evaluations; default: a tenth of all.")]
-Board = Annotated[bool, typer.Option("--tensorboard", help="Log to OUT/tensorboard too.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT, with its own options.")]
-
-
-def _training(
-    *,
-    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log, curves.", show_default=False)],
-    data: Annotated[
-        list[Path] | None, typer.Option(help="Text (txt, jsonl, csv, folders), packed files, or pairs.")
-    ] = None,
-    valid: Annotated[list[Path] | None, typer.Option(help="Validation data; default: a share of the data.")] = None,
-    resume: Resume = False,
-    family: shared.Family = None,
-    pre_tokenize: shared.PreTokenize = None,
-    mask: shared.Mask = None,
-    sequence: shared.Sequence = None,
-    batch: shared.Batch = 1,
-    accumulate: Annotated[int, typer.Option(min=1, help="Parts that a batch is computed in, to save memory.")] = 1,
-    steps: Annotated[int | None, typer.Option(min=1, help="Number of updates.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Train for so long, evaluations included.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data.", show_default="3")] = None,
-    optimizer: Annotated[
-        Literal["adafactor-gpt2-ml", "adafactor-bert4keras", "adamw", "muon"] | None,
-        typer.Option(help="Default: adamw; to finetune without --lora adafactor-gpt2-ml."),
-    ] = None,
-    lr: Rate = None,
-    warmup: Annotated[int | None, typer.Option(min=0, help="Steps of warmup; default: a tenth.")] = None,
-    schedule: Annotated[
-        Literal["linear", "cosine", "constant"], typer.Option(help="How the learning rate decays.")
-    ] = "linear",
-    clip: Annotated[float | None, typer.Option(help="Largest gradient norm; keeps all gradients in memory.")] = None,
-    average: Annotated[float, typer.Option(help="Momentum of a moving average of the weights; 0 is off.")] = 0.0,
-    precision: Precision = None,
-    recompute: Recompute = None,
-    memory: shared.Memory = None,
-    early_stopping: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many evaluations without a better score.")
-    ] = None,
-    evaluate_every: Evaluate = None,
-    held_out: Annotated[float, typer.Option(help="Share of the data held out for evaluation.")] = 0.05,
-    separator: shared.Separator = None,
-    document: shared.Document = "file",
-    prompt: Annotated[list[str] | None, typer.Option(help="Generate from this at each evaluation; repeatable.")] = None,
-    device: shared.Device = "auto",
-    threads: shared.Threads = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")] = False,
-    seed: Annotated[int, typer.Option(help="Of data order, dropout and fresh weights.")] = 0,
-    tensorboard: Board = False,
-    form: Annotated[
+_TRAINING: dict[str, tuple[Any, Any]] = {
+    "out": option(Path, "Folder of the run: checkpoints, log, curves.", default=Parameter.empty, show_default=False),
+    "data": option(list[Path], "Text (txt, jsonl, csv, folders), packed files, or pairs."),
+    "valid": option(list[Path], "Validation data; default: a share of the data."),
+    "resume": option(bool, "Go on with the run in OUT, with its own options.", "--resume", default=False),
+    "family": (shared.Family, None),
+    "pre_tokenize": (shared.PreTokenize, None),
+    "mask": (shared.Mask, None),
+    "sequence": (shared.Sequence, None),
+    "batch": (shared.Batch, 1),
+    "accumulate": option(int, "Parts that a batch is computed in, to save memory.", default=1, min=1),
+    "steps": option(int, "Number of updates.", min=1),
+    "minutes": option(float, "Train for so long, evaluations included."),
+    "epochs": option(float, "Passes over the data.", show_default="3"),
+    "optimizer": option(
+        Literal["adafactor-gpt2-ml", "adafactor-bert4keras", "adamw", "muon"],
+        "Default: adamw; to finetune without --lora adafactor-gpt2-ml.",
+    ),
+    "lr": option(float, "Peak learning rate; default: the optimizer's."),
+    "warmup": option(int, "Steps of warmup; default: a tenth.", min=0),
+    "schedule": option(Literal["linear", "cosine", "constant"], "How the learning rate decays.", default="linear"),
+    "clip": option(float, "Largest gradient norm; keeps all gradients in memory."),
+    "average": option(float, "Momentum of a moving average of the weights; 0 is off.", default=0.0),
+    "precision": option(
+        Literal["float32", "mixed", "bfloat16"],
+        "mixed computes in bfloat16; bfloat16 also has such weights. Default: what fits.",
+    ),
+    "recompute": option(bool, "Recompute activations. Default: if memory requires it."),
+    "memory": (shared.Memory, None),
+    "early_stopping": option(int, "Stop after so many evaluations without a better score.", min=1),
+    "evaluate_every": option(int, "Steps between evaluations; default: a tenth of all.", min=1),
+    "held_out": option(float, "Share of the data held out for evaluation.", default=0.05),
+    "separator": (shared.Separator, None),
+    "document": (shared.Document, "file"),
+    "prompt": option(list[str], "Generate from this at each evaluation; repeatable."),
+    "device": (shared.Device, "auto"),
+    "threads": (shared.Threads, None),
+    "compile": option(bool, "Compile the network with torch.compile.", "--compile", default=False),
+    "seed": option(int, "Of data order, dropout and fresh weights.", default=0),
+    "tensorboard": option(bool, "Log to OUT/tensorboard too.", "--tensorboard", default=False),
+    "form": option(
         Literal["safetensors", "tensorflow"],
-        typer.Option(help="tensorflow: also save the best in the original's format."),
-    ] = "safetensors",
-) -> None:
-    """Declare the options of both commands."""
+        "tensorflow: also save the best in the original's format.",
+        default="safetensors",
+    ),
+}
+_FINETUNING = {
+    "model": option(Path, "The checkpoint to train.", show_default=False),
+    "config": (shared.Config, None),
+    "tokenizer": (shared.Tokenizer, None),
+    "lora": (shared.Lora, None),
+    "restore_slots": option(
+        bool, "Start from AdaFactor's moments in the checkpoint.", "--restore-slots", default=False
+    ),
+}
+_PRETRAINING = {
+    "config": option(Path, "A hanmo.json, or a config.json of any family.", show_default=False),
+    "tokenizer": option(Path, "The vocabulary: file or folder.", show_default=False),
+}
 
 
-@with_options(_training)
-def finetune(
-    context: typer.Context,
-    *,
-    model: Annotated[Path | None, typer.Option(help="The checkpoint to train.", show_default=False)] = None,
-    config: shared.Config = None,
-    tokenizer: shared.Tokenizer = None,
-    lora: shared.Lora = None,
-    restore_slots: Annotated[
-        bool, typer.Option("--restore-slots", help="Start from AdaFactor's moments in the checkpoint.")
-    ] = False,
-    **options: Any,
-) -> None:
+@with_options(_FINETUNING | _TRAINING)
+def finetune(context: typer.Context, **options: Any) -> None:
     """Train a checkpoint on one's own text.
 
     [bold]hanmo finetune --model gpt2/model.ckpt-100000 --data novel.txt --out tuned[/bold]
@@ -107,49 +95,41 @@ def finetune(
         raise typer.BadParameter("give --model, the checkpoint to begin from")
     from hanmo.finetune import finetune as tune
 
-    _run(given, lambda **known: tune(Path(given["model"]), config=_path(given["config"]), **known))
+    _run(given, partial(tune, Path(given["model"]), config=given["config"] and Path(given["config"])))
 
 
-@with_options(_training, batch=8, schedule="cosine")
-def pretrain(
-    context: typer.Context,
-    *,
-    config: Annotated[
-        Path | None, typer.Option(help="A hanmo.json, or a config.json of any family.", show_default=False)
-    ] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="The vocabulary: file or folder.", show_default=False)] = None,
-    **options: Any,
-) -> None:
+@with_options(_PRETRAINING | _TRAINING, batch=8, schedule="cosine")
+def pretrain(context: typer.Context, **options: Any) -> None:
     """Train a new model of any family from scratch.
 
     [bold]hanmo pretrain --config config.json --family gpt2_ml --tokenizer vocab.txt --data corpus --out run[/bold]
     """
     given = _options(context)
-    for name in ("config", "tokenizer"):
+    for name in _PRETRAINING:
         if given[name] is None:
             raise typer.BadParameter(f"give --{name}; a fresh model needs both --config and --tokenizer")
     from hanmo.finetune import pretrain as tune
 
-    _run(given, lambda **known: tune(Path(given["config"]), **known))
+    _run(given, partial(tune, Path(given["config"])))
 
 
 def _options(context: typer.Context) -> dict[str, Any]:
     """Return the options as plain values; a resumed run keeps its own where the command line gives no other."""
     given = {name: plain(value) for name, value in context.params.items()}
-    out, kept = Path(given["out"]), Path(given["out"]) / "options.json"
-    command = context.info_name
+    out, command = Path(given["out"]), context.info_name
     if given["resume"]:
+        kept = out / "options.json"
         if not kept.is_file():
             raise MissingFile(f"{out} holds no run to go on with ({kept.name} is missing); leave --resume out to begin")
         before = read_json(kept, error=ConfigError, advice="; begin again with another --out")
         if before.get("command") != command:
             raise ConfigError(f"the run in {out} was begun by another command than {command}; resume it with that one")
-        for option in context.command.params:
-            name = str(option.name)
+        for each in context.command.params:
+            name = str(each.name)
             source = context.get_parameter_source(name)
             if name in before and (source is None or source.name != "COMMANDLINE"):
                 with errors_as(ConfigError, f"{kept} says that {name} is {before[name]!r}", advice="; mend it"):
-                    given[name] = plain(option.process_value(context, before[name]))
+                    given[name] = plain(each.process_value(context, before[name]))
     elif any(out.glob("last-*")):
         raise ConfigError(f"{out} holds a run; go on with it by --resume, or give another --out")
     if not given["data"]:
@@ -157,23 +137,11 @@ def _options(context: typer.Context) -> dict[str, Any]:
     return given | {"command": command}
 
 
-def _keep(given: dict[str, Any], out: Path) -> None:
-    """Write the options of a run that begins beside it."""
-    from hanmo.checkpoint.staged import atomic_path
-
-    kept = {name: value for name, value in given.items() if name not in ("resume", "out")}
-    with atomic_path(out / "options.json") as made:
-        made.write_text(json.dumps(kept, ensure_ascii=False, indent=1) + "\n", "utf-8")
-
-
-def _path(value: str | None) -> Path | None:
-    return None if value is None else Path(value)
-
-
 def _run(given: dict[str, Any], tune: Any) -> None:
     """Do the run, in as many processes as torchrun started, and end as it was asked to."""
     import torch
 
+    from hanmo.checkpoint.staged import atomic_path
     from hanmo.finetune import Run
     from hanmo.training import distributed
     from hanmo.training.args import TrainArgs
@@ -188,26 +156,21 @@ def _run(given: dict[str, Any], tune: Any) -> None:
         **{name: value for name, value in given.items() if name in names and value is not None},
         memory=given["memory"] and parse_size(given["memory"]),
     )
-    out = Path(given["out"])
-    run = Run(
-        out,
-        [Path(path) for path in given["data"]],
-        [Path(path) for path in given["valid"] or ()],
-        prompts=given["prompt"] or (),
-        resume=given["resume"],
-        board=given["tensorboard"],
-        form=given["form"],
-    )
+    out, data, valid = Path(given["out"]), map(Path, given["data"]), map(Path, given["valid"] or ())
+    how = {"resume": given["resume"], "board": given["tensorboard"], "form": given["form"]}
+    run = Run(out, [*data], [*valid], given["prompt"] or (), **how)
     with distributed.started(given["device"]) as device, locked(out), progress("packing") as shown:
         if distributed.is_main() and not run.resume:
-            _keep(given, out)
+            kept = {name: value for name, value in given.items() if name not in ("resume", "out")}
+            with atomic_path(out / "options.json") as made:
+                made.write_text(json.dumps(kept, ensure_ascii=False, indent=1) + "\n", "utf-8")
         outcome = tune(
             run=run,
             args=args,
             device=device,
             family=given["family"],
             mask=given["mask"],
-            tokenizer=_path(given["tokenizer"]),
+            tokenizer=given["tokenizer"] and Path(given["tokenizer"]),
             console=translating_console(quiet=not distributed.is_main()),
             progress=shown,
         )

@@ -5,16 +5,14 @@ Standard output holds the texts alone, each with its prompt. Knows options and s
 
 import json
 import sys
-from collections.abc import Callable
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Argument, BadParameter, Option
 
 from hanmo.cli import options as shared
-from hanmo.cli.options import with_options
+from hanmo.cli.options import option, with_options
 from hanmo.cli.screen import counted, echo, on_screen, say
 from hanmo.errors import PromptError
 from hanmo.opening import on_cpu_engine, open_model
@@ -24,91 +22,61 @@ if TYPE_CHECKING:
 
 __all__ = ["write"]
 
-TopP = Annotated[float | None, typer.Option(help="Sample from the most likely tokens whose probabilities reach p.")]
-Stops = Annotated[list[str] | None, typer.Option("--stop-string", help="Stop before this string; repeatable.")]
+_OR = "the model's, or {}"  # a default that the model's generation_config.json overrides
+
+# The arguments of `Pipeline.write` that are options.
+_GENERATION: dict[str, tuple[Any, Any]] = {
+    "preset": option(str, "Sample as article, gpt2-ml-demo or greedy did."),
+    "top_k": option(int, "Sample from the k most likely tokens.", show_default=_OR.format(5)),
+    "top_p": option(float, "Sample from the most likely tokens whose probabilities reach p."),
+    "temperature": option(
+        float, "Below 1 safer, above 1 more diverse; 0 takes the most likely.", show_default=_OR.format(1)
+    ),
+    "repetition_penalty": option(float, "Above 1 makes repetition less likely.", show_default=_OR.format(1)),
+    "no_repeat_ngram": option(int, "Never repeat a run of so many tokens; 0 is no limit.", show_default=_OR.format(0)),
+    "length_penalty": option(float, "With --beams: rank by log-probability over length to this power.", default=0.0),
+    "min_chars": option(
+        int, "Stop at the first sentence end after so many.", show_default="128, or --max-chars if less"
+    ),
+    "max_chars": option(int, "Generate at most so many characters.", default=256),
+    "max_tokens": option(int, "Generate at most so many tokens."),
+    "stop": option(Literal["sentence", "none"], "Where a text may end.", default="sentence"),
+    "stop_strings": option(list[str], "Stop before this string; repeatable.", "--stop-string"),
+    "keep_last": option(bool, "Truncate a prompt that is too long on the left.", "--keep-last", default=False),
+    "parse_special": option(
+        bool, "Read [CLS] and other special tokens in a prompt as tokens, not as characters.", default=True
+    ),
+}
+# The arguments of `hanmo.load` that are options.
+_OPENING: dict[str, tuple[Any, Any]] = {
+    "config": (shared.Config, None),
+    "family": (shared.Family, None),
+    "tokenizer": (shared.Tokenizer, None),
+    "pre_tokenize": (shared.PreTokenize, None),
+    "mask": (shared.Mask, None),
+}
+_BATCH = "With --file: texts generated at once; int8, int4 and bfloat16 results depend on it."
 
 
-def _or(value: str) -> str:
-    """Name a default that the model's generation_config.json overrides."""
-    return f"the model's, or {value}"
-
-
-def _writing(
-    *,
-    preset: Annotated[str | None, typer.Option(help="Sample as article, gpt2-ml-demo or greedy did.")] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Sample from the k most likely tokens.", show_default=_or("5"))
-    ] = None,
-    top_p: TopP = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Below 1 safer, above 1 more diverse; 0 takes the most likely.", show_default=_or("1")),
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(help="Above 1 makes repetition less likely.", show_default=_or("1"))
-    ] = None,
-    no_repeat_ngram: Annotated[
-        int | None, typer.Option(help="Never repeat a run of so many tokens; 0 is no limit.", show_default=_or("0"))
-    ] = None,
-    length_penalty: Annotated[
-        float, typer.Option(help="With --beams: rank by log-probability over length to this power.")
-    ] = 0.0,
-    min_chars: Annotated[
-        int | None,
-        typer.Option(help="Stop at the first sentence end after so many.", show_default="128, or --max-chars if less"),
-    ] = None,
-    max_chars: Annotated[int, typer.Option(help="Generate at most so many characters.")] = 256,
-    max_tokens: Annotated[int | None, typer.Option(help="Generate at most so many tokens.")] = None,
-    stop: Annotated[Literal["sentence", "none"], typer.Option(help="Where a text may end.")] = "sentence",
-    stop_strings: Stops = None,
-    keep_last: Annotated[
-        bool, typer.Option("--keep-last", help="Truncate a prompt that is too long on the left.")
-    ] = False,
-    parse_special: Annotated[
-        bool, typer.Option(help="Read [CLS] and other special tokens in a prompt as tokens, not as characters.")
-    ] = True,
-) -> None:
-    """Declare the arguments of `Pipeline.write` that are options."""
-
-
-def _opening(
-    *,
-    config: shared.Config = None,
-    family: shared.Family = None,
-    tokenizer: shared.Tokenizer = None,
-    pre_tokenize: shared.PreTokenize = None,
-    mask: shared.Mask = None,
-) -> None:
-    """Declare the arguments of `hanmo.load` that are options."""
-
-
-@with_options(_opening)
-@with_options(_writing)
+@with_options(_GENERATION | _OPENING)
 def write(
     text: Annotated[
-        list[str] | None, typer.Argument(help="Texts to continue; none, or -, reads one from standard input.")
+        list[str] | None, Argument(help="Texts to continue; none, or -, reads one from standard input.")
     ] = None,
     *,
     model: shared.Model = None,
     weights: shared.Weights = None,
     device: shared.Device = "auto",
     threads: shared.Threads = None,
-    n: Annotated[int, typer.Option("-n", help="Texts per prompt.")] = 1,
-    beams: Annotated[int | None, typer.Option(help="Search with so many beams instead of sampling.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Repeat the samples of an earlier run.")] = None,
-    stream: Annotated[bool, typer.Option(help="Show a text while it is generated.")] = True,
+    n: Annotated[int, Option("-n", help="Texts per prompt.")] = 1,
+    beams: Annotated[int | None, Option(help="Search with so many beams instead of sampling.")] = None,
+    seed: Annotated[int | None, Option(help="Repeat the samples of an earlier run.")] = None,
+    stream: Annotated[bool, Option(help="Show a text while it is generated.")] = True,
     as_json: shared.Json = False,
-    file: Annotated[
-        Path | None, typer.Option(help='Continue each line of this file: a prompt, or {"prompt": …}.')
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="With --file: the results; an interrupted run goes on.")] = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            help="With --file: texts generated at once; int8, int4 and bfloat16 results depend on it.", show_default="8"
-        ),
-    ] = None,
-    ray: Annotated[bool, typer.Option("--ray", help="With --file: spread the rows over the Ray cluster.")] = False,
+    file: Annotated[Path | None, Option(help='Continue each line of this file: a prompt, or {"prompt": …}.')] = None,
+    out: Annotated[Path | None, Option(help="With --file: the results; an interrupted run goes on.")] = None,
+    batch: Annotated[int | None, Option(help=_BATCH, show_default="8")] = None,
+    ray: Annotated[bool, Option("--ray", help="With --file: spread the rows over the Ray cluster.")] = False,
     **options: Any,
 ) -> None:
     """Continue a text, or each row of a file.
@@ -118,16 +86,16 @@ def write(
     [bold]hanmo write --file prompts.jsonl --out results.jsonl --model gpt2/model.ckpt-100000[/bold]
     """
     if file is None and (out is not None or batch is not None or ray):
-        raise typer.BadParameter("--out, --batch and --ray are for the rows of a file; give it with --file")
+        raise BadParameter("--out, --batch and --ray are for the rows of a file; give it with --file")
     if file is not None and (out is None or text or as_json):
-        raise typer.BadParameter("--file takes --out for its results, which are JSON lines, and no text nor --json")
+        raise BadParameter("--file takes --out for its results, which are JSON lines, and no text nor --json")
     prompts = [] if file else [_from_stdin()] if not text or text == ["-"] else text
     if model is None:
         from hanmo.pipeline import SMALL
 
         model, weights = SMALL, weights or ("int8" if device in ("auto", "cpu") else None)
-    reading = {"weights": weights, "device": device} | _part(options, _opening)
-    how = _part(options, _writing)
+    reading = {"weights": weights, "device": device} | {name: options[name] for name in _OPENING}
+    how = {name: options[name] for name in _GENERATION}
     how |= {"stop": None if how["stop"] == "none" else how["stop"], "stop_strings": tuple(how["stop_strings"] or ())}
     opened = partial(_open, model, reading | {"threads": threads})
     if file is not None and out is not None:
@@ -148,10 +116,6 @@ def write(
             _several(loaded, prompt, how | {"n": n, "seed": seed, "beams": beams}, as_json=as_json)
 
 
-def _part(options: dict[str, Any], declared: Callable[..., None]) -> dict[str, Any]:
-    return {name: options[name] for name in signature(declared).parameters}
-
-
 def _note_special(loaded: "Pipeline", prompt: str) -> None:
     from hanmo.tokenizers.prompt import special_tokens_in
 
@@ -161,7 +125,7 @@ def _note_special(loaded: "Pipeline", prompt: str) -> None:
 
 def _from_stdin() -> str:
     if sys.stdin.isatty():
-        raise typer.BadParameter("give a text to continue, or pipe one in")
+        raise BadParameter("give a text to continue, or pipe one in")
     try:
         return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
     except UnicodeDecodeError as error:
@@ -185,9 +149,8 @@ def _open(model: Path, reading: dict[str, Any]) -> "Pipeline":
 
 def _one(loaded: "Pipeline", prompt: str, seed: int | None, how: dict[str, Any], *, shown: bool) -> None:
     """Generate one text and show it piece by piece; Ctrl-C keeps what is there so far."""
-    text = loaded.stream(prompt, seed=seed, **how)
+    text, begun = loaded.stream(prompt, seed=seed, **how), False
     begins = "" if loaded.config.is_encoder_decoder or loaded.config.main.mask == "prefix" else prompt
-    begun = False
     try:
         for piece in text:
             if shown:
