@@ -70,7 +70,6 @@ def measure_quality(
     total, done = len(KINDS) * sum(len(ids) for ids, _ in encoded), 0
     rows: list[dict[str, Any]] = []
     for kind in KINDS:
-        show(f"predicting in {kind}", done, total)
         engine = OpenVinoEngine(open_weights(subject.path, weights=kind), mask=subject.mask, threads=subject.threads)
         spent = Bits(0.0, 0, 0, 0)
         for ids, characters in encoded:

@@ -31,7 +31,7 @@ def write_file(
 ) -> None:
     """Continue every row of a file that is not done yet.
 
-    open_model: opens the model.   reading: its options, for the record.   drawing: as for `BatchWriter`, its seed None
+    reading: the options of `open_model`, which the run's record keeps.   drawing: as for `BatchWriter`, its seed None
     to take the run's.
     """
     from hanmo.batch.cluster import write_on_cluster
@@ -55,13 +55,15 @@ def write_file(
             if run.rows:
                 say(f"going on behind row {run.number}: {_summary(run)}")
             start, number = run.window(window_rows(batch=batch, n=n, beams=beams))
-            how = {**drawing, "seed": run.seed}
+            options = {**drawing, "seed": run.seed}
             if ray:
-                todo: dict[str, int] = {"start": start, "number": number, "done": run.number}
-                results = write_on_cluster(file, open_model, how, gpus=_gpus(reading), **todo)
+                gpus = False if reading["weights"] in ("int8", "int4") else None  # None: what the cluster has
+                gpus = gpus if reading["device"] == "auto" else reading["device"].startswith("cuda")
+                place: dict[str, int] = {"start": start, "number": number, "done": run.number}
+                results = write_on_cluster(file, open_model, options, gpus=gpus, **place)
             else:
                 rows = read_rows(file, start=start, number=number)
-                results = BatchWriter(open_model(), **how).write(rows, done=run.number)
+                results = BatchWriter(open_model(), **options).write(rows, done=run.number)
             _follow(run, results, batch)
             say(f"finished: {_summary(run)}")
         if run.bad == run.rows:
@@ -89,13 +91,6 @@ def _follow(run: "Run", results: Iterable[Sequence["Line"]], batch: int) -> None
                 f"{batch} texts at once do not fit into memory; the same command with a --batch smaller than "
                 f"{batch} goes on behind row {run.number}"
             ) from None
-
-
-def _gpus(reading: Mapping[str, Any]) -> bool | None:
-    """Tell whether workers are for GPUs; None leaves it to the cluster."""
-    if reading["device"] != "auto":
-        return str(reading["device"]).startswith("cuda")
-    return False if reading["weights"] in ("int8", "int4") else None
 
 
 def _summary(run: "Run") -> str:

@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from typer import Option
 
 from hanmo.cli import options as shared
-from hanmo.cli.screen import bar, echo, say
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from hanmo.cli.screen import bar, columns, echo, printable, say
 
 __all__ = ["bench"]
+
+Tables = Iterator[tuple[str, Sequence[Sequence[str]], Collection[int]]]  # title, rows, columns aligned on the right
+
+_WEIGHTS = Option(help="Type of the weights in memory.", show_default="int8, or bfloat16 on a GPU")
+_QUALITY = Option(help="A text (.txt, .jsonl …): measure its bits per character in every type.")
 
 
 def bench(
     model: shared.Model = None,
-    weights: Annotated[
-        shared.WeightsKind | None,
-        typer.Option(help="Type of the weights in memory.", show_default="int8, or bfloat16 on a GPU"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
+    weights: Annotated[shared.WeightsKind | None, _WEIGHTS] = None,
+    device: Annotated[str, Option(help="cpu, cuda, cuda:1 …")] = "cpu",
     threads: shared.Threads = None,
     mask: shared.Mask = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Measure one round instead of three.")] = False,
-    picture: Annotated[Path | None, typer.Option(help="Plot the time per token by length: a .png or .svg.")] = None,
-    quality: Annotated[
-        Path | None, typer.Option(help="A text (.txt, .jsonl …): measure its bits per character in every type.")
-    ] = None,
-    documents: Annotated[int | None, typer.Option(min=1, help="With --quality: only the first so many.")] = None,
+    quick: Annotated[bool, Option("--quick", help="Measure one round instead of three.")] = False,
+    picture: Annotated[Path | None, Option(help="Plot the time per token by length: a .png or .svg.")] = None,
+    quality: Annotated[Path | None, _QUALITY] = None,
+    documents: Annotated[int | None, Option(min=1, help="With --quality: only the first so many.")] = None,
     as_json: shared.Json = False,
 ) -> None:
     """Measure how fast a model generates on this machine, or with --quality how well it predicts a text.
@@ -66,55 +65,35 @@ def bench(
             if picture is not None:
                 check_picture(picture)
             result = measure(subject, quick=quick, show=show)
-    tables = (_quality,) if quality is not None else (_speed, _lengths, _batches)
-    _print(result, [table(result) for table in tables], as_json=as_json)
+    if as_json:
+        echo(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        _print(result, quality=quality is not None)
     if picture is not None:
         draw(result, picture)
         say(f"drew {picture}")
 
 
-def _print(result: dict[str, Any], tables: list[Table], *, as_json: bool) -> None:
-    if as_json:
-        echo(json.dumps(result, indent=2, ensure_ascii=False))
-        return
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+def _print(result: dict[str, Any], *, quality: bool) -> None:
     model = result["model"]
-    console.print(f"{model['path']}: {model['family']}, {model['parameters']:,} parameters")
-    if "machine" in result:
-        console.print(_machine(result["machine"]))
-    for table in tables:
-        console.print()
-        console.print(table)
+    echo(f"{model['path']}: {model['family']}, {model['parameters']:,} parameters")
+    if not quality:
+        machine = result["machine"]
+        memory, load, versions = machine["memory_bytes"], machine["load"], machine["versions"]
+        parts = [machine["processor"], f"{machine['cores']} cores", memory and f"{memory / 2**30:.1f} GiB"]
+        parts += [machine["gpu"], *(f"{name} {version}" for name, version in versions.items() if version)]
+        parts += [None if load is None else f"load {load:.1f} before", machine["date"][:10]]
+        echo(", ".join(filter(None, parts)))
+    for title, rows, right in _quality(result) if quality else _speed(result):
+        typer.echo("\n" + typer.style(printable(title), bold=True))
+        echo(columns(rows, right=right))
 
 
-def _table(title: str, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    how: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD, "pad_edge": False}
-    table = Table(title=title, show_header=any(columns), **how)
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("", "weights") else "right")
-    return table
-
-
-def _machine(machine: dict[str, Any]) -> str:
-    memory, load = machine["memory_bytes"], machine["load"]
-    parts = [machine["processor"], f"{machine['cores']} cores"]
-    parts += [] if memory is None else [f"{memory / 2**30:.1f} GiB"]
-    parts += [] if machine["gpu"] is None else [machine["gpu"]]
-    parts += [f"{name} {version}" for name, version in machine["versions"].items() if version is not None]
-    parts += [] if load is None else [f"load {load:.1f} before"]
-    return ", ".join([*parts, machine["date"][:10]])
-
-
-def _speed(result: dict[str, Any]) -> Table:
-    model, start, read, writing = (result[name] for name in ("model", "start", "bandwidth", "writing"))
-    ratio = start["anonymous_per_weights"]
-    converted = start["conversion_seconds"]
-    times = f" ({ratio:.2f} × the weights)" if ratio is not None else ""
+def _speed(result: dict[str, Any]) -> Tables:
+    machine, model, start, read = (result[name] for name in ("machine", "model", "start", "bandwidth"))
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    ratio, converted = start["anonymous_per_weights"], start["conversion_seconds"]
+    times = "" if ratio is None else f" ({ratio:.2f} × the weights)"
     rows = {
         "weights": f"{model['weights']}, {_size(model['weights_bytes'])} ({model['to_float32']:.2f} of float32)",
         "converting them, once": "kept from before" if converted is None else f"{converted:.2f} s",
@@ -129,42 +108,30 @@ def _speed(result: dict[str, Any]) -> Table:
     }
     if start["gpu_peak_bytes"] is not None:
         rows["memory of the GPU, peak"] = _size(start["gpu_peak_bytes"])
-    if writing is not None:
-        rows["writing"] = f"{writing['characters_per_second']:.1f} characters/s"
-    threads = result["machine"]["threads"]
-    table = _table(
-        f"Start, memory, writing ({result['machine']['device']}, {threads} thread{'s' * (threads > 1)})", "", ""
-    )
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
+    if result["writing"] is not None:
+        rows["writing"] = f"{result['writing']['characters_per_second']:.1f} characters/s"
+    yield f"Start, memory, writing ({machine['device']}, {threads})", [*rows.items()], ()
+    lengths, batches = result["lengths"], result["batches"]
+    of = "source tokens" if model["answers"] else "tokens before"
+    table: list[Sequence[str]] = [(of, "first token, ms", "prompt tokens/s", "ms a token", "tokens/s")]
+    for row in lengths["rows"]:
+        numbers = row["first_token_seconds"] * 1000, row["prompt_tokens_per_second"], row["token_seconds"] * 1000
+        table.append((f"{row['tokens']:,}", *map(_number, (*numbers, row["tokens_per_second"]))))
+    title = f"By length, one row (longest to shortest: {lengths['longest_to_shortest']:.2f} ×)"
+    yield title, table, range(5)
+    table = [("rows", "ms a step", "tokens/s", "× one row")]
+    for row in batches["rows"]:
+        numbers = row["step_seconds"] * 1000, row["tokens_per_second"], row["times_one"]
+        table.append((str(row["rows"]), *map(_number, numbers)))
+    yield f"By rows at once, {batches['tokens']:,} tokens before", table, range(4)
 
 
-def _lengths(result: dict[str, Any]) -> Table:
-    of = "source tokens" if result["model"]["answers"] else "tokens before"
-    title = f"By length, one row (longest to shortest: {result['lengths']['longest_to_shortest']:.2f} ×)"
-    table = _table(title, of, "first token, ms", "prompt tokens/s", "ms a token", "tokens/s")
-    for row in result["lengths"]["rows"]:
-        numbers = (row["first_token_seconds"] * 1000, row["prompt_tokens_per_second"], row["token_seconds"] * 1000)
-        table.add_row(f"{row['tokens']:,}", *map(_number, (*numbers, row["tokens_per_second"])))
-    return table
-
-
-def _batches(result: dict[str, Any]) -> Table:
-    title = f"By rows at once, {result['batches']['tokens']:,} tokens before"
-    table = _table(title, "rows", "ms a step", "tokens/s", "× one row")
-    for row in result["batches"]["rows"]:
-        numbers = (row["step_seconds"] * 1000, row["tokens_per_second"], row["times_one"])
-        table.add_row(str(row["rows"]), *map(_number, numbers))
-    return table
-
-
-def _quality(result: dict[str, Any]) -> Table:
+def _quality(result: dict[str, Any]) -> Tables:
     counts = f"{result['documents']:,} documents, {result['characters']:,} characters, {result['unknown']:,} unknown"
-    table = _table(f"{result['text']}: {counts}", "weights", "bits per character", "× float32")
+    table = [("weights", "bits per character", "× float32")]
     for row in result["rows"]:
-        table.add_row(row["weights"], f"{row['bits_per_character']:.4f}", f"{row['to_float32']:.4f}")
-    return table
+        table.append((row["weights"], f"{row['bits_per_character']:.4f}", f"{row['to_float32']:.4f}"))
+    yield f"{result['text']}: {counts}", table, (1, 2)
 
 
 def _number(value: float) -> str:

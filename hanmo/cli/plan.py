@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hanmo.cli import options as shared
+from hanmo.cli.screen import columns
 from hanmo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hanmo.config import ModelConfig
-    from hanmo.training.args import TrainArgs
     from hanmo.training.memory import Memory
 
 __all__ = ["plan"]
@@ -42,7 +42,7 @@ def plan(
     """
     from hanmo.checkpoint.inspect import inspect
     from hanmo.training.args import TrainArgs
-    from hanmo.training.memory import choose, largest_batch, parse_size, table
+    from hanmo.training.memory import choose, gib, largest_batch, parse_size, table
 
     there = parse_size(memory) if memory is not None else _free(device)
     found = inspect(model).found
@@ -54,26 +54,29 @@ def plan(
         sequence=sequence or min(1024, context or 512), lora=lora, device=device,
     )  # fmt: skip
     rows = table(config, base)
-    best: Memory | None = choose(config, base, there, first="mixed" if device == "cuda" else "float32")
-    best = best if best is not None and best.needed <= there else None
+    best = choose(config, base, there, first="mixed" if device == "cuda" else "float32")
+    fits = best.needed <= there
     lengths = sorted({max(1, base.sequence // part) for part in (4, 2, 1)})
-    batches = {n: largest_batch(config, replace(best.choice, sequence=n), there) for n in lengths} if best else {}
+    batches = {n: largest_batch(config, replace(best.choice, sequence=n), there) for n in lengths} if fits else {}
     if as_json:
-        object_ = {
-            "model": str(model),
-            "parameters": found.parameters,
-            "memory": there,
-            "plans": [row.as_dict() | {"fits": row.needed <= there} for row in rows],
-            "recommended": best and best.as_dict(),
-            "largest_batch": batches,
-            "adam": _adam(rows, there),
-        }
-        typer.echo(json.dumps(object_, indent=2, ensure_ascii=False))
+        plans = [row.as_dict() | {"fits": row.needed <= there} for row in rows]
+        told = {"model": str(model), "parameters": found.parameters, "memory": there, "plans": plans}
+        told |= {"recommended": best.as_dict() if fits else None, "largest_batch": batches, "adam": _adam(rows, there)}
+        typer.echo(json.dumps(told, indent=2, ensure_ascii=False))
+        return
+    typer.echo(f"{model.name}: {found.family}, {found.parameters:,} parameters; memory {gib(there)}")
+    typer.echo(columns([*_table(rows, there)], right=range(4, 8)))
+    if fits:
+        room = ", ".join(f"{count:,} of {length:,} tokens" for length, count in batches.items())
+        typer.echo(f"Recommended: {best.choice.describe()}; needs {gib(best.needed)}")
+        typer.echo(f"Rows that fit at once that way: {room}")
     else:
-        typer.echo(f"{model.name}: {found.family}, {found.parameters:,} parameters; memory {_size(there)}")
-        _print(rows, there)
-        _advise(config, base, best, batches, there)
-        typer.echo(_adam(rows, there))
+        adapters = replace(base, lora=8, optimizer="adamw", in_backward=False, precision="bfloat16")
+        least = choose(config, adapters, there)
+        why = "fits" if least.needed <= there else "does not fit either"
+        typer.echo("Nothing here fits; a shorter --sequence or a smaller --batch may, or adapters:")
+        typer.echo(f"--lora 8: {least.choice.describe()} needs {gib(least.needed)}, which {why}")
+    typer.echo(_adam(rows, there))
 
 
 def _free(device: str) -> int:
@@ -86,66 +89,35 @@ def _free(device: str) -> int:
     return free_memory(torch.device(device))
 
 
-def _print(rows: list[Memory], there: int) -> None:
-    lines: list[tuple[str, ...]] = [
-        ("optimizer", "precision", "gradients", "recompute", "static", "activations", "transient", "needed", "")
-    ]
+def _table(rows: list[Memory], there: int) -> Iterator[tuple[str, ...]]:
+    from hanmo.training.memory import gib
+
+    yield "optimizer", "precision", "gradients", "recompute", "static", "activations", "transient", "needed", ""
     for row in rows:
-        choice = row.choice
-        lines.append(
-            (
-                choice.optimizer,
-                choice.precision,
-                "in backward" if choice.in_backward else "whole",
-                "yes" if choice.recompute else "no",
-                *map(_size, (row.static, row.activations, row.transient, row.needed)),
-                "fits" if row.needed <= there else f"{_size(row.needed - there)} too much",
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = (f"{cell:{'>' if 4 <= i < 8 else '<'}{widths[i]}}" for i, cell in enumerate(line))
-        typer.echo("  ".join(cells).rstrip())
-
-
-def _advise(config: ModelConfig, base: TrainArgs, best: Memory | None, batches: dict[int, int], there: int) -> None:
-    from hanmo.training.memory import choose
-
-    if best is not None:
-        typer.echo(f"Recommended: {best.choice.describe()}; needs {_size(best.needed)}")
-        room = ", ".join(f"{count:,} of {length:,} tokens" for length, count in batches.items())
-        typer.echo(f"Rows that fit at once that way: {room}")
-        return
-    typer.echo("Nothing here fits; a shorter --sequence or a smaller --batch may, or adapters:")
-    adapters = replace(base, lora=8, optimizer="adamw", in_backward=False, precision="bfloat16")
-    smallest = choose(config, adapters, there)
-    fits = "fits" if smallest.needed <= there else "does not fit either"
-    typer.echo(f"--lora 8: {smallest.choice.describe()} needs {_size(smallest.needed)}, which {fits}")
+        choice, sizes = row.choice, (row.static, row.activations, row.transient, row.needed)
+        gradients, recompute = "in backward" if choice.in_backward else "whole", "yes" if choice.recompute else "no"
+        fits = "fits" if row.needed <= there else f"{gib(row.needed - there)} too much"
+        yield choice.optimizer, choice.precision, gradients, recompute, *map(gib, sizes), fits
 
 
 def _adam(rows: list[Memory], there: int) -> str:
     """Say in one or two sentences why plain Adam fits or does not."""
-    adam = {
-        (row.choice.in_backward, row.choice.recompute): row
-        for row in rows
-        if row.choice.optimizer == "adamw" and row.choice.precision == "float32"
-    }
-    plain = adam[False, False]
-    parts = (
-        f"weights {_size(plain.weights)} + gradients {_size(plain.gradients)} + two moments {_size(plain.optimizer)} "
-        f"= {_size(plain.static)}"
-    )
-    if plain.needed <= there:
-        return f"Adam fits: {parts}, and {_size(plain.activations + plain.transient)} for a step"
-    if plain.static > there:
-        why = f"Adam does not fit, whatever the batch: {parts}, more than {_size(there)}"
-    else:
-        rest = plain.activations + plain.transient
-        why = f"Adam does not fit: {parts}, and {_size(rest)} for a step make {_size(plain.needed)} of {_size(there)}"
-    return f"{why}. With update in backward it has {_size(adam[True, False].static)} static, without whole gradients"
-
-
-def _size(size: int) -> str:
     from hanmo.training.memory import gib
 
-    return gib(size)
+    adam = [row for row in rows if row.choice.optimizer == "adamw" and row.choice.precision == "float32"]
+    (plain, freed) = (
+        next(row for row in adam if row.choice.in_backward == freed and not row.choice.recompute)
+        for freed in (False, True)
+    )
+    parts = (
+        f"weights {gib(plain.weights)} + gradients {gib(plain.gradients)} + two moments {gib(plain.optimizer)} = "
+        f"{gib(plain.static)}"
+    )
+    rest = plain.activations + plain.transient
+    if plain.needed <= there:
+        return f"Adam fits: {parts}, and {gib(rest)} for a step"
+    if plain.static > there:
+        why = f"Adam does not fit, whatever the batch: {parts}, more than {gib(there)}"
+    else:
+        why = f"Adam does not fit: {parts}, and {gib(rest)} for a step make {gib(plain.needed)} of {gib(there)}"
+    return f"{why}. With update in backward it has {gib(freed.static)} static, without whole gradients"

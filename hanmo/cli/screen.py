@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from hanmo.cli.chinese import translate
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["bar", "counted", "echo", "on_screen", "printable", "progress", "say", "translating_console"]
+__all__ = ["bar", "columns", "counted", "echo", "on_screen", "printable", "progress", "say", "translating_console"]
 
 # Controls but tab and newline, and those that turn the direction of text: names in a file may hold what terminals obey.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -35,6 +35,20 @@ def echo(text: str) -> None:
 def say(message: str) -> None:
     """Print one line on standard error, after the program's name, in the user's language."""
     print(f"hanmo: {printable(translate(message))}", file=sys.stderr, flush=True)
+
+
+def columns(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> str:
+    """Format rows as lines of aligned columns; the last cell of a row with fewer cells may be of any length.
+
+    right: the columns that are aligned on the right.
+    """
+    size = max(map(len, rows))
+    counted = [row if len(row) == size else row[:-1] for row in rows]
+    widths = [max(len(row[place]) for row in counted if place < len(row)) for place in range(size)]
+    return "\n".join(
+        "  ".join(f"{cell:{'>' if at in right else '<'}{widths[at]}}" for at, cell in enumerate(row)).rstrip()
+        for row in rows
+    )
 
 
 @contextmanager
