@@ -5,7 +5,6 @@ Knows engines and clocks. Knows no options and prints nothing.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from hanmo.bench.machine import METHOD, MemoryReader, describe, load
 from hanmo.bench.subject import Subject, bytes_per_token, measure_start
+from hanmo.checkpoint.inspect import Inspection
 from hanmo.cores import cores
 from hanmo.errors import PromptError
 from hanmo.generate.loop import Engine, QueueingEngine, take_rows
@@ -35,12 +35,11 @@ class Case(NamedTuple):
     rows: int
 
 
-@dataclass
-class Times:
+class Times(NamedTuple):
     """Seconds of each prefill, and of each decoding step after it."""
 
-    prompts: list[float] = field(default_factory=list)
-    steps: list[float] = field(default_factory=list)
+    prompts: list[float]
+    steps: list[float]
 
 
 def measure(subject: Subject, *, quick: bool = False, show: Show = lambda title, done, total: None) -> dict[str, Any]:
@@ -52,8 +51,7 @@ def measure(subject: Subject, *, quick: bool = False, show: Show = lambda title,
     """
     looked, busy = subject.look(), load()
     found, rounds = looked.found, 1 if quick else 3
-    start = {"conversion_seconds": _convert(subject, sum(file.bytes or 0 for file in looked.files), show)}
-    start |= _start(subject, found.config.vocab_size, found.config.main.context, rounds, show)
+    start = _start(subject, looked, rounds, show)
     writer = subject.open()
     engine = writer.engine
     threads = (subject.threads or cores()) if subject.device.startswith("cpu") else 1
@@ -70,7 +68,7 @@ def measure(subject: Subject, *, quick: bool = False, show: Show = lambda title,
     sizes = subject.sizes(writer)
     held, read, speed = sum(sizes.values()), bytes_per_token(writer.config, sizes), median(speeds)
     anonymous = start["anonymous_bytes"]
-    lengths, batches = _lengths(times), _batches(times)
+    lengths, batches = _tables(times)
     return {
         "model": {
             "path": str(looked.path),
@@ -112,10 +110,10 @@ def measure_cases(
     The prompt is random ids, read once and then copied to all rows; each step takes the most likely id. For an
     encoder-decoder the tokens are those of the source.
     """
-    times = {case: Times() for case in cases}
+    times = {case: Times([], []) for case in cases}
     for case in cases:
         show("warming up", 0, 1)
-        _time(engine, case, Times())
+        _time(engine, case, Times([], []))
     start, number = time.perf_counter(), 0
     while number < rounds or time.perf_counter() - start < seconds:
         between()
@@ -171,59 +169,43 @@ def _prompt(vocab_size: int, tokens: int) -> list[int]:
     return [int(id) for id in np.random.default_rng(0).integers(0, vocab_size, tokens)]
 
 
-def _convert(subject: Subject, total: int, show: Show) -> float | None:
-    """Convert the weights if necessary, and return the seconds that it took; None if it was not."""
-    if not subject.is_converted:
-        return None
-    from hanmo.inference.openvino.engine import open_weights
-
-    read: list[int] = []
+def _start(subject: Subject, looked: Inspection, rounds: int, show: Show) -> dict[str, Any]:
+    """Convert the weights if necessary, and start fresh processes; return median times and the largest sizes."""
+    total, read = sum(file.bytes or 0 for file in looked.files), 0
 
     def count(nbytes: int) -> None:
-        read.append(nbytes)
-        show("converting", sum(read), total)
+        nonlocal read
+        read += nbytes
+        show("converting", read, total)
 
     start = time.perf_counter()
-    open_weights(subject.path, weights=str(subject.weights), progress=count)
-    return time.perf_counter() - start if read else None
-
-
-def _start(subject: Subject, vocab_size: int, positions: int | None, rounds: int, show: Show) -> dict[str, Any]:
-    """Start the model in fresh processes; return the median times and the largest sizes."""
-    prompt, starts = _prompt(vocab_size, fitting((16,), positions)[0]), []
+    subject.converted(count)
+    found: dict[str, Any] = {"conversion_seconds": time.perf_counter() - start if read else None}
+    config, starts = looked.found.config, []
+    prompt = _prompt(config.vocab_size, fitting((16,), config.main.context)[0])
     for number in range(rounds):
         show("starting", number, rounds)
         starts.append(measure_start(subject, prompt))
-    found = {name: [start[name] for start in starts] for name in starts[0]}
-    return {
-        name: None if None in values else median(values) if name.endswith("seconds") else max(values)
-        for name, values in found.items()
-    }
+    for name in starts[0]:
+        values = [each[name] for each in starts]
+        found[name] = None if None in values else median(values) if name.endswith("seconds") else max(values)
+    return found
 
 
-def _lengths(times: dict[Case, Times]) -> dict[str, Any]:
-    rows = [
-        {
-            "tokens": case.tokens,
-            "first_token_seconds": (prompt := median(of.prompts)),
-            "prompt_tokens_per_second": case.tokens / prompt,
-            "token_seconds": (step := median(of.steps)),
-            "tokens_per_second": 1 / step,
-        }
-        for case, of in times.items()
-        if case.rows == 1
-    ]
-    return {"rows": rows, "longest_to_shortest": rows[-1]["token_seconds"] / rows[0]["token_seconds"]}
-
-
-def _batches(times: dict[Case, Times]) -> dict[str, Any]:
-    tokens = next((case.tokens for case in times if case.rows > 1), 0)
-    found = {case.rows: median(of.steps) for case, of in times.items() if case.tokens == tokens}
-    rows = [
-        {"rows": rows, "step_seconds": step, "tokens_per_second": rows / step, "times_one": rows * found[1] / step}
-        for rows, step in sorted(found.items())
-    ]
-    return {"tokens": tokens, "rows": rows}
+def _tables(times: dict[Case, Times]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the medians of the cases by length, in single rows, and by the number of rows."""
+    lengths, batches = [], []
+    many = next((case.tokens for case in times if case.rows > 1), 0)
+    for case, of in times.items():
+        prompt, step = median(of.prompts), median(of.steps)
+        if case.rows == 1:
+            speeds = {"prompt_tokens_per_second": case.tokens / prompt, "tokens_per_second": 1 / step}
+            lengths.append({"tokens": case.tokens, "first_token_seconds": prompt, "token_seconds": step, **speeds})
+        if case.tokens == many:
+            batches.append({"rows": case.rows, "step_seconds": step, "tokens_per_second": case.rows / step})
+            batches[-1]["times_one"] = case.rows * batches[0]["step_seconds"] / step
+    ratio = lengths[-1]["token_seconds"] / lengths[0]["token_seconds"]
+    return {"rows": lengths, "longest_to_shortest": ratio}, {"tokens": many, "rows": batches}
 
 
 def _writing(writer: Pipeline, *, rounds: int, max_chars: int, show: Show) -> dict[str, Any] | None:

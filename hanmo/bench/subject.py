@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -38,11 +38,6 @@ class Subject:
     threads: int | None = None
     mask: str | None = None
 
-    @property
-    def is_converted(self) -> bool:
-        """Whether it runs on the CPU engine, from weights that are converted once and cached."""
-        return on_cpu_engine(self.weights, self.device)
-
     def look(self) -> Inspection:
         """Inspect the checkpoint without loading it; raise CheckpointError if the model cannot generate text."""
         found = inspect(self.path)
@@ -60,14 +55,20 @@ class Subject:
         """Open the model as `hanmo write` does."""
         return open_model(self.path, weights=self.weights, device=self.device, threads=self.threads, mask=self.mask)
 
+    def converted(self, progress: Callable[[int], None] | None = None) -> Path | None:
+        """Return the cached weights of the CPU engine, converted if they are not there; None if it is not used."""
+        if not on_cpu_engine(self.weights, self.device):
+            return None
+        from hanmo.inference.openvino.engine import open_weights
+
+        return open_weights(self.path, weights=str(self.weights), progress=progress).path
+
     def sizes(self, writer: "Pipeline") -> dict[str, int]:
         """Return the bytes of each tensor that the open model holds, by our names."""
-        if self.is_converted:
+        if kept := self.converted():
             from hanmo.checkpoint.safetensors import Safetensors
-            from hanmo.inference.openvino.engine import open_weights
 
-            kept = open_weights(self.path, weights=str(self.weights))
-            return {name: info.nbytes for name, info in Safetensors(kept.path).tensors.items()}
+            return {name: info.nbytes for name, info in Safetensors(kept).tensors.items()}
         model = cast("ModelPipeline", writer).model
         return {name: each.nbytes for name, each in [*model.named_parameters(), *model.named_buffers()]}
 
@@ -98,42 +99,36 @@ def measure_start(subject: Subject, prompt: list[int]) -> dict[str, Any]:
     Raises the HanmoError that the process raised, or CheckpointError if it failed otherwise.
     """
     options = json.dumps({**asdict(subject), "path": str(subject.path), "prompt": prompt})
+    start = time.monotonic()  # which is the same clock in all processes
     command = [sys.executable, "-m", "hanmo.bench.subject", options]
-    start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stderr is not None
-        try:
-            line = process.stdout.readline()
-            seconds = time.perf_counter() - start
-            message = process.stderr.read().strip()
-            code = process.wait()
-        except BaseException:
-            process.kill()
-            raise
-    if code or not line:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode or not done.stdout:
+        message = done.stderr.strip()
         kind, _, text = message.rpartition("\n")[2].partition(": ")
         module, _, name = kind.rpartition(".")
         if module == errors.__name__:
             raise getattr(errors, name)(text)
         raise CheckpointError(
-            f"a fresh process that opened {subject.path} ended with {code}: {message or 'is there enough memory?'}"
+            f"a fresh process that opened {subject.path} ended with {done.returncode}: "
+            f"{message or 'is there enough memory?'}"
         )
-    return {**json.loads(line), "first_token_seconds": seconds}
+    found: dict[str, Any] = json.loads(done.stdout)
+    return {"first_token_seconds": found.pop("first_token") - start, **found}
 
 
 def _main(path: str, prompt: list[int], **options: Any) -> None:
-    start = time.perf_counter()
+    start = time.monotonic()
     writer = Subject(Path(path), **options).open()
-    opened = time.perf_counter() - start
+    found = {"open_seconds": time.monotonic() - start}
     _, logits = writer.engine.prefill([prompt], room=1)
     int(logits[0].argmax())
+    found |= {"first_token": time.monotonic(), "torch_imported": "torch" in sys.modules}
     sizes = {**memory(), "gpu_peak": None}
     if options["device"].startswith("cuda"):
         import torch
 
         sizes["gpu_peak"] = torch.cuda.max_memory_allocated()
-    found = {"open_seconds": opened, "torch_imported": "torch" in sys.modules}
-    print(json.dumps(found | {f"{name}_bytes": size for name, size in sizes.items()}), flush=True)
+    print(json.dumps(found | {f"{name}_bytes": size for name, size in sizes.items()}))
 
 
 if __name__ == "__main__":

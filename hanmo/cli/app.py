@@ -7,10 +7,10 @@ import os
 import re
 import signal
 import sys
-from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer import Option
 from typer.core import TyperGroup
 
 from hanmo import __version__
@@ -69,11 +69,9 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool, Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error, not only its message.")
-    ] = False,
+    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error, not only its message.")] = False,
 ) -> None:
     """Chinese Transformer language models, from the original checkpoints.
 
@@ -88,17 +86,13 @@ app.command("run", cls=TranslatedCommand, context_settings=CONTEXT)(run_script)
 
 def run() -> NoReturn:
     """Run the command line on the program's arguments and exit."""
-    signal.signal(signal.SIGTERM, _terminated)
+    # SIGTERM exits by an exception, so that partial files are removed; the default would end the process at once.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     for stream in (sys.stdout, sys.stderr):
         # Paths and tensor names may hold characters that the terminal's encoding has not.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     app(prog_name="hanmo")
     sys.exit(0)
-
-
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    """Exit by an exception, so that partial files are removed; the default action would end the process at once."""
-    sys.exit(128 + number)
 
 
 def _end(message: str, code: int) -> NoReturn:

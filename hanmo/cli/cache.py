@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from hanmo.cli import options as shared
 from hanmo.cli.screen import echo, say
@@ -13,10 +13,8 @@ __all__ = ["cache"]
 
 
 def cache(
-    folder: Annotated[
-        Path | None, typer.Option("--cache-dir", help="The folder, if not the platform's.", show_default=False)
-    ] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Delete all of them.")] = False,
+    cache_dir: Annotated[Path | None, Option(help="The folder, if not the platform's.", show_default=False)] = None,
+    clear: Annotated[bool, Option("--clear", help="Delete all of them.")] = False,
     as_json: shared.Json = False,
 ) -> None:
     """List the weights that were converted for the CPU, or delete them: they are converted again when needed.
@@ -27,7 +25,7 @@ def cache(
     """
     from hanmo.inference import store
 
-    place = folder or store.default_folder()
+    place = cache_dir or store.default_folder()
     built = store.entries(place)
     plural = "" if len(built) == 1 else "s"
     if clear:

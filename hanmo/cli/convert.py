@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Argument, BadParameter, Option
 
 from hanmo.cli import options as shared
 from hanmo.cli.screen import counted, echo, say
@@ -18,22 +18,18 @@ if TYPE_CHECKING:
 
 __all__ = ["convert"]
 
+_DST = "A new folder; for tensorflow also a prefix with '.ckpt' in its name."
+_DTYPE = "Type of the parameters; default: each keeps its own."
+
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="The checkpoint, as for inspect.")],
-    target: Annotated[
-        Path, typer.Argument(metavar="DST", help="A new folder; for tensorflow also a prefix with '.ckpt' in its name.")
-    ],
-    to: Annotated[
-        Literal["safetensors", "tensorflow", "huggingface"], typer.Option(help="The format.", show_default=False)
-    ],
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16", "int8"] | None,
-        typer.Option(help="Type of the parameters; default: each keeps its own."),
-    ] = None,
+    source: Annotated[Path, Argument(metavar="SRC", help="The checkpoint, as for inspect.")],
+    target: Annotated[Path, Argument(metavar="DST", help=_DST)],
+    to: Annotated[Literal["safetensors", "tensorflow", "huggingface"], Option(help="The format.", show_default=False)],
+    dtype: Annotated[Literal["float32", "bfloat16", "float16", "int8"] | None, Option(help=_DTYPE)] = None,
     config: shared.Config = None,
     family: shared.Family = None,
-    overwrite: Annotated[bool, typer.Option("--force", help="Replace what is at DST.")] = False,
+    overwrite: Annotated[bool, Option("--force", help="Replace what is at DST.")] = False,
 ) -> None:
     """Write a checkpoint in another format, bit for bit unless --dtype is given.
 
@@ -49,7 +45,7 @@ def convert(
       hanmo convert chinese_L-12_H-768_A-12 bert --to huggingface
     """
     if target.suffix in (".safetensors", ".bin", ".index"):
-        raise typer.BadParameter(
+        raise BadParameter(
             f"{target} ends in {target.suffix}; give a folder, or for tensorflow a prefix such as model.ckpt"
         )
     from hanmo.checkpoint.load import FLOATS, as_dtype

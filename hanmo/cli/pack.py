@@ -6,7 +6,7 @@ Knows options and the summary; `hanmo.training` does the work.
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, BadParameter, Option
 
 from hanmo.cli import options as shared
 from hanmo.cli.screen import echo, progress, say
@@ -17,29 +17,25 @@ if TYPE_CHECKING:
 
 __all__ = ["pack", "vocab"]
 
-_MANY = 0.05  # share of unknown tokens above which the user is warned
-
 _Inputs = Annotated[
     list[Path],
-    typer.Argument(metavar="INPUT", help="txt, jsonl, csv, tsv, also .xz .gz .bz2, or folders.", show_default=False),
+    Argument(metavar="INPUT", help="txt, jsonl, csv, tsv, also .xz .gz .bz2, or folders.", show_default=False),
 ]
-_Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
-_TextKey = Annotated[str, typer.Option(help="Field of jsonl, or column of csv, that holds the text.")]
+_Force = Annotated[bool, Option("--force", help="Replace what is there.")]
+_TextKey = Annotated[str, Option(help="Field of jsonl, or column of csv, that holds the text.")]
 
 
 def pack(
     inputs: _Inputs,
-    out: Annotated[
-        Path, typer.Option("--out", help="NAME of NAME.bin, NAME.documents and NAME.json.", show_default=False)
-    ],
-    tokenizer: Annotated[Path | None, typer.Option(help="The vocabulary: file or folder.")] = None,
-    model: Annotated[Path | None, typer.Option(help="A checkpoint with its vocabulary beside it.")] = None,
+    out: Annotated[Path, Option("--out", help="NAME of NAME.bin, NAME.documents and NAME.json.", show_default=False)],
+    tokenizer: Annotated[Path | None, Option(help="The vocabulary: file or folder.")] = None,
+    model: Annotated[Path | None, Option(help="A checkpoint with its vocabulary beside it.")] = None,
     pre_tokenize: shared.PreTokenize = None,
     text_key: _TextKey = "text",
-    source_key: Annotated[str, typer.Option(help="Field that names the source; default: the file's name.")] = "source",
+    source_key: Annotated[str, Option(help="Field that names the source; default: the file's name.")] = "source",
     document: shared.Document = "file",
     separator: shared.Separator = None,
-    processes: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one per core.")] = None,
+    processes: Annotated[int | None, Option(min=1, help="Worker processes; default: one per core.")] = None,
     force: _Force = False,
 ) -> None:
     """Encode text into token files that training memory-maps.
@@ -58,7 +54,7 @@ def pack(
     from hanmo.training.data.pack import pack as pack_files
 
     if (tokenizer is None) == (model is None):
-        raise typer.BadParameter("give --tokenizer with a vocabulary, or --model with a checkpoint beside one")
+        raise BadParameter("give --tokenizer with a vocabulary, or --model with a checkpoint beside one")
     if tokenizer is None:
         from hanmo.checkpoint.open import locate
 
@@ -74,16 +70,11 @@ def pack(
 
 def vocab(
     inputs: _Inputs,
-    out: Annotated[Path, typer.Option("--out", help="The vocab.txt to write.", show_default=False)],
-    size: Annotated[int, typer.Option(min=1, help="Number of tokens.")] = 8000,
-    pieces: Annotated[int, typer.Option(min=0, help="How many of them are pieces of ASCII words.")] = 500,
-    coverage: Annotated[
-        float, typer.Option(min=0, max=1, help="Least share of the text's characters to cover.")
-    ] = 0.999,
-    common: Annotated[
-        bool,
-        typer.Option("--common/--no-common", help="Include the 3,755 common characters, even if the text has not all."),
-    ] = True,
+    out: Annotated[Path, Option("--out", help="The vocab.txt to write.", show_default=False)],
+    size: Annotated[int, Option(min=1, help="Number of tokens.")] = 8000,
+    pieces: Annotated[int, Option(min=0, help="How many of them are pieces of ASCII words.")] = 500,
+    coverage: Annotated[float, Option(min=0, max=1, help="Least share of the text's characters to cover.")] = 0.999,
+    common: Annotated[bool, Option(help="Include the 3,755 common characters, even if the text has not all.")] = True,
     text_key: _TextKey = "text",
     force: _Force = False,
 ) -> None:
@@ -98,10 +89,9 @@ def vocab(
     from hanmo.training.data.vocabulary import CorpusCounts, common_characters, make_vocabulary
 
     _refuse(force, out)
-    counts = CorpusCounts()
+    counts, always = CorpusCounts(), common_characters() if common else ""
     with progress("counting") as show:
         counts.add(part.text for part in read_documents(inputs, text_key=text_key, progress=show))
-    always = common_characters() if common else ""
     made = make_vocabulary(counts, size=size, pieces=pieces, coverage=coverage, always=always)
     write_vocab(out, made.tokens)
     echo(
@@ -118,18 +108,16 @@ def _refuse(force: bool, *paths: Path) -> None:
 
 
 def _summarise(report: "PackReport", encoder: "TokenEncoder", out: Path) -> None:
+    tokenizer, plural = encoder.tokenizer, "" if report.documents == 1 else "s"
     echo(
-        f"{out}.bin: {report.documents:,} document{'' if report.documents == 1 else 's'}, "
-        f"{report.characters:,} characters, {report.tokens:,} tokens"
+        f"{out}.bin: {report.documents:,} document{plural}, {report.characters:,} characters, {report.tokens:,} tokens"
     )
-    end = "no mark" if report.end is None else encoder.tokenizer.id_to_token(report.end)
-    echo(f"after each document: {end}")
+    echo(f"after each document: {'no mark' if report.end is None else tokenizer.id_to_token(report.end)}")
     share = report.unknown / report.tokens
     most = " ".join(character for character, _ in report.outside.most_common(10))
     if report.unknown:
         echo(f"unknown: {share:.2%} of the tokens; {report.distinct_unknown:,} characters, the most: {most}")
-    if share > _MANY:
+    if share > 0.05:
         say(f"{share:.1%} of the tokens are unknown, most of them {most}; is this the vocabulary for these texts?")
-    special = encoder.tokenizer.special
-    if 0 not in (special.pad, special.unk):
-        say(f"id 0 is {encoder.tokenizer.id_to_token(0)!r} in this vocabulary; training never has it predicted")
+    if 0 not in (tokenizer.special.pad, tokenizer.special.unk):
+        say(f"id 0 is {tokenizer.id_to_token(0)!r} in this vocabulary; training never has it predicted")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from hanmo.cli import options as shared
 from hanmo.cli.chinese import translate
@@ -16,20 +17,17 @@ from hanmo.errors import HanmoError
 
 __all__ = ["CONTEXT", "run"]
 
-CONTEXT = {"allow_interspersed_args": False}
-"""Has typer leave options after SCRIPT to the script."""
+CONTEXT = {"allow_interspersed_args": False}  # options after SCRIPT are the script's
+_CHECK = "Do not run it; list what it uses; exit with 1 if some is not supported."
 
 
 def run(
     context: typer.Context,
-    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="A Python file.", show_default=False)],
+    script: Annotated[Path, Argument(metavar="SCRIPT", help="A Python file.", show_default=False)],
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="ARGS", help="Arguments of the script.", show_default=False)
+        list[str] | None, Argument(metavar="ARGS", help="Arguments of the script.", show_default=False)
     ] = None,
-    check: Annotated[
-        bool,
-        typer.Option("--check", help="Do not run it; list what it uses; exit with 1 if some is not supported."),
-    ] = False,
+    check: Annotated[bool, Option("--check", help=_CHECK)] = False,
     weights: shared.Weights = None,
     threads: shared.Threads = None,
 ) -> None:
@@ -47,7 +45,14 @@ def run(
       hanmo run --check task_seq2seq.py
     """
     if check:
-        raise typer.Exit(_check(script))
+        from hanmo.compat.bert4keras._check import check_script
+
+        findings = check_script(script)
+        for each in findings:
+            echo(f"{script}:{each.line}: {'' if each.supported else 'not supported: '}{each.text}")
+        wrong = sum(not each.supported for each in findings)
+        say(f"{len(findings) - wrong} supported, {wrong} not" if findings else f"{script} uses nothing of bert4keras")
+        raise typer.Exit(int(wrong > 0))
     from hanmo.compat.bert4keras import backend
     from hanmo.compat.bert4keras._script import frames_of, line_of, run_script
 
@@ -60,21 +65,9 @@ def run(
         raise
     except Exception as error:  # the script's own, whatever it is: shown as Python shows it, without our frames
         trace = frames_of(script, error.__traceback__)
-        debug = context.find_root().params.get("debug")
-        if isinstance(error, HanmoError) and not debug:
+        if isinstance(error, HanmoError) and not context.find_root().params.get("debug"):
             line = line_of(script, trace)
             say(("" if line is None else f"{script}:{line}: ") + translate(" ".join(str(error).split())))
         else:
             sys.excepthook(type(error), error.with_traceback(trace), trace)
         raise typer.Exit(1) from None
-
-
-def _check(script: Path) -> int:
-    from hanmo.compat.bert4keras._check import check_script
-
-    findings = check_script(script)
-    for each in findings:
-        echo(f"{script}:{each.line}: {'' if each.supported else 'not supported: '}{each.text}")
-    wrong = sum(not each.supported for each in findings)
-    say(f"{len(findings) - wrong} supported, {wrong} not" if findings else f"{script} uses nothing of bert4keras")
-    return int(wrong > 0)
