@@ -60,15 +60,13 @@ def _table() -> tuple[dict[str, str], list[tuple[re.Pattern[str], str]]]:
     return plain, patterns
 
 
-_UsageError: Any = typer.BadParameter.__base__  # which typer does not export by its own name
-
-
 @contextmanager
 def errors_translated() -> Iterator[None]:
     """Translate errors in the usage of a command that leave the block."""
+    usage_error: Any = typer.BadParameter.__base__  # which typer does not export by its own name
     try:
         yield
-    except _UsageError as error:
+    except usage_error as error:
         if is_chinese():
             _translate_typer()
             message = error.format_message
@@ -77,10 +75,10 @@ def errors_translated() -> Iterator[None]:
 
 
 class Translated:
-    """Shows help and wrong usage in the user's language; stands before a class of typer's."""
+    """Shows help and wrong usage in the user's language; mixed into classes of typer's."""
 
     def get_usage(self, ctx: Any) -> str:
-        """Give the line that begins with Usage."""
+        """Return the line that begins with Usage."""
         return translate(super().get_usage(ctx))  # type: ignore[misc]
 
     def make_context(self, *args: Any, **options: Any) -> Any:
@@ -111,9 +109,7 @@ def _translate_typer() -> None:
     from rich.text import Text
     from typer import rich_utils
 
-    class Folded(Text):
-        """Rich breaks lines at spaces, and by default cuts off what has none and is too long."""
-
+    class Folded(Text):  # rich breaks lines at spaces, and by default cuts off what has none and is too long
         def __init__(self, *args: Any, **how: Any) -> None:
             super().__init__(*args, **{"overflow": "fold"} | how)
 
@@ -121,8 +117,7 @@ def _translate_typer() -> None:
         def from_markup(cls, *args: Any, **how: Any) -> Text:
             return Text.from_markup(*args, **{"overflow": "fold"} | how)
 
-    names: Any = rich_utils
-    names.Text = Folded
+    rich_utils.__dict__["Text"] = Folded
     for name, value in list(vars(rich_utils).items()):
         if name.isupper() and isinstance(value, str):
             setattr(rich_utils, name, translate(value))
