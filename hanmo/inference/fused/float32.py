@@ -85,28 +85,21 @@ def _layout(stack: Stack) -> Layout | None:
     for each in stack.blocks:
         block: Any = each
         attention, inner = block.attention, block.feed_forward
-        fields = []
+        fields: list[int] = []
         for layer in (attention.query, attention.key, attention.value, attention.output, inner.input, inner.output):
-            matrix = _matrix(layer)
-            if matrix is None:
+            weight = getattr(layer, "weight", None)
+            if type(layer) is not Linear or type(weight) is not nn.Parameter or weight.dtype != torch.float32:
                 return None
-            fields += matrix
-        for name in NORMS:
-            norm: Any = getattr(block, name, None)
+            rows, columns = weight.stride()
+            if 1 not in (rows, columns):
+                return None
+            fields += [weight.data_ptr(), *((columns, 1) if rows == 1 else (rows, 0)), _address(layer.bias)]
+        for norm in [getattr(block, name, None) for name in NORMS]:
             if norm is not None and type(norm) is not Norm:
                 return None
             fields += [0, 0] if norm is None else [_address(norm.weight), _address(norm.bias)]
         blocks.append(fields)
     return blocks
-
-
-def _matrix(layer: nn.Module) -> list[int] | None:
-    if type(layer) is not Linear or type(layer.weight) is not nn.Parameter or layer.weight.dtype != torch.float32:
-        return None
-    rows, columns = layer.weight.stride()
-    if 1 not in (rows, columns):
-        return None
-    return [layer.weight.data_ptr(), *((columns, 1) if rows == 1 else (rows, 0)), _address(layer.bias)]
 
 
 def _address(tensor: Tensor | None) -> int:

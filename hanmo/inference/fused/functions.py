@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic, overload
 
-I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+I64 = ir.IntType(64)
 FAST = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz", "nnan"}, "error_model": "numpy"}
 """Compiler options of all functions: sums in any order, and the GIL released."""
 
@@ -16,100 +16,44 @@ FAST = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz",
 @intrinsic
 def pointer(context, address):
     """Convert an address to a pointer."""
-    return types.voidptr(types.int64), lambda context, builder, signature, args: builder.inttoptr(
-        args[0], I8.as_pointer()
-    )
+    bytes_at = ir.IntType(8).as_pointer()
+    return types.voidptr(types.int64), lambda context, builder, signature, args: builder.inttoptr(args[0], bytes_at)
 
 
-@intrinsic
-def address_of(context, array):
+@njit(**FAST)
+def address_of(array):
     """Give the address of an array's data."""
-
-    def generate(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.ptrtoint(data, I64)
-
-    return types.int64(array), generate
+    return np.int64(array.ctypes.data)
 
 
-@intrinsic
-def widen(context, half):
-    """bfloat16 → float32."""
-
-    def generate(context, builder, signature, args):
-        return builder.bitcast(builder.shl(builder.zext(args[0], I32), ir.Constant(I32, 16)), F32)
-
-    return types.float32(types.uint16), generate
-
-
-@intrinsic
-def to_bfloat16(context, number):
-    """float32 → bfloat16, to the nearest, ties to even."""
-
-    def generate(context, builder, signature, args):
-        bits = builder.bitcast(args[0], I32)
-        odd = builder.and_(builder.lshr(bits, ir.Constant(I32, 16)), ir.Constant(I32, 1))
-        bits = builder.add(builder.add(bits, odd), ir.Constant(I32, 0x7FFF))
-        return builder.trunc(builder.lshr(bits, ir.Constant(I32, 16)), ir.IntType(16))
-
-    return types.uint16(types.float32), generate
-
-
-@intrinsic
-def _power_of_two(context, number):
-    """2 to the power of an integer from -126 to 127, given as float32."""
-
-    def generate(context, builder, signature, args):
-        whole = builder.add(builder.fptosi(args[0], I32), ir.Constant(I32, 127))
-        return builder.bitcast(builder.shl(whole, ir.Constant(I32, 23)), F32)
-
-    return types.float32(types.float32), generate
-
-
-@intrinsic
-def nearest(context, number):
-    """Round a float32 to the nearest integer, as float32."""
-
-    def generate(context, builder, signature, args):
-        near = builder.module.declare_intrinsic("llvm.nearbyint", [F32], ir.FunctionType(F32, [F32]))
-        return builder.call(near, [args[0]])
-
-    return types.float32(types.float32), generate
-
-
-@intrinsic
-def to_int8(context, number):
-    """Convert an integral float32 to int8."""
-
-    def generate(context, builder, signature, args):
-        return builder.trunc(builder.fptosi(args[0], I32), I8)
-
-    return types.int8(types.float32), generate
+@njit(**FAST)
+def to_bfloat16(number):
+    """float32 → bfloat16 as uint16, to the nearest, ties to even."""
+    bits = np.float32(number).view(np.uint32)
+    return np.uint16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
 
 
 @intrinsic
 def _arrive(context, counter):
-    """Add 1 to counter[0]; whoever reads it then also sees all earlier writes."""
+    """Add 1 to the number at an address; whoever reads it then also sees all earlier writes."""
 
     def generate(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        builder.atomic_rmw("add", data, ir.Constant(I64, 1), "seq_cst")
+        builder.atomic_rmw("add", builder.inttoptr(args[0], I64.as_pointer()), ir.Constant(I64, 1), "seq_cst")
         return context.get_dummy_value()
 
-    return types.void(counter), generate
+    return types.void(types.int64), generate
 
 
 @intrinsic
 def _arrived(context, counter):
-    """Read counter[0] from memory, after a pause instruction."""
+    """Read the number at an address from memory, after a pause instruction."""
 
     def generate(context, builder, signature, args):
         pause = builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), ir.FunctionType(ir.VoidType(), []))
         builder.call(pause, [])
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.load_atomic(data, "acquire", 8)
+        return builder.load_atomic(builder.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
 
-    return types.int64(counter), generate
+    return types.int64(types.int64), generate
 
 
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
@@ -118,9 +62,9 @@ _sched_yield = types.ExternalFunction("sched_yield", types.int32())
 @njit(**FAST)
 def barrier(counter, barriers, threads):
     """Wait until all threads have reached barrier number `barriers`; return the number of the next one."""
-    _arrive(counter)
-    spins = 0
-    while _arrived(counter) < (barriers + 1) * threads:
+    address, spins = address_of(counter), 0
+    _arrive(address)
+    while _arrived(address) < (barriers + 1) * threads:
         spins += 1
         if spins % 4096 == 0:  # the core may be needed by a thread that has not arrived
             _sched_yield()
@@ -131,7 +75,7 @@ def barrier(counter, barriers, threads):
 def exp(x):
     """Compute e to the power of x, to a relative error of 1e-7."""
     x = min(max(x, np.float32(-87.0)), np.float32(88.0))
-    whole = nearest(x * np.float32(1.44269504))
+    whole = np.rint(x * np.float32(1.44269504))
     rest = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
     y = np.float32(1.9875691e-4)
     y = y * rest + np.float32(1.3981999e-3)
@@ -139,7 +83,8 @@ def exp(x):
     y = y * rest + np.float32(4.1665796e-2)
     y = y * rest + np.float32(1.6666665e-1)
     y = y * rest + np.float32(0.5)
-    return (y * rest * rest + rest + np.float32(1.0)) * _power_of_two(whole)
+    power_of_two = np.int32((np.int32(whole) + 127) << 23).view(np.float32)
+    return (y * rest * rest + rest + np.float32(1.0)) * power_of_two
 
 
 @njit(**FAST)
@@ -223,7 +168,7 @@ def _number(kept):
 @overload(_number)
 def _number_of(kept):
     if kept == types.uint16:
-        return lambda kept: widen(kept)
+        return lambda kept: np.uint32(np.uint32(kept) << 16).view(np.float32)
     return lambda kept: kept
 
 

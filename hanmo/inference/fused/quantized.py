@@ -3,6 +3,7 @@
 Knows which models have it, and one row's keys and values. quantized_kernel.py computes.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ Array = npt.NDArray[Any]
 LEAST_BYTES = 64 << 20
 """Smaller weights fit the processor's cache, where OpenVINO is as fast and compiling takes longer."""
 
+WORDS = "key", "value"
 MATRICES = ("attention.query_key_value", "attention.output", "feed_forward.input", "feed_forward.output")
 
 
@@ -47,33 +49,40 @@ class QuantizedDecoder:
         from hanmo.inference.fused import quantized_kernel
 
         self._kernel = quantized_kernel.step
-        self.stack, self.threads = config.main, threads
-        self._file = weights  # keeps the pages mapped that the addresses point to
-        self._arrays: dict[str, Array] = {}
-        side = "decoder" if config.decoder else "encoder"
-        stack = self.stack
-        self._layers = np.zeros((stack.num_layers, quantized_kernel.LAYOUT), np.int64)
-        for layer in range(stack.num_layers):
-            block = f"{side}.blocks.{0 if stack.shared_layers else layer}"
-            matrices = [field for name in MATRICES for field in self._matrix(f"{block}.{name}.weight")]
-            norms = [self._address(f"{block}.{name}.{leaf}") for name in NORMS for leaf in ("weight", "bias")]
-            self._layers[layer] = [*matrices, *norms]
-        output = self._matrix("token.weight" if config.tied else "output.weight")
-        output[3] = self._address("output.bias")
-        last = [self._address(f"{side}.norm.{leaf}") if stack.final_norm else 0 for leaf in ("weight", "bias")]
-        self._output = np.array([*output, *last], np.int64)
-        kind = ACTIVATIONS.index(stack.activation)
-        self._sizes = (stack.num_heads, stack.head_dim, stack.feed_forward, kind)
+        self.stack, self.threads = stack, _ = config.main, threads
         self._vocab_size = config.vocab_size
-        self._table, self._scales = self._read("token.weight"), self._read("token.weight.scale")
-        self._positions = self._read(f"{side}.embedding.position.weight")
-        norm = (f"{side}.embedding.norm.{leaf}" for leaf in ("weight", "bias"))
-        self._norm = [self._read(name) if name in weights else None for name in norm]
+        self._sizes = stack.num_heads, stack.head_dim, stack.feed_forward, ACTIVATIONS.index(stack.activation)
+        self._read = read = cache(weights.array)  # keeps what the addresses point to
+
+        def address(name: str) -> int:
+            return read(name).ctypes.data if name in weights else 0
+
+        def matrix(name: str, bias: str) -> list[int]:
+            return [4 if read(name).dtype == np.uint8 else 8, *map(address, (name, f"{name}.scale", bias))]
+
+        def norm(name: str) -> list[str]:
+            return [f"{name}.weight", f"{name}.bias"]
+
+        side = "decoder" if config.decoder else "encoder"
+        blocks = [f"{side}.blocks.{0 if stack.shared_layers else layer}" for layer in range(stack.num_layers)]
+        self._layers = np.array(
+            [
+                [field for name in MATRICES for field in matrix(f"{block}.{name}.weight", f"{block}.{name}.bias")]
+                + [address(name) for sublayer in NORMS for name in norm(f"{block}.{sublayer}")]
+                for block in blocks
+            ],
+            np.int64,
+        )
+        last = map(address, norm(f"{side}.norm")) if stack.final_norm else (0, 0)
+        output = "token.weight" if config.tied else "output.weight"
+        self._output = np.array([*matrix(output, "output.bias"), *last], np.int64)
+        self._table, self._scales = read("token.weight"), read("token.weight.scale")
+        self._positions = read(f"{side}.embedding.position.weight")
+        self._norm = [read(name) if name in weights else None for name in norm(f"{side}.embedding.norm")]
 
     def step(self, id: int, position: int, cache: Array, at: int) -> Array:
         """Run one id; its keys and values go to index `at` of cache [layer, 2, heads, room, size]: logits [vocab]."""
-        stack = self.stack
-        logits = np.empty(self._vocab_size, np.float32)
+        stack, logits = self.stack, np.empty(self._vocab_size, np.float32)
         shared = np.empty(2 * stack.hidden_size + max(3 * stack.hidden_size, stack.feed_forward), np.float32)
         x, scale, eps = self._embed(id, position), np.float32(stack.scale), np.float32(stack.norm_eps)
         given = (x, self._layers, self._output, self._sizes, scale, eps, cache, at, shared, logits)
@@ -90,19 +99,6 @@ class QuantizedDecoder:
             x = x if bias is None else x + bias
         return np.ascontiguousarray(x, np.float32)
 
-    def _read(self, name: str) -> Array:
-        if name not in self._arrays:
-            self._arrays[name] = self._file.array(name)
-        return self._arrays[name]
-
-    def _address(self, name: str) -> int:
-        return self._read(name).ctypes.data if name in self._file else 0
-
-    def _matrix(self, name: str) -> list[int]:
-        bits = 4 if self._read(name).dtype == np.uint8 else 8
-        bias = f"{name.removesuffix('.weight')}.bias"
-        return [bits, self._address(name), self._address(f"{name}.scale"), self._address(bias)]
-
 
 class FusedRow:
     """One row's keys and values in bfloat16, and its next step."""
@@ -111,9 +107,11 @@ class FusedRow:
         """Copy OpenVINO's states, "cache.LAYER.key" and "cache.LAYER.value": [1, heads, length, size]; {} if none."""
         self._decoder, self._length = decoder, length
         self._cache = self._empty(length + 1)
-        for layer in range(decoder.stack.num_layers if length else 0):
-            for part, word in enumerate(("key", "value")):
-                self._cache[layer, part, :, :length] = _to_bfloat16(states[f"cache.{layer}.{word}"][0])
+        for name, state in states.items():
+            _, layer, word = name.split(".")
+            bits = np.ascontiguousarray(state[0], np.float32).view(np.uint32)
+            halves = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # bfloat16, to the nearest, ties to even
+            self._cache[int(layer), WORDS.index(word), :, :length] = halves
 
     def step(self, id: int, position: int) -> Array:
         """Append an id: logits [vocab]."""
@@ -131,9 +129,9 @@ class FusedRow:
     def states(self, length: int) -> dict[str, Array]:
         """Give the first tokens' keys and values as OpenVINO's states, float32."""
         return {
-            f"cache.{layer}.{word}": _to_float32(self._cache[layer, part, None, :, :length])
-            for layer in range(len(self._cache))
-            for part, word in enumerate(("key", "value"))
+            f"cache.{layer}.{word}": (halves[None, :, :length].astype(np.uint32) << 16).view(np.float32)
+            for layer, pair in enumerate(self._cache)
+            for word, halves in zip(WORDS, pair, strict=True)
         }
 
     def _empty(self, least: int) -> Array:
@@ -141,13 +139,3 @@ class FusedRow:
         stack = self._decoder.stack
         room = min(max(least, stack.positions or least), 32 + least * 5 // 4)
         return np.empty((stack.num_layers, 2, stack.num_heads, room, stack.head_dim), np.uint16)
-
-
-def _to_bfloat16(numbers: Array) -> Array:
-    """Convert float32 to bfloat16 as uint16, to the nearest, ties to even."""
-    bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def _to_float32(halves: Array) -> Array:
-    return (halves.astype(np.uint32) << 16).view(np.float32)

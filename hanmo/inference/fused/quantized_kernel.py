@@ -12,51 +12,20 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from hanmo.inference.fused.functions import (
-    FAST,
-    activate,
-    add_norm,
-    address_of,
-    attend,
-    barrier,
-    float_view,
-    matrix,
-    nearest,
-    pre_norm,
-    share,
-    to_bfloat16,
-    to_int8,
-)  # fmt: skip
+from hanmo.inference.fused import functions as fn
 
-__all__ = ["GLOBALS", "GROUP", "LAYOUT", "step"]
+__all__ = ["step"]
 
-_FUNCTIONS = "6097ead69ac3a6bf"  # digest of functions.py: Numba's cache looks at changes of this file only
+_FUNCTIONS = "451c8ce6890bb549"  # digest of functions.py: Numba's cache looks at changes of this file only
 
 GROUP = 128  # inputs that share a scale
-LAYOUT = 4 * 4 + 4 * 2
-"""Fields of a layer: (bits, weights, scales, bias) of query_key_value, output, input, output; (weight, bias) of the
-norms before and after attention, before and after the feed-forward. 0 for what is missing."""
-GLOBALS = 6
-"""Bits, weights, scales and bias of the projection onto the vocabulary; weight and bias of the last norm."""
-
 I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 LANES = 16
 INTS, FLOATS = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
-BYTE = I8.as_pointer()
-
-
-def _vector(builder, pointer, kind):
-    loaded = builder.load(builder.bitcast(pointer, kind.as_pointer()))
-    loaded.align = 1
-    return loaded
-
-
-def _at(builder, address, offset):
-    return builder.gep(builder.inttoptr(address, BYTE), [offset])
 
 
 def _row(bits):
-    """Generate the product of a row of weights [in] and a quantized x.
+    """Make the product of a row of weights [in] and a quantized x, all given by their addresses.
 
     The instruction multiplies unsigned by signed bytes: flipping the highest bit adds 128 (or 8) to the weights, and
     `shift` holds what that adds to a group's sum, negated, in its first lane.
@@ -75,28 +44,29 @@ def _row(bits):
         group, total = builder.phi(I64), builder.phi(FLOATS)
         group.add_incoming(number(I64, 0), before)
         total.add_incoming(number(FLOATS, [0.0] * LANES), before)
-        sums = _vector(builder, _at(builder, shift, builder.mul(group, number(I64, 4 * LANES))), INTS)
-        x_at = builder.mul(group, number(I64, GROUP))
-        halves = [
-            _vector(builder, _at(builder, numbers, builder.add(x_at, number(I64, start))), INTS) for start in (0, 64)
-        ]
+
+        def of_group(address, nbytes, start=0, kind=INTS):
+            """Load what this group has in an array with so many bytes a group, from byte `start` on."""
+            offset = builder.add(builder.mul(group, number(I64, nbytes)), number(I64, start))
+            place = builder.gep(builder.inttoptr(address, I8.as_pointer()), [offset])
+            loaded = builder.load(builder.bitcast(place, kind.as_pointer()))
+            loaded.align = 1
+            return loaded
+
+        halves = [of_group(numbers, GROUP, start) for start in (0, 64)]
         if bits == 8:
-            for start, half in zip((0, 64), halves, strict=True):
-                row = _vector(builder, _at(builder, weights, builder.add(x_at, number(I64, start))), INTS)
-                row = builder.xor(row, number(INTS, [0x80808080 - (1 << 32)] * LANES))
-                sums = builder.call(dot, [sums, row, half])
+            rows = [of_group(weights, GROUP, start) for start in (0, 64)]
+            rows = [builder.xor(row, number(INTS, [0x80808080 - (1 << 32)] * LANES)) for row in rows]
         else:
             low = number(INTS, [0x0F0F0F0F] * LANES)
-            row = _vector(builder, _at(builder, weights, builder.mul(group, number(I64, 64))), INTS)
-            row = builder.xor(row, number(INTS, [0x88888888 - (1 << 32)] * LANES))
-            sums = builder.call(dot, [sums, builder.and_(row, low), halves[0]])
-            row = builder.and_(builder.lshr(row, number(INTS, [4] * LANES)), low)
-            sums = builder.call(dot, [sums, row, halves[1]])
-        offset = builder.mul(group, number(I64, 4))
-        scale = builder.load(builder.bitcast(_at(builder, x_scales, offset), F32.as_pointer()))
+            row = builder.xor(of_group(weights, 64), number(INTS, [0x88888888 - (1 << 32)] * LANES))
+            rows = [builder.and_(row, low), builder.and_(builder.lshr(row, number(INTS, [4] * LANES)), low)]
+        sums = of_group(shift, 4 * LANES)
+        for row, half in zip(rows, halves, strict=True):
+            sums = builder.call(dot, [sums, row, half])
+        scale = of_group(x_scales, 4, kind=F32)
         if bits == 4:
-            own = builder.load(builder.bitcast(_at(builder, scales, offset), F32.as_pointer()))
-            scale = builder.fmul(scale, own)
+            scale = builder.fmul(scale, of_group(scales, 4, kind=F32))
         spread = builder.insert_element(number(FLOATS, ir.Undefined), scale, number(I32, 0))
         spread = builder.shuffle_vector(spread, number(FLOATS, ir.Undefined), number(INTS, [0] * LANES))
         product = builder.fmul(builder.sitofp(sums, FLOATS), spread, flags=("contract",))
@@ -108,20 +78,16 @@ def _row(bits):
         builder.position_at_end(after)
         return builder.call(reduce, [number(F32, 0.0), result], fastmath=("reassoc",))
 
-    return generate
+    def row(context, weights, scales, numbers, x_scales, shift, groups):
+        return types.float32(*[types.int64] * 6), generate
+
+    return intrinsic(row)
 
 
-@intrinsic
-def _row8(context, weights, scales, numbers, x_scales, shift, groups):
-    return types.float32(*[types.int64] * 6), _row(8)
+_row8, _row4 = _row(8), _row(4)
 
 
-@intrinsic
-def _row4(context, weights, scales, numbers, x_scales, shift, groups):
-    return types.float32(*[types.int64] * 6), _row(4)
-
-
-@njit(**FAST)
+@njit(**fn.FAST)
 def _quantize(x, bits, numbers, scales, shift):
     """Quantize x to 8 bits for `_product`; for 4-bit weights the even numbers of a group come before the odd."""
     zero = np.float32(128.0 if bits == 8 else 8.0)
@@ -136,24 +102,24 @@ def _quantize(x, bits, numbers, scales, shift):
         to = numbers[group * GROUP : (group + 1) * GROUP]
         if bits == 8:
             for i in range(GROUP):
-                near = nearest(own[i] * factor)
+                near = np.rint(own[i] * factor)
                 total += near
-                to[i] = to_int8(near)
+                to[i] = np.int8(near)
         else:
             for i in range(GROUP // 2):
-                even, odd = nearest(own[2 * i] * factor), nearest(own[2 * i + 1] * factor)
+                even, odd = np.rint(own[2 * i] * factor), np.rint(own[2 * i + 1] * factor)
                 total += even + odd
-                to[i], to[i + GROUP // 2] = to_int8(even), to_int8(odd)
+                to[i], to[i + GROUP // 2] = np.int8(even), np.int8(odd)
         shift[group, 0] = np.int32(-zero * total)
 
 
-@njit(**FAST)
+@njit(**fn.FAST)
 def _product(layout, first, last, numbers, scales, shift, groups, out):
     """Multiply rows first to last of a matrix, (bits, weights, scales, bias), by a quantized x."""
     bits, weights, row_scales, bias = layout
-    x, x_scales, shifts = address_of(numbers), address_of(scales), address_of(shift)
+    x, x_scales, shifts = fn.address_of(numbers), fn.address_of(scales), fn.address_of(shift)
     if bits == 8:
-        factors = float_view(row_scales, last)
+        factors = fn.float_view(row_scales, last)
         for row in range(first, last):
             total = _row8(weights + row * groups * GROUP, np.int64(0), x, x_scales, shifts, groups)
             out[row] = total * factors[row]
@@ -162,7 +128,7 @@ def _product(layout, first, last, numbers, scales, shift, groups, out):
             at = weights + row * groups * (GROUP // 2)
             out[row] = _row4(at, row_scales + row * groups * 4, x, x_scales, shifts, groups)
     if bias:
-        b = float_view(bias, last)
+        b = fn.float_view(bias, last)
         for row in range(first, last):
             out[row] += b[row]
 
@@ -175,12 +141,14 @@ _SIGNATURE = types.void(
 )
 
 
-@njit(_SIGNATURE, **FAST)
+@njit(_SIGNATURE, **fn.FAST)
 def step(thread, threads, counter, x, layers, output, sizes, scale, eps, cache, at, shared, logits):
     """Run one thread's share of a step.
 
     counter: int64 [1], 0 before any thread begins.   x: [hidden_size], the embedded token; unchanged.
-    layers: int64 [layer, LAYOUT], output: int64 [GLOBALS]: addresses, 0 for what is missing.
+    layers: int64 [layer, 24], (bits, weights, scales, bias) of query_key_value, output, input, output; (weight, bias)
+    of the norms before and after attention, before and after the feed-forward. Addresses; 0 for what is missing.
+    output: int64 [6], the same of the projection onto the vocabulary and of the last norm.
     sizes: (heads, size of a head, intermediate size, kind of activation as in `activate`).
     cache: uint16 [layer, 2, heads, room, size], bfloat16; the token's keys and values are written at index `at`.
     shared: float32 [2 hidden_size + max(3 hidden_size, feed-forward)], shared by threads.   logits: float32 [vocab].
@@ -200,41 +168,41 @@ def step(thread, threads, counter, x, layers, output, sizes, scale, eps, cache, 
     for layer in range(len(layers)):
         f = layers[layer]
         # Attention: queries, keys and values of this thread's heads, which no other thread needs.
-        pre_norm(x, f[16], f[17], eps, h)
+        fn.pre_norm(x, f[16], f[17], eps, h)
         _quantize(h, f[0], numbers, scales, shift)
-        first, last = share(heads, thread, threads)
+        first, last = fn.share(heads, thread, threads)
         for word in range(3):
             rows = word * hidden_size + first * size, word * hidden_size + last * size
-            _product(matrix(f, 0), rows[0], rows[1], numbers, scales, shift, groups, wide)
+            _product(fn.matrix(f, 0), rows[0], rows[1], numbers, scales, shift, groups, wide)
         for head in range(first, last):
             for word in range(2):
                 start = (word + 1) * hidden_size + head * size
                 for i in range(size):
-                    cache[layer, word, head, at, i] = to_bfloat16(wide[start + i])
+                    cache[layer, word, head, at, i] = fn.to_bfloat16(wide[start + i])
             q = wide[head * size : (head + 1) * size]
             own = attended[head * size : (head + 1) * size]
-            attend(q, cache[layer, 0, head], cache[layer, 1, head], at + 1, scale, scores, own)
-        barriers = barrier(counter, barriers, threads)
+            fn.attend(q, cache[layer, 0, head], cache[layer, 1, head], at + 1, scale, scores, own)
+        barriers = fn.barrier(counter, barriers, threads)
         _quantize(attended, f[4], numbers, scales, shift)
-        first, last = share(hidden_size, thread, threads)
-        _product(matrix(f, 1), first, last, numbers, scales, shift, groups, y)
-        barriers = barrier(counter, barriers, threads)
-        add_norm(x, y, f[18], f[19], eps)
+        first, last = fn.share(hidden_size, thread, threads)
+        _product(fn.matrix(f, 1), first, last, numbers, scales, shift, groups, y)
+        barriers = fn.barrier(counter, barriers, threads)
+        fn.add_norm(x, y, f[18], f[19], eps)
         # Feed-forward.
-        pre_norm(x, f[20], f[21], eps, h)
+        fn.pre_norm(x, f[20], f[21], eps, h)
         _quantize(h, f[8], numbers, scales, shift)
-        first, last = share(inner, thread, threads)
-        _product(matrix(f, 2), first, last, numbers, scales, shift, groups, wide)
+        first, last = fn.share(inner, thread, threads)
+        _product(fn.matrix(f, 2), first, last, numbers, scales, shift, groups, wide)
         for i in range(first, last):
-            wide[i] = activate(wide[i], kind)
-        barriers = barrier(counter, barriers, threads)
+            wide[i] = fn.activate(wide[i], kind)
+        barriers = fn.barrier(counter, barriers, threads)
         _quantize(wide[:inner], f[12], numbers, scales, shift)
-        first, last = share(hidden_size, thread, threads)
-        _product(matrix(f, 3), first, last, numbers, scales, shift, inner // GROUP, y)
-        barriers = barrier(counter, barriers, threads)
-        add_norm(x, y, f[22], f[23], eps)
-    pre_norm(x, output[4], output[5], eps, h)
+        first, last = fn.share(hidden_size, thread, threads)
+        _product(fn.matrix(f, 3), first, last, numbers, scales, shift, inner // GROUP, y)
+        barriers = fn.barrier(counter, barriers, threads)
+        fn.add_norm(x, y, f[22], f[23], eps)
+    fn.pre_norm(x, output[4], output[5], eps, h)
     _quantize(h, output[0], numbers, scales, shift)
-    first, last = share(len(logits), thread, threads)
-    _product(matrix(output, 0), first, last, numbers, scales, shift, groups, logits)
-    barrier(counter, barriers, threads)
+    first, last = fn.share(len(logits), thread, threads)
+    _product(fn.matrix(output, 0), first, last, numbers, scales, shift, groups, logits)
+    fn.barrier(counter, barriers, threads)

@@ -27,24 +27,24 @@ def has_fused_step(stack: StackConfig, kernel: str) -> bool:
     All need self-attention by scores alone, positions added to the embedding, and a feed-forward without a gate. The
     CPU's also need layer norms and a known activation, the quantized one causal GPTs with sizes in groups of 128.
     """
-    kinds = [sublayer.kind for sublayer in stack.order]
-    added = stack.position in ("none", "learned", "sinusoidal")
-    if not added or stack.score_residual != "none" or stack.gated or stack.condition or stack.has_cross:
+    if stack.score_residual != "none" or stack.gated or stack.condition or stack.has_cross:
         return False
     if kernel == "cuda":
-        return stack.key_dim == stack.head_dim
-    plain = kinds == ["attention", "feed_forward"] and stack.position != "none"
-    plain = plain and stack.norm == "layer" and stack.norm_scale and stack.activation in ACTIVATIONS
+        return stack.position in ("none", "learned", "sinusoidal") and stack.key_dim == stack.head_dim
+    plain = (
+        [sublayer.kind for sublayer in stack.order] == ["attention", "feed_forward"]
+        and stack.position in ("learned", "sinusoidal")
+        and (stack.norm == "layer" and stack.norm_scale and stack.activation in ACTIVATIONS)
+    )
     if kernel == "float32":
         return plain
-    hidden_size = stack.num_heads * stack.head_dim
     return (
         plain
         and stack.mask == "causal"
         and stack.position == "learned"
         and not (stack.hierarchical or stack.position_offset or stack.segments)
         and stack.head_dim == stack.key_dim
-        and hidden_size == stack.hidden_size == stack.embedding_size
+        and stack.num_heads * stack.head_dim == stack.hidden_size == stack.embedding_size
         and stack.hidden_size % 128 == stack.feed_forward % 128 == 0
     )
 

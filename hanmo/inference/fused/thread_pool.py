@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any
@@ -23,20 +23,15 @@ def _thread_pool(threads: int, process: int) -> "ThreadPool":
 def run_step(step: Callable[..., object], threads: int, *given: Any) -> None:
     """Run step(thread, threads, counter, *given) in so many threads, whose barriers count arrivals in `counter`."""
     counter = np.zeros(1, np.int64)
-
-    def open_barriers() -> None:
-        counter[0] = 1 << 62
-
     # By process, as a forked one has none of its parent's threads.
     pool = _thread_pool(threads, os.getpid())
-    pool.run(lambda thread: step(thread, threads, counter, *given), open_barriers)
+    pool.run(lambda thread: step(thread, threads, counter, *given), lambda: counter.fill(1 << 62))
 
 
 class ThreadPool:
     """So many threads, the caller's included."""
 
     def __init__(self, threads: int) -> None:
-        self.threads = threads
         self._lock = Lock()  # two jobs at once would wait for each other's threads
         self._queues: list[Queue] = [SimpleQueue() for _ in range(threads - 1)]
         for queue in self._queues:
@@ -50,23 +45,20 @@ class ThreadPool:
         """
         ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
-        def of(number: int) -> Callable[[], object]:
-            def do() -> None:
-                try:
-                    job(number)
-                    ended.put(None)
-                except BaseException as error:  # the thread goes on to the next job
-                    give_up()
-                    ended.put(error)
-
-            return do
+        def run_in_thread(number: int) -> None:
+            try:
+                job(number)
+                ended.put(None)
+            except BaseException as error:  # the thread goes on to the next job
+                give_up()
+                ended.put(error)
 
         begun = 0
         with self._lock:
             try:
                 for number, queue in enumerate(self._queues, 1):
                     begun = number
-                    queue.put(of(number))
+                    queue.put(partial(run_in_thread, number))
                 job(0)
             except BaseException:
                 give_up()
