@@ -69,20 +69,11 @@ class PromptCache:
 
     def __init__(self, engine: "OpenVinoEngine", *, most: int = 4, most_bytes: int = 256 << 20) -> None:
         self._engine, self._most, self._most_bytes = engine, most, most_bytes
+        self.vocab_size, self.max_positions = engine.vocab_size, engine.max_positions
         self._supported = engine.config.main.mask == "causal" and not engine.config.is_encoder_decoder
         self._kept: list[_Kept] = []  # the most recently used last
         self._back: deque[_Kept] = deque()  # released at any time, in any thread; moved to _kept by _settle
         self._lock = Lock()
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids."""
-        return self._engine.vocab_size
-
-    @property
-    def max_positions(self) -> int | None:
-        """The maximum length of a row."""
-        return self._engine.max_positions
 
     @property
     def nbytes(self) -> int:

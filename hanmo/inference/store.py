@@ -71,20 +71,28 @@ def identity(checkpoint: Path | Location) -> str:
     Raises what `locate` raises.
     """
     found = locate(checkpoint)
-    folder = found.folder.resolve()
     rows: list[list[str | int]] = []
     for path in found.files:
         status = path.stat()
-        rows.append([str(folder / path.name), status.st_size, status.st_mtime_ns, _sample(path, status.st_size)])
-    for config in (found.config, found.own_config):
-        if config is not None:
-            rows.append([config.name, _digest(config.read_bytes().hex())])
-    return _digest(rows)
+        if path.name.endswith((".index", ".json")):
+            sample = _digest(path.read_bytes().hex())
+        else:
+            blocks = []
+            with path.open("rb") as file:
+                for number in range(17):
+                    file.seek(max(0, status.st_size - _BLOCK) * number // 16)
+                    blocks.append(file.read(_BLOCK).hex())
+            sample = _digest(blocks)
+        rows.append([str(found.folder.resolve() / path.name), status.st_size, status.st_mtime_ns, sample])
+    configs = [config for config in (found.config, found.own_config) if config is not None]
+    return _digest(rows + [[config.name, _digest(config.read_bytes().hex())] for config in configs])
 
 
-def seal(path: Path) -> None:
-    """Record the checksum and status of a file that was just built."""
-    _note(path, _checksum(path))
+def seal(path: Path, checksum: int | None = None) -> None:
+    """Record the checksum and status of a file that was just built, or whose checksum was just computed."""
+    noted = {"crc32c": _checksum(path) if checksum is None else checksum, "status": _status(path)}
+    with atomic_path(path.with_suffix(".json")) as made:
+        made.write_text(json.dumps(noted) + "\n", "utf-8")
 
 
 def is_whole(path: Path) -> bool:
@@ -104,19 +112,21 @@ def is_whole(path: Path) -> bool:
     if noted.get("crc32c") != _checksum(path):
         return False
     with suppress(OSError):  # the folder may be read-only
-        _note(path, noted["crc32c"])
+        seal(path, noted["crc32c"])
     return True
 
 
 def entries(folder: Path) -> list[Built]:
     """List the folder's built files, finished or not, by name."""
-    if not folder.is_dir():
-        return []
     found = []
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         finished = path.name.endswith(SUFFIX)
         if path.is_file() and (finished or (path.name.startswith(".") and path.name.endswith(".partial"))):
-            found.append(Built(path, path.stat().st_size, finished, _words(path) if finished else {}))
+            words: Mapping[str, str] = {}
+            with suppress(CheckpointError):  # a foreign file is listed too, because it takes room
+                words = Safetensors(path).metadata if finished else {}
+            words = {name: words[name] for name in ("source", "weights") if name in words}
+            found.append(Built(path, path.stat().st_size, finished, words))
     return found
 
 
@@ -125,32 +135,11 @@ def clear(folder: Path) -> int:
 
     A model in use is not disturbed: its file is deleted when it is closed.
     """
-    freed = 0
-    for built in entries(folder):
-        built.path.unlink(missing_ok=True)
-        built.path.with_suffix(".json").unlink(missing_ok=True)
-        freed += built.nbytes
-    return freed
-
-
-def _words(path: Path) -> dict[str, str]:
-    try:
-        words = Safetensors(path).metadata
-    except CheckpointError:  # a foreign file, listed because it takes room
-        return {}
-    return {name: words[name] for name in ("source", "weights") if name in words}
-
-
-def _sample(path: Path, size: int) -> str:
-    """Digest 17 blocks of a file, the first and the last included; all of an index."""
-    if path.name.endswith((".index", ".json")):
-        return _digest(path.read_bytes().hex())
-    with path.open("rb") as file:
-        blocks = []
-        for number in range(17):
-            file.seek(max(0, size - _BLOCK) * number // 16)
-            blocks.append(file.read(_BLOCK).hex())
-    return _digest(blocks)
+    built = entries(folder)
+    for each in built:
+        each.path.unlink(missing_ok=True)
+        each.path.with_suffix(".json").unlink(missing_ok=True)
+    return sum(each.nbytes for each in built)
 
 
 def _digest(what: object) -> str:
@@ -166,14 +155,7 @@ def _checksum(path: Path) -> int:
 
 
 def _status(path: Path) -> list[str | int]:
-    status = path.stat()
-    try:
+    status, boot = path.stat(), ""
+    with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    except OSError:
-        boot = ""
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, boot]
-
-
-def _note(path: Path, checksum: int) -> None:
-    with atomic_path(path.with_suffix(".json")) as made:
-        made.write_text(json.dumps({"crc32c": checksum, "status": _status(path)}) + "\n", "utf-8")

@@ -24,17 +24,8 @@ class TorchEngine:
         self.model = model
         model.main.fused_step = fused_step
         self.start = start
+        self.vocab_size, self.max_positions = model.config.vocab_size, model.config.main.context
         self.prefix = model.config.main.mask == "prefix"
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids."""
-        return self.model.config.vocab_size
-
-    @property
-    def max_positions(self) -> int | None:
-        """The most ids of a row; an encoder-decoder's prompt is not counted, and its decoder has no limit."""
-        return self.model.config.main.context
 
     def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple["TorchRows", Any]:
         """Read prompts, shorter ones padded on the left; see `Engine.prefill`."""

@@ -6,7 +6,7 @@ Knows how names are joined and how int4 is rounded. The one part of the engine t
     int4   a scale for each 128 inputs of an output: w ≈ scale · q,    -8 ≤ q ≤ 7    (64 or 32 where 128 do not divide)
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -66,8 +66,20 @@ def build(
                     f"{name} of {source.path} is {list(reader.shapes[name])}; the configuration makes it {list(shape)}"
                 )
         words = {"format": FORMAT, "weights": weights, "config": found.config.to_json(), "source": str(source.path)}
-        items = [item for name, parts in _plan(reader.shapes) for item in _items(reader, name, parts, weights)]
+        items = [item for name, parts in _joined(reader.shapes) for item in _items(reader, name, parts, weights)]
         write_safetensors(path, items, metadata=words)
+
+
+def _joined(names: Collection[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield (name in the file, names of our parameters that it joins)."""
+    for name in names:
+        parent, own, leaf = ["", *name.rsplit(".", 2)][-3:]
+        joined = JOINED.get(parent.rpartition(".")[2], ())
+        parts = tuple(f"{parent}.{each}.{leaf}" for each in joined)
+        if own not in joined or any(part not in names for part in parts):
+            yield name, (name,)
+        elif own == joined[0]:
+            yield f"{parent}.{'_'.join(joined)}.{leaf}", parts
 
 
 def scales_int4(weights: Tensor, group: int) -> Tensor:
@@ -107,83 +119,58 @@ class _Reader:
 
     def __init__(self, source: Source, rows: Sequence[Row], progress: Callable[[int], None] | None) -> None:
         self._source, self._progress = source, progress
-        self._places: dict[str, tuple[Row, int]] = {}
+        self._places = {name: (row, number) for row in rows for number, name in enumerate(row.ours)}
         self._kept: tuple[str, list[Tensor]] = "", []
         self._counted: set[str] = set()
         self.shapes: dict[str, tuple[int, ...]] = {}
         for row in rows:
-            info = source.tensors[row.theirs]
-            parts = import_row(row, torch.empty(info.shape, device="meta"))
-            for number, name in enumerate(row.ours):
-                self._places[name] = row, number
-                self.shapes[name] = tuple(parts[number].shape)
+            parts = import_row(row, torch.empty(source.tensors[row.theirs].shape, device="meta"))
+            self.shapes |= {name: tuple(part.shape) for name, part in zip(row.ours, parts, strict=True)}
 
-    def pieces(self, name: str) -> Iterator[Tensor]:
-        """Yield a parameter's rows in pieces of up to PIECE numbers."""
-        row, number = self._places[name]
-        if self._kept[0] != row.theirs:
-            if self._kept[0]:
-                self._source.release(self._kept[0])
-            info = self._source.tensors[row.theirs]
-            self._kept = row.theirs, import_row(row, as_tensor(self._source.read(row.theirs), info.dtype))
-            if self._progress is not None and row.theirs not in self._counted:
-                self._counted.add(row.theirs)
-                self._progress(info.nbytes)
-        parameter = self._kept[1][number]
-        count = max(1, PIECE // max(1, parameter[:1].numel()))
-        for start in range(0, len(parameter), count):
-            yield parameter[start : start + count].float().contiguous()
-
-
-def _plan(shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield (name in the file, names of our parameters that it joins)."""
-    for name in shapes:
-        path, _, leaf = name.rpartition(".")
-        parent, _, own = path.rpartition(".")
-        joined = JOINED.get(parent.rpartition(".")[2], ())
-        parts = tuple(f"{parent}.{each}.{leaf}" for each in joined)
-        if own not in joined or any(part not in shapes for part in parts):
-            yield name, (name,)
-        elif own == joined[0]:
-            yield f"{parent}.{'_'.join(joined)}.{leaf}", parts
+    def pieces(self, names: Sequence[str]) -> Iterator[Tensor]:
+        """Yield the rows of these parameters in pieces of up to PIECE numbers."""
+        for row, number in [self._places[name] for name in names]:
+            if self._kept[0] != row.theirs:
+                if self._kept[0]:
+                    self._source.release(self._kept[0])
+                info = self._source.tensors[row.theirs]
+                self._kept = row.theirs, import_row(row, as_tensor(self._source.read(row.theirs), info.dtype))
+                if self._progress is not None and row.theirs not in self._counted:
+                    self._counted.add(row.theirs)
+                    self._progress(info.nbytes)
+            parameter = self._kept[1][number]
+            for piece in torch.split(parameter, max(1, PIECE // max(1, parameter[:1].numel()))):
+                yield piece.float().contiguous()
 
 
 def _items(reader: _Reader, name: str, parts: tuple[str, ...], weights: str) -> list[Item]:
     shapes = [reader.shapes[part] for part in parts]
     shape = (sum(each[0] for each in shapes), *shapes[0][1:])
 
-    def pieces() -> Iterator[Tensor]:
-        for part in parts:
-            yield from reader.pieces(part)
-
     def item(dtype: str, shape: tuple[int, ...], made: Iterator[Tensor], suffix: str = "") -> Item:
         info = TensorInfo(name + suffix, dtype, shape, storage_bytes(dtype, shape))
         return name + suffix, (info, (piece.contiguous().numpy() for piece in made))
 
     if len(shape) != 2 or name.endswith(TABLES) or weights == "float32":
-        return [item("float32", shape, pieces())]
+        return [item("float32", shape, reader.pieces(parts))]
     if weights == "bfloat16":
-        return [item("bfloat16", shape, (piece.bfloat16().view(torch.int16) for piece in pieces()))]
+        return [item("bfloat16", shape, (piece.bfloat16().view(torch.int16) for piece in reader.pieces(parts)))]
     # The token embedding is looked up as well as multiplied, and keeps 8 bits.
-    group = next((size for size in (128, 64, 32) if shape[1] % size == 0), 0)
-    if weights == "int8" or name == "token.weight" or not group:
-        group = 0
+    small = weights == "int4" and name != "token.weight"
+    group = next((size for size in (128, 64, 32) if small and shape[1] % size == 0), 0)
     # The file has wider numbers first, so scales are computed before the weights. They are allocated before anything
     # else: small blocks that outlive the large ones between them would keep the heap from shrinking.
     scales = torch.empty(shape[0], shape[1] // group if group else 1)
 
     def with_scales() -> Iterator[tuple[Tensor, Tensor]]:
         at = 0
-        for piece in pieces():
+        for piece in reader.pieces(parts):
             yield piece, scales[at : at + len(piece)]
             at += len(piece)
 
-    def chosen() -> Iterator[Tensor]:
-        for piece, own in with_scales():
-            yield own.copy_(scales_int4(piece, group) if group else scales_int8(piece))
-
+    chosen = (own.copy_(scales_int4(piece, group) if group else scales_int8(piece)) for piece, own in with_scales())
     rounded = ((round_int4 if group else round_int8)(piece, own) for piece, own in with_scales())
     return [
-        item("float32", tuple(scales.shape), chosen(), ".scale"),
+        item("float32", tuple(scales.shape), chosen, ".scale"),
         item("uint8", (shape[0], shape[1] // 2), rounded) if group else item("int8", shape, rounded),
     ]

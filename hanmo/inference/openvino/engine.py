@@ -4,7 +4,6 @@ Knows requests, rows and caches. Imports torch only to convert weights; knows no
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -27,9 +26,12 @@ from hanmo.inference.openvino.weights import FORMAT, KINDS, Weights
 from hanmo.inference.prompts import check_can_generate, padded
 from hanmo.nn.position import Tokens
 
-__all__ = ["OpenVinoEncoder", "OpenVinoEngine", "cpu_options", "open_weights"]
+__all__ = ["OpenVinoEncoder", "OpenVinoEngine", "open_weights"]
 
 Array = npt.NDArray[Any]
+
+CACHE_PRECISION = {"float32": "f32", "bfloat16": "bf16", "int8": "u8", "int4": "u8"}
+"""The CPU plugin's type of keys and values by the kind of weights."""
 
 
 def open_weights(
@@ -50,7 +52,12 @@ def open_weights(
     """
     if weights not in KINDS:
         raise ConfigError(f"weights is {weights!r}; expected one of {', '.join(KINDS)}")
-    options = {"format": FORMAT, "weights": weights, "family": family, "config": _text(config)}
+    text = config.to_json() if isinstance(config, ModelConfig) else None
+    if isinstance(config, (str, Path)):
+        if not Path(config).is_file():
+            raise MissingFile(f"no configuration at {config}; give the config.json that belongs to the checkpoint")
+        text = Path(config).read_text("utf-8")
+    options = {"format": FORMAT, "weights": weights, "family": family, "config": text}
     built = store.built_path(folder or store.default_folder(), found := locate(path), options)
     if not store.is_whole(built):
         from hanmo.inference.openvino.build import build
@@ -71,20 +78,17 @@ def core() -> ov.Core:
     return ov.Core()
 
 
-def cpu_options(kind: str, threads: int | None) -> dict[str, Any]:
-    """Choose the CPU plugin's precision for a kind of weights: float32 throughout for float32 weights."""
-    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
-    if kind == "float32":
-        options |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-    elif kind == "bfloat16":
-        options |= {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"}
-    else:
-        # bfloat16 adds little to the rounding of the weights, and long prompts are read much faster.
-        options |= {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "u8"}
-        options |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}
+def compile_graph(model: ov.Model, kind: str, threads: int | None) -> ov.CompiledModel:
+    """Compile a graph for the CPU; kind: of its weights, which decides the precision of everything else."""
+    # Beside int8 and int4, bfloat16 adds little to the rounding of the weights, and long prompts are read much faster.
+    precision = "f32" if kind == "float32" else "bf16"
+    options = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": precision}
+    options["KV_CACHE_PRECISION"] = CACHE_PRECISION[kind]
+    if kind in ("int8", "int4"):
+        options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 128
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
-    return options
+    return core().compile_model(model, "CPU", options)
 
 
 class OpenVinoEngine:
@@ -98,17 +102,13 @@ class OpenVinoEngine:
     def __init__(
         self, weights: Weights, *, mask: str | None = None, threads: int | None = None, start: int = 0
     ) -> None:
-        config = weights.config
-        if mask is not None:
-            changes: dict[str, Any] = {"decoder" if config.decoder else "encoder": replace(config.main, mask=mask)}
-            config = replace(config, **changes)
+        self.config = config = weights.config if mask is None else weights.config.with_mask(mask)
         check_can_generate(config)
-        self.config, self.start = config, start
-        options = cpu_options(weights.kind, threads)
-        self._cache_bytes = {"f32": 4, "bf16": 2, "u8": 1}[options["KV_CACHE_PRECISION"]]
-        self._weights, self._options = weights, options  # the graphs share the weights' pages
+        self.vocab_size, self.max_positions = config.vocab_size, config.main.context
+        self.start, self._threads = start, threads
+        self._weights = weights  # the graphs share its pages
         self._encoder = (
-            core().compile_model(build_encoder(weights, config), "CPU", options) if config.is_encoder_decoder else None
+            compile_graph(build_encoder(weights, config), weights.kind, threads) if config.is_encoder_decoder else None
         )
         self._compiling = Lock()
         self._compiled: ov.CompiledModel | None = None
@@ -117,20 +117,11 @@ class OpenVinoEngine:
             self._decoder()
 
     @property
-    def vocab_size(self) -> int:
-        """Number of ids."""
-        return self.config.vocab_size
-
-    @property
-    def max_positions(self) -> int | None:
-        """The most ids of a row; an encoder-decoder's prompt is not counted, and its decoder has no limit."""
-        return self.config.main.context
-
-    @property
     def token_bytes(self) -> int:
         """The most bytes that keys and values of one token of a row take, scales of quantized ones included."""
-        stack = self.config.main
-        number, scales = (1, 16) if self._cache_bytes == 1 and self._fused is None else (max(2, self._cache_bytes), 0)
+        stack, number, scales = self.config.main, 4 if self._weights.kind == "float32" else 2, 0
+        if CACHE_PRECISION[self._weights.kind] == "u8" and self._fused is None:
+            number, scales = 1, 16
         return stack.num_layers * stack.num_heads * ((stack.key_dim + stack.head_dim) * number + scales)
 
     def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple[OpenVinoRows, Array]:
@@ -156,7 +147,8 @@ class OpenVinoEngine:
         """Compile the graph when it is first needed, which a short text of a single row never does."""
         with self._compiling:
             if self._compiled is None:
-                self._compiled = core().compile_model(build_decoder(self._weights, self.config), "CPU", self._options)
+                graph = build_decoder(self._weights, self.config)
+                self._compiled = compile_graph(graph, self._weights.kind, self._threads)
             return self._compiled
 
 
@@ -171,8 +163,7 @@ class OpenVinoEncoder:
         self.config = weights.config
         if self.config.encoder is None or self.config.decoder is not None:
             raise CheckpointError(f"a {self.config.family} is no encoder alone; open it with OpenVinoEngine to write")
-        model = build_encoder(weights, self.config)
-        self._compiled = core().compile_model(model, "CPU", cpu_options(weights.kind, threads))
+        self._compiled = compile_graph(build_encoder(weights, self.config), weights.kind, threads)
         self._weights = weights  # the graph shares its pages
 
     def read(self, texts: Sequence[Sequence[int]], *, places: Sequence[tuple[int, int]] = ()) -> dict[str, Array]:
@@ -202,14 +193,3 @@ def _read(
     request = compiled.create_infer_request()
     request.infer({**feed, **more}, share_inputs=True)
     return {each.any_name: request.get_tensor(each).data.copy() for each in compiled.outputs}
-
-
-def _text(config: str | Path | ModelConfig | None) -> str | None:
-    """Give a configuration's text, which is part of a built file's identity."""
-    if config is None:
-        return None
-    if isinstance(config, ModelConfig):
-        return config.to_json()
-    if not Path(config).is_file():
-        raise MissingFile(f"no configuration at {config}; give the config.json that belongs to the checkpoint")
-    return Path(config).read_text("utf-8")

@@ -9,7 +9,7 @@ from array_api_compat import numpy as xp
 from hanmo.config import StackConfig
 from hanmo.nn.position import Tokens, bucket, distance, sinusoidal
 
-__all__ = ["additive", "append", "memory_buckets"]
+__all__ = ["additive", "append", "buckets"]
 
 Array = npt.NDArray[Any]
 
@@ -49,17 +49,13 @@ def append(
             clip = stack.relative_clip
             inputs["distances"] = (distance(new, tokens.positions).clip(-clip, clip) + clip).astype(np.int32)
         case "buckets":
-            inputs["buckets"] = _buckets(stack, new, tokens.positions, both_ways=stack.mask == "full")
+            inputs["buckets"] = buckets(stack, new, tokens.positions)
     return tokens, inputs
 
 
-def memory_buckets(stack: StackConfig, tokens: Tokens, count: int, total: int) -> Array:
-    """Give the buckets of the last `count` tokens' distances to a memory of `total` tokens."""
-    return _buckets(stack, tokens.positions[:, -count:], np.arange(total)[None], both_ways=False)
-
-
-def _buckets(stack: StackConfig, queries: Array, keys: Array, *, both_ways: bool) -> Array:
-    far = stack.bucket_distance
+def buckets(stack: StackConfig, queries: Array, keys: Array) -> Array:
+    """Give T5's buckets of the distances from queries [b, n] to keys [b, m], which an encoder has on both sides."""
+    both_ways, far = stack.mask == "full", stack.bucket_distance
     found: Array = bucket(distance(queries, keys), xp, both_ways=both_ways, buckets=stack.buckets, limit=far)
     return found.astype(np.int32)
 

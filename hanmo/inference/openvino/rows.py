@@ -44,15 +44,6 @@ class OpenVinoRows:
     def _request(self) -> ov.InferRequest:
         return self._new_request()
 
-    @cached_property
-    def _input_names(self) -> set[str]:
-        return {name for each in self._request.model_inputs for name in each.names}
-
-    @property
-    def count(self) -> int:
-        """Number of rows."""
-        return len(self._order)
-
     @property
     def length(self) -> int:
         """Number of tokens of each row in the cache."""
@@ -116,25 +107,22 @@ class OpenVinoRows:
         )
         unpadded = self._tokens.mask is None or bool(self._tokens.mask.all())
         if self._decoder is not None and len(ids) == 1 and ids.shape[1] <= SHORT and unpadded:
-            return self._run_fused(self._decoder, ids[0], feed["positions"][0], length)[None, -keep:]
+            if self._fused is None:
+                self._fused = FusedRow(self._decoder, self._states(self._order, length), length)
+                self.__dict__.pop("_request", None)  # and its copy of the cache
+            steps = zip(ids[0].tolist(), feed["positions"][0].tolist(), strict=True)
+            return np.array([self._fused.step(id, position) for id, position in steps])[None, -keep:]
         self._leave_fused(length)
         feed |= self._memory
         feed["beam_idx"] = np.array(self._order, np.int32)
         feed["keep"] = np.array([keep], np.int32)
-        if "memory_buckets" in self._input_names:
-            total = self._memory["memory_mask"].shape[-1]
-            feed["memory_buckets"] = inputs.memory_buckets(self._stack, self._tokens, ids.shape[1], total)
+        if self._stack.has_cross and self._stack.cross_positions:
+            memory = np.arange(self._memory["memory_mask"].shape[-1])[None]
+            feed["memory_buckets"] = inputs.buckets(self._stack, self._tokens.positions[:, -ids.shape[1] :], memory)
         self._request.infer(feed, share_inputs=True)
         self._order = list(range(len(ids)))
         logits: Array = self._request.get_tensor("logits").data
         return logits.copy()
-
-    def _run_fused(self, decoder: QuantizedDecoder, ids: Sequence[int], positions: Sequence[int], length: int) -> Array:
-        """Append ids to the one row, behind `length` others, by the fused step: logits [ids, vocab]."""
-        if self._fused is None:
-            self._fused = FusedRow(decoder, self._states(self._order, length), length)
-            self.__dict__.pop("_request", None)  # and its copy of the cache
-        return np.array([self._fused.step(int(id), int(place)) for id, place in zip(ids, positions, strict=True)])
 
     def _leave_fused(self, length: int) -> None:
         """Move the cache of so many tokens from the fused step's row to the request."""

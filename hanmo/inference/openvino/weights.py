@@ -7,10 +7,10 @@
 Knows the file and the patterns that OpenVINO's CPU plugin recognises as compressed matrices. Knows no network.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 import openvino as ov
 from openvino import opset15 as op
@@ -55,14 +55,14 @@ class Weights:
         """Give a tensor as stored; it shares the file's pages."""
         return self._file.read(name)
 
-    def vector(self, name: str) -> Node:
-        """Make the constant of a float32 tensor."""
-        return self._once(name, lambda: op.constant(self._file.read(name), shared_memory=True))
+    def constant(self, name: str) -> Node:
+        """Make the constant of a tensor as stored."""
+        return self._once(name, lambda: self._constant(name))
 
     def linear(self, x: Node, name: str) -> Node:
         """Multiply x [..., in] by a matrix [out, in] and add its bias, if it has one."""
         y = self.product(x, f"{name}.weight")
-        return op.add(y, self.vector(f"{name}.bias")) if f"{name}.bias" in self else y
+        return op.add(y, self.constant(f"{name}.bias")) if f"{name}.bias" in self else y
 
     def product(self, x: Node, name: str) -> Node:
         """Multiply x [..., in] by a matrix [out, in], in a pattern that keeps it compressed."""
@@ -74,39 +74,32 @@ class Weights:
 
     def rows(self, name: str, ids: Node) -> Node:
         """Look up rows of a table; only those are converted to float32."""
-        found = op.gather(self._stored(name), ids, 0)
-        if self._file.tensors[name].dtype == "float32":
-            return found
-        found = op.convert(found, "f32")
-        scale = f"{name}.scale"
-        return op.multiply(found, op.gather(self.vector(scale), ids, 0)) if scale in self else found
+        found, scale = op.gather(self.constant(name), ids, 0), f"{name}.scale"
+        if self._file.tensors[name].dtype != "float32":
+            found = op.convert(found, "f32")
+        return op.multiply(found, op.gather(self.constant(scale), ids, 0)) if scale in self else found
 
     def _matrix(self, name: str) -> Node:
-        stored, info = self._stored(name), self._file.tensors[name]
-        if f"{name}.scale" not in self:
+        stored, info, scale = self.constant(name), self._file.tensors[name], f"{name}.scale"
+        if scale not in self:
             return stored
         wide = op.convert(stored, "f32")
-        scale = self.vector(f"{name}.scale")
         if info.dtype == "int8":
-            return op.multiply(wide, scale)
-        rows, groups = self._file.tensors[f"{name}.scale"].shape
-        scaled = op.multiply(wide, op.constant(self._file.read(f"{name}.scale").reshape(rows, groups, 1)))
-        return op.reshape(scaled, np.array([rows, 2 * info.shape[1]]), False)
-
-    def _stored(self, name: str) -> Node:
-        return self._once(f"{name} as stored", lambda: self._constant(name))
+            return op.multiply(wide, self.constant(scale))
+        scaled = op.multiply(wide, op.constant(self.array(scale)[..., None]))
+        return op.reshape(scaled, [info.shape[0], 2 * info.shape[1]], False)
 
     def _constant(self, name: str) -> Node:
-        info, array = self._file.tensors[name], self._file.read(name)
+        info = self._file.tensors[name]
+        value: Any = self.array(name)
         if info.dtype == "bfloat16":
-            return op.constant(ov.Tensor(array, ov.Shape(info.shape), ov.Type.bf16), shared_memory=True)
-        if info.dtype == "uint8":
+            value = ov.Tensor(value, ov.Shape(info.shape), ov.Type.bf16)
+        elif info.dtype == "uint8":
             rows, groups = self._file.tensors[f"{name}.scale"].shape
-            shape = ov.Shape([rows, groups, 2 * info.shape[1] // groups])
-            return op.constant(ov.Tensor(array, shape, ov.Type.i4), shared_memory=True)
-        return op.constant(array, shared_memory=True)
+            value = ov.Tensor(value, ov.Shape([rows, groups, 2 * info.shape[1] // groups]), ov.Type.i4)
+        return op.constant(value, shared_memory=True)
 
-    def _once(self, name: str, make: Any) -> Node:
+    def _once(self, name: str, make: Callable[[], Node]) -> Node:
         """Make a node when it is first needed, so that layers that share weights share constants."""
         if name not in self._made:
             self._made[name] = make()
