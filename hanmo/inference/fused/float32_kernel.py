@@ -12,7 +12,7 @@ from hanmo.inference.fused import functions as fn
 
 __all__ = ["step"]
 
-_FUNCTIONS = "451c8ce6890bb549"  # digest of functions.py: Numba's cache looks at changes of this file only
+_FUNCTIONS = "1724e853eec908ef"  # digest of functions.py: Numba's cache looks at changes of this file only
 
 
 @njit(**fn.FAST)
@@ -97,7 +97,7 @@ def step(thread, threads, counter, x, layers, sizes, scale, eps, capacity, at, s
     first, last = fn.share(heads, thread, threads)
     for layer in range(len(layers)):
         f = layers[layer]
-        fn.pre_norm(x, f[24], f[25], eps, h)
+        fn.norm(x, f[24], f[25], eps, h)
         _partial_product(fn.matrix(f, 0), h, hidden_size, narrow, thread, threads, shared[ends[0] : ends[1]])
         _partial_product(fn.matrix(f, 1), h, hidden_size, narrow, thread, threads, shared[ends[1] : ends[2]])
         _partial_product(fn.matrix(f, 2), h, hidden_size, values, thread, threads, shared[ends[2] : ends[3]])
@@ -118,7 +118,7 @@ def step(thread, threads, counter, x, layers, sizes, scale, eps, capacity, at, s
         barriers = fn.barrier(counter, barriers, threads)
         _sum_partials(fn.matrix(f, 3), threads, shared[ends[3] : ends[4]], y)
         fn.add_norm(x, y, f[26], f[27], eps)
-        fn.pre_norm(x, f[28], f[29], eps, h)
+        fn.norm(x, f[28], f[29], eps, h)
         _partial_product(fn.matrix(f, 4), h, hidden_size, inner, thread, threads, shared[ends[4] : ends[5]])
         barriers = fn.barrier(counter, barriers, threads)
         _sum_partials(fn.matrix(f, 4), threads, shared[ends[4] : ends[5]], wide)

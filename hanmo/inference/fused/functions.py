@@ -114,8 +114,11 @@ def float_view(address, count):
 
 
 @njit(**FAST)
-def layer_norm(x, weight, bias, eps, out):
-    """Layer norm of x; weight and bias are addresses, 0 for none."""
+def norm(x, weight, bias, eps, out):
+    """Layer norm of x, or x itself if weight is 0; weight and bias are addresses, 0 for none."""
+    if not weight:
+        out[:] = x
+        return
     count = len(x)
     mean = np.float32(0.0)
     for i in range(count):
@@ -127,23 +130,13 @@ def layer_norm(x, weight, bias, eps, out):
     factor = np.float32(1.0) / np.sqrt(square / np.float32(count) + np.float32(eps))
     for i in range(count):
         out[i] = (x[i] - mean) * factor
-    if weight:
-        w = float_view(weight, count)
-        for i in range(count):
-            out[i] *= w[i]
+    w = float_view(weight, count)
+    for i in range(count):
+        out[i] *= w[i]
     if bias:
         b = float_view(bias, count)
         for i in range(count):
             out[i] += b[i]
-
-
-@njit(**FAST)
-def pre_norm(x, weight, bias, eps, out):
-    """Give the input of a sub-layer: x, normalized if weight is not 0."""
-    if weight:
-        layer_norm(x, weight, bias, eps, out)
-    else:
-        out[:] = x
 
 
 @njit(**FAST)
@@ -152,7 +145,7 @@ def add_norm(x, y, weight, bias, eps):
     for i in range(len(x)):
         x[i] += y[i]
     if weight:
-        layer_norm(x, weight, bias, eps, x)
+        norm(x, weight, bias, eps, x)
 
 
 @njit(**FAST)

@@ -16,7 +16,7 @@ from hanmo.inference.fused import functions as fn
 
 __all__ = ["step"]
 
-_FUNCTIONS = "451c8ce6890bb549"  # digest of functions.py: Numba's cache looks at changes of this file only
+_FUNCTIONS = "1724e853eec908ef"  # digest of functions.py: Numba's cache looks at changes of this file only
 
 GROUP = 128  # inputs that share a scale
 I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -168,7 +168,7 @@ def step(thread, threads, counter, x, layers, output, sizes, scale, eps, cache, 
     for layer in range(len(layers)):
         f = layers[layer]
         # Attention: queries, keys and values of this thread's heads, which no other thread needs.
-        fn.pre_norm(x, f[16], f[17], eps, h)
+        fn.norm(x, f[16], f[17], eps, h)
         _quantize(h, f[0], numbers, scales, shift)
         first, last = fn.share(heads, thread, threads)
         for word in range(3):
@@ -189,7 +189,7 @@ def step(thread, threads, counter, x, layers, output, sizes, scale, eps, cache, 
         barriers = fn.barrier(counter, barriers, threads)
         fn.add_norm(x, y, f[18], f[19], eps)
         # Feed-forward.
-        fn.pre_norm(x, f[20], f[21], eps, h)
+        fn.norm(x, f[20], f[21], eps, h)
         _quantize(h, f[8], numbers, scales, shift)
         first, last = fn.share(inner, thread, threads)
         _product(fn.matrix(f, 2), first, last, numbers, scales, shift, groups, wide)
@@ -201,7 +201,7 @@ def step(thread, threads, counter, x, layers, output, sizes, scale, eps, cache, 
         _product(fn.matrix(f, 3), first, last, numbers, scales, shift, inner // GROUP, y)
         barriers = fn.barrier(counter, barriers, threads)
         fn.add_norm(x, y, f[22], f[23], eps)
-    fn.pre_norm(x, output[4], output[5], eps, h)
+    fn.norm(x, output[4], output[5], eps, h)
     _quantize(h, output[0], numbers, scales, shift)
     first, last = fn.share(len(logits), thread, threads)
     _product(fn.matrix(output, 0), first, last, numbers, scales, shift, groups, logits)
