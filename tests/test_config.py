@@ -122,7 +122,7 @@ def test_text_that_is_not_json_is_refused():
     [
         (
             {"num_attention_heads": 5},
-            "hidden_size is 32, num_attention_heads is 5; expected heads that divide it",
+            "hidden_size is 32, num_attention_heads is 5 in config.json; expected heads that divide it",
         ),
         ({"hidden_size": None}, "hidden_size is missing in config.json; expected int"),
         ({"hidden_size": "32"}, "hidden_size is '32' in config.json; expected int"),

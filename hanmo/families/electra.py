@@ -8,10 +8,22 @@ from dataclasses import replace
 from functools import partial
 
 from hanmo.config import ModelConfig
-from hanmo.families import bert
-from hanmo.families.family import Config, Family, Names, Row, blocks, google, layers, row, torch_pair, write_transformer
+from hanmo.families import bert, keys
+from hanmo.families.family import TENSORFLOW, Config, Family, Names
 
-_DENSE, _OUTPUT = "discriminator.dense", "discriminator.output"
+_NAMES = {
+    **bert.embedding("electra", "embeddings_project"),
+    "encoder.blocks.{}": ("electra.encoder.layer_{}", bert.BLOCK),
+    "discriminator.dense": "discriminator_predictions.dense",
+    "discriminator.output": "discriminator_predictions.dense_1",
+}
+_HUGGINGFACE_NAMES = _NAMES | {
+    "encoder.blocks.{}": ("electra.encoder.layer.{}", bert.BLOCK),
+    "discriminator.output": "discriminator_predictions.dense_prediction",
+    "output.dense": "generator_predictions.dense",
+    "output.norm": "generator_predictions.LayerNorm",
+    "output.bias": "generator_lm_head.bias",
+}
 
 
 def _config(data: Config) -> ModelConfig:
@@ -19,51 +31,28 @@ def _config(data: Config) -> ModelConfig:
     return replace(config, output="none", pool="none", nsp=False, discriminator=True)
 
 
-def _rows(config: ModelConfig) -> list[Row]:
-    return [
-        *layers(google, bert.EMBEDDING, theirs="electra.embeddings"),
-        *google("encoder.embedding.project", "electra.embeddings_project"),
-        *blocks(config, bert.google_block, "electra.encoder.layer_{}"),
-        *layers(google, {_DENSE: "dense", _OUTPUT: "dense_1"}, theirs="discriminator_predictions"),
-    ]
-
-
 def _huggingface_config(data: Config) -> ModelConfig:
-    config = bert.huggingface_encoder({"embedding_size": 128} | dict(data), family="electra")
+    config = bert.huggingface_config({"embedding_size": 128} | dict(data), family="electra")
     if "ElectraForMaskedLM" in (data.get("architectures") or ()):  # its head takes gelu, whatever hidden_act is
         config = replace(config, head_activation="gelu_erf")
     return replace(config, pool="none", nsp=False, discriminator=True)
 
 
-def _huggingface_rows(config: ModelConfig) -> list[Row]:
-    bert.check_tied(config)
-    return [
-        *layers(torch_pair, bert.EMBEDDING, theirs="electra.embeddings"),
-        *torch_pair("encoder.embedding.project", "electra.embeddings_project"),
-        *blocks(config, bert.huggingface_block, "electra.encoder.layer.{}"),
-        *layers(torch_pair, {_DENSE: "dense", _OUTPUT: "dense_prediction"}, theirs="discriminator_predictions"),
-        *layers(torch_pair, {"output.dense": "dense", "output.norm": "LayerNorm"}, theirs="generator_predictions"),
-        row("output.bias", "generator_lm_head.bias"),
-    ]
-
-
 ELECTRA = Family(
     "electra",
-    tensorflow=Names(
+    tensorflow=Names.of(
+        TENSORFLOW,
+        _NAMES,
         config=_config,
-        original=partial(write_transformer, gelu="gelu_erf"),
-        rows=_rows,
-        sizes=bert.google_sizes("electra"),
-        heads={"discriminator": "discriminator_predictions/dense/kernel"},
+        original=partial(keys.write_model, gelu="gelu_erf"),
         dropped={r"^generator(_predictions)?/": "the generator, which only training needs"},
     ),
     huggingface=bert.huggingface_names(
         "electra",
+        _HUGGINGFACE_NAMES,
         config=_huggingface_config,
-        original=bert.huggingface_original("electra", "Electra", embedding_size=True),
-        rows=_huggingface_rows,
+        original=partial(bert.huggingface_original, model_type="electra", word="Electra", embedding_size=True),
         marks=("electra.embeddings.position_embeddings.weight",),
-        heads={"discriminator": "discriminator_predictions.dense.weight", "mlm": "generator_lm_head.bias"},
         dropped={r"^generator_lm_head\.weight$": "the same tensor as the embedding"},
         repeats={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
     ),

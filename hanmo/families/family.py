@@ -1,10 +1,10 @@
-"""What a family is: its config.json, the names of its variables, and what distinguishes it. Data only."""
+"""What a family is: its config.json, the names of its tensors, and what distinguishes it. Data only."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hanmo.config import ModelConfig, StackConfig, Sublayer
+from hanmo.config import ModelConfig, Sublayer
 from hanmo.errors import ConfigError
 
 Config = Mapping[str, Any]
@@ -44,6 +44,112 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How a format spells and stores the parameters of a layer.
+
+    dense, norm: endings of weight and bias, or of the weight alone.   table: ending of an embedding.
+    how: of a dense layer's weight.   relative: how of T5's table of relative positions.
+    """
+
+    dense: tuple[str, ...] = (".weight", ".bias")
+    norm: tuple[str, ...] = (".weight", ".bias")
+    table: str = ".weight"
+    how: str = "same"
+    relative: str = "same"
+    separator: str = "."
+
+
+TORCH, CONV1D = Layout(), Layout(how="transpose")
+TENSORFLOW = Layout(("/kernel", "/bias"), ("/gamma", "/beta"), "", how="transpose", separator="/")
+
+
+@dataclass(frozen=True)
+class Table:
+    """The layers of a network in the names of one format.
+
+    names: our layer → theirs, written with dots; or our prefix → (theirs, the layers behind both). "encoder.blocks.{}"
+    stands for every block. Our name tells whether a layer is an embedding, a norm or dense; "query+key+value" are
+    stored as one; what ends in ".weight" or ".bias" is one parameter, stored as it is.
+    """
+
+    layout: Layout
+    names: Mapping[str, Any]
+
+    def rows(self, config: ModelConfig) -> list[Row]:
+        """Make the rows of a model; raises ConfigError if it has an output that Hugging Face's MLM heads have not."""
+        if self.layout is TORCH and config.output == "mlm" and not config.tied:
+            raise ConfigError(
+                "tie_word_embeddings is false in config.json; Hanmo reads MLM heads whose output is the embedding: "
+                "set it to true if both are the same, or leave the head out of the file"
+            )
+        found: dict[str, Row] = {}
+        for ours in self.names:
+            side = ours.partition(".")[0]
+            stack = getattr(config, side) if side in ("encoder", "decoder") else config.main
+            if stack is None or (ours in ("output", "output.weight") and config.tied):
+                continue
+            for i in range(1 if "{}" not in ours or stack.shared_layers else stack.num_layers):
+                for row in self._rows(ours, i):  # a tensor of several blocks is copied into each
+                    if other := found.get(row.theirs):
+                        row = Row(other.ours + row.ours, row.theirs, f"copy_{row.how}")
+                    found[row.theirs] = row
+        return list(found.values())
+
+    @property
+    def sizes(self) -> Sizes:
+        """The tensors that tell sizes."""
+        first = {row.ours: row.theirs for ours in self.names for row in self._rows(ours, 0)}
+
+        def find(*names: str) -> str:
+            sides = ("", "encoder.", "decoder.")
+            return next((first[key] for name in names for side in sides if (key := (side + name,)) in first), "")
+
+        block = next(f"{theirs[0]}." for ours, theirs in self.names.items() if "{}" in ours)
+        block = block if "{" in block else block.replace("0", "{}", 1)  # one block for all layers, with a number
+        return Sizes(
+            token=find("token.weight"),
+            layer=block.replace(".", self.layout.separator),
+            query=find("blocks.0.attention.query.weight", "blocks.0.attention.output.weight"),
+            feed_forward=find("blocks.0.feed_forward.gate.weight", "blocks.0.feed_forward.input.weight"),
+            position=find("embedding.position.weight"),
+            segment=find("embedding.segment.weight"),
+            heads=find("relative.weight") if self.layout.relative == "same" else "",
+            columns=self.layout.how != "same",
+        )
+
+    @property
+    def heads(self) -> dict[str, str]:
+        """A head of `Names.heads` → the tensor without which a model does not have it."""
+        ours = {"pool": "pooler.dense", "nsp": "pooler.nsp", "discriminator": "discriminator.dense"}
+        keys = {head: f"{name}.weight" for head, name in ours.items()} | {"mlm": "output.bias"}
+        first = {row.ours[0]: row.theirs for ours in self.names for row in self._rows(ours, 0)}
+        return {head: first[key] for head, key in keys.items() if key in first}
+
+    def _rows(self, ours: str, i: int) -> Iterator[Row]:
+        theirs = self.names[ours]
+        prefix, layers = theirs if isinstance(theirs, tuple) else (theirs, {"": ""})
+        for own, foreign in layers.items():
+            name, other = (f"{one}.{two}".format(i).rstrip(".") for one, two in ((ours, own), (prefix, foreign)))
+            yield from _layer(self.layout, name, other.replace(".", self.layout.separator))
+
+
+def _layer(layout: Layout, ours: str, theirs: str) -> Iterator[Row]:
+    before, dot, last = ours.rpartition(".")
+    if last in ("weight", "bias"):
+        yield Row((ours,), theirs)
+    elif last in ("token", "position", "segment", "relative"):
+        yield Row((f"{ours}.weight",), theirs + layout.table, layout.relative if last == "relative" else "same")
+    elif last == "norm" or last.endswith(("_pre", "_post")):
+        for kind, ending in zip(("weight", "bias"), layout.norm, strict=False):
+            yield Row((f"{ours}.{kind}",), theirs + ending)
+    else:
+        parts = [before + dot + name for name in last.split("+")]
+        ways = (layout.how, "same") if len(parts) == 1 else (f"split_{layout.how}", "split")
+        for kind, ending, how in zip(("weight", "bias"), layout.dense, ways, strict=False):
+            yield Row(tuple(f"{part}.{kind}" for part in parts), theirs + ending, how)
+
+
+@dataclass(frozen=True)
 class Names:
     """One format of a family's checkpoints.
 
@@ -72,6 +178,13 @@ class Names:
     prefix: str = ""
     style: str = "bert"
     read_only: bool = False
+
+    @classmethod
+    def of(cls, layout: Layout, names: Mapping[str, Any], **fields: Any) -> "Names":
+        """Make a format from a `Table`, which gives the rows, sizes and heads that `fields` does not."""
+        table = Table(layout, names)
+        given: dict[str, Any] = {"rows": table.rows, "sizes": table.sizes, "heads": table.heads}
+        return cls(**given | fields)
 
     @property
     def reasons(self) -> dict[str, str]:
@@ -120,151 +233,3 @@ TRAINING = {
     # transformers' heads for classification and question answering; "fc" and "crf" as many write them themselves.
     r"^(classifier|score|qa_outputs|classification_head|multiple_choice_head|fc|crf)\.": "a head of fine-tuning",
 }
-
-
-Pair = Callable[[str, str], list[Row]]
-"""Makes the rows of one layer from our name and the foreign one, written with dots."""
-
-
-def row(ours: str, theirs: str, how: str = "same") -> Row:
-    """Make a row of one parameter."""
-    return Row((ours,), theirs, how)
-
-
-def pair(
-    ours: str, theirs: str, *, dense: tuple[str, str], norm: tuple[str, str], table: str = "", how: str = "same"
-) -> list[Row]:
-    """Make the rows of a layer: an embedding table, a norm or a dense layer, by our name.
-
-    dense, norm: endings of the foreign weight and bias.   table: ending of an embedding.   how: of a dense weight.
-    """
-    last = ours.rpartition(".")[2]
-    if last in ("token", "position", "segment"):
-        return [row(f"{ours}.weight", theirs + table)]
-    if last == "norm" or last.endswith(("_pre", "_post")):
-        return [row(f"{ours}.weight", theirs + norm[0]), row(f"{ours}.bias", theirs + norm[1])]
-    return [row(f"{ours}.weight", theirs + dense[0], how), row(f"{ours}.bias", theirs + dense[1])]
-
-
-def google(ours: str, theirs: str) -> list[Row]:
-    """Make the rows of a layer in TensorFlow's names: kernel [in, out] and bias, gamma and beta of norms."""
-    theirs = theirs.replace(".", "/")
-    return pair(ours, theirs, dense=("/kernel", "/bias"), norm=("/gamma", "/beta"), how="transpose")
-
-
-def torch_pair(ours: str, theirs: str, how: str = "same") -> list[Row]:
-    """Make the rows of a layer in torch's names: weight and bias."""
-    ends = (".weight", ".bias")
-    return pair(ours, theirs, dense=ends, norm=ends, table=".weight", how=how)
-
-
-def layers(make: Pair, names: Mapping[str, str], ours: str = "", theirs: str = "") -> list[Row]:
-    """Make the rows of several layers; names: ours → theirs, behind the prefixes `ours` and `theirs`."""
-    ours, theirs = (f"{prefix}." if prefix else "" for prefix in (ours, theirs))
-    return [r for own, foreign in names.items() for r in make(ours + own, theirs + foreign)]
-
-
-def blocks(config: ModelConfig, layer: Pair, theirs: str) -> list[Row]:
-    """Make the rows of every block of a single stack; layer: makes one's; theirs: a name with {} for the number."""
-    side = "decoder" if config.decoder else "encoder"
-    return [r for i in range(config.main.num_layers) for r in layer(f"{side}.blocks.{i}", theirs.format(i))]
-
-
-def read(config: Config, key: str, kind: type, default: Any = None) -> Any:
-    """Return a value of a foreign config.json; raises ConfigError if it is missing or of another type."""
-    value = config.get(key, default)
-    if value is None:
-        raise ConfigError(f"{key} is missing in config.json; expected {kind.__name__}")
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        raise ConfigError(f"{key} is {value!r} in config.json; expected {kind.__name__}")
-    return value
-
-
-def head_sizes(config: Config, hidden_size: int, heads: int) -> dict[str, int]:
-    """Read head_dim and key_dim; raises ConfigError if the hidden_size does not divide and no size is given."""
-    head_dim = config.get("attention_head_size")
-    if head_dim is None:
-        if heads < 1 or hidden_size % heads:
-            raise ConfigError(
-                f"hidden_size is {hidden_size}, num_attention_heads is {heads}; expected heads that divide it, "
-                f"or attention_head_size beside them in config.json"
-            )
-        head_dim = hidden_size // heads
-    return {"head_dim": head_dim, "key_dim": config.get("attention_key_size") or head_dim}
-
-
-def transformer(config: Config, *, gelu: str, **changes: Any) -> StackConfig:
-    """Read a stack from the field names that Google's BERT began and most followed.
-
-    gelu: what this family's code means by hidden_act "gelu".   changes: fields of StackConfig that the family fixes.
-    """
-    hidden_size, heads = read(config, "hidden_size", int), read(config, "num_attention_heads", int)
-    values: dict[str, Any] = {
-        "num_layers": read(config, "num_hidden_layers", int),
-        "hidden_size": hidden_size,
-        "num_heads": heads,
-        **head_sizes(config, hidden_size, heads),
-        "feed_forward": read(config, "intermediate_size", int),
-        "order": POST_NORM,
-        "positions": config.get("max_position_embeddings", 512),
-        "segments": config.get("type_vocab_size", 2),
-        "shared_segments": bool(config.get("shared_segment_embeddings", False)),
-        "embedding_size": config.get("embedding_size") or hidden_size,
-        "activation": activation(config, gelu),
-        "dropout": float(config.get("hidden_dropout_prob") or 0),
-        "attention_dropout": float(config.get("attention_probs_dropout_prob") or 0),
-    }
-    return StackConfig(**values | changes)
-
-
-def activation(config: Config, gelu: str, key: str = "hidden_act") -> str:
-    """Read an activation's name; "gelu" means `gelu`."""
-    name = config.get(key) or "gelu"
-    known = {
-        "gelu": gelu,
-        "gelu_erf": "gelu_erf",
-        "gelu_python": "gelu_erf",
-        "gelu_new": "gelu_tanh",
-        "gelu_tanh": "gelu_tanh",
-        "gelu_pytorch_tanh": "gelu_tanh",
-        "gelu_fast": "gelu_tanh",
-        "relu": "relu",
-        "silu": "silu",
-        "swish": "silu",
-        "tanh": "tanh",
-        "linear": "linear",
-        "relu2": "squared_relu",
-        "squared_relu": "squared_relu",
-    }
-    if name not in known:
-        raise ConfigError(f"{key} is {name!r} in config.json; known are {', '.join(known)}")
-    return known[name]
-
-
-def write_transformer(config: ModelConfig, *, gelu: str) -> dict[str, Any]:
-    """Write what `transformer` reads."""
-    stack = config.main
-    data: dict[str, Any] = {
-        "vocab_size": config.vocab_size,
-        "hidden_size": stack.hidden_size,
-        "num_hidden_layers": stack.num_layers,
-        "num_attention_heads": stack.num_heads,
-        "intermediate_size": stack.feed_forward,
-        "hidden_act": "gelu" if stack.activation == gelu else stack.activation,
-        "hidden_dropout_prob": stack.dropout,
-        "attention_probs_dropout_prob": stack.attention_dropout,
-        "max_position_embeddings": stack.positions or 512,
-        "type_vocab_size": stack.segments,
-        "initializer_range": config.initializer,
-    }
-    if stack.embedding_size != stack.hidden_size:
-        data["embedding_size"] = stack.embedding_size
-    if stack.head_dim * stack.num_heads != stack.hidden_size:
-        data["attention_head_size"] = stack.head_dim
-    if stack.key_dim != stack.head_dim:
-        data["attention_key_size"] = stack.key_dim
-    if stack.shared_segments:
-        data["shared_segment_embeddings"] = True
-    return data

@@ -4,146 +4,102 @@ Two layouts in TensorFlow: "gpt2" as CPM was converted, BERT-like; "gpt2_openai"
 [1, in, out].
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from hanmo.config import ModelConfig, StackConfig
+from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError
-from hanmo.families.family import (
-    PRE_NORM,
-    Config,
-    Family,
-    Names,
-    Pair,
-    Row,
-    Sizes,
-    activation,
-    blocks,
-    google,
-    layers,
-    pair,
-    read,
-    row,
-    torch_pair,
-    transformer,
-    write_transformer,
-)
+from hanmo.families import keys
+from hanmo.families.family import CONV1D, PRE_NORM, TENSORFLOW, Config, Family, Layout, Names
 
-__all__ = [
-    "CAUSAL_MASK",
-    "GPT2",
-    "GPT2_OPENAI",
-    "conv1d_block",
-    "gpt_sizes",
-    "hparams",
-    "original_hparams",
-    "transformer_sizes",
-]
-
-_FIXED: dict[str, Any] = {
-    "mask": "causal",
-    "order": PRE_NORM,
-    "segments": 0,
-    "embedding_norm": False,
-    "final_norm": True,
-    "norm_eps": 1e-5,
+_FIXED: dict[str, Any] = {"order": PRE_NORM, "segments": 0, "final_norm": True}
+_NAMES = {
+    "token": "gpt.embeddings.word_embeddings",
+    "decoder.embedding.position": "gpt.embeddings.position_embeddings",
+    "decoder.norm": "gpt.output.LayerNorm",
+    "decoder.blocks.{}": (
+        "gpt.transformer.layer_{}",
+        {
+            "attention_pre": "attention.input.LayerNorm",
+            "attention.query": "attention.self.query",
+            "attention.key": "attention.self.key",
+            "attention.value": "attention.self.value",
+            "attention.output": "attention.output.dense",
+            "feed_forward_pre": "input.LayerNorm",
+            "feed_forward.input": "intermediate.dense",
+            "feed_forward.output": "output.dense",
+        },
+    ),
 }
-
-CAUSAL_MASK = {r"^(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)$": "the causal mask"}
-
+DENSE = {
+    "attention.query+key+value": "attn.c_attn",
+    "attention.output": "attn.c_proj",
+    "feed_forward.input": "mlp.c_fc",
+    "feed_forward.output": "mlp.c_proj",
+}
+_OPENAI = Layout(("/w", "/b"), ("/g", "/b"), "", how="convolution", separator="/")
+_OPENAI_NAMES = {
+    "token": "model.wte",
+    "decoder.embedding.position": "model.wpe",
+    "decoder.norm": "model.ln_f",
+    "decoder.blocks.{}": ("model.h{}", DENSE | {"attention_pre": "ln_1", "feed_forward_pre": "ln_2"}),
+}
+_HUGGINGFACE_NAMES = {
+    "token": "transformer.wte",
+    "decoder.embedding.position": "transformer.wpe",
+    "decoder.norm": "transformer.ln_f",
+    "output.weight": "lm_head.weight",  # where it is not tied
+    "decoder.blocks.{}": ("transformer.h.{}", DENSE | {"attention_pre": "ln_1", "feed_forward_pre": "ln_2"}),
+}
 # Options of Hugging Face's GPT-2 that OpenAI's does not have.
 _PLAIN = {"scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True, "add_cross_attention": False}
-
-_BLOCK = {
-    "attention_pre": "attention.input.LayerNorm",
-    "attention.query": "attention.self.query",
-    "attention.key": "attention.self.key",
-    "attention.value": "attention.self.value",
-    "attention.output": "attention.output.dense",
-    "feed_forward_pre": "input.LayerNorm",
-    "feed_forward.input": "intermediate.dense",
-    "feed_forward.output": "output.dense",
-}
+CAUSAL_MASK = {r"^(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)$": "the causal mask"}
 
 
-def _config(data: Config) -> ModelConfig:
-    stack = transformer(data, gelu="gelu_tanh", **_FIXED)
-    return ModelConfig(family="gpt2", vocab_size=read(data, "vocab_size", int), decoder=stack, output="lm")
+def causal_config(data: Config, *, family: str, gelu: str, **fixed: Any) -> ModelConfig:
+    """Read a causal model in BERT's keys.
 
-
-def _rows(config: ModelConfig) -> list[Row]:
-    embedding = {"token": "word_embeddings", "decoder.embedding.position": "position_embeddings"}
-    return [
-        *layers(google, embedding, theirs="gpt.embeddings"),
-        *google("decoder.norm", "gpt.output.LayerNorm"),
-        *blocks(config, partial(layers, google, _BLOCK), "gpt.transformer.layer_{}"),
-    ]
-
-
-def gpt_sizes(segment: str = "") -> Sizes:
-    """Name the tensors that tell sizes in bert4keras's conversions of GPT and CPM."""
-    return Sizes(
-        token="gpt/embeddings/word_embeddings",
-        position="gpt/embeddings/position_embeddings",
-        segment=segment,
-        layer="gpt/transformer/layer_{}/",
-        query="gpt/transformer/layer_0/attention/self/query/kernel",
-        feed_forward="gpt/transformer/layer_0/intermediate/dense/kernel",
-    )
-
-
-def transformer_sizes(token: str = "wte", position: str = "wpe") -> Sizes:
-    """Name the tensors that tell sizes in Hugging Face's GPT and GPT-2."""
-    return Sizes(
-        token=f"transformer.{token}.weight",
-        position=f"transformer.{position}.weight",
-        layer="transformer.h.{}.",
-        query="transformer.h.0.attn.c_proj.weight",
-        feed_forward="transformer.h.0.mlp.c_fc.weight",
-    )
-
-
-def hparams(data: Config, *, family: str, **fixed: Any) -> ModelConfig:
-    """Read hparams.json (n_embd …), which Hugging Face's config.json of a GPT or GPT-2 holds too.
-
-    fixed: fields of StackConfig that the family fixes.
+    gelu: what "gelu" means.   fixed: fields of StackConfig that the family fixes.
     """
-    hidden_size, heads = read(data, "n_embd", int), read(data, "n_head", int)
-    if heads < 1 or hidden_size % heads:
-        raise ConfigError(
-            f"n_embd is {hidden_size}, n_head is {heads} in config.json; expected heads that divide the hidden_size"
-        )
+    fields: dict[str, Any] = {"mask": "causal", "embedding_norm": False, "norm_eps": 1e-5} | fixed
+    return keys.read_model(data, family, decoder=keys.read_stack(data, gelu=gelu, **fields), output="lm")
+
+
+def hparams(data: Config, *, family: str, gelu: str, names: Mapping[str, str] = keys.GPT2, **fixed: Any) -> ModelConfig:
+    """Read a causal model in the keys of hparams.json, which Hugging Face's config.json of a GPT or GPT-2 has too.
+
+    names: our field → its key.   gelu, fixed: as in `causal_config`.
+    """
     for key, value in _PLAIN.items():
         if data.get(key, value) != value:
             raise ConfigError(f"{key} is {data[key]!r} in config.json; Hanmo reads GPT-2 with {value}")
-    eps = float(data.get("layer_norm_epsilon", 1e-5))
-    stack = StackConfig(
-        num_layers=read(data, "n_layer", int),
-        hidden_size=hidden_size,
-        num_heads=heads,
-        head_dim=hidden_size // heads,
-        key_dim=hidden_size // heads,
-        feed_forward=data.get("n_inner") or 4 * hidden_size,
-        positions=data.get("n_positions") or read(data, "n_ctx", int),
-        embedding_size=hidden_size,
-        dropout=float(data.get("resid_pdrop", 0.0)),
-        attention_dropout=float(data.get("attn_pdrop", 0.0)),
-        **fixed | {"norm_eps": eps},
-    )
-    vocab = data.get("vocab_size") or read(data, "n_vocab", int)
-    return ModelConfig(
-        family=family,
-        vocab_size=vocab,
-        decoder=stack,
-        output="lm",
-        tied=data.get("tie_word_embeddings", True),
-        initializer=float(data.get("initializer_range", 0.02)),
-    )
+    data = dict(data)
+    for key, other, factor in (("n_positions", "n_ctx", 1), ("n_inner", "n_embd", 4), ("vocab_size", "n_vocab", 1)):
+        data[key] = data.get(key) or factor * keys.read(data, other, int)
+    eps = keys.read(data, "layer_norm_epsilon", float, 1e-5)
+    fixed = {"mask": "causal", "embedding_norm": False, "norm_eps": eps} | fixed
+    tied = data.get("tie_word_embeddings", True)
+    stack = keys.read_stack(data, names, gelu=gelu, **fixed)
+    return keys.read_model(data, family, decoder=stack, output="lm", tied=tied)
+
+
+def write_hparams(
+    config: ModelConfig, model_type: str, word: str, names: Mapping[str, str] = keys.GPT2, **activations: str
+) -> dict[str, Any]:
+    """Write what `hparams` reads, as Hugging Face's config.json.   activations: as for `keys.write_model`."""
+    return keys.write_model(config, names, **activations) | {
+        "model_type": model_type,
+        "architectures": [f"{word}LMHeadModel"],
+        "n_ctx": config.main.positions,
+        "embd_pdrop": config.main.dropout,
+        "tie_word_embeddings": config.tied,
+    }
 
 
 def _openai_config(data: Config, *, family: str) -> ModelConfig:
-    act = activation({"activation_function": "gelu_new"} | dict(data), "gelu_erf", "activation_function")
-    return hparams(data, family=family, activation=act, **_FIXED)
+    data = {"activation_function": "gelu_new"} | dict(data)
+    return hparams(data, family=family, gelu="gelu_erf", **_FIXED)
 
 
 def _openai_original(config: ModelConfig) -> dict[str, Any]:
@@ -157,99 +113,23 @@ def _openai_original(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
-    act = config.main.activation
-    return original_hparams(config, "gpt2", "GPT2LMHeadModel") | {
-        "n_inner": config.main.feed_forward,
-        "activation_function": {"gelu_tanh": "gelu_new", "gelu_erf": "gelu"}.get(act, act),
-    }
-
-
-def original_hparams(config: ModelConfig, model_type: str, architecture: str) -> dict[str, Any]:
-    """Write what `hparams` reads, as Hugging Face's config.json of a GPT or GPT-2 does."""
-    stack = config.main
-    data = _openai_original(config)
-    return {
-        "model_type": model_type,
-        "architectures": [architecture],
-        "vocab_size": data.pop("n_vocab"),
-        "n_positions": stack.positions,
-        **data,
-        "layer_norm_epsilon": stack.norm_eps,
-        "resid_pdrop": stack.dropout,
-        "embd_pdrop": stack.dropout,
-        "attn_pdrop": stack.attention_dropout,
-        "initializer_range": config.initializer,
-        "tie_word_embeddings": config.tied,
-    }
-
-
-def _openai(ours: str, theirs: str) -> list[Row]:
-    return pair(ours, theirs, dense=("/w", "/b"), norm=("/g", "/b"), how="convolution")
-
-
-def _openai_block(ours: str, theirs: str) -> list[Row]:
-    dense = {"attention.output": "attn/c_proj", "feed_forward.input": "mlp/c_fc", "feed_forward.output": "mlp/c_proj"}
-    names = dense | {"attention_pre": "ln_1", "feed_forward_pre": "ln_2"}
-    return [
-        *_fused(f"{ours}.attention", f"{theirs}/attn/c_attn", "/w", "/b", "split_convolution"),
-        *[r for own, foreign in names.items() for r in _openai(f"{ours}.{own}", f"{theirs}/{foreign}")],
-    ]
-
-
-def _openai_rows(config: ModelConfig) -> list[Row]:
-    names = {"token": "model/wte", "decoder.embedding.position": "model/wpe", "decoder.norm": "model/ln_f"}
-    return [*layers(_openai, names), *blocks(config, _openai_block, "model/h{}")]
-
-
-def _fused(ours: str, theirs: str, weight: str, bias: str, how: str) -> list[Row]:
-    names = ("query", "key", "value")
-    return [
-        Row(tuple(f"{ours}.{name}.weight" for name in names), theirs + weight, how),
-        Row(tuple(f"{ours}.{name}.bias" for name in names), theirs + bias, "split"),
-    ]
-
-
-def _huggingface_rows(config: ModelConfig) -> list[Row]:
-    names = {"token": "wte", "decoder.embedding.position": "wpe", "decoder.norm": "ln_f"}
-    return [
-        *layers(torch_pair, names, theirs="transformer"),
-        *([] if config.tied else [row("output.weight", "lm_head.weight")]),
-        *blocks(config, conv1d_block("attention_pre", "feed_forward_pre"), "transformer.h.{}"),
-    ]
-
-
-def conv1d_block(ln_1: str, ln_2: str) -> Pair:
-    """Make the rows of a block with Hugging Face's Conv1D; ln_1, ln_2: which of our norms have these names."""
-    dense = {"attention.output": "attn.c_proj", "feed_forward.input": "mlp.c_fc", "feed_forward.output": "mlp.c_proj"}
-
-    def block(ours: str, theirs: str) -> list[Row]:
-        return [
-            *_fused(f"{ours}.attention", f"{theirs}.attn.c_attn", ".weight", ".bias", "split_transpose"),
-            *layers(partial(torch_pair, how="transpose"), dense, ours, theirs),
-            *layers(torch_pair, {ln_1: "ln_1", ln_2: "ln_2"}, ours, theirs),
-        ]
-
-    return block
-
-
 GPT2 = Family(
     "gpt2",
-    tensorflow=Names(
-        config=_config,
-        original=partial(write_transformer, gelu="gelu_tanh"),
-        rows=_rows,
-        sizes=gpt_sizes(),
+    tensorflow=Names.of(
+        TENSORFLOW,
+        _NAMES,
+        config=partial(causal_config, family="gpt2", gelu="gelu_tanh", **_FIXED),
+        original=partial(keys.write_model, gelu="gelu_tanh"),
         marks=("gpt/output/LayerNorm/gamma",),
     ),
-    huggingface=Names(
+    huggingface=Names.of(
+        CONV1D,
+        _HUGGINGFACE_NAMES,
         config=partial(_openai_config, family="gpt2"),
-        original=_huggingface_original,
-        rows=_huggingface_rows,
-        sizes=transformer_sizes(),
-        repeats={"lm_head.weight": "transformer.wte.weight"},
-        dropped=CAUSAL_MASK | {r"^lm_head\.weight$": "the same tensor as the embedding"},
+        original=partial(write_hparams, model_type="gpt2", word="GPT2", gelu="gelu_erf", gelu_tanh="gelu_new"),
         absent=("transformer.emb_norm.weight",),
+        dropped=CAUSAL_MASK | {r"^lm_head\.weight$": "the same tensor as the embedding"},
+        repeats={"lm_head.weight": "transformer.wte.weight"},
         model_type="gpt2",
         style="gpt2",
         prefix="transformer.",
@@ -257,18 +137,12 @@ GPT2 = Family(
 )
 GPT2_OPENAI = Family(
     "gpt2_openai",
-    tensorflow=Names(
+    tensorflow=Names.of(
+        _OPENAI,
+        _OPENAI_NAMES,
         config=partial(_openai_config, family="gpt2_openai"),
         original=_openai_original,
         style="gpt2",
-        rows=_openai_rows,
-        sizes=Sizes(
-            token="model/wte",
-            position="model/wpe",
-            layer="model/h{}/",
-            query="model/h0/attn/c_proj/w",
-            feed_forward="model/h0/mlp/c_fc/w",
-        ),
     ),
     writes_as="gpt2",
 )

@@ -9,98 +9,79 @@ from typing import Any
 
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError
-from hanmo.families import bert
-from hanmo.families.family import Config, Family, Names, Row, blocks, layers, row, torch_pair, write_transformer
+from hanmo.families import bert, keys
+from hanmo.families.family import TENSORFLOW, Config, Family, Names
+
+_HUGGINGFACE_NAMES = {
+    **bert.embedding("roformer", "embeddings_project", position=False),
+    "encoder.blocks.{}": ("roformer.encoder.layer.{}", bert.BLOCK),
+    "pooler.dense": "roformer.pooler.dense",
+    **bert.MLM,
+}
+_V2_BLOCK = {ours: theirs for ours, theirs in bert.BLOCK.items() if "_post" not in ours}
+_V2_NAMES = {
+    **{ours: theirs for ours, theirs in bert.embedding("bert", bert.PROJECT).items() if "norm" not in ours},
+    "encoder.blocks.{}": ("bert.encoder.layer_{}", _V2_BLOCK),
+    "output.project": "cls.predictions.transform.dense",
+}
+_V2_FIXED = {"norm": "rms", "norm_eps": 1e-7, "embedding_norm_eps": 1e-7} | dict.fromkeys(
+    ("norm_scale", "norm_bias", "bias"), False
+)
 
 
 def _config(data: Config) -> ModelConfig:
     # The number of positions limits nothing here, but other code builds a table of them.
-    positions = data.get("max_position_embeddings", 512)
-    return bert.encoder_config(
-        data, family="roformer", gelu="gelu_erf", position="rotary", positions=positions, norm_eps=1e-7
-    )
+    return bert.encoder_config(data, family="roformer", gelu="gelu_erf", position="rotary", norm_eps=1e-7)
 
 
 def _v2_config(data: Config) -> ModelConfig:
-    config = bert.encoder_config(
-        data,
-        family="roformer_v2",
-        gelu="gelu_erf",
-        position="rotary",
-        positions=None,
-        norm="rms",
-        norm_eps=1e-7,
-        embedding_norm_eps=1e-7,
-        norm_scale=False,
-        norm_bias=False,
-        bias=False,
-    )
+    fixed = _V2_FIXED | {"position": "rotary", "positions": None}
+    config = bert.encoder_config(data, family="roformer_v2", gelu="gelu_erf", **fixed)
     return replace(config, output="lm", pool="none", nsp=False)
-
-
-def _v2_rows(config: ModelConfig) -> list[Row]:
-    kept = [r for r in bert.rows(config) if r.theirs.endswith(("kernel", "embeddings"))]
-    return [
-        *[r for r in kept if not r.ours[0].startswith("pooler") and not r.theirs.startswith("cls/")],
-        row("output.project.weight", "cls/predictions/transform/dense/kernel", "transpose"),
-    ]
 
 
 def _huggingface_config(data: Config) -> ModelConfig:
     if data.get("rotary_value", False):
         raise ConfigError("rotary_value is true in config.json; Hanmo reads RoFormers that do not rotate values")
-    positions = data.get("max_position_embeddings", 1536)
-    config = bert.huggingface_encoder(data, family="roformer", position="rotary", positions=positions)
+    data = {"max_position_embeddings": 1536} | dict(data)
+    config = bert.huggingface_config(data, family="roformer", position="rotary")
     # Only RoFormer-Sim has a pooler, a linear one (JunnYu/RoFormer_pytorch, examples/dummpy/test_sim.py).
     return replace(config, pool=data.get("pooler_activation", "linear"), nsp=False)
 
 
 def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
-    data = bert.huggingface_original("roformer", "RoFormer", embedding_size=True)(config) | {"rotary_value": False}
-    return data if config.pool == "none" else data | {"pooler_activation": config.pool}
-
-
-def _huggingface_rows(config: ModelConfig) -> list[Row]:
-    embedding = {ours: theirs for ours, theirs in bert.EMBEDDING.items() if "position" not in ours}
-    return [
-        *layers(torch_pair, embedding, theirs="roformer.embeddings"),
-        *torch_pair("encoder.embedding.project", "roformer.embeddings_project"),
-        *blocks(config, bert.huggingface_block, "roformer.encoder.layer.{}"),
-        *torch_pair("pooler.dense", "roformer.pooler.dense"),
-        *bert.huggingface_mlm(config),
-    ]
+    pooler = {} if config.pool == "none" else {"pooler_activation": config.pool}
+    names = {"model_type": "roformer", "word": "RoFormer"}
+    return bert.huggingface_original(config, **names, embedding_size=True, rotary_value=False, **pooler)
 
 
 ROFORMER = Family(
     "roformer",
-    tensorflow=Names(
+    tensorflow=Names.of(
+        TENSORFLOW,
+        bert.GOOGLE_NAMES,
         config=_config,
-        original=partial(write_transformer, gelu="gelu_erf"),
-        rows=bert.rows,
-        sizes=bert.google_sizes("bert"),
-        heads=bert.HEADS,
+        original=partial(keys.write_model, gelu="gelu_erf"),
         marks=("bert/encoder/layer_0/attention/self/query/bias",),
         absent=("bert/embeddings/position_embeddings",),
         prefix="bert/",
     ),
     huggingface=bert.huggingface_names(
         "roformer",
+        _HUGGINGFACE_NAMES,
         config=_huggingface_config,
         original=_huggingface_original,
-        rows=_huggingface_rows,
-        heads={"pool": "roformer.pooler.dense.weight", "mlm": "cls.predictions.bias"},
         dropped={r"^(roformer\.)?encoder\.embed_positions\.weight$": "a fixed table"},
-        repeats=bert.huggingface_repeats("roformer"),
         made={"roformer.encoder.embed_positions.weight": "sines_then_cosines"},
     ),
 )
 ROFORMER_V2 = Family(
     "roformer_v2",
-    tensorflow=Names(
+    tensorflow=Names.of(
+        replace(TENSORFLOW, dense=("/kernel",)),
+        _V2_NAMES,
         config=_v2_config,
-        original=partial(write_transformer, gelu="gelu_erf"),
-        rows=_v2_rows,
-        sizes=bert.google_sizes("bert"),
+        original=partial(keys.write_model, gelu="gelu_erf"),
         absent=("bert/encoder/layer_0/attention/self/query/bias",),
         prefix="bert/",
     ),

@@ -5,14 +5,17 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from importlib import import_module
+from pkgutil import iter_modules
 
 import pytest
 import torch
 
+from hanmo import families
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError
-from hanmo.families import FAMILIES, Family, Names
-from hanmo.families.family import activation, read
+from hanmo.families import FAMILIES, Family, Names, tables
+from hanmo.families.keys import activation, read
 from hanmo.model import Model
 
 BERT = {
@@ -70,15 +73,12 @@ def made(family: str, form: str, **changes: object) -> ModelConfig:
     return names_of(family, form).config(CONFIGS[family, form] | changes)
 
 
-def test_every_table_is_a_case():
-    there = {
-        (family.name, form)
-        for family in FAMILIES.values()
-        for form in ("tensorflow", "huggingface")
-        if getattr(family, form) is not None
-    }
-    assert there == set(CONFIGS)
-    assert len(there) >= 29 and len(FAMILIES) >= 17
+def test_every_table_is_a_case_and_every_family_of_the_folder_is_listed():
+    assert {(family, form) for family, form, _ in tables()} == set(CONFIGS)
+    modules = [import_module(f"hanmo.families.{each.name}") for each in iter_modules(families.__path__)]
+    found = [each for module in modules for each in vars(module).values() if isinstance(each, Family)]
+    assert sorted(each.name for each in found) == sorted(FAMILIES) == sorted({family for family, _ in CONFIGS})
+    assert all(FAMILIES[each.name] is each for each in found)
 
 
 @pytest.mark.parametrize(("family", "form"), CONFIGS)
