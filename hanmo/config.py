@@ -2,24 +2,44 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from hanmo.errors import ConfigError
 from hanmo.files import parse_json, read_json
 
-ACTIVATIONS = (
+_MOST = 1 << 31  # what no size, factor or number of anything reaches
+
+_ACTIVATIONS = (
     "gelu_erf", "gelu_tanh", "relu", "silu", "tanh", "sigmoid", "elu", "selu", "softplus", "softsign", "leaky_relu",
     "squared_relu", "linear",
 )  # fmt: skip
-MASKS = ("full", "causal", "prefix")
-POSITIONS = ("none", "learned", "sinusoidal", "rotary", "relative", "buckets")
-SUBLAYERS = ("attention", "cross", "feed_forward")
-
-_MOST = 1 << 31  # what no size, factor or number of anything reaches
-_DEEPEST, _FARTHEST = 4096, 1 << 16
+_CHOICES = {
+    "kind": ("attention", "cross", "feed_forward"),
+    "mask": ("full", "causal", "prefix"),
+    "position": ("none", "learned", "sinusoidal", "rotary", "relative", "buckets"),
+    "norm": ("layer", "rms"),
+    "activation": _ACTIVATIONS,
+    "condition_activation": _ACTIVATIONS,
+    "score_residual": ("none", "previous", "cumulative"),
+    "output": ("none", "lm", "mlm"),
+    "pool": ("none", *_ACTIVATIONS),
+    "head_activation": _ACTIVATIONS,
+}
+# Fields, what holds for each of them, and how an error says so.
+_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("hidden_size num_layers num_heads head_dim key_dim feed_forward", lambda n: n >= 1, "1 or more"),
+    ("embedding_size vocab_size", lambda n: n >= 1, "1 or more"),
+    ("segments condition condition_hidden position_offset", lambda n: n >= 0, "0 or more"),
+    ("buckets bucket_distance relative_clip", lambda n: n >= 2, "2 or more"),
+    ("num_layers", lambda n: n <= 4096, "at most 4,096"),  # no tensor of a file bounds this, nor the next
+    ("relative_clip", lambda n: n <= 1 << 16, "at most 65,536"),
+    ("dropout attention_dropout hierarchical", lambda x: 0 <= x < 1, "a number from 0 up to 1"),
+    ("norm_eps embedding_norm_eps", lambda x: 0 < x < 1, "a small number above 0"),
+)
 
 T = TypeVar("T", "Sublayer", "StackConfig", "ModelConfig")
 
@@ -42,8 +62,7 @@ class Sublayer:
     post: bool = False
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _one_of("kind of a sublayer", self.kind, SUBLAYERS)
+        _check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,54 +120,33 @@ class StackConfig(_Renamed):
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        for name, most in (("num_layers", _DEEPEST), ("relative_clip", _FARTHEST)):  # no tensor of a file bounds these
-            if getattr(self, name) > most:
-                raise ConfigError(f"{name} is {getattr(self, name):,}; expected at most {most:,}")
-        for name in ("num_layers", "hidden_size", "num_heads", "head_dim", "key_dim", "feed_forward", "embedding_size"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("segments", "condition", "condition_hidden", "position_offset"):
-            _at_least(name, getattr(self, name), 0)
-        for name in ("buckets", "bucket_distance", "relative_clip"):
-            _at_least(name, getattr(self, name), 2)
-        for name in ("dropout", "attention_dropout", "hierarchical"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected a number from 0 up to 1")
-        for name in ("norm_eps", "embedding_norm_eps"):
-            if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected a small number above 0")
-        _one_of("mask", self.mask, MASKS)
-        _one_of("position", self.position, POSITIONS)
-        _one_of("norm", self.norm, ("layer", "rms"))
-        for name in ("activation", "condition_activation"):
-            _one_of(name, getattr(self, name), ACTIVATIONS)
-        _one_of("score_residual", self.score_residual, ("none", "previous", "cumulative"))
-        if not self.order:
-            raise ConfigError("order is empty; expected at least one sublayer")
-        if self.position == "learned" and self.positions is None:
-            raise ConfigError("positions is missing; learned positions need their number")
-        if self.position == "learned":
-            _at_least("positions", self.positions or 0, 1 + self.position_offset)
+        _check(self)
+        position, offset = self.position, self.position_offset
+        learned = position == "learned"
+        _refuse(not self.order, "order is empty; expected at least one sublayer")
+        if learned:
+            _refuse(self.positions is None, "positions is missing; learned positions need their number")
+            _refuse((self.positions or 0) <= offset, f"positions is {self.positions}; expected {1 + offset} or more")
         for name in ("hierarchical", "position_offset"):
-            if getattr(self, name) and self.position != "learned":
-                raise ConfigError(f"{name} is set but position is {self.position!r}; it needs learned positions")
-        if self.hierarchical and self.position_offset:
-            raise ConfigError("hierarchical and position_offset are both set; expected at most one of them")
-        if self.position in ("rotary", "relative", "sinusoidal"):
-            name = "embedding_size" if self.position == "sinusoidal" else "key_dim"
-            if getattr(self, name) % 2:
-                raise ConfigError(f"{name} is {getattr(self, name)}; {self.position} positions need an even number")
-        if self.position == "relative" and self.key_dim != self.head_dim:
-            raise ConfigError(
-                f"key_dim is {self.key_dim}, head_dim is {self.head_dim}; relative positions need them equal"
-            )
-        if self.position == "buckets" and not 1 < self.buckets // 2 < self.bucket_distance:
-            raise ConfigError(
-                f"buckets is {self.buckets}, bucket_distance is {self.bucket_distance}; "
-                "expected at least 4 buckets, and a distance of more than half of them"
-            )
-        if self.mask == "prefix" and not self.segments:
-            raise ConfigError("mask is 'prefix' but segments is 0; the prefix is told by segment ids")
+            unused = getattr(self, name) and not learned
+            _refuse(unused, f"{name} is set but position is {position!r}; it needs learned positions")
+        both = self.hierarchical and offset
+        _refuse(both, "hierarchical and position_offset are both set; expected at most one of them")
+        if position in ("rotary", "relative", "sinusoidal"):
+            name = "embedding_size" if position == "sinusoidal" else "key_dim"
+            size = getattr(self, name)
+            _refuse(size % 2, f"{name} is {size}; {position} positions need an even number")
+        _refuse(
+            position == "relative" and self.key_dim != self.head_dim,
+            f"key_dim is {self.key_dim}, head_dim is {self.head_dim}; relative positions need them equal",
+        )
+        _refuse(
+            position == "buckets" and not 1 < self.buckets // 2 < self.bucket_distance,
+            f"buckets is {self.buckets}, bucket_distance is {self.bucket_distance}; "
+            "expected at least 4 buckets, and a distance of more than half of them",
+        )
+        untold = self.mask == "prefix" and not self.segments
+        _refuse(untold, "mask is 'prefix' but segments is 0; the prefix is told by segment ids")
 
     @property
     def scale(self) -> float:
@@ -200,26 +198,21 @@ class ModelConfig(_Renamed):
     generation: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _at_least("vocab_size", self.vocab_size, 1)
-        _one_of("output", self.output, ("none", "lm", "mlm"))
-        _one_of("pool", self.pool, ("none", *ACTIVATIONS))
-        _one_of("head_activation", self.head_activation, ACTIVATIONS)
-        if self.encoder is None and self.decoder is None:
-            raise ConfigError("neither encoder nor decoder is given; expected at least one of them")
-        if self.nsp and self.pool == "none":
-            raise ConfigError("nsp is set but pool is 'none'; the next-sentence head stands on the pooler")
-        if self.encoder and self.decoder and self.encoder.embedding_size != self.decoder.embedding_size:
-            raise ConfigError(
-                f"embedding_size is {self.encoder.embedding_size} in the encoder and "
-                f"{self.decoder.embedding_size} in the decoder; they share one embedding"
-            )
+        _check(self)
+        first, last = self.encoder or self.main, self.main
+        without = self.nsp and self.pool == "none"
+        _refuse(without, "nsp is set but pool is 'none'; the next-sentence head needs the pooler")
+        _refuse(
+            first.embedding_size != last.embedding_size,
+            f"embedding_size is {first.embedding_size} in the encoder and {last.embedding_size} in the decoder; "
+            "they share one embedding",
+        )
 
     @property
     def main(self) -> StackConfig:
         """The stack whose output the heads take."""
-        stack = self.decoder or self.encoder
-        assert stack is not None
+        if (stack := self.decoder or self.encoder) is None:
+            raise ConfigError("neither encoder nor decoder is given; expected at least one of them")
         return stack
 
     @property
@@ -288,33 +281,27 @@ class ModelConfig(_Renamed):
 def _build(cls: type[T], data: Any, where: str) -> T:
     if not isinstance(data, dict):
         raise ConfigError(f"{where} is {type(data).__name__}; expected a JSON object")
-    known = {field.name: field for field in fields(cls)}
+    known = [field.name for field in fields(cls)]
     data = {RENAMED.get(key, key): value for key, value in data.items()}
     if unknown := sorted(set(data) - set(known)):
         raise ConfigError(f"{where} has the unknown key {unknown[0]!r}; known are {', '.join(known)}")
-    hints = get_type_hints(cls)
-    values = {key: _convert(value, hints[key], f"{key} of {where}") for key, value in data.items()}
     try:
-        return cls(**values)
+        return cls(**{key: _convert(value, _KINDS[cls][key], f"{key} of {where}") for key, value in data.items()})
     except TypeError as error:
         raise ConfigError(f"{where} is not complete: {error}") from None
     except ConfigError as error:
         raise ConfigError(f"{error} (in {where})") from None
 
 
-def _convert(value: Any, hint: Any, where: str) -> Any:
+def _convert(value: Any, kinds: tuple[type, ...], where: str) -> Any:
     """Turn objects and lists into what the field holds; their fields' own types are checked when they are made."""
-    if isinstance(hint, UnionType):
-        if value is None and NoneType in get_args(hint):
-            return None
-        hint = next(h for h in get_args(hint) if h is not NoneType)
-    if hint in (Sublayer, StackConfig):
-        return _build(hint, value, where)
-    if get_origin(hint) is tuple:
+    if StackConfig in kinds and value is not None:
+        return _build(StackConfig, value, where)
+    if tuple in kinds:
         if not isinstance(value, list):
             raise ConfigError(f"{where} is {value!r}; expected a list")
         return tuple(_build(Sublayer, item, where) for item in value)
-    return float(value) if hint is float and type(value) is int and abs(value) < _MOST else value
+    return float(value) if float in kinds and type(value) is int and abs(value) < _MOST else value
 
 
 def _kinds(cls: type) -> dict[str, tuple[type, ...]]:
@@ -326,23 +313,25 @@ def _kinds(cls: type) -> dict[str, tuple[type, ...]]:
     return kinds
 
 
-def _check_types(config: Sublayer | StackConfig | ModelConfig) -> None:
+def _check(config: Sublayer | StackConfig | ModelConfig) -> None:
+    """Raise ConfigError for a field of another type or out of its range."""
     for name, kinds in _KINDS[type(config)].items():
         value = getattr(config, name)
         if type(value) not in kinds or (type(value) is float and not math.isfinite(value)):
             raise ConfigError(f"{name} is {str(value)[:200]!r}; expected {kinds[0].__name__}")
         if type(value) is int and abs(value) >= _MOST:
             raise ConfigError(f"{name} is {value:,}; expected a number below 2**31")
+        if name in _CHOICES and value not in _CHOICES[name]:
+            raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(_CHOICES[name])}")
+    for names, fits, expected in _RULES:
+        for name in names.split():
+            value = getattr(config, name, None)
+            _refuse(value is not None and not fits(value), f"{name} is {value!r}; expected {expected}")
 
 
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name} is {value}; expected {least} or more")
+def _refuse(wrong: object, message: str) -> None:
+    if wrong:
+        raise ConfigError(message)
 
 
 _KINDS = {cls: _kinds(cls) for cls in (Sublayer, StackConfig, ModelConfig)}
