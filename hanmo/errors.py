@@ -1,37 +1,7 @@
 """The errors Hanmo raises on bad input; each is also a builtin error, so old code catches it too.
 
-    HanmoError
-    ├── ConfigError        (ValueError)         a config.json, or a field of one, that cannot be right
-    ├── CheckpointError    (ValueError)         a checkpoint that does not fit, or is not what it says
-    │   ├── CorruptFile                         bytes that are damaged, cut short or hostile
-    │   └── TensorMismatch (KeyError)           tensors missing, unexpected or of another shape
-    ├── MissingFile        (FileNotFoundError)  a file that should be there and is not
-    ├── TokenizerError     (ValueError)         a vocabulary that cannot be used
-    ├── PromptError        (ValueError)         a text that cannot be written on from
-    ├── DataError          (ValueError)         a data file that cannot be trained on
-    ├── TrainingError      (FloatingPointError) a loss or gradients that stay inf or NaN
-    ├── MemoryPlanError    (MemoryError)        work that is known not to fit before it starts
-    ├── MissingExtra       (ImportError)        an optional package; the message names its install command
-    └── Unsupported         (NotImplementedError) a part of bert4keras that Hanmo does not carry
-
 Every message says what was wrong, where, what was expected and what to do next.
 """
-
-__all__ = [
-    "CheckpointError",
-    "ConfigError",
-    "CorruptFile",
-    "DataError",
-    "HanmoError",
-    "MemoryPlanError",
-    "MissingExtra",
-    "MissingFile",
-    "PromptError",
-    "TensorMismatch",
-    "TokenizerError",
-    "TrainingError",
-    "Unsupported",
-]
 
 
 class HanmoError(Exception):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count, pairwise
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -111,10 +111,8 @@ class ModelPipeline(Pipeline):
         Raises PromptError for a text of fewer than two tokens, CheckpointError for a model that is not causal.
         """
         if not isinstance(text, str):
-            return [
-                self.score(each, distinct_unknown=distinct_unknown, parse_special=parse_special)
-                for each in as_texts(text)
-            ]
+            how: dict[str, Any] = {"distinct_unknown": distinct_unknown, "parse_special": parse_special}
+            return [self.score(each, **how) for each in as_texts(text)]
         tokenizer = self._tokenizer()
         if not self.config.can_generate or self.config.main.mask != "causal" or self.config.is_encoder_decoder:
             raise CheckpointError("scores need a model that reads from left to right; load a BERT with mask='causal'")
@@ -155,7 +153,10 @@ class ModelPipeline(Pipeline):
         encodings = tokenizer.encode_batch(texts, limit=self.config.main.context)
         vectors = [np.zeros((0, self.config.main.hidden_size), np.float32)]
         for start in range(0, len(encodings), batch):
-            ids, mask = self._padded([encoding.ids for encoding in encodings[start : start + batch]])
+            rows = [torch.tensor(encoding.ids, dtype=torch.long) for encoding in encodings[start : start + batch]]
+            lengths, device = torch.tensor([len(row) for row in rows]), self.model.token.weight.device
+            ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
             if self.config.is_encoder_decoder:
                 hidden = self.model.encode(ids, mask=mask)
             else:
@@ -227,13 +228,6 @@ class ModelPipeline(Pipeline):
                     span = tokenizer.decode(part[1:])
                     candidates[span] = candidates.get(span, 0.0) + math.exp(answer.score or 0.0)
         return [sorted((Candidate(*item) for item in each.items()), key=lambda c: -c.probability) for each in found]
-
-    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        longest = max(len(row) for row in rows)
-        device = self.model.token.weight.device
-        ids = torch.tensor([list(row) + [0] * (longest - len(row)) for row in rows], device=device)
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        return ids, torch.arange(longest, device=device) < lengths[:, None]
 
 
 Loaded = ModelPipeline  # the name in 0.1

@@ -47,15 +47,15 @@ class Pipeline:
         engine: Engine | None = None,
         cached_engine: Engine | None = None,
     ) -> None:
-        spare = 0 if tokenizer is None else config.vocab_size - tokenizer.vocab_size
-        if tokenizer is not None and spare < 0:
+        words, rows = config.vocab_size if tokenizer is None else tokenizer.vocab_size, config.vocab_size
+        if words > rows:
             raise TokenizerError(
-                f"the vocabulary has {tokenizer.vocab_size:,} words, the model of {path} {config.vocab_size:,} rows; "
+                f"the vocabulary has {words:,} words, the model of {path} {rows:,} rows; "
                 "they do not belong together: give the vocabulary that the model was trained with, or more rows"
             )
-        if tokenizer is not None and spare > SPARE:
+        if rows - words > SPARE:
             raise TokenizerError(
-                f"the vocabulary has {tokenizer.vocab_size:,} words, the model of {path} {config.vocab_size:,} rows; "
+                f"the vocabulary has {words:,} words, the model of {path} {rows:,} rows; "
                 f"more than {SPARE} spare rows mean another vocabulary: give the one that the model was trained with"
             )
         self.config, self.tokenizer, self.path = config, tokenizer, path
@@ -145,35 +145,6 @@ class Pipeline:
     writing = generation_config  # the name in 0.1
 
     @overload
-    def write(self, text: str, **options: "Unpack[Request]") -> list[str]: ...
-    @overload
-    def write(self, text: Texts, **options: "Unpack[Request]") -> list[list[str]]: ...
-    @showing(generation_config)
-    def write(
-        self,
-        text: str | Texts,
-        *,
-        n: int = 1,
-        seed: int | None = None,
-        beams: int | None = None,
-        **options: "Unpack[Options]",
-    ) -> list[str] | list[list[str]]:
-        """Continue a text n times; each result begins with the text (except for an encoder-decoder).
-
-        text: one, or a list of texts, which gives a list for each.
-        seed: reproduces the draws, which depend only on it and the number of the sample. In float32 it reproduces the
-        texts; in int8, int4 and bfloat16 these may change with n, and after a prompt whose prefix is cached, as
-        logits are then rounded differently.
-        beams: beam search with this many beams instead of sampling, returning the n best.
-        The other arguments: see `generation_config`.
-        Raises PromptError for a text that cannot be continued, ConfigError for a setting out of range.
-        """
-        if not isinstance(text, str):
-            return [self.write(each, n=n, seed=seed, beams=beams, **options) for each in as_texts(text)]
-        results = self.write_detailed(text, n=n, seed=seed, beams=beams, **options)
-        return [self.joined(text, result) for result in results]
-
-    @overload
     def write_detailed(self, text: str, **options: "Unpack[Request]") -> list[GeneratedText]: ...
     @overload
     def write_detailed(self, text: Texts, **options: "Unpack[Request]") -> list[list[GeneratedText]]: ...
@@ -196,6 +167,26 @@ class Pipeline:
             return write(self.cached_engine, tokenizer, [text], n=n, config=config, seed=seed)[0]
         return search(self.cached_engine, tokenizer, text, beams, config=config)[:n]
 
+    @overload
+    def write(self, text: str, **options: "Unpack[Request]") -> list[str]: ...
+    @overload
+    def write(self, text: Texts, **options: "Unpack[Request]") -> list[list[str]]: ...
+    @showing(write_detailed)
+    def write(self, text: str | Texts, **options: "Unpack[Request]") -> list[str] | list[list[str]]:
+        """Continue a text n times; each result begins with the text (except for an encoder-decoder).
+
+        text: one, or a list of texts, which gives a list for each.
+        seed: reproduces the draws, which depend only on it and the number of the sample. In float32 it reproduces the
+        texts; in int8, int4 and bfloat16 these may change with n, and after a prompt whose prefix is cached, as
+        logits are then rounded differently.
+        beams: beam search with this many beams instead of sampling, returning the n best.
+        The other arguments: see `generation_config`.
+        Raises PromptError for a text that cannot be continued, ConfigError for a setting out of range.
+        """
+        if not isinstance(text, str):
+            return [self.write(each, **options) for each in as_texts(text)]
+        return [self.joined(text, result) for result in self.write_detailed(text, **options)]
+
     @showing(generation_config)
     def stream(self, text: str, *, seed: int | None = None, sample: int = 0, **options: "Unpack[Options]") -> Stream:
         """Continue a text piece by piece: an iterator of str, without the prompt; arguments as for `write`.
@@ -215,9 +206,10 @@ class Pipeline:
             )
         if preset is not None and preset not in PRESETS:
             raise ConfigError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}")
-        spare = range(self._tokenizer().vocab_size, self.config.vocab_size)
-        own = generation_defaults(self.path)
-        banned = (*self._marks(allow_unknown), *spare, *own.pop("banned", ()))
+        tokenizer, own = self._tokenizer(), generation_defaults(self.path)
+        spare = range(tokenizer.vocab_size, self.config.vocab_size)
+        kept = {*self.marks.ends, *({tokenizer.special.unk} if allow_unknown else ())}
+        banned = (*sorted({*tokenizer.special.known(), *sentinel_ids(tokenizer)} - kept), *spare, *own.pop("banned", ()))
         if preset is not None:  # presets of originals keep the bans of the original
             known = PRESETS[preset]
             return replace(known, banned=banned if known is GREEDY else (*known.banned, *spare))
@@ -228,12 +220,6 @@ class Pipeline:
             told["top_k"] = 5
         told["no_repeat_ngram"] = told.get("no_repeat_ngram") or None
         return Sampling(**told, banned=banned)
-
-    def _marks(self, allow_unknown: bool) -> tuple[int, ...]:
-        """Return the special ids that are never generated."""
-        special, sentinels = self._tokenizer().special, sentinel_ids(self._tokenizer())
-        kept = {*self.marks.ends, *({special.unk} if allow_unknown else ())}
-        return tuple(sorted({*special.known(), *sentinels} - kept))
 
     @property
     def marks(self) -> Marks:
@@ -257,7 +243,6 @@ Writer = Pipeline  # the name in 0.1
 
 
 def _check_ends(stop: str | None, min_chars: int | None, max_chars: int | None) -> None:
-    """Raise ConfigError for contradictory settings of the end of a text."""
     if stop not in ("sentence", None):
         raise ConfigError(f"stop is {stop!r}; expected 'sentence' or None (and see stop_strings)")
     if max_chars is not None:
