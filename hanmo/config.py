@@ -155,7 +155,7 @@ class StackConfig(_Renamed):
 
     @property
     def context(self) -> int | None:
-        """How many tokens the stack can see; None where its positions have no end."""
+        """Number of tokens that the stack can see; None where its positions have no end."""
         if self.position != "learned" or self.positions is None:
             return None
         return self.positions**2 if self.hierarchical else self.positions - self.position_offset
@@ -231,14 +231,13 @@ class ModelConfig(_Renamed):
 
         Raises ConfigError for an id that the vocabulary does not have.
         """
-        names = ("decoder_start_token_id", "bos_token_id")  # in this order in transformers
-        name = next((name for name in names if self.generation.get(name) is not None), None)
-        if name is None:
-            return None
-        found = self._token_ids(name)
-        if len(found) != 1 or not 0 <= found[0] < self.vocab_size:
-            raise ConfigError(f"{name} is {self.generation[name]!r}; expected one id from 0 to {self.vocab_size - 1}")
-        return found[0]
+        for name in ("decoder_start_token_id", "bos_token_id"):  # in this order in transformers
+            if (told := self.generation.get(name)) is not None:
+                found = self._token_ids(name)
+                if len(found) != 1 or not 0 <= found[0] < self.vocab_size:
+                    raise ConfigError(f"{name} is {told!r}; expected one id from 0 to {self.vocab_size - 1}")
+                return found[0]
+        return None
 
     @property
     def end_ids(self) -> tuple[int, ...]:

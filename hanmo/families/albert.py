@@ -33,12 +33,12 @@ _HUGGINGFACE_BLOCK = {
     "feed_forward_post": "full_layer_layer_norm",
 }
 _NAMES = {
-    **bert.embedding("bert", bert.PROJECT),
+    **bert.names("bert", project=bert.PROJECT),
     "encoder.blocks.{}": (GROUP.replace("/", "."), _BLOCK),
     **bert.GOOGLE_HEADS,
 }
 _HUGGINGFACE_NAMES = {
-    **bert.embedding("albert", bert.PROJECT),
+    **bert.names("albert", project=bert.PROJECT),
     "encoder.blocks.{}": ("albert.encoder.albert_layer_groups.0.albert_layers.0", _HUGGINGFACE_BLOCK),
     "pooler.dense": "albert.pooler",
     "pooler.nsp": "sop_classifier.classifier",

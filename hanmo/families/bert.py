@@ -23,33 +23,41 @@ BLOCK = {
     "feed_forward.output": "output.dense",
     "feed_forward_post": "output.LayerNorm",
 }
+
+
+def names(prefix: str, layer: str = "layer.{}", *, project: str = "", position: bool = True) -> dict[str, Any]:
+    """Name the embeddings and blocks of an encoder.
+
+    layer: of a block.   project: of token vectors to the hidden size.   position: whether positions are learned.
+    """
+    embeddings = f"{prefix}.embeddings"
+    found: dict[str, Any] = {
+        "token": f"{embeddings}.word_embeddings",
+        "encoder.embedding.position": f"{embeddings}.position_embeddings",
+        "encoder.embedding.segment": f"{embeddings}.token_type_embeddings",
+        "encoder.embedding.norm": f"{embeddings}.LayerNorm",
+        "encoder.embedding.project": f"{prefix}.{project}",
+        "encoder.blocks.{}": (f"{prefix}.encoder.{layer}", BLOCK),
+    }
+    absent = {"encoder.embedding.position": not position, "encoder.embedding.project": not project}
+    return {ours: theirs for ours, theirs in found.items() if not absent.get(ours)}
+
+
 PROJECT = "encoder.embedding_hidden_mapping_in"
-
-
-def embedding(prefix: str, project: str = "", position: bool = True) -> dict[str, str]:
-    """Name the embeddings behind a prefix.   project: of token vectors to the hidden size, where there is one."""
-    names = {"token": f"{prefix}.embeddings.word_embeddings"}
-    if position:
-        names["encoder.embedding.position"] = f"{prefix}.embeddings.position_embeddings"
-    names["encoder.embedding.segment"] = f"{prefix}.embeddings.token_type_embeddings"
-    names["encoder.embedding.norm"] = f"{prefix}.embeddings.LayerNorm"
-    return names | ({"encoder.embedding.project": f"{prefix}.{project}"} if project else {})
-
-
+_TRANSFORM = {
+    "output.dense": "cls.predictions.transform.dense",
+    "output.norm": "cls.predictions.transform.LayerNorm",
+}
 GOOGLE_HEADS = {
     "pooler.dense": "bert.pooler.dense",
     "pooler.nsp.weight": "cls.seq_relationship.output_weights",  # stored [2, hidden_size]
     "pooler.nsp.bias": "cls.seq_relationship.output_bias",
-    "output.dense": "cls.predictions.transform.dense",
-    "output.norm": "cls.predictions.transform.LayerNorm",
+    **_TRANSFORM,
     "output.bias": "cls.predictions.output_bias",
 }
-GOOGLE_NAMES = {**embedding("bert", PROJECT), "encoder.blocks.{}": ("bert.encoder.layer_{}", BLOCK), **GOOGLE_HEADS}
-MLM = {
-    "output.dense": "cls.predictions.transform.dense",
-    "output.norm": "cls.predictions.transform.LayerNorm",
-    "output.bias": "cls.predictions.bias",
-}
+GOOGLE_NAMES = names("bert", "layer_{}", project=PROJECT) | GOOGLE_HEADS
+MLM = {**_TRANSFORM, "output.bias": "cls.predictions.bias"}
+NSP = {"pooler.nsp": "cls.seq_relationship"}
 
 
 def encoder_config(data: Config, *, family: str, gelu: str, **changes: Any) -> ModelConfig:
@@ -60,17 +68,11 @@ def encoder_config(data: Config, *, family: str, gelu: str, **changes: Any) -> M
 
 
 def huggingface_names(
-    prefix: str,
-    names: Mapping[str, Any],
-    *,
-    head: str = "cls.predictions",
-    dropped: Mapping[str, str] | None = None,
-    **fields: Any,
+    prefix: str, table: Mapping[str, Any], *, head: str = "cls.predictions", dropped: Any = (), **fields: Any
 ) -> Names:
-    """Make a table of Hugging Face's names.
+    """Make a format in Hugging Face's names.
 
     head: the MLM head, whose output a file may hold a second time.   dropped: beyond those of every encoder.
-    fields: of `Names`.
     """
     dotted = head.replace(".", r"\.")
     known = {
@@ -80,10 +82,10 @@ def huggingface_names(
     values: dict[str, Any] = {
         "model_type": prefix,
         "prefix": f"{prefix}.",
-        "repeats": {f"{head}.decoder.weight": f"{names['token']}.weight", f"{head}.decoder.bias": f"{head}.bias"},
-        "dropped": known | dict(dropped or {}),
+        "repeats": {f"{head}.decoder.weight": f"{table['token']}.weight", f"{head}.decoder.bias": f"{head}.bias"},
+        "dropped": known | dict(dropped),
     }
-    return Names.of(TORCH, names, **values | fields)
+    return Names.of(TORCH, table, **values | fields)
 
 
 def huggingface_config(data: Config, *, family: str, **changes: Any) -> ModelConfig:
@@ -130,17 +132,6 @@ def huggingface_original(
     }
 
 
-def huggingface_bert(prefix: str, *, position: bool = True) -> dict[str, Any]:
-    """Name the layers of a BERT in Hugging Face's names."""
-    return {
-        **embedding(prefix, position=position),
-        "encoder.blocks.{}": (f"{prefix}.encoder.layer.{{}}", BLOCK),
-        "pooler.dense": f"{prefix}.pooler.dense",
-        "pooler.nsp": "cls.seq_relationship",
-        **MLM,
-    }
-
-
 BERT = Family(
     "bert",
     tensorflow=Names.of(
@@ -153,7 +144,7 @@ BERT = Family(
     ),
     huggingface=huggingface_names(
         "bert",
-        huggingface_bert("bert"),
+        {**names("bert"), "pooler.dense": "bert.pooler.dense", **NSP, **MLM},
         config=partial(huggingface_config, family="bert"),
         original=partial(huggingface_original, model_type="bert", word="Bert"),
         marks=("bert.embeddings.position_embeddings.weight",),

@@ -12,13 +12,13 @@ from hanmo.families import bert, keys
 from hanmo.families.family import TENSORFLOW, Config, Family, Names
 
 _NAMES = {
-    **bert.embedding("electra", "embeddings_project"),
-    "encoder.blocks.{}": ("electra.encoder.layer_{}", bert.BLOCK),
+    **bert.names("electra", "layer_{}", project="embeddings_project"),
     "discriminator.dense": "discriminator_predictions.dense",
     "discriminator.output": "discriminator_predictions.dense_1",
 }
-_HUGGINGFACE_NAMES = _NAMES | {
-    "encoder.blocks.{}": ("electra.encoder.layer.{}", bert.BLOCK),
+_HUGGINGFACE_NAMES = {
+    **bert.names("electra", project="embeddings_project"),
+    "discriminator.dense": "discriminator_predictions.dense",
     "discriminator.output": "discriminator_predictions.dense_prediction",
     "output.dense": "generator_predictions.dense",
     "output.norm": "generator_predictions.LayerNorm",

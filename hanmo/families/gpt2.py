@@ -103,14 +103,8 @@ def _openai_config(data: Config, *, family: str) -> ModelConfig:
 
 
 def _openai_original(config: ModelConfig) -> dict[str, Any]:
-    stack = config.main
-    return {
-        "n_vocab": config.vocab_size,
-        "n_ctx": stack.positions,
-        "n_embd": stack.hidden_size,
-        "n_head": stack.num_heads,
-        "n_layer": stack.num_layers,
-    }
+    sizes = {keys.GPT2[ours]: getattr(config.main, ours) for ours in ("hidden_size", "num_heads", "num_layers")}
+    return {"n_vocab": config.vocab_size, "n_ctx": config.main.positions} | sizes
 
 
 GPT2 = Family(

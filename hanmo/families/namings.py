@@ -40,26 +40,16 @@ class Naming:
 
 # dbiir/UER-py and Tencent/TencentPretrain: scripts/convert_{bert,gpt2}_from_*_to_huggingface.py, and
 # convert_tencentpretrain_from_old_to_new.py for the names of before.
-_UER = (
-    (r"^embedding\.word_embedding\.", "embedding.word.embedding."),
-    (r"^embedding\.position_embedding\.", "embedding.pos.embedding."),
-    (r"^embedding\.segment_embedding\.", "embedding.seg.embedding."),
-    (r"^target\.mlm_linear_", "target.mlm.linear_"),
-    (r"^target\.(sp|nsp|sop)_linear_", "target.sp.linear_"),
-    (r"^target\.layer_norm\.", "target.mlm.layer_norm."),
-    (r"^target\.output_layer\.", "target.lm.output_layer."),
-    (r"\.gamma$", ".weight"),
-    (r"\.beta$", ".bias"),
-)
+_UER_ENDS = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
 _UER_LAYER = "encoder.transformer.0.self_attn.linear_layers.0.weight"
 _UER_BERT = Naming(
     "UER-py",
     marks=(_UER_LAYER, "embedding.layer_norm.gamma"),
     renames=(
-        *_UER,
-        (r"^embedding\.word\.embedding\.", "bert.embeddings.word_embeddings."),
-        (r"^embedding\.pos\.embedding\.", "bert.embeddings.position_embeddings."),
-        (r"^embedding\.seg\.embedding\.", "bert.embeddings.token_type_embeddings."),
+        *_UER_ENDS,
+        (r"^embedding\.word[._]embedding\.", "bert.embeddings.word_embeddings."),
+        (r"^embedding\.(pos\.|position_)embedding\.", "bert.embeddings.position_embeddings."),
+        (r"^embedding\.(seg\.|segment_)embedding\.", "bert.embeddings.token_type_embeddings."),
         (r"^embedding\.layer_norm\.", "bert.embeddings.LayerNorm."),
         (r"^encoder\.transformer\.(\d+)\.", r"bert.encoder.layer.\1."),
         (r"\.self_attn\.linear_layers\.0\.", ".attention.self.query."),
@@ -70,12 +60,12 @@ _UER_BERT = Naming(
         (r"\.feed_forward\.linear_1\.", ".intermediate.dense."),
         (r"\.feed_forward\.linear_2\.", ".output.dense."),
         (r"\.layer_norm_2\.", ".output.LayerNorm."),
-        (r"^target\.sp\.linear_1\.", "bert.pooler.dense."),
-        (r"^target\.sp\.linear_2\.", "cls.seq_relationship."),
-        (r"^target\.mlm\.linear_1\.", "cls.predictions.transform.dense."),
-        (r"^target\.mlm\.layer_norm\.", "cls.predictions.transform.LayerNorm."),
-        (r"^target\.mlm\.linear_2\.weight$", "cls.predictions.decoder.weight"),
-        (r"^target\.mlm\.linear_2\.bias$", "cls.predictions.bias"),
+        (r"^target\.(sp\.|(sp|nsp|sop)_)linear_1\.", "bert.pooler.dense."),
+        (r"^target\.(sp\.|(sp|nsp|sop)_)linear_2\.", "cls.seq_relationship."),
+        (r"^target\.mlm[._]linear_1\.", "cls.predictions.transform.dense."),
+        (r"^target\.(mlm\.)?layer_norm\.", "cls.predictions.transform.LayerNorm."),
+        (r"^target\.mlm[._]linear_2\.weight$", "cls.predictions.decoder.weight"),
+        (r"^target\.mlm[._]linear_2\.bias$", "cls.predictions.bias"),
         (r"^output_layer_1\.", "bert.pooler.dense."),  # of its text classifiers
         (r"^output_layer_2\.", "classifier."),
     ),
@@ -92,9 +82,9 @@ _UER_GPT2 = Naming(
     "UER-py",
     marks=(_UER_LAYER, "encoder.layer_norm.gamma"),
     renames=(
-        *_UER,
-        (r"^embedding\.word\.embedding\.", "transformer.wte."),
-        (r"^embedding\.pos\.embedding\.", "transformer.wpe."),
+        *_UER_ENDS,
+        (r"^embedding\.word[._]embedding\.", "transformer.wte."),
+        (r"^embedding\.(pos\.|position_)embedding\.", "transformer.wpe."),
         (r"^encoder\.layer_norm\.", "transformer.ln_f."),
         (r"^encoder\.transformer\.(\d+)\.", r"transformer.h.\1."),
         (r"\.self_attn\.linear_layers\.[012]\.", ".attn.c_attn."),
@@ -103,7 +93,7 @@ _UER_GPT2 = Naming(
         (r"\.feed_forward\.linear_1\.", ".mlp.c_fc."),
         (r"\.feed_forward\.linear_2\.", ".mlp.c_proj."),
         (r"\.layer_norm_2\.", ".ln_2."),
-        (r"^target\.lm\.output_layer\.weight$", "lm_head.weight"),
+        (r"^target\.(lm\.)?output_layer\.weight$", "lm_head.weight"),
     ),
     how={
         r".*\.c_attn\.weight$": "join_transpose",

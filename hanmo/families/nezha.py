@@ -36,7 +36,7 @@ NEZHA = Family(
     # transformers 4, models/nezha/modeling_nezha.py; older files (lonePatient/NeZha_Chinese_PyTorch) say "bert.".
     huggingface=bert.huggingface_names(
         "nezha",
-        bert.huggingface_bert("nezha", position=False),
+        {**bert.names("nezha", position=False), "pooler.dense": "nezha.pooler.dense", **bert.NSP, **bert.MLM},
         config=_huggingface_config,
         original=_huggingface_original,
         absent=("nezha.embeddings.position_embeddings.weight",),

@@ -13,8 +13,7 @@ from hanmo.families import bert, keys
 from hanmo.families.family import Config, Family
 
 _NAMES = {
-    **bert.embedding("roberta"),
-    "encoder.blocks.{}": ("roberta.encoder.layer.{}", bert.BLOCK),
+    **bert.names("roberta"),
     "pooler.dense": "roberta.pooler.dense",
     "output.dense": "lm_head.dense",
     "output.norm": "lm_head.layer_norm",

@@ -12,21 +12,8 @@ from hanmo.errors import ConfigError
 from hanmo.families import bert, keys
 from hanmo.families.family import TENSORFLOW, Config, Family, Names
 
-_HUGGINGFACE_NAMES = {
-    **bert.embedding("roformer", "embeddings_project", position=False),
-    "encoder.blocks.{}": ("roformer.encoder.layer.{}", bert.BLOCK),
-    "pooler.dense": "roformer.pooler.dense",
-    **bert.MLM,
-}
-_V2_BLOCK = {ours: theirs for ours, theirs in bert.BLOCK.items() if "_post" not in ours}
-_V2_NAMES = {
-    **{ours: theirs for ours, theirs in bert.embedding("bert", bert.PROJECT).items() if "norm" not in ours},
-    "encoder.blocks.{}": ("bert.encoder.layer_{}", _V2_BLOCK),
-    "output.project": "cls.predictions.transform.dense",
-}
-_V2_FIXED = {"norm": "rms", "norm_eps": 1e-7, "embedding_norm_eps": 1e-7} | dict.fromkeys(
-    ("norm_scale", "norm_bias", "bias"), False
-)
+_HUGGINGFACE_NAMES = bert.names("roformer", project="embeddings_project", position=False)
+_HUGGINGFACE_NAMES |= {"pooler.dense": "roformer.pooler.dense", **bert.MLM}
 
 
 def _config(data: Config) -> ModelConfig:
@@ -35,7 +22,8 @@ def _config(data: Config) -> ModelConfig:
 
 
 def _v2_config(data: Config) -> ModelConfig:
-    fixed = _V2_FIXED | {"position": "rotary", "positions": None}
+    fixed: dict[str, Any] = dict.fromkeys(("norm_scale", "norm_bias", "bias"), False)
+    fixed |= {"position": "rotary", "positions": None, "norm": "rms", "norm_eps": 1e-7, "embedding_norm_eps": 1e-7}
     config = bert.encoder_config(data, family="roformer_v2", gelu="gelu_erf", **fixed)
     return replace(config, output="lm", pool="none", nsp=False)
 
@@ -78,8 +66,8 @@ ROFORMER = Family(
 ROFORMER_V2 = Family(
     "roformer_v2",
     tensorflow=Names.of(
-        replace(TENSORFLOW, dense=("/kernel",)),
-        _V2_NAMES,
+        replace(TENSORFLOW, dense=("/kernel",), norm=()),
+        bert.names("bert", "layer_{}", project=bert.PROJECT) | {"output.project": "cls.predictions.transform.dense"},
         config=_v2_config,
         original=partial(keys.write_model, gelu="gelu_erf"),
         absent=("bert/encoder/layer_0/attention/self/query/bias",),

@@ -59,10 +59,16 @@ class Attention(nn.Module):
         scores: [b, heads, n, m] of earlier blocks (RealFormer).   Returns ([b, n, hidden_size], new scores).
         """
         q = self._split(self.query(x))
-        if cross:
-            k, v = self._of_memory(memory, cache, layer)
+        if cross and cache is not None and (kept := cache.memory[layer]) is not None:
+            k, v = kept
         else:
-            k, v = self._split(self.key(x)), self._split(self.value(x))
+            source = memory if cross else x
+            if source is None:
+                raise ValueError("memory is missing; cross-attention needs the encoder's output or a cache that has it")
+            k, v = self._split(self.key(source)), self._split(self.value(source))
+            if cross and cache is not None:
+                cache.memory[layer] = k, v
+        if not cross:
             if inputs.rotary is not None:
                 q, k = rotate(q, inputs.rotary), rotate(k, inputs.rotary)
             if cache is not None:
@@ -75,16 +81,6 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)  # [b, h, n, d]
-
-    def _of_memory(self, memory: Tensor | None, cache: Cache | None, layer: int) -> tuple[Tensor, Tensor]:
-        if cache is not None and (kept := cache.memory[layer]) is not None:
-            return kept
-        if memory is None:
-            raise ValueError("memory is missing; cross-attention needs the encoder's output or a cache that holds it")
-        k, v = self._split(self.key(memory)), self._split(self.value(memory))
-        if cache is not None:
-            cache.memory[layer] = k, v
-        return k, v
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, inputs: AttentionInputs) -> Tensor:
         mask = inputs.mask
@@ -110,9 +106,7 @@ class Attention(nn.Module):
         scores = scores * self.scale
         if inputs.bias is not None:
             scores = scores + inputs.bias
-        own = scores
-        if before is not None:
-            scores = scores + before
+        own, scores = scores, scores if before is None else scores + before
         kept = {"cumulative": scores, "previous": own}.get(self.score_residual)
         mask = inputs.mask
         if mask is None and inputs.causal:
