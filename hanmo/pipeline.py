@@ -209,7 +209,8 @@ class Pipeline:
         tokenizer, own = self._tokenizer(), generation_defaults(self.path)
         spare = range(tokenizer.vocab_size, self.config.vocab_size)
         kept = {*self.marks.ends, *({tokenizer.special.unk} if allow_unknown else ())}
-        banned = (*sorted({*tokenizer.special.known(), *sentinel_ids(tokenizer)} - kept), *spare, *own.pop("banned", ()))
+        marks = sorted({*tokenizer.special.known(), *sentinel_ids(tokenizer)} - kept)
+        banned = (*marks, *spare, *own.pop("banned", ()))
         if preset is not None:  # presets of originals keep the bans of the original
             known = PRESETS[preset]
             return replace(known, banned=banned if known is GREEDY else (*known.banned, *spare))

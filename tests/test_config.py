@@ -84,9 +84,7 @@ def test_a_model_that_cannot_be_is_refused(changes, message):
 
 
 def test_an_unknown_kind_of_sublayer_is_refused():
-    with pytest.raises(
-        ConfigError, match="kind is 'mlp'; expected one of attention, cross, feed_forward"
-    ):
+    with pytest.raises(ConfigError, match="kind is 'mlp'; expected one of attention, cross, feed_forward"):
         Sublayer("mlp")
 
 

@@ -361,7 +361,7 @@ def test_a_value_of_the_wrong_kind_is_an_error_of_ours_or_none(data, key, value)
 def test_a_value_of_the_wrong_kind_is_named(data):
     folder = data / "goldens" / "bert"
     config = read_config(folder) | {"hidden_dropout_prob": "half"}
-    with pytest.raises(ConfigError, match="hidden_dropout_prob is 'half' in config.json; expected float"):
+    with pytest.raises(ConfigError, match=r"hidden_dropout_prob is 'half' in config\.json; expected float"):
         recognise(listed(folder / "model.ckpt"), config=config)
 
 
