@@ -13,7 +13,7 @@ from hanmo.checkpoint.vocabulary_edit import Average, VocabularyEdit
 from hanmo.compat.bert4keras import _saving, configs
 from hanmo.compat.bert4keras._absent import absent
 from hanmo.compat.bert4keras._model import KerasModel
-from hanmo.compat.bert4keras._quantized import QUANTIZED, open_quantized, warn_unquantized
+from hanmo.compat.bert4keras._runners import QUANTIZED, open_quantized, warn_unquantized
 from hanmo.compat.bert4keras.configs import Input, Settings, get_weights_dtype
 from hanmo.compat.bert4keras.keras import keras
 from hanmo.config import ModelConfig
