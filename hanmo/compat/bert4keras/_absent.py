@@ -11,45 +11,44 @@ _ALTERNATIVES = {
     "backend": "Hanmo computes with PyTorch; use NumPy on what predict returns, or torch",
 } | dict.fromkeys(("optimizers", "callbacks", "losses", "metrics"), TRAINING)
 
-KERAS_LAYERS = (
-    "Activation Add Attention AveragePooling1D BatchNormalization Bidirectional Concatenate Conv1D Conv2D Dense Dot "
-    "Dropout ELU Embedding Flatten GRU GaussianNoise GlobalAveragePooling1D GlobalMaxPooling1D InputSpec LSTM Lambda "
-    "Layer LeakyReLU Masking MaxPooling1D Maximum Minimum Multiply Permute RNN ReLU RepeatVector Reshape SimpleRNN "
-    "Softmax SpatialDropout1D Subtract ThresholdedReLU TimeDistributed UpSampling1D Wrapper ZeroPadding1D "
-    "add average concatenate dot maximum minimum multiply subtract"
-).split()
+KERAS_LAYERS = """
+    Activation Add Attention AveragePooling1D BatchNormalization Bidirectional Concatenate Conv1D Conv2D Dense Dot
+    Dropout ELU Embedding Flatten GRU GaussianNoise GlobalAveragePooling1D GlobalMaxPooling1D InputSpec LSTM Lambda
+    Layer LeakyReLU Masking MaxPooling1D Maximum Minimum Multiply Permute RNN ReLU RepeatVector Reshape SimpleRNN
+    Softmax SpatialDropout1D Subtract ThresholdedReLU TimeDistributed UpSampling1D Wrapper ZeroPadding1D
+    add average concatenate dot maximum minimum multiply subtract
+""".split()
 
 # The names of bert4keras 0.11.5 that Hanmo does not support, by module.
-BERT4KERAS = {
-    "layers": KERAS_LAYERS
-    + (
-        "AttentionPooling1D BatchConcat BatchSplit BiasAdd ConditionalRandomField Concatenate1D "
-        "EfficientGlobalPointer Embedding FeedForward GatedAttentionUnit GlobalPointer LayerNormalization Loss "
-        "MaximumEntropyMarkovModel MultiHeadAttention PositionEmbedding RelativePositionEmbedding "
-        "RelativePositionEmbeddingT5 RotaryPositionEmbedding ScaleOffset SinusoidalPositionEmbedding K tf "
-        "integerize_shape initializers activations"
-    ).split(),
-    "models": (
-        "ALBERT ALBERT_Unshared BERT ELECTRA GAU_alpha GPT GPT2 GPT2_ML LM_Mask NEZHA RoFormer RoFormerV2 T5 T5_Base "
-        "T5_Decoder T5_Encoder UniLM_Mask Model extend_with_language_model extend_with_unified_language_model K tf"
-    ).split(),
-    "optimizers": (
-        "Adam AdaBelief AdaFactor AdaFactorV1 AdaFactorV2 AdaFactorBase Tiger Optimizer SGD RMSprop K tf "
-        "extend_with_weight_decay extend_with_weight_decay_v2 extend_with_layer_adaptation "
-        "extend_with_layer_adaptation_v2 extend_with_piecewise_linear_lr extend_with_piecewise_linear_lr_v2 "
-        "extend_with_gradient_accumulation extend_with_gradient_accumulation_v2 extend_with_lookahead "
-        "extend_with_lookahead_v2 extend_with_lazy_optimization extend_with_lazy_optimization_v2 "
-        "extend_with_exponential_moving_average extend_with_exponential_moving_average_v2 "
-        "extend_with_parameter_wise_lr extend_with_parameter_wise_lr_v2 extend_with_gradient_centralization"
-    ).split(),
-    "backend": (
-        "K tf Sinusoidal align apply_rotary_position_embeddings attention_normalize batch_gather custom_objects "
-        "divisible_temporal_padding flatten gelu_erf gelu_tanh get_available_gpus graph_mode_decorator infinity "
-        "leaky_relu multilabel_categorical_crossentropy piecewise_linear pool1d recompute_grad reshape "
-        "root_mean_square search_layer sequence_masking set_infinity sparse_multilabel_categorical_crossentropy "
-        "swish symbolic"
-    ).split(),
+_NAMES = {
+    "layers": """
+        AttentionPooling1D BatchConcat BatchSplit BiasAdd ConditionalRandomField Concatenate1D EfficientGlobalPointer
+        FeedForward GatedAttentionUnit GlobalPointer LayerNormalization Loss MaximumEntropyMarkovModel
+        MultiHeadAttention PositionEmbedding RelativePositionEmbedding RelativePositionEmbeddingT5
+        RotaryPositionEmbedding ScaleOffset SinusoidalPositionEmbedding K tf integerize_shape initializers activations
+    """,
+    "models": """
+        ALBERT ALBERT_Unshared BERT ELECTRA GAU_alpha GPT GPT2 GPT2_ML LM_Mask NEZHA RoFormer RoFormerV2 T5 T5_Base
+        T5_Decoder T5_Encoder UniLM_Mask Model extend_with_language_model extend_with_unified_language_model K tf
+    """,
+    "optimizers": """
+        Adam AdaBelief AdaFactor AdaFactorV1 AdaFactorV2 AdaFactorBase Tiger Optimizer SGD RMSprop K tf
+        extend_with_weight_decay extend_with_weight_decay_v2 extend_with_layer_adaptation
+        extend_with_layer_adaptation_v2 extend_with_piecewise_linear_lr extend_with_piecewise_linear_lr_v2
+        extend_with_gradient_accumulation extend_with_gradient_accumulation_v2 extend_with_lookahead
+        extend_with_lookahead_v2 extend_with_lazy_optimization extend_with_lazy_optimization_v2
+        extend_with_exponential_moving_average extend_with_exponential_moving_average_v2 extend_with_parameter_wise_lr
+        extend_with_parameter_wise_lr_v2 extend_with_gradient_centralization
+    """,
+    "backend": """
+        K tf Sinusoidal align apply_rotary_position_embeddings attention_normalize batch_gather custom_objects
+        divisible_temporal_padding flatten gelu_erf gelu_tanh get_available_gpus graph_mode_decorator infinity
+        leaky_relu multilabel_categorical_crossentropy piecewise_linear pool1d recompute_grad reshape root_mean_square
+        search_layer sequence_masking set_infinity sparse_multilabel_categorical_crossentropy swish symbolic
+    """,
 }
+BERT4KERAS = {module: names.split() for module, names in _NAMES.items()}
+BERT4KERAS["layers"] += KERAS_LAYERS
 
 
 class Absent:

@@ -10,19 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hanmo.compat.bert4keras._absent import KERAS_LAYERS, TRAINING, Absent
+from hanmo.compat.bert4keras._absent import TRAINING, Absent
 from hanmo.compat.bert4keras._script import find_module, read_script
 from hanmo.compat.bert4keras.configs import KEYWORDS, REFUSED
 from hanmo.errors import HanmoError, Unsupported
 
-__all__ = ["Finding", "check_script"]
-
-_ROOTS = ("bert4keras", "keras")
-_TENSORFLOW = ("tensorflow", "tf_keras")
 _BUILDERS = ("build_transformer_model", "load_model")
 _TRAINING = ("compile", "fit", "fit_generator", "train_on_batch", "add_loss", "add_metric")
 # Attributes that models have and their classes do not.
-_OF_MODELS = ("model", "encoder", "decoder", "network", "settings", "layer_map", "prefix", "trainable", "name")
+_OF_MODELS = """
+    model encoder decoder network settings layer_map prefix trainable name input inputs output outputs input_names
+""".split()
 _MISSING = object()
 
 
@@ -44,7 +42,8 @@ def check_script(path: Path) -> list[Finding]:
     reader = _Reader()
     for node in ast.walk(tree):  # imports first: a function may precede the import that it needs
         if isinstance(node, ast.Import):
-            reader.imported(node)
+            for alias in node.names:
+                reader.imported(node.lineno, alias)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             for alias in node.names:
                 reader.imported_from(node.lineno, node.module or "", alias)
@@ -61,27 +60,22 @@ class _Reader(ast.NodeVisitor):
         self.names: dict[str, tuple[str, Any]] = {}  # a name in the script → its full name, and the object
         self.models: set[str] = set()
 
-    def imported(self, node: ast.Import) -> None:
-        for alias in node.names:
+    def imported(self, line: int, alias: ast.alias) -> None:
+        if (found := self._module(line, alias.name)) is not None:
+            self._add(line, alias.name)
             root = alias.name.split(".")[0]
-            if (found := self._module(node.lineno, alias.name)) is not None:
-                self._add(node.lineno, alias.name)
-                if alias.asname:
-                    self.names[alias.asname] = alias.name, found
-                else:
-                    self.names[root] = root, find_module(root)
+            self.names[alias.asname or root] = (alias.name, found) if alias.asname else (root, find_module(root))
 
     def imported_from(self, line: int, module: str, alias: ast.alias) -> None:
+        name = f"{module}.{alias.name}"
         if (found := self._module(line, module)) is None:
             return
         if alias.name == "*":
-            names = getattr(found, "__all__", KERAS_LAYERS)
-            self.names |= {name: (f"{module}.{name}", getattr(found, name)) for name in names}
-            self._add(line, f"{module}.*")
+            self.names |= {each: (f"{module}.{each}", getattr(found, each)) for each in getattr(found, "__all__", ())}
+            self._add(line, name)
             return
-        name = f"{module}.{alias.name}"
         try:
-            value = self._attribute(found, module, alias.name)
+            value = _attribute(found, module, alias.name)
         except (AttributeError, HanmoError) as error:
             self._add(line, str(error) if isinstance(error, HanmoError) else f"{name}: there is no such name", False)
             return
@@ -98,17 +92,36 @@ class _Reader(ast.NodeVisitor):
         self._use(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        if not self._use(node):
-            if self._is_model(node.value) and not node.attr.startswith("__"):
-                self._model_use(node)
-            self.generic_visit(node)
+        if self._use(node):
+            return
+        if self._is_model(node.value) and not node.attr.startswith("__"):
+            from hanmo.compat.bert4keras.models import KerasModel, Transformer
+
+            value = getattr(KerasModel, node.attr, getattr(Transformer, node.attr, _MISSING))
+            name = ast.unparse(node)
+            if isinstance(value, Absent):
+                self._add(node.lineno, f"{name}: {value.alternative}", False)
+            elif value is _MISSING and node.attr not in _OF_MODELS:
+                self._add(node.lineno, f"{name}: models have no {node.attr} here", False)
+            else:
+                self._add(node.lineno, name)
+        self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
         self.generic_visit(node)
         function, (name, value) = node.func, self._resolve(node.func)
-        if name and callable(value) and not isinstance(value, Absent):
-            for keyword in node.keywords:
-                self._keyword(node.lineno, name, value, keyword.arg)
+        keywords = [keyword.arg for keyword in node.keywords if keyword.arg is not None]
+        if name.endswith(".build_transformer_model"):
+            for keyword in keywords:
+                if keyword in REFUSED:
+                    self._add(node.lineno, f"{keyword}=: {REFUSED[keyword]}", False)
+                elif keyword not in KEYWORDS:
+                    self._add(node.lineno, f"{keyword}= is ignored")
+        elif name and callable(value) and not isinstance(value, Absent):
+            parameters = inspect.signature(value).parameters
+            if all(each.kind != each.VAR_KEYWORD for each in parameters.values()):
+                for keyword in set(keywords) - set(parameters):
+                    self._add(node.lineno, f"{keyword}=: {name} has no such argument", False)
         elif isinstance(function, ast.Attribute) and function.attr in _TRAINING and not self._is_model(function.value):
             text = ast.unparse(function)
             if not text.startswith("re.") and not isinstance(function.value, ast.Constant):
@@ -127,35 +140,10 @@ class _Reader(ast.NodeVisitor):
             self._add(node.lineno, name)
         return True
 
-    def _model_use(self, node: ast.Attribute) -> None:
-        from hanmo.compat.bert4keras.models import KerasModel, Transformer
-
-        value = getattr(KerasModel, node.attr, getattr(Transformer, node.attr, _MISSING))
-        name = ast.unparse(node)
-        if isinstance(value, Absent):
-            self._add(node.lineno, f"{name}: {value.alternative}", False)
-        elif value is _MISSING and node.attr not in _OF_MODELS:
-            self._add(node.lineno, f"{name}: models have no {node.attr} here", False)
-        else:
-            self._add(node.lineno, name)
-
     def _is_model(self, node: ast.expr) -> bool:
         if isinstance(node, ast.Attribute) and node.attr in ("model", "encoder", "decoder"):
             node = node.value
         return isinstance(node, ast.Name) and node.id in self.models
-
-    def _keyword(self, line: int, function: str, value: Any, name: str | None) -> None:
-        if name is None:
-            return
-        if function.endswith(".build_transformer_model"):
-            if name in REFUSED:
-                self._add(line, f"{name}=: {REFUSED[name]}", False)
-            elif name not in KEYWORDS:
-                self._add(line, f"{name}= is ignored")
-            return
-        parameters = inspect.signature(value).parameters.values()
-        if all(each.name != name and each.kind != each.VAR_KEYWORD for each in parameters):
-            self._add(line, f"{name}=: {function} has no such argument", False)
 
     def _resolve(self, node: ast.AST) -> tuple[str, Any]:
         """Follow a chain of attributes to (full name, object): ("", None) if it is not ours, _MISSING if unknown."""
@@ -165,29 +153,29 @@ class _Reader(ast.NodeVisitor):
             name, value = self._resolve(node.value)
             if name and (inspect.ismodule(value) or inspect.isclass(value) or isinstance(value, Absent)):
                 try:
-                    return f"{name}.{node.attr}", self._attribute(value, name, node.attr)
+                    return f"{name}.{node.attr}", _attribute(value, name, node.attr)
                 except (AttributeError, HanmoError):
                     return f"{name}.{node.attr}", _MISSING
         return "", None
 
-    def _attribute(self, value: Any, owner: str, name: str) -> Any:
-        found = getattr(value, name)
-        if owner == "keras" and isinstance(found, Absent) and name.islower():
-            return find_module(f"keras.{name}")  # a module of keras is created when it is first used
-        return found
-
     def _module(self, line: int, name: str) -> Any:
         """Return a module of bert4keras or keras; None for others, and for those that are not supported."""
         root = name.split(".")[0]
-        if root in _TENSORFLOW:
-            self._add(line, f"{root}: Hanmo computes with PyTorch", False)
-        if root not in _ROOTS:
-            return None
         try:
-            return find_module(name)
+            if root in ("bert4keras", "keras"):
+                return find_module(name)
+            if root in ("tensorflow", "tf_keras"):
+                raise Unsupported(f"{root}: Hanmo computes with PyTorch")
         except Unsupported as error:
             self._add(line, str(error), False)
-            return None
+        return None
 
     def _add(self, line: int, text: str, supported: bool = True) -> None:
         self.findings.add(Finding(line, text, supported))
+
+
+def _attribute(value: Any, owner: str, name: str) -> Any:
+    found = getattr(value, name)
+    if owner == "keras" and isinstance(found, Absent) and name.islower():
+        return find_module(f"keras.{name}")  # a module of keras is created when it is first used
+    return found

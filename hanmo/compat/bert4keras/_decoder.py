@@ -7,15 +7,15 @@ predictions may be read-only, and NaN is a clear error.
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hanmo.errors import CheckpointError, ConfigError, Unsupported
 
-Array: TypeAlias = npt.NDArray[Any]
-Predict: TypeAlias = Callable[..., Any]
+Array = npt.NDArray[Any]
+Predict = Callable[..., Any]
 
 
 def softmax(x: Array, axis: int = -1) -> Array:
@@ -39,11 +39,10 @@ class AutoRegressiveDecoder:
 
     @staticmethod
     def wraps(default_rtype: str = "probas", use_states: bool = False) -> Callable[[Predict], Predict]:
-        """Decorate predict(self, inputs, output_ids, states), as of version 0.8.
+        """Decorate predict(self, inputs, output_ids, states), which then takes temperature and rtype too.
 
         default_rtype: what it returns, "probas" (summing to 1) or "logits" (before the softmax).
         use_states: whether it returns (prediction, states); otherwise states are None after the first step.
-        The decorated method also takes temperature and rtype, and returns (scores, states).
         """
         _check_rtype(default_rtype)
 
@@ -72,11 +71,7 @@ class AutoRegressiveDecoder:
 
     @staticmethod
     def set_rtype(default: str = "probas") -> Callable[[Predict], Predict]:
-        """Decorate predict(self, inputs, output_ids, step), as of version 0.6: no temperature, no states.
-
-        default: what it returns, "probas" (summing to 1) or "logits" (before the softmax; beams add them up).
-        The decorated method also takes rtype, and returns the scores alone.
-        """
+        """Decorate predict(self, inputs, output_ids, step) of version 0.6, without temperature; beams add logits up."""
         _check_rtype(default)
 
         def decorate(predict: Predict) -> Predict:
@@ -92,13 +87,9 @@ class AutoRegressiveDecoder:
         return decorate
 
     def last_token(self, model: Any) -> "LastToken":
-        """Return a model with the outputs of the last token only; always the same object for a model."""
         return self.models.setdefault(model, LastToken(model))
 
-    def predict(
-        self, inputs: Any, output_ids: Any, states: Any = None, temperature: float = 1, rtype: str = "probas"
-    ) -> Any:
-        """Return the scores of the next id; defined in a subclass, decorated with `wraps` or `set_rtype`."""
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
         raise Unsupported(
             f"{type(self).__name__} has no predict; write one, decorated with @AutoRegressiveDecoder.wraps(...)"
         )
@@ -106,10 +97,9 @@ class AutoRegressiveDecoder:
     def beam_search(
         self, inputs: Sequence[Any], topk: int, states: Any = None, temperature: float = 1, min_ends: int = 1
     ) -> Array:
-        """Return the best sequence of ids that beam search with topk beams finds.
+        """Return the best sequence of ids.
 
-        inputs: one sample each.   states: for the first predict.   min_ends: number of end_id that end an output.
-        Raises ConfigError if topk is below 1, or above the number of scores.
+        inputs: one sample each.   topk: beams.   states: for the first predict.   min_ends: end_ids that end an output.
         """
         _check_least("topk", topk, 1)
         rows = [np.array([one]) for one in inputs]
@@ -146,8 +136,7 @@ class AutoRegressiveDecoder:
     ) -> list[Array]:
         """Return n sequences of ids, sampled with NumPy's global generator, in the order in which they end.
 
-        topk: sample from the topk likeliest ids.   topp: then from the likeliest that together reach topp.
-        Raises ConfigError if n is below 1, topk below 0 (0 keeps all), or topk above the number of ids.
+        topk: sample from the topk likeliest ids; 0 keeps all.   topp: then from the likeliest that together reach topp.
         """
         _check_least("n", n, 1)
         _check_least("topk", topk, 0)
@@ -171,16 +160,15 @@ class AutoRegressiveDecoder:
         self, rows: list[Array], ids: Array, states: Any, step: int, temperature: float, rtype: str
     ) -> tuple[Array, Any]:
         """Call predict with the arguments of the version that its parameters show."""
-        predict: Predict = self.predict
-        if "step" in inspect.signature(predict).parameters:
+        if "step" in inspect.signature(self.predict).parameters:
             if temperature != 1:
                 raise Unsupported(
                     f"temperature is {temperature}, but predict is decorated with set_rtype, which knows none; "
                     "decorate it with @AutoRegressiveDecoder.wraps(...) and take states instead of step"
                 )
-            scores = predict(rows, ids, step, rtype=rtype)
+            scores = self.predict(rows, ids, step, rtype=rtype)
         else:
-            scores, states = predict(rows, ids, states, temperature, rtype)
+            scores, states = self.predict(rows, ids, states, temperature, rtype)
         if np.isnan(scores).any():
             raise CheckpointError(
                 f"predict returned {np.isnan(scores).sum()} NaN among {np.size(scores)} scores at step {step}; the "
@@ -199,15 +187,14 @@ class LastToken:
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def predict(self, x: Any, batch_size: int | None = None, verbose: int = 0, steps: int | None = None) -> Any:
-        """Return the last position of every output; all arguments but x are Keras's and ignored."""
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the last position of every output; the arguments of Keras after x are ignored."""
         if hasattr(self.model, "predict_last"):  # computes no other position in the first place
             return self.model.predict_last(x)
         outputs = self.model.predict(x)
         return [output[:, -1] for output in outputs] if isinstance(outputs, list) else outputs[:, -1]
 
-    def predict_on_batch(self, x: Any) -> Any:
-        return self.predict(x)
+    predict_on_batch = predict
 
 
 def _draw(chances: Array, topk: int | None, topp: float | None) -> Array:

@@ -11,9 +11,8 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from multiprocessing.pool import Pool, ThreadPool
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -78,17 +77,15 @@ class open:  # bert4keras's name
     next = __next__
 
     def write(self, text: Any) -> None:
-        """Write a text; bytes are decoded if the file has an encoding."""
         self.file.write(text.decode(self.encoding, self.errors) if self.encoding and isinstance(text, bytes) else text)
 
     def seek(self, offset: int = 0) -> int:
-        """Move to an offset that `tell` returned."""
         return int(self.file.seek(offset))
 
     def __enter__(self) -> "open":
         return self
 
-    def __exit__(self, type: object, value: object, tb: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -109,6 +106,20 @@ class Progress:
             yield item
 
 
+# The function of a worker process or thread, set when it starts, so that it may be a closure.
+_worker = threading.local()
+
+
+def _start(func: Callable[[Any], Any], seeds: Any) -> None:
+    _worker.func = func
+    if not seeds.empty():
+        np.random.seed(seeds.get())
+
+
+def _work(pair: tuple[int, Any]) -> tuple[int, Any]:
+    return pair[0], _worker.func(pair[1])
+
+
 def parallel_apply_generator(
     func: Callable[[Any], Any],
     iterable: Iterable[Any],
@@ -123,7 +134,6 @@ def parallel_apply_generator(
     random_seeds: of NumPy's global generator, one for each worker; True for fresh ones, False to keep its state.
     Errors of func are raised here.
     """
-    seeds: list[int | None] = [None] * workers if random_seeds is True else list(random_seeds or [])
     room, over = threading.Semaphore(max_queue_size + workers), threading.Event()
 
     def feed() -> Iterator[tuple[int, Any]]:
@@ -133,7 +143,15 @@ def parallel_apply_generator(
                 return
             yield pair
 
-    pool = _pool(func, workers, seeds, threads=dummy or not sys.platform.startswith("linux"))
+    threads = dummy or not sys.platform.startswith("linux")
+    context: Any = multiprocessing.get_context(None if threads else "fork")
+    seeds = context.SimpleQueue()
+    for seed in [None] * workers if random_seeds is True else random_seeds or []:
+        seeds.put(seed)
+    with warnings.catch_warnings():
+        # Python warns of forking beside threads; a func that is a closure reaches its workers in no other way.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pool = (ThreadPool if threads else context.Pool)(workers, _start, (func, seeds))
     try:
         for result in pool.imap(_work, feed()):
             yield result
@@ -187,8 +205,7 @@ class DataGenerator:
 
     def sample(self, random: bool = False) -> Iterator[tuple[bool, Any]]:
         """Yield (whether it is the last, item) for one pass; random shuffles with NumPy's global generator."""
-        items = iter(self.data) if not random else self._shuffled()
-        missing = object()
+        items, missing = self._shuffled() if random else iter(self.data), object()
         current = next(items, missing)
         if current is missing:
             raise DataError("there are no data: the generator was given nothing to iterate over")
@@ -196,23 +213,6 @@ class DataGenerator:
             yield False, current
             current = following
         yield True, current
-
-    def __iter__(self, random: bool = False) -> Iterator[Any]:
-        raise Unsupported(f"{type(self).__name__} has no __iter__; write one that takes random and gives batches")
-
-    def forfit(self, random: bool = True) -> Iterator[Any]:
-        while True:
-            yield from self.__iter__(random)
-
-    def fortest(self, random: bool = False) -> Iterator[Any]:
-        for batch in self.forfit(random):
-            yield batch[0]
-
-    def to_dataset(self, types: Any, shapes: Any, names: Any = None, padded_batch: bool = False) -> Any:
-        raise Unsupported(
-            "DataGenerator.to_dataset makes a tf.data.Dataset, and Hanmo works without TensorFlow; iterate over the "
-            "generator itself (forfit() for endless batches)"
-        )
 
     def _shuffled(self) -> Iterator[Any]:
         if self.steps is not None:
@@ -226,32 +226,18 @@ class DataGenerator:
         while buffer:
             yield buffer.pop(np.random.randint(len(buffer)))
 
+    def __iter__(self, random: bool = False) -> Iterator[Any]:
+        raise Unsupported(f"{type(self).__name__} has no __iter__; write one that takes random and gives batches")
 
-# The function of a worker process or thread, set when it starts, so that it may be a closure.
-_worker = threading.local()
+    def forfit(self, random: bool = True) -> Iterator[Any]:
+        while True:
+            yield from self.__iter__(random)
 
+    def fortest(self, random: bool = False) -> Iterator[Any]:
+        return (batch[0] for batch in self.forfit(random))
 
-def _pool(func: Callable[[Any], Any], workers: int, seeds: list[int | None], *, threads: bool) -> Pool:
-    if threads:
-        queue: SimpleQueue[int | None] = SimpleQueue()
-        for seed in seeds:
-            queue.put(seed)
-        return ThreadPool(workers, _start, (func, queue))
-    context = multiprocessing.get_context("fork")
-    shared = context.SimpleQueue()
-    for seed in seeds:
-        shared.put(seed)
-    with warnings.catch_warnings():
-        # Python warns of forking beside threads; a func that is a closure reaches its workers in no other way.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return context.Pool(workers, _start, (func, shared))
-
-
-def _start(func: Callable[[Any], Any], seeds: Any) -> None:
-    _worker.func = func
-    if not seeds.empty():
-        np.random.seed(seeds.get())
-
-
-def _work(pair: tuple[int, Any]) -> tuple[int, Any]:
-    return pair[0], _worker.func(pair[1])
+    def to_dataset(self, types: Any, shapes: Any, names: Any = None, padded_batch: bool = False) -> Any:
+        raise Unsupported(
+            "DataGenerator.to_dataset makes a tf.data.Dataset, and Hanmo works without TensorFlow; iterate over the "
+            "generator itself (forfit() for endless batches)"
+        )

@@ -15,95 +15,86 @@ from hanmo.model import Model
 
 Array = npt.NDArray[Any]
 
+_DENSE = ("weight", "bias")
+_NORM = ("bias", "weight", "hidden.weight", "condition_bias.weight", "condition_scale.weight")
+_TITLES = {
+    "attention": ("MultiHeadSelfAttention", ("query", "key", "value", "output")),
+    "cross": ("MultiHeadCrossAttention", ("query", "key", "value", "output")),
+    "feed_forward": ("FeedForward", ("gate", "input", "output")),
+}
+
 
 class KerasLayer:
-    """The weights of one layer: (parameter name, whether it is transposed in Keras)."""
+    """Some weights of a network, which `loaded` returns once they are needed."""
 
-    def __init__(self, name: str, network: Callable[[], Model], weights: list[tuple[str, bool]]) -> None:
-        self.name, self._network, self._weights = name, network, weights
+    def __init__(self, name: str, loaded: Callable[[], Model], weights: list[str]) -> None:
+        self.name, self._loaded, self._weights = name, loaded, weights
+        self.output = Absent(f"get_layer({name!r}).output", "use a forward hook of torch on model.network")
 
     def get_weights(self) -> list[Array]:
         """Copy the weights; kernels are [in, out], and beta is the first weight of a norm."""
-        return [np.array((p.T if transposed else p).detach().float().numpy()) for p, transposed in self._parameters()]
+        return [np.array(weight.detach().float().numpy()) for weight in self._as_in_keras()]
 
     def set_weights(self, weights: list[Any]) -> None:
         """Overwrite the weights; raises ConfigError if their number or a shape differs."""
-        parameters = self._parameters()
-        if len(weights) != len(parameters):
-            raise ConfigError(f"layer {self.name!r} has {len(parameters)} weights; {len(weights)} were given")
-        for i, ((parameter, transposed), value) in enumerate(zip(parameters, weights, strict=True)):
-            tensor = torch.from_numpy(np.array(value))
-            tensor = tensor.T if transposed else tensor
-            if tensor.shape != parameter.shape:
-                expected = tuple(parameter.T.shape if transposed else parameter.shape)
-                raise ConfigError(f"weight {i} of layer {self.name!r} is {np.shape(value)}; expected {expected}")
+        own = self._as_in_keras()
+        if len(weights) != len(own):
+            raise ConfigError(f"layer {self.name!r} has {len(own)} weights; {len(weights)} were given")
+        for i, (weight, value) in enumerate(zip(own, weights, strict=True)):
+            if np.shape(value) != weight.shape:
+                shapes = f"{np.shape(value)}; expected {tuple(weight.shape)}"
+                raise ConfigError(f"weight {i} of layer {self.name!r} is {shapes}")
             with torch.no_grad():
-                parameter.copy_(tensor)
+                weight.copy_(torch.from_numpy(np.array(value)))
 
-    @property
-    def output(self) -> Absent:
-        """A placeholder for the output tensor of the layer."""
-        return Absent(f"get_layer({self.name!r}).output", "use a forward hook of torch on model.network")
-
-    def _parameters(self) -> list[tuple[torch.nn.Parameter, bool]]:
-        network = self._network()
-        return [(network.get_parameter(name), transposed) for name, transposed in self._weights]
+    def _as_in_keras(self) -> list[torch.Tensor]:
+        """Return the weights, each kernel as a transposed view; tables of embeddings are no kernels."""
+        weights = [(name, self._loaded().get_parameter(name)) for name in self._weights]
+        tables = ("token.weight", "segment.weight", "position.weight")
+        return [weight.T if weight.ndim == 2 and not name.endswith(tables) else weight for name, weight in weights]
 
 
 def keras_layers(network: Model, settings: Settings, loaded: Callable[[], Model]) -> dict[str, KerasLayer]:
     """Name the layers of a network as bert4keras does; loaded: returns the network once its weights are needed."""
-    names: dict[str, list[tuple[str, bool]]] = {"Embedding-Token": [("token.weight", False)]}
     t5 = settings.name.removeprefix("m").startswith("t5")
+    modules = {"Embedding-Token": ["token"]}
     for side, stack in (("encoder", network.config.encoder), ("decoder", network.config.decoder)):
         if stack is not None:
-            names |= _stack(side, stack, f"{side.capitalize()}-" if t5 else "")
-    names |= {
-        "Pooler-Dense": _dense("pooler.dense"),
-        "NSP-Proba": _dense("pooler.nsp"),
-        "MLM-Dense": _dense("output.dense"),
-        "MLM-Norm": _norm("output.norm"),
-        "MLM-Bias": [("output.bias", False)],
-        "Decoder-Output-LM": [("output.weight", True)],
-        "Discriminator-Dense": _dense("discriminator.dense"),
-        "Discriminator-Prediction": _dense("discriminator.output"),
+            modules |= _stack(side, stack, f"{side.capitalize()}-" if t5 else "")
+    modules |= {
+        "Pooler-Dense": ["pooler.dense"],
+        "NSP-Proba": ["pooler.nsp"],
+        "MLM-Dense": ["output.dense"],
+        "MLM-Norm": ["output.norm"],
+        "Decoder-Output-LM" if t5 else "MLM-Bias": ["output"],
+        "Discriminator-Dense": ["discriminator.dense"],
+        "Discriminator-Prediction": ["discriminator.output"],
     }
-    parameters = dict(network.named_parameters())
-    present = {name: [each for each in weights if each[0] in parameters] for name, weights in names.items()}
-    return {name: KerasLayer(name, loaded, weights) for name, weights in present.items() if weights}
+    present = {name for name, _ in network.named_parameters()}
+    layers = {}
+    for name, paths in modules.items():
+        weights = [f"{path}.{weight}" for path in paths for weight in (_NORM if "-Norm" in name else _DENSE)]
+        if weights := [weight for weight in weights if weight in present]:
+            layers[name] = KerasLayer(name, loaded, weights)
+    return layers
 
 
-def _dense(ours: str) -> list[tuple[str, bool]]:
-    return [(f"{ours}.weight", True), (f"{ours}.bias", False)]
-
-
-def _norm(ours: str) -> list[tuple[str, bool]]:
-    conditions = [(f"{ours}.{name}.weight", True) for name in ("hidden", "condition_bias", "condition_scale")]
-    return [(f"{ours}.bias", False), (f"{ours}.weight", False), *conditions]
-
-
-def _stack(side: str, stack: StackConfig, prefix: str) -> dict[str, list[tuple[str, bool]]]:
-    embedding = f"{side}.embedding"
-    names = {
-        f"{prefix}Embedding-Segment": [(f"{embedding}.segment.weight", False)],
-        f"{prefix}Embedding-Position": [(f"{embedding}.position.weight", False)],
-        f"{prefix}Embedding-Norm": _norm(f"{embedding}.norm"),
-        f"{prefix}Embedding-Mapping": _dense(f"{embedding}.project"),
-        f"{prefix}Embedding-Relative-Position": [(f"{side}.relative.weight", True)],
-        f"{prefix}Output-Norm": _norm(f"{side}.norm"),
+def _stack(side: str, stack: StackConfig, prefix: str) -> dict[str, list[str]]:
+    """Name the modules of a stack's layers."""
+    modules = {
+        f"{prefix}Embedding-{title}": [f"{side}.embedding.{title.lower()}"] for title in ("Segment", "Position", "Norm")
     }
-    titles = {"attention": "MultiHeadSelfAttention", "cross": "MultiHeadCrossAttention", "feed_forward": "FeedForward"}
+    modules |= {
+        f"{prefix}Embedding-Mapping": [f"{side}.embedding.project"],
+        f"{prefix}Embedding-Relative-Position": [f"{side}.relative"],
+        f"{prefix}Output-Norm": [f"{side}.norm"],
+    }
     for i in range(1 if stack.shared_layers else stack.num_layers):
         for sublayer in stack.order:
-            ours = f"{side}.blocks.{i}.{sublayer.kind}"
-            number = "" if stack.shared_layers else f"{i}-"
-            title = f"{prefix}Transformer-{number}{titles[sublayer.kind]}"
-            parts = (
-                ("gate", "input", "output") if sublayer.kind == "feed_forward" else ("query", "key", "value", "output")
-            )
-            names[title] = [weight for part in parts for weight in _dense(f"{ours}.{part}")]
-            both = sublayer.pre and sublayer.post
-            if sublayer.pre:
-                names[f"{title}-Norm{'-0' if both else ''}"] = _norm(f"{ours}_pre")
-            if sublayer.post:
-                names[f"{title}-Norm{'-1' if both else ''}"] = _norm(f"{ours}_post")
-    return names
+            ours, (title, parts) = f"{side}.blocks.{i}.{sublayer.kind}", _TITLES[sublayer.kind]
+            title = f"{prefix}Transformer-{'' if stack.shared_layers else f'{i}-'}{title}"
+            modules[title] = [f"{ours}.{part}" for part in parts]
+            norms = [where for where in ("pre", "post") if getattr(sublayer, where)]
+            for number, where in enumerate(norms):
+                modules[f"{title}-Norm{f'-{number}' if len(norms) > 1 else ''}"] = [f"{ours}_{where}"]
+    return modules

@@ -16,7 +16,14 @@ from hanmo.compat.bert4keras import _saving
 from hanmo.compat.bert4keras._absent import TRAINING, Absent
 from hanmo.compat.bert4keras._layers import KerasLayer, keras_layers
 from hanmo.compat.bert4keras._prefix import Prefix, Runner
-from hanmo.compat.bert4keras._runners import TOKENS, QuantizedRunner, TorchRunner, outputs_of, stamp, warn_unquantized
+from hanmo.compat.bert4keras._runners import (
+    TOKENS,
+    QuantizedRunner,
+    TorchRunner,
+    outputs_of,
+    stamp,
+    warn_unquantized,
+)
 from hanmo.compat.bert4keras.configs import Settings, get_weights_dtype
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, PromptError, Unsupported
@@ -50,6 +57,10 @@ class KerasModel:
     ) -> None:
         self.config, self.settings = network.config, settings
         self.layer_map = keras_layers(network, settings, lambda: self.network)
+        self.input_names = list(settings.inputs)
+        self.inputs = [Handle(self, "input", i) for i in range(len(settings.inputs))]
+        self.outputs = [Handle(self, "output", i) for i in range(len(outputs_of(network.config, settings)))]
+        self.input, self.output = _only(self.inputs), _only(self.outputs)
         self._network = network.eval()
         self._quantized, self._fill, self._stamp = quantized, fill, 0
         self._compute_with(quantized or TorchRunner(network, settings))
@@ -66,26 +77,6 @@ class KerasModel:
             self._fill()
             self._fill, self._stamp = None, stamp(self._network)
         return self._network
-
-    @property
-    def inputs(self) -> list[Handle]:
-        return [Handle(self, "input", i) for i in range(len(self.settings.inputs))]
-
-    @property
-    def outputs(self) -> list[Handle]:
-        return [Handle(self, "output", i) for i in range(len(outputs_of(self.config, self.settings)))]
-
-    @property
-    def input(self) -> Any:
-        return _only(self.inputs)
-
-    @property
-    def output(self) -> Any:
-        return _only(self.outputs)
-
-    @property
-    def input_names(self) -> list[str]:
-        return list(self.settings.inputs)
 
     def predict(
         self, x: Any, batch_size: int | None = None, verbose: int = 0, steps: int | None = None
@@ -165,10 +156,10 @@ class KerasModel:
     )
 
 
-def load_model(path: Any) -> KerasModel:
-    """Load what `KerasModel.save` wrote; for errors see `_saving.load`."""
-    network, settings = _saving.load(path)
-    warn_unquantized(get_weights_dtype(), f"{path} was saved by model.save")
+def load_model(filepath: Any, custom_objects: Any = None, compile: bool = False) -> KerasModel:
+    """Load what `model.save` wrote; the other arguments are Keras's and ignored. For errors see `_saving.load`."""
+    network, settings = _saving.load(filepath)
+    warn_unquantized(get_weights_dtype(), f"{filepath} was saved by model.save")
     return KerasModel(network, settings)
 
 
@@ -202,20 +193,30 @@ def _only(items: list[Any]) -> Any:
 
 def _arrays(x: Any, config: ModelConfig, settings: Settings) -> dict[str, Array]:
     """Check the inputs of `predict` and convert them to arrays by name: int64 for tokens, float32 for the rest."""
-    names = settings.inputs
+    names, stack = settings.inputs, config.main
     if isinstance(x, dict):
         x = [x[name] for name in names]
     elif not isinstance(x, list | tuple) or (len(names) == 1 and len(x) != 1):
         x = [x]
     if len(x) != len(names):
         raise ConfigError(f"predict was given {len(x)} inputs; this model has {len(names)}: {', '.join(names)}")
+    limits = {"Input-Segment": None if stack.shared_segments else stack.segments, "Input-Position": stack.context}
     arrays = {}
     for name, value in zip(names, x, strict=True):
         array = np.ascontiguousarray(value)
         integers = name not in ("Input-Context", settings.condition)
-        arrays[name] = array.astype(np.int64 if integers else np.float32, copy=not array.flags.writeable)
-        if integers:
-            _check_integers(name, arrays[name], config)
+        array = arrays[name] = array.astype(np.int64 if integers else np.float32, copy=not array.flags.writeable)
+        if not integers:
+            continue
+        if array.ndim != 2:
+            raise ConfigError(f"{name} has the shape {array.shape}; expected [rows, tokens], such as np.array([ids])")
+        if not array.size:
+            raise PromptError(f"{name} has the shape {array.shape}, without a token; give each text at least one")
+        limit = limits.get(name, config.vocab_size)
+        if limit is not None and not 0 <= array.min() <= array.max() < limit:
+            wrong = array.max() if array.min() >= 0 else array.min()
+            what, hint = ("", "") if name in limits else ("the id ", ": is it this vocabulary's?")
+            raise ConfigError(f"{name} holds {what}{wrong}; the model knows 0 … {limit - 1}{hint}")
     if len({len(array) for array in arrays.values()}) > 1:
         counts = ", ".join(str(len(array)) for array in arrays.values())
         raise ConfigError(f"the inputs have {counts} rows; expected as many in each")
@@ -223,17 +224,3 @@ def _arrays(x: Any, config: ModelConfig, settings: Settings) -> dict[str, Array]
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items() if name in TOKENS)
         raise ConfigError(f"the inputs have the shapes {shapes}; expected one number a token in each")
     return arrays
-
-
-def _check_integers(name: str, values: Array, config: ModelConfig) -> None:
-    if values.ndim != 2:
-        raise ConfigError(f"{name} has the shape {values.shape}; expected [rows, tokens], such as np.array([ids])")
-    if not values.size:
-        raise PromptError(f"{name} has the shape {values.shape}, without a token; give each text at least one")
-    stack = config.main
-    limits = {"Input-Segment": None if stack.shared_segments else stack.segments, "Input-Position": stack.context}
-    limit = limits.get(name, config.vocab_size)
-    what, hint = ("", "") if name in limits else ("the id ", ": is it this vocabulary's?")
-    if limit is not None and not 0 <= values.min() <= values.max() < limit:
-        wrong = values.max() if values.min() >= 0 else values.min()
-        raise ConfigError(f"{name} holds {what}{wrong}; the model knows 0 … {limit - 1}{hint}")

@@ -44,11 +44,19 @@ def load(path: StrPath) -> tuple[Model, Settings]:
         if not {"hanmo", "bert4keras"} <= set(metadata):
             raise CheckpointError(f"{path} holds tensors alone; build the model and give the file to its load_weights")
         config = ModelConfig.from_json(metadata["hanmo"])
-        settings = _settings(metadata["bert4keras"], path)
+        try:
+            data, known = (
+                parse_json(metadata["bert4keras"], f"{path}: its header"),
+                [each.name for each in fields(Settings)],
+            )
+            if set(data) != set(known):
+                raise ValueError(f"expected the fields {', '.join(known)}")
+        except ValueError as error:
+            raise CorruptFile(f"{path}: its header does not tell the model's outputs: {error}; save it again") from None
         with torch.device("meta"):
             network = Model(config)
         fill(network, source, [Row((name,), name) for name, _ in network.named_parameters()], dropped={})
-    return network, settings
+    return network, Settings(**data)
 
 
 def load_weights(network: Model, path: StrPath, *, by_name: bool, skip_mismatch: bool) -> None:
@@ -103,13 +111,3 @@ def _open(path: StrPath) -> Safetensors:
                     "with Transformer.save_weights_as_checkpoint, which build_transformer_model reads"
                 )
     return Safetensors(file)
-
-
-def _settings(text: str, path: StrPath) -> Settings:
-    try:
-        data = parse_json(text, f"{path}: its header")
-        if set(data) != {field.name for field in fields(Settings)}:
-            raise ValueError(f"expected the fields {', '.join(field.name for field in fields(Settings))}")
-        return Settings(**data)
-    except ValueError as error:
-        raise CorruptFile(f"{path}: its header does not tell the model's outputs: {error}; save it again") from None

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,6 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from hanmo.errors import MissingFile, Unsupported
-
-__all__ = ["find_module", "frames_of", "line_of", "read_script", "run_script", "served"]
 
 _ROOT = "hanmo.compat.bert4keras"
 _SERVED = ("bert4keras", "keras", "uniout")
@@ -36,17 +35,15 @@ def read_script(path: Path) -> bytes:
 
 def run_script(path: Path, arguments: Sequence[str] = ()) -> None:
     """Run a script as `python PATH ARGUMENTS` does, but with `served` imports; its errors are not caught."""
-    text = read_script(path)
-    main = ModuleType("__main__")
-    main.__dict__.update(__file__=str(path), __builtins__=__builtins__, __cached__=None)
-    before = sys.argv, sys.path[:], sys.modules["__main__"]
-    sys.argv, sys.modules["__main__"] = [str(path), *arguments], main
+    read_script(path)
+    before = sys.argv, sys.path[:]
+    sys.argv = [str(path), *arguments]
     sys.path.insert(0, str(path.resolve().parent))
     try:
         with served():
-            exec(compile(text, str(path), "exec", dont_inherit=True), main.__dict__)
+            runpy.run_path(str(path), run_name="__main__")
     finally:
-        sys.argv, sys.path[:], sys.modules["__main__"] = before
+        sys.argv, sys.path[:] = before
 
 
 def frames_of(path: Path, trace: TracebackType | None) -> TracebackType | None:
@@ -67,35 +64,37 @@ def line_of(path: Path, trace: TracebackType | None) -> int | None:
 @contextmanager
 def served() -> Iterator[None]:
     """Make `import bert4keras`, `keras` and `uniout` give this package inside the block, whatever is installed."""
-    finder = _Finder()
-    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in _SERVED}
-    sys.meta_path.insert(0, finder)
+    importer = _Importer()
+    hidden = _remove_served()
+    sys.meta_path.insert(0, importer)
     try:
         yield
     finally:
-        sys.meta_path.remove(finder)
-        for name in [name for name in sys.modules if name.split(".")[0] in _SERVED]:
-            del sys.modules[name]
+        sys.meta_path.remove(importer)
+        _remove_served()
         sys.modules.update(hidden)
 
 
-class _Finder(MetaPathFinder):
+def _remove_served() -> dict[str, ModuleType]:
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in _SERVED}
+
+
+class _Importer(MetaPathFinder, Loader):
+    """Imports our modules themselves, so that a class is the same object under both names."""
+
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
         if fullname.split(".")[0] not in _SERVED:
             return None
-        return ModuleSpec(fullname, _Loader(), is_package="." not in fullname)
-
-
-class _Loader(Loader):
-    """Returns our modules themselves, so that a class is the same object under both names."""
+        return ModuleSpec(fullname, self, is_package="." not in fullname)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        self._module = find_module(spec.name)
-        self._spec = self._module.__spec__
-        return self._module
+        module = find_module(spec.name)
+        spec.loader_state = module.__spec__
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self._spec  # the import system has replaced it
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state  # the import system has replaced it
 
 
 def find_module(name: str) -> ModuleType:

@@ -133,22 +133,24 @@ def read(data: dict[str, Any], name: str, application: str) -> tuple[ModelConfig
     assert names is not None
     config = names.config(data)
     settings = Settings(name, custom_positions=bool(data.get("custom_position_ids", False)))
+    changes = _stack_changes(data, family)
+    if config.is_encoder_decoder:
+        config = _t5(config, data, changes, settings)
+        settings.inputs = list(T5_INPUTS[settings.part])
+    else:
+        if family in _GPTS:
+            settings.lm = data.get("final_activation", "softmax")
+            config = replace(config, decoder=replace(config.main, **changes))
+        else:
+            if application != "encoder":
+                changes["mask"] = "causal" if application == "lm" else "prefix"
+            config = _encoder(replace(config, encoder=replace(config.main, **changes)), data, application, settings)
+        given = {"Token": True, "Segment": config.main.segments, "Position": settings.custom_positions}
+        settings.inputs = [f"Input-{kind}" for kind, present in given.items() if present]
     condition = data.get("layer_norm_cond")
     if condition is not None:
         settings.condition = getattr(condition, "name", None) or "cond"
-    if config.is_encoder_decoder:
-        return _t5(config, data, name, settings)
-    changes = _stack_changes(data, family)
-    if family in _GPTS:
-        settings.lm = data.get("final_activation", "softmax")
-        config = replace(config, decoder=replace(config.main, **changes))
-    else:
-        if application != "encoder":
-            changes["mask"] = "causal" if application == "lm" else "prefix"
-        config = _encoder(replace(config, encoder=replace(config.main, **changes)), data, application, settings)
-    given = {"Input-Token": True, "Input-Segment": config.main.segments, "Input-Position": settings.custom_positions}
-    settings.inputs = [name for name, present in given.items() if present]
-    settings.inputs += [settings.condition] if settings.condition else []
+        settings.inputs.append(settings.condition)
     return config, settings
 
 
@@ -201,19 +203,14 @@ def _encoder(config: ModelConfig, data: dict[str, Any], application: str, settin
     return replace(config, output=output, pool=settings.pool or "none", nsp=settings.nsp is not None)
 
 
-def _t5(config: ModelConfig, data: dict[str, Any], name: str, settings: Settings) -> tuple[ModelConfig, Settings]:
+def _t5(config: ModelConfig, data: dict[str, Any], changes: dict[str, Any], settings: Settings) -> ModelConfig:
     assert config.encoder is not None and config.decoder is not None
-    changes = _stack_changes(data, config.family)
     encoder = replace(config.encoder, **changes)
     decoder = replace(config.decoder, **changes, cross_positions=bool(data.get("cross_position_bias", True)))
     settings.lm = _activation(data.get("with_lm", True), "softmax")
-    settings.part = name.partition("_")[2] or "model"
-    output = "lm" if settings.lm else "none"
-    scale = encoder.hidden_size**-0.5
+    settings.part = settings.name.partition("_")[2] or "model"
+    output, scale = "lm" if settings.lm else "none", encoder.hidden_size**-0.5
     config = replace(config, encoder=encoder, decoder=decoder, output=output, logit_scale=scale)
     if settings.part == "encoder":
-        config = replace(config, decoder=None, output="none", tied=True)
-    elif settings.part == "decoder":
-        config = replace(config, encoder=None)
-    settings.inputs = [*T5_INPUTS[settings.part], *([settings.condition] if settings.condition else [])]
-    return config, settings
+        return replace(config, decoder=None, output="none", tied=True)
+    return replace(config, encoder=None) if settings.part == "decoder" else config

@@ -3,27 +3,15 @@
 Any `keras.x.y` can be imported; names that are not supported raise Unsupported when used.
 """
 
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 from hanmo.compat.bert4keras._absent import KERAS_LAYERS, absent
+from hanmo.compat.bert4keras._model import load_model, select_outputs
 from hanmo.compat.bert4keras.configs import Input
 
 __all__ = ["keras", "module"]
-
-
-def select_outputs(inputs: Any, outputs: Any) -> Any:
-    """Make a model of some outputs of another; raises Unsupported for a new graph."""
-    from hanmo.compat.bert4keras import _model
-
-    return _model.select_outputs(inputs, outputs)
-
-
-def load_model(filepath: Any, custom_objects: Any = None, compile: bool = False) -> Any:
-    """Load what `model.save` wrote; the other arguments are Keras's and ignored."""
-    from hanmo.compat.bert4keras import _model
-
-    return _model.load_model(filepath)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
@@ -43,8 +31,7 @@ def module(name: str) -> ModuleType:
     """Return the stand-in for keras or one of its modules, always the same one."""
     if name not in _MODULES:
         made = _MODULES[name] = ModuleType(name, f"What Hanmo supports of {name}.")
-        made.__path__ = []
-        made.__dict__.update(_SUPPORTED.get(name, {}), __getattr__=lambda key: absent(name, key))
+        made.__dict__.update(_SUPPORTED.get(name, {}), __path__=[], __getattr__=partial(absent, name))
     return _MODULES[name]
 
 

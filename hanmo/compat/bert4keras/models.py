@@ -1,7 +1,7 @@
 """bert4keras.models: `build_transformer_model` and what it returns."""
 
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from hanmo.compat.bert4keras._model import KerasModel
 from hanmo.compat.bert4keras._runners import QUANTIZED, open_quantized, warn_unquantized
 from hanmo.compat.bert4keras.configs import Input, Settings, get_weights_dtype
 from hanmo.compat.bert4keras.keras import keras
-from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingFile
 from hanmo.families import FAMILIES
 from hanmo.files import read_json
@@ -36,7 +35,7 @@ class Transformer:
         self.layers, self.inputs, self.outputs = model.layer_map, model.inputs, model.outputs
 
     def load_weights_from_checkpoint(self, checkpoint: str, mapping: None = None) -> None:
-        """Load the weights of a TensorFlow checkpoint with the original's names; mapping must be None."""
+        """Load a TensorFlow checkpoint with the original's names; mapping must be None."""
         warn_unquantized(get_weights_dtype(), "the checkpoint was given after the model was built")
         _fill(self.model.network, checkpoint, None)
 
@@ -64,34 +63,31 @@ def build_transformer_model(
         raise MissingFile(f"no configuration at {config_path}; give the config.json that belongs to the checkpoint")
     data = (read_json(Path(config_path), error=ConfigError) if config_path is not None else {}) | kwargs
     config, settings = configs.read(data, model.lower(), application.lower())
-    edit = _vocabulary_edit(data)
-    if edit is not None:
+    keep, compound, edit = data.get("keep_tokens"), data.get("compound_tokens"), None
+    if keep is not None or compound is not None:
+        # As in bert4keras a list holds ids alone, a tuple ids and their weights.
+        averages = [Average(*each[:2]) if isinstance(each, tuple) else Average(each) for each in compound or ()]
+        edit = VocabularyEdit(keep, averages)
         config = replace(config, vocab_size=edit.size(config.vocab_size))
-    keras_model = _build(config, settings, checkpoint_path, edit)
+    if checkpoint_path is None:
+        made = KerasModel(Model(config).initialize(), settings)
+    else:
+        with torch.device("meta"):
+            network = Model(config)
+        load, dtype, runner = partial(_fill, network, checkpoint_path, edit), get_weights_dtype(), None
+        if dtype is not None and dtype in QUANTIZED:
+            runner = open_quantized(config, settings, checkpoint_path, dtype, edited=edit is not None)
+        if runner is None:
+            load()
+        made = KerasModel(network, settings, quantized=runner, fill=load if runner else None)
     if return_keras_model:
-        return keras_model
-    if settings.part != "model" or not config.is_encoder_decoder:
-        return Transformer(keras_model, None, None)
-    return Transformer(keras_model, *(_part(keras_model, part) for part in ("encoder", "decoder")))
-
-
-def _part(model: KerasModel, part: str) -> KerasModel:
-    settings = Settings(model.settings.name, part, model.settings.lm, inputs=list(configs.T5_INPUTS[part]))
-    return KerasModel(model.network, settings)
-
-
-def _build(config: ModelConfig, settings: Settings, checkpoint: str | None, edit: VocabularyEdit | None) -> KerasModel:
-    if checkpoint is None:
-        return KerasModel(Model(config).initialize(), settings)
-    with torch.device("meta"):
-        network = Model(config)
-    dtype = get_weights_dtype()
-    if dtype in QUANTIZED:
-        runner = open_quantized(config, settings, checkpoint, dtype, edited=edit is not None)
-        if runner is not None:
-            return KerasModel(network, settings, quantized=runner, fill=lambda: _fill(network, checkpoint, edit))
-    _fill(network, checkpoint, edit)
-    return KerasModel(network, settings)
+        return made
+    parts: list[KerasModel | None] = [None, None]
+    if settings.part == "model" and config.is_encoder_decoder:
+        for i, part in enumerate(("encoder", "decoder")):
+            of_part = Settings(settings.name, part, settings.lm, inputs=list(configs.T5_INPUTS[part]))
+            parts[i] = KerasModel(made.network, of_part)
+    return Transformer(made, *parts)
 
 
 def _fill(network: Model, checkpoint: str, edit: VocabularyEdit | None) -> None:
@@ -105,17 +101,4 @@ def _fill(network: Model, checkpoint: str, edit: VocabularyEdit | None) -> None:
         fill(network, source, names.rows(network.config), dropped=dropped, dtype=dtype, edit=edit, fresh=_FRESH)
 
 
-def _vocabulary_edit(data: dict[str, Any]) -> VocabularyEdit | None:
-    keep: Sequence[int] | None = data.get("keep_tokens")
-    compound = data.get("compound_tokens")
-    if keep is None and compound is None:
-        return None
-    # As in bert4keras a list holds ids alone, a tuple ids and their weights.
-    return VocabularyEdit(
-        keep, [Average(*item[:2]) if isinstance(item, tuple) else Average(item) for item in compound or ()]
-    )
-
-
-def __getattr__(name: str) -> Any:
-    """Stand in for the classes that built Keras graphs."""
-    return absent("bert4keras.models", name)
+__getattr__ = partial(absent, "bert4keras.models")

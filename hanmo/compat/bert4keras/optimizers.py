@@ -1,12 +1,8 @@
 """bert4keras.optimizers: names that can be imported and raise Unsupported when used."""
 
-from typing import Any
+from functools import partial
 
-from hanmo.compat.bert4keras._absent import absent
+from hanmo.compat.bert4keras._absent import BERT4KERAS, absent
 
-__all__: list[str] = []
-
-
-def __getattr__(name: str) -> Any:
-    """Stand in for an optimizer."""
-    return absent("bert4keras.optimizers", name)
+__all__ = BERT4KERAS["optimizers"]
+__getattr__ = partial(absent, "bert4keras.optimizers")

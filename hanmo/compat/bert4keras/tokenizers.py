@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.checkpoint.staged import atomic_path
-from hanmo.compat.bert4keras._sequences import truncate_sequences
+from hanmo.compat.bert4keras.snippets import truncate_sequences
 from hanmo.errors import MissingFile, TokenizerError, Unsupported
 from hanmo.tokenizers.bert_rules import fold, is_chinese, is_control, is_punctuation, is_space, split_text, split_word
 from hanmo.tokenizers.sentence_piece import load_model
@@ -22,18 +22,11 @@ __all__ = ["SpTokenizer", "Tokenizer", "TokenizerBase", "load_vocab", "save_voca
 StrPath = str | os.PathLike[str]
 PreTokenize = Callable[[str], Iterable[str]]
 
-_CJK_PUNCTUATION_RANGES = (  # bert4keras's own choice; a space after one of these is removed
-    *((0xFF02, 0xFF0D), (0xFF0F, 0xFF0F), (0xFF1A, 0xFF1E), (0xFF20, 0xFF20), (0xFF3B, 0xFF40), (0xFF5B, 0xFF60)),
-    *((0xFF62, 0xFF64), (0x3000, 0x3001), (0x3003, 0x3003), (0x3008, 0x3011), (0x3014, 0x301F), (0x3030, 0x3030)),
-    *((0x303E, 0x303F), (0x2013, 0x2014), (0x2018, 0x2019), (0x201B, 0x201F), (0x2026, 0x2027), (0xFE4F, 0xFE4F)),
-    *((0xFE51, 0xFE51), (0xFE54, 0xFE54), (0xB7, 0xB7), (0xFF01, 0xFF01), (0xFF1F, 0xFF1F), (0xFF61, 0xFF61)),
-    (0x3002, 0x3002),
+# bert4keras's own choice; a space after one of these is removed.
+_CJK_PUNCTUATION = (
+    "＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､\u3000、〃〈〉《》"
+    "「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏﹑﹔·！？｡。"
 )
-_CJK_PUNCTUATION = "".join(chr(code) for first, last in _CJK_PUNCTUATION_RANGES for code in range(first, last + 1))
-_SPACES = re.compile(" +")
-_ENGLISH_ENDINGS = re.compile("' (re|m|s|t|ve|d|ll) ")
-_SPACE_AFTER_MARK = re.compile(f"([{re.escape(_CJK_PUNCTUATION + '+-/={(<[')}]) ")
-_SPLIT_NUMBER = re.compile(r"(\d\.) (\d)")
 
 
 def load_vocab(
@@ -104,6 +97,11 @@ class TokenizerBase:
         self._token_translate = token_translate or {}
         self._token_translate_inv = {new: old for old, new in self._token_translate.items()}
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("_tokenize", "token_to_id", "id_to_token", "decode"):
+            raise Unsupported(f"{type(self).__name__} has no {name}; write one")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def tokenize(self, text: str, maxlen: int | None = None) -> list[str]:
         """Return the tokens of a text with start and end tokens; maxlen removes tokens before the end token."""
         tokens = [self._token_translate.get(token) or token for token in self._tokenize(text)]
@@ -115,13 +113,11 @@ class TokenizerBase:
             truncate_sequences(maxlen, -1 - (self._token_end is not None), tokens)
         return tokens
 
-    def token_to_id(self, token: str) -> int:
-        """Return the id of a token."""
-        raise self._undefined("token_to_id")
-
     def tokens_to_ids(self, tokens: Iterable[str]) -> list[int]:
-        """Return the ids of tokens."""
         return [self.token_to_id(token) for token in tokens]
+
+    def ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
+        return [self.id_to_token(i) for i in ids]
 
     def encode(
         self,
@@ -142,29 +138,11 @@ class TokenizerBase:
         if maxlen is not None:
             indices = {"right": -1 - (self._token_end is not None), "left": int(self._token_start is not None)}
             index = indices[truncate_from] if truncate_from in ("right", "left") else int(truncate_from)
-            truncate_sequences(maxlen + drops_start, index, first, *([] if second is None else [second]))
+            truncate_sequences(maxlen + drops_start, index, first, second or [])
         ids, second_ids = self.tokens_to_ids(first), list[int]()
         if second is not None:
             second_ids = self.tokens_to_ids(second[bool(drops_start and self._token_start) :])
         return ids + second_ids, [0] * len(ids) + [1] * len(second_ids)
-
-    def id_to_token(self, i: int) -> str:
-        """Return the token of an id."""
-        raise self._undefined("id_to_token")
-
-    def ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
-        """Return the tokens of ids."""
-        return [self.id_to_token(i) for i in ids]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids."""
-        raise self._undefined("decode")
-
-    def _tokenize(self, text: str) -> list[str]:
-        raise self._undefined("_tokenize")
-
-    def _undefined(self, name: str) -> Unsupported:
-        return Unsupported(f"{type(self).__name__} has no {name}; write one")
 
     def _name_ids(self, id_of: Callable[[str], int | None]) -> None:
         """Set _token_pad_id and so on, where the vocabulary has the token."""
@@ -179,7 +157,7 @@ class Tokenizer(TokenizerBase):
     """BERT's tokenizer.
 
     token_dict: the path of a vocab.txt, or token → id.   do_lower_case: fold case and accents.
-    word_maxlen: longer words are not split.   Other arguments: see TokenizerBase.
+    word_maxlen: longer words are not split.   Keyword arguments: see TokenizerBase.
     """
 
     def __init__(
@@ -187,18 +165,13 @@ class Tokenizer(TokenizerBase):
         token_dict: StrPath | dict[str, int],
         do_lower_case: bool = False,
         word_maxlen: int = 200,
-        *,
-        token_start: str | None = "[CLS]",
-        token_end: str | None = "[SEP]",
-        pre_tokenize: PreTokenize | None = None,
-        token_translate: Mapping[str, str] | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(token_start, token_end, pre_tokenize, token_translate)
+        super().__init__(**kwargs)
         self._token_dict = token_dict if isinstance(token_dict, dict) else load_vocab(token_dict)
         self._do_lower_case, self._word_maxlen = do_lower_case, word_maxlen
         self._token_dict_inv = {number: token for token, number in self._token_dict.items()}
         self._vocab_size = len(self._token_dict)
-        self._token_unk_id: int
         self._name_ids(self._token_dict.get)
 
     def token_to_id(self, token: str) -> int:
@@ -212,7 +185,6 @@ class Tokenizer(TokenizerBase):
         return number
 
     def id_to_token(self, i: int) -> str:
-        """Return the token of an id. Raises TokenizerError if there is none."""
         if i not in self._token_dict_inv:
             raise TokenizerError(f"the id {i} has no token in the vocabulary of {self._vocab_size} tokens")
         return self._token_dict_inv[i]
@@ -225,16 +197,16 @@ class Tokenizer(TokenizerBase):
                 continue
             if token[:2] == "##":
                 text += token[2:]
-            elif len(token) == 1 and self._is_cjk_character(token):
+            elif len(token) == 1 and is_chinese(token):
                 text += token
-            elif len(token) == 1 and self._is_punctuation(token):
+            elif len(token) == 1 and is_punctuation(token):
                 text += token + " "
             else:
-                text += token if text and self._is_cjk_character(text[-1]) else " " + token
-        text = _SPACES.sub(" ", text)
-        text = _ENGLISH_ENDINGS.sub(r"'\1 ", text)
-        text = _SPACE_AFTER_MARK.sub(r"\1", text)
-        return _SPLIT_NUMBER.sub(r"\1\2", text).strip()
+                text += token if text and is_chinese(text[-1]) else " " + token
+        text = re.sub(" +", " ", text)
+        text = re.sub("' (re|m|s|t|ve|d|ll) ", r"'\1 ", text)
+        text = re.sub(f"([{re.escape(_CJK_PUNCTUATION + '+-/={(<[')}]) ", r"\1", text)
+        return re.sub(r"(\d\.) (\d)", r"\1\2", text).strip()
 
     def rematch(self, text: str, tokens: Sequence[str]) -> list[list[int]]:
         """Return the positions of each token's characters, in text.lower() if case is folded.
@@ -275,39 +247,28 @@ class Tokenizer(TokenizerBase):
     @staticmethod
     def stem(token: str) -> str:
         """Return a token without a leading '##'."""
-        return token[2:] if token[:2] == "##" else token
+        return token.removeprefix("##")
+
+    @staticmethod
+    def _is_special(ch: str) -> bool:
+        return bool(ch) and ch[0] == "[" and ch[-1] == "]"
 
     _is_space = staticmethod(is_space)
     _is_punctuation = staticmethod(is_punctuation)
     _is_cjk_character = staticmethod(is_chinese)
     _is_control = staticmethod(is_control)
     _is_redundant = staticmethod(_is_redundant)
-
-    @staticmethod
-    def _cjk_punctuation() -> str:
-        return _CJK_PUNCTUATION
-
-    @staticmethod
-    def _is_special(ch: str) -> bool:
-        return bool(ch) and ch[0] == "[" and ch[-1] == "]"
+    _cjk_punctuation = staticmethod(lambda: _CJK_PUNCTUATION)
 
 
 class SpTokenizer(TokenizerBase):
     """A SentencePiece tokenizer.
 
-    sp_model_path: the path of a .model file.   Other arguments: see TokenizerBase.
+    sp_model_path: the path of a .model file.   Keyword arguments: see TokenizerBase.
     """
 
-    def __init__(
-        self,
-        sp_model_path: StrPath,
-        *,
-        token_start: str | None = "[CLS]",
-        token_end: str | None = "[SEP]",
-        pre_tokenize: PreTokenize | None = None,
-        token_translate: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(token_start, token_end, pre_tokenize, token_translate)
+    def __init__(self, sp_model_path: StrPath, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.sp_model: Any = load_model(os.fspath(sp_model_path))
         if self.sp_model.pad_id() >= 0:  # otherwise it stays [PAD]
             self._token_pad = self.sp_model.id_to_piece(self.sp_model.pad_id())
@@ -316,7 +277,6 @@ class SpTokenizer(TokenizerBase):
         self._name_ids(self.sp_model.piece_to_id)
 
     def token_to_id(self, token: str) -> int:
-        """Return the id of a token, else the unknown id."""
         return int(self.sp_model.piece_to_id(token))
 
     def id_to_token(self, i: int) -> str:
@@ -324,7 +284,6 @@ class SpTokenizer(TokenizerBase):
         return str(self.sp_model.id_to_piece(int(i))) if i < self._vocab_size else ""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids."""
         tokens = [self._token_translate_inv.get(token) or token for token in self.ids_to_tokens(ids)]
         return str(self.sp_model.decode_pieces(tokens))
 
