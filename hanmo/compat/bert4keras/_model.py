@@ -16,14 +16,7 @@ from hanmo.compat.bert4keras import _saving
 from hanmo.compat.bert4keras._absent import TRAINING, Absent
 from hanmo.compat.bert4keras._layers import KerasLayer, keras_layers
 from hanmo.compat.bert4keras._prefix import Prefix, Runner
-from hanmo.compat.bert4keras._runners import (
-    TOKENS,
-    QuantizedRunner,
-    TorchRunner,
-    outputs_of,
-    stamp,
-    warn_unquantized,
-)
+from hanmo.compat.bert4keras._runners import TOKENS, QuantizedRunner, TorchRunner, outputs_of, stamp, warn_unquantized
 from hanmo.compat.bert4keras.configs import Settings, get_weights_dtype
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, PromptError, Unsupported

@@ -30,10 +30,7 @@ _CJK_PUNCTUATION = (
 
 
 def load_vocab(
-    dict_path: StrPath,
-    encoding: str = "utf-8",
-    simplified: bool = False,
-    startswith: Sequence[str] | None = None,
+    dict_path: StrPath, encoding: str = "utf-8", simplified: bool = False, startswith: Sequence[str] | None = None
 ) -> Any:
     """Read a vocab.txt: the first field of every line → its id.
 
@@ -161,11 +158,7 @@ class Tokenizer(TokenizerBase):
     """
 
     def __init__(
-        self,
-        token_dict: StrPath | dict[str, int],
-        do_lower_case: bool = False,
-        word_maxlen: int = 200,
-        **kwargs: Any,
+        self, token_dict: StrPath | dict[str, int], do_lower_case: bool = False, word_maxlen: int = 200, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self._token_dict = token_dict if isinstance(token_dict, dict) else load_vocab(token_dict)
