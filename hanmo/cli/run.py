@@ -45,7 +45,7 @@ def run(
       hanmo run --check task_seq2seq.py
     """
     if check:
-        from hanmo.compat.bert4keras._check import check_script
+        from hanmo.compat.bert4keras._script import check_script
 
         findings = check_script(script)
         for each in findings:

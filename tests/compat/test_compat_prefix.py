@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hanmo.compat.bert4keras import _pages
+from hanmo.compat.bert4keras import _prefix
 from hanmo.compat.bert4keras.layers import Input
 from hanmo.compat.bert4keras.models import build_transformer_model
 from hanmo.errors import ConfigError, PromptError
@@ -226,7 +226,7 @@ def test_many_rows_go_through_the_network_in_batches():
 
 def test_views_are_copies_where_memory_cannot_be_mapped(monkeypatch):
     monkeypatch.delattr("os.memfd_create", raising=False)
-    pages = _pages.Pages(1, 4, 2)
+    pages = _prefix.Pages(1, 4, 2)
     pages.write(0, np.ones((1, 2, 2)))
     view = pages.view(2)
     view[...] = 5
@@ -234,7 +234,7 @@ def test_views_are_copies_where_memory_cannot_be_mapped(monkeypatch):
 
 
 def test_views_beyond_a_number_are_copies_so_that_descriptors_last():
-    pages = _pages.Pages(1, 4, 2)
+    pages = _prefix.Pages(1, 4, 2)
     pages.write(0, np.ones((1, 2, 2)))
     views = [pages.view(2) for _ in range(100)]
     for i, view in enumerate(views):

@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 import hanmo.compat.bert4keras.models as ours
 from hanmo.cli.app import app
 from hanmo.compat.bert4keras import backend
-from hanmo.compat.bert4keras._check import check_script
-from hanmo.compat.bert4keras._script import find_module, run_script, served
+from hanmo.compat.bert4keras._script import check_script, find_module, run_script, served
 from hanmo.errors import Unsupported
 from hanmo.model_pipeline import ModelPipeline
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from hanmo.compat.bert4keras._check import check_script
+from hanmo.compat.bert4keras._script import check_script
 from hanmo.compat.bert4keras.models import build_transformer_model
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"

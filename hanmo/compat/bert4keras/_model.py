@@ -12,11 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hanmo.compat.bert4keras import _saving
+from hanmo.compat.bert4keras import _runners, _weights
 from hanmo.compat.bert4keras._absent import TRAINING, Absent
-from hanmo.compat.bert4keras._layers import KerasLayer, keras_layers
-from hanmo.compat.bert4keras._prefix import Prefix, Runner
-from hanmo.compat.bert4keras._runners import TOKENS, QuantizedRunner, TorchRunner, outputs_of, stamp, warn_unquantized
+from hanmo.compat.bert4keras._prefix import Prefix
 from hanmo.compat.bert4keras.configs import Settings, get_weights_dtype
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, PromptError, Unsupported
@@ -45,20 +43,20 @@ class KerasModel:
         network: Model,
         settings: Settings,
         *,
-        quantized: QuantizedRunner | None = None,
+        quantized: _runners.QuantizedRunner | None = None,
         fill: Callable[[], None] | None = None,
     ) -> None:
         self.config, self.settings = network.config, settings
-        self.layer_map = keras_layers(network, settings, lambda: self.network)
+        self.layer_map = _weights.keras_layers(network, settings, lambda: self.network)
         self.input_names = list(settings.inputs)
         self.inputs = [Handle(self, "input", i) for i in range(len(settings.inputs))]
-        self.outputs = [Handle(self, "output", i) for i in range(len(outputs_of(network.config, settings)))]
+        self.outputs = [Handle(self, "output", i) for i in range(len(_runners.outputs_of(network.config, settings)))]
         self.input, self.output = _only(self.inputs), _only(self.outputs)
         self._network = network.eval()
         self._quantized, self._fill, self._stamp = quantized, fill, 0
-        self._compute_with(quantized or TorchRunner(network, settings))
+        self._compute_with(quantized or _runners.TorchRunner(network, settings))
 
-    def _compute_with(self, runner: Runner) -> None:
+    def _compute_with(self, runner: _runners.Runner) -> None:
         self._runner = runner
         supported = Prefix.supports(self.config, self.settings)
         self.prefix = Prefix(self.config, self.settings, runner) if supported else None
@@ -68,7 +66,7 @@ class KerasModel:
         """The network with the checkpoint's own weights, which a quantized model loads here."""
         if self._fill is not None:
             self._fill()
-            self._fill, self._stamp = None, stamp(self._network)
+            self._fill, self._stamp = None, _runners.stamp(self._network)
         return self._network
 
     def predict(
@@ -94,10 +92,10 @@ class KerasModel:
 
     def _predict(self, x: Any, batch_size: int, *, last: bool) -> Array | list[Array]:
         inputs = _arrays(x, self.config, self.settings)
-        if self._quantized is not None and self._fill is None and stamp(self._network) != self._stamp:
-            warn_unquantized(self._quantized.dtype, "the model's weights were changed")
+        if self._quantized is not None and self._fill is None and _runners.stamp(self._network) != self._stamp:
+            _runners.warn_unquantized(self._quantized.dtype, "the model's weights were changed")
             self._quantized = None
-            self._compute_with(TorchRunner(self._network, self.settings))
+            self._compute_with(_runners.TorchRunner(self._network, self.settings))
         rows = len(next(iter(inputs.values())))
         parts: list[list[Array]] = []
         with torch.inference_mode():
@@ -110,19 +108,19 @@ class KerasModel:
                 parts.append(self._runner.run(batch, last=last))
         return _only([np.concatenate(part) if len(part) > 1 else part[0] for part in zip(*parts, strict=True)])
 
-    def get_layer(self, name: str) -> KerasLayer:
+    def get_layer(self, name: str) -> _weights.KerasLayer:
         """Return a layer by bert4keras's name, with `get_weights` and `set_weights`."""
         if name not in self.layer_map:
             raise ConfigError(f"no layer is named {name!r}; there are {', '.join(self.layer_map)}")
         return self.layer_map[name]
 
     @property
-    def layers(self) -> list[KerasLayer]:
+    def layers(self) -> list[_weights.KerasLayer]:
         return list(self.layer_map.values())
 
     def save(self, filepath: Any, overwrite: bool = True, include_optimizer: bool = False) -> None:
         """Write the model to one file, which `keras.models.load_model` reads."""
-        _saving.save(self.network, self.settings, filepath, overwrite=overwrite)
+        _weights.save(self.network, self.settings, filepath, overwrite=overwrite)
 
     def save_weights(self, filepath: Any, overwrite: bool = True) -> None:
         """Write the weights to one file, the same as `save` writes."""
@@ -130,7 +128,7 @@ class KerasModel:
 
     def load_weights(self, filepath: Any, by_name: bool = False, skip_mismatch: bool = False) -> None:
         """Load the weights of a file that `save` or `save_weights` wrote."""
-        _saving.load_weights(self.network, filepath, by_name=by_name, skip_mismatch=skip_mismatch)
+        _weights.load_weights(self.network, filepath, by_name=by_name, skip_mismatch=skip_mismatch)
 
     def count_params(self) -> int:
         return sum(parameter.numel() for parameter in self._network.parameters())
@@ -150,9 +148,9 @@ class KerasModel:
 
 
 def load_model(filepath: Any, custom_objects: Any = None, compile: bool = False) -> KerasModel:
-    """Load what `model.save` wrote; the other arguments are Keras's and ignored. For errors see `_saving.load`."""
-    network, settings = _saving.load(filepath)
-    warn_unquantized(get_weights_dtype(), f"{filepath} was saved by model.save")
+    """Load what `model.save` wrote; the other arguments are Keras's and ignored. For errors see `_weights.load`."""
+    network, settings = _weights.load(filepath)
+    _runners.warn_unquantized(get_weights_dtype(), f"{filepath} was saved by model.save")
     return KerasModel(network, settings)
 
 
@@ -213,7 +211,7 @@ def _arrays(x: Any, config: ModelConfig, settings: Settings) -> dict[str, Array]
     if len({len(array) for array in arrays.values()}) > 1:
         counts = ", ".join(str(len(array)) for array in arrays.values())
         raise ConfigError(f"the inputs have {counts} rows; expected as many in each")
-    if len({array.shape for name, array in arrays.items() if name in TOKENS}) > 1:
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items() if name in TOKENS)
+    if len({array.shape for name, array in arrays.items() if name in _runners.TOKENS}) > 1:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items() if name in _runners.TOKENS)
         raise ConfigError(f"the inputs have the shapes {shapes}; expected one number a token in each")
     return arrays

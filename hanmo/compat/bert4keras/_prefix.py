@@ -9,13 +9,14 @@ the ids, and returns the outputs at every position.
 import os
 import sys
 import threading
-from typing import Any, Protocol
+import weakref
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hanmo.compat.bert4keras._pages import Pages
-from hanmo.compat.bert4keras._runners import TOKENS, outputs_of
+from hanmo.compat.bert4keras._runners import TOKENS, Runner, outputs_of
 from hanmo.compat.bert4keras.configs import Settings
 from hanmo.config import ModelConfig
 from hanmo.inference.prefix_cache import shared_lengths
@@ -24,25 +25,7 @@ Array = npt.NDArray[Any]
 
 _MAX_COMPARED = 1 << 26  # pairs of tokens; with more, rows are only found if each continues its own
 _MIN_CAPACITY = 64
-
-
-class Runner(Protocol):
-    """What computes a model's outputs and holds the keys and values of the tokens it has seen.
-
-    token_bytes: bytes of the keys and values of one token.
-    stamp():     a number that changes with the weights.
-    new(…):      an empty cache with room for `capacity` tokens of each row; its `cut(length)` drops later tokens.
-    take(…):     keep these rows of a cache, in this order, with room for `capacity` tokens.
-    run(…):      the outputs of the tokens from `start` on, where `kept` holds those before and takes up these;
-                 last: of the last position alone, [rows, 1, …].
-    """
-
-    token_bytes: int
-
-    def stamp(self) -> int: ...
-    def new(self, rows: int, capacity: int) -> Any: ...
-    def take(self, kept: Any, rows: Array, capacity: int) -> None: ...
-    def run(self, inputs: dict[str, Array], *, start: int = 0, kept: Any = None, last: bool = False) -> list[Array]: ...
+_MAX_VIEWS = 32  # each holds a file descriptor, and a process may have about a thousand
 
 
 class Prefix:
@@ -162,3 +145,46 @@ def _segment_start(length: int, old: Array, new: Array, segment: int) -> int:
     while length > 0 and not all(length == len(each) or each[length] for each in starts):
         length -= 1
     return length
+
+
+class Pages:
+    """Room for [rows, capacity, size] float32, of which `written` positions are filled; views need no copies.
+
+    It is anonymous memory with a file descriptor: `array` maps it shared, views map it copy-on-write, so that what the
+    caller writes into a view stays there.
+    """
+
+    def __init__(self, rows: int, capacity: int, size: int) -> None:
+        self._shape, self.written = (rows, capacity, size), 0
+        self._views: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._file: Any
+        self.array: Array
+        try:
+            file = os.memfd_create("hanmo", os.MFD_CLOEXEC)  # type: ignore[attr-defined,unused-ignore]
+            self._file = os.fdopen(file, "w+b")
+            weakref.finalize(self, self._file.close)
+            self.array = np.asarray(np.memmap(self._file, np.float32, "w+", shape=self._shape))
+        except (AttributeError, OSError):  # only Linux has it, and a sandbox may forbid it: then views are copies
+            self._file, self.array = None, np.empty(self._shape, np.float32)
+
+    def view(self, length: int) -> Array:
+        """Return the first `length` positions; writing into them changes neither `array` nor another view."""
+        with suppress(OSError):  # no address space or descriptor left
+            if self._file is not None and len(self._views) < _MAX_VIEWS:
+                private = np.memmap(self._file, np.float32, "c", shape=self._shape)
+                self._views.add(private.base)
+                return np.asarray(private)[:, :length]
+        return self.array[:, :length].copy()
+
+    def write(self, start: int, values: Array) -> None:
+        """Fill the positions from `start` on; values: [rows, n, size]."""
+        self.written = start + values.shape[1]
+        self.array[:, start : self.written] = values
+
+    def take(self, rows: Array, length: int, capacity: int) -> "Pages":
+        """Copy `length` positions of these rows, in this order, into new pages."""
+        new = Pages(len(rows), capacity, self._shape[2])
+        for i, row in enumerate(rows):
+            new.array[i, :length] = self.array[row, :length]
+        new.written = length
+        return new

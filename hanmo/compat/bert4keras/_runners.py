@@ -1,6 +1,12 @@
 """What computes a model with bert4keras's inputs, masks and outputs: torch, or the CPU engine in int8 and int4.
 
-Both compute all positions, or those that a cache does not hold yet; see `_prefix.Runner`.
+A runner has
+    token_bytes: bytes of the keys and values of one token.
+    stamp():     a number that changes with the weights.
+    new(…):      an empty cache with room for `capacity` tokens of each row; its `cut(length)` drops later tokens.
+    take(…):     keep these rows of a cache, in this order, with room for `capacity` tokens.
+    run(…):      the outputs of the tokens from `start` on, where `kept` holds those before and takes up these;
+                 last: of the last position alone, [rows, 1, …].
 """
 
 import logging
@@ -220,3 +226,6 @@ class QuantizedRunner:
             keep=1 if last else count - start,
         )
         return [_finish(torch.from_numpy(logits), self._activation)]
+
+
+Runner = TorchRunner | QuantizedRunner

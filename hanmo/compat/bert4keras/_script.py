@@ -1,18 +1,26 @@
-"""Run a script whose `import bert4keras` and `import keras` give this package; all changes are undone at the end."""
+"""Run a script whose `import bert4keras` and `import keras` give this package, or list what it uses without running it.
 
+The list resolves names, attributes and keyword arguments in the text, and only those variables that hold a model.
+"""
+
+import ast
 import importlib
+import inspect
 import io
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
-from hanmo.errors import MissingFile, Unsupported
+from hanmo.compat.bert4keras._absent import TRAINING, Absent
+from hanmo.compat.bert4keras.configs import KEYWORDS, REFUSED
+from hanmo.errors import HanmoError, MissingFile, Unsupported
 
 _ROOT = "hanmo.compat.bert4keras"
 _SERVED = ("bert4keras", "keras", "uniout")
@@ -23,6 +31,15 @@ _OLD = {
     "bert4keras.utils": "bert4keras.tokenizers and bert4keras.snippets",
     "bert4keras.train": "nothing: training is not supported",
 }
+
+
+_BUILDERS = ("build_transformer_model", "load_model")
+_TRAINING = ("compile", "fit", "fit_generator", "train_on_batch", "add_loss", "add_metric")
+# Attributes that models have and their classes do not.
+_OF_MODELS = """
+    model encoder decoder network settings layer_map prefix trainable name input inputs output outputs input_names
+""".split()
+_MISSING = object()
 
 
 def read_script(path: Path) -> bytes:
@@ -109,3 +126,160 @@ def find_module(name: str) -> ModuleType:
         here_or_new = f"in 0.11.5 it is {_OLD[name]}" if name in _OLD else f"these are: {', '.join(here)}"
         raise Unsupported(f"the module {name} is not supported; {here_or_new}")
     return importlib.import_module(f"{_ROOT}.{rest}" if rest else _ROOT)
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    """One use: its line, its name or what is wrong with it, and whether it is supported."""
+
+    line: int
+    text: str
+    supported: bool
+
+
+def check_script(path: Path) -> list[Finding]:
+    """List what a script uses, by line. Raises MissingFile, and Unsupported for what is not Python 3."""
+    try:
+        tree = ast.parse(read_script(path), str(path))
+    except SyntaxError as error:
+        raise Unsupported(f"{path}:{error.lineno}: {error.msg}; is it Python 2? Hanmo runs Python 3") from None
+    reader = _Reader()
+    for node in ast.walk(tree):  # imports first: a function may precede the import that it needs
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                reader.imported(node.lineno, alias)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            for alias in node.names:
+                reader.imported_from(node.lineno, node.module or "", alias)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            reader.assigned(node)
+    reader.visit(tree)
+    return sorted(reader.findings)
+
+
+class _Reader(ast.NodeVisitor):
+    def __init__(self) -> None:
+        self.findings: set[Finding] = set()
+        self.names: dict[str, tuple[str, Any]] = {}  # a name in the script → its full name, and the object
+        self.models: set[str] = set()
+
+    def imported(self, line: int, alias: ast.alias) -> None:
+        if (found := self._module(line, alias.name)) is not None:
+            self._add(line, alias.name)
+            root = alias.name.split(".")[0]
+            self.names[alias.asname or root] = (alias.name, found) if alias.asname else (root, find_module(root))
+
+    def imported_from(self, line: int, module: str, alias: ast.alias) -> None:
+        name = f"{module}.{alias.name}"
+        if (found := self._module(line, module)) is None:
+            return
+        if alias.name == "*":
+            self.names |= {each: (f"{module}.{each}", getattr(found, each)) for each in getattr(found, "__all__", ())}
+            self._add(line, name)
+            return
+        try:
+            value = _attribute(found, module, alias.name)
+        except (AttributeError, HanmoError) as error:
+            self._add(line, str(error) if isinstance(error, HanmoError) else f"{name}: there is no such name", False)
+            return
+        # Importing an Absent is supported; using it is not.
+        self._add(line, f"{name}, a name that cannot be used" if isinstance(value, Absent) else name)
+        self.names[alias.asname or alias.name] = name, value
+
+    def assigned(self, node: ast.Assign) -> None:
+        name = self._resolve(node.value.func)[0] if isinstance(node.value, ast.Call) else ""
+        if name.rpartition(".")[2] in _BUILDERS or name.endswith("keras.models.Model"):
+            self.models |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+
+    def visit_Name(self, node: ast.Name) -> None:
+        self._use(node)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        if self._use(node):
+            return
+        if self._is_model(node.value) and not node.attr.startswith("__"):
+            from hanmo.compat.bert4keras.models import KerasModel, Transformer
+
+            value = getattr(KerasModel, node.attr, getattr(Transformer, node.attr, _MISSING))
+            name = ast.unparse(node)
+            if isinstance(value, Absent):
+                self._add(node.lineno, f"{name}: {value.alternative}", False)
+            elif value is _MISSING and node.attr not in _OF_MODELS:
+                self._add(node.lineno, f"{name}: models have no {node.attr} here", False)
+            else:
+                self._add(node.lineno, name)
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        self.generic_visit(node)
+        function, (name, value) = node.func, self._resolve(node.func)
+        keywords = [keyword.arg for keyword in node.keywords if keyword.arg is not None]
+        if name.endswith(".build_transformer_model"):
+            for keyword in keywords:
+                if keyword in REFUSED:
+                    self._add(node.lineno, f"{keyword}=: {REFUSED[keyword]}", False)
+                elif keyword not in KEYWORDS:
+                    self._add(node.lineno, f"{keyword}= is ignored")
+        elif name and callable(value) and not isinstance(value, Absent):
+            parameters = inspect.signature(value).parameters
+            if all(each.kind != each.VAR_KEYWORD for each in parameters.values()):
+                for keyword in set(keywords) - set(parameters):
+                    self._add(node.lineno, f"{keyword}=: {name} has no such argument", False)
+        elif isinstance(function, ast.Attribute) and function.attr in _TRAINING and not self._is_model(function.value):
+            text = ast.unparse(function)
+            if not text.startswith("re.") and not isinstance(function.value, ast.Constant):
+                self._add(node.lineno, f"{text}: {TRAINING}", False)
+
+    def _use(self, node: ast.Name | ast.Attribute) -> bool:
+        """Record the use of an imported name, or a chain of attributes that starts with one."""
+        name, value = self._resolve(node)
+        if not name or not isinstance(node.ctx, ast.Load):
+            return False
+        if isinstance(value, Absent):
+            self._add(node.lineno, f"{value.absent_name}: {value.alternative}", False)
+        elif value is _MISSING:
+            self._add(node.lineno, f"{name}: there is no such name", False)
+        elif not inspect.ismodule(value):
+            self._add(node.lineno, name)
+        return True
+
+    def _is_model(self, node: ast.expr) -> bool:
+        if isinstance(node, ast.Attribute) and node.attr in ("model", "encoder", "decoder"):
+            node = node.value
+        return isinstance(node, ast.Name) and node.id in self.models
+
+    def _resolve(self, node: ast.AST) -> tuple[str, Any]:
+        """Follow a chain of attributes to (full name, object): ("", None) if it is not ours, _MISSING if unknown."""
+        if isinstance(node, ast.Name):
+            return self.names.get(node.id, ("", None))
+        if isinstance(node, ast.Attribute):
+            name, value = self._resolve(node.value)
+            if name and (inspect.ismodule(value) or inspect.isclass(value) or isinstance(value, Absent)):
+                try:
+                    return f"{name}.{node.attr}", _attribute(value, name, node.attr)
+                except (AttributeError, HanmoError):
+                    return f"{name}.{node.attr}", _MISSING
+        return "", None
+
+    def _module(self, line: int, name: str) -> Any:
+        """Return a module of bert4keras or keras; None for others, and for those that are not supported."""
+        root = name.split(".")[0]
+        try:
+            if root in ("bert4keras", "keras"):
+                return find_module(name)
+            if root in ("tensorflow", "tf_keras"):
+                raise Unsupported(f"{root}: Hanmo computes with PyTorch")
+        except Unsupported as error:
+            self._add(line, str(error), False)
+        return None
+
+    def _add(self, line: int, text: str, supported: bool = True) -> None:
+        self.findings.add(Finding(line, text, supported))
+
+
+def _attribute(value: Any, owner: str, name: str) -> Any:
+    found = getattr(value, name)
+    if owner == "keras" and isinstance(found, Absent) and name.islower():
+        return find_module(f"keras.{name}")  # a module of keras is created when it is first used
+    return found

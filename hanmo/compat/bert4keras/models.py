@@ -10,7 +10,7 @@ import torch
 from hanmo.checkpoint.load import fill
 from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.vocabulary_edit import Average, VocabularyEdit
-from hanmo.compat.bert4keras import _saving, configs
+from hanmo.compat.bert4keras import _weights, configs
 from hanmo.compat.bert4keras._absent import absent
 from hanmo.compat.bert4keras._model import KerasModel
 from hanmo.compat.bert4keras._runners import QUANTIZED, open_quantized, warn_unquantized
@@ -41,7 +41,7 @@ class Transformer:
 
     def save_weights_as_checkpoint(self, filename: str, mapping: None = None, dtype: str | None = None) -> None:
         """Write the weights as a TensorFlow checkpoint with the original's names, in `dtype`; mapping must be None."""
-        _saving.save_checkpoint(self.model.network, filename, dtype=dtype)
+        _weights.save_checkpoint(self.model.network, filename, dtype=dtype)
 
 
 def build_transformer_model(
