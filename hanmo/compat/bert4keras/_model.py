@@ -139,9 +139,7 @@ class KerasModel:
             print(f"{layer.name:<48}{', '.join(str(weight.shape) for weight in layer.get_weights())}")
         print(f"Total params: {self.count_params():,}")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        Absent("calling a model on tensors", "call model.network, a torch.nn.Module").refuse()
-
+    __call__ = Absent("calling a model on tensors", "call model.network, a torch.nn.Module")
     compile = fit = fit_generator = train_on_batch = evaluate = evaluate_generator = test_on_batch = Absent(
         "compiling and fitting a model", TRAINING
     )

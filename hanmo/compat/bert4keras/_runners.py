@@ -55,11 +55,28 @@ def stamp(network: Model) -> int:
     return hash(tuple((id(parameter), parameter._version) for parameter in network.parameters()))
 
 
-def _key_mask(ids: Any) -> Any:
-    """Mask id 0 as a key, except at the first position; ids: [rows, tokens], NumPy or torch."""
+def _key_mask(ids: Array) -> Array:
+    """Mask id 0 as a key, except at the first position; ids: [rows, tokens]."""
     mask = ids != 0
     mask[:, 0] = True
     return mask
+
+
+def _new_tokens(inputs: dict[str, Array], shared_segments: bool, start: int) -> dict[str, Array]:
+    """Return the ids, mask, positions and segments, if there are any, of the tokens from `start` on."""
+    ids = inputs["Input-Token" if "Input-Token" in inputs else "Decoder-Input-Token"]
+    # Positions count every token, masked ones included.
+    tokens = {
+        "ids": ids,
+        "mask": _key_mask(ids),
+        "positions": inputs.get("Input-Position", np.arange(ids.shape[1])[None]),
+    }
+    if "Input-Segment" in inputs:
+        tokens["segments"] = inputs["Input-Segment"]
+        if shared_segments:
+            # Keras combines the masks of both look-ups in the shared embedding, so that segment 0 is masked too.
+            tokens["mask"] &= _key_mask(tokens["segments"])
+    return {name: array[:, start:] for name, array in tokens.items()}
 
 
 def _finish(x: Tensor, activation: str) -> Array:
@@ -97,32 +114,22 @@ class TorchRunner:
     def run(
         self, inputs: dict[str, Array], *, start: int = 0, kept: Cache | None = None, last: bool = False
     ) -> list[Array]:
-        network, given = self._network, {name: torch.from_numpy(value) for name, value in inputs.items()}
-        dtype, outputs = network.token.weight.dtype, self._outputs
-        condition = given[self._settings.condition].to(dtype) if self._settings.condition else None
+        network, settings, outputs = self._network, self._settings, self._outputs
+        dtype = network.token.weight.dtype
+        condition = torch.from_numpy(inputs[settings.condition]).to(dtype) if settings.condition else None
         memory = source_mask = None
-        if start == 0 and "Input-Context" in given:
-            memory = given["Input-Context"].to(dtype)
-        if start == 0 and "Encoder-Input-Token" in given:
-            source = given["Encoder-Input-Token"]
-            source_mask = _key_mask(source)
-            memory = network.encode(source, mask=source_mask, positions=_positions(source), condition=condition)
-            if self._settings.part == "encoder":
+        if start == 0 and "Input-Context" in inputs:
+            memory = torch.from_numpy(inputs["Input-Context"]).to(dtype)
+        if start == 0 and "Encoder-Input-Token" in inputs:
+            source = torch.from_numpy(inputs["Encoder-Input-Token"])
+            source_mask = torch.from_numpy(_key_mask(inputs["Encoder-Input-Token"]))
+            positions = torch.arange(source.shape[1])[None]
+            memory = network.encode(source, mask=source_mask, positions=positions, condition=condition)
+            if settings.part == "encoder":
                 return [(memory[:, -1:] if last else memory).float().numpy()]
-        ids = given["Input-Token" if "Input-Token" in given else "Decoder-Input-Token"]
-        positions, segments, mask = (
-            given.get("Input-Position", _positions(ids)),
-            given.get("Input-Segment"),
-            _key_mask(ids),
-        )
-        if segments is not None and network.main.config.shared_segments:
-            # Keras combines the masks of both look-ups in the shared embedding, so that segment 0 is masked too.
-            mask &= _key_mask(segments)
+        tokens = _new_tokens(inputs, network.main.config.shared_segments, start)
         output = network(
-            ids[:, start:],
-            mask=mask[:, start:],
-            positions=positions[:, start:],
-            segments=None if segments is None else segments[:, start:],
+            **{name: torch.from_numpy(array) for name, array in tokens.items()},
             source_mask=source_mask,
             memory=memory,
             condition=condition,
@@ -136,11 +143,6 @@ class TorchRunner:
                 tensor = (tensor[:, -1:] if last else tensor) * network.config.logit_scale
             results.append(_finish(tensor.float(), activation))
         return results
-
-
-def _positions(ids: Tensor) -> Tensor:
-    """Count every token, masked ones included, as bert4keras does: [1, tokens]."""
-    return torch.arange(ids.shape[1])[None]
 
 
 def warn_unquantized(dtype: str | None, reason: str) -> None:
@@ -209,20 +211,15 @@ class QuantizedRunner:
             raise Unsupported(
                 "a model in int8 or int4 cannot compute in a forked process; load it there, or leave out --weights"
             )
-        stack, ids = self._engine.config.main, inputs["Input-Token"]
-        rows, count = ids.shape
-        segments = inputs.get("Input-Segment", np.zeros((1, count), np.int64))
-        positions = inputs.get("Input-Position", np.arange(count)[None])
+        stack, (rows, count) = self._engine.config.main, inputs["Input-Token"].shape
         if stack.context is not None and count > stack.context:
             raise PromptError(f"the text has {count} tokens; this model knows {stack.context} positions")
-        real = _key_mask(ids)
-        if stack.segments and stack.shared_segments and "Input-Segment" in inputs:
-            real &= _key_mask(segments)
+        tokens = _new_tokens(inputs, stack.shared_segments, start)
         logits = (self.new(rows, count) if kept is None else kept).run(
-            ids[:, start:],
-            segment=segments[:, start:],
-            positions=positions[:, start:],
-            mask=None if real.all() else real[:, start:],
+            tokens["ids"],
+            segment=tokens.get("segments", 0),
+            positions=tokens["positions"],
+            mask=None if tokens["mask"].all() else tokens["mask"],
             keep=1 if last else count - start,
         )
         return [_finish(torch.from_numpy(logits), self._activation)]
