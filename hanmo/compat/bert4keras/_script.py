@@ -11,12 +11,11 @@ import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from hanmo.compat.bert4keras._absent import TRAINING, Absent
 from hanmo.compat.bert4keras.configs import KEYWORDS, REFUSED
@@ -31,8 +30,6 @@ _OLD = {
     "bert4keras.utils": "bert4keras.tokenizers and bert4keras.snippets",
     "bert4keras.train": "nothing: training is not supported",
 }
-
-
 _BUILDERS = ("build_transformer_model", "load_model")
 _TRAINING = ("compile", "fit", "fit_generator", "train_on_batch", "add_loss", "add_metric")
 # Attributes that models have and their classes do not.
@@ -128,8 +125,7 @@ def find_module(name: str) -> ModuleType:
     return importlib.import_module(f"{_ROOT}.{rest}" if rest else _ROOT)
 
 
-@dataclass(frozen=True, order=True)
-class Finding:
+class Finding(NamedTuple):
     """One use: its line, its name or what is wrong with it, and whether it is supported."""
 
     line: int
@@ -145,12 +141,9 @@ def check_script(path: Path) -> list[Finding]:
         raise Unsupported(f"{path}:{error.lineno}: {error.msg}; is it Python 2? Hanmo runs Python 3") from None
     reader = _Reader()
     for node in ast.walk(tree):  # imports first: a function may precede the import that it needs
-        if isinstance(node, ast.Import):
+        if isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0):
             for alias in node.names:
-                reader.imported(node.lineno, alias)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            for alias in node.names:
-                reader.imported_from(node.lineno, node.module or "", alias)
+                reader.imported(node.lineno, getattr(node, "module", None), alias)
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
             reader.assigned(node)
@@ -164,28 +157,29 @@ class _Reader(ast.NodeVisitor):
         self.names: dict[str, tuple[str, Any]] = {}  # a name in the script → its full name, and the object
         self.models: set[str] = set()
 
-    def imported(self, line: int, alias: ast.alias) -> None:
-        if (found := self._module(line, alias.name)) is not None:
-            self._add(line, alias.name)
-            root = alias.name.split(".")[0]
-            self.names[alias.asname or root] = (alias.name, found) if alias.asname else (root, find_module(root))
-
-    def imported_from(self, line: int, module: str, alias: ast.alias) -> None:
-        name = f"{module}.{alias.name}"
-        if (found := self._module(line, module)) is None:
-            return
-        if alias.name == "*":
-            self.names |= {each: (f"{module}.{each}", getattr(found, each)) for each in getattr(found, "__all__", ())}
-            self._add(line, name)
+    def imported(self, line: int, module: str | None, alias: ast.alias) -> None:
+        """Record an import of a module, or of a name from a module."""
+        root, name = (module or alias.name).split(".")[0], f"{module}.{alias.name}" if module else alias.name
+        if root in ("tensorflow", "tf_keras"):
+            self._add(line, f"{root}: Hanmo computes with PyTorch", False)
+        if root not in ("bert4keras", "keras"):
             return
         try:
-            value = _attribute(found, module, alias.name)
-        except (AttributeError, HanmoError) as error:
-            self._add(line, str(error) if isinstance(error, HanmoError) else f"{name}: there is no such name", False)
-            return
-        # Importing an Absent is supported; using it is not.
-        self._add(line, f"{name}, a name that cannot be used" if isinstance(value, Absent) else name)
-        self.names[alias.asname or alias.name] = name, value
+            value = found = find_module(module or name)
+            if module is None and not alias.asname:
+                self.names[root] = root, find_module(root)
+            elif alias.name == "*":
+                every = getattr(found, "__all__", ())
+                self.names |= {each: (f"{module}.{each}", getattr(found, each)) for each in every}
+            else:
+                value = _attribute(found, module, alias.name) if module else found
+                self.names[alias.asname or alias.name] = name, value
+            # Importing an Absent is supported; using it is not.
+            self._add(line, f"{name}, a name that cannot be used" if isinstance(value, Absent) else name)
+        except HanmoError as error:
+            self._add(line, str(error), False)
+        except AttributeError:
+            self._add(line, f"{name}: there is no such name", False)
 
     def assigned(self, node: ast.Assign) -> None:
         name = self._resolve(node.value.func)[0] if isinstance(node.value, ast.Call) else ""
@@ -261,18 +255,6 @@ class _Reader(ast.NodeVisitor):
                 except (AttributeError, HanmoError):
                     return f"{name}.{node.attr}", _MISSING
         return "", None
-
-    def _module(self, line: int, name: str) -> Any:
-        """Return a module of bert4keras or keras; None for others, and for those that are not supported."""
-        root = name.split(".")[0]
-        try:
-            if root in ("bert4keras", "keras"):
-                return find_module(name)
-            if root in ("tensorflow", "tf_keras"):
-                raise Unsupported(f"{root}: Hanmo computes with PyTorch")
-        except Unsupported as error:
-            self._add(line, str(error), False)
-        return None
 
     def _add(self, line: int, text: str, supported: bool = True) -> None:
         self.findings.add(Finding(line, text, supported))

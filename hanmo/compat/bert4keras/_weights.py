@@ -30,8 +30,6 @@ from hanmo.model import Model
 
 Array = npt.NDArray[Any]
 StrPath = str | os.PathLike[str]
-
-_HDF5 = b"\x89HDF\r\n\x1a\n"
 _DENSE = ("weight", "bias")
 _NORM = ("bias", "weight", "hidden.weight", "condition_bias.weight", "condition_scale.weight")
 _TITLES = {
@@ -134,12 +132,9 @@ def load(path: StrPath) -> tuple[Model, Settings]:
             raise CheckpointError(f"{path} holds tensors alone; build the model and give the file to its load_weights")
         config = ModelConfig.from_json(metadata["hanmo"])
         try:
-            data, known = (
-                parse_json(metadata["bert4keras"], f"{path}: its header"),
-                [each.name for each in fields(Settings)],
-            )
-            if set(data) != set(known):
-                raise ValueError(f"expected the fields {', '.join(known)}")
+            data = parse_json(metadata["bert4keras"], f"{path}: its header")
+            if set(data) != (known := {each.name for each in fields(Settings)}):
+                raise ValueError(f"expected the fields {', '.join(sorted(known))}")
         except ValueError as error:
             raise CorruptFile(f"{path}: its header does not tell the model's outputs: {error}; save it again") from None
         with torch.device("meta"):
@@ -191,12 +186,10 @@ def _items(tensors: Iterable[tuple[str, torch.Tensor]], dtype: str | None = None
 
 
 def _open(path: StrPath) -> Safetensors:
-    file = Path(path)
-    if file.is_file():
-        with open_file(file) as stream:
-            if stream.read(len(_HDF5)) == _HDF5:
-                raise Unsupported(
-                    f"{file} is an HDF5 file of Keras's; where bert4keras still runs, load it and write the weights "
-                    "with Transformer.save_weights_as_checkpoint, which build_transformer_model reads"
-                )
-    return Safetensors(file)
+    with open_file(Path(path)) as stream:
+        if stream.read(8) == b"\x89HDF\r\n\x1a\n":
+            raise Unsupported(
+                f"{path} is an HDF5 file of Keras's; where bert4keras still runs, load it and write the weights "
+                "with Transformer.save_weights_as_checkpoint, which build_transformer_model reads"
+            )
+    return Safetensors(Path(path))
