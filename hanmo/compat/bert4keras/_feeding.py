@@ -1,17 +1,17 @@
-"""bert4keras's helpers that feed data: files by line, parallel work, batches for training.
-
-Results, and the use of NumPy's global generator, are those of bert4keras 0.11.5.
-"""
+"""bert4keras's helpers that feed data, with its use of NumPy's global generator: files by line, workers, batches."""
 
 import builtins
+import itertools
 import json
 import logging
 import multiprocessing
 import sys
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from multiprocessing.pool import ThreadPool
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +116,8 @@ def _start(func: Callable[[Any], Any], seeds: Any) -> None:
         np.random.seed(seeds.get())
 
 
-def _work(pair: tuple[int, Any]) -> tuple[int, Any]:
-    return pair[0], _worker.func(pair[1])
+def _work(item: Any) -> Any:
+    return _worker.func(item)
 
 
 def parallel_apply_generator(
@@ -132,35 +132,28 @@ def parallel_apply_generator(
 
     workers: processes on Linux; threads with dummy, and elsewhere.   max_queue_size: items read ahead.
     random_seeds: of NumPy's global generator, one for each worker; True for fresh ones, False to keep its state.
-    Errors of func are raised here.
     """
-    room, over = threading.Semaphore(max_queue_size + workers), threading.Event()
-
-    def feed() -> Iterator[tuple[int, Any]]:
-        for pair in enumerate(iterable):
-            room.acquire()
-            if over.is_set():
-                return
-            yield pair
-
     threads = dummy or not sys.platform.startswith("linux")
-    context: Any = multiprocessing.get_context(None if threads else "fork")
-    seeds = context.SimpleQueue()
+    context = multiprocessing.get_context(None if threads else "fork")
+    seeds: Any = context.SimpleQueue()
     for seed in [None] * workers if random_seeds is True else random_seeds or []:
         seeds.put(seed)
-    with warnings.catch_warnings():
-        # Python warns of forking beside threads; a func that is a closure reaches its workers in no other way.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pool = (ThreadPool if threads else context.Pool)(workers, _start, (func, seeds))
+    kind: Any = ThreadPoolExecutor if threads else partial(ProcessPoolExecutor, mp_context=context)
+    executor: Executor = kind(workers, initializer=_start, initargs=(func, seeds))
+    pending: deque[Future[Any]] = deque()
+    index = itertools.count()
     try:
-        for result in pool.imap(_work, feed()):
-            yield result
-            room.release()
+        for item in iterable:
+            with warnings.catch_warnings():
+                # Python warns of forking beside threads; a func that is a closure reaches its workers in no other way.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pending.append(executor.submit(_work, item))
+            while pending and (pending[0].done() or len(pending) >= max_queue_size + workers):
+                yield next(index), pending.popleft().result()
+        while pending:
+            yield next(index), pending.popleft().result()
     finally:
-        over.set()
-        room.release()
-        pool.terminate()
-        pool.join()
+        executor.shutdown(cancel_futures=True)
 
 
 def parallel_apply(
@@ -173,16 +166,11 @@ def parallel_apply(
     random_seeds: bool | Sequence[int | None] | None = True,
     unordered: bool = True,
 ) -> list[Any] | None:
-    """Apply func to every item by workers and return the results, or call callback with each.
-
-    See `parallel_apply_generator`. unordered is ignored: results keep the order of the items.
-    """
-    results = (
-        result for _, result in parallel_apply_generator(func, iterable, workers, max_queue_size, dummy, random_seeds)
-    )
+    """Return what `parallel_apply_generator` yields, or call callback with each; unordered is ignored."""
+    pairs = parallel_apply_generator(func, iterable, workers, max_queue_size, dummy, random_seeds)
     if callback is None:
-        return list(results)
-    for result in results:
+        return [result for _, result in pairs]
+    for _, result in pairs:
         callback(result)
     return None
 

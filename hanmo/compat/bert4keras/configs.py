@@ -46,10 +46,7 @@ _weights_dtype: str | None = None
 
 
 def set_gelu(version: str) -> None:
-    """Set what "gelu" means in models built from now on: 'erf' (exact, the default) or 'tanh'.
-
-    Raises ConfigError for any other name.
-    """
+    """Set what "gelu" means in models built from now on: 'erf' (exact, the default) or 'tanh'."""
     global _gelu
     if version.lower() not in ("erf", "tanh"):
         raise ConfigError(f"gelu version is {version!r}; expected 'erf' or 'tanh'")
@@ -59,8 +56,8 @@ def set_gelu(version: str) -> None:
 def set_weights_dtype(dtype: str | None) -> None:
     """Set the dtype of the weights of models loaded from now on; None keeps that of the file.
 
-    dtype: "float32", "bfloat16", or "int8" and "int4", which models that write compute in; other models keep the
-    dtype of the file, after a warning.   Raises ConfigError for any other.
+    dtype: "float32", "bfloat16", or "int8" and "int4", which models that write compute in; others, after a warning,
+    keep the dtype of the file.
     """
     global _weights_dtype
     if dtype not in (None, "float32", "bfloat16", "int8", "int4"):
@@ -69,7 +66,7 @@ def set_weights_dtype(dtype: str | None) -> None:
 
 
 def get_weights_dtype() -> str | None:
-    """Return the dtype that weights are loaded in; None is that of the file."""
+    """Return what `set_weights_dtype` has set."""
     return _weights_dtype
 
 
@@ -85,7 +82,6 @@ class Input:
 
     @property
     def hidden_size(self) -> int:
-        """Features of the input."""
         if not self.shape or self.shape[-1] is None:
             raise ConfigError(f"shape of Input {self.name!r} is {self.shape}; its last number must be known")
         return self.shape[-1]
@@ -187,7 +183,7 @@ def _stack_changes(data: dict[str, Any], family: str) -> dict[str, Any]:
 
 
 def _activation(value: Any, default: str) -> str | None:
-    """Read a with_… argument: True means the default activation, a str names one, and nothing means no such output."""
+    """Read a with_… argument: True means the default activation, a str names one, anything else that there is none."""
     return default if value is True else (value or None)
 
 

@@ -134,9 +134,7 @@ def sequence_padding(
     """Pad or truncate sequences to one length and stack them.
 
     length: a number, or one for each of the first seq_dims axes; None is the longest.
-    mode: "post" pads at the end, "pre" at the start; truncation is always at the end.
-    padding: the name of value in version 0.6.
-    Raises DataError for another mode, and for fewer lengths than seq_dims.
+    mode: "post" pads at the end, "pre" at the start; truncation is always at the end.   padding: value in version 0.6.
     """
     if mode not in ("post", "pre"):
         raise DataError(f"mode is {mode!r}; expected 'post' or 'pre'")
@@ -159,10 +157,9 @@ def sequence_padding(
 
 
 def truncate_sequences(maxlen: int, indices: int | Sequence[int], *sequences: list[Any]) -> list[list[Any]]:
-    """Shorten the longest of the lists, in place, until their lengths sum to maxlen.
+    """Shorten the longest of the lists, in place, until their lengths sum to maxlen; return those that were not empty.
 
     indices: of the item to remove from a list, one for all or one for each list that is not empty.
-    Returns the lists that are not empty.
     """
     if maxlen < 0:
         raise DataError(f"maxlen is {maxlen}; expected 0 or more")
@@ -175,10 +172,7 @@ def truncate_sequences(maxlen: int, indices: int | Sequence[int], *sequences: li
 
 
 class ViterbiDecoder:
-    """Find the best path of labels.
-
-    trans: scores [labels, labels] from row to column.   starts, ends: labels at the ends of a path; None for all.
-    """
+    """trans: scores [labels, labels] from row to column.   starts, ends: labels at the ends of a path; None for all."""
 
     def __init__(self, trans: Array, starts: Sequence[int] | None = None, ends: Sequence[int] | None = None) -> None:
         self.trans, self.num_labels = trans, len(trans)
@@ -203,10 +197,7 @@ class ViterbiDecoder:
 
 
 def longest_common_substring(source: Any, target: Any) -> tuple[int, tuple[int, int, int, int]]:
-    """Find the longest common run: (length, (start, end in source, start, end in target)).
-
-    Of several it is the one that ends first in source, then in target.
-    """
+    """Find the longest common run, the first to end: (length, (start, end in source, start, end in target))."""
     best, span = 0, (0, 0, 0, 0)
     above = [0] * (len(target) + 1)
     for i, item in enumerate(source, 1):
@@ -239,10 +230,7 @@ def longest_common_subsequence(source: Any, target: Any) -> tuple[int, list[tupl
 
 
 def orthogonally_resize(a: Array, new_shape: Sequence[int], window: int = 2) -> Array:
-    """Resize weights by repeating windows of them or truncating; the norm stays the same.
-
-    Raises TensorMismatch if the shapes differ in length, or a size that grows is no multiple of window.
-    """
+    """Resize weights by repeating windows of them or truncating; the norm stays the same."""
     if a.ndim != len(new_shape):
         raise TensorMismatch(
             f"the array has shape {a.shape}, the new shape is {tuple(new_shape)}; expected as many sizes"

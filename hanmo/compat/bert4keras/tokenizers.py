@@ -1,8 +1,7 @@
 """bert4keras.tokenizers: Tokenizer, SpTokenizer, load_vocab, save_vocab, with the arguments and results of 0.11.5.
 
-Results are bert4keras's, the spacing of decode included. Where bert4keras crashed (an unknown word without [UNK], a
-decoded text that begins with '##') there is a result, or an error that says what to do. hanmo.tokenizers is faster
-and joins Chinese text better.
+Where bert4keras crashed (an unknown word without [UNK], a decoded text that begins with '##') there is a result, or an
+error that says what to do.
 """
 
 import os
@@ -32,13 +31,10 @@ _CJK_PUNCTUATION = (
 def load_vocab(
     dict_path: StrPath, encoding: str = "utf-8", simplified: bool = False, startswith: Sequence[str] | None = None
 ) -> Any:
-    """Read a vocab.txt: the first field of every line → its id.
+    """Read a vocab.txt: the first field of every line → its id. A repeated token keeps its later place and shifts ids.
 
     simplified: drop the tokens that no text can contain, and return (vocabulary, keep_tokens), the latter the old ids
     of the tokens kept.   startswith: tokens that are always kept, and come first.
-    A repeated token keeps its later position, which shifts other ids; in hanmo.tokenizers.read_vocab it does not.
-    Raises MissingFile, and TokenizerError for bytes that are not in the encoding, or a token of startswith that is
-    missing.
     """
     if not Path(dict_path).is_file():
         raise MissingFile(f"there is no vocabulary at {dict_path}; set dict_path to the model's vocab.txt")
@@ -64,7 +60,7 @@ def load_vocab(
 
 
 def save_vocab(dict_path: StrPath, token_dict: Mapping[str, int], encoding: str = "utf-8") -> None:
-    """Write a vocabulary as a vocab.txt in the order of its ids, completely or not at all."""
+    """Write a vocab.txt in the order of the ids, completely or not at all."""
     with atomic_path(Path(dict_path)) as made:
         made.write_text("".join(f"{token}\n" for token in sorted(token_dict, key=token_dict.__getitem__)), encoding)
 
@@ -100,7 +96,6 @@ class TokenizerBase:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def tokenize(self, text: str, maxlen: int | None = None) -> list[str]:
-        """Return the tokens of a text with start and end tokens; maxlen removes tokens before the end token."""
         tokens = [self._token_translate.get(token) or token for token in self._tokenize(text)]
         if self._token_start is not None:
             tokens.insert(0, self._token_start)
@@ -168,7 +163,6 @@ class Tokenizer(TokenizerBase):
         self._name_ids(self._token_dict.get)
 
     def token_to_id(self, token: str) -> int:
-        """Return the id of a token, else of [UNK]. Raises TokenizerError without [UNK]."""
         number = self._token_dict.get(token, getattr(self, "_token_unk_id", None))
         if number is None:
             raise TokenizerError(
@@ -202,10 +196,7 @@ class Tokenizer(TokenizerBase):
         return re.sub(r"(\d\.) (\d)", r"\1\2", text).strip()
 
     def rematch(self, text: str, tokens: Sequence[str]) -> list[list[int]]:
-        """Return the positions of each token's characters, in text.lower() if case is folded.
-
-        Raises TokenizerError for a token that is not in the text, such as one of token_translate.
-        """
+        """Return the positions of each token's characters, in text.lower() if case is folded."""
         if self._do_lower_case:
             text = text.lower()
         plain, sources = "", list[int]()
@@ -239,7 +230,6 @@ class Tokenizer(TokenizerBase):
 
     @staticmethod
     def stem(token: str) -> str:
-        """Return a token without a leading '##'."""
         return token.removeprefix("##")
 
     @staticmethod
