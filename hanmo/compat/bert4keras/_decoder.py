@@ -17,6 +17,8 @@ from hanmo.errors import CheckpointError, ConfigError, Unsupported
 Array = npt.NDArray[Any]
 Predict = Callable[..., Any]
 
+_RTYPES = ("probas", "logits")
+
 
 def softmax(x: Array, axis: int = -1) -> Array:
     """Return the softmax along an axis, in the dtype of x."""
@@ -44,7 +46,7 @@ class AutoRegressiveDecoder:
         default_rtype: what it returns, "probas" (summing to 1) or "logits" (before the softmax).
         use_states: whether it returns (prediction, states); otherwise states are None after the first step.
         """
-        _check_rtype(default_rtype)
+        _check("rtype", default_rtype, default_rtype in _RTYPES, "'probas' or 'logits'")
 
         def decorate(predict: Predict) -> Predict:
             def decorated(
@@ -55,7 +57,7 @@ class AutoRegressiveDecoder:
                 temperature: float = 1,
                 rtype: str = default_rtype,
             ) -> tuple[Array, Any]:
-                _check_rtype(rtype)
+                _check("rtype", rtype, rtype in _RTYPES, "'probas' or 'logits'")
                 result = predict(self, inputs, output_ids, states)
                 scores, states = result if use_states else (result, None)
                 if default_rtype == "logits":
@@ -72,11 +74,11 @@ class AutoRegressiveDecoder:
     @staticmethod
     def set_rtype(default: str = "probas") -> Callable[[Predict], Predict]:
         """Decorate predict(self, inputs, output_ids, step) of version 0.6, without temperature; beams add logits up."""
-        _check_rtype(default)
+        _check("rtype", default, default in _RTYPES, "'probas' or 'logits'")
 
         def decorate(predict: Predict) -> Predict:
             def decorated(self: Any, inputs: Any, output_ids: Any, step: int, rtype: str = default) -> Array:
-                _check_rtype(rtype)
+                _check("rtype", rtype, rtype in _RTYPES, "'probas' or 'logits'")
                 scores = predict(self, inputs, output_ids, step)
                 if default == rtype:
                     return np.asarray(scores)
@@ -101,7 +103,7 @@ class AutoRegressiveDecoder:
 
         inputs: one sample each.   topk: beams.   states: for the first predict.   min_ends: end_ids that end an output.
         """
-        _check_least("topk", topk, 1)
+        _check("topk", topk, topk >= 1, "1 or more")
         rows = [np.array([one]) for one in inputs]
         ids, totals = self.first_output_ids, np.zeros(1)
         for step in range(self.maxlen):
@@ -138,8 +140,8 @@ class AutoRegressiveDecoder:
 
         topk: sample from the topk likeliest ids; 0 keeps all.   topp: then from the likeliest that together reach topp.
         """
-        _check_least("n", n, 1)
-        _check_least("topk", topk, 0)
+        _check("n", n, n >= 1, "1 or more")
+        _check("topk", topk, topk is None or topk >= 0, "0 or more")
         rows, ids = [np.array([one]) for one in inputs], self.first_output_ids
         results: list[Array] = []
         for step in range(self.maxlen):
@@ -199,22 +201,21 @@ class LastToken:
 
 def _draw(chances: Array, topk: int | None, topp: float | None) -> Array:
     """Draw one id for each row, [rows, 1], after filtering by topk and then by topp."""
-    names = None  # the ids of the columns; None while they are in the order of the vocabulary
+    ids = np.broadcast_to(np.arange(chances.shape[1]), chances.shape)
     if topk is not None:
         if topk > chances.shape[1]:
             raise ConfigError(f"topk is {topk}, but predict scores only {chances.shape[1]} ids; lower topk")
-        names = _partition(chances, topk, axis=1)[:, -topk:]
-        chances = np.take_along_axis(chances, names, axis=1)
+        likeliest = _partition(chances, topk, axis=1)[:, -topk:]
+        ids, chances = (np.take_along_axis(each, likeliest, axis=1) for each in (ids, chances))
         chances = chances / chances.sum(axis=1, keepdims=True)
     if topp is not None:
         falling = chances.astype(np.longdouble).argsort(axis=1)[:, ::-1]  # for equal chances, as in _partition
-        names = falling if names is None else np.take_along_axis(names, falling, axis=1)
-        chances = np.take_along_axis(chances, falling, axis=1)
+        ids, chances = (np.take_along_axis(each, falling, axis=1) for each in (ids, chances))
         reached = np.cumsum(chances, axis=1) >= topp
         chances[:, 1:][reached[:, :-1]] = 0  # all after the id that reaches topp
         chances = chances / chances.sum(axis=1, keepdims=True)
     drawn = np.array([[np.random.choice(len(row), p=row)] for row in chances])
-    return drawn if names is None else np.take_along_axis(names, drawn, axis=1)
+    return np.take_along_axis(ids, drawn, axis=1)
 
 
 def _partition(scores: Array, topk: int, *, axis: int | None) -> Array:
@@ -226,11 +227,6 @@ def _partition(scores: Array, topk: int, *, axis: int | None) -> Array:
     return scores.astype(np.longdouble).argpartition(-topk, axis=axis)
 
 
-def _check_rtype(rtype: str) -> None:
-    if rtype not in ("probas", "logits"):
-        raise ConfigError(f"rtype is {rtype!r}; expected 'probas' or 'logits'")
-
-
-def _check_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise ConfigError(f"{name} is {value}; expected {least} or more")
+def _check(name: str, value: Any, valid: bool, expected: str) -> None:
+    if not valid:
+        raise ConfigError(f"{name} is {value!r}; expected {expected}")

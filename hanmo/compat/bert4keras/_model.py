@@ -118,17 +118,8 @@ class KerasModel:
     def layers(self) -> list[_weights.KerasLayer]:
         return list(self.layer_map.values())
 
-    def save(self, filepath: Any, overwrite: bool = True, include_optimizer: bool = False) -> None:
-        """Write the model to one file, which `keras.models.load_model` reads."""
-        _weights.save(self.network, self.settings, filepath, overwrite=overwrite)
-
-    def save_weights(self, filepath: Any, overwrite: bool = True) -> None:
-        """Write the weights to one file, the same as `save` writes."""
-        self.save(filepath, overwrite)
-
-    def load_weights(self, filepath: Any, by_name: bool = False, skip_mismatch: bool = False) -> None:
-        """Load the weights of a file that `save` or `save_weights` wrote."""
-        _weights.load_weights(self.network, filepath, by_name=by_name, skip_mismatch=skip_mismatch)
+    save = save_weights = _weights.save
+    load_weights = _weights.load_weights
 
     def count_params(self) -> int:
         return sum(parameter.numel() for parameter in self._network.parameters())

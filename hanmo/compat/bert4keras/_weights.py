@@ -115,13 +115,16 @@ def _stack(side: str, stack: StackConfig, prefix: str) -> dict[str, list[str]]:
     return modules
 
 
-def save(network: Model, settings: Settings, path: StrPath, *, overwrite: bool = True) -> None:
-    """Write a network to one file; raises CheckpointError for a folder, or a file that must not be replaced."""
-    file = Path(path)
+def save(model: Any, filepath: StrPath, overwrite: bool = True, include_optimizer: bool = False) -> None:
+    """Write a KerasModel to one file, which `load` and `load_weights` read.
+
+    Raises CheckpointError for a folder, or a file that must not be replaced.
+    """
+    file = Path(filepath)
     if file.is_dir() or (file.exists() and not overwrite):
         raise CheckpointError(f"{file} {'is a folder' if file.is_dir() else 'exists'}; give the path of a new file")
-    metadata = {"hanmo": network.config.to_json(), "bert4keras": json.dumps(asdict(settings))}
-    write_safetensors(file, _items(network.named_parameters()), metadata=metadata)
+    metadata = {"hanmo": model.config.to_json(), "bert4keras": json.dumps(asdict(model.settings))}
+    write_safetensors(file, _items(model.network.named_parameters()), metadata=metadata)
 
 
 def load(path: StrPath) -> tuple[Model, Settings]:
@@ -143,35 +146,32 @@ def load(path: StrPath) -> tuple[Model, Settings]:
     return network, Settings(**data)
 
 
-def load_weights(network: Model, path: StrPath, *, by_name: bool, skip_mismatch: bool) -> None:
-    """Overwrite the weights of a network by those of a file that `save` wrote.
+def load_weights(model: Any, filepath: StrPath, by_name: bool = False, skip_mismatch: bool = False) -> None:
+    """Overwrite the weights of a KerasModel by those of a file that `save` wrote.
 
     by_name: ignore weights that the file lacks.   skip_mismatch: with by_name, ignore those of another shape too.
     Raises TensorMismatch for a weight that is missing or of another shape; then no weight is overwritten.
     """
-    new = {}
-    with _open(path) as source:
+    network, new = model.network, {}
+    with _open(filepath) as source:
         for name, parameter in network.named_parameters():
             info = source.tensors.get(name)
             if info is not None and info.shape == tuple(parameter.shape):
                 new[name] = as_tensor(source.read(name), info.dtype)
             elif info is None and not by_name:
                 raise TensorMismatch(
-                    f"{path} has no {name}; was it saved from another model? by_name=True takes the rest"
+                    f"{filepath} has no {name}; was it saved from another model? by_name=True takes the rest"
                 )
             elif info is not None and not (by_name and skip_mismatch):
-                raise TensorMismatch(f"{name} is {list(info.shape)} in {path}; this model has {list(parameter.shape)}")
+                shapes = f"{list(info.shape)} in {filepath}; this model has {list(parameter.shape)}"
+                raise TensorMismatch(f"{name} is {shapes}")
     with torch.no_grad():
         for name, tensor in new.items():
             network.get_parameter(name).copy_(tensor)
 
 
-def save_checkpoint(network: Model, prefix: StrPath, *, dtype: str | None = None) -> None:
-    """Write the weights as a TensorFlow checkpoint with the original's names.
-
-    dtype: of the tensors in the file, such as "float16"; None keeps that of each weight.
-    Raises CheckpointError for a parameter that the original has no name for.
-    """
+def save_checkpoint(network: Model, prefix: StrPath, dtype: str | None) -> None:
+    """Write the weights as a TensorFlow checkpoint with the original's names; dtype: None keeps that of each weight."""
     names = FAMILIES[network.config.family].tensorflow
     assert names is not None
     tensors = export(dict(network.named_parameters()), names.rows(network.config))

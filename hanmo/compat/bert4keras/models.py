@@ -40,8 +40,8 @@ class Transformer:
         _fill(self.model.network, checkpoint, None)
 
     def save_weights_as_checkpoint(self, filename: str, mapping: None = None, dtype: str | None = None) -> None:
-        """Write the weights as a TensorFlow checkpoint with the original's names, in `dtype`; mapping must be None."""
-        _weights.save_checkpoint(self.model.network, filename, dtype=dtype)
+        """Write a TensorFlow checkpoint with the original's names; mapping must be None."""
+        _weights.save_checkpoint(self.model.network, filename, dtype)
 
 
 def build_transformer_model(
