@@ -76,14 +76,11 @@ class KerasModel:
 
         x: one array, a list of arrays in the order of `input_names`, or a dict by those names; integers for tokens.
         batch_size: rows at once, 32 as in Keras.   verbose, steps: ignored.
-        Returns one array, or a list for several outputs.
-        Raises ConfigError if the number of inputs is wrong, their rows differ or the model does not know an id, and
-        PromptError if there are no tokens.
         """
         return self._predict(x, batch_size or 32, last=False)
 
     def predict_last(self, x: Any, batch_size: int | None = None) -> Array | list[Array]:
-        """Return `predict(x)[:, -1]` of every output; scores of the vocabulary are computed for that position only."""
+        """Return `predict(x)[:, -1]` of every output, without scoring the vocabulary at the other positions."""
         outputs = self._predict(x, batch_size or 32, last=True)
         return [output[:, -1] for output in outputs] if isinstance(outputs, list) else outputs[:, -1]
 
@@ -109,7 +106,6 @@ class KerasModel:
         return _only([np.concatenate(part) if len(part) > 1 else part[0] for part in zip(*parts, strict=True)])
 
     def get_layer(self, name: str) -> _weights.KerasLayer:
-        """Return a layer by bert4keras's name, with `get_weights` and `set_weights`."""
         if name not in self.layer_map:
             raise ConfigError(f"no layer is named {name!r}; there are {', '.join(self.layer_map)}")
         return self.layer_map[name]
@@ -125,7 +121,6 @@ class KerasModel:
         return sum(parameter.numel() for parameter in self._network.parameters())
 
     def summary(self) -> None:
-        """Print the layers that have weights."""
         for layer in self.layers:
             print(f"{layer.name:<48}{', '.join(str(weight.shape) for weight in layer.get_weights())}")
         print(f"Total params: {self.count_params():,}")

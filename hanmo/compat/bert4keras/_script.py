@@ -9,6 +9,7 @@ import inspect
 import io
 import runpy
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
@@ -69,10 +70,8 @@ def frames_of(path: Path, trace: TracebackType | None) -> TracebackType | None:
 
 def line_of(path: Path, trace: TracebackType | None) -> int | None:
     """Return the line of the innermost frame of a script."""
-    line = None
-    while (trace := frames_of(path, trace)) is not None:
-        line, trace = trace.tb_lineno, trace.tb_next
-    return line
+    lines = [frame.lineno for frame in traceback.extract_tb(trace) if frame.filename == str(path)]
+    return lines[-1] if lines else None
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from hanmo.checkpoint.source import Item, TensorInfo
 from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.compat.bert4keras._absent import Absent
 from hanmo.compat.bert4keras.configs import Settings
-from hanmo.config import ModelConfig, StackConfig
+from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, ConfigError, CorruptFile, TensorMismatch, Unsupported
 from hanmo.families import FAMILIES, Row
 from hanmo.files import open_file, parse_json
@@ -30,6 +30,7 @@ from hanmo.model import Model
 
 Array = npt.NDArray[Any]
 StrPath = str | os.PathLike[str]
+_EMBEDDING = ("segment", "position", "norm")
 _DENSE = ("weight", "bias")
 _NORM = ("bias", "weight", "hidden.weight", "condition_bias.weight", "condition_scale.weight")
 _TITLES = {
@@ -74,8 +75,23 @@ def keras_layers(network: Model, settings: Settings, loaded: Callable[[], Model]
     t5 = settings.name.removeprefix("m").startswith("t5")
     modules = {"Embedding-Token": ["token"]}
     for side, stack in (("encoder", network.config.encoder), ("decoder", network.config.decoder)):
-        if stack is not None:
-            modules |= _stack(side, stack, f"{side.capitalize()}-" if t5 else "")
+        if stack is None:
+            continue
+        prefix = f"{side.capitalize()}-" if t5 else ""
+        modules |= {f"{prefix}Embedding-{each.title()}": [f"{side}.embedding.{each}"] for each in _EMBEDDING}
+        modules |= {
+            f"{prefix}Embedding-Mapping": [f"{side}.embedding.project"],
+            f"{prefix}Embedding-Relative-Position": [f"{side}.relative"],
+            f"{prefix}Output-Norm": [f"{side}.norm"],
+        }
+        for i in range(1 if stack.shared_layers else stack.num_layers):
+            for sublayer in stack.order:
+                ours, (title, parts) = f"{side}.blocks.{i}.{sublayer.kind}", _TITLES[sublayer.kind]
+                title = f"{prefix}Transformer-{'' if stack.shared_layers else f'{i}-'}{title}"
+                modules[title] = [f"{ours}.{part}" for part in parts]
+                norms = [where for where in ("pre", "post") if getattr(sublayer, where)]
+                for number, where in enumerate(norms):
+                    modules[f"{title}-Norm{f'-{number}' if len(norms) > 1 else ''}"] = [f"{ours}_{where}"]
     modules |= {
         "Pooler-Dense": ["pooler.dense"],
         "NSP-Proba": ["pooler.nsp"],
@@ -92,27 +108,6 @@ def keras_layers(network: Model, settings: Settings, loaded: Callable[[], Model]
         if weights := [weight for weight in weights if weight in present]:
             layers[name] = KerasLayer(name, loaded, weights)
     return layers
-
-
-def _stack(side: str, stack: StackConfig, prefix: str) -> dict[str, list[str]]:
-    """Name the modules of a stack's layers."""
-    modules = {
-        f"{prefix}Embedding-{title}": [f"{side}.embedding.{title.lower()}"] for title in ("Segment", "Position", "Norm")
-    }
-    modules |= {
-        f"{prefix}Embedding-Mapping": [f"{side}.embedding.project"],
-        f"{prefix}Embedding-Relative-Position": [f"{side}.relative"],
-        f"{prefix}Output-Norm": [f"{side}.norm"],
-    }
-    for i in range(1 if stack.shared_layers else stack.num_layers):
-        for sublayer in stack.order:
-            ours, (title, parts) = f"{side}.blocks.{i}.{sublayer.kind}", _TITLES[sublayer.kind]
-            title = f"{prefix}Transformer-{'' if stack.shared_layers else f'{i}-'}{title}"
-            modules[title] = [f"{ours}.{part}" for part in parts]
-            norms = [where for where in ("pre", "post") if getattr(sublayer, where)]
-            for number, where in enumerate(norms):
-                modules[f"{title}-Norm{f'-{number}' if len(norms) > 1 else ''}"] = [f"{ours}_{where}"]
-    return modules
 
 
 def save(model: Any, filepath: StrPath, overwrite: bool = True, include_optimizer: bool = False) -> None:
