@@ -1,6 +1,6 @@
 """Hanmo 翰墨: Chinese Transformer language models, from the original checkpoints, in PyTorch.
 
-    load(path)          a checkpoint in any format that Hanmo reads, as a model with its configuration
+    load(path)          a checkpoint in any format that Hanmo reads, as a model with its configuration; or a task
     open_writer(path)   the same for writing on a CPU with small weights, without torch
     save(model, path)   as a Hanmo folder, a TensorFlow checkpoint or a Hugging Face folder
     inspect(path)       what a checkpoint is, without loading it
@@ -25,7 +25,7 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "inspect": "hanmo.checkpoint.inspect",
-    "load": "hanmo.loading",
+    "load": "hanmo.tasks.pipeline",  # hanmo.loading.load, and the folders of tasks
     "open_writer": "hanmo.pipeline",
     "save": "hanmo.checkpoint.save",
 }

@@ -29,7 +29,7 @@ STREET = [
     ["model_pipeline"],
     ["loading"],
     ["opening"],
-    ["bench", "finetune"],
+    ["bench", "finetune", "tasks"],
     ["compat", "server"],
     ["cli"],
 ]

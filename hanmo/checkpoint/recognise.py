@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 from hanmo.checkpoint.renamed import Renamed
-from hanmo.checkpoint.shapes import HEAD_DIM, bare, derive, measure, translate
+from hanmo.checkpoint.shapes import HEAD_DIM, TASK_HEAD, bare, derive, measure, translate
 from hanmo.checkpoint.source import Source, TensorInfo
 from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, ConfigError
@@ -80,7 +80,7 @@ class Recognised:
     @property
     def dropped(self) -> dict[str, str]:
         """Regular expression of names that the model does not need → why."""
-        return {} if self.format == "hanmo" else self.names.reasons
+        return {re.escape(TASK_HEAD): "the head of a task"} if self.format == "hanmo" else self.names.reasons
 
 
 def recognise(source: Source, *, config: Mapping[str, Any] | None = None, family: str | None = None) -> Recognised:
@@ -145,7 +145,7 @@ def recognise_own(source: Source, config: ModelConfig) -> Recognised:
     if stack.positions is not None:
         sizes["positions"] = stack.positions
     result = Recognised(config.family, [config.family], "hanmo", config, derived=False, sizes=sizes)
-    _sort(result, [Row((name,), name) for name in tensors], tensors)
+    _sort(result, [Row((name,), name) for name in tensors if not name.startswith(TASK_HEAD)], tensors)
     expected = {
         "vocab_size": config.vocab_size,
         "embedding_size": stack.embedding_size,

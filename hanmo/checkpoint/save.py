@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hanmo.checkpoint.load import FLOATS, as_dtype
 from hanmo.checkpoint.names import MADE, PIECE, export_row, foreign_shape, rows_of
 from hanmo.checkpoint.quantized import MARK, rounded_items
 from hanmo.checkpoint.recognise import check_family, with_heads
 from hanmo.checkpoint.safetensors import write_safetensors
+from hanmo.checkpoint.shapes import TASK_HEAD
 from hanmo.checkpoint.source import Array, Item, TensorInfo
 from hanmo.checkpoint.staged import Staged, atomic_folder, partial_folder
 from hanmo.checkpoint.tf.writer import write_bundle
@@ -52,6 +53,7 @@ def save(
     dtype: torch.dtype | str | None = None,
     max_shard_bytes: int | None = None,
     tokenizer: Sequence[str | Path] | Mapping[str, Path | dict[str, Any]] = (),
+    head: nn.Module | None = None,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Saved:
@@ -64,7 +66,7 @@ def save(
     dtype: of floating parameters in the file; None keeps each as it is.   max_shard_bytes: None writes one data file.
     "int8" quantizes matrices, with a scale for each row; it is for "safetensors" in one file.
     tokenizer: files (vocab.txt, …) to copy along; or what `huggingface_files` gives: name → file, or JSON to write.
-    overwrite: replace what is at the path.
+    head: of a task, for "safetensors" alone; saved as "head.…".   overwrite: replace what is at the path.
     progress: called with the bytes of each piece that was written.
     Raises CheckpointError where the form does not exist for the family or cannot hold the model, ConfigError for an
     unknown form or family, or an object that is no network, and MissingFile for a tokenizer file that is not there.
@@ -76,7 +78,7 @@ def save(
     path, kind = Path(path), as_dtype(dtype, (*FLOATS, "int8"))
     if kind == torch.int8 and (form != "safetensors" or max_shard_bytes is not None):
         raise ConfigError(f"dtype is int8, form is {form!r}; 8 bits are for form='safetensors', in one file")
-    state: dict[str, Tensor] = dict(model.named_parameters())
+    state: dict[str, Tensor] = dict(model.named_parameters()) | _of_head(head, form)
     if empty := [name for name, parameter in state.items() if parameter.is_meta]:
         raise CheckpointError(f"{empty[0]} is not filled; load or initialize the model before saving it")
     files, added = _files(tokenizer)
@@ -102,6 +104,14 @@ def save(
         _add(folder, {own: data})
         _add(folder, files)
     return Saved(path, notes)
+
+
+def _of_head(head: nn.Module | None, form: str) -> dict[str, Tensor]:
+    if head is None:
+        return {}
+    if form != "safetensors":
+        raise ConfigError(f"form is {form!r}, which has no place for the head of a task; use form='safetensors'")
+    return {f"{TASK_HEAD}{name}": tensor for name, tensor in head.state_dict().items()}
 
 
 def _files(

@@ -11,7 +11,10 @@ from hanmo.checkpoint.source import TensorInfo
 from hanmo.errors import CheckpointError
 from hanmo.families import Names
 
-__all__ = ["HEAD_DIM", "bare", "derive", "measure", "translate"]
+__all__ = ["HEAD_DIM", "TASK_HEAD", "bare", "derive", "measure", "translate"]
+
+TASK_HEAD = "head."
+"""Prefix of the tensors of a task's head, which are saved beside a network's own."""
 
 HEAD_DIM = 64
 """Features of a head in nearly every published model; no shape tells how many heads there are."""

@@ -128,13 +128,13 @@ def merge_lora(model: Model) -> None:
 
 
 def save_lora(model: nn.Module, path: str | Path) -> Path:
-    """Write the adapters as a safetensors file with rank, alpha, dropout and layers in its metadata.
+    """Write what is trained, the adapters, as a safetensors file with rank, alpha, dropout and layers in its metadata.
 
     Raises ConfigError if there are no adapters.
     """
     layers, path = _layers(model), Path(path)
     first = next(iter(layers.values()))
-    tensors = {f"{name}.{half}": t.detach().cpu() for name, layer in layers.items() for half, t in layer.halves()}
+    tensors = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
     metadata = {
         "format": "pt",
         "rank": str(first.rank),

@@ -111,7 +111,8 @@ class Updates:
         pieces = cut(batch, min(parts, count_rows(batch)))
         counts = [count_predicted(piece) for piece in pieces]
         # Parts are weighted by their predicted ids; FSDP averages over processes, hence `world`.
-        total = distributed.sum_over_processes(torch.stack(counts).sum()).clamp(min=1) / world
+        total = distributed.sum_over_processes(torch.stack(counts).sum())
+        total = (total + (total == 0)) / world
         losses = [self._backward_of(piece, count / total) for piece, count in zip(pieces, counts, strict=True)]
         return distributed.sum_over_processes(torch.stack(losses).sum()) / world
 

@@ -55,7 +55,7 @@ def cut(batch: Batch, count: int) -> list[Batch]:
     lack = count - len(next(iter(rows.values())))
     if lack > 0:
         rows = {name: torch.cat((part, part[:1].expand(lack, *part.shape[1:]))) for name, part in rows.items()}
-        rows["targets" if "targets" in rows else ""][-lack:] = 0
+        rows[next(name for name in ("weight", "targets", "") if name in rows)][-lack:] = 0
     parts = {name: part.tensor_split(count) for name, part in rows.items()}
     cuts = [{name: tensors[at] for name, tensors in parts.items()} for at in range(count)]
     return [part if isinstance(batch, dict) else part[""] for part in cuts]
@@ -67,7 +67,12 @@ def count_rows(batch: Batch) -> int:
 
 
 def count_predicted(batch: Batch) -> Tensor:
-    """Count the ids that a loss over a batch is the mean of: those after the first, or "targets", that are not 0."""
+    """Count what a loss over a batch is the mean of: the sum of "weight", or the ids to predict that are not 0.
+
+    These are "targets", or all ids but the first of each row.
+    """
+    if isinstance(batch, dict) and "weight" in batch:
+        return batch["weight"].sum()
     targets = batch[:, 1:] if isinstance(batch, Tensor) else batch["targets"]
     return (targets != 0).sum()
 

@@ -1,0 +1,143 @@
+"""Classify texts or pairs of texts: one label, several labels, or a number.
+
+    {"text": …, "label": "体育"}         form "single"         → {"label", "probability", "probabilities"}
+    {"text": …, "labels": ["A", "B"]}    form "multi"          → {"labels", "probabilities"}
+    {"text": …, "score": 3.5}            form "regression"     → {"score"}
+
+"a" and "b" in place of "text" make a pair. The logits of a long text are the mean of its windows', by their length.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hanmo.config import ModelConfig
+from hanmo.errors import ConfigError
+from hanmo.model import Output
+from hanmo.nn.linear import Linear
+from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.pooling import pool
+from hanmo.tasks.rows import Row, texts_of
+from hanmo.tasks.scores import accuracy, label_counts, macro_f1, micro_f1, pearson, spearman
+from hanmo.tasks.task import Arrays, Batch, Example, Result, Task
+from hanmo.tasks.windows import Window
+from hanmo.tokenizers.protocol import Tokenizer
+
+__all__ = ["Classify", "LinearHead"]
+
+_KEYS = {"label": "single", "labels": "multi", "score": "regression"}
+
+
+class LinearHead(nn.Module):
+    """Dropout and a linear layer on one vector of the text."""
+
+    def __init__(self, config: ModelConfig, outputs: int, *, pooling: str) -> None:
+        super().__init__()
+        self.pooling, self.dropout = pooling, config.main.dropout
+        self.linear = Linear(config.main.hidden_size, outputs)
+
+    def forward(self, output: Output, batch: Batch) -> Tensor:
+        """Return logits [windows, outputs]."""
+        vector = pool(output, batch["mask"], self.pooling)
+        return self.linear(F.dropout(vector, self.dropout, self.training))
+
+
+class Classify(Task):
+    """kind "classify"."""
+
+    forms = ("single", "multi", "regression")
+    pooled = True
+
+    def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
+        super().__init__(config, tokenizer)
+        self.main_score = {"single": "accuracy", "multi": "micro_f1", "regression": "spearman"}[config.form]
+        weights = config.options.get("class_weights", {})
+        if not isinstance(weights, dict) or not set(weights) <= set(config.labels):
+            raise ConfigError(f"class_weights is {str(weights)[:100]}; expected labels of the task, each with a number")
+        self.weights = [float(weights.get(label, 1)) for label in config.labels]
+
+    @classmethod
+    def settle(cls, config: TaskConfig, rows: Sequence[Row]) -> TaskConfig:
+        if not config.form:
+            key = next((key for key in _KEYS if key in rows[0].data), "label")
+            config = replace(config, form=_KEYS[key])
+        config = super().settle(config, rows)
+        if config.form != "regression" and len(config.labels) < 2 - (config.form == "multi"):
+            raise rows[0].error(f"the only label of the training data is {list(config.labels)}; expected two or more")
+        return config
+
+    @classmethod
+    def check(cls, row: Row, config: TaskConfig) -> None:
+        texts_of(row)
+        if config.form == "single":
+            row.get("label", str)
+        elif config.form == "regression":
+            if not np.isfinite(row.get("score", (int, float))):
+                raise row.error(f"'score' is {row.data['score']}; expected a finite number")
+        elif not all(isinstance(label, str) for label in row.get("labels", list)):
+            raise row.error(f"'labels' is {str(row.data['labels'])[:100]}; expected a list of strings")
+
+    @classmethod
+    def labels_of(cls, row: Row, config: TaskConfig) -> Iterable[str]:
+        if config.form == "regression":
+            return ()
+        return [row.data["label"]] if config.form == "single" else row.data["labels"]
+
+    def target(self, example: Example, window: Window) -> Arrays:
+        if self.config.form == "regression":
+            return {"score": np.array(example.row.data["score"], np.float32)}
+        numbers = [self.number[label] for label in self.labels_of(example.row, self.config)]
+        if self.config.form == "single":
+            weight = self.weights[numbers[0]] / len(example.windows)
+            return {"label": np.array(numbers[0]), "weight": np.array(weight)}
+        chosen = np.zeros(len(self.config.labels), np.float32)
+        chosen[numbers] = 1
+        return {"labels": chosen}
+
+    def head(self, config: ModelConfig) -> LinearHead:
+        return LinearHead(config, len(self.config.labels) or 1, pooling=self.config.pooling)
+
+    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        logits = outputs.float()
+        if self.config.form == "single":
+            return F.cross_entropy(logits, batch["label"], reduction="none")
+        if self.config.form == "regression":
+            return F.mse_loss(logits[:, 0], batch["score"], reduction="none")
+        weights = torch.tensor(self.weights, device=logits.device)
+        return (F.binary_cross_entropy_with_logits(logits, batch["labels"], reduction="none") * weights).mean(-1)
+
+    def decode(self, example: Example, outputs: Sequence[NDArray[np.float32]]) -> Result:
+        logits = np.average(outputs, axis=0, weights=[len(window) for window in example.windows])
+        config = self.config
+        if config.form == "regression":
+            return {"score": float(logits[0])}
+        scaled = logits.astype(np.float64) / config.temperature
+        if config.form == "multi":
+            odds = dict(zip(config.labels, (1 / (1 + np.exp(-scaled))).tolist(), strict=True))
+            return {"labels": [k for k, p in odds.items() if p >= config.thresholds.get(k, 0.5)], "probabilities": odds}
+        exps = np.exp(scaled - scaled.max())
+        odds = dict(zip(config.labels, (exps / exps.sum()).tolist(), strict=True))
+        best = max(odds, key=odds.__getitem__)
+        return {"label": best, "probability": odds[best], "probabilities": odds}
+
+    def measure(self, rows: Sequence[Row], results: Sequence[Result]) -> dict[str, float]:
+        def column(key: str) -> tuple[list[Any], list[Any]]:
+            return [row.data[key] for row in rows], [result[key] for result in results]
+
+        if self.config.form == "regression":
+            true, found = column("score")
+            return {"spearman": spearman(true, found), "pearson": pearson(true, found)}
+        if self.config.form == "single":
+            labels = column("label")
+            counts = label_counts(*([[label] for label in side] for side in labels))
+            return {"accuracy": accuracy(*labels), "macro_f1": macro_f1(counts)}
+        several = column("labels")
+        counts = label_counts(*several)
+        exact = accuracy(*([frozenset(each) for each in side] for side in several))
+        return {"micro_f1": micro_f1(counts), "macro_f1": macro_f1(counts), "accuracy": exact}

@@ -1,0 +1,132 @@
+"""What a task is, as data: frozen, checked, JSON both ways. It is saved as task.json beside the weights.
+
+Knows no kind of task; table.py lists these.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hanmo.errors import ConfigError
+from hanmo.files import parse_json, read_json
+
+__all__ = ["TASK_JSON", "Score", "TaskConfig"]
+
+TASK_JSON = "task.json"
+POOLINGS = ("pooler", "mean", "first")
+
+
+@dataclass(frozen=True)
+class Score:
+    """The best score on held-out data.
+
+    name: of the main score, "accuracy" or "f1".   on: the data it was measured on, a file's name or "held out".
+    scores: all scores of that evaluation.
+    """
+
+    name: str
+    value: float
+    on: str
+    scores: dict[str, float] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """The settings of a task. What is left empty is decided by the kind and the training data.
+
+    kind: key of `hanmo.tasks.TASKS`.   form: variant of the kind, such as "multi" of "classify".
+    labels: in the order of the head's outputs.   head: name of the kind's head, such as "crf".
+    pooling: how token vectors become one vector: "pooler", "mean" or "first".
+    max_length: ids of a window, with the marks; None: the model's positions, at most 512.
+    stride: tokens from the start of a window to that of the next; None: three quarters of the window's tokens.
+    thresholds: label → probability or score from which it is predicted, where it is not the kind's default.
+    temperature: divides logits before they become probabilities.
+    options: what only this kind has, as JSON values.   score: best score of the weights beside it.
+    """
+
+    kind: str
+    form: str = ""
+    labels: tuple[str, ...] = ()
+    head: str = ""
+    pooling: str = "pooler"
+    max_length: int | None = None
+    stride: int | None = None
+    thresholds: dict[str, float] = field(default_factory=dict, hash=False)
+    temperature: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+    score: Score | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("kind", "form", "head", "pooling"):
+            _expect(name, getattr(self, name), isinstance(getattr(self, name), str), "a string")
+        _expect("kind", self.kind, self.kind != "", "the name of a kind")
+        _expect("pooling", self.pooling, self.pooling in POOLINGS, f"one of {', '.join(POOLINGS)}")
+        object.__setattr__(self, "labels", tuple(self.labels))
+        _expect("labels", self.labels, all(isinstance(label, str) and label for label in self.labels), "strings")
+        twice = {label for label in self.labels if self.labels.count(label) > 1}
+        _expect("labels", self.labels, not twice, "each label once")
+        for name in ("max_length", "stride"):
+            value = getattr(self, name)
+            _expect(name, value, value is None or (type(value) is int and value > 0), "a whole number above 0")
+        for label, value in self.thresholds.items():
+            _expect(f"threshold of {label!r}", value, _is_number(value), "a number")
+            _expect("thresholds", label, not self.labels or label in self.labels, "labels of the task")
+        _expect(
+            "temperature", self.temperature, _is_number(self.temperature) and self.temperature > 0, "a number above 0"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        return asdict(self) | {"labels": list(self.labels)}
+
+    def to_json(self) -> str:
+        """Write the settings as JSON text, one key a line."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "the task") -> "TaskConfig":
+        """Read what `to_json` wrote. Raises ConfigError for anything else."""
+        return cls.from_dict(parse_json(text, where, error=ConfigError, unique=True), where)
+
+    @classmethod
+    def read(cls, path: Path) -> "TaskConfig":
+        """Read a task.json. Raises ConfigError naming the file, MissingFile."""
+        return cls.from_dict(read_json(path, error=ConfigError, unique=True), str(path))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str) -> "TaskConfig":
+        """Check JSON values. Raises ConfigError for an unknown or missing key and for a wrong value."""
+        values = dict(data)
+        try:
+            _check_keys(values, cls)
+            for key, kind in (("labels", list), ("thresholds", dict), ("options", dict)):
+                _expect(key, values.get(key), isinstance(values.get(key, kind()), kind), f"a JSON {kind.__name__}")
+            if values.get("score") is not None:
+                score = values["score"]
+                _expect("score", score, isinstance(score, dict), "an object")
+                _check_keys(score, Score)
+                values["score"] = Score(**score)
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+
+def _check_keys(values: Mapping[str, Any], cls: type[TaskConfig] | type[Score]) -> None:
+    known = [field.name for field in fields(cls)]
+    if unknown := sorted(set(values) - set(known)):
+        raise ConfigError(f"the key {unknown[0]!r} is unknown; known are {', '.join(known)}")
+    needed = ["name", "value", "on"] if cls is Score else ["kind"]
+    if missing := [name for name in needed if name not in values]:
+        raise ConfigError(f"the key {missing[0]!r} is missing")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _expect(name: str, value: Any, right: bool, expected: str) -> None:
+    if not right:
+        raise ConfigError(f"{name} is {str(value)[:200]!r}; expected {expected}")

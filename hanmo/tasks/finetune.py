@@ -1,0 +1,237 @@
+"""Train a task on labelled rows: check the data, settle the task, run the loop, keep the best weights by the dev score.
+
+rows ─► settle ─► examples ─► training.fit ─► OUT/best: a folder that `hanmo.load` opens
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from rich.console import Console
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from hanmo.errors import ConfigError
+from hanmo.loading import load
+from hanmo.model_pipeline import ModelPipeline
+from hanmo.tasks.batches import TaskBatches, predict_rows
+from hanmo.tasks.config import TASK_JSON, Score, TaskConfig
+from hanmo.tasks.network import build, save_network
+from hanmo.tasks.rows import Row, count_duplicates, read_rows, split
+from hanmo.tasks.table import make_task, task_class
+from hanmo.tasks.task import Batch, Example, Task, TaskNetwork, weighted_mean
+from hanmo.tokenizers.load import tokenizer_files
+from hanmo.training.args import TrainArgs
+from hanmo.training.loop import fit as run_loop
+from hanmo.training.lora import add_lora
+from hanmo.training.optim.schedule import parameter_groups
+from hanmo.training.step import make_optimizer as plain_optimizer
+
+__all__ = ["Data", "Fitted", "fit", "prepare", "task_loss"]
+
+Source: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
+Loss: TypeAlias = Callable[[Any, Any], torch.Tensor]
+
+
+@dataclass
+class Data:
+    """The rows of a run and what was found in them.
+
+    measured_on: name of the dev data.   notes: for people; `hanmo task fit` shows them before it starts.
+    """
+
+    train: list[Row]
+    dev: list[Row]
+    config: TaskConfig
+    measured_on: str
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The result of a run.
+
+    folder: the best weights, for `hanmo.load`.   score: theirs.   notes: what was found in the data.
+    """
+
+    folder: Path
+    score: Score
+    notes: Sequence[str]
+    steps: int
+
+
+def fit(
+    model: str | Path | ModelPipeline,
+    *,
+    train: Source,
+    dev: Source | None = None,
+    out: str | Path,
+    kind: str | None = None,
+    config: TaskConfig | None = None,
+    args: TrainArgs | None = None,
+    layer_decay: float = 1.0,
+    head_lr: float = 1.0,
+    wrap: Callable[[Loss, TaskNetwork], Loss] | None = None,
+    device: torch.device | str = "cpu",
+    resume: bool = False,
+    console: Console | None = None,
+) -> Fitted:
+    """Fine-tune a model on a task; keep the weights with the best score on dev data.
+
+    model: what `hanmo.load` takes, or gives; its weights are copied.   train, dev: files of JSON lines, or rows.
+    Without dev a share of train is held out (`args.held_out`), rows of equal texts together.
+    kind: of `TASKS`; or config, which may leave labels and more to the training data.
+    args: of the loop. AUTO takes what suits fine-tuning: AdamW, 2e-5 (LoRA: 2e-4), falling linearly after a tenth of
+    the steps, and an evaluation after every epoch. By default 3 epochs of batches of 16 windows.
+    layer_decay: factor of the rate from each block to the one below it.   head_lr: factor of the head's rate.
+    wrap: (loss, network) → the loss to train on.
+    resume: continue the run in `out`.
+    Raises DataError naming the row that is wrong, ConfigError, and what `hanmo.load` and the loop raise.
+    """
+    if (kind is None) == (config is None):
+        raise ConfigError("give either kind, such as 'classify', or config=TaskConfig(…)")
+    config = config or TaskConfig(kind=str(kind))
+    args = args or TrainArgs(batch=16, held_out=0.1)
+    data = prepare(config, train, dev, held_out=args.held_out, seed=args.seed)
+    loaded = model if isinstance(model, ModelPipeline) else load(model, device=device)
+    task = make_task(_with_length(data.config, loaded), loaded._tokenizer())
+    network = build(loaded.model, task, seed=args.seed)
+    if args.lora is not None:
+        _adapt(network, args.lora, args.seed)
+    examples = [task.encode(row) for row in data.train]
+    batches = TaskBatches(task, examples, rows=args.batch, seed=args.seed)
+    data.notes += _describe(examples, len(batches))
+    if console is not None:
+        console.print(*data.notes, sep="\n", highlight=False, markup=False, soft_wrap=True)
+    args = _with_defaults(args, len(batches))
+    judge = _Judge(task, data, args.batch, loaded.path if loaded.path.is_dir() else loaded.path.parent)
+    outcome = run_loop(
+        network,
+        batches,
+        out=out,
+        settings=args,
+        loss=task_loss if wrap is None else wrap(task_loss, network),
+        optimizer=lambda net: make_optimizer(net, args, layer_decay=layer_decay, head_lr=head_lr),
+        evaluate=judge,
+        save=judge.save,
+        resume=resume,
+        console=console,
+    )
+    score = TaskConfig.read(outcome.folder / TASK_JSON).score
+    assert score is not None
+    return Fitted(outcome.folder, score, data.notes, outcome.steps)
+
+
+def prepare(config: TaskConfig, train: Source, dev: Source | None, *, held_out: float = 0.1, seed: int = 0) -> Data:
+    """Read and check the rows of a run, and settle the task by the training rows; see `fit`."""
+    kind = task_class(config.kind)
+    rows = read_rows(train)
+    if dev is None:
+        config = kind.settle(config, rows)
+        rows, held = split(rows, held_out, key=kind.texts, seed=seed)
+        found = Data(rows, held, config, "held out")
+        found.notes.append(f"held out: {len(held):,} of {len(rows) + len(held):,} rows, drawn with seed {seed}")
+    else:
+        held = read_rows(dev)
+        config = kind.settle(config, rows)
+        kind.check_rows(held, config, "the training data")
+        found = Data(rows, held, config, str(dev) if isinstance(dev, str | Path) else "dev")
+        if both := count_duplicates(held, rows, key=kind.texts):
+            found.notes.append(f"{both:,} of the {len(held):,} dev rows have texts that are in the training data too")
+    if twice := count_duplicates(rows, key=kind.texts):
+        found.notes.append(f"{twice:,} of the {len(rows):,} training rows repeat the text of another")
+    found.notes.append(f"labels: {', '.join(config.labels[:20])}{' …' if len(config.labels) > 20 else ''}")
+    return found
+
+
+def task_loss(network: TaskNetwork, batch: Batch) -> torch.Tensor:
+    """Return the mean loss of a batch's windows by their weight: a float32 scalar."""
+    return weighted_mean(network.task.losses(network(batch), batch), batch["weight"])
+
+
+def make_optimizer(model: nn.Module, args: TrainArgs, *, layer_decay: float = 1.0, head_lr: float = 1.0) -> Optimizer:
+    """Make AdamW with a rate for each depth of a `TaskNetwork`: head, blocks from the last to the first, embeddings."""
+    assert isinstance(model, TaskNetwork)
+    if args.optimizer != "adamw":
+        if layer_decay != 1 or head_lr != 1:
+            raise ConfigError(f"optimizer is {args.optimizer!r}; layer_decay and head_lr need 'adamw'")
+        return plain_optimizer(model, args)
+    depth = model.backbone.config.main.num_layers
+    found: dict[float, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        if parts[0] == "head":
+            rate = head_lr
+        elif "blocks" in parts:
+            rate = layer_decay ** (depth - 1 - int(parts[parts.index("blocks") + 1]))
+        else:
+            rate = 1.0 if parts[1] in ("pooler", "output") else layer_decay**depth
+        found.setdefault(rate, []).append((name, parameter))
+    groups = [
+        group
+        for rate, named in found.items()
+        for group in parameter_groups(named, lr=args.lr * rate, weight_decay=args.weight_decay)
+    ]
+    return AdamW(groups, lr=args.lr, betas=args.betas)
+
+
+class _Judge:
+    """Measures a network on dev rows, and saves it with the score of the last evaluation."""
+
+    def __init__(self, task: Task, data: Data, batch: int, base: Path) -> None:
+        self.task, self.data, self.batch, self.base = task, data, batch, base
+        self.score: Score | None = None
+
+    def __call__(self, network: TaskNetwork) -> dict[str, Any]:
+        results = list(predict_rows(network, self.data.dev, batch=self.batch))
+        scores, name = self.task.measure(self.data.dev, results), self.task.main_score
+        self.score = Score(name, scores[name], self.data.measured_on, scores)
+        return {**scores, "score": name, "higher_is_better": True}
+
+    def save(self, network: TaskNetwork, folder: Path) -> None:
+        config = replace(self.task.config, score=self.score)
+        save_network(network, folder, config, tokenizer_files(self.base), overwrite=True)
+
+
+def _adapt(network: TaskNetwork, rank: int, seed: int) -> None:
+    """Add adapters to the backbone. Its pooler is often new, so it is trained as the head is."""
+    add_lora(network.backbone, rank, seed=seed)
+    if network.backbone.pooler is not None:
+        network.backbone.pooler.requires_grad_(True)
+
+
+def _with_length(config: TaskConfig, loaded: ModelPipeline) -> TaskConfig:
+    """Return the configuration with the length of a window, which the model's positions limit."""
+    context = loaded.config.main.context
+    if context is not None and (config.max_length or 0) > context:
+        raise ConfigError(f"max_length is {config.max_length}; the model of {loaded.path} knows {context} positions")
+    return replace(config, max_length=config.max_length or min(512, context or 512))
+
+
+def _with_defaults(args: TrainArgs, batches: int) -> TrainArgs:
+    """Fill in what suits fine-tuning; batches: of an epoch."""
+    steps = args.steps
+    if steps is None and args.minutes is None:
+        steps = max(1, round((args.epochs or 3.0) * batches))
+    return replace(args, steps=steps).filled(
+        optimizer="adamw",
+        lr=2e-5 if args.lora is None else 2e-4,
+        weight_decay=0.01,
+        schedule="linear",
+        warmup=(steps or 1000) // 10,
+        evaluate_every=batches,
+        save_every=batches,
+        log_every=max(1, min(20, (steps or 1000) // 50)),
+    )
+
+
+def _describe(examples: Sequence[Example], batches: int) -> list[str]:
+    lengths = sorted(sum(map(len, example.tokens)) for example in examples)
+    windows = sum(len(example.windows) for example in examples)
+    long = sum(len(example.windows) > 1 for example in examples)
+    return [
+        f"training rows: {len(examples):,}, of {lengths[len(lengths) // 2]:,} tokens (median) to {lengths[-1]:,}",
+        f"windows: {windows:,}, for {long:,} rows are longer than one; {batches:,} batches an epoch",
+    ]

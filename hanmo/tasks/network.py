@@ -1,0 +1,86 @@
+"""A backbone with the head of a task: built from a checkpoint, saved, read again.
+
+Knows networks and folders. Knows no data and no training.
+
+    hanmo.json          configuration of the backbone
+    model.safetensors   its weights under Hanmo's names, those of the head as head.…
+    task.json           the task
+    vocab.txt …         the tokenizer
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hanmo.checkpoint.load import as_tensor
+from hanmo.checkpoint.open import Location, open_source
+from hanmo.checkpoint.save import save
+from hanmo.checkpoint.shapes import TASK_HEAD
+from hanmo.errors import TensorMismatch
+from hanmo.model import Model
+from hanmo.tasks.config import TASK_JSON, TaskConfig
+from hanmo.tasks.task import Task, TaskNetwork
+from hanmo.training.lora import has_lora, merge_lora
+
+__all__ = ["build", "read_head", "save_network"]
+
+
+def build(model: Model, task: Task, *, seed: int = 0) -> TaskNetwork:
+    """Make the network of a task from a loaded model, whose weights are copied; what it lacks is initialized.
+
+    Raises ConfigError if the task cannot use the model.
+    """
+    config = task.network(model.config)
+    backbone = Model(config).initialize(seed)
+    state = {name: tensor.float() for name, tensor in model.state_dict().items()}
+    backbone.load_state_dict(state, strict=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = task.head(config)
+        for module in head.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=config.initializer)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+    return TaskNetwork(backbone, head, task).to(model.token.weight.device)
+
+
+def save_network(
+    network: TaskNetwork, folder: Path, config: TaskConfig, files: Sequence[Path], *, overwrite: bool = False
+) -> None:
+    """Write a folder that `hanmo.load` opens; adapters are merged into the weights.
+
+    config: what task.json says.   files: of the tokenizer.
+    """
+    backbone = network.backbone
+    if has_lora(backbone):
+        backbone = deepcopy(backbone)
+        merge_lora(backbone)
+    beside: dict[str, Path | dict[str, Any]] = {file.name: file for file in files}
+    beside[TASK_JSON] = config.to_dict()
+    save(backbone, folder, head=network.head, tokenizer=beside, overwrite=overwrite)
+
+
+def read_head(location: Location, task: Task, model: Model) -> nn.Module:
+    """Read the head of a task folder. Raises TensorMismatch if it is not there or is another task's."""
+    head = task.head(model.config)
+    ours = head.state_dict()
+    with open_source(location) as source:
+        found = {
+            name.removeprefix(TASK_HEAD): info for name, info in source.tensors.items() if name.startswith(TASK_HEAD)
+        }
+        for name in sorted(set(ours) | set(found)):
+            expected = tuple(ours[name].shape) if name in ours else "no such tensor"
+            there = found[name].shape if name in found else "missing"
+            if expected != there:
+                raise TensorMismatch(
+                    f"{TASK_HEAD}{name} in {source.path} is {there}, the task of {TASK_JSON} expects {expected}; "
+                    "give the folder of a task as hanmo.tasks.fit wrote it"
+                )
+        state = {name: as_tensor(source.read(info.name), info.dtype) for name, info in found.items()}
+    head.load_state_dict(state)
+    return head.to(model.token.weight.device).eval()

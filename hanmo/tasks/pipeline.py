@@ -1,0 +1,106 @@
+"""What `hanmo.load` returns for the folder of a task: a model pipeline that predicts.
+
+load(path)    any folder of a model; one with a task.json gives a TaskPipeline
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, overload
+
+from torch import nn
+
+from hanmo import loading
+from hanmo.checkpoint.open import locate
+from hanmo.errors import ConfigError, MissingFile
+from hanmo.generate.rules import check_count
+from hanmo.model_pipeline import ModelPipeline
+from hanmo.pipeline import SMALL
+from hanmo.tasks.batches import predict_rows
+from hanmo.tasks.config import TASK_JSON, TaskConfig
+from hanmo.tasks.network import read_head, save_network
+from hanmo.tasks.rows import Item, as_rows, read_rows
+from hanmo.tasks.table import make_task
+from hanmo.tasks.task import Result, Task, TaskNetwork
+from hanmo.tokenizers.load import tokenizer_files
+
+__all__ = ["TaskPipeline", "load", "open_task"]
+
+
+class TaskPipeline(ModelPipeline):
+    """A pipeline with the head of a task; see `hanmo.load`.   task: its kind, with the configuration."""
+
+    def __init__(self, loaded: ModelPipeline, head: nn.Module, task: Task) -> None:
+        super().__init__(loaded.config, loaded.model, loaded.tokenizer, loaded.report, loaded.path)
+        self.task = task
+        self.network = TaskNetwork(loaded.model, head, task)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that the task predicts."""
+        return self.task.config.labels
+
+    @overload
+    def predict(self, texts: str | Mapping[str, Any], *, batch: int = ...) -> Result: ...  # type: ignore[overload-overlap]
+    @overload
+    def predict(self, texts: Sequence[Item], *, batch: int = ...) -> list[Result]: ...
+    def predict(self, texts: Item | Sequence[Item], *, batch: int = 32) -> Result | list[Result]:
+        """Return the result of each text; docs/tasks.md shows those of each kind.
+
+        texts: a text, or a list of texts, of pairs (a, b) or of rows as in training data; one text gives one result.
+        batch: windows computed together; results do not depend on it beyond rounding.
+        Raises DataError for an item that is none of these, or an empty text.
+        """
+        if isinstance(texts, str | Mapping):
+            return next(self.stream_results([texts], batch=batch))
+        return list(self.stream_results(texts, batch=batch))
+
+    def stream_results(self, texts: Iterable[Item], *, batch: int = 32) -> Iterator[Result]:
+        """Yield results in order, with few texts in memory at once; see `predict`."""
+        check_count("batch", batch)
+        return predict_rows(self.network, as_rows(texts), batch=batch)
+
+    def evaluate(self, data: str | Path | Iterable[Mapping[str, Any]], *, batch: int = 32) -> dict[str, float]:
+        """Score predictions on labelled data: a file of JSON lines, or rows.
+
+        Raises DataError naming the line of a row that is wrong, or has a label that the task does not have.
+        """
+        check_count("batch", batch)
+        rows, task = read_rows(data), self.task
+        task.check_rows(rows, task.config, f"the task of {self.path}")
+        return task.measure(rows, list(predict_rows(self.network, rows, batch=batch)))
+
+    def save(self, path: str | Path, *, form: str = "safetensors", overwrite: bool = False) -> Path:
+        """Save network, head, task and vocabulary as a folder, and return its path.
+
+        Raises ConfigError for another form than "safetensors".
+        """
+        if form != "safetensors":
+            raise ConfigError(f"form is {form!r}; expected 'safetensors', which holds the head of a task")
+        folder = self.path if self.path.is_dir() else self.path.parent
+        save_network(self.network, Path(path), self.task.config, tokenizer_files(folder), overwrite=overwrite)
+        return Path(path)
+
+
+@wraps(loading.load)
+def load(path: str | Path = SMALL, **options: Any) -> ModelPipeline:
+    found = locate(path)
+    return open_task(path, **options) if (found.folder / TASK_JSON).is_file() else loading.load(path, **options)
+
+
+def open_task(path: str | Path, **options: Any) -> TaskPipeline:
+    """Open the folder of a task; a training run's folder means its best checkpoint.
+
+    options: of `hanmo.load`.
+    Raises MissingFile if there is no task.json, TensorMismatch for weights without the head, and what loading raises.
+    """
+    found = locate(path)
+    described = found.folder / TASK_JSON
+    if not described.is_file():
+        raise MissingFile(
+            f"{described} is missing, so {path} is not the folder of a task; train one with hanmo.tasks.fit"
+        )
+    config = TaskConfig.read(described)
+    loaded = loading.load(path, **options)
+    task = make_task(config, loaded._tokenizer())
+    return TaskPipeline(loaded, read_head(found, task, loaded.model), task)

@@ -1,0 +1,161 @@
+"""Data rows of tasks: JSON lines with the place of each, duplicates, and splits that keep duplicates together.
+
+Spans are half-open and count code points of the row's text: text[start:stop]. Knows no tokenizer and no kind of task.
+
+    {"text", "label" | "labels" | "score"}        {"a", "b", "label" | "score"}
+    {"text", "spans": [{"start", "stop", "label"}]}
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from hanmo.errors import DataError
+from hanmo.files import open_file, parse_json
+from hanmo.tokenizers.protocol import check_text
+
+__all__ = ["Item", "Row", "as_rows", "count_duplicates", "read_rows", "spans_of", "split", "texts_of"]
+
+Item: TypeAlias = str | tuple[str, str] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of data and its place, "train.jsonl:12", for messages."""
+
+    where: str
+    data: Mapping[str, Any]
+
+    def error(self, message: str) -> DataError:
+        """Return the error that names this row."""
+        return DataError(f"{self.where}: {message}")
+
+    def get(self, key: str, kind: type | tuple[type, ...], *, default: Any = None) -> Any:
+        """Return a value of the row. Raises DataError if it is missing, without a default, or of another type."""
+        value = self.data.get(key, default)
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            names = " or ".join(each.__name__ for each in kinds)
+            found = f"is {str(value)[:100]!r}" if key in self.data else "is missing"
+            raise self.error(f"{key!r} {found}; expected {names}")
+        return value
+
+
+Key: TypeAlias = Callable[[Row], tuple[str, ...]]
+
+
+def texts_of(row: Row) -> tuple[str, ...]:
+    """Return the row's text, or its two texts "a" and "b". Raises DataError if it has neither, or an empty one."""
+    keys = ("a", "b") if "a" in row.data and "text" not in row.data else ("text",)
+    texts = tuple(row.get(key, str) for key in keys)
+    for key, text in zip(keys, texts, strict=True):
+        if not text.strip():
+            raise row.error(f"{key!r} is empty; expected a text")
+        check_text(text, name=f"{key!r} of {row.where}")
+    return texts
+
+
+def spans_of(row: Row, key: str = "spans") -> list[tuple[int, int, str]]:
+    """Return the row's spans as (start, stop, label), checked against its text.
+
+    A span may carry its own "text", which must then be the text between its ends.
+    Raises DataError for a span outside the text, one that is empty, and one whose text is another.
+    """
+    text, found = row.get("text", str), []
+    for span in row.get(key, list, default=[]):
+        if not isinstance(span, Mapping) or not {"start", "stop", "label"} <= set(span):
+            raise row.error(f'{key!r} holds {str(span)[:100]}; expected {{"start", "stop", "label"}}')
+        start, stop, label = span["start"], span["stop"], span["label"]
+        if type(start) is not int or type(stop) is not int or not isinstance(label, str):
+            raise row.error(f"the span {str(span)[:100]} needs whole numbers as start and stop, and a string as label")
+        if not 0 <= start < stop <= len(text):
+            inclusive = "; are its ends inclusive? stop is one past the last character" if start == stop else ""
+            raise row.error(f"the span {start}:{stop} is not in the text of {len(text)} characters{inclusive}")
+        said = span.get("text")
+        if said is not None and said != text[start:stop]:
+            raise row.error(
+                f"the span {start}:{stop} is {text[start:stop]!r}, but its text says {said!r}{_hint(text, span)}"
+            )
+        found.append((start, stop, label))
+    return found
+
+
+def _hint(text: str, span: Mapping[str, Any]) -> str:
+    if text[span["start"] : span["stop"] + 1] == span["text"]:
+        return "; its end is inclusive, expected one past the last character"
+    place = text.find(span["text"]) if isinstance(span["text"], str) and span["text"] else -1
+    return f"; that text begins at {place}" if place >= 0 else ""
+
+
+def read_rows(source: str | Path | Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Read a file of JSON lines, or take rows that are in memory.
+
+    Raises DataError naming the line for what is no JSON object, and for a source without rows; MissingFile.
+    """
+    if isinstance(source, str | Path):
+        rows, name = list(_lines(Path(source))), str(source)
+    else:
+        rows, name = [Row(f"row {number}", data) for number, data in enumerate(source, 1)], "the list of rows"
+        for row in rows:
+            if not isinstance(row.data, Mapping):
+                raise row.error(f"it is a {type(row.data).__name__}; expected a dict")
+    if not rows:
+        raise DataError(f"{name} is empty; expected a JSON object on each line")
+    return rows
+
+
+def _lines(path: Path) -> Iterator[Row]:
+    with open_file(path, error=DataError) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                where = f"{path.name}:{number}"
+                yield Row(where, parse_json(line, where, error=DataError))
+
+
+def as_rows(items: Iterable[Item]) -> list[Row]:
+    """Make rows of texts, of pairs of texts and of dicts. Raises DataError naming the item that is none of these."""
+    rows = []
+    for number, item in enumerate(items, 1):
+        where = f"text {number}"
+        if isinstance(item, str):
+            rows.append(Row(where, {"text": item}))
+        elif isinstance(item, Mapping):
+            rows.append(Row(where, item))
+        elif isinstance(item, Sequence) and len(item) == 2:
+            rows.append(Row(where, {"a": item[0], "b": item[1]}))
+        else:
+            raise DataError(f"{where} is a {type(item).__name__}; expected a text, a pair of texts or a dict")
+    return rows
+
+
+def count_duplicates(rows: Sequence[Row], others: Sequence[Row] | None = None, *, key: Key = texts_of) -> int:
+    """Count the rows whose texts occurred in an earlier row or, if `others` are given, occur in one of these."""
+    if others is not None:
+        seen = {key(row) for row in others}
+        return sum(key(row) in seen for row in rows)
+    return len(rows) - len({key(row) for row in rows})
+
+
+def split(rows: Sequence[Row], share: float, *, key: Key = texts_of, seed: int = 0) -> tuple[list[Row], list[Row]]:
+    """Hold out a share of the rows, drawn by the seed; rows of equal texts, or `key`, stay on one side.
+
+    Raises DataError if one side would be empty, or the share is not between 0 and 1.
+    """
+    if not 0 < share < 1:
+        raise DataError(f"the share held out is {share}; expected a number between 0 and 1")
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(key(row), []).append(number)
+    order = list(groups.values())
+    random.Random(seed).shuffle(order)
+    held: set[int] = set()
+    for group in order[:-1]:
+        if len(held) >= max(1, round(share * len(rows))):
+            break
+        held.update(group)
+    if not held:
+        raise DataError(f"{len(rows)} rows with {len(groups)} different texts are too few to hold {share:.0%} out")
+    left = [row for number, row in enumerate(rows) if number not in held]
+    return left, [row for number, row in enumerate(rows) if number in held]

@@ -1,0 +1,25 @@
+"""The kinds of tasks. A new one is a line here."""
+
+from hanmo.errors import ConfigError
+from hanmo.tasks.classify import Classify
+from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.task import Task
+from hanmo.tokenizers.protocol import Tokenizer
+
+__all__ = ["TASKS", "make_task", "task_class"]
+
+TASKS: dict[str, type[Task]] = {
+    "classify": Classify,
+}
+
+
+def task_class(kind: str) -> type[Task]:
+    """Return the class of a kind. Raises ConfigError for an unknown one."""
+    if kind not in TASKS:
+        raise ConfigError(f"kind is {kind!r}; expected one of {', '.join(TASKS)}")
+    return TASKS[kind]
+
+
+def make_task(config: TaskConfig, tokenizer: Tokenizer) -> Task:
+    """Make the task that a settled configuration describes."""
+    return task_class(config.kind)(config, tokenizer)

@@ -1,0 +1,217 @@
+"""What a kind of task defines: its data, its head, its loss, its results and its scores.
+
+rows ─ check ─► settle ─► config                          (labels and form by the training data)
+row ─ encode ─► Example ─ target ─ collate ─► batch       (one row of a batch is one window)
+batch ─ forward ─► outputs ─┬─ losses ─► [windows]        (training)
+                            └─ infer ─► decode ─► result ─ measure ─► scores
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hanmo.config import ModelConfig
+from hanmo.errors import ConfigError
+from hanmo.model import Model
+from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.rows import Row, texts_of
+from hanmo.tasks.windows import Tokens, Window, make_windows, tokenize
+from hanmo.tokenizers.protocol import Tokenizer
+
+__all__ = ["Arrays", "Batch", "Example", "Result", "Task", "TaskNetwork", "pad", "weighted_mean"]
+
+Arrays = dict[str, NDArray[Any]]
+Batch = Mapping[str, Tensor]
+Result = dict[str, Any]
+"""What is predicted for a row, in the keys of a data row, with probabilities beside it."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row as the model reads it: the tokens of its texts, and the windows that cover them."""
+
+    row: Row
+    tokens: tuple[Tokens, ...]
+    windows: list[Window]
+
+
+class Task(ABC):
+    """A kind of task; a subclass has one file and one line in table.py.
+
+    heads: names that `TaskConfig.head` may have, the default first.   forms: the same for `form`.
+    main_score: name of the score in `measure` that the best weights have; higher is better.
+    output: the language-model head of the backbone that the task uses: "none", "mlm" or "lm".
+    offsets: whether tokens need offsets.   pooled: whether the head takes `Output.pooled` where pooling is "pooler".
+    padding: fill value of a target's padding, by its name; 0 by default.
+    """
+
+    heads: ClassVar[tuple[str, ...]] = ("linear",)
+    forms: ClassVar[tuple[str, ...]] = ("",)
+    main_score: str
+    output: ClassVar[str] = "none"
+    offsets: ClassVar[bool] = False
+    pooled: ClassVar[bool] = False
+    padding: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
+        """config: settled, or read from a task.json. Raises ConfigError for a head or form that the kind has not."""
+        for name, value, known in (("head", config.head, self.heads), ("form", config.form, self.forms)):
+            if value not in known:
+                raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(known)} for kind {config.kind!r}")
+        self.config, self.tokenizer = config, tokenizer
+        self.number = {label: number for number, label in enumerate(config.labels)}
+
+    # Data
+
+    @classmethod
+    @abstractmethod
+    def check(cls, row: Row, config: TaskConfig) -> None:
+        """Raise `row.error(…)` for a row that cannot be trained on or measured with. Labels are checked elsewhere."""
+
+    @classmethod
+    @abstractmethod
+    def labels_of(cls, row: Row, config: TaskConfig) -> Iterable[str]:
+        """Return the labels in a checked row."""
+
+    @classmethod
+    def settle(cls, config: TaskConfig, rows: Sequence[Row]) -> TaskConfig:
+        """Fill in what the configuration leaves to the kind and to the training rows; check these.
+
+        Labels are sorted. Raises DataError for a row that is wrong.
+        """
+        config = replace(config, head=config.head or cls.heads[0], form=config.form or cls.forms[0])
+        if config.labels:
+            cls.check_rows(rows, config, "the configuration")
+            return config
+        found: set[str] = set()
+        for row in rows:
+            cls.check(row, config)
+            found |= set(cls.labels_of(row, config))
+        return replace(config, labels=tuple(sorted(found)))
+
+    @classmethod
+    def check_rows(cls, rows: Iterable[Row], config: TaskConfig, where: str) -> None:
+        """Check rows and their labels. Raises DataError naming the row of a label that `where` does not have."""
+        for row in rows:
+            cls.check(row, config)
+            for label in cls.labels_of(row, config):
+                if label not in config.labels:
+                    raise row.error(f"the label {label!r} is not in {where}, which has {_listed(config.labels)}")
+
+    @classmethod
+    def texts(cls, row: Row) -> tuple[str, ...]:
+        """Return the texts of a row, which tell whether two rows are duplicates. Raises DataError without any."""
+        return texts_of(row)
+
+    def encode(self, row: Row) -> Example:
+        """Tokenize a row's texts and cover them with windows."""
+        tokens = tuple(tokenize(self.tokenizer, text, offsets=self.offsets) for text in self.texts(row))
+        length = self.config.max_length or 512
+        return Example(row, tokens, make_windows(self.tokenizer, tokens, max_length=length, stride=self.config.stride))
+
+    def train_windows(self, example: Example) -> Sequence[Window]:
+        """Return the windows of a row to train on: by default all."""
+        return example.windows
+
+    @abstractmethod
+    def target(self, example: Example, window: Window) -> Arrays:
+        """Return what the loss needs of one window, by name, each without the axis of the batch.
+
+        Axes are padded to the longest of the batch. "weight" is the window's share in the mean loss; by default the
+        windows of a row share a weight of 1.
+        """
+
+    def collate(self, windows: Sequence[tuple[Example, Window]], *, targets: bool = True) -> Arrays:
+        """Make a batch: "ids", "segments", "mask" [windows, n], and with targets these and "weight" [windows]."""
+        batch = {
+            "ids": pad([np.array(window.ids) for _, window in windows], self.tokenizer.special.pad or 0),
+            "segments": pad([np.array(window.segments) for _, window in windows]),
+            "mask": pad([np.ones(len(window), np.bool_) for _, window in windows]),
+        }
+        if targets:
+            found = [self.target(*window) for window in windows]
+            weights = [each.pop("weight", 1 / len(ex.windows)) for each, (ex, _) in zip(found, windows, strict=True)]
+            batch |= {name: pad([each[name] for each in found], self.padding.get(name, 0)) for name in found[0]}
+            batch["weight"] = np.array(weights, np.float32)
+        return batch
+
+    # Network
+
+    def network(self, config: ModelConfig) -> ModelConfig:
+        """Return the configuration of the backbone: the checkpoint's, with the heads that the task uses.
+
+        Raises ConfigError for a network that is no encoder, or lacks the output.
+        """
+        if config.decoder is not None or config.main.mask != "full":
+            raise ConfigError(f"this {config.family} reads from left to right; a task of this kind needs an encoder")
+        if self.output not in ("none", config.output):
+            raise ConfigError(
+                f"output is {config.output!r}; a task of this kind needs a checkpoint with {self.output!r}"
+            )
+        pool = "none"
+        if self.pooled and self.config.pooling == "pooler":
+            pool = "tanh" if config.pool == "none" else config.pool
+        return replace(config, output=self.output, pool=pool, nsp=False, discriminator=False)
+
+    @abstractmethod
+    def head(self, config: ModelConfig) -> nn.Module:
+        """Make the head on a backbone of this configuration, initialized as its class does."""
+
+    def forward(self, backbone: Model, head: nn.Module, batch: Batch) -> Any:
+        """Compute outputs of a batch: by default head(Output of the backbone, batch)."""
+        segments = batch["segments"] if backbone.config.main.segments else None
+        return head(backbone(batch["ids"], segments=segments, mask=batch["mask"], logits="none"), batch)
+
+    @abstractmethod
+    def losses(self, outputs: Any, batch: Batch) -> Tensor:
+        """Return the loss of each window [windows]; training minimises their mean weighted by "weight"."""
+
+    # Results
+
+    def infer(self, network: "TaskNetwork", batch: Batch) -> Sequence[Any]:
+        """Return the outputs of each window for `decode`: by default NumPy arrays in float32, padding included."""
+        return list(network(batch).float().cpu().numpy())
+
+    @abstractmethod
+    def decode(self, example: Example, outputs: Sequence[Any]) -> Result:
+        """Make the result of a row from the outputs of its windows, with offsets in the row's text."""
+
+    @abstractmethod
+    def measure(self, rows: Sequence[Row], results: Sequence[Result]) -> dict[str, float]:
+        """Score results against rows; the scores hold `self.main_score`, and none is NaN."""
+
+
+class TaskNetwork(nn.Module):
+    """A backbone and the head of a task; called with a batch, it returns what `Task.forward` does."""
+
+    def __init__(self, backbone: Model, head: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.backbone, self.head, self.task = backbone, head, task
+
+    def forward(self, batch: Batch) -> Any:
+        """batch: as `Task.collate` makes it, as tensors."""
+        return self.task.forward(self.backbone, self.head, batch)
+
+
+def weighted_mean(losses: Tensor, weight: Tensor) -> Tensor:
+    """Return the mean of losses [windows] weighted by weight [windows]; 0 if all weights are 0."""
+    return (losses * weight).sum() / weight.sum().clamp(min=1e-12)
+
+
+def pad(arrays: Sequence[Any], value: int = 0) -> NDArray[Any]:
+    """Stack arrays of one number of axes, each padded at its end to the longest of its axis."""
+    parts = [np.asarray(array) for array in arrays]
+    made = np.full((len(parts), *np.max([part.shape for part in parts], 0).astype(int)), value, parts[0].dtype)
+    for number, part in enumerate(parts):
+        place: tuple[Any, ...] = (number, *map(slice, part.shape))
+        made[place] = part
+    return made
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:10]) + (f" and {len(labels) - 10} more" if len(labels) > 10 else "")

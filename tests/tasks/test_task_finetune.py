@@ -1,0 +1,222 @@
+"""Training a task: what is refused, early stopping by the dev score, resuming, rates, wrapped losses, notes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy_tasks import model_folder, sky_rows
+
+import hanmo
+from hanmo.errors import ConfigError, DataError, MissingFile
+from hanmo.families import FAMILIES
+from hanmo.loading import load as load_model
+from hanmo.tasks import TaskConfig, fit
+from hanmo.tasks.finetune import make_optimizer, prepare, task_loss
+from hanmo.tasks.network import build
+from hanmo.tasks.pipeline import open_task
+from hanmo.tasks.rows import Row
+from hanmo.tasks.table import make_task
+from hanmo.training.args import TrainArgs
+from hanmo.training.step import Updates
+
+ROWS, DEV = sky_rows(48), sky_rows(24, seed=1)
+CONFIG = TaskConfig(kind="classify", form="single", labels=("earth", "sky"), head="linear")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("base") / "model")
+
+
+def lines(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def evaluations(out: Path) -> list[dict]:
+    records = map(json.loads, (out / "log.jsonl").read_text("utf-8").splitlines())
+    return [record for record in records if "evaluation" in record]
+
+
+def test_the_dev_file_is_named_in_the_score(base, tmp_path):
+    dev = lines(tmp_path / "dev.jsonl", DEV)
+    fitted = fit(base, train=ROWS, dev=dev, kind="classify", out=tmp_path / "run", args=TrainArgs(batch=16, steps=2))
+    assert fitted.score.on == str(dev)
+    assert fitted.steps == 2
+    assert json.loads((fitted.folder / "task.json").read_text("utf-8"))["score"]["on"] == str(dev)
+
+
+@pytest.mark.parametrize("given", [{}, {"kind": "classify", "config": CONFIG}])
+def test_a_kind_or_a_configuration_is_needed(base, tmp_path, given):
+    with pytest.raises(ConfigError, match="give either kind"):
+        fit(base, train=ROWS, out=tmp_path / "run", **given)
+
+
+@pytest.mark.parametrize(
+    ("train", "dev", "message"),
+    [
+        ([], DEV, r"train.jsonl is empty"),
+        (ROWS, [], r"dev.jsonl is empty"),
+        ([*ROWS, {"text": "天"}], DEV, r"^train.jsonl:49: 'label' is missing"),
+        (ROWS, [*DEV, {"text": "天", "label": "sea"}], r"^dev.jsonl:25: the label 'sea' is not in the training data, "),
+    ],
+)
+def test_wrong_data_is_refused_before_anything_is_written(base, tmp_path, train, dev, message):
+    train, dev = lines(tmp_path / "train.jsonl", train), lines(tmp_path / "dev.jsonl", dev)
+    with pytest.raises(DataError, match=message):
+        fit(base, train=train, dev=dev, kind="classify", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_duplicates_are_counted_and_stay_on_one_side():
+    data = prepare(TaskConfig(kind="classify"), ROWS + ROWS[:5], DEV + ROWS[:3])
+    assert any("3 of the 27 dev rows" in note for note in data.notes)
+    assert any("5 of the 53 training rows" in note for note in data.notes)
+    held = prepare(TaskConfig(kind="classify"), ROWS + ROWS, None, held_out=0.2)
+    assert {row.data["text"] for row in held.train}.isdisjoint(row.data["text"] for row in held.dev)
+    assert held.measured_on == "held out"
+
+
+def test_a_window_longer_than_the_positions_is_refused(base, tmp_path):
+    config = TaskConfig(kind="classify", max_length=65)
+    with pytest.raises(ConfigError, match=r"max_length is 65; the model of .* knows 64 positions"):
+        fit(base, train=ROWS, dev=DEV, config=config, out=tmp_path / "run")
+
+
+def test_a_decoder_is_refused(base, tmp_path):
+    loaded = load_model(base)
+    config = FAMILIES["gpt2_ml"].tensorflow.config(
+        {"vocab_size": loaded.config.vocab_size, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+         "intermediate_size": 64, "max_position_embeddings": 16, "hidden_act": "gelu"}
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="reads from left to right"):
+        make_task(CONFIG, loaded.tokenizer).network(config)
+
+
+def test_training_ends_without_a_better_score_and_keeps_the_best(base, tmp_path):
+    args = TrainArgs(batch=16, epochs=30, lr=2e-3, early_stopping=2)
+    fitted = fit(base, train=sky_rows(200), dev=DEV, kind="classify", out=tmp_path / "run", args=args)
+    found = evaluations(tmp_path / "run")
+    scores = [record["evaluation"]["accuracy"] for record in found]
+    best = scores.index(max(scores))
+    assert fitted.steps < 30 * 13
+    assert len(scores) == best + 3
+    assert fitted.score.value == max(scores)
+    assert fitted.folder.name == f"best-{found[best]['step']:08d}"
+    assert open_task(tmp_path / "run").evaluate(DEV)["accuracy"] == max(scores)
+
+
+@pytest.mark.parametrize("lora", [None, 4])
+def test_a_resumed_run_equals_one_that_was_not_stopped(base, tmp_path, lora):
+    def run(name, steps, **options):
+        args = TrainArgs(batch=8, steps=steps, lr=2e-3, lora=lora, schedule="constant", warmup=0, evaluate_every=100)
+        fit(base, train=ROWS, dev=DEV, kind="classify", out=tmp_path / name, args=args, **options)
+        return tensors_of(next((tmp_path / name).glob("last-*")))
+
+    whole = run("whole", 10)
+    run("parts", 4)
+    parts = run("parts", 10, resume=True)
+    assert whole.keys() == parts.keys()
+    assert any(name.startswith("head.") for name in whole)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(next(folder.glob("*.safetensors")))
+
+
+def test_rates_fall_from_the_head_to_the_embeddings(base):
+    loaded = load_model(base)
+    network = build(loaded.model, make_task(CONFIG, loaded.tokenizer))
+    args = TrainArgs(steps=1, lr=1.0, optimizer="adamw", weight_decay=0.1)
+    optimizer = make_optimizer(network, args, layer_decay=0.5, head_lr=10)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    named = {name: rates[id(parameter)] for name, parameter in network.named_parameters()}
+    assert named["head.linear.weight"] == 10
+    assert named["backbone.pooler.dense.weight"] == 1
+    assert named["backbone.encoder.blocks.1.feed_forward.input.weight"] == 1
+    assert named["backbone.encoder.blocks.0.feed_forward.input.weight"] == 0.5
+    assert named["backbone.token.weight"] == named["backbone.encoder.embedding.norm.weight"] == 0.25
+    with pytest.raises(ConfigError, match="optimizer is 'muon'; layer_decay and head_lr need 'adamw'"):
+        make_optimizer(network, TrainArgs(steps=1, optimizer="muon"), head_lr=10)
+
+
+def test_a_wrapped_loss_is_trained_on(base, tmp_path):
+    seen = []
+
+    def wrap(loss, network):
+        def doubled(model, batch):
+            assert model is network
+            seen.append(float(loss(model, batch).detach()))
+            return 2 * loss(model, batch)
+
+        return doubled
+
+    args = TrainArgs(batch=16, steps=1, log_every=1)
+    fit(base, train=ROWS, dev=DEV, kind="classify", out=tmp_path / "run", args=args, wrap=wrap)
+    record = json.loads((tmp_path / "run" / "log.jsonl").read_text("utf-8").splitlines()[1])
+    assert record["loss"] == pytest.approx(2 * seen[0], rel=1e-6)
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_batch(base):
+    loaded = load_model(base)
+    task = make_task(TaskConfig(**CONFIG.to_dict() | {"max_length": 10, "score": None}), loaded.tokenizer)
+    rows = [Row("", row) for row in (*ROWS[:4], {"text": "天" * 20, "label": "sky"})]
+    examples = [task.encode(row) for row in rows]
+    arrays = task.collate([(example, window) for example in examples for window in example.windows])
+    batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    assert len(set(batch["weight"].tolist())) > 1
+    gradients = []
+    for parts in (1, 3):
+        network = build(loaded.model, task, seed=3)
+        args = TrainArgs(steps=1, accumulate=parts, batch=len(batch["ids"]), lr=0.1, warmup=0, clip=None).for_loop()
+        updates = Updates(network, args, task_loss, lambda net: torch.optim.SGD(net.parameters(), lr=0.1))
+        updates.make(batch, 0, 1)
+        gradients.append([parameter.detach().clone() for parameter in network.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_caller_s_model_is_not_changed(base, tmp_path):
+    loaded = load_model(base)
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    fit(loaded, train=ROWS, dev=DEV, kind="classify", out=tmp_path / "run", args=TrainArgs(batch=16, steps=2, lr=1e-2))
+    assert all(torch.equal(before[name], tensor) for name, tensor in loaded.model.state_dict().items())
+
+
+def test_a_task_folder_is_a_model_to_start_from(base, tmp_path):
+    args = TrainArgs(batch=16, steps=1)
+    first = fit(base, train=ROWS, dev=DEV, kind="classify", out=tmp_path / "one", args=args)
+    assert type(load_model(first.folder)).__name__ == "ModelPipeline"
+    fit(first.folder, train=ROWS, dev=DEV, kind="classify", out=tmp_path / "two", args=args)
+    assert open_task(tmp_path / "two").labels == ("earth", "sky")
+
+
+def test_a_folder_of_a_model_is_not_a_task(base):
+    assert type(hanmo.load(base)).__name__ == "ModelPipeline"
+    with pytest.raises(MissingFile, match=r"task\.json is missing, so .* is not the folder of a task"):
+        open_task(base)
+
+
+def test_a_task_is_saved_in_one_form(base, tmp_path):
+    fitted = fit(base, train=ROWS, dev=DEV, kind="classify", out=tmp_path / "run", args=TrainArgs(batch=16, steps=1))
+    with pytest.raises(ConfigError, match="form is 'huggingface'; expected 'safetensors'"):
+        hanmo.load(fitted.folder).save(tmp_path / "out", form="huggingface")
+    with pytest.raises(ConfigError, match="form is 'tensorflow', which has no place for the head"):
+        hanmo.save(load_model(base).model, tmp_path / "out", form="tensorflow", head=torch.nn.Linear(1, 1))
+
+
+def test_items_that_are_no_texts_are_named(base, tmp_path):
+    fit(base, train=ROWS, dev=DEV, kind="classify", out=tmp_path / "run", args=TrainArgs(batch=16, steps=1))
+    loaded = open_task(tmp_path / "run")
+    with pytest.raises(DataError, match="text 2: 'text' is empty"):
+        loaded.predict(["天", ""])
+    with pytest.raises(DataError, match="text 1 is a int"):
+        loaded.predict([1])
+    with pytest.raises(ConfigError, match="batch is 0"):
+        loaded.predict(["天"], batch=0)
+    with pytest.raises(DataError, match="row 1: the label 'sea' is not in the task of"):
+        loaded.evaluate([{"text": "天", "label": "sea"}])
+    assert loaded.predict([]) == []
