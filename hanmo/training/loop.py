@@ -28,7 +28,8 @@ from hanmo.errors import CheckpointError, ConfigError, TrainingError
 from hanmo.training import distributed
 from hanmo.training.args import TrainArgs
 from hanmo.training.checkpoints import Checkpoints, Place, guarded, locked, newest, recover
-from hanmo.training.data.stream import Batches, Repeated, ahead, read
+from hanmo.training.data.epochs import Batches, Repeated
+from hanmo.training.data.stream import ahead, count_read
 from hanmo.training.log import Log
 from hanmo.training.loss import next_token_loss
 from hanmo.training.memory import peak_memory, reset_peak
@@ -163,7 +164,7 @@ class _Run:
                 norm = self.updates.make(batch, at.step, at.total)
                 self.skip(norm)
                 at.step, at.batch = at.step + 1, number + 1
-                at.tokens += read(batch)
+                at.tokens += count_read(batch)
                 now = time.perf_counter()
                 at.seconds = now - began
                 if at.step - first > _SETTLE:

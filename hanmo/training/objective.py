@@ -23,11 +23,11 @@ from hanmo.model import Model
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.training import distributed
 from hanmo.training.args import TrainArgs
+from hanmo.training.data.epochs import Batches
 from hanmo.training.data.masked import MaskedData
 from hanmo.training.data.pack import TokenEncoder, pack
 from hanmo.training.data.packed import PackedData, PackedFile
 from hanmo.training.data.pairs import PairData, read_pairs
-from hanmo.training.data.stream import Batches
 from hanmo.training.loss import next_token_loss, targets_loss
 from hanmo.training.score import evaluation, mean_loss
 from hanmo.training.step import Loss

@@ -1,8 +1,7 @@
-"""Documents and rows out of txt, jsonl and csv files, their .xz .gz .bz2 forms and folders of them, in bounded memory.
+"""Documents and rows of txt, jsonl and csv files, also as .xz .gz .bz2, and of folders of these, in bounded memory.
 
-Knows how files are compressed and encoded (UTF-8 or GB18030), which line is broken, and where a document ends. Knows no
-ids and no windows. A long document of a text file comes in parts of about a million characters; one of a jsonl or csv
-file is a line or cell and is read at once.
+Knows compression, encodings (UTF-8, GB18030), the line of an error, and where a document ends; knows no ids. A long
+document of a text file comes in parts of about a million characters; one of a jsonl or csv file is read at once.
 """
 
 import bz2
@@ -12,33 +11,23 @@ import io
 import json
 import lzma
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from hanmo.errors import DataError, MissingFile
 from hanmo.files import open_file
 
-__all__ = [
-    "JSON",
-    "TABLES",
-    "Part",
-    "find_files",
-    "form",
-    "json_rows",
-    "opened",
-    "read_documents",
-    "table_rows",
-    "text_in",
-]
+__all__ = ["JSON", "TABLES", "Part", "find_files", "form", "opened", "read_documents", "read_fields"]
 
 JSON, TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
 _FORMS = (".txt", ".text", ".md", *JSON, *TABLES)
-_COMPRESSED = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+_COMPRESSED: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 _CHUNK = 1 << 20  # characters of a part; bytes read at once, and between two reports of progress
-_SNIFF = 1 << 16  # bytes looked at after the first one that is not ASCII
+_SNIFF = 1 << 16  # bytes examined after the first one that is not ASCII
 _SEPARATORS = {"file": "", "line": "\n", "paragraph": "\n\n"}
 
 
@@ -51,7 +40,7 @@ class Part:
     ends: bool = True
 
     def pieces(self, size: int) -> Iterator["Part"]:
-        """Yield the part in pieces of `size` to twice as many characters at most, cut where no word reaches over."""
+        """Yield the part in pieces of `size` to twice as many characters, cut between words."""
         at = 0
         while len(self.text) - at > 2 * size:
             cut = _safe_cut(self.text, at + size, least=at)
@@ -70,26 +59,23 @@ def read_documents(
 ) -> Iterator[Part]:
     """Yield the documents of all files as parts, in file order; empty documents are skipped.
 
-    text_key, source_key: fields of jsonl and columns of csv; where there is no source, the file's name is it.
-    document: what one document is in a text file: "file", "line", or "paragraph" (parted by an empty line).
-    progress: called now and then with the bytes read and the bytes in all.
-    Parts of a long document are cut where no word reaches over; only a word of 4,096 letters and more may be parted.
-    Raises MissingFile, and DataError naming file and line for binary files, wrong encodings and lines that cannot be
-    read.
+    text_key, source_key: fields of jsonl and columns of csv; without a source, the file's name is taken.
+    document: what one document of a text file is: "file", "line", or "paragraph" (separated by an empty line).
+    progress: called about once a megabyte with the bytes read and the total.
+    A long document is cut between words; only a word of 4,096 letters or more may be cut.
+    Raises MissingFile, and DataError naming file and line for binary files, other encodings and unreadable lines.
     """
     if document not in _SEPARATORS:
         raise DataError(f"document is {document!r}, expected one of {', '.join(_SEPARATORS)}")
     files = find_files(paths)
     total = sum(path.stat().st_size for path in files)
-    before = told = 0  # bytes of the files that are read, and last told
+    before = told = 0  # bytes of the files before this one; bytes last reported
     for path in files:
         name = path.name.removesuffix("".join(path.suffixes)) or path.name
         empty = True
         with opened(path) as (file, raw):
-            if form(path) in JSON:
-                parts = _objects(file, path, name, text_key, source_key)
-            elif form(path) in TABLES:
-                parts = _cells(file, path, name, text_key, source_key)
+            if form(path) in JSON + TABLES:
+                parts = _structured(file, path, name, text_key, source_key)
             else:
                 parts = _plain(file, name, _SEPARATORS[document])
             for part in parts:
@@ -104,9 +90,9 @@ def read_documents(
 
 
 def find_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the data files that paths name, folders walked, in the order given and sorted within a folder.
+    """Return the data files that paths name, in the order given; folders are walked, sorted.
 
-    Raises MissingFile if a path is not there, DataError if a form is unknown or a folder holds no data file.
+    Raises MissingFile for a path that does not exist, DataError for an unknown form or a folder without data files.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -127,13 +113,13 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def form(path: Path) -> str:
-    """Return the ending that tells what a file holds, without .xz and its like: ".jsonl"."""
+    """Return the ending that tells what a file holds, without .xz and the like: ".jsonl"."""
     return Path(path.stem).suffix.lower() if path.suffix.lower() in _COMPRESSED else path.suffix.lower()
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[io.TextIOWrapper, IO[bytes]]]:
-    """Open a file as text, and give with it the file on the disk, whose `tell` says how much of it was read.
+    """Open a file as text; yield it and the file on the disk, whose `tell` is the progress.
 
     UTF-8 (with or without a mark) and GB18030 are recognised by the first bytes that are not ASCII.
     Raises DataError for binary files, other encodings and damaged archives, naming the line where there is one.
@@ -141,16 +127,45 @@ def opened(path: Path) -> Iterator[tuple[io.TextIOWrapper, IO[bytes]]]:
     encoding = _recognise(path)
     newline = "" if form(path) in TABLES else None
     try:
-        with open_file(path, error=DataError) as raw, _uncompressed(raw, path) as file:
+        with _unpacked(path) as (file, raw):
             yield io.TextIOWrapper(file, encoding=encoding, errors="strict", newline=newline), raw
     except UnicodeDecodeError as error:
-        raise _undecodable(path, error) from None
-    except (lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
-        raise _damaged(path, error) from None
+        raise _undecodable(path, error.encoding) from None
 
 
-def json_rows(file: io.TextIOWrapper, path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line, what it holds) of JSON lines; empty ones are skipped. Raises DataError naming file and line."""
+def read_fields(
+    file: io.TextIOWrapper, path: Path, keys: Mapping[str, str], *, optional: str = "", headless: bool = False
+) -> Iterator[tuple[str, list[Any]]]:
+    """Yield (file and line, the texts under `keys`, and what is under `optional` or None) of jsonl, csv or tsv.
+
+    keys: the argument that names a field → the field.   headless: a table of as many columns as keys, whose first row
+    does not hold them, has no header.
+    Raises DataError naming file and line for a row that is broken or lacks a field, and for half of a character.
+    """
+    if form(path) in JSON:
+        for number, record in _json_rows(file, path):
+            where = f"{path} line {number}"
+            texts = [_text(record, key, where, option) for option, key in keys.items()]
+            yield where, [*texts, record.get(optional)]
+        return
+    rows, wanted = _table_rows(file, path), list(keys.values())
+    number, columns = next(rows, (1, list[str]()))
+    if not set(wanted) <= set(columns):
+        if not headless or len(columns) != len(wanted):
+            raise DataError(
+                f"{path} line {number} has {len(columns)} columns, {columns[:5]}, and not "
+                f"{' and '.join(map(repr, wanted))} among them; name the columns with {' and '.join(keys)}"
+            )
+        rows, columns = chain([(number, columns)], rows), wanted
+    places = [columns.index(key) for key in wanted]
+    further = columns.index(optional) if optional in columns else len(columns)
+    for number, row in rows:
+        if len(row) <= max(places):
+            raise DataError(f"{path} line {number} has {len(row)} columns, expected {max(places) + 1}; mend the row")
+        yield f"{path} line {number}", [*(row[at] for at in places), "".join(row[further : further + 1]) or None]
+
+
+def _json_rows(file: io.TextIOWrapper, path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -162,29 +177,18 @@ def json_rows(file: io.TextIOWrapper, path: Path) -> Iterator[tuple[int, Any]]:
         yield number, record
 
 
-def table_rows(file: io.TextIOWrapper, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line where it ends, cells) of csv, or of tsv by tabs; empty rows are skipped.
-
-    Raises DataError naming file and line where quotes are broken.
-    """
+def _table_rows(file: io.TextIOWrapper, path: Path) -> Iterator[tuple[int, list[str]]]:
     before = csv.field_size_limit(sys.maxsize)  # a cell may be a whole book
     rows = csv.reader(file, delimiter="\t" if form(path) == ".tsv" else ",", strict=True)
     try:
-        for row in rows:
-            if row:
-                yield rows.line_num, row
+        yield from ((rows.line_num, row) for row in rows if row)
     except csv.Error as error:
         raise DataError(f"{path} line {rows.line_num} is not a csv row ({error}); mend the quotes") from None
     finally:
         csv.field_size_limit(before)
 
 
-def text_in(record: Any, key: str, where: str, *, option: str) -> str:
-    """Return the text of a JSON object's field.
-
-    where: file and line, and option: the argument that names the field, both for the message.
-    Raises DataError if there is no such text, or one with half of a character.
-    """
+def _text(record: Any, key: str, where: str, option: str) -> str:
     text = record.get(key) if isinstance(record, dict) else None
     if not isinstance(text, str):
         holds = f"keys {sorted(record)}" if isinstance(record, dict) else f"a {type(record).__name__}"
@@ -199,26 +203,10 @@ def text_in(record: Any, key: str, where: str, *, option: str) -> str:
     return text
 
 
-def _objects(file: io.TextIOWrapper, path: Path, name: str, text_key: str, source_key: str) -> Iterator[Part]:
-    for number, record in json_rows(file, path):
-        text = text_in(record, text_key, f"{path} line {number}", option="text_key")
+def _structured(file: io.TextIOWrapper, path: Path, name: str, text_key: str, source_key: str) -> Iterator[Part]:
+    for _, (text, source) in read_fields(file, path, {"text_key": text_key}, optional=source_key):
         if text:
-            source = record.get(source_key)
             yield Part(text, name if source is None else str(source))
-
-
-def _cells(file: io.TextIOWrapper, path: Path, name: str, text_key: str, source_key: str) -> Iterator[Part]:
-    rows = table_rows(file, path)
-    columns = next(rows, (1, list[str]()))[1]
-    if text_key not in columns:
-        raise DataError(f"{path} line 1 has columns {columns}, none is {text_key!r}; name the column with text_key")
-    at = columns.index(text_key)
-    source = columns.index(source_key) if source_key in columns else len(columns)
-    for number, row in rows:
-        if len(row) <= at:
-            raise DataError(f"{path} line {number} ends before column {text_key!r}; mend the row")
-        if row[at]:
-            yield Part(row[at], "".join(row[source : source + 1]) or name)
 
 
 def _plain(file: io.TextIOWrapper, name: str, separator: str) -> Iterator[Part]:
@@ -227,8 +215,8 @@ def _plain(file: io.TextIOWrapper, name: str, separator: str) -> Iterator[Part]:
     while chunk := file.read(_CHUNK):
         held += chunk
         if separator:
-            *whole, held = held.split(separator)
-            for text in whole:
+            *complete, held = held.split(separator)
+            for text in complete:
                 if text.strip("\n") or begun:
                     yield Part(text, name)
                 begun = False
@@ -242,7 +230,7 @@ def _plain(file: io.TextIOWrapper, name: str, separator: str) -> Iterator[Part]:
 
 
 def _safe_cut(text: str, near: int, *, least: int = 0) -> int:
-    """Return a place at or shortly before `near` whose right side begins with a character that no word reaches over."""
+    """Return a position at or shortly before `near` where no word continues."""
     for at in range(near, max(near - 4096, least), -1):
         character = text[at]
         if character >= "\u2e80" or (character.isascii() and not character.isalnum() and character not in " \n"):
@@ -250,62 +238,54 @@ def _safe_cut(text: str, near: int, *, least: int = 0) -> int:
     return near
 
 
-def _uncompressed(raw: IO[bytes], path: Path) -> IO[bytes]:
-    opener: Any = _COMPRESSED.get(path.suffix.lower())
-    file: IO[bytes] = opener(raw, "rb") if opener else raw
-    return file
+@contextmanager
+def _unpacked(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Open a file; yield it decompressed, and as it is on the disk."""
+    opener = _COMPRESSED.get(path.suffix.lower())
+    try:
+        with open_file(path, error=DataError) as raw:
+            yield opener(raw, "rb") if opener else raw, raw
+    except (lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} cannot be unpacked ({error}); it is damaged or cut short; fetch it again") from None
 
 
 def _recognise(path: Path) -> str:
     """Return "utf-8-sig" or "gb18030", by the first bytes that are not ASCII."""
-    try:
-        with open_file(path, error=DataError) as raw, _uncompressed(raw, path) as file:
-            at = 0
-            while (chunk := file.read(_CHUNK)) and chunk.isascii():
-                if b"\0" in chunk:
-                    break
-                at += len(chunk)
-            chunk += file.read(_SNIFF)
-    except (lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
-        raise _damaged(path, error) from None
+    with _unpacked(path) as (file, _):
+        at = 0
+        while (chunk := file.read(_CHUNK)) and chunk.isascii():
+            if b"\0" in chunk:
+                break
+            at += len(chunk)
+        chunk += file.read(_SNIFF)
     if at == 0 and chunk[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"{path} begins as UTF-16 does ({chunk[:2].hex(' ')}); save it as UTF-8")
     zero = chunk.find(b"\0")
     if zero >= 0:
         raise DataError(f"{path} is binary: byte {at + zero} is 0; expected UTF-8 or GB18030 text")
+    faults = []
     for encoding in ("utf-8-sig", "gb18030"):
         for cut in range(4):  # the last character may be cut through
             try:
                 chunk[: len(chunk) - cut].decode(encoding)
-            except UnicodeDecodeError:
-                continue
-            return encoding
-    line = _line_of_fault(chunk)
+            except UnicodeDecodeError as error:
+                faults.append(error.start)
+            else:
+                return encoding
+    line = chunk.count(b"\n", 0, faults[0]) + 1
     raise DataError(f"{path} is neither UTF-8 nor GB18030 near line {line}; save it as UTF-8")
 
 
-def _line_of_fault(chunk: bytes) -> int:
-    try:
-        chunk.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return chunk.count(b"\n", 0, error.start) + 1
-    return 1
-
-
-def _undecodable(path: Path, error: UnicodeDecodeError) -> DataError:
-    """Return the error for bytes that break off the encoding recognised at the file's start, with their line."""
-    with open_file(path, error=DataError) as raw, _uncompressed(raw, path) as file:
+def _undecodable(path: Path, encoding: str) -> DataError:
+    """Return the error for bytes that break the encoding recognised at the file's start, with their line."""
+    with _unpacked(path) as (file, _):
         for number, line in enumerate(file, 1):
             try:
-                line.decode(error.encoding)
+                line.decode(encoding)
             except UnicodeDecodeError as fault:
                 broken = line[fault.start : fault.start + 4].hex(" ")
                 return DataError(
-                    f"{path} line {number}: bytes {broken} are not {error.encoding}, which the file began with; "
+                    f"{path} line {number}: bytes {broken} are not {encoding}, which the file began with; "
                     "save the whole file as UTF-8"
                 )
-    return DataError(f"{path} ends inside a character of {error.encoding}; fetch it again")
-
-
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} cannot be unpacked ({error}); it is damaged or cut short; fetch it again")
+    return DataError(f"{path} ends inside a character of {encoding}; fetch it again")

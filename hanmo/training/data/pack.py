@@ -42,6 +42,7 @@ _BATCH = 1 << 20  # characters sent to a process at a time
 _FEW = 4  # batches that are encoded faster than processes start
 _TITLE = 120  # characters; a first line longer than this is no title
 _SOURCES = 1 << 16  # more are taken for a mistake, because the counts of each are kept in memory
+_COUNTED = ("documents", "tokens", "characters", "unknown")
 
 
 class TokenEncoder:
@@ -49,9 +50,8 @@ class TokenEncoder:
 
     separator: the token put after every document. None takes the vocabulary's end mark ([EOS], </s>, <|endoftext|>) but
     not BERT's [SEP], because GPT2_ML was trained without a mark.
-    sha256: digest of the tokens, a newline after each, and of whether texts are cut into words; stored in packed data.
-    end: id after a document, or None.
-    unknown: id of [UNK], or None.   dtype: uint16 where the vocabulary allows it, else uint32.
+    sha256: digest of the tokens, a newline after each, and of whether texts are cut into words.
+    end: id after a document, or None.   unknown: id of [UNK], or None.   dtype: uint16 where ids fit, else uint32.
     Raises TokenizerError if the vocabulary does not hold the separator.
     """
 
@@ -72,7 +72,7 @@ class TokenEncoder:
                 )
         elif self.end is not None and tokens[self.end] == "[SEP]":
             self.end = None
-        self._judged: dict[int, bool] = {}  # code point → whether it is outside the vocabulary
+        self._outside: dict[int, bool] = {}  # by code point
 
     def encode(self, text: str) -> NDArray[np.unsignedinteger]:
         """Return the ids of a text without marks, [tokens]."""
@@ -85,9 +85,9 @@ class TokenEncoder:
         counts = np.bincount(codes_of(text))
         found = {}
         for code in np.flatnonzero(counts).tolist():
-            if code not in self._judged:
-                self._judged[code] = self.unknown in self.tokenizer.encode_array(chr(code))
-            if self._judged[code]:
+            if code not in self._outside:
+                self._outside[code] = self.unknown in self.tokenizer.encode_array(chr(code))
+            if self._outside[code]:
                 found[chr(code)] = int(counts[code])
         return found
 
@@ -108,13 +108,7 @@ class PackReport:
     end: int | None = None
     marks: dict[str, tuple[int, int]] = field(default_factory=dict)  # source: (start, tokens) in NAME.bin
     sources: dict[str, dict[str, int]] = field(default_factory=dict)  # in the order of their numbers
-    outside: Counter[str] = field(default_factory=Counter)  # how often each character outside the vocabulary stands
-
-    def to_json(self) -> str:
-        """Return the content of NAME.json."""
-        facts = asdict(self)
-        del facts["outside"]
-        return json.dumps(facts, ensure_ascii=False, indent=1) + "\n"
+    outside: Counter[str] = field(default_factory=Counter)  # counts of the characters outside the vocabulary
 
 
 def pack(
@@ -164,17 +158,15 @@ def pack_documents(
         vocabulary_sha256=encoder.sha256,
         end=encoder.end,
     )
+    encoded_marks = {source: encoder.encode(text) for source, text in (marks or {}).items()}
     try:
         with Staged() as staged:
             made = [staged.new(final) for final in finals]
             with ExitStack() as files:
                 ids, documents, facts = (files.enter_context(path.open("wb")) for path in made)
-                writer = _Writer(ids, documents, report)
-                writer.write_marks({source: encoder.encode(text) for source, text in (marks or {}).items()})
-                for batch in _encoded(_batches(parts), encoder, titles, processes):
-                    writer.write(batch)
-                writer.close()
-                facts.write(report.to_json().encode())
+                _write(ids, documents, report, encoded_marks, _encoded(_batches(parts), encoder, titles, processes))
+                kept = {name: value for name, value in asdict(report).items() if name != "outside"}
+                facts.write((json.dumps(kept, ensure_ascii=False, indent=1) + "\n").encode())
                 for file in (ids, documents, facts):
                     file.flush()
                     os.fsync(file.fileno())
@@ -200,13 +192,12 @@ class _Encoded:
 def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
     held: list[Part] = []
     size = 0
-    for part in parts:
-        for piece in part.pieces(_BATCH):
-            held.append(piece)
-            size += len(piece.text) + 1
-            if size >= _BATCH:
-                yield held
-                held, size = [], 0
+    for piece in chain.from_iterable(part.pieces(_BATCH) for part in parts):
+        held.append(piece)
+        size += len(piece.text) + 1
+        if size >= _BATCH:
+            yield held
+            held, size = [], 0
     if held:
         yield held
 
@@ -238,7 +229,7 @@ def _encoded(
             ) from None
 
 
-_worker: dict[str, Any] = {}
+_worker: dict[str, Any] = {}  # the arguments of a process
 
 
 def _set_worker(encoder: TokenEncoder, titles: bool) -> None:
@@ -247,7 +238,7 @@ def _set_worker(encoder: TokenEncoder, titles: bool) -> None:
 
 
 def _work(batch: list[Part]) -> _Encoded:
-    return _encode_batch(batch, _worker["encoder"], _worker["titles"])
+    return _encode_batch(batch, **_worker)
 
 
 def _encode_batch(batch: list[Part], encoder: TokenEncoder, titles: bool) -> _Encoded:
@@ -268,59 +259,49 @@ def _encode_batch(batch: list[Part], encoder: TokenEncoder, titles: bool) -> _En
     return _Encoded(np.concatenate(ids), rows, encoder.outside("".join(lacking)))
 
 
-class _Writer:
+def _write(
+    ids: IO[bytes],
+    documents: IO[bytes],
+    report: PackReport,
+    marks: Mapping[str, NDArray[np.unsignedinteger]],
+    batches: Iterator[_Encoded],
+) -> None:
     """Write encoded batches to the files and count them in the report."""
-
-    def __init__(self, ids: IO[bytes], documents: IO[bytes], report: PackReport) -> None:
-        self._ids, self._documents, self._report = ids, documents, report
-        self._dtype = np.dtype(report.dtype).newbyteorder("<")
-        self._written = 0
-        self._document: list[int] | None = None  # start, tokens, characters, title, source of the current one
-        self._numbers: dict[str, int] = {}
-
-    def write_marks(self, marks: dict[str, NDArray[np.unsignedinteger]]) -> None:
-        if self._report.end is not None:
-            self._put(np.array([self._report.end]))
-        for source, ids in marks.items():
-            self._report.marks[source] = (self._written, len(ids))
-            self._put(ids)
-
-    def write(self, batch: _Encoded) -> None:
-        end = int(self._report.end is not None)
-        at = self._written
+    dtype, end = np.dtype(report.dtype).newbyteorder("<"), int(report.end is not None)
+    at = ids.write(np.array([report.end] * end, dtype).tobytes()) // dtype.itemsize
+    for source, mark in marks.items():
+        report.marks[source] = (at, len(mark))
+        at += ids.write(mark.astype(dtype).tobytes()) // dtype.itemsize
+    numbers: dict[str, int] = {}
+    current: list[int] = []  # start, tokens, characters, title, source of the document that has not ended
+    for batch in batches:
         done = []
         for tokens, characters, unknown, title, source, ends in batch.rows:
-            counts = self._report.sources.setdefault(
-                source, dict.fromkeys(("documents", "tokens", "characters", "unknown"), 0)
-            )
-            number = self._numbers.setdefault(source, len(self._numbers))
+            number = numbers.setdefault(source, len(numbers))
             if number >= _SOURCES:
                 raise DataError(
                     f"there are more than {_SOURCES:,} sources, the last {source!r}; name another field for them "
                     "with source_key, or one that is not there to take the files' names"
                 )
-            self._document = self._document or [at, 0, 0, title, number]
-            self._document[1] += tokens + end * ends
-            self._document[2] += characters
-            at += tokens + end * ends
-            for name, amount in zip(counts, (int(ends), tokens + end * ends, characters, unknown), strict=True):
+            tokens += end * ends
+            current = current or [at, 0, 0, title, number]
+            current[1] += tokens
+            current[2] += characters
+            at += tokens
+            counts = report.sources.setdefault(source, dict.fromkeys(_COUNTED, 0))
+            for name, amount in zip(_COUNTED, (int(ends), tokens, characters, unknown), strict=True):
                 counts[name] += amount
-                setattr(self._report, name, getattr(self._report, name) + amount)
             if ends:
-                done.append(tuple(self._document))
-                self._document = None
-        self._report.outside.update(batch.outside)
-        self._put(batch.ids)
-        self._documents.write(np.array(done, DOCUMENT).tobytes())
-
-    def close(self) -> None:
-        if self._document:
-            source = list(self._numbers)[self._document[4]]
-            raise DataError(f"the last document of source {source!r} never ended; give its last part with ends=True")
-        if not self._report.documents:
-            raise DataError("there was no document to pack; give files that hold text")
-        self._report.distinct_unknown = len(self._report.outside)
-
-    def _put(self, ids: NDArray[Any]) -> None:
-        self._ids.write(ids.astype(self._dtype, copy=False).tobytes())
-        self._written += len(ids)
+                done.append(tuple(current))
+                current = []
+        report.outside.update(batch.outside)
+        ids.write(batch.ids.astype(dtype, copy=False).tobytes())
+        documents.write(np.array(done, DOCUMENT).tobytes())
+    if current:
+        source = list(numbers)[current[4]]
+        raise DataError(f"the last document of source {source!r} never ended; give its last part with ends=True")
+    for name in _COUNTED:
+        setattr(report, name, sum(counts[name] for counts in report.sources.values()))
+    if not report.documents:
+        raise DataError("there was no document to pack; give files that hold text")
+    report.distinct_unknown = len(report.outside)

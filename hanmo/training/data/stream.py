@@ -1,58 +1,33 @@
-"""Batches made ahead in a thread, so that a GPU never waits for them; and what may be done with any batch.
+"""Batches made ahead in a thread, so that a GPU does not wait for them; and how any batch is cut and counted.
 
-A batch is ids [rows, window + 1], or a dict of arrays [rows, …] for losses that need more. Knows threads, queues and
-rows. Knows nothing of what a loss does with a batch.
+A batch is ids [rows, window + 1], or a dict of arrays [rows, …] for losses that need more.
 """
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hanmo.errors import DataError
+from hanmo.training.data.epochs import Batches
 
-__all__ = ["Arrays", "Batch", "Batches", "Repeated", "ahead", "count_predicted", "count_rows", "cut", "read"]
+__all__ = ["Batch", "ahead", "count_predicted", "count_read", "count_rows", "cut"]
 
 Batch: TypeAlias = "Tensor | dict[str, Tensor]"
-Arrays: TypeAlias = "NDArray[Any] | dict[str, NDArray[Any]]"
-
-
-class Batches(Protocol):
-    """What training asks of data: batches without end from any place on, the same every time."""
-
-    def batches(self, epoch: int = 0, step: int = 0) -> Iterator[tuple[int, int, Any]]:
-        """Yield (epoch, step of the epoch, batch of NumPy arrays)."""
-
-
-class Repeated:
-    """A list of batches as data: every epoch reads it from first to last. Raises DataError if it is empty."""
-
-    def __init__(self, batches: Sequence[Arrays]) -> None:
-        if not len(batches):
-            raise DataError("the list of batches is empty; give at least one batch to train on")
-        self._batches = batches
-
-    def batches(self, epoch: int = 0, step: int = 0) -> Iterator[tuple[int, int, Arrays]]:
-        """Yield (epoch, step of the epoch, batch) without end."""
-        while True:
-            for number in range(step, len(self._batches)):
-                yield epoch, number, self._batches[number]
-            epoch, step = epoch + 1, 0
 
 
 def cut(batch: Batch, count: int) -> list[Batch]:
-    """Cut a batch into parts of whole rows, as even as can be.
+    """Cut a batch into parts of complete rows, as even as possible.
 
-    Of fewer rows than parts, the parts without one repeat the first row with nothing to predict.
+    If there are fewer rows than parts, the last parts repeat the first row with nothing to predict.
     """
     rows = batch if isinstance(batch, dict) else {"": batch}
-    lack = count - len(next(iter(rows.values())))
+    lack = count - count_rows(batch)
     if lack > 0:
         rows = {name: torch.cat((part, part[:1].expand(lack, *part.shape[1:]))) for name, part in rows.items()}
         rows[next(name for name in ("weight", "targets", "") if name in rows)][-lack:] = 0
@@ -77,8 +52,8 @@ def count_predicted(batch: Batch) -> Tensor:
     return (targets != 0).sum()
 
 
-def read(batch: Batch) -> int:
-    """Give the number of ids that a model reads of a batch, padding included."""
+def count_read(batch: Batch) -> int:
+    """Count the ids that a model reads of a batch, padding included."""
     if isinstance(batch, Tensor):
         return batch.numel() - len(batch)
     return max(tensor.numel() for tensor in batch.values())
@@ -88,13 +63,12 @@ def read(batch: Batch) -> int:
 def ahead(
     data: Batches, *, epoch: int, step: int, device: torch.device, count: int = 32
 ) -> Iterator[Iterator[tuple[int, int, Batch]]]:
-    """Give an iterator over (epoch, step, batch on the device) whose batches a thread makes, at most `count` ahead.
+    """Yield an iterator of (epoch, step, batch on the device); a thread makes up to `count` batches ahead.
 
-    An error in the thread is raised where the batch is asked for.
+    An error in the thread is raised by the iterator.
     """
     ready: queue.Queue[Any] = queue.Queue(maxsize=count)
     stopped = threading.Event()
-    pin = device.type == "cuda"
 
     def put(item: Any) -> None:
         while not stopped.is_set():
@@ -105,7 +79,7 @@ def ahead(
 
     def tensor(array: NDArray[Any]) -> Tensor:
         made = torch.from_numpy(np.ascontiguousarray(array))
-        return made.pin_memory() if pin else made
+        return made.pin_memory() if device.type == "cuda" else made
 
     def work() -> None:
         try:
@@ -114,7 +88,7 @@ def ahead(
                 if stopped.is_set():
                     return
             put(None)
-        except BaseException as error:  # carried over to the thread that trains, and raised there
+        except BaseException as error:  # raised in the thread that trains
             put(error)
 
     def taken() -> Iterator[tuple[int, int, Batch]]:

@@ -1,9 +1,7 @@
-"""Make a vocabulary from a corpus: characters by frequency, pieces of ASCII words, and the few tokens with a meaning.
+"""Make a vocabulary from a corpus: special tokens, characters by frequency, pieces of ASCII words.
 
-Knows how characters and words are counted and chosen, and BERT's vocab.txt. Knows no packed data and no model.
-
-    id  0      1      2      3      4       5      6     7     8 ...
-        [PAD]  [UNK]  [CLS]  [SEP]  [MASK]  [EOS]  [NL]  [SP]  characters by frequency, then ##a ... ##9, then pieces
+id  0      1      2      3      4       5      6     7     8 ...
+    [PAD]  [UNK]  [CLS]  [SEP]  [MASK]  [EOS]  [NL]  [SP]  characters by frequency, then ##a ... ##9, then pieces
 """
 
 import re
@@ -14,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hanmo.errors import DataError, TokenizerError
+from hanmo.tokenizers.codes import codes_of
 from hanmo.tokenizers.lossless import END, NEWLINE, SPACE_TOKEN
 
 __all__ = ["CorpusCounts", "Vocabulary", "common_characters", "make_vocabulary"]
@@ -28,15 +27,14 @@ _AT_ONCE = 1 << 22  # characters counted together
 
 @dataclass
 class CorpusCounts:
-    """How often each character and each ASCII word stands in a corpus; weighted when `add` is given a weight."""
+    """Counts of the characters and the ASCII words of a corpus; weighted if `add` is given a weight."""
 
     characters: Counter[str] = field(default_factory=Counter)
     words: Counter[str] = field(default_factory=Counter)
 
     def add(self, texts: Iterable[str], *, weight: float = 1.0) -> None:
         """Count the texts, each character and word `weight` times. White space is not counted."""
-        held: list[str] = []
-        size = 0
+        held, size = list[str](), 0
         for text in texts:
             held.append(text)
             size += len(text)
@@ -46,19 +44,17 @@ class CorpusCounts:
         self._count("\n".join(held), weight)
 
     def _count(self, text: str, weight: float) -> None:
-        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-        counts = np.bincount(codes, minlength=1)
+        counts = np.bincount(codes_of(text))
         for code in np.flatnonzero(counts).tolist():
-            character = chr(code)
-            if not character.isspace() and character.isprintable():
-                self.characters[character] += int(counts[code]) * weight  # type: ignore[assignment]
+            if chr(code).isprintable() and not chr(code).isspace():
+                self.characters[chr(code)] += int(counts[code]) * weight  # type: ignore[assignment]
         for word, count in Counter(_WORD.findall(text)).items():
             self.words[word] += count * weight  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A vocabulary and what share of the counted characters it holds."""
+    """Tokens; the share of the counted characters that they cover; how many are characters, and pieces of words."""
 
     tokens: list[str]
     coverage: float
@@ -71,22 +67,18 @@ def make_vocabulary(
 ) -> Vocabulary:
     """Choose `size` tokens: named ones, characters by frequency, and `pieces` of ASCII words.
 
-    pieces: how many pieces longer than one letter, chosen by the merges of the tokenizers library's WordPiece trainer.
-    coverage: the least share of the counted characters that must be held.   always: characters that must be in.
-    The same counts give the same vocabulary.
+    pieces: how many pieces longer than one letter, chosen by the WordPiece trainer of the tokenizers library.
+    coverage: the least share of the counted characters to hold.   always: characters that must be in.
     Raises DataError if nothing was counted, TokenizerError if `size` is too small for the coverage.
     """
     total = sum(counts.characters.values())
     if not total:
-        raise DataError(
-            "the corpus holds no characters, so no vocabulary can be made; give text files that are not empty"
-        )
+        raise DataError("the corpus holds no characters; give text files that are not empty")
     parts = _train_pieces(counts.words, pieces)
-    first = list(dict.fromkeys([*_ASCII, *_MARKS, *sorted(always)]))
+    first = dict.fromkeys([*_ASCII, *_MARKS, *sorted(always)])
     room = size - len(_NAMED) - len(_ALNUM) - len(parts)
     ranked = sorted(counts.characters, key=lambda character: (-counts.characters[character], character))
-    asked = set(first)
-    chosen = [*first, *(character for character in ranked if character not in asked)][: max(room, 0)]
+    chosen = list(first | dict.fromkeys(ranked))[: max(room, 0)]
     held = sum(counts.characters[character] for character in chosen)
     if len(first) > room or held / total < coverage:
         raise TokenizerError(
@@ -105,7 +97,7 @@ def common_characters() -> str:
 
 
 def _train_pieces(words: Mapping[str, float], wanted: int) -> list[str]:
-    """Return up to `wanted` pieces of two letters and more, sorted, '##' before those that continue a word."""
+    """Return up to `wanted` pieces of two letters and more, sorted."""
     if not wanted or not words:
         return []
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -122,5 +114,4 @@ def _train_pieces(words: Mapping[str, float], wanted: int) -> list[str]:
     )
     repeated = (" ".join([word] * round(count)) for word, count in sorted(words.items()) if len(word) > 1)
     tokenizer.train_from_iterator((line for line in repeated if line), trainer)
-    pieces = [token for token in tokenizer.get_vocab() if len(token.removeprefix("##")) > 1]
-    return sorted(pieces)
+    return sorted(token for token in tokenizer.get_vocab() if len(token.removeprefix("##")) > 1)
