@@ -24,6 +24,7 @@ from hanmo.checkpoint.source import Source
 from hanmo.checkpoint.staged import atomic_path
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingExtra, MissingFile
+from hanmo.families.family import Row
 from hanmo.files import errors_as, read_json
 from hanmo.loading import load
 from hanmo.model import Model
@@ -35,15 +36,7 @@ from hanmo.training.checkpoints import fill_from
 from hanmo.training.log import draw_curves, read_log, tensorboard
 from hanmo.training.loop import Outcome, fit
 from hanmo.training.lora import ADAPTER_CONFIG, add_lora, merge_lora, name_base, save_lora
-from hanmo.training.memory import (
-    Memory,
-    choose,
-    free_memory,
-    gib,
-    held_memory,
-    refuse_unless_fits,
-    return_freed_memory,
-)
+from hanmo.training.memory import Memory, choose, free_memory, gib, held_memory, refuse_unless_fits, return_freed_memory
 from hanmo.training.memory import plan as plan_memory
 from hanmo.training.objective import Task, make_task
 from hanmo.training.optim.adafactor import load_slots
@@ -94,19 +87,18 @@ def finetune(
     return_freed_memory()
     before = held_memory(device)
     with open_source(model) as source:
-        found, _ = plan(source, config=config, family=family)
+        found, rows = plan(source, config=config, family=family)
         memory = _choose(found.config, run, args, device, optimizer="adafactor-gpt2-ml", console=console)
-        slots = _slots(source, config, family) if args.restore_slots and not run.resume else None
+        restored = _restored(source, rows, memory.choice) if args.restore_slots and not run.resume else None
     dtype = torch.bfloat16 if memory.choice.precision == "bfloat16" else torch.float32
     loaded = load(
         model, config=config, family=family, mask=mask, dtype=dtype, device=device, tokenizer=tokenizer,
         pre_tokenize=args.pre_tokenize,
     )  # fmt: skip
-    folder = loaded.path if loaded.path.is_dir() else loaded.path.parent
-    beside = _copy_vocabulary(run.out, tokenizer or folder, args.pre_tokenize)
     if memory.choice.lora is not None:
         name_base(run.out, loaded.path, config=config and config.resolve(), family=family, mask=mask)
-    return _train(loaded, run, memory, before, beside, console, progress, slots=slots)
+    words = tokenizer or (loaded.path if loaded.path.is_dir() else loaded.path.parent)
+    return _train(loaded, run, memory, words, before, console, progress, optimizer=restored)
 
 
 def pretrain(
@@ -132,8 +124,7 @@ def pretrain(
         model.to(torch.bfloat16)
     words = load_tokenizer(tokenizer, pre_tokenize=args.pre_tokenize)
     loaded = ModelPipeline(full, model.to(device), words, Report(), run.out)
-    beside = _copy_vocabulary(run.out, tokenizer, args.pre_tokenize)
-    return _train(loaded, run, memory, before, beside, console, progress, fresh=True)
+    return _train(loaded, run, memory, tokenizer, before, console, progress, fresh=True)
 
 
 def _choose(
@@ -141,16 +132,14 @@ def _choose(
 ) -> Memory:
     """Plan the fastest way to train that fits the memory, or repeat the choice of the run that is resumed."""
     args = replace(args, device=device.type)
-    chosen = _chosen(run)
-    if run.resume and chosen:
+    if run.resume and (chosen := _chosen(run)):
         with errors_as(ConfigError, f"{run.out / 'chosen.json'} does not hold the choice that the run was begun with"):
             kept = {name: chosen["choice"][name] for name in _KEPT if name in chosen["choice"]}
             memory = plan_memory(config, replace(args, **kept).filled(warmup=chosen.get("warmup", AUTO)))
     else:
         args = args.filled(
-            optimizer=optimizer if args.lora is None else "adamw",
-            sequence=min(config.main.context or 512, 1024),
-        )  # fmt: skip
+            optimizer=optimizer if args.lora is None else "adamw", sequence=min(config.main.context or 512, 1024)
+        )
         unclipped = args.clip in (AUTO, None)
         alone = args.accumulate == 1 and args.lora is None and distributed.world() == 1
         args = args.filled(in_backward=args.optimizer != "muon" and unclipped and alone)
@@ -173,40 +162,44 @@ def _train(
     loaded: ModelPipeline,
     run: Run,
     memory: Memory,
+    vocabulary: Path,
     before: int,
-    beside: list[Path],
     console: Console,
     progress: Callable[[int, int], None] | None,
     *,
     fresh: bool = False,
-    slots: Any = None,
+    optimizer: Callable[[TrainArgs, Model], Any] | None = None,
 ) -> Outcome:
-    args = memory.choice
+    args, main = memory.choice, distributed.is_main()
     if loaded.tokenizer is None:
-        raise MissingFile(f"no vocabulary lies beside {loaded.path}; put its vocab.txt there, or give tokenizer=PATH")
+        raise MissingFile(f"no vocabulary beside {loaded.path}; put its vocab.txt there, or give tokenizer=PATH")
     if args.lora is not None:
         if distributed.world() > 1:
             raise ConfigError(f"LoRA of rank {args.lora} is trained in one process, not {distributed.world()}")
         add_lora(loaded.model, args.lora, seed=args.seed)
+    if main:  # each checkpoint copies the vocabulary from here
+        copy_tokenizer(vocabulary, run.out / "tokenizer", pre_tokenize=args.pre_tokenize)
+    distributed.agree(None)
+    beside = tokenizer_files(run.out / "tokenizer")
     task = make_task(
         loaded.config, loaded.tokenizer, run.data, out=run.out / "data", args=args, valid=run.valid, again=run.resume,
         progress=progress,
     )  # fmt: skip
     args = _with_defaults(args, task, fresh=fresh)
-    if distributed.is_main() and not (run.resume and _chosen(run)):
+    if main and not (run.resume and _chosen(run)):
         with atomic_path(run.out / "chosen.json") as made:
             made.write_text(json.dumps({"choice": args.choices(), "warmup": args.warmup}) + "\n", "utf-8")
     for note in task.notes:
         console.print(note, highlight=False, soft_wrap=True)
     with ExitStack() as stack:
-        watch = stack.enter_context(tensorboard(run.out)) if run.board and distributed.is_main() else None
+        watch = stack.enter_context(tensorboard(run.out)) if run.board and main else None
         outcome = fit(
             loaded.model,
             task.data,
             out=run.out,
             settings=args,
             loss=task.loss,
-            optimizer=None if slots is None else partial(_restored, args=args, slots=slots),
+            optimizer=optimizer and partial(optimizer, args),
             evaluate=task.evaluate,
             sample=partial(_write, loaded, run.prompts) if run.prompts and distributed.world() == 1 else None,
             watch=watch,
@@ -214,10 +207,8 @@ def _train(
             resume=run.resume,
             console=console,
         )
-    if distributed.is_main():
-        _show(run.out, outcome, console)
-        if not outcome.stopped:
-            _finish(loaded.model, run, outcome, memory, outcome.peak - before, beside, console)
+    if main:
+        _report(loaded.model, run, outcome, memory, outcome.peak - before, beside, console)
     return outcome
 
 
@@ -254,38 +245,27 @@ def _write(loaded: ModelPipeline, prompts: Sequence[str], model: Model) -> str:
     return "\n\n".join(texts)
 
 
-def _show(out: Path, outcome: Outcome, console: Console) -> None:
-    """Report how the held-out score has changed, and draw the curves."""
-    records = [record for record in read_log(out / "log.jsonl") if "evaluation" in record]
-    if not records:
-        return
-    unit, higher = score_of(records[0]["evaluation"])
-    scores = [record["evaluation"][unit] for record in records]
-    best = max(scores) if higher else min(scores)
-    said = [
-        f"{unit.replace('_', ' ')}, held out: {scores[0]:.4f} before, {best:.4f} after (step "
-        f"{records[scores.index(best)]['step']} of {outcome.steps})"
-    ]
-    try:
-        said.append(f"curves: {draw_curves(out, unit=unit)}")
-    except MissingExtra as error:
-        said.append(str(error))
-    for line in said:
-        console.print(line, highlight=False, soft_wrap=True)
-
-
-def _finish(
+def _report(
     model: Model, run: Run, outcome: Outcome, memory: Memory, measured: int, beside: list[Path], console: Console
 ) -> None:
-    """Merge adapters, save the requested format, and say what training took and how to use its result.
+    """Show the scores and draw curves; unless stopped, merge adapters, save in the asked form and say how to use it.
 
     measured: bytes that the steps took, without evaluations.   beside: files of the vocabulary.
     """
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
-    out, folder = run.out, outcome.folder
+    say, out, folder = partial(console.print, highlight=False, soft_wrap=True), run.out, outcome.folder
+    if records := [record for record in read_log(out / "log.jsonl") if "evaluation" in record]:
+        unit, higher = score_of(records[0]["evaluation"])
+        scores = [record["evaluation"][unit] for record in records]
+        best = max(scores) if higher else min(scores)
+        step = records[scores.index(best)]["step"]
+        name = unit.replace("_", " ")
+        say(f"{name}, held out: {scores[0]:.4f} before, {best:.4f} after (step {step} of {outcome.steps})")
+        try:
+            say(f"curves: {draw_curves(out, unit=unit)}")
+        except MissingExtra as error:
+            say(str(error))
+    if outcome.stopped:
+        return
     if memory.choice.lora is not None:
         fill_from(model, folder)
         save_lora(model, out / "adapters.safetensors")
@@ -307,9 +287,8 @@ def _finish(
         say(f"to use it: hanmo.load({str(folder)!r})")
 
 
-def _slots(source: Source, config: Path | None, family: str | None) -> Any:
-    """Read AdaFactor's moments of a checkpoint: (slots by our names, transposed names, its step)."""
-    _, rows = plan(source, config=config, family=family)
+def _restored(source: Source, rows: Sequence[Row], args: TrainArgs) -> Callable[[TrainArgs, Model], Any]:
+    """Read a checkpoint's moments of AdaFactor; return the function that makes the optimizer with them."""
     slots: dict[str, dict[str, torch.Tensor]] = {}
     for row in rows:
         for slot in ("vr", "vc", "v"):
@@ -317,23 +296,14 @@ def _slots(source: Source, config: Path | None, family: str | None) -> Any:
                 slots.setdefault(row.ours[0], {})[slot] = as_tensor(source.read(name), source.tensors[name].dtype)
     if not slots:
         raise ConfigError(f"{source.path} holds no moments of AdaFactor; leave restore_slots out")
-    step = int(source.read("global_step")) if "global_step" in source.tensors else 0
-    return slots, {row.ours[0] for row in rows if row.how == "transpose"}, step
-
-
-def _restored(model: Model, *, args: TrainArgs, slots: Any) -> Any:
-    """Make the optimizer with the checkpoint's moments."""
-    optimizer: Any = make_optimizer(model, args)
     if args.optimizer != "adafactor-gpt2-ml":
         raise ConfigError(f"optimizer is {args.optimizer!r}; the checkpoint's moments are adafactor-gpt2-ml's")
-    found, transposed, step = slots
-    load_slots(optimizer, found, parameters=dict(model.named_parameters()), transposed=transposed, step=step)
-    return optimizer
+    step = int(source.read("global_step")) if "global_step" in source.tensors else 0
+    transposed = {row.ours[0] for row in rows if row.how == "transpose"}
 
+    def make(args: TrainArgs, model: Model) -> Any:
+        optimizer: Any = make_optimizer(model, args)
+        load_slots(optimizer, slots, parameters=dict(model.named_parameters()), transposed=transposed, step=step)
+        return optimizer
 
-def _copy_vocabulary(out: Path, tokenizer: Path, pre_tokenize: bool | None) -> list[Path]:
-    """Copy the vocabulary into the run's folder, from where each checkpoint copies it."""
-    if distributed.is_main():
-        copy_tokenizer(tokenizer, out / "tokenizer", pre_tokenize=pre_tokenize)
-    distributed.agree(None)
-    return tokenizer_files(out / "tokenizer")
+    return make

@@ -7,21 +7,28 @@
 Older ones are deleted after the rename. Of a model with adapters only these are kept, in adapters.safetensors, with
 adapter_config.json, which names the base model. Of a module that is not a Hanmo model, "last" holds its parameters in
 model.safetensors, and "best" what the caller's `save` writes.
-If several processes train, all of them write the tensors of "last" (see sharded_checkpoints.py). Knows no loop.
+
+If several processes train, each writes its tensors of "last" into OUT/last-…/shards by `torch.distributed.checkpoint`;
+any number of processes can read them. Its index is a pickle: resume only runs that you trust.
 """
 
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from hanmo.checkpoint.load import as_tensor
 from hanmo.checkpoint.open import ADAPTERS
@@ -31,23 +38,15 @@ from hanmo.checkpoint.staged import atomic_folder, exclusive, is_disk_full
 from hanmo.errors import CheckpointError, CorruptFile, HanmoError, MissingFile, TensorMismatch
 from hanmo.files import errors_as, open_file
 from hanmo.model import Model
-from hanmo.training import distributed, sharded_checkpoints
+from hanmo.training import distributed
 from hanmo.training.lora import has_lora, save_lora
+from hanmo.training.optim.adafactor import AdaFactor
 from hanmo.training.step import Updates
 
-__all__ = [
-    "Checkpoints",
-    "Place",
-    "fill_from",
-    "guarded",
-    "locked",
-    "newest",
-    "read_state",
-    "recover",
-    "save_checkpoint",
-]
+__all__ = ["Checkpoints", "Place", "fill_from", "guarded", "locked", "newest", "read_state", "recover"]
 
 _OTHER = "; resume from another checkpoint"
+_SHARDS = "shards"
 
 
 @dataclass
@@ -78,9 +77,16 @@ class Checkpoints:
 
     def save_best(self, step: int) -> None:
         """Save the weights as the best."""
-        model = sharded_checkpoints.gathered(self._model)
-        if distributed.is_main():
-            save_checkpoint(self._out, "best", step, model, beside=self._beside, write=self._save)
+        model = self._model
+        if distributed.world() > 1:  # full parameters, on the CPU of the first process
+            assert isinstance(model, Model)  # see `distributed.share`
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            state = get_model_state_dict(model, options=options)
+            with torch.device("meta"):
+                model = Model(model.config)
+            if distributed.is_main():
+                model.load_state_dict(state, assign=True)
+        save_checkpoint(self._out, "best", step, model, beside=self._beside, write=self._save)
 
     def forget_untrained(self) -> None:
         """Delete the best checkpoint of a failed run if it holds the initial weights and there is no other."""
@@ -94,13 +100,14 @@ class Checkpoints:
         updates = self._updates
         generators = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if updates.sum.is_cuda else [])]
         state = {"place": place, "settings": asdict(updates.args), "generators": generators}
+        tensors = None
         if distributed.world() > 1:
-            sharded_checkpoints.write(self._out / f"last-{step:08d}", updates, state, beside=self._beside)
-            if distributed.is_main():
-                _forget(self._out, "last", keep=1)
-            return
-        state |= {"optimizer": updates.optimizer.state_dict(), **updates.state()}
-        save_checkpoint(self._out, "last", step, self._model, state=state, beside=self._beside)
+            found = _named(updates)
+            tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+            state["numbers"] = {name: value for name, value in found.items() if name not in tensors}
+        else:
+            state |= {"optimizer": updates.optimizer.state_dict(), **updates.state()}
+        save_checkpoint(self._out, "last", step, self._model, state=state, beside=self._beside, shards=tensors)
 
     def restore(self, folder: Path) -> dict[str, Any]:
         """Restore what `save_last` saved; return the place.
@@ -114,11 +121,15 @@ class Checkpoints:
                 raise CheckpointError(
                     f"{folder} was trained with {other[0]}={was}, now it is {now}; resume with the same"
                 )
-            if (folder / sharded_checkpoints.SHARDS).is_dir():
-                sharded_checkpoints.read(folder, updates, state)
+            if (shards := folder / _SHARDS).is_dir():
+                _restore_named(updates, state["numbers"], shards)
             else:
                 fill_from(self._model, folder)
-                sharded_checkpoints.restore(updates, state)
+                if distributed.world() == 1:
+                    updates.optimizer.load_state_dict(state["optimizer"])
+                    updates.restore(state)
+                else:
+                    _restore_named(updates, _named(updates, state), None)
             if len(generators := state["generators"]) and distributed.is_main():  # the other processes keep theirs
                 torch.set_rng_state(generators[0])
                 if updates.sum.is_cuda and len(generators) > 1:
@@ -134,51 +145,68 @@ def save_checkpoint(
     *,
     state: dict[str, Any] | None = None,
     beside: Iterable[Path] = (),
-    keep: int = 1,
     write: Callable[[Any, Path], object] | None = None,
+    shards: dict[str, Tensor] | None = None,
 ) -> Path:
-    """Write OUT/KIND-STEP and delete the older ones of this kind but `keep`.
+    """Write OUT/KIND-STEP and delete the older ones of this kind; every process calls it.
 
     state: tensors, numbers, strings, lists and dicts.   beside: files to copy in, such as vocab.txt.
     write: (model, folder) → writes the weights, instead of the format for the model's class.
+    shards: tensors that all processes write, instead of the weights.
     """
-    folder = out / f"{kind}-{step:08d}"
-    with atomic_folder(folder, overwrite=True) as made:
-        if isinstance(model, Model) and write is None and not has_lora(model):
-            save(model, made, tokenizer=list(beside))
-        else:
-            if write is not None:
-                write(model, made)
-            elif has_lora(model):
-                save_lora(model, made / ADAPTERS)
-            else:
-                tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
-                save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+    folder, main = out / f"{kind}-{step:08d}", distributed.is_main()
+    with atomic_folder(folder, overwrite=True) if main else nullcontext() as place:
+        made: Path = distributed.agree(place)
+        if shards is not None:
+            try:
+                save_shards(shards, checkpoint_id=made / _SHARDS)
+            except CheckpointException as error:
+                raise CheckpointError(f"{folder} could not be written: {error}; free space and resume") from None
+        elif main:
+            _write_weights(model, made, write)
+        if main:
             for file in beside:
                 shutil.copyfile(file, made / file.name)
-        if state is not None:
-            torch.save(state, made / "state.pt")
-    if kind == "best":
-        with suppress(OSError):  # a system without symbolic links
-            link = out / ".best.link"
-            link.unlink(missing_ok=True)
-            link.symlink_to(folder.name, target_is_directory=True)
-            os.replace(link, out / "best")
-    _forget(out, kind, keep=keep)
+            if state is not None:
+                torch.save(state, made / "state.pt")
+    if main:
+        if kind == "best":
+            with suppress(OSError):  # a system without symbolic links
+                link = out / ".best.link"
+                link.unlink(missing_ok=True)
+                link.symlink_to(folder.name, target_is_directory=True)
+                os.replace(link, out / "best")
+        for old in _folders(out, kind)[:-1]:
+            shutil.rmtree(old, ignore_errors=True)
+    distributed.agree(None)  # the other processes wait
     return folder
+
+
+def _write_weights(model: nn.Module, folder: Path, write: Callable[[Any, Path], object] | None) -> None:
+    if write is not None:
+        write(model, folder)
+    elif has_lora(model):
+        save_lora(model, folder / ADAPTERS)
+    elif isinstance(model, Model):
+        save(model, folder)
+    else:
+        tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def newest(out: Path, kind: str) -> Path | None:
     """Return the checkpoint of the highest step, or None."""
-    found = _folders(out, kind)
-    return found[-1] if found else None
+    return next(reversed(_folders(out, kind)), None)
+
+
+def _folders(out: Path, kind: str) -> list[Path]:
+    named = re.compile(rf"{kind}-\d{{8}}")
+    return sorted(path for path in out.glob(f"{kind}-*") if path.is_dir() and named.fullmatch(path.name))
 
 
 def recover(out: Path) -> None:
     """Clean up after a process that was killed while saving: restore old folders, delete unfinished ones."""
-    if not distributed.is_main():
-        return
-    for path in sorted(out.glob(".*-*.*")):
+    for path in sorted(out.glob(".*-*.*")) if distributed.is_main() else ():
         # Weights inside such a folder are staged too, hence names with two suffixes.
         if found := re.fullmatch(r"\.?\.((?:last|best)-\d{8})((?:\.[0-9a-f]{12}\.(?:old|partial))+)", path.name):
             place = out / found[1]
@@ -190,13 +218,29 @@ def recover(out: Path) -> None:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold the lock of a run's folder. Raises DataError, naming the process that holds it."""
+    """Hold the lock of a run's folder; remove what a run that is refused before it begins has put there.
+
+    Raises DataError, naming the process that holds the lock.
+    """
     if not distributed.is_main():
         yield
         return
+    fresh, lock = not out.exists(), out / ".lock"
     out.mkdir(parents=True, exist_ok=True)
-    with exclusive(out / ".lock", out, nested=True):
-        yield
+    before = {*out.iterdir(), lock}
+    try:
+        with exclusive(lock, out, nested=True):
+            try:
+                yield
+            except HanmoError:
+                if not any((out / name).exists() for name in ("chosen.json", "log.jsonl")):
+                    for path in set(out.iterdir()) - before:
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                raise
+    finally:
+        if fresh:
+            with suppress(OSError):  # it is not empty
+                out.rmdir()
 
 
 @contextmanager
@@ -223,11 +267,10 @@ def read_state(folder: Path) -> dict[str, Any]:
     Raises MissingFile, and CorruptFile if it is damaged or holds more than tensors and numbers.
     """
     path = folder / "state.pt"
-    try:
-        with open_file(path) as file, errors_as(CorruptFile, f"{path} cannot be read", advice=_OTHER):
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise MissingFile(f"{path} is missing, so training cannot go on from it; name a last-* checkpoint") from None
+    if not path.is_file():
+        raise MissingFile(f"{path} is missing, so training cannot go on from it; name a last-* checkpoint")
+    with open_file(path) as file, errors_as(CorruptFile, f"{path} cannot be read", advice=_OTHER):
+        state = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
         raise CorruptFile(f"{path} holds a {type(state).__name__}; expected what save_last wrote{_OTHER}")
     return state
@@ -253,13 +296,44 @@ def fill_from(model: nn.Module, folder: Path) -> None:
             distributed.fill(parameter, as_tensor(file.read(name), file.tensors[name].dtype))
 
 
-def _folders(out: Path, kind: str) -> list[Path]:
-    named = re.compile(rf"{re.escape(kind)}-\d{{8}}")
-    return (
-        sorted(path for path in out.iterdir() if path.is_dir() and named.fullmatch(path.name)) if out.is_dir() else []
-    )
+def _named(updates: Updates, state: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Name the tensors and numbers of a run, or those in the state that one process saved (without the weights)."""
+    named: dict[str, Any] = {}
+    if state is None:
+        named = {f"model.{name}": parameter.data for name, parameter in updates.model.named_parameters()}
+        state = {"optimizer": updates.optimizer.state_dict(), **updates.state()}
+    for place, kept in state["optimizer"]["state"].items():
+        named |= {f"optimizer.{place}.{key}": value for key, value in kept.items()}
+    if (average := state["average"]) is not None:
+        named |= {f"average.{place}": tensor for place, tensor in enumerate(average["averages"])}
+        named["average.updates"] = average["updates"]
+    return named | {f"loss.{key}": value for key, value in state["loss"].items()}
 
 
-def _forget(out: Path, kind: str, *, keep: int) -> None:
-    for old in _folders(out, kind)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+def _restore_named(updates: Updates, saved: dict[str, Any], shards: Path | None) -> None:
+    """Restore tensors from a folder of shards, else from `saved`, and numbers from `saved`."""
+    optimizer = updates.optimizer
+    for group in optimizer.param_groups:  # allocate the state: AdaFactor's, others' by a step with a rate of 0
+        for parameter in group["params"]:
+            if isinstance(optimizer, AdaFactor):
+                optimizer.start(parameter, group)
+            else:
+                parameter.grad = torch.zeros_like(parameter)
+        group["lr"] = 0.0  # each step sets it
+    if not isinstance(optimizer, AdaFactor):
+        optimizer.step()
+        optimizer.zero_grad()
+    tensors = {name: value for name, value in _named(updates).items() if isinstance(value, Tensor)}
+    if shards is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # if one process reads
+            load_shards(tensors, checkpoint_id=shards, no_dist=distributed.world() == 1)
+    for name in tensors.keys() & saved.keys():
+        distributed.fill(tensors[name], saved[name])
+    state = optimizer.state_dict()["state"]  # holds the optimizer's own dicts
+    for name in (name for name in saved if name.startswith("optimizer.") and name not in tensors):
+        _, place, key = name.split(".")
+        state[int(place)][key] = saved[name]
+    updates.count = saved["loss.count"]
+    if updates.average is not None:
+        updates.average.load_state_dict({**updates.average.state_dict(), "updates": saved["average.updates"]})

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from hanmo.checkpoint.staged import atomic_path
 from hanmo.errors import CorruptFile, MissingExtra
@@ -42,25 +41,25 @@ class Log:
     ) -> None:
         self._file: TextIO | None = None
         if path is not None:
-            kept = _before(path, after, evaluated) if after is not None and path.is_file() else []
+            kept = []
+            for record in read_log(path) if after is not None and path.is_file() else []:
+                again = "evaluation" in record and (record.get("averaged") or evaluated != after)
+                if record["step"] < after or (record["step"] == after and not again):
+                    kept.append(_line(record))
             with atomic_path(path) as made:
                 made.write_text("".join(kept), "utf-8")
             self._file = path.open("a", encoding="utf-8")
         self._console, self._every, self._shown = console, every, float("-inf")
         self._bar: Progress | None = None
-        self._task: TaskID | None = None
 
     def __enter__(self) -> "Log":
         if self._console is not None and self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn())
-            self._bar = Progress(*columns, console=self._console)
+            self._bar = Progress(TextColumn("{task.description}"), BarColumn(), console=self._console)
+            self._bar.add_task("training", total=None)
             self._bar.start()
-            self._task = self._bar.add_task("training", total=None)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
         if self._file is not None:
@@ -74,8 +73,8 @@ class Log:
 
     def progress(self, line: str, *, step: int, total: int | None) -> None:
         """Show the position of the run: a bar on a terminal, else a line every few seconds."""
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=step, total=total, description=line)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, total=total, description=line)
         elif time.monotonic() - self._shown >= self._every:
             self._shown = time.monotonic()
             self.say(line)
@@ -110,11 +109,12 @@ def draw_curves(out: Path, *, unit: str) -> Path:
     except ImportError:
         raise MissingExtra("curves.png needs matplotlib; install it with: pip install 'hanmo[plots]'") from None
     records = read_log(out / "log.jsonl")
+    found = [record for record in records if "evaluation" in record]
+    scores = {
+        averaged: [(r["step"], r["evaluation"][unit]) for r in found if r["averaged"] == averaged]
+        for averaged in (False, True)
+    }
     losses = [(record["step"], record["loss"]) for record in records if "loss" in record]
-    scores: dict[bool, list[tuple[int, float]]] = {False: [], True: []}
-    for record in records:
-        if "evaluation" in record:
-            scores[record["averaged"]].append((record["step"], record["evaluation"][unit]))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     left = figure.subplots()
     left.plot(*_columns(losses), color="tab:blue", linewidth=1)
@@ -160,13 +160,3 @@ def _columns(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
 
 def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
-
-
-def _before(path: Path, after: int, evaluated: int) -> list[str]:
-    """Return the lines that a run resumed after a step will not write again."""
-    kept = []
-    for record in read_log(path):
-        again = "evaluation" in record and (record.get("averaged") or evaluated != after)
-        if record["step"] < after or (record["step"] == after and not again):
-            kept.append(_line(record))
-    return kept

@@ -75,7 +75,7 @@ def fit(
 ) -> Outcome:
     """Train a module on its device (CPU or GPU) and keep its last and best weights under `out`.
 
-    data: batches by epoch and step (see stream.py), or a list of batches, repeated.
+    data: batches by epoch and step (see epochs.py), or a list of batches, repeated.
     loss: (model, batch) → scalar mean over the ids counted by `hanmo.training.data.stream.count_predicted`.
     optimizer: model → its optimizer.
     evaluate: model → record, called before, every `evaluate_every` steps and after; see `score_of` for its score.
@@ -83,11 +83,13 @@ def fit(
     watch: called with each record of OUT/log.jsonl.   beside: files to copy into each checkpoint: vocab.txt.
     save: (model, folder) → writes the best weights into a folder, heads included, instead of the default format.
     resume: continue from the newest checkpoint under `out`, with the same losses; without one, start.
-    Seeds torch's generators. SIGTERM and SIGINT end the run after the current step, saved. distributed.py: processes.
+    Seeds torch's generators. SIGTERM and SIGINT end the run after the current step, saved.
     Raises CheckpointError if `out` holds a run and resume is False, or a run with other settings, or the disk is full,
     DataError while another process trains there, TrainingError when ten updates in a row are not finite.
     """
     out, settings = Path(out), settings.for_loop()
+    if settings.steps is None and settings.minutes is None:
+        raise ConfigError("steps is None, minutes is None; give one of them")
     with locked(out):
         last = newest(out, "last")
         if last is not None and not resume:
@@ -96,7 +98,7 @@ def fit(
         last = distributed.agree(newest(out, "last"))
         distributed.share(model)
         updates = Updates(model, settings, loss, optimizer)
-        run = _Run(out, settings, updates, Checkpoints(out, updates, list(beside), save), evaluate, sample, watch)
+        run = _Run(out, updates, Checkpoints(out, updates, list(beside), save), evaluate, sample, watch)
         torch.manual_seed(settings.seed + distributed.rank())
         if last is not None:
             run.restore(last)
@@ -107,70 +109,68 @@ def fit(
             console=console if distributed.is_main() else None,
         )
         try:
-            with guarded(out), log as run.log, _signals() as asked:
-                run.train(Repeated(data) if isinstance(data, list) else data, asked)
-                if not run.asked(asked):
+            with guarded(out), log as run.log, _signals() as run.signals:
+                run.train(Repeated(data) if isinstance(data, list) else data)
+                if not run.stopped():
                     run.finish()
         except BaseException:
             run.checkpoints.forget_untrained()
             raise
         folder = newest(out, "best") or newest(out, "last")
         assert folder is not None
-        return Outcome(run.at.step, run.at.seconds, run.at.best, folder, bool(asked), run.peak)
+        return Outcome(run.at.step, run.at.seconds, run.at.best, folder, bool(run.signals), run.peak)
 
 
 class _Run:
     """The state of one run; `fit` shows the order of events."""
 
     log: Log
+    signals: list[int]
 
     def __init__(
         self,
         out: Path,
-        settings: TrainArgs,
         updates: Updates,
         checkpoints: Checkpoints,
         evaluate: Callable[[Any], Mapping[str, Any]] | None,
         sample: Callable[[Any], str] | None,
         watch: Callable[[Mapping[str, Any]], object] | None,
     ) -> None:
-        if (settings.steps is None) == (settings.minutes is None):
-            raise ConfigError(f"steps is {settings.steps}, minutes is {settings.minutes}; give one of them")
-        self.settings, self.updates, self.model = settings, updates, updates.model
-        self.checkpoints, self.evaluate, self.sample, self.watch = checkpoints, evaluate, sample, watch
+        self.updates, self.settings, self.checkpoints = updates, updates.args, checkpoints
+        self.evaluate, self.sample, self.watch = evaluate, sample, watch
         self.samples = out / "samples.txt"
-        self.at = Place(total=settings.steps)
+        self.at = Place(total=self.settings.steps)
         self.saved: int | None = None  # step of the last checkpoint
-        self.pauses = {"evaluate": 0.0, "save": 0.0}  # seconds that each takes
-        self.left_out = 0  # updates skipped in a row
+        self.skipped = 0  # updates skipped in a row
+        self.evaluating = self.saving = 0.0  # seconds that each takes
         self.pace = (0, 0.0)  # steps of this process after the first _SETTLE, and their seconds
-        self.shown = (0, 0.0)  # tokens and seconds at the last record
-        self.paused, self.peak = 0.0, 0  # seconds of evaluations and saves since then; bytes without them
+        self.shown, self.worked = 0, 0.0  # tokens at the last record, and seconds of steps since
+        self.peak = 0  # bytes, without evaluations
 
-    def train(self, data: Batches, asked: list[int]) -> None:
+    def train(self, data: Batches) -> None:
         """Run to the end or until a signal; save."""
         at, settings = self.at, self.settings
         began = time.perf_counter() - at.seconds
         if at.step == 0 and at.measured < 0:
             self.measure()
             at.seconds = time.perf_counter() - began
-        self.model.train()
-        self.shown, self.paused = (at.tokens, at.seconds), 0.0
-        first = at.step
+        self.updates.model.train()
+        self.shown, first = at.tokens, at.step
         with ahead(data, epoch=at.epoch, step=at.batch, device=self.updates.device) as batches:
-            while not self.ended() and not self.asked(asked):
+            while not self.ended() and not self.stopped():
                 start = time.perf_counter()
                 at.epoch, number, batch = next(batches)
                 norm = self.updates.make(batch, at.step, at.total)
-                self.skip(norm)
+                self.check(norm)
                 at.step, at.batch = at.step + 1, number + 1
                 at.tokens += count_read(batch)
                 now = time.perf_counter()
                 at.seconds = now - began
+                self.worked += now - start
                 if at.step - first > _SETTLE:
                     self.pace = self.pace[0] + 1, self.pace[1] + now - start
                 if settings.minutes is not None:
-                    self.plan(settings.minutes * 60)
+                    self.set_total(settings.minutes * 60)
                 if at.step % settings.log_every == 0:
                     self.record(norm)
                 if at.step % settings.evaluate_every == 0 and at.step != at.total:
@@ -188,35 +188,40 @@ class _Run:
             return True
         return self.at.total is not None and self.at.step >= self.at.total
 
-    def asked(self, asked: list[int]) -> bool:
+    def stopped(self) -> bool:
         """Whether any process received a signal."""
         if distributed.world() == 1:
-            return bool(asked)
-        return bool(distributed.sum_over_processes(torch.tensor(len(asked), device=self.updates.device)))
+            return bool(self.signals)
+        return bool(distributed.sum_over_processes(torch.tensor(len(self.signals), device=self.updates.device)))
 
-    def skip(self, norm: float) -> None:
+    def check(self, norm: float) -> None:
         """Count and report an update whose gradient is not finite. Raises TrainingError at the tenth in a row."""
         if math.isfinite(norm):
-            self.left_out = 0
+            self.skipped = 0
             return
         self.at.skipped += 1
-        self.left_out += 1
+        self.skipped += 1
         what = "what was not finite" if self.settings.in_backward else "the batch"
         self.log.say(f"step {self.at.step}: the gradient's norm is {norm}; {what} is left out")
-        if self.left_out == _DIVERGED:
-            rate = max(self.updates.rates)
+        if self.skipped == _DIVERGED:
             raise TrainingError(
-                f"step {self.at.step}: the gradients of {_DIVERGED} updates in a row are inf or NaN, so nothing more "
-                f"is learned; begin again in another folder with a learning rate below {rate:g}"
+                f"step {self.at.step}: the gradients of {_DIVERGED} updates in a row are inf or NaN, so the model "
+                "learns no more; begin again in another folder with a learning rate below "
+                f"{max(self.updates.rates):g}"
             )
 
-    def plan(self, limit: float) -> None:
+    def step_seconds(self) -> float:
+        """Return the seconds of a step, with its share of evaluations and saves."""
+        steps, seconds = self.pace
+        return seconds / steps + self.evaluating / self.settings.evaluate_every + self.saving / self.settings.save_every
+
+    def set_total(self, limit: float) -> None:
         """Set the number of steps so that the run ends after `limit` seconds; adjust it if the speed changes."""
-        at, settings = self.at, self.settings
-        if self.pace[0] < _MEASURE or (at.total is not None and at.step % settings.log_every):
+        at = self.at
+        if self.pace[0] < _MEASURE or (at.total is not None and at.step % self.settings.log_every):
             return
         each = self.step_seconds()
-        left = max(0.0, limit - at.seconds - self.pauses["evaluate"] - self.pauses["save"])
+        left = max(0.0, limit - at.seconds - self.evaluating - self.saving)
         total = distributed.agree(at.step + int(left / each))
         if at.total is None or abs(total - at.total) > 0.01 * at.total:
             at.total = max(total, at.step)
@@ -226,31 +231,20 @@ class _Run:
         """Write the mean loss and the speed since the last record."""
         at, updates = self.at, self.updates
         loss = float(updates.sum) / updates.count if updates.count else math.nan
-        tokens, seconds = at.tokens - self.shown[0], at.seconds - self.shown[1] - self.paused
-        record = {
-            "step": at.step, "total": at.total, "loss": loss, "norm": norm,
-            "lr": updates.optimizer.param_groups[0]["lr"],
-            "epoch": at.epoch, "tokens": at.tokens, "seconds": at.seconds,
-            "tokens_per_second": tokens / seconds if seconds > 0 else 0.0, "skipped": at.skipped,
-        }  # fmt: skip
-        self.tell(record)
-        pace = f"{record['tokens_per_second']:,.0f} tokens/s  {at.seconds:.0f} s{self.remaining()}"
-        line = f"step {at.step}/{at.total or '?'}  loss {loss:.4f}  norm {norm:.2f}  lr {record['lr']:.2e}  {pace}"
+        rate, speed = updates.optimizer.param_groups[0]["lr"], (at.tokens - self.shown) / self.worked
+        self.tell(
+            {
+                "step": at.step, "total": at.total, "loss": loss, "norm": norm, "lr": rate, "epoch": at.epoch,
+                "tokens": at.tokens, "seconds": at.seconds, "tokens_per_second": speed, "skipped": at.skipped,
+            }
+        )  # fmt: skip
+        line = f"step {at.step}/{at.total or '?'}  loss {loss:.4f}  norm {norm:.2f}  lr {rate:.2e}"
+        line += f"  {speed:,.0f} tokens/s  {at.seconds:.0f} s"
+        if self.pace[0] and at.total not in (None, at.step):
+            line += f"  {timedelta(seconds=round((at.total - at.step) * self.step_seconds()))} left"
         self.log.progress(line, step=at.step, total=at.total)
         updates.sum.zero_()
-        updates.count, self.shown, self.paused = 0, (at.tokens, at.seconds), 0.0
-
-    def remaining(self) -> str:
-        """Return how long the rest of the run takes, with evaluations and saves; empty until the speed is known."""
-        if self.pace[0] == 0 or self.at.total in (None, self.at.step):
-            return ""
-        return f"  {timedelta(seconds=round((self.at.total - self.at.step) * self.step_seconds()))} left"
-
-    def step_seconds(self) -> float:
-        """Return the seconds of a step, with its share of evaluations and saves."""
-        steps, seconds = self.pace
-        pauses, settings = self.pauses, self.settings
-        return seconds / steps + pauses["evaluate"] / settings.evaluate_every + pauses["save"] / settings.save_every
+        updates.count, self.shown, self.worked = 0, at.tokens, 0.0
 
     def tell(self, record: dict[str, Any]) -> None:
         """Write a record and pass it to `watch`."""
@@ -260,13 +254,13 @@ class _Run:
 
     def measure(self, *, averaged: bool = False) -> None:
         """Evaluate and write samples; save the weights if they are the best so far."""
-        at, start, device = self.at, time.perf_counter(), self.updates.device
+        at, start, model = self.at, time.perf_counter(), self.updates.model
         at.measured = at.step
-        self.peak = max(self.peak, peak_memory(device)) if at.step else 0
+        self.peak = max(self.peak, peak_memory(self.updates.device)) if at.step else 0
         words = " (averaged)" if averaged else ""
         if self.evaluate is not None:
-            found = distributed.agree(dict(self.evaluate(self.model)))
-            distributed.settle(self.model)
+            found = distributed.agree(dict(self.evaluate(model)))
+            distributed.settle(model)
             self.tell({"step": at.step, "evaluation": found, "averaged": averaged})
             name, higher = score_of(found)
             self.log.say(f"step {at.step}: {found[name]:.4f} {name.replace('_', ' ')}{words}")
@@ -275,14 +269,13 @@ class _Run:
                 at.best, at.worse = found[name], 0
                 self.checkpoints.save_best(at.step)
         if self.sample is not None:
-            text = self.sample(self.model)
+            text = self.sample(model)
             if distributed.is_main():
                 with self.samples.open("a", encoding="utf-8") as file:
                     file.write(f"## step {at.step}{words}\n\n{text}\n\n")
-        distributed.settle(self.model)
-        self.pauses["evaluate"] = time.perf_counter() - start
-        self.paused += self.pauses["evaluate"]
-        reset_peak(device)
+        distributed.settle(model)
+        self.evaluating = time.perf_counter() - start
+        reset_peak(self.updates.device)
 
     def finish(self) -> None:
         """Evaluate the last weights, then their moving average; without an evaluation the last are the best."""
@@ -304,8 +297,7 @@ class _Run:
         self.at.samples = self.samples.stat().st_size if self.samples.is_file() else 0
         self.checkpoints.save_last(self.at.step, asdict(self.at))
         self.saved = self.at.step
-        self.pauses["save"] = time.perf_counter() - start
-        self.paused += self.pauses["save"]
+        self.saving = time.perf_counter() - start
 
     def restore(self, folder: Path) -> None:
         """Restore what `save` saved. Raises CheckpointError if the settings differ."""
@@ -313,7 +305,7 @@ class _Run:
         self.at.total = self.settings.steps or self.at.total
         self.saved = self.at.step
         if self.at.samples is not None and self.samples.is_file() and distributed.is_main():
-            with self.samples.open("r+b") as file:  # what follows the checkpoint is written again
+            with self.samples.open("r+b") as file:  # samples after the checkpoint are written again
                 file.truncate(self.at.samples)
 
 

@@ -20,7 +20,7 @@ from hanmo.checkpoint.match import config_of
 from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.cli.app import app
-from hanmo.errors import ConfigError
+from hanmo.errors import ConfigError, HanmoError
 from hanmo.training.checkpoints import locked, newest, read_state
 from hanmo.training.log import read_log
 
@@ -422,3 +422,15 @@ def test_a_second_run_in_a_folder_is_refused_and_changes_nothing_there(work):
         assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
     done(*begin)
     assert not Path("run/.lock").exists()
+
+
+@pytest.mark.parametrize(("model", "data"), [("gone", "poems.txt"), ("model", "gone.txt"), ("model", "model")])
+def test_a_run_that_is_refused_leaves_nothing_in_its_folder(work, model, data):
+    for made_before in (False, True):
+        if made_before:
+            Path("run").mkdir()
+            Path("run/notes").touch()
+        found = run("finetune", "--model", model, "--data", data, "--out", "run", *QUICK)
+        assert found.exit_code != 0 and isinstance(found.exception, HanmoError | SystemExit)
+        assert [path.name for path in Path().rglob("run/*")] == ["notes"] * made_before
+        assert Path("run").exists() == made_before
