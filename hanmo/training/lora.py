@@ -1,7 +1,6 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685): added to linear layers, merged, saved and loaded.
 
-Knows a model's linear layers by their names; knows no optimizer and no loop. Adapters are float32 whatever the weights
-are, and compute in the dtype of their input.
+Adapters are float32 whatever the weights are, and compute in the dtype of their input.
 
     y = W x + b + alpha / rank · up (down x)        down: random; up: zeros, so the initial output is unchanged
 """
@@ -22,27 +21,17 @@ from hanmo.errors import CheckpointError, ConfigError, MissingFile, TensorMismat
 from hanmo.files import parse_json, read_json
 from hanmo.model import Model
 
-__all__ = [
-    "TARGETS",
-    "AdaptedLinear",
-    "add_lora",
-    "base_of",
-    "has_lora",
-    "load_lora",
-    "merge_lora",
-    "name_base",
-    "save_lora",
-]
-
 TARGETS = ("attention", "cross", "feed_forward")
 ADAPTER_CONFIG = "adapter_config.json"
 
 
 class AdaptedLinear(nn.Linear):
-    """A linear layer with an adapter; `weight` and `bias` are those of the layer, frozen."""
+    """A linear layer with an adapter; `weight` and `bias` are those of the layer, frozen.
+
+    `down` is not initialised.
+    """
 
     def __init__(self, linear: nn.Linear, *, rank: int, scale: float, dropout: float) -> None:
-        """Share a layer's weights; `down` is not initialised."""
         with torch.device("meta"):
             super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
         self.weight, self.bias = linear.weight, linear.bias
@@ -57,22 +46,6 @@ class AdaptedLinear(nn.Linear):
         """x: [..., in_features]; returns [..., out_features]."""
         inner = F.linear(F.dropout(x, self.dropout, self.training), self.down.to(x.dtype))
         return self.kind.forward(self, x) + self.scale * F.linear(inner, self.up.to(inner.dtype))
-
-    def halves(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the adapter's matrices by name."""
-        yield from (("down", self.down), ("up", self.up))
-
-    @torch.no_grad()
-    def merge(self) -> None:
-        """Add the adapter to the weights, in place."""
-        self.weight.copy_(torch.addmm(self.weight.float(), self.up, self.down, alpha=self.scale))
-
-    def plain(self) -> nn.Linear:
-        """Return the layer without its adapter."""
-        with torch.device("meta"):
-            plain = self.kind(self.in_features, self.out_features, bias=self.bias is not None)
-        plain.weight, plain.bias = self.weight, self.bias
-        return plain
 
 
 def add_lora(
@@ -95,7 +68,7 @@ def add_lora(
         raise ConfigError(
             f"LoRA has rank={rank}, alpha={alpha}, dropout={dropout}; expected rank >= 1, alpha > 0, dropout in [0, 1)"
         )
-    if _adapted(model):
+    if has_lora(model):
         raise ConfigError("the model has adapters; merge them with merge_lora before adding others")
     linears = _linears(model)
     chosen = {name: [t for t in targets or TARGETS if f".{t}." in f".{name}."] for name in linears}
@@ -112,18 +85,22 @@ def add_lora(
         adapted = AdaptedLinear(linears[name], rank=rank, scale=alpha / rank, dropout=dropout)
         with torch.no_grad():
             adapted.down.copy_(torch.randn(adapted.down.shape, generator=generator) * adapted.in_features**-0.5)
-        _replace(model, name, adapted)
+        model.set_submodule(name, adapted)
     return names
 
 
+@torch.no_grad()
 def merge_lora(model: Model) -> None:
     """Add every adapter to its layer's weights and remove it; all parameters become trainable.
 
     Sums are float32, rounded to the weights' dtype. Raises ConfigError if there are no adapters.
     """
-    for name, layer in _layers(model).items():
-        layer.merge()
-        _replace(model, name, layer.plain())
+    for name, layer in _adapted(model).items():
+        layer.weight.copy_(torch.addmm(layer.weight.float(), layer.up, layer.down, alpha=layer.scale))
+        with torch.device("meta"):
+            plain = layer.kind(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        plain.weight, plain.bias = layer.weight, layer.bias
+        model.set_submodule(name, plain)
     model.requires_grad_(True)
 
 
@@ -132,7 +109,7 @@ def save_lora(model: nn.Module, path: str | Path) -> Path:
 
     Raises ConfigError if there are no adapters.
     """
-    layers, path = _layers(model), Path(path)
+    layers, path = _adapted(model), Path(path)
     first = next(iter(layers.values()))
     tensors = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
     metadata = {
@@ -176,10 +153,8 @@ def load_lora(model: Model, path: str | Path) -> list[str]:
                 )
         names = add_lora(model, rank, alpha=alpha, dropout=dropout, targets=targets)
         with torch.no_grad():
-            for name, layer in _adapted(model).items():
-                for half, tensor in layer.halves():
-                    info = file.tensors[f"{name}.{half}"]
-                    tensor.copy_(as_tensor(file.read(info.name), info.dtype))
+            for name, tensor in _halves(_adapted(model)):
+                tensor.copy_(as_tensor(file.read(name), file.tensors[name].dtype))
     return names
 
 
@@ -216,7 +191,7 @@ def base_of(adapters: Path) -> tuple[Path, dict[str, str]]:
 
 def has_lora(model: nn.Module) -> bool:
     """Whether a model has adapters."""
-    return bool(_adapted(model))
+    return any(isinstance(module, AdaptedLinear) for module in model.modules())
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -224,16 +199,13 @@ def _linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def _adapted(model: nn.Module) -> dict[str, AdaptedLinear]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLinear)}
-
-
-def _layers(model: nn.Module) -> dict[str, AdaptedLinear]:
-    found = _adapted(model)
+    found = {name: module for name, module in _linears(model).items() if isinstance(module, AdaptedLinear)}
     if not found:
         raise ConfigError("the model has no adapters; add them with add_lora or load_lora")
     return found
 
 
-def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, layer)
+def _halves(layers: dict[str, AdaptedLinear]) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, layer in layers.items():
+        yield f"{name}.down", layer.down
+        yield f"{name}.up", layer.up

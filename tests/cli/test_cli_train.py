@@ -424,13 +424,13 @@ def test_a_second_run_in_a_folder_is_refused_and_changes_nothing_there(work):
     assert not Path("run/.lock").exists()
 
 
-@pytest.mark.parametrize(("model", "data"), [("gone", "poems.txt"), ("model", "gone.txt"), ("model", "model")])
-def test_a_run_that_is_refused_leaves_nothing_in_its_folder(work, model, data):
+@pytest.mark.parametrize(("model", "texts"), [("gone", "poems.txt"), ("model", "gone.txt")])
+def test_a_run_that_is_refused_leaves_nothing_in_its_folder(work, model, texts):
     for made_before in (False, True):
         if made_before:
             Path("run").mkdir()
             Path("run/notes").touch()
-        found = run("finetune", "--model", model, "--data", data, "--out", "run", *QUICK)
+        found = run("finetune", "--model", model, "--data", texts, "--out", "run", *QUICK)
         assert found.exit_code != 0 and isinstance(found.exception, HanmoError | SystemExit)
         assert [path.name for path in Path().rglob("run/*")] == ["notes"] * made_before
         assert Path("run").exists() == made_before
