@@ -2,7 +2,7 @@
 
 Knows the shape of every parameter, and which tensors torch's operations keep for the backward pass (of a linear layer
 its input, of a norm its input and statistics), on a CPU and on a GPU. Knows no gradients and no optimizers; imports no
-torch. `tests/training/test_memory.py` holds it against `torch.autograd.graph.saved_tensors_hooks`.
+torch. `tests/training/test_memory.py` compares it with `torch.autograd.graph.saved_tensors_hooks`.
 """
 
 from collections.abc import Iterator
@@ -27,46 +27,38 @@ class Account:
 
     def __init__(self, config: ModelConfig, choice: TrainArgs) -> None:
         self.config, self.choice = config, choice
-        self.batch = choice.rows_at_once
+        self.stacks = [stack for stack in (config.encoder, config.decoder) if stack is not None]
+        self.batch, self.square = choice.rows_at_once, choice.sequence**2
         self.tokens = self.batch * choice.sequence
         self.act = 4 if choice.precision == "float32" else 2  # bytes an element, of inputs and outputs of linear layers
         self.stream = 2 if choice.precision == "bfloat16" else 4  # and of the residual stream
         self.rows = CHUNK_BYTES[choice.device] // (4 * config.vocab_size)  # of logits that the loss computes at once
         self.chunked = self.tokens > self.rows
         self.mixed, self.cpu = choice.precision == "mixed", choice.device == "cpu"
+        self.adapted = self.mixed and choice.lora is not None  # adapters convert their input once more
 
     def network(self) -> int:
         """Bytes of embeddings, stacks and norms, up to the last hidden state."""
         total = 0
-        for stack in (self.config.encoder, self.config.decoder):
-            if stack is not None:
-                each = self.boundary(stack) if self.choice.recompute else self.block(stack)
-                total += self._embedding(stack) + stack.num_layers * each + self._shared(stack)
-                total += self._norm(stack, stack.hidden_size) if stack.final_norm else 0
-        if self.config.is_encoder_decoder:
-            total += self.hidden(self.config.main)  # the encoder's output, which all blocks of the decoder read
-        return total
-
-    def boundary(self, stack: StackConfig) -> int:
-        """Bytes that pass from one block to the next."""
-        scores = self._scores(stack) * self.act if stack.score_residual != "none" else 0
-        return self.hidden(stack) + scores
-
-    def hidden(self, stack: StackConfig) -> int:
-        """Bytes of one hidden state of all tokens."""
-        return self.tokens * stack.hidden_size * self.stream
-
-    def block(self, stack: StackConfig) -> int:
-        """Bytes that one block keeps, its input included."""
-        total = 0
-        for sublayer in stack.order:
-            total += (sublayer.pre + sublayer.post) * self._norm(stack, stack.hidden_size)
-            total += self._dropped(stack.dropout, stack.hidden_size, self.act)
-            if sublayer.kind == "feed_forward":
-                total += self._feed_forward(stack)
+        for stack in self.stacks:
+            width = stack.embedding_size
+            total += self.tokens * 8 + self._dropped(stack, width, self.stream)
+            total += self._norm(stack, width) if stack.embedding_norm else 0
+            total += self._read(width, 1) if width != stack.hidden_size else 0
+            # The position tables, which all blocks share.
+            total += {
+                "relative": self.square * 8,
+                "buckets": self.square * (8 + 4 * stack.num_heads),
+                "rotary": self.choice.sequence * stack.key_dim * 4,
+            }.get(stack.position, 0)
+            if self.choice.recompute:  # what passes from one block to the next
+                scores = self._scores(stack) * self.act if stack.score_residual != "none" else 0
+                total += stack.num_layers * (self._hidden(stack) + scores)
             else:
-                total += self._attention(stack, cross=sublayer.kind == "cross")
-        return total
+                total += stack.num_layers * self._block(stack)
+            total += self._norm(stack, stack.hidden_size) if stack.final_norm else 0
+        # The encoder's output is read by all blocks of the decoder.
+        return total + (self._hidden(self.config.main) if self.config.is_encoder_decoder else 0)
 
     def transient(self) -> tuple[int, int]:
         """Bytes that one block's backward pass adds, with the block's activations if they are recomputed.
@@ -74,25 +66,21 @@ class Account:
         Returns the maximum, and the bytes left when the block's first matrix is updated.
         """
         found = (0, 0)
-        for stack in (self.config.encoder, self.config.decoder):
-            if stack is None:
-                continue
-            again = self.block(stack) if self.choice.recompute else 0
-            last = stack.order[-1]
-            freed = last.post * self._norm(stack, stack.hidden_size) + self._dropped(
-                stack.dropout, stack.hidden_size, self.act
-            )
+        for stack in self.stacks:
+            again = self._block(stack) if self.choice.recompute else 0
+            freed = stack.order[-1].post * self._norm(stack, stack.hidden_size)
+            freed += self._dropped(stack, stack.hidden_size, self.act)
             inner = self.tokens * stack.feed_forward * self.act  # gradient of the activation's output
-            through = 0 if self._fused(stack) else 2 * 4 * self._scores(stack) - self._feed_forward(stack)
+            fused = self._fused(stack, cross=False)
+            through = 0 if fused else 2 * 4 * self._scores(stack) - self._feed_forward(stack)
             found = max(found, (again + max(inner - freed, through), again - freed))
         return found
 
     def loss(self) -> tuple[int, int]:
         """Bytes that the loss keeps, and bytes that its backward pass adds while one chunk is computed."""
         config, stack = self.config, self.config.main
-        rows = min(self.rows, self.tokens)
+        rows, narrow = min(self.rows, self.tokens), stack.embedding_size
         scores = rows * config.vocab_size * 4
-        narrow = stack.embedding_size
         head = 0
         if config.output == "mlm":
             head = rows * narrow * (self.act * 2 + self.stream)
@@ -100,24 +88,24 @@ class Account:
             head = rows * narrow * self.act
         casts = config.vocab_size * narrow * 2 if self.mixed else 0
         if self.chunked:
-            return self.hidden(stack) + self.tokens * 8, 3 * scores + head + casts
-        kept = self.tokens * stack.hidden_size * self.act + head + scores + self.tokens * 8
-        return kept + casts, 2 * scores
+            return self._hidden(stack) + self.tokens * 8, 3 * scores + head + casts
+        return self.tokens * stack.hidden_size * self.act + head + scores + self.tokens * 8 + casts, 2 * scores
 
-    def _embedding(self, stack: StackConfig) -> int:
-        width = stack.embedding_size
-        total = self.tokens * 8 + (self._norm(stack, width) if stack.embedding_norm else 0)
-        total += self._dropped(stack.dropout, width, self.stream)
-        return total + (self._read(width, 1) if width != stack.hidden_size else 0)
+    def _hidden(self, stack: StackConfig) -> int:
+        """Bytes of one hidden state of all tokens."""
+        return self.tokens * stack.hidden_size * self.stream
 
-    def _shared(self, stack: StackConfig) -> int:
-        """Bytes of the position tables that all blocks share."""
-        square = self.choice.sequence**2
-        if stack.position == "relative":
-            return square * 8
-        if stack.position == "buckets":
-            return square * (8 + 4 * stack.num_heads)
-        return self.choice.sequence * stack.key_dim * 4 if stack.position == "rotary" else 0
+    def _block(self, stack: StackConfig) -> int:
+        """Bytes that one block keeps, its input included."""
+        total = 0
+        for sublayer in stack.order:
+            total += (sublayer.pre + sublayer.post) * self._norm(stack, stack.hidden_size)
+            total += self._dropped(stack, stack.hidden_size, self.act)
+            if sublayer.kind == "feed_forward":
+                total += self._feed_forward(stack)
+            else:
+                total += self._attention(stack, cross=sublayer.kind == "cross")
+        return total
 
     def _norm(self, stack: StackConfig, width: int) -> int:
         if stack.norm == "layer":
@@ -128,30 +116,27 @@ class Account:
 
     def _read(self, width: int, layers: int) -> int:
         """Bytes that linear layers keep of a shared input; autocast converts it once a layer."""
-        adapted = self.mixed and self.choice.lora is not None
-        return self.tokens * width * self.act * (layers * (2 if adapted else 1) if self.mixed else 1)
+        return self.tokens * width * self.act * (layers * (1 + self.adapted) if self.mixed else 1)
 
-    def _dropped(self, rate: float, width: int, each: int) -> int:
+    def _dropped(self, stack: StackConfig, width: int, each: int) -> int:
         # The CPU kernel keeps a tensor of factors, the GPU kernel a mask.
-        return self.tokens * width * (each if self.cpu else 1) if rate else 0
+        return self.tokens * width * (each if self.cpu else 1) if stack.dropout else 0
 
     def _feed_forward(self, stack: StackConfig) -> int:
-        leaves = _LEAVES.get(stack.activation, 2) + (2 if stack.gated else 0)
+        leaves = _LEAVES.get(stack.activation, 2) + (2 if stack.gated else 0) + self.adapted
         inner = self.tokens * stack.feed_forward * self.act * leaves
-        if self.mixed and self.choice.lora is not None:
-            inner += self.tokens * stack.feed_forward * self.act
-        return inner + self._read(stack.hidden_size, 2 if stack.gated else 1) + self._adapters(3 if stack.gated else 2)
+        return inner + self._read(stack.hidden_size, 1 + stack.gated) + self._adapters(2 + stack.gated)
 
     def _adapters(self, layers: int) -> int:
         return self.tokens * layers * (self.choice.lora or 0) * self.act
 
     def _scores(self, stack: StackConfig) -> int:
-        return self.batch * stack.num_heads * self.choice.sequence**2
+        return self.batch * stack.num_heads * self.square
 
     def _biased(self, stack: StackConfig, *, cross: bool) -> bool:
         return stack.position == "buckets" and (not cross or stack.cross_positions)
 
-    def _fused(self, stack: StackConfig, *, cross: bool = False) -> bool:
+    def _fused(self, stack: StackConfig, *, cross: bool) -> bool:
         """Whether attention keeps no scores; the CPU kernel supports neither dropout nor a bias."""
         if stack.score_residual != "none" or (stack.position == "relative" and not cross):
             return False
@@ -160,35 +145,32 @@ class Account:
     def _attention(self, stack: StackConfig, *, cross: bool) -> int:
         keys, values = stack.num_heads * stack.key_dim, stack.num_heads * stack.head_dim
         read = self._read(stack.hidden_size, 1 if cross else 3) + self._adapters(4)
-        if cross and self.mixed:
-            read += self._read(stack.hidden_size, 2)
-        scores, pairs = self._scores(stack), self.batch * self.choice.sequence**2
-        given = self.tokens * values * self.act  # the output layer's input
+        read += self._read(stack.hidden_size, 2) if cross and self.mixed else 0
+        read += self.tokens * values * self.act  # the output layer's input
+        scores, pairs = self._scores(stack), self.batch * self.square
+        if self._fused(stack, cross=cross):
+            biased = self._biased(stack, cross=cross)
+            masked = (stack.mask == "prefix" and not cross) or biased
+            mask = pairs * (stack.num_heads if biased else 1) * self.act if masked else 0
+            return read + self.tokens * ((2 * keys + values) * self.act + 4 * stack.num_heads) + mask
+        each = scores * (3 if stack.attention_dropout else 1)
+        mask = pairs if stack.mask != "full" and not cross else 0
         relative = stack.position == "relative" and not cross
-        dropped = stack.attention_dropout > 0
-        if stack.score_residual != "none" or relative:
-            weights = scores * self.act * (3 if dropped else 1)
-            if relative:
-                weights += self.tokens * stack.num_heads * (2 * stack.relative_clip + 1) * self.act
-            mask = pairs if stack.mask != "full" and not cross else 0
-            return read + self.tokens * (2 * keys + values) * self.act + given + weights + mask
-        biased = self._biased(stack, cross=cross)
-        if not self._fused(stack, cross=cross):
-            mask = pairs if biased and stack.mask != "full" and not cross else 0
-            return read + self.tokens * (2 * keys + values) * 4 + given + scores * 4 * (3 if dropped else 1) + mask
-        masked = (stack.mask == "prefix" and not cross) or biased
-        mask = pairs * (stack.num_heads if biased else 1) * self.act if masked else 0
-        return read + self.tokens * ((2 * keys + values) * self.act + 4 * stack.num_heads) + given + mask
+        if stack.score_residual == "none" and not relative:
+            mask = mask if self._biased(stack, cross=cross) else 0
+            return read + self.tokens * (2 * keys + values) * 4 + each * 4 + mask
+        if relative:
+            each += self.tokens * stack.num_heads * (2 * stack.relative_clip + 1)
+        return read + (self.tokens * (2 * keys + values) + each) * self.act + mask
 
 
 def shapes(config: ModelConfig) -> Shapes:
     """Yield name and shape of every parameter of `hanmo.model.Model`."""
-    main = config.main
-    yield "token.weight", (config.vocab_size, main.embedding_size)
+    main, narrow = config.main, config.main.embedding_size
+    yield "token.weight", (config.vocab_size, narrow)
     for side, stack in (("encoder", config.encoder), ("decoder", config.decoder)):
         if stack is not None:
             yield from _stack(f"{side}.", stack)
-    narrow = main.embedding_size
     if config.output == "mlm":
         yield from _linear("output.dense", main.hidden_size, narrow)
         yield from _norm("output.norm", main, narrow, plain=True)
@@ -215,42 +197,31 @@ def adapters(whole: dict[str, tuple[int, ...]], rank: int) -> Shapes:
 
 
 def _stack(prefix: str, stack: StackConfig) -> Shapes:
-    hidden_size, narrow = stack.hidden_size, stack.embedding_size
+    hidden, narrow, inner = stack.hidden_size, stack.embedding_size, stack.feed_forward
+    keys, values = stack.num_heads * stack.key_dim, stack.num_heads * stack.head_dim
+    attention = {"query": (hidden, keys), "key": (hidden, keys), "value": (hidden, values), "output": (values, hidden)}
+    gate = {"gate": (hidden, inner)} if stack.gated else {}
+    feed_forward = {"input": (hidden, inner), **gate, "output": (inner, hidden)}
     if stack.position == "learned":
         yield f"{prefix}embedding.position.weight", (stack.positions or 0, narrow)
     if stack.segments and not stack.shared_segments:
         yield f"{prefix}embedding.segment.weight", (stack.segments, narrow)
     if stack.embedding_norm:
         yield from _norm(f"{prefix}embedding.norm", stack, narrow)
-    if narrow != hidden_size:
-        yield from _linear(f"{prefix}embedding.project", narrow, hidden_size, bias=stack.bias)
+    if narrow != hidden:
+        yield from _linear(f"{prefix}embedding.project", narrow, hidden, bias=stack.bias)
     for layer in range(1 if stack.shared_layers else stack.num_layers):
         for sublayer in stack.order:
             name = f"{prefix}blocks.{layer}.{sublayer.kind}"
-            for part, (inputs, outputs) in _linears(stack, sublayer.kind).items():
-                yield from _linear(f"{name}.{part}", inputs, outputs, bias=stack.bias)
+            for part, sizes in (feed_forward if sublayer.kind == "feed_forward" else attention).items():
+                yield from _linear(f"{name}.{part}", *sizes, bias=stack.bias)
             for place in ("pre", "post"):
                 if getattr(sublayer, place):
-                    yield from _norm(f"{name}_{place}", stack, hidden_size)
+                    yield from _norm(f"{name}_{place}", stack, hidden)
     if stack.position == "buckets":
         yield f"{prefix}relative.weight", (stack.num_heads, stack.buckets)
     if stack.final_norm:
-        yield from _norm(f"{prefix}norm", stack, hidden_size)
-
-
-def _linears(stack: StackConfig, kind: str) -> dict[str, tuple[int, int]]:
-    """Return the linear layers of a sub-layer: part → (inputs, outputs)."""
-    hidden_size, inner = stack.hidden_size, stack.feed_forward
-    if kind == "feed_forward":
-        gate = {"gate": (hidden_size, inner)} if stack.gated else {}
-        return {"input": (hidden_size, inner), **gate, "output": (inner, hidden_size)}
-    keys, values = stack.num_heads * stack.key_dim, stack.num_heads * stack.head_dim
-    return {
-        "query": (hidden_size, keys),
-        "key": (hidden_size, keys),
-        "value": (hidden_size, values),
-        "output": (values, hidden_size),
-    }
+        yield from _norm(f"{prefix}norm", stack, hidden)
 
 
 def _linear(name: str, inputs: int, outputs: int, *, bias: bool = True) -> Shapes:
@@ -259,18 +230,18 @@ def _linear(name: str, inputs: int, outputs: int, *, bias: bool = True) -> Shape
         yield f"{name}.bias", (outputs,)
 
 
-def _norm(name: str, stack: StackConfig, hidden_size: int, *, plain: bool = False) -> Shapes:
+def _norm(name: str, stack: StackConfig, width: int, *, plain: bool = False) -> Shapes:
     """plain: a layer norm, whatever norms the stack has."""
     scale, bias = plain or stack.norm_scale, plain or (stack.norm_bias and stack.norm == "layer")
     if scale:
-        yield f"{name}.weight", (hidden_size,)
+        yield f"{name}.weight", (width,)
     if bias:
-        yield f"{name}.bias", (hidden_size,)
+        yield f"{name}.bias", (width,)
     if stack.condition:
         features = stack.condition_hidden or stack.condition
         if stack.condition_hidden:
             yield f"{name}.hidden.weight", (stack.condition_hidden, stack.condition)
         if scale:
-            yield f"{name}.condition_scale.weight", (hidden_size, features)
+            yield f"{name}.condition_scale.weight", (width, features)
         if bias:
-            yield f"{name}.condition_bias.weight", (hidden_size, features)
+            yield f"{name}.condition_bias.weight", (width, features)

@@ -90,19 +90,27 @@ def plan(config: ModelConfig, choice: TrainArgs) -> Memory:
     choice = choice.filled(
         optimizer="adafactor-gpt2-ml", precision="float32", in_backward=True, recompute=True, sequence=1024
     )
-    whole = dict(shapes(config))
-    bytes_each = 2 if choice.precision == "bfloat16" else 4
-    weights = sum(map(prod, whole.values())) * bytes_each
-    trained = whole
+    in_backward, cpu = choice.in_backward, choice.device == "cpu"
+    trained = whole = dict(shapes(config))
+    each = 2 if choice.precision == "bfloat16" else 4  # bytes of a weight, and of its gradient
+    weights = sum(map(prod, whole.values())) * each
     if choice.lora is not None:
-        trained, bytes_each = dict(adapters(whole, choice.lora)), 4
-        weights += sum(map(prod, trained.values())) * 4
+        trained, each = dict(adapters(whole, choice.lora)), 4
+        weights += sum(map(prod, trained.values())) * each
     numbers = sum(map(prod, trained.values()))
-    state = sum(_state(choice.optimizer, name, shape, bytes_each) for name, shape in trained.items())
-    state += numbers * bytes_each if choice.average else 0
+    state = sum(_state(choice.optimizer, name, shape, each) for name, shape in trained.items())
+    state += numbers * each if choice.average else 0
+
+    def update(numbers: int) -> int:
+        """Bytes of temporaries while a parameter of so many elements is updated."""
+        if choice.uses_adafactor:
+            return (3 if each == 4 else 5) * 4 * min(numbers, _BLOCK) if cpu else 0
+        if choice.optimizer == "muon":
+            return 10 * numbers
+        return 3 * numbers * each if cpu else 0
+
     account = Account(config, choice)
-    scores_kept, scores = account.loss()
-    network = account.network()
+    network, (scores_kept, scores), (block, updated) = account.network(), account.loss(), account.transient()
     casts = 0
     if choice.precision == "mixed":
         casts = 2 * sum(prod(shape) for name, shape in whole.items() if ".blocks." in name and len(shape) == 2)
@@ -112,31 +120,23 @@ def plan(config: ModelConfig, choice: TrainArgs) -> Memory:
     token = prod(trained.get("token.weight", (0,)))
     # A tied embedding's gradient from the loss is held until the embedding adds its own; the sum of two gradients is a
     # third tensor, likewise over the chunks of the loss.
-    tied = token * bytes_each if config.tied and config.output != "none" else 0
-    head = tied or prod(trained.get("output.weight", (0,))) * bytes_each
-    gradients = 0 if choice.in_backward else numbers * bytes_each
-    steps = _update(choice, inside, bytes_each), _update(choice, token, bytes_each)
-    one = inside * bytes_each if choice.in_backward else 0
-    last = 2 * tied + (token * bytes_each if choice.in_backward else 0)
-    block, updated = account.transient()
-    if choice.in_backward:
-        block = max(block, updated + steps[0]) + one
-    moments = {
-        "loss": kept + max(scores + max(head, casts if choice.recompute else 0), 3 * head if account.chunked else 0),
-        "block": network + tied + block,
-        "end": gradients + max(account.transient()[0], last + (steps[1] if choice.in_backward else 0)),
-        "step": gradients + max(steps),
-    }
-    peak = weights + state + max(moments.values())
-    transient = max(moments["loss"], moments["block"]) - kept
+    tied = token * each if config.tied and config.output != "none" else 0
+    head = tied or prod(trained.get("output.weight", (0,))) * each
+    gradients = 0 if in_backward else numbers * each
+    last = 2 * tied + (token * each + update(token) if in_backward else 0)
+    end = gradients + max(block, last)
+    if in_backward:
+        block = max(block, updated + update(inside)) + inside * each
+    in_loss = kept + max(scores + max(head, casts if choice.recompute else 0), 3 * head if account.chunked else 0)
+    in_block = network + tied + block
     return Memory(
         choice=choice,
         weights=weights,
         gradients=gradients,
         optimizer=state,
         activations=kept,
-        transient=transient,
-        peak=peak,
+        transient=max(in_loss, in_block) - kept,
+        peak=weights + state + max(in_loss, in_block, end, gradients + max(update(inside), update(token))),
     )
 
 
@@ -176,13 +176,16 @@ def table(config: ModelConfig, base: TrainArgs) -> list[Memory]:
 
 def largest_batch(config: ModelConfig, choice: TrainArgs, available: int) -> int:
     """Find the largest batch with which a choice fits; 0 if none does."""
+
+    def fits(batch: int) -> bool:
+        return plan(config, replace(choice, batch=batch)).needed <= available
+
     low, high = 0, 1
-    while plan(config, replace(choice, batch=high)).needed <= available:
+    while fits(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        fits = plan(config, replace(choice, batch=middle)).needed <= available
-        low, high = (middle, high) if fits else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 
@@ -190,7 +193,7 @@ def return_freed_memory() -> None:
     """Make glibc return freed blocks of 1 MiB or more to the system; for training on a CPU.
 
     By default glibc raises the threshold to 32 MiB and its heap fragments: half a GiB at hidden_size 1,536 and 1,024
-    tokens. Does nothing with another C library.
+    tokens. No effect with another C library.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD of malloc.h
@@ -243,23 +246,13 @@ def _state(optimizer: str, name: str, shape: tuple[int, ...], bytes_each: int) -
     return moments * prod(shape) * bytes_each
 
 
-def _update(choice: TrainArgs, numbers: int, bytes_each: int) -> int:
-    """Bytes of temporaries while a parameter of `numbers` elements is updated."""
-    if choice.uses_adafactor:
-        return (3 if bytes_each == 4 else 5) * 4 * min(numbers, _BLOCK) if choice.device == "cpu" else 0
-    if choice.optimizer == "muon":
-        return 10 * numbers
-    return 3 * numbers * bytes_each if choice.device == "cpu" else 0
-
-
 def free_memory(device: "torch.device") -> int:
     """Return the bytes still free on the GPU, or for this process in the machine and its control group."""
     if device.type == "cuda":
         return int(_cuda().mem_get_info(device)[0])
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if hasattr(os, "sysconf") else [sys.maxsize]
-    facts = Path("/proc/meminfo")
-    if facts.is_file():
-        found += [int(line.split()[1]) << 10 for line in facts.read_text().splitlines() if "MemAvailable" in line]
+    if available := _proc("/proc/meminfo", "MemAvailable"):
+        found.append(available)
     limit, used = (Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current"))
     if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
         found.append(max(0, int(text) - int(used.read_text())))
@@ -270,14 +263,14 @@ def held_memory(device: "torch.device") -> int:
     """Return the bytes that this process holds now: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return int(_cuda().memory_allocated(device))
-    return _status("VmRSS") or peak_memory(device)
+    return _proc("/proc/self/status", "VmRSS") or peak_memory(device)
 
 
 def peak_memory(device: "torch.device") -> int:
     """Return the most bytes that this process has held since `reset_peak`, or since its start."""
     if device.type == "cuda":
         return int(_cuda().max_memory_allocated(device))
-    if found := _status("VmHWM"):
+    if found := _proc("/proc/self/status", "VmHWM"):
         return found
     try:
         import resource
@@ -302,10 +295,10 @@ def _cuda() -> Any:
     return torch.cuda
 
 
-def _status(name: str) -> int:
-    """Return a size of /proc/self/status in bytes, or 0."""
+def _proc(path: str, name: str) -> int:
+    """Return a size that a file of /proc gives in KiB, in bytes; 0 where there is none."""
     with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path(path).read_text().splitlines():
             if line.startswith(f"{name}:"):
                 return int(line.split()[1]) << 10
     return 0
