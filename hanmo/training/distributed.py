@@ -1,7 +1,6 @@
 """Training in several processes: each keeps its shard of every parameter (FSDP2), all read the same batches.
 
-Also what an optimizer needs of sharded tensors (DTensor). Knows torch.distributed; knows no data and no loop. In one
-process, every function here is the trivial one.
+Also what an optimizer needs of sharded tensors (DTensor). In one process every function here is trivial.
 """
 
 import os
@@ -17,23 +16,6 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from hanmo.errors import ConfigError
 from hanmo.model import Model
-
-__all__ = [
-    "agree",
-    "fill",
-    "is_main",
-    "is_sharded",
-    "local",
-    "rank",
-    "settle",
-    "shard_place",
-    "share",
-    "started",
-    "sum_over_processes",
-    "sum_over_shards",
-    "world",
-    "zeros",
-]
 
 
 @contextmanager
@@ -148,18 +130,12 @@ def sum_over_shards(tensor: Tensor, total: Tensor, *, axis: int | None = None) -
 
 def zeros(tensor: Tensor, *, reduced: tuple[int, ...] = ()) -> Tensor:
     """Return float32 zeros shaped and sharded like a tensor, of size 1 along the reduced axes."""
-    part = local(tensor)
+    made = torch.zeros_like(local(tensor), dtype=torch.float32)
     if reduced:
-        shape = [1 if axis in reduced else size for axis, size in enumerate(part.shape)]
-        made = part.new_zeros(shape, dtype=torch.float32)
-    else:
-        made = torch.zeros_like(part, dtype=torch.float32)
+        made = made.new_zeros([1 if axis in reduced else size for axis, size in enumerate(made.shape)])
     if not isinstance(tensor, DTensor):
         return made
-    placements = [
-        Replicate() if any(placement.is_shard(axis) for axis in reduced) else placement
-        for placement in tensor.placements
-    ]
+    placements = [Replicate() if any(map(p.is_shard, reduced)) else p for p in tensor.placements]
     whole = torch.Size(1 if axis in reduced else size for axis, size in enumerate(tensor.shape))
     stride = torch.empty(whole, device="meta").stride()
     return DTensor.from_local(made, tensor.device_mesh, placements, run_check=False, shape=whole, stride=stride)

@@ -20,24 +20,19 @@ from hanmo.files import parse_json, read_bytes
 
 __all__ = ["Log", "draw_curves", "read_log", "tensorboard"]
 
+_EVERY = 10  # seconds between plain lines without a terminal
+
 
 class Log:
     """OUT/log.jsonl and the screen, as a context manager.
 
-    path: None writes no file.
+    path: None writes no file.   console: where messages go; None shows nothing.
     after: step whose later records are dropped first, when a run is resumed there; None starts a new file.
     evaluated: step of the last evaluation then; an evaluation at `after` is repeated unless it is this one.
-    console: where messages go; None shows nothing.   every: seconds between plain lines without a terminal.
     """
 
     def __init__(
-        self,
-        path: Path | None,
-        *,
-        after: int | None = None,
-        evaluated: int = -1,
-        console: Console | None = None,
-        every: float = 10,
+        self, path: Path | None, console: Console | None, *, after: int | None = None, evaluated: int = -1
     ) -> None:
         self._file: TextIO | None = None
         if path is not None:
@@ -49,7 +44,7 @@ class Log:
             with atomic_path(path) as made:
                 made.write_text("".join(kept), "utf-8")
             self._file = path.open("a", encoding="utf-8")
-        self._console, self._every, self._shown = console, every, float("-inf")
+        self._console, self._shown = console, float("-inf")
         self._bar: Progress | None = None
 
     def __enter__(self) -> "Log":
@@ -75,7 +70,7 @@ class Log:
         """Show the position of the run: a bar on a terminal, else a line every few seconds."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, total=total, description=line)
-        elif time.monotonic() - self._shown >= self._every:
+        elif time.monotonic() - self._shown >= _EVERY:
             self._shown = time.monotonic()
             self.say(line)
 
@@ -109,12 +104,9 @@ def draw_curves(out: Path, *, unit: str) -> Path:
     except ImportError:
         raise MissingExtra("curves.png needs matplotlib; install it with: pip install 'hanmo[plots]'") from None
     records = read_log(out / "log.jsonl")
-    found = [record for record in records if "evaluation" in record]
-    scores = {
-        averaged: [(r["step"], r["evaluation"][unit]) for r in found if r["averaged"] == averaged]
-        for averaged in (False, True)
-    }
     losses = [(record["step"], record["loss"]) for record in records if "loss" in record]
+    found = [(r["step"], r["evaluation"][unit], r["averaged"]) for r in records if "evaluation" in r]
+    scores, averaged = ([(step, score) for step, score, a in found if a == kind] for kind in (False, True))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     left = figure.subplots()
     left.plot(*_columns(losses), color="tab:blue", linewidth=1)
@@ -122,9 +114,9 @@ def draw_curves(out: Path, *, unit: str) -> Path:
     left.set_ylabel("training loss, nats a token", color="tab:blue")
     left.grid(alpha=0.3)
     right = left.twinx()
-    right.plot(*_columns(scores[False]), color="tab:orange", marker="o", markersize=4)
-    if scores[True]:
-        right.plot(*_columns(scores[True]), color="tab:red", marker="*", linestyle="none", label="averaged weights")
+    right.plot(*_columns(scores), color="tab:orange", marker="o", markersize=4)
+    if averaged:
+        right.plot(*_columns(averaged), color="tab:red", marker="*", linestyle="none", label="averaged weights")
         right.legend(loc="upper right")
     right.set_ylabel(f"held out, {unit.replace('_', ' ')}", color="tab:orange")
     path = out / "curves.png"

@@ -1,7 +1,6 @@
-"""The training loop, resumable bit for bit.
+"""The training loop, resumable bit for bit. Data, loss, evaluation and samples are plain functions and iterators.
 
 Knows batches, a loss and when to evaluate, save and stop; step.py makes the step. Knows no text and no command line.
-Data, loss, evaluation and samples are plain functions and iterators.
 
     batch ─► step ─┬─ every `evaluate_every`: evaluate, save the best; stop after too many without a better one
                    └─ every `save_every`, at the end and at SIGTERM: save the last
@@ -102,12 +101,8 @@ def fit(
         torch.manual_seed(settings.seed + distributed.rank())
         if last is not None:
             run.restore(last)
-        log = Log(
-            out / "log.jsonl" if distributed.is_main() else None,
-            after=run.at.step if last is not None else None,
-            evaluated=run.at.measured,
-            console=console if distributed.is_main() else None,
-        )
+        shown = (out / "log.jsonl", console) if distributed.is_main() else (None, None)
+        log = Log(*shown, after=None if last is None else run.at.step, evaluated=run.at.measured)
         try:
             with guarded(out), log as run.log, _signals() as run.signals:
                 run.train(Repeated(data) if isinstance(data, list) else data)

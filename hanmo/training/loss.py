@@ -1,8 +1,6 @@
-"""The loss of predicting tokens, the next or others, without ever holding [tokens x vocabulary] whole.
+"""The loss of predicting tokens, the next or others, without holding scores of all tokens [tokens, vocab] at once.
 
-Knows a model's hidden states and its projection onto the vocabulary. Knows no data, no optimizer and no step.
-
-    hidden [tokens, hidden_size] ─ cut into chunks ─► scores [chunk, vocab] ─► sum of -log p    (made again in backward)
+hidden [tokens, hidden_size] ─ cut into chunks ─► scores [chunk, vocab] ─► sum of -log p    (made again in backward)
 """
 
 from collections.abc import Callable, Mapping
@@ -18,12 +16,12 @@ from hanmo.model import Model
 __all__ = ["CHUNK_BYTES", "cross_entropy", "next_token_loss", "targets_loss"]
 
 IGNORED = 0  # the id that pads; it is read but never predicted
-# Float32 scores held at once. On a GPU one product over all tokens is fastest, and a small vocabulary leaves the room.
+# Float32 scores held at once; on a GPU one product over all tokens is fastest.
 CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
 
 
 def next_token_loss(model: Model, ids: Tensor, *, chunk_bytes: int | None = None) -> Tensor:
-    """Give the mean -log p of ids[:, 1:] from ids[:, :-1]: a float32 scalar.
+    """Return the mean -log p of ids[:, 1:] from ids[:, :-1]: a float32 scalar.
 
     ids: [rows, window + 1]; an id 0 is read but not predicted.   chunk_bytes: see `cross_entropy`.
     """
@@ -32,15 +30,14 @@ def next_token_loss(model: Model, ids: Tensor, *, chunk_bytes: int | None = None
 
 
 def targets_loss(model: Model, batch: Mapping[str, Tensor], *, chunk_bytes: int | None = None) -> Tensor:
-    """Give the mean -log p of batch["targets"], each predicted where it stands: a float32 scalar.
+    """Return the mean -log p of batch["targets"], each at its position: a float32 scalar.
 
-    batch: "targets" [rows, n], 0 where nothing is predicted, and what the model reads, by the names of its arguments:
-    "ids" [rows, n], and "segments", "mask", "source" or "source_mask" where there are such. Pairs (pairs.py) and masked
-    windows (masked.py) come so.   chunk_bytes: see `cross_entropy`.
+    batch: "targets" [rows, n], 0 where nothing is predicted, and arguments of the model by name: "ids" [rows, n],
+    "segments", "mask", "source", "source_mask", as pairs.py and masked.py make them.   chunk_bytes: as above.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name != "targets"}
     hidden, targets = model(**inputs, logits="none").hidden, batch["targets"]
-    asked = targets != IGNORED  # few of them, so that most scores need not be made
+    asked = targets != IGNORED  # the scores of the others are not computed
     return cross_entropy(
         model.logits, hidden[asked], targets[asked], vocab_size=model.config.vocab_size, chunk_bytes=chunk_bytes
     )
@@ -54,7 +51,7 @@ def cross_entropy(
     vocab_size: int,
     chunk_bytes: int | None = None,
 ) -> Tensor:
-    """Give the mean cross entropy over the targets that are not 0, chunk by chunk.
+    """Return the mean cross entropy over the targets that are not 0, chunk by chunk.
 
     scores: [tokens, hidden_size] → [tokens, vocab].   hidden: [..., hidden_size].   targets: [...], integers.
     chunk_bytes: most bytes of float32 scores at once; None takes CHUNK_BYTES of the device. What fits one chunk is not

@@ -8,14 +8,16 @@ Knows files, tokenizers and losses. Knows no optimizer, no step and no command l
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, DataError
@@ -37,6 +39,7 @@ __all__ = ["Task", "kind_of", "make_task", "split"]
 _HELD_OUT = 1 << 16  # maximum of ids held out by default, so that an evaluation costs little
 _FEW = 20  # documents; of fewer, the end of each is held out instead of some documents
 _ENDS = "。！？…!?\n"
+_PACKED = (".bin", ".documents", ".json")
 
 
 @dataclass
@@ -50,7 +53,7 @@ class Task:
     loss: Loss
     evaluate: Callable[[Model], dict[str, Any]]
     steps: Callable[[int], int]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
 
 def kind_of(config: ModelConfig) -> str:
@@ -82,44 +85,51 @@ def make_task(
     the held-out share.
     Raises DataError for data that does not fit the model's objective, or cannot be read.
     """
-    limit = config.main.context
+    limit, kind = config.main.context, kind_of(config)
     if limit is not None and args.sequence > limit:
         raise ConfigError(f"sequence is {args.sequence}; the model knows {limit} positions")
     half = torch.bfloat16 if args.precision == "mixed" else None
-    if kind_of(config) == "pairs":
+    if kind == "pairs":
         return _pairs_task(config, tokenizer, paths, args, valid, half)
     encoder = TokenEncoder(tokenizer, separator=args.separator)
 
-    packed = partial(_packed, out, encoder, args.document, again, progress)
-    train, note = packed("train", paths), ""
+    def packed(name: str, paths: Sequence[Path]) -> PackedFile:
+        """Open packed files, or pack text as OUT/NAME and open that."""
+        found = _packed_name(paths)
+        if found is None:
+            found = out / name
+            if distributed.is_main() and not (again and found.with_name(f"{name}.json").is_file()):
+                pack(paths, found, encoder=encoder, document=args.document, progress=progress)
+            distributed.agree(None)  # the other processes wait
+        return PackedFile(found, vocabulary_sha256=encoder.sha256)
+
+    train, notes = packed("train", paths), []
     if valid:
         held = packed("valid", valid)
     else:
         train, held, note = split(train, args.held_out, seed=args.seed)
+        notes = [note]
     total, characters = int(train.documents["tokens"].sum()), int(train.documents["characters"].sum())
-    notes = [f"training data: {len(train.documents):,} documents, {characters:,} characters, {total:,} tokens"]
-    notes += [note] if note else []
-    masked = kind_of(config) == "masked"
-    window = args.sequence - (3 if masked else 0)  # [CLS], [SEP] and the id that is only predicted
-    layout: dict[str, Any] = {"layout": "stream"}
+    notes.insert(0, f"training data: {len(train.documents):,} documents, {characters:,} characters, {total:,} tokens")
+    window = args.sequence - (3 if kind == "masked" else 0)  # [CLS], [SEP] and the id that is only predicted
+    layout: dict[str, Any] = {"rows": args.batch, "window": min(window, int(train.documents["tokens"].max(initial=2)))}
     if train.facts["end"] is None:
-        ends = tuple(number for mark in _ENDS if (number := tokenizer.token_to_id(mark)) is not None)
-        layout = {"layout": "document", "sentence_ends": ends}
-    shortest = min(window, int(train.documents["tokens"].max(initial=2)))
-    data = PackedData(train, window=shortest, rows=args.batch, seed=args.seed, **layout)
-    if not masked:
-        unknown = -1 if encoder.unknown is None else encoder.unknown
-        options: dict[str, Any] = {
-            "window": window,
-            "unknown": unknown,
-            "tokens": args.batch * args.sequence,
-            "dtype": half,
-        }
-        evaluate = evaluation({"held-out": held}, distinct_unknown=train.facts["distinct_unknown"], **options)
-        return Task(data, next_token_loss, evaluate, data.steps, notes)
-    asked = PackedData(held, window=shortest, rows=args.batch, shuffle=False, **layout)
-    evaluate = mean_loss(targets_loss, partial(_first_epoch, MaskedData(asked, tokenizer), asked.steps), half)
-    return Task(MaskedData(data, tokenizer, seed=args.seed), targets_loss, evaluate, data.steps, notes)
+        ends = (tokenizer.token_to_id(mark) for mark in _ENDS)
+        layout |= {"layout": "document", "sentence_ends": tuple(number for number in ends if number is not None)}
+    data = PackedData(train, seed=args.seed, **layout)
+    if kind == "masked":
+        asked = PackedData(held, shuffle=False, **layout)
+        evaluate = _loss_of(MaskedData(asked, tokenizer), asked.steps, half)
+        return Task(MaskedData(data, tokenizer, seed=args.seed), targets_loss, evaluate, data.steps, notes)
+    evaluate = evaluation(
+        {"held-out": held},
+        distinct_unknown=train.facts["distinct_unknown"],
+        window=window,
+        unknown=-1 if encoder.unknown is None else encoder.unknown,
+        tokens=args.batch * args.sequence,
+        dtype=half,
+    )
+    return Task(data, next_token_loss, evaluate, data.steps, notes)
 
 
 def split(file: PackedFile, share: float, *, seed: int = 0) -> tuple[PackedFile, PackedFile, str]:
@@ -133,10 +143,8 @@ def split(file: PackedFile, share: float, *, seed: int = 0) -> tuple[PackedFile,
     rows = np.array(file.documents)
     share = min(share, _HELD_OUT / max(1, int(rows["tokens"].sum())))
     if len(rows) >= _FEW:
-        order = np.random.default_rng([seed, len(rows)]).permutation(len(rows))
-        chosen = np.zeros(len(rows), bool)
-        chosen[order[: max(1, round(share * len(rows)))]] = True
-        left, held = rows[~chosen], rows[chosen]
+        chosen = _draw(len(rows), share, seed)
+        left, held = np.delete(rows, chosen), rows[chosen]
         note = f"held out: {len(held):,} of {len(rows):,} documents, drawn with seed {seed}"
     else:
         left, held = rows.copy(), rows.copy()
@@ -155,39 +163,25 @@ def split(file: PackedFile, share: float, *, seed: int = 0) -> tuple[PackedFile,
     return *parts, f"{note}: {int(held['tokens'].sum()):,} tokens"
 
 
-def _packed(
-    folder: Path,
-    encoder: TokenEncoder,
-    document: str,
-    again: bool,
-    progress: Callable[[int, int], None] | None,
-    name: str,
-    paths: Sequence[Path],
-) -> PackedFile:
-    """Open packed files, or pack text as FOLDER/NAME and open that."""
-    found = _packed_name(paths)
-    if found is None:
-        found = folder / name
-        if distributed.is_main() and not (again and found.with_name(f"{name}.json").is_file()):
-            pack(paths, found, encoder=encoder, document=document, progress=progress)
-        distributed.agree(None)  # the other processes wait
-    return PackedFile(found, vocabulary_sha256=encoder.sha256)
+def _draw(count: int, share: float, seed: int) -> NDArray[np.int64]:
+    """Return the sorted numbers of a share of `count` things, one at least."""
+    return np.sort(np.random.default_rng([seed, count]).permutation(count)[: max(1, round(share * count))])
 
 
 def _packed_name(paths: Sequence[Path]) -> Path | None:
     """Return the name of packed files, without ending, by any of the three files or the name; None for text."""
     for path in paths:
-        name = path.with_suffix("") if path.suffix in (".bin", ".documents", ".json") else path
-        if all(name.with_name(name.name + ending).is_file() for ending in (".bin", ".documents", ".json")):
+        name = path.with_suffix("") if path.suffix in _PACKED else path
+        if all(name.with_name(name.name + ending).is_file() for ending in _PACKED):
             if len(paths) > 1:
-                raise DataError(f"{path} is packed and other data stands beside it; pack the texts of all together")
+                raise DataError(f"{path} is packed, and other data is given beside it; pack the texts of all together")
             return name
     return None
 
 
-def _first_epoch(data: Batches, steps: Callable[[int], int]) -> Iterator[Any]:
-    for (_, _, arrays), _ in zip(data.batches(0, 0), range(steps(0)), strict=False):
-        yield arrays
+def _loss_of(data: Batches, steps: Callable[[int], int], half: torch.dtype | None) -> Callable[[Model], dict[str, Any]]:
+    """Return the function that measures the mean loss of the first epoch."""
+    return mean_loss(targets_loss, lambda: (batch for _, _, batch in islice(data.batches(), steps(0))), half)
 
 
 def _pairs_task(
@@ -198,22 +192,18 @@ def _pairs_task(
     valid: Sequence[Path],
     half: torch.dtype | None,
 ) -> Task:
-    pairs, held = list(read_pairs(paths)), list(read_pairs(valid))
-    notes = []
+    pairs, held, notes = list(read_pairs(paths)), list(read_pairs(valid)), []
     if not valid:
-        count = max(1, round(args.held_out * len(pairs)))
-        if count >= len(pairs):
+        drawn = _draw(len(pairs), args.held_out, args.seed).tolist()
+        if len(drawn) >= len(pairs):
             raise DataError(f"{len(pairs)} pairs are too few to hold some out; give more, or valid=FILES")
-        chosen = set(np.random.default_rng([args.seed, len(pairs)]).permutation(len(pairs))[:count].tolist())
-        held = [pair for number, pair in enumerate(pairs) if number in chosen]
-        pairs = [pair for number, pair in enumerate(pairs) if number not in chosen]
-        notes = [f"held out: {count:,} of {count + len(pairs):,} pairs, drawn with seed {args.seed}"]
-    options: dict[str, Any] = {
-        "rows": args.batch, "limit": args.sequence,
-        "target_limit": min(128, args.sequence // 2),
-    }  # fmt: skip
-    data = PairData(pairs, tokenizer, config, seed=args.seed, **options)
-    asked = PairData(held, tokenizer, config, shuffle=False, **options)
+        notes = [f"held out: {len(drawn):,} of {len(pairs):,} pairs, drawn with seed {args.seed}"]
+        held = [pairs[number] for number in drawn]
+        pairs = [pair for number, pair in enumerate(pairs) if number not in set(drawn)]
+    make = partial(PairData, tokenizer=tokenizer, config=config, rows=args.batch, limit=args.sequence)
+    data, asked = (
+        make(some, target_limit=min(128, args.sequence // 2), seed=args.seed, shuffle=some is pairs)
+        for some in (pairs, held)
+    )
     notes.insert(0, f"training data: {len(data):,} pairs, of which {data.cut:,} were cut to {args.sequence} tokens")
-    evaluate = mean_loss(targets_loss, partial(_first_epoch, asked, asked.steps), half)
-    return Task(data, targets_loss, evaluate, data.steps, notes)
+    return Task(data, targets_loss, _loss_of(asked, asked.steps, half), data.steps, notes)

@@ -32,15 +32,15 @@ Loss = Callable[[Any, Any], Tensor]
 
 
 class Updates:
-    """What changes with each step: weights, optimizer state, average, and the losses since the last record."""
+    """What changes with each step: weights, optimizer state, average, and the losses since the last record.
+
+    make: model → its optimizer, in place of the one that the arguments name.
+    Raises ConfigError where arguments exclude each other.
+    """
 
     def __init__(
         self, model: nn.Module, args: TrainArgs, loss: Loss, make: Callable[[Any], Optimizer] | None = None
     ) -> None:
-        """Make the optimizer that the arguments name, or by `make`.
-
-        Raises ConfigError where arguments exclude each other.
-        """
         self.model, self.args = model, args
         first = next(model.parameters())
         self.device = first.device
@@ -49,10 +49,9 @@ class Updates:
                 module.recompute = args.recompute
         self.optimizer = make(model) if make is not None else make_optimizer(model, args)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.in_backward = None
+        self.in_backward = self.average = None
         if args.in_backward:
             self.in_backward = UpdateInBackward(self.optimizer, accumulate=args.accumulate, clip_norm=args.clip)
-        self.average = None
         if args.average:
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
             self.average = ExponentialMovingAverage(trained, momentum=args.average)
@@ -78,11 +77,16 @@ class Updates:
         if distributed.world() > 1:
             batch = cut(batch, distributed.world())[distributed.rank()]
         loss = self._backward(batch)
-        if self.in_backward is None:
-            norm = self._step()
-        else:
+        if self.in_backward is not None:
             applied = self.in_backward.finish()
             norm = applied.norm if not applied.overflowed else math.inf
+        else:
+            # The norm is read now: a step with a gradient that is not finite would ruin the weights.
+            found = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip or math.inf)
+            norm = float(found.full_tensor() if isinstance(found, DTensor) else found)
+            if math.isfinite(norm):
+                self.optimizer.step()
+            self.optimizer.zero_grad()
         if math.isfinite(norm):
             self.sum += loss
             self.count += 1
@@ -90,6 +94,26 @@ class Updates:
             if math.isfinite(norm) or self.in_backward is not None:
                 self.average.update()
         return norm
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Accumulate the gradient of the mean over the whole batch; return that mean."""
+        parts, world = self.args.accumulate, distributed.world()
+        if parts == world == 1:
+            return self._backward_of(batch)
+        pieces = cut(batch, min(parts, count_rows(batch)))
+        counts = [count_predicted(piece) for piece in pieces]
+        # Parts are weighted by their predicted ids; FSDP averages over processes, hence `world`.
+        total = distributed.sum_over_processes(torch.stack(counts).sum())
+        total = (total + (total == 0)) / world
+        losses = [self._backward_of(piece, count / total) for piece, count in zip(pieces, counts, strict=True)]
+        return distributed.sum_over_processes(torch.stack(losses).sum()) / world
+
+    def _backward_of(self, batch: Batch, share: Tensor | None = None) -> Tensor:
+        with self.half:
+            loss = self.loss(batch)
+        loss = loss if share is None else loss * share
+        torch.autograd.backward(loss)
+        return loss.detach()
 
     def state(self) -> dict[str, Any]:
         """Return what resuming needs besides the weights and the optimizer's state."""
@@ -102,35 +126,6 @@ class Updates:
             self.average.load_state_dict(state["average"])
         self.sum.copy_(state["loss"]["sum"])
         self.count = state["loss"]["count"]
-
-    def _backward(self, batch: Batch) -> Tensor:
-        """Accumulate the gradient of the mean over the whole batch; return that mean."""
-        parts, world = self.args.accumulate, distributed.world()
-        if parts == world == 1:
-            return self._backward_of(batch, None)
-        pieces = cut(batch, min(parts, count_rows(batch)))
-        counts = [count_predicted(piece) for piece in pieces]
-        # Parts are weighted by their predicted ids; FSDP averages over processes, hence `world`.
-        total = distributed.sum_over_processes(torch.stack(counts).sum())
-        total = (total + (total == 0)) / world
-        losses = [self._backward_of(piece, count / total) for piece, count in zip(pieces, counts, strict=True)]
-        return distributed.sum_over_processes(torch.stack(losses).sum()) / world
-
-    def _backward_of(self, batch: Batch, share: Tensor | None) -> Tensor:
-        with self.half:
-            loss = self.loss(batch)
-        loss = loss if share is None else loss * share
-        torch.autograd.backward(loss)
-        return loss.detach()
-
-    def _step(self) -> float:
-        # The norm is read now: a step with a gradient that is not finite would ruin the weights.
-        found = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip or math.inf)
-        norm = float(found.full_tensor() if isinstance(found, DTensor) else found)
-        if math.isfinite(norm):
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm
 
 
 def make_optimizer(model: nn.Module, args: TrainArgs) -> Optimizer:
@@ -161,10 +156,7 @@ def multiplier(args: TrainArgs, step: int, total: int | None) -> float:
 
 @torch.no_grad()
 def scale_outputs(model: nn.Module, num_layers: int) -> None:
-    """Scale new output projections of attention and feed-forward by (2 num_layers)^-0.5, as GPT-2 does.
-
-    Then the sum of all sub-layers starts about as large as one of them.
-    """
+    """Scale new output projections of attention and feed-forward by (2 num_layers)^-0.5, as GPT-2 does."""
     for name, parameter in model.named_parameters():
         if name.endswith((".attention.output.weight", ".feed_forward.output.weight")):
             parameter.mul_(1 / math.sqrt(2 * num_layers))
