@@ -81,8 +81,7 @@ def make_task(
 ) -> Task:
     """Open or pack the data of a run; `args` must give `sequence`.
 
-    out: folder for packed text; again: use what an earlier run packed there.   valid: data to evaluate on, instead of
-    the held-out share.
+    out: folder for packed text; again: use what is packed there.   valid: data to evaluate on, in place of a share.
     Raises DataError for data that does not fit the model's objective, or cannot be read.
     """
     limit, kind = config.main.context, kind_of(config)
@@ -94,7 +93,6 @@ def make_task(
     encoder = TokenEncoder(tokenizer, separator=args.separator)
 
     def packed(name: str, paths: Sequence[Path]) -> PackedFile:
-        """Open packed files, or pack text as OUT/NAME and open that."""
         found = _packed_name(paths)
         if found is None:
             found = out / name
