@@ -97,7 +97,6 @@ class Limits:
     end_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         if self.max_tokens is not None:
             rules.check_count("max_tokens", self.max_tokens)
         rules.check_count("min_tokens", self.min_tokens, least=0)

@@ -88,10 +88,10 @@ def generation_defaults(path: Path) -> dict[str, Any]:
     file = (path if path.is_dir() else path.parent) / "generation_config.json"
     if not file.is_file():
         return {}
-    told = read_json(file, error=ConfigError)
-    found = {ours: told[name] for name, ours in _GENERATION.items() if told.get(name) is not None}
+    content = read_json(file, error=ConfigError)
+    found = {ours: content[name] for name, ours in _GENERATION.items() if content.get(name) is not None}
     found = {name: value for name, value in found.items() if value != 0 or name in ("temperature", "top_p")}
-    if words := told.get("bad_words_ids"):
+    if words := content.get("bad_words_ids"):
         if not isinstance(words, list) or not all(isinstance(each, list) and len(each) == 1 for each in words):
             raise ConfigError(
                 f"{file}: bad_words_ids is {str(words)[:80]}; expected lists of one id each, as sequences of ids "

@@ -30,7 +30,6 @@ class Sampling:
     allowed: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         if self.temperature != 0:
             rules.check_number("temperature", self.temperature, above=0.0)
         if self.top_k is not None:

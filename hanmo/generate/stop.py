@@ -33,7 +33,6 @@ class StopRules:
     max_chars: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         if self.sentence_after is not None:
             check_count("sentence_after", self.sentence_after, least=0)
         if self.max_chars is not None:

@@ -190,10 +190,10 @@ def search(
         history=config.continues,
         stop=None if config.stop == NEVER else lambda ids: replay(ids, None)._stopper.reason,
     )
-    made = [replay(beam.ids, beam.reason) for beam in beams]
     return [
-        GeneratedText(each.text, beam.ids, each.reason or beam.reason, score=beam.score)
-        for each, beam in zip(made, beams, strict=True)
+        GeneratedText(made.text, beam.ids, made.reason or beam.reason, score=beam.score)
+        for beam in beams
+        for made in [replay(beam.ids, beam.reason)]
     ]
 
 

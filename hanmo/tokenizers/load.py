@@ -54,8 +54,8 @@ def copy_tokenizer(tokenizer: Path, folder: Path, *, pre_tokenize: bool | None =
         shutil.copyfile(file, folder / ("vocab.txt" if file == tokenizer and file.suffix == ".txt" else file.name))
     if pre_tokenize is not None:
         config = folder / "tokenizer_config.json"
-        said = read_object(config) | {"pre_tokenize": pre_tokenize}
-        config.write_text(json.dumps(said, ensure_ascii=False) + "\n", "utf-8")
+        content = read_object(config) | {"pre_tokenize": pre_tokenize}
+        config.write_text(json.dumps(content, ensure_ascii=False) + "\n", "utf-8")
 
 
 def load_tokenizer(
@@ -153,8 +153,8 @@ def _word_piece(
         ends = {"[CLS]", "[SEP]"} <= {*tokens, *(token.content for token in added.values())}
     start, end = ("[CLS]", "[SEP]") if ends else (None, None)
     if pre_tokenize is None:
-        named, said = config.get("tokenizer_class"), config.get("pre_tokenize")
-        pre_tokenize = said if isinstance(said, bool) else named in _WORD_CLASSES or holds_words(tokens)
+        named, chosen = config.get("tokenizer_class"), config.get("pre_tokenize")
+        pre_tokenize = chosen if isinstance(chosen, bool) else named in _WORD_CLASSES or holds_words(tokens)
     split = partial(jieba_words, hmm=False) if pre_tokenize is True else pre_tokenize or None
     return WordPiece(tokens, lowercase=lowercase, start=start, end=end, pre_tokenize=split, added=added)
 
@@ -163,12 +163,12 @@ def _sentence_piece(path: Path, ends: bool | None) -> SentencePiece:
     """Load a .model with the marks of its kind."""
     config, adds = read_object(path.with_name("tokenizer_config.json")), ends is not False
     if path.name == _FAIRSEQ:
-        said = config.get("tokenizer_class") or read_object(path.parent / "config.json").get("model_type")
-        kind = str(said).lower().replace("-", "").removesuffix("fast").removesuffix("tokenizer")
+        named = config.get("tokenizer_class") or read_object(path.parent / "config.json").get("model_type")
+        kind = str(named).lower().replace("-", "").removesuffix("fast").removesuffix("tokenizer")
         if kind not in ("xlmroberta", "camembert"):
             raise TokenizerError(
-                f"the ids of {path} are each network's own, and nothing beside it says that it is XLM-R's or "
-                f"CamemBERT's (found {said!r}); put the tokenizer.json or tokenizer_config.json there that it came with"
+                f"the ids of {path} depend on the model, and nothing beside it says that it is XLM-R's or CamemBERT's "
+                f"(found {named!r}); put the tokenizer.json or tokenizer_config.json there that it came with"
             )
         model = as_fairseq(read_bytes(path, error=TokenizerError), camembert=kind == "camembert")
         return SentencePiece(model, start="<s>", end="</s>", ends=adds, between=2)
