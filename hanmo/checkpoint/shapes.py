@@ -9,7 +9,7 @@ from typing import Any
 
 from hanmo.checkpoint.source import TensorInfo
 from hanmo.errors import CheckpointError
-from hanmo.families import Names
+from hanmo.families import Names, keys
 
 __all__ = ["HEAD_DIM", "TASK_HEAD", "bare", "derive", "measure", "translate"]
 
@@ -19,28 +19,9 @@ TASK_HEAD = "head."
 HEAD_DIM = 64
 """Features of a head in nearly every published model; no shape tells how many heads there are."""
 
-# Key of BERT's config.json → the same in another style.
-_STYLES = {
-    "gpt2": {
-        "vocab_size": "vocab_size",
-        "hidden_size": "n_embd",
-        "num_attention_heads": "n_head",
-        "num_hidden_layers": "n_layer",
-        "intermediate_size": "n_inner",
-        "max_position_embeddings": "n_positions",
-    },
-    "t5": {
-        "vocab_size": "vocab_size",
-        "hidden_size": "d_model",
-        "attention_head_size": "d_kv",
-        "num_attention_heads": "num_heads",
-        "intermediate_size": "d_ff",
-        "num_hidden_layers": "num_layers",
-        "num_decoder_layers": "num_decoder_layers",
-        "feed_forward_proj": "feed_forward_proj",
-        "tie_word_embeddings": "tie_word_embeddings",
-    },
-}
+_STYLES = {"gpt2": keys.GPT2, "t5": keys.T5}
+_COMMON = ("vocab_size", "num_decoder_layers", "feed_forward_proj", "tie_word_embeddings")
+_FIELDS = {key: ours for ours, key in keys.BERT.items()}
 
 
 def bare(names: Names, name: str, tensors: Mapping[str, object]) -> str:
@@ -119,4 +100,6 @@ def derive(names: Names, sizes: Mapping[str, int], tensors: Mapping[str, object]
 
 def translate(names: Names, key: str) -> str:
     """Return a key of BERT's config.json in the format's style; "" where it has none."""
-    return key if names.style == "bert" else _STYLES[names.style].get(key, "")
+    if names.style == "bert" or key in _COMMON:
+        return key
+    return _STYLES[names.style].get(_FIELDS.get(key, ""), "")

@@ -35,12 +35,14 @@ _UNREAD = "a table that the published T5 never reads"
 
 
 def _table(family: str, gated: bool, huggingface: bool) -> Table:
-    block, kernel = (".block.{}", "") if huggingface else (".block_{:03d}", ".kernel")
-    layer = "layer." if huggingface else "layer_00"
-    rms = family == "mt5.1.1" and not huggingface
-    norm, final = ("rms_norm", "rms_norm") if rms else ("layer_norm", "final_layer_norm")
-    names: dict[str, Any] = {"token": "shared" if huggingface else "shared.embedding"}
-    names["output"] = "lm_head" if huggingface else "decoder.logits.kernel"
+    norm, final, kernel = "layer_norm", "final_layer_norm", "" if huggingface else ".kernel"
+    if family == "mt5.1.1" and not huggingface:
+        norm = final = "rms_norm"
+    if huggingface:
+        block, layer, token, output = ".block.{}", "layer.", "shared", "lm_head"
+    else:
+        block, layer, token, output = ".block_{:03d}", "layer_00", "shared.embedding", "decoder.logits.kernel"
+    names: dict[str, Any] = {"token": token, "output": output}
     wi = {"gate": "wi_0", "input": "wi_1"} if gated else {"input": "wi"}
     qkvo = {"query": "q", "key": "k", "value": "v", "output": "o"}
     modules = {
@@ -58,10 +60,6 @@ def _table(family: str, gated: bool, huggingface: bool) -> Table:
                 parts[f"{sublayer.kind}.{ours}"] = f"{layer}{j}.{theirs}"
         names[f"{side}.blocks.{{}}"] = (side + block, parts)
     return Table(_HUGGINGFACE if huggingface else _MESH, names)
-
-
-def _rows(config: ModelConfig, *, family: str, huggingface: bool) -> list[Row]:
-    return _table(family, config.main.gated, huggingface).rows(config)
 
 
 def _model(data: Config, family: str, encoder: Any, num_layers: int, *, scaled: bool) -> ModelConfig:
@@ -138,8 +136,10 @@ def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
 
 
 def _names(family: str, huggingface: bool, **fields: Any) -> Names:
+    def rows(config: ModelConfig) -> list[Row]:
+        return _table(family, config.main.gated, huggingface).rows(config)
+
     table = _table(family, family != "t5.1.0", huggingface)
-    rows = partial(_rows, family=family, huggingface=huggingface)
     return Names.of(table.layout, table.names, rows=rows, **fields)
 
 

@@ -27,19 +27,16 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply x [..., in] by a matrix [out, in] and add a bias [out]: [..., out]."""
-    if _ONEDNN is not None and _use_onednn(x, weight):
-        result: Tensor = _ONEDNN(x, weight, bias, "none", [], "")
-        return result
-    return F.linear(x, weight, bias)
-
-
-def _use_onednn(x: Tensor, weight: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
+    if (
+        _ONEDNN is not None
+        and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * len(weight) >= _LEAST
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and type(x) is Tensor  # not a DTensor
         and type(weight) is nn.Parameter
-    )
+    ):
+        result: Tensor = _ONEDNN(x, weight, bias, "none", [], "")
+        return result
+    return F.linear(x, weight, bias)
