@@ -89,51 +89,50 @@ class Table:
             if stack is None or (ours in ("output", "output.weight") and config.tied):
                 continue
             for i in range(1 if "{}" not in ours or stack.shared_layers else stack.num_layers):
-                for row in self._rows(ours, i):  # a tensor of several blocks is copied into each
+                rows = [row for layer in self._layers(ours, i) for row in _rows(self.layout, *layer)]
+                for row in rows:  # a tensor of several blocks is copied into each
                     if other := found.get(row.theirs):
                         row = Row(other.ours + row.ours, row.theirs, f"copy_{row.how}")
                     found[row.theirs] = row
         return list(found.values())
 
-    @property
-    def sizes(self) -> Sizes:
-        """The tensors that tell sizes."""
-        first = {row.ours: row.theirs for ours in self.names for row in self._rows(ours, 0)}
+    def sizes_and_heads(self) -> tuple[Sizes, dict[str, str]]:
+        """Tell which tensors show the sizes, and `Names.heads`."""
+        layers = dict(layer for ours in self.names for layer in self._layers(ours, 0))
 
         def find(*names: str) -> str:
-            sides = ("", "encoder.", "decoder.")
-            return next((first[key] for name in names for side in sides if (key := (side + name,)) in first), "")
+            there = [side + name for name in names for side in ("", "encoder.", "decoder.") if side + name in layers]
+            return next(_rows(self.layout, there[0], layers[there[0]])).theirs if there else ""
 
+        heads = {
+            "pool": find("pooler.dense"),
+            "nsp": find("pooler.nsp", "pooler.nsp.weight"),
+            "mlm": find("output.bias"),
+            "discriminator": find("discriminator.dense"),
+        }
         block = next(f"{theirs[0]}." for ours, theirs in self.names.items() if "{}" in ours)
         block = block if "{" in block else block.replace("0", "{}", 1)  # one block for all layers, with a number
-        return Sizes(
-            token=find("token.weight"),
+        sizes = Sizes(
+            token=find("token"),
             layer=block.replace(".", self.layout.separator),
-            query=find("blocks.0.attention.query.weight", "blocks.0.attention.output.weight"),
-            feed_forward=find("blocks.0.feed_forward.gate.weight", "blocks.0.feed_forward.input.weight"),
-            position=find("embedding.position.weight"),
-            segment=find("embedding.segment.weight"),
-            heads=find("relative.weight") if self.layout.relative == "same" else "",
+            query=find("blocks.0.attention.query", "blocks.0.attention.output"),
+            feed_forward=find("blocks.0.feed_forward.gate", "blocks.0.feed_forward.input"),
+            position=find("embedding.position"),
+            segment=find("embedding.segment"),
+            heads=find("relative") if self.layout.relative == "same" else "",
             columns=self.layout.how != "same",
         )
+        return sizes, {head: theirs for head, theirs in heads.items() if theirs}
 
-    @property
-    def heads(self) -> dict[str, str]:
-        """A head of `Names.heads` → the tensor without which a model does not have it."""
-        ours = {"pool": "pooler.dense", "nsp": "pooler.nsp", "discriminator": "discriminator.dense"}
-        keys = {head: f"{name}.weight" for head, name in ours.items()} | {"mlm": "output.bias"}
-        first = {row.ours[0]: row.theirs for ours in self.names for row in self._rows(ours, 0)}
-        return {head: first[key] for head, key in keys.items() if key in first}
-
-    def _rows(self, ours: str, i: int) -> Iterator[Row]:
+    def _layers(self, ours: str, i: int) -> Iterator[tuple[str, str]]:
         theirs = self.names[ours]
         prefix, layers = theirs if isinstance(theirs, tuple) else (theirs, {"": ""})
         for own, foreign in layers.items():
-            name, other = (f"{one}.{two}".format(i).rstrip(".") for one, two in ((ours, own), (prefix, foreign)))
-            yield from _layer(self.layout, name, other.replace(".", self.layout.separator))
+            name, other = f"{ours}.{own}".format(i).rstrip("."), f"{prefix}.{foreign}".format(i).rstrip(".")
+            yield name, other.replace(".", self.layout.separator)
 
 
-def _layer(layout: Layout, ours: str, theirs: str) -> Iterator[Row]:
+def _rows(layout: Layout, ours: str, theirs: str) -> Iterator[Row]:
     before, dot, last = ours.rpartition(".")
     if last in ("weight", "bias"):
         yield Row((ours,), theirs)
@@ -183,7 +182,8 @@ class Names:
     def of(cls, layout: Layout, names: Mapping[str, Any], **fields: Any) -> "Names":
         """Make a format from a `Table`, which gives the rows, sizes and heads that `fields` does not."""
         table = Table(layout, names)
-        given: dict[str, Any] = {"rows": table.rows, "sizes": table.sizes, "heads": table.heads}
+        sizes, heads = table.sizes_and_heads()
+        given: dict[str, Any] = {"rows": table.rows, "sizes": sizes, "heads": heads}
         return cls(**given | fields)
 
     @property

@@ -11,8 +11,8 @@ from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError
 from hanmo.families import keys
 from hanmo.families.bert import BLOCK
-from hanmo.families.family import CONV1D, TENSORFLOW, Family, Names
-from hanmo.families.gpt2 import CAUSAL_MASK, DENSE, causal_config, hparams, write_hparams
+from hanmo.families.family import TENSORFLOW, Family, Names
+from hanmo.families.gpt2 import DENSE, causal_config, hparams, huggingface_names, write_hparams
 
 _NAMES = {
     "token": "gpt.embeddings.word_embeddings",
@@ -51,15 +51,10 @@ GPT = Family(
         original=partial(keys.write_model, gelu="gelu_tanh"),
         absent=("gpt/output/LayerNorm/gamma",),
     ),
-    huggingface=Names.of(
-        CONV1D,
+    huggingface=huggingface_names(
         _HUGGINGFACE_NAMES,
         config=partial(hparams, family="gpt", gelu="gelu_tanh", names=_KEYS),
         original=_huggingface_original,
-        dropped=CAUSAL_MASK | {r"^lm_head\.weight$": "the same tensor as the embedding"},
-        repeats={"lm_head.weight": "transformer.tokens_embed.weight"},
         model_type="openai-gpt",
-        style="gpt2",
-        prefix="transformer.",
     ),
 )

@@ -54,7 +54,20 @@ _HUGGINGFACE_NAMES = {
 }
 # Options of Hugging Face's GPT-2 that OpenAI's does not have.
 _PLAIN = {"scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True, "add_cross_attention": False}
-CAUSAL_MASK = {r"^(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)$": "the causal mask"}
+
+
+def huggingface_names(names: Mapping[str, Any], **fields: Any) -> Names:
+    """Make a format in Hugging Face's names of a GPT, whose files may hold the embedding a second time."""
+    values: dict[str, Any] = {
+        "dropped": {
+            r"^(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)$": "the causal mask",
+            r"^lm_head\.weight$": "the same tensor as the embedding",
+        },
+        "repeats": {"lm_head.weight": f"{names['token']}.weight"},
+        "style": "gpt2",
+        "prefix": "transformer.",
+    }
+    return Names.of(CONV1D, names, **values | fields)
 
 
 def causal_config(data: Config, *, family: str, gelu: str, **fixed: Any) -> ModelConfig:
@@ -116,17 +129,12 @@ GPT2 = Family(
         original=partial(keys.write_model, gelu="gelu_tanh"),
         marks=("gpt/output/LayerNorm/gamma",),
     ),
-    huggingface=Names.of(
-        CONV1D,
+    huggingface=huggingface_names(
         _HUGGINGFACE_NAMES,
         config=partial(_openai_config, family="gpt2"),
         original=partial(write_hparams, model_type="gpt2", word="GPT2", gelu="gelu_erf", gelu_tanh="gelu_new"),
         absent=("transformer.emb_norm.weight",),
-        dropped=CAUSAL_MASK | {r"^lm_head\.weight$": "the same tensor as the embedding"},
-        repeats={"lm_head.weight": "transformer.wte.weight"},
         model_type="gpt2",
-        style="gpt2",
-        prefix="transformer.",
     ),
 )
 GPT2_OPENAI = Family(

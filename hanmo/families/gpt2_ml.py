@@ -8,8 +8,8 @@ from functools import partial
 
 from hanmo.config import ModelConfig, Sublayer
 from hanmo.families import keys
-from hanmo.families.family import CONV1D, TENSORFLOW, Config, Family, Names
-from hanmo.families.gpt2 import CAUSAL_MASK, DENSE, causal_config, hparams
+from hanmo.families.family import TENSORFLOW, Config, Family, Names
+from hanmo.families.gpt2 import DENSE, causal_config, hparams, huggingface_names
 
 ORDER = (Sublayer("attention"), Sublayer("feed_forward", pre=True, post=True))
 _NAMES = {
@@ -79,16 +79,13 @@ GPT2_ML = Family(
     "gpt2_ml",
     tensorflow=Names.of(TENSORFLOW, _NAMES, config=_config, original=partial(keys.write_model, gelu="gelu_erf")),
     # As ghosthamlet/gpt2-ml-torch converts it (gpt2_ml_torch/modeling_gpt2.py), with a network of its own.
-    huggingface=Names.of(
-        CONV1D,
+    huggingface=huggingface_names(
         _HUGGINGFACE_NAMES,
         config=_config,
         original=partial(keys.write_model, gelu="gelu_erf"),
         marks=("transformer.emb_norm.weight",),
-        repeats={"lm_head.weight": "transformer.wte.weight"},
-        dropped=CAUSAL_MASK,
         model_type="gpt2",  # so its config.json calls it
-        prefix="transformer.",
+        style="bert",
         read_only=True,
     ),
 )
