@@ -21,6 +21,7 @@ from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError
 from hanmo.model import Output
 from hanmo.nn.linear import Linear
+from hanmo.tasks.calibration import best_threshold, fit_temperature
 from hanmo.tasks.config import TaskConfig
 from hanmo.tasks.pooling import pool
 from hanmo.tasks.rows import Row, texts_of
@@ -113,18 +114,25 @@ class Classify(Task):
         return (F.binary_cross_entropy_with_logits(logits, batch["labels"], reduction="none") * weights).mean(-1)
 
     def decode(self, example: Example, outputs: Sequence[NDArray[np.float32]]) -> Result:
-        logits = np.average(outputs, axis=0, weights=[len(window) for window in example.windows])
+        logits = np.average(outputs, axis=0, weights=[len(window) for window in example.windows]).astype(np.float64)
+        return {"score": float(logits[0])} if self.config.form == "regression" else _result(self.config, logits)
+
+    def calibrate(self, rows: Sequence[Row], results: Sequence[Result]) -> tuple[TaskConfig, Sequence[Result]]:
         config = self.config
-        if config.form == "regression":
-            return {"score": float(logits[0])}
-        scaled = logits.astype(np.float64) / config.temperature
-        if config.form == "multi":
-            odds = dict(zip(config.labels, (1 / (1 + np.exp(-scaled))).tolist(), strict=True))
-            return {"labels": [k for k, p in odds.items() if p >= config.thresholds.get(k, 0.5)], "probabilities": odds}
-        exps = np.exp(scaled - scaled.max())
-        odds = dict(zip(config.labels, (exps / exps.sum()).tolist(), strict=True))
-        best = max(odds, key=odds.__getitem__)
-        return {"label": best, "probability": odds[best], "probabilities": odds}
+        if config.form == "regression" or config.temperature != 1 or config.thresholds:
+            return config, results
+        odds = np.array([[result["probabilities"][label] for label in config.labels] for result in results])
+        odds = np.clip(odds, 1e-300, 1 - 1e-16)
+        if config.form == "single":
+            logits = np.log(odds)
+            right = np.array([self.number[row.data["label"]] for row in rows])
+            config = replace(config, temperature=fit_temperature(logits, right))
+        else:
+            logits = np.log(odds / (1 - odds))
+            right = np.array([[label in row.data["labels"] for label in config.labels] for row in rows])
+            chosen = [best_threshold(*columns, default=0.5) for columns in zip(odds.T, right.T, strict=True)]
+            config = replace(config, thresholds=dict(zip(config.labels, chosen, strict=True)))
+        return config, [_result(config, each) for each in logits]
 
     def measure(self, rows: Sequence[Row], results: Sequence[Result]) -> dict[str, float]:
         def column(key: str) -> tuple[list[Any], list[Any]]:
@@ -141,3 +149,15 @@ class Classify(Task):
         counts = label_counts(*several)
         exact = accuracy(*([frozenset(each) for each in side] for side in several))
         return {"micro_f1": micro_f1(counts), "macro_f1": macro_f1(counts), "accuracy": exact}
+
+
+def _result(config: TaskConfig, logits: NDArray[np.float64]) -> Result:
+    """Make the result of one row from its logits [labels]."""
+    scaled = logits / config.temperature
+    if config.form == "multi":
+        odds = dict(zip(config.labels, (1 / (1 + np.exp(-scaled))).tolist(), strict=True))
+        return {"labels": [k for k, p in odds.items() if p >= config.thresholds.get(k, 0.5)], "probabilities": odds}
+    exps = np.exp(scaled - scaled.max())
+    odds = dict(zip(config.labels, (exps / exps.sum()).tolist(), strict=True))
+    best = max(odds, key=odds.__getitem__)
+    return {"label": best, "probability": odds[best], "probabilities": odds}

@@ -21,7 +21,7 @@ from hanmo.tasks.config import TASK_JSON, Score, TaskConfig
 from hanmo.tasks.network import build, save_network
 from hanmo.tasks.rows import Row, count_duplicates, read_rows, split
 from hanmo.tasks.table import make_task, task_class
-from hanmo.tasks.task import Batch, Example, Task, TaskNetwork, weighted_mean
+from hanmo.tasks.task import Batch, Example, Result, Task, TaskNetwork, weighted_mean
 from hanmo.tokenizers.load import tokenizer_files
 from hanmo.training.args import TrainArgs
 from hanmo.training.loop import fit as run_loop
@@ -178,21 +178,21 @@ def make_optimizer(model: nn.Module, args: TrainArgs, *, layer_decay: float = 1.
 
 
 class _Judge:
-    """Measures a network on dev rows, and saves it with the score of the last evaluation."""
+    """Measures a network on dev rows, and saves it with what the last evaluation found."""
 
     def __init__(self, task: Task, data: Data, batch: int, base: Path) -> None:
         self.task, self.data, self.batch, self.base = task, data, batch, base
-        self.score: Score | None = None
+        self.config = task.config
 
     def __call__(self, network: TaskNetwork) -> dict[str, Any]:
-        results = list(predict_rows(network, self.data.dev, batch=self.batch))
+        results: Sequence[Result] = list(predict_rows(network, self.data.dev, batch=self.batch))
+        config, results = self.task.calibrate(self.data.dev, results)
         scores, name = self.task.measure(self.data.dev, results), self.task.main_score
-        self.score = Score(name, scores[name], self.data.measured_on, scores)
+        self.config = replace(config, score=Score(name, scores[name], self.data.measured_on, scores))
         return {**scores, "score": name, "higher_is_better": True}
 
     def save(self, network: TaskNetwork, folder: Path) -> None:
-        config = replace(self.task.config, score=self.score)
-        save_network(network, folder, config, tokenizer_files(self.base), overwrite=True)
+        save_network(network, folder, self.config, tokenizer_files(self.base), overwrite=True)
 
 
 def _adapt(network: TaskNetwork, rank: int, seed: int) -> None:

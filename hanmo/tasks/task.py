@@ -181,6 +181,13 @@ class Task(ABC):
     def decode(self, example: Example, outputs: Sequence[Any]) -> Result:
         """Make the result of a row from the outputs of its windows, with offsets in the row's text."""
 
+    def calibrate(self, rows: Sequence[Row], results: Sequence[Result]) -> tuple[TaskConfig, Sequence[Result]]:
+        """Fit thresholds and temperature on dev rows; return the configuration with them, and the results it gives.
+
+        Called before `measure` at each evaluation of training; by default nothing is fitted.
+        """
+        return self.config, results
+
     @abstractmethod
     def measure(self, rows: Sequence[Row], results: Sequence[Result]) -> dict[str, float]:
         """Score results against rows; the scores hold `self.main_score`, and none is NaN."""

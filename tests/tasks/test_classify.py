@@ -135,3 +135,30 @@ def test_scores_of_each_form():
     several = task(form="multi").measure(rows, found)
     assert several == {"micro_f1": pytest.approx(2 / 3), "macro_f1": 0.5, "accuracy": 0.5}
     assert task(form="regression", labels=()).measure(rows, found)["spearman"] == pytest.approx(1)
+
+
+def test_the_temperature_is_fitted_on_dev_rows_and_changes_no_label():
+    one, draw = task(), np.random.default_rng(0)
+    logits = draw.normal(size=(60, 3)) * 4
+    rows = read_rows([{"text": "天", "label": "abc"[draw.integers(3)]} for _ in logits])
+    results = [one.decode(one.encode(rows[0]), [each]) for each in logits]
+    config, again = one.calibrate(rows, results)
+    assert config.temperature == pytest.approx(10, rel=1e-3)  # labels that have nothing to do with the logits
+    expected = [task(temperature=config.temperature).decode(one.encode(rows[0]), [each]) for each in logits]
+    for ours, theirs, before in zip(again, expected, results, strict=True):
+        assert ours["label"] == theirs["label"] == before["label"]
+        assert ours["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-9)
+    given = task(temperature=2.0)
+    assert given.calibrate(rows, results) == (given.config, results)
+
+
+def test_thresholds_are_chosen_on_dev_rows():
+    several = task(form="multi")
+    rows = read_rows([{"text": "天", "labels": ["a", "b"] if place < 2 else []} for place in range(4)])
+    logits = [[-1, 1, -1], [-2, 2, -1], [-3, -1, -1], [-4, -2, -1]]
+    results = [several.decode(several.encode(rows[0]), [np.array(each, np.float32)]) for each in logits]
+    config, again = several.calibrate(rows, results)
+    assert [result["labels"] for result in results] == [["b"], ["b"], [], []]
+    assert [result["labels"] for result in again] == [["a", "b"], ["a", "b"], [], []]
+    assert config.thresholds["b"] == config.thresholds["c"] == 0.5
+    assert 1 / (1 + np.exp(3)) < config.thresholds["a"] < 1 / (1 + np.exp(2))
