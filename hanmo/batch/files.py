@@ -33,11 +33,11 @@ __all__ = ["Run"]
 class Run:
     """A new or resumed run over a file of prompts; a context manager, as it holds files open.
 
-    seed: None takes the seed that the run began with, or a fresh one.
+    seed: None takes the seed that the run was started with, or a fresh one.
     settings: all that the results depend on, as JSON types.
     start, number: the bytes and lines of the prompts that are done.   rows, bad: done rows, and those of them that
     failed.   size: bytes of the prompts.   finished: whether every row is done.
-    Raises MissingFile if there are no prompts; ConfigError for other settings than the run was begun with; DataError
+    Raises MissingFile if there are no prompts; ConfigError for other settings than the run was started with; DataError
     for prompts without rows, for files that are not this run's, and while another process writes them.
     """
 
@@ -109,20 +109,20 @@ class Run:
         self.close()
 
     def _same(self, what: dict[str, Any], seed: int | None) -> int:
-        """Check that the run has the settings that it began with, and return the seed that it began with."""
+        """Check that the run was started with these settings, and return its seed."""
         try:
             begun = read_json(self.record, error=DataError)
             old, new, old_seed = dict(begun["settings"]), what["settings"], begun["seed"]
             check_seed(old_seed)
         except (OSError, ValueError, TypeError, KeyError):
             raise DataError(
-                f"{self.out} holds something, and no {self.record.name} beside it tells of which run; give another "
-                "file for the results, or move that one away"
+                f"{self.out} is not empty, and there is no {self.record.name} beside it that says which run wrote it; "
+                "give another file for the results, or move that one away"
             ) from None
         if begun.get("prompts") != what["prompts"] or begun.get("format") != what["format"]:
             raise ConfigError(
-                f"{self.out} was begun with other prompts than those that {self.prompts} holds now; give those to go "
-                "on, or another file for the results"
+                f"{self.out} was started with other prompts than {self.prompts} holds now; give the same prompts to "
+                "continue, or another file for the results"
             )
         if seed is not None:
             old, new = {**old, "seed": old_seed}, {**new, "seed": seed}
@@ -130,8 +130,8 @@ class Run:
         if names:
             told = "; ".join(f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in names)
             raise ConfigError(
-                f"{self.out} was begun with other settings: {told}; give the same to go on, or another file for the "
-                "results"
+                f"{self.out} was started with other settings: {told}; give the same settings to continue, or another "
+                "file for the results"
             )
         return old_seed
 
@@ -148,8 +148,8 @@ class Run:
         for file in self._files:
             if file.head is not None:
                 raise DataError(
-                    f"line {file.lines + 1} of {file.path} does not follow what this run wrote before it; take it and "
-                    "all behind it away to go on, or give another file for the results"
+                    f"line {file.lines + 1} of {file.path} does not continue this run; remove it and all lines after "
+                    "it to continue, or give another file for the results"
                 )
         if self.finished and not self.rows:
             raise DataError(f'{self.prompts} holds no rows; expected lines such as 今天 or {{"prompt": "今天"}}')

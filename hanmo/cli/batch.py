@@ -53,7 +53,7 @@ def write_file(
             say(f"nothing left to do: {_summary(run)}")
         else:
             if run.rows:
-                say(f"going on behind row {run.number}: {_summary(run)}")
+                say(f"resuming after row {run.number}: {_summary(run)}")
             start, number = run.window(window_rows(batch=batch, n=n, beams=beams))
             options = {**drawing, "seed": run.seed}
             if ray:
@@ -82,17 +82,17 @@ def _follow(run: "Run", results: Iterable[Sequence["Line"]], batch: int) -> None
                 speed = chars / max(time.monotonic() - begun, 1e-3)
                 show(run.start, run.size, f"{run.rows:,} rows, {run.bad:,} bad, {speed:,.0f} characters/s")
         except (KeyboardInterrupt, SystemExit):
-            say(f"stopped behind row {run.number}; the same command goes on from there")
+            say(f"stopped after row {run.number}; run the same command to continue")
             raise
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
                 raise
             raise MemoryPlanError(
-                f"{batch} texts at once do not fit into memory; the same command with a --batch smaller than "
-                f"{batch} goes on behind row {run.number}"
+                f"{batch} texts at once do not fit into memory; run the same command with a --batch smaller than "
+                f"{batch} to continue after row {run.number}"
             ) from None
 
 
 def _summary(run: "Run") -> str:
     done = f"{run.rows - run.bad:,} rows are in {run.out}"
-    return f"{done}, {run.bad:,} could not be written for and are in {run.errors}" if run.bad else done
+    return f"{done}, {run.bad:,} failed and are in {run.errors}" if run.bad else done

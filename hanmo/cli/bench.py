@@ -96,7 +96,7 @@ def _speed(result: dict[str, Any]) -> Tables:
     times = "" if ratio is None else f" ({ratio:.2f} × the weights)"
     rows = {
         "weights": f"{model['weights']}, {_size(model['weights_bytes'])} ({model['to_float32']:.2f} of float32)",
-        "converting them, once": "kept from before" if converted is None else f"{converted:.2f} s",
+        "converting them, once": "cached" if converted is None else f"{converted:.2f} s",
         "opening them": f"{start['open_seconds']:.2f} s",
         "fresh process to first token": f"{start['first_token_seconds']:.2f} s",
         "memory after it, anonymous": _size(start["anonymous_bytes"]) + times,
@@ -140,5 +140,5 @@ def _number(value: float) -> str:
 
 def _size(nbytes: float | None) -> str:
     if nbytes is None:
-        return "not told by this system"
+        return "unknown on this system"
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.2f} MB"

@@ -290,14 +290,14 @@ def test_other_settings_prompts_or_seeds_are_refused_and_change_nothing(tmp_path
     path, out = make(tmp_path / "prompts.jsonl", 30), tmp_path / "results.jsonl"
     written(path, out, limit=2, settings={"top_k": 5, "stops": ("a",)}, batch=2)
     before = out.read_bytes()
-    with pytest.raises(ConfigError, match="begun with other settings: top_k was 5 and is 8; give the same"):
+    with pytest.raises(ConfigError, match="started with other settings: top_k was 5 and is 8; give the same"):
         Run(path, out, settings={"top_k": 8, "stops": ("a",)})
-    with pytest.raises(ConfigError, match="begun with other settings: seed was 5 and is 6"):
+    with pytest.raises(ConfigError, match="started with other settings: seed was 5 and is 6"):
         Run(path, out, settings={"top_k": 5, "stops": ("a",)}, seed=6)
     with pytest.raises(ConfigError, match="seed is -1"):
         Run(path, out, settings={}, seed=-1)
     make(path, 31)
-    with pytest.raises(ConfigError, match=r"begun with other prompts than those that .*prompts\.jsonl holds now"):
+    with pytest.raises(ConfigError, match=r"started with other prompts than .*prompts\.jsonl holds now"):
         Run(path, out, settings={"top_k": 5, "stops": ("a",)})
     assert out.read_bytes() == before
 
@@ -326,7 +326,7 @@ def test_a_file_that_no_run_wrote_is_not_touched(tmp_path, content):
     out.write_text("mine\n")
     if content is not None:
         (tmp_path / "results.jsonl.run").write_bytes(content)
-    with pytest.raises(DataError, match=r"results\.jsonl holds something, and no results\.jsonl\.run beside it"):
+    with pytest.raises(DataError, match=r"results\.jsonl is not empty, and there is no results\.jsonl\.run beside it"):
         Run(path, out, settings={})
     assert out.read_text() == "mine\n"
 
@@ -358,7 +358,7 @@ def test_a_line_that_does_not_follow_is_refused(tmp_path):
     lines = out.read_bytes().splitlines(keepends=True)
     for broken in ([*lines[:3], *lines[4:]], [*lines[:3], b"mine\n"], [*lines, lines[-1]]):
         out.write_bytes(b"".join(broken))
-        with pytest.raises(DataError, match=r"line (4|10) of .*results\.jsonl does not follow"):
+        with pytest.raises(DataError, match=r"line (4|10) of .*results\.jsonl does not continue"):
             Run(path, out, settings={})
         assert out.read_bytes() == b"".join(broken)
 

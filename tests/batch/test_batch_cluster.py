@@ -133,7 +133,7 @@ def test_the_command_writes_the_same_with_and_without_a_cluster(tmp_path, cluste
         environment = os.environ | {"RAY_ADDRESS": cluster.address, "PYTHONPATH": PATHS}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.stdout == "" and done.stderr.endswith(  # Ray has words of its own
-            f"hanmo: finished: 19 rows are in {name}.jsonl, 1 could not be written for and are in {name}.errors.jsonl\n"
+            f"hanmo: finished: 19 rows are in {name}.jsonl, 1 failed and are in {name}.errors.jsonl\n"
         )
     for end in ("jsonl", "errors.jsonl"):
         assert (tmp_path / f"a.{end}").read_bytes() == (tmp_path / f"b.{end}").read_bytes()

@@ -79,14 +79,14 @@ def test_ctrl_c_says_where_it_stopped_and_the_next_run_where_it_goes_on(files, t
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and stdout == ""
     first, second = stderr.splitlines()
-    row = first.removeprefix("hanmo: stopped behind row ").removesuffix("; the same command goes on from there")
+    row = first.removeprefix("hanmo: stopped after row ").removesuffix("; run the same command to continue")
     assert second == "hanmo: interrupted" and 0 < int(row) < 120
     result = run(files("results.jsonl", "--max-chars", "9"))
     going, finished = result.stderr.splitlines()
     assert result.exit_code == 0 and result.stdout == ""
-    assert going.startswith(f"hanmo: going on behind row {row}: ")
+    assert going.startswith(f"hanmo: resuming after row {row}: ")
     errors = tmp_path / "results.errors.jsonl"
-    told = f"108 rows are in {out}, 12 could not be written for and are in {errors}"
+    told = f"108 rows are in {out}, 12 failed and are in {errors}"
     assert finished == f"hanmo: finished: {told}"
     toy.toy.prefilled.clear()
     assert run(files("results.jsonl", "--max-chars", "9")).stderr == f"hanmo: nothing left to do: {told}\n"
@@ -96,7 +96,7 @@ def test_ctrl_c_says_where_it_stopped_and_the_next_run_where_it_goes_on(files, t
 def test_other_settings_are_one_line(files, toy):
     assert run(files("results.jsonl", "--max-chars", "9")).exit_code == 0
     result = run(files("results.jsonl", "--max-chars", "8", "-n", "2"))
-    assert_one_line(result, "begun with other settings: --max-chars was 9 and is 8; -n was 1 and is 2; give the same")
+    assert_one_line(result, "started with other settings: --max-chars was 9 and is 8; -n was 1 and is 2; give the same settings")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_too_many_texts_at_once_are_one_line(files, toy, tmp_path, monkeypatch):
         monkeypatch.setattr(toy.toy, "prefill", prefill)
         result = run(files("results.jsonl", "--batch", "4"))
         assert_one_line(
-            result, "4 texts at once do not fit into memory; the same command with a --batch smaller than 4"
+            result, "4 texts at once do not fit into memory; run the same command with a --batch smaller than 4"
         )
 
 
@@ -176,7 +176,7 @@ def test_a_run_in_which_every_row_fails_ends_with_exit_code_1(files, toy, tmp_pa
     (tmp_path / "prompts.jsonl").write_text('{"prompt": 5}\n{"text": "今"}\n', "utf-8")
     for told in ("finished", "nothing left to do"):
         result = run(files())
-        assert_one_line(result, f"{told}: 0 rows are in {tmp_path / 'results.jsonl'}, 2 could not be written for")
+        assert_one_line(result, f"{told}: 0 rows are in {tmp_path / 'results.jsonl'}, 2 failed and are in")
     with (tmp_path / "prompts.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"prompt": "今"}\n')
     assert run(files("other.jsonl", "--max-chars", "9")).exit_code == 0

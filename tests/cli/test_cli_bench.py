@@ -76,7 +76,7 @@ def test_the_table_shows_what_was_measured(monkeypatch):
         "share of the read speed 71.5%",
         "writing 18.2 characters/s",
         "memory after it, anonymous 1.50 GB (1.08 × the weights)",
-        "memory after it, resident not told by this system",
+        "memory after it, resident unknown on this system",
         "memory of the GPU, peak 2.50 GB",
     ):
         assert line.split() in lines

@@ -175,7 +175,7 @@ def test_the_locale_is_read_as_gettext_does(monkeypatch, variables, wanted):
     [
         ("finished: 3 rows are in out.jsonl", "完成：out.jsonl 里有 3 行"),
         (
-            "finished: 1,203 rows are in a b.jsonl, 3 could not be written for and are in a b.errors.jsonl",
+            "finished: 1,203 rows are in a b.jsonl, 3 failed and are in a b.errors.jsonl",
             "完成：a b.jsonl 里有 1,203 行，3 行无法续写，记在 a b.errors.jsonl 里",
         ),
         ("deleted 1 file of 8 bytes from {place}", "已从 {place} 删除 1 个文件，共 8 字节"),
