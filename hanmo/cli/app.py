@@ -46,7 +46,11 @@ class _Commands(Translated, TyperGroup):
         except (HanmoError, OSError) as error:
             if ctx.params.get("debug"):
                 raise
-            _end(_as_options(translate(_line(error)), self.commands.get(ctx.invoked_subcommand or "")), 1)
+            message = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, OSError) and not isinstance(error, HanmoError) and error.strerror:
+                named = isinstance(error.filename, (str, bytes, os.PathLike))
+                message = f"{error.strerror}: {os.fsdecode(error.filename)}" if named else error.strerror
+            _end(_as_options(translate(message), self.commands.get(ctx.invoked_subcommand or "")), 1)
         return result
 
 
@@ -125,10 +129,3 @@ def _as_options(message: str, command: Any) -> str:
         return str(options[name].opts[0]) + ("" if value in (None, "True") else f" {value.strip(chr(39))}")
 
     return re.sub(r"(?<![\w./-])([a-z_]+)(?:=('[^']*'|[\w.-]*\w))?(?![\w/])", spell, message)
-
-
-def _line(error: BaseException) -> str:
-    if isinstance(error, OSError) and not isinstance(error, HanmoError) and error.strerror:
-        where = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
-        return f"{error.strerror}{where}"
-    return " ".join(str(error).split()) or type(error).__name__

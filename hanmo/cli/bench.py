@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ import typer
 from typer import Option
 
 from hanmo.cli import options as shared
-from hanmo.cli.screen import bar, columns, echo, printable, say
+from hanmo.cli.screen import aligned, bar, echo, echo_json, printable, say
 
 __all__ = ["bench"]
 
@@ -66,7 +65,7 @@ def bench(
                 check_picture(picture)
             result = measure(subject, quick=quick, show=show)
     if as_json:
-        echo(json.dumps(result, indent=2, ensure_ascii=False))
+        echo_json(result)
     else:
         _print(result, quality=quality is not None)
     if picture is not None:
@@ -86,7 +85,7 @@ def _print(result: dict[str, Any], *, quality: bool) -> None:
         echo(", ".join(filter(None, parts)))
     for title, rows, right in _quality(result) if quality else _speed(result):
         typer.echo("\n" + typer.style(printable(title), bold=True))
-        echo(columns(rows, right=right))
+        echo(aligned(rows, right=right))
 
 
 def _speed(result: dict[str, Any]) -> Tables:

@@ -1,13 +1,12 @@
 """`hanmo cache`: list or delete the weights that the CPU engine has converted and kept."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 from typer import Option
 
 from hanmo.cli import options as shared
-from hanmo.cli.screen import echo, say
+from hanmo.cli.screen import echo, echo_json, say
 
 __all__ = ["cache"]
 
@@ -32,7 +31,7 @@ def cache(
         say(f"deleted {len(built)} file{plural} of {store.clear(place):,} bytes from {place}")
     elif as_json:
         rows = [{"path": str(b.path), "bytes": b.nbytes, "finished": b.finished, **b.words} for b in built]
-        echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        echo_json(rows)
     else:
         for each in built:
             what = f"{each.words.get('weights', ''):<9}" if each.finished else "unfinished"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -76,9 +76,7 @@ def convert(
     echo(str(saved.path))
 
 
-def _for_transformers(
-    config: ModelConfig, folder: Path, files: Sequence[Path]
-) -> Sequence[Path] | Mapping[str, Path | dict[str, Any]]:
+def _for_transformers(config: ModelConfig, folder: Path, files: Sequence[Path]) -> Any:
     """Add what transformers needs to a tokenizer's files, if Hanmo can read them."""
     from hanmo.pipeline import find_tokenizer
     from hanmo.tokenizers.huggingface import huggingface_files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 from typer import Argument, Option
 
 from hanmo.cli import options as shared
-from hanmo.cli.screen import columns, echo, printable, progress, say
+from hanmo.cli.screen import aligned, echo, echo_json, printable, progress, say
 from hanmo.errors import CheckpointError, HanmoError
 
 if TYPE_CHECKING:
@@ -68,10 +67,10 @@ def inspect(
             found[each] = error
     readable = [one for one in found.values() if not isinstance(one, HanmoError)]
     if config:
-        echo(_dump(readable[0].config))
+        echo_json(readable[0].config)
     elif as_json:
         objects = [_as_dict(each, one) for each, one in found.items()]
-        echo(_dump(objects if several else objects[0]))
+        echo_json(objects if several else objects[0])
     elif several:
         echo(_list(found))
         say(f"{path} holds {len(paths)} checkpoints; give the path of one to see more")
@@ -80,7 +79,7 @@ def inspect(
             color = typer.colors.RED if name == "does not fit" else None
             typer.echo(typer.style(f"{name:<13}", bold=True, fg=color) + printable(value))
         if readable[0].config_file is None:
-            echo(_dump(readable[0].config))
+            echo_json(readable[0].config)
     if not readable:
         raise CheckpointError(f"none of the {len(paths)} checkpoints in {path} can be read")
     for one in readable:
@@ -105,7 +104,7 @@ def _list(found: Mapping[Path, Inspection | HanmoError]) -> str:
             continue
         size, rows = f"{one.found.parameters:,} parameters", f"{one.found.sizes['vocab_size']:,} rows"
         lines.append([name, one.found.family, size, one.found.dtype, rows, one.found.released or ""])
-    return columns(lines)
+    return aligned(lines)
 
 
 def _fields(one: Inspection) -> Iterator[tuple[str, str]]:
@@ -154,7 +153,3 @@ def _pre_tokenizes(one: Inspection) -> bool:
 
 def _count(count: int, word: str) -> str:
     return f"{count:,} {word}{'' if count == 1 else 's'}"
-
-
-def _dump(value: object) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)

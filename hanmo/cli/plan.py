@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hanmo.cli import options as shared
-from hanmo.cli.screen import columns
+from hanmo.cli.screen import aligned, echo_json
 from hanmo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,10 +61,10 @@ def plan(
         plans = [row.as_dict() | {"fits": row.needed <= there} for row in rows]
         told = {"model": str(model), "parameters": found.parameters, "memory": there, "plans": plans}
         told |= {"recommended": best.as_dict() if fits else None, "largest_batch": batches, "adam": _adam(rows, there)}
-        typer.echo(json.dumps(told, indent=2, ensure_ascii=False))
+        echo_json(told)
         return
     typer.echo(f"{model.name}: {found.family}, {found.parameters:,} parameters; memory {gib(there)}")
-    typer.echo(columns([*_table(rows, there)], right=range(4, 8)))
+    typer.echo(aligned([*_table(rows, there)], right=range(4, 8)))
     if fits:
         room = ", ".join(f"{count:,} of {length:,} tokens" for length, count in batches.items())
         typer.echo(f"Recommended: {best.choice.describe()}; needs {gib(best.needed)}")

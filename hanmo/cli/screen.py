@@ -1,5 +1,6 @@
 """What people see: lines whose control characters are escaped; messages and progress bars on standard error."""
 
+import json
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -10,8 +11,6 @@ from hanmo.cli.chinese import translate
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-__all__ = ["bar", "columns", "counted", "echo", "on_screen", "printable", "progress", "say", "translating_console"]
 
 # Controls but tab and newline, and those that turn the direction of text: names in a file may hold what terminals obey.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -32,12 +31,17 @@ def echo(text: str) -> None:
     print(printable(text))
 
 
+def echo_json(value: object) -> None:
+    """Print a result as JSON on standard output."""
+    echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
 def say(message: str) -> None:
     """Print one line on standard error, after the program's name, in the user's language."""
     print(f"hanmo: {printable(translate(message))}", file=sys.stderr, flush=True)
 
 
-def columns(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> str:
+def aligned(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> str:
     """Format rows as lines of aligned columns; the last cell of a row with fewer cells may be of any length.
 
     right: the columns that are aligned on the right.
