@@ -96,7 +96,7 @@ def test_ctrl_c_says_where_it_stopped_and_the_next_run_where_it_goes_on(files, t
 def test_other_settings_are_one_line(files, toy):
     assert run(files("results.jsonl", "--max-chars", "9")).exit_code == 0
     result = run(files("results.jsonl", "--max-chars", "8", "-n", "2"))
-    assert_one_line(result, "started with other settings: --max-chars was 9 and is 8; -n was 1 and is 2; give the same settings")
+    assert_one_line(result, "started with other settings: --max-chars was 9 and is 8; -n was 1 and is 2; give the same")
 
 
 @pytest.mark.parametrize(
