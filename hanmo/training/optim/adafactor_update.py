@@ -24,17 +24,6 @@ from torch import Tensor
 
 from hanmo.training.distributed import is_sharded, local, sum_over_shards
 
-__all__ = [
-    "Numbers",
-    "Rule",
-    "can_compile",
-    "compiled_update",
-    "factored_axes",
-    "noise_key",
-    "round_stochastically",
-    "update_tensor",
-]
-
 Block = Callable[[int], Tensor]
 
 # Odd factors with well-spread bits (of xxHash and MurmurHash3), as signed 32-bit numbers.
@@ -124,29 +113,19 @@ def update_tensor(
     return norm
 
 
-def compiled_update(
-    parameter: Tensor,
-    grad: Tensor,
-    moments: tuple[Tensor, ...],
-    momentum: Tensor | None,
-    numbers: Numbers,
-    *,
-    rule: Rule,
-    blocks: "Blocks",
-) -> Tensor | None:
+def compiled_update(parameter: Tensor, *state: Any, **options: Any) -> Tensor | None:
     """Run `update_tensor` compiled for the shape: for whole tensors on a GPU.
 
     If the compiler fails, warns once for the shape and runs it uncompiled.
     """
-    update = _compiled()
+    update, rule = _compiled(), options["rule"]
     kind = (parameter.shape, parameter.stride(), parameter.dtype, parameter.device, rule)
     if kind in _KINDS:
-        update = update if _KINDS[kind] else update_tensor
-        return update(parameter, grad, moments, momentum, numbers, rule=rule, blocks=blocks)
+        return (update if _KINDS[kind] else update_tensor)(parameter, *state, **options)
     # torch stops compiling after 8 kinds of arguments; a model has one for each shape.
     with torch._dynamo.config.patch(recompile_limit=8 + len(_KINDS)):
         try:
-            norm = update(parameter, grad, moments, momentum, numbers, rule=rule, blocks=blocks)
+            norm = update(parameter, *state, **options)
         except torch._dynamo.exc.TorchDynamoException as error:
             # All kernels are compiled before the first runs, so nothing has changed yet.
             _KINDS[kind] = False
@@ -155,7 +134,7 @@ def compiled_update(
                 f"{str(error).splitlines()[0]}; going on without kernels, slower; compile=False asks for none",
                 stacklevel=2,
             )
-            return update_tensor(parameter, grad, moments, momentum, numbers, rule=rule, blocks=blocks)
+            return update_tensor(parameter, *state, **options)
     _KINDS[kind] = True
     return norm
 

@@ -1,4 +1,4 @@
-"""The moving average of the weights. Knows parameters; knows no model.
+"""The moving average of the weights.
 
 torch's `AveragedModel` averages in the parameters' dtype and copies the module; this one averages bfloat16 and sharded
 parameters in float32.
@@ -17,23 +17,18 @@ __all__ = ["ExponentialMovingAverage"]
 
 
 class ExponentialMovingAverage:
-    """Keep the bias-corrected moving average of parameters, in float32.
+    """Keep the bias-corrected moving average of parameters, in float32: 4 bytes a parameter element.
 
-    average = ExponentialMovingAverage(model.parameters())
-    ...                       # optimizer.step()
-    average.update()
-    with average.applied():   # evaluate or save
-        ...
+        average.update()          # after each optimizer.step()
+        with average.applied():   # evaluate or save
+
+    momentum: share of the past kept at each update.   device: of the averages; None is that of the parameters.
+    Raises ConfigError if momentum is not in [0, 1).
     """
 
     def __init__(
         self, parameters: Iterable[Tensor], *, momentum: float = 0.999, device: torch.device | str | None = None
     ) -> None:
-        """Allocate the averages, 4 bytes a parameter element.
-
-        momentum: share of the past kept at each update.   device: of the averages; None is that of the parameters.
-        Raises ConfigError if momentum is not in [0, 1).
-        """
         if not 0 <= momentum < 1:
             raise ConfigError(f"momentum of the moving average is {momentum}; expected 0 or more and less than 1")
         self._parameters = list(parameters)

@@ -1,13 +1,12 @@
 """Update in backward: each gradient is applied and freed as soon as it exists, so they never exist all at once.
 
-Knows hooks and any optimizer that treats its tensors one by one (AdaFactor, AdamW, SGD); knows no model and no loop.
-The optimizer keeps learning rates and state, so schedulers and checkpoints work as usual.
+For any optimizer that treats its tensors one by one (AdaFactor, AdamW, SGD). The optimizer keeps learning rates and
+state, so schedulers and checkpoints work as usual.
 """
 
 import math
 import threading
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 
 from hanmo.errors import ConfigError
 from hanmo.training.distributed import is_sharded
+from hanmo.training.optim.adafactor import AdaFactor
 
 __all__ = ["Applied", "UpdateInBackward"]
 
@@ -32,15 +32,6 @@ class Applied:
     norm: float
 
 
-@runtime_checkable
-class _UpdatesOne(Protocol):
-    """An optimizer that can update one parameter by itself, as AdaFactor can."""
-
-    def update_one(self, parameter: Tensor, group: dict[str, Any], *, guarded: bool) -> Tensor:
-        """Update from the gradient, taken as zero if it is not finite; return its norm."""
-        ...
-
-
 class UpdateInBackward:
     """Make `loss.backward()` update the parameters of an optimizer, in place of `optimizer.step()`.
 
@@ -52,14 +43,11 @@ class UpdateInBackward:
 
     A parameter used in several places is updated once, when its gradient is complete. A gradient with inf or NaN is
     taken as zero and counted, so that it does not spoil the optimizer's state.
+    Raises ConfigError if accumulate is not 1 or clip_norm not None, which need all gradients, and for a parameter that
+    is sharded over processes.
     """
 
     def __init__(self, optimizer: Optimizer, *, accumulate: int = 1, clip_norm: float | None = None) -> None:
-        """Put a hook on every trainable parameter of the optimizer.
-
-        Raises ConfigError if accumulate is not 1 or clip_norm not None, for both need whole gradients, and for a
-        parameter that is sharded over processes, whose gradient comes another way.
-        """
         self.optimizer = optimizer
         self._lock = threading.Lock()  # on several devices backward runs in several threads
         self._norms: dict[Tensor, Tensor] = {}
@@ -107,9 +95,11 @@ class UpdateInBackward:
                     f"a parameter of shape {tuple(parameter.shape)} got a second gradient before finish(); "
                     f"call finish() after each backward; to add up gradients of several passes, {self._cost()}"
                 )
-            if isinstance(self.optimizer, _UpdatesOne):
+            if isinstance(self.optimizer, AdaFactor):
                 group = self.optimizer.param_groups[self._group[parameter]]
-                self._norms[parameter] = self.optimizer.update_one(parameter, group, guarded=True)
+                norm = self.optimizer.update_one(parameter, group, guarded=True)
+                assert norm is not None  # `update_one` returns it if guarded
+                self._norms[parameter] = norm
                 self.optimizer._opt_called = True  # type: ignore[attr-defined]  # else torch's schedulers warn
             else:
                 self._norms[parameter] = self._step_one(parameter, grad)

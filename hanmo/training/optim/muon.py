@@ -38,15 +38,9 @@ class MuonWithAdamW(Optimizer):
         pairs = list(named)
         matrices = {name: p for name, p in pairs if p.ndim == 2 and ".blocks." in name}
         rest = parameter_groups([pair for pair in pairs if pair[0] not in matrices], lr=lr, weight_decay=weight_decay)
-        muon = torch.optim.Muon(
-            list(matrices.values()),
-            lr=lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        options: Any = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
         self.parts: tuple[Optimizer, Optimizer] = (
-            muon,
+            torch.optim.Muon(list(matrices.values()), **options),
             AdamW(rest, lr=lr, betas=betas, fused=True if pairs[0][1].is_cuda else None),
         )
         super().__init__([p for _, p in pairs], {"lr": lr})
