@@ -25,22 +25,6 @@ from hanmo.training.args import AUTO, PRECISIONS, TrainArgs
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "Memory",
-    "choose",
-    "free_memory",
-    "gib",
-    "held_memory",
-    "largest_batch",
-    "parse_size",
-    "peak_memory",
-    "plan",
-    "refuse_unless_fits",
-    "reset_peak",
-    "return_freed_memory",
-    "table",
-]
-
 _HEADROOM = 0.95  # of the memory is filled if possible; the rest is for fragmentation
 _BLOCK = 1 << 18  # elements that AdaFactor updates at once on a CPU
 _PARTS = ("weights", "gradients", "optimizer", "static", "activations", "transient", "needed", "peak")

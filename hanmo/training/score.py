@@ -1,7 +1,5 @@
 """Score a model on held-out data: bits per character of packed documents, mean loss of other batches.
 
-Knows models, packed files and batches. Knows no optimizer and no step.
-
 A document longer than the window is read in overlapping windows; every token is predicted once:
 
     tokens    0 ........................ n
@@ -29,18 +27,6 @@ from hanmo.files import read_json
 from hanmo.model import Model
 from hanmo.training.data.packed import PackedFile
 from hanmo.training.data.stream import count_predicted
-
-__all__ = [
-    "Bits",
-    "bits_per_character",
-    "distinct_unknown_of",
-    "evaluation",
-    "held_out",
-    "mean_loss",
-    "score_of",
-    "spent_on",
-    "token_logprobs",
-]
 
 _SCORES = 1 << 24  # elements of [tokens, vocab] held at once
 
@@ -103,21 +89,14 @@ def token_logprobs(
 
 def held_out(folder: Path, *, vocabulary_sha256: str) -> dict[str, PackedFile]:
     """Open every valid-NAME.bin of a folder: {NAME: file}. Raises DataError if there is none."""
-    names = sorted(path.stem for path in folder.glob("valid-*.json"))
+    names = sorted(path.stem.removeprefix("valid-") for path in folder.glob("valid-*.json"))
     if not names:
         raise DataError(f"{folder} holds no valid-*.json; pack held-out documents there, or name another folder")
-    return {
-        name.removeprefix("valid-"): PackedFile(folder / name, vocabulary_sha256=vocabulary_sha256) for name in names
-    }
+    return {name: PackedFile(folder / f"valid-{name}", vocabulary_sha256=vocabulary_sha256) for name in names}
 
 
 def evaluation(
-    files: Mapping[str, PackedFile],
-    *,
-    distinct_unknown: int,
-    window: int,
-    apart: Iterable[str] = (),
-    **options: Any,
+    files: Mapping[str, PackedFile], *, distinct_unknown: int, window: int, apart: Iterable[str] = (), **options: Any
 ) -> Callable[[Model], dict[str, Any]]:
     """Return the function that scores a model on every file, and on all but `apart` together.
 
@@ -126,10 +105,9 @@ def evaluation(
     left_out = set(apart)
 
     def record(spent: Bits) -> dict[str, float]:
-        bits = bits_per_character(spent, distinct_unknown=distinct_unknown)
         return {
-            "bits_per_character": bits, "nats": spent.nats, "tokens": spent.tokens, "characters": spent.characters,
-            "unknown": spent.unknown,
+            "bits_per_character": bits_per_character(spent, distinct_unknown=distinct_unknown),
+            "nats": spent.nats, "tokens": spent.tokens, "characters": spent.characters, "unknown": spent.unknown,
         }  # fmt: skip
 
     def evaluate(model: Model) -> dict[str, Any]:
@@ -185,31 +163,25 @@ def spent_on(
     stride = window if stride is None else stride
     if not 1 <= stride <= window:
         raise ValueError(f"stride is {stride}; expected 1 to the window, {window}")
-    rows = file.documents[:documents]
-    device = model.token.weight.device
+    rows, device, trained = file.documents[:documents], model.token.weight.device, model.training
+    size = max(1, _SCORES // model.config.vocab_size)  # predictions whose scores are held at once
     total = torch.zeros((), dtype=torch.float64)
-    trained = model.training
     model.eval()
-    for ids, first in _batches(file, rows, window, stride, tokens):
+    for arrays in _batches(file, rows, window, stride, tokens):
+        ids, first = (torch.from_numpy(array).to(device) for array in arrays)
+        targets = ids[:, 1:]
+        counted = (targets != 0) & (torch.arange(targets.shape[1], device=device) >= first[:, None])
+        nats = torch.zeros((), dtype=torch.float64, device=device)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            total += _nats(model, torch.from_numpy(ids).to(device), torch.from_numpy(first).to(device)).cpu()
+            hidden = model(ids[:, :-1], logits="none").hidden[counted]
+            for some, right in zip(torch.split(hidden, size), torch.split(targets[counted], size), strict=True):
+                nats += F.cross_entropy(model.logits(some).float(), right, reduction="none").double().sum()
+        total += nats.cpu()
     model.train(trained)
     given = int(file.facts["end"] is None)  # ids of each document that are not predicted
     starts, lengths = rows["start"] + given, rows["tokens"] - given
     unknowns = sum(int((file.ids[a : a + n] == unknown).sum()) for a, n in zip(starts, lengths, strict=True))
     return Bits(float(total), int(lengths.sum()), int(rows["characters"].sum()) - given * len(rows), unknowns)
-
-
-def _nats(model: Model, ids: Tensor, first: Tensor) -> Tensor:
-    """Sum -log p of ids[:, 1:] from column `first` [rows] on, where they are not 0; float64."""
-    targets = ids[:, 1:]
-    counted = (targets != 0) & (torch.arange(targets.shape[1], device=ids.device) >= first[:, None])
-    hidden, wanted = model(ids[:, :-1], logits="none").hidden[counted], targets[counted]
-    size = max(1, _SCORES // model.config.vocab_size)
-    total = torch.zeros((), dtype=torch.float64, device=ids.device)
-    for some, right in zip(torch.split(hidden, size), torch.split(wanted, size), strict=True):
-        total += F.cross_entropy(model.logits(some).float(), right, reduction="none").double().sum()
-    return total
 
 
 def _batches(
