@@ -109,33 +109,31 @@ def open_source(path: str | Path | Location, *, verify: bool = True) -> Source:
     verify: check the checksums, where the format has them, of every tensor that is read.
     Raises MissingFile if there is nothing and CheckpointError if it is none of these.
     """
-    source = _open(locate(path), verify=verify)
-    try:
-        return with_known_names(source)
-    except CheckpointError:
-        source.close()
-        raise
-
-
-def _open(found: Location, *, verify: bool) -> Source:
+    found = locate(path)
     if found.format == "adapters":
         raise CheckpointError(
             f"{found.path} holds LoRA adapters, not a complete model; use the folder `merged` of its run, or save what "
             "hanmo.load gives for it"
         )
+    source: Source
     if found.format == "safetensors":
-        if found.sharded:
-            return Sharded(found.path, Safetensors)
-        single = Safetensors(found.path)
-        return Quantized(single) if single.metadata == MARK else single
-    if found.format == "torch":
+        source = Sharded(found.path, Safetensors) if found.sharded else Safetensors(found.path)
+        if isinstance(source, Safetensors) and source.metadata == MARK:
+            source = Quantized(source)
+    elif found.format == "torch":
         from hanmo.checkpoint.torch_files import TorchFile
 
         reader = partial(TorchFile, verify=verify)
-        return Sharded(found.path, reader) if found.sharded else reader(found.path)
-    from hanmo.checkpoint.tf.bundle import Bundle
+        source = Sharded(found.path, reader) if found.sharded else reader(found.path)
+    else:
+        from hanmo.checkpoint.tf.bundle import Bundle
 
-    return Bundle(found.path, verify=verify)
+        source = Bundle(found.path, verify=verify)
+    try:
+        return with_known_names(source)
+    except CheckpointError:
+        source.close()
+        raise
 
 
 def locate(path: str | Path | Location) -> Location:
@@ -184,13 +182,9 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 def find_checkpoints(path: str | Path) -> list[Path]:
     """List the checkpoints at a path: those of a folder, else the path itself, there or not."""
     path = Path(path)
-    return (_listed(path) if path.is_dir() else []) or [path]
-
-
-def _listed(folder: Path) -> list[Path]:
-    names = sorted(file.name for file in folder.iterdir() if file.name.endswith(_ENDINGS))
+    names = sorted(file.name for file in path.iterdir() if file.name.endswith(_ENDINGS)) if path.is_dir() else []
     models = [name for name in names if not _NO_MODEL.fullmatch(name)] or names
-    return [folder / name for name in sorted(models, key=lambda name: (name not in _IN_FOLDER[:2], name))]
+    return [path / name for name in sorted(models, key=lambda name: (name not in _IN_FOLDER[:2], name))] or [path]
 
 
 def _only_checkpoint(folder: Path) -> Path:
@@ -200,24 +194,19 @@ def _only_checkpoint(folder: Path) -> Path:
     for best in (folder / "best", *sorted(folder.glob("best-*"), reverse=True)):  # the first links to the last
         if best.is_dir():
             return best
-    found = _listed(folder)
-    newest = _newest(folder)
-    if len(found) == 1 or newest in found:
-        return newest if newest in found else found[0]
-    if not found:
+    found = find_checkpoints(folder)
+    if found == [folder]:
         raise MissingFile(f"no checkpoint in {folder}: it holds no file ending in {', '.join(_ENDINGS)}")
+    if (file := folder / "checkpoint").is_file():  # TensorFlow's: it names the newest, perhaps in another folder
+        text = read_bytes(file, error=CheckpointError, limit=1 << 20).decode("utf-8", "replace")
+        match = re.search(r'^model_checkpoint_path: *"([^"\n]+)"', text, re.MULTILINE)
+        newest = folder / (re.split(r"[/\\]", match[1])[-1] + ".index") if match else None
+        if newest in found:
+            return newest
+    if len(found) == 1:
+        return found[0]
     names = ", ".join(p.name for p in found[:10])
     raise CheckpointError(f"{folder} holds {len(found)} checkpoints ({names}); give the path of one of them")
-
-
-def _newest(folder: Path) -> Path | None:
-    """Return the `.index` that TensorFlow's file "checkpoint" names as the newest; its folder is ignored."""
-    file = folder / "checkpoint"
-    if not file.is_file():
-        return None
-    text = read_bytes(file, error=CheckpointError, limit=1 << 20).decode("utf-8", "replace")
-    match = re.search(r'^model_checkpoint_path: *"([^"\n]+)"', text, re.MULTILINE)
-    return folder / (re.split(r"[/\\]", match[1])[-1] + ".index") if match else None
 
 
 def _advice(path: Path) -> str:

@@ -8,7 +8,7 @@ Knows no network; reads without torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,18 +43,19 @@ def nonzero(scale: Tensor) -> Tensor:
 
 def rounded_items(state: Mapping[str, Tensor]) -> Iterator[Item]:
     """Yield the tensors of a file: matrices quantized, with their scales; all others as float32."""
+
+    def made(convert: Callable[[Tensor], Tensor], weights: Tensor) -> Iterator[Array]:
+        yield convert(weights.float()).numpy()
+
     for name, parameter in state.items():
         weights = parameter.detach().cpu()
-        if weights.ndim == 2:
-            yield _item(name, "int8", weights.shape, lambda w: round_int8(w, scales_int8(w)), weights)
-            yield _item(name + _SCALE, "float32", (len(weights), 1), scales_int8, weights)
-        else:
-            yield _item(name, "float32", weights.shape, lambda w: w.contiguous(), weights)
-
-
-def _item(name: str, dtype: str, shape: Sequence[int], make: Callable[[Tensor], Tensor], weights: Tensor) -> Item:
-    chunks = (make(each.float()).numpy() for each in [weights])
-    return name, (TensorInfo(name, dtype, tuple(shape), storage_bytes(dtype, shape)), chunks)
+        size, shape = weights.numel(), tuple(weights.shape)
+        if weights.ndim != 2:
+            yield name, (TensorInfo(name, "float32", shape, 4 * size), made(lambda w: w.contiguous(), weights))
+            continue
+        yield name, (TensorInfo(name, "int8", shape, size), made(lambda w: round_int8(w, scales_int8(w)), weights))
+        scale, rows = name + _SCALE, shape[0]
+        yield scale, (TensorInfo(scale, "float32", (rows, 1), 4 * rows), made(scales_int8, weights))
 
 
 class Quantized(Source):

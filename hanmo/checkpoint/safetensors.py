@@ -11,22 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from safetensors import safe_open
 
-from hanmo.checkpoint.mapped import MappedFile
-from hanmo.checkpoint.source import (
-    STORAGE,
-    Array,
-    Described,
-    Item,
-    Source,
-    TensorInfo,
-    check_shape,
-    describe,
-    raw_chunks,
-)
+from hanmo.checkpoint.source import Array, Item, MappedFile, Source, TensorInfo, check_shape, describe, raw_chunks
 from hanmo.checkpoint.staged import Staged
 from hanmo.errors import CheckpointError, CorruptFile
 from hanmo.files import errors_as, parse_json
@@ -94,7 +83,7 @@ def write_safetensors(
     Raises CheckpointError for a name given twice or a dtype that the format lacks.
     """
     path = Path(path)
-    shards: list[list[Described]] = [[]]
+    shards: list[list[tuple[TensorInfo, Any]]] = [[]]
     seen = {"__metadata__"}
     size = total = 0
     for item in tensors:
@@ -113,18 +102,15 @@ def write_safetensors(
         size += info.nbytes
         total += info.nbytes
     with Staged() as staged:
-        if len(shards) == 1:
-            made = staged.new(path)
-            _write_one(made, shards[0], metadata)
-            staged.place(made, path)
-            return path
         weight_map = {}
         for number, shard in enumerate(shards, 1):
-            final = path.with_name(f"{path.stem}-{number:05d}-of-{len(shards):05d}{path.suffix}")
-            made = staged.new(final)
+            name = path.name if len(shards) == 1 else f"{path.stem}-{number:05d}-of-{len(shards):05d}{path.suffix}"
+            made = staged.new(path.with_name(name))
             _write_one(made, shard, metadata)
-            staged.place(made, final)
-            weight_map.update({info.name: final.name for info, _ in shard})
+            staged.place(made, path.with_name(name))
+            weight_map.update({info.name: name for info, _ in shard})
+        if len(shards) == 1:
+            return path
         index = path.with_name(path.name + ".index.json")
         made = staged.new(index)
         content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
@@ -133,9 +119,9 @@ def write_safetensors(
     return index
 
 
-def _write_one(path: Path, tensors: list[Described], metadata: Mapping[str, str] | None) -> None:
+def _write_one(path: Path, tensors: list[tuple[TensorInfo, Any]], metadata: Mapping[str, str] | None) -> None:
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    tensors = sorted(tensors, key=lambda pair: -np.dtype(STORAGE[pair[0].dtype]).itemsize)  # keeps all aligned
+    tensors = sorted(tensors, key=lambda pair: -pair[0].storage.itemsize)  # keeps all aligned
     at = 0
     for info, _ in tensors:
         end = at + info.nbytes

@@ -5,6 +5,9 @@ Dtypes that NumPy lacks are given as their raw bits. Knows no file format, no mo
 
 from __future__ import annotations
 
+import errno
+import mmap
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from hanmo.errors import CheckpointError, CorruptFile
+from hanmo.errors import CheckpointError, CorruptFile, MemoryPlanError, MissingFile
+from hanmo.files import open_file
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,8 +27,8 @@ if TYPE_CHECKING:
 __all__ = [
     "STORAGE",
     "Array",
-    "Described",
     "Item",
+    "MappedFile",
     "Source",
     "TensorInfo",
     "check_shape",
@@ -61,9 +65,13 @@ class TensorInfo:
     shape: tuple[int, ...]
     nbytes: int
 
+    @property
+    def storage(self) -> np.dtype[Any]:
+        """The NumPy dtype of its bytes."""
+        return np.dtype(STORAGE[self.dtype])
 
-Described: TypeAlias = "tuple[TensorInfo, Iterable[Array | bytes]]"
-Item: TypeAlias = "tuple[str, Array | Described]"
+
+Item: TypeAlias = "tuple[str, Array | tuple[TensorInfo, Iterable[Array | bytes]]]"
 """One tensor to write: (name, array), or (name, (info, chunks)) where the chunks are its bytes in C order.
 
 Chunks may be lazy, so that a checkpoint is never held in memory. Dtypes that NumPy lacks are given as raw bits.
@@ -106,6 +114,59 @@ class Source(ABC):
         self.close()
 
 
+class MappedFile:
+    """A private (copy-on-write) memory map of a file; writing into its views changes memory only.
+
+    Touched pages count as the process's memory until `release`. Views keep the map alive.
+    Raises MissingFile, naming the file, if it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with open_file(path) as file:
+                self.size = os.fstat(file.fileno()).st_size
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if self.size else None
+        except FileNotFoundError:
+            raise MissingFile(
+                f"{path} is missing; the checkpoint needs it: download it again into {path.parent}"
+            ) from None
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise MemoryPlanError(
+                f"{path} has {self.size:,} bytes, more than the system lets this process map"
+            ) from None
+        self._bytes = np.frombuffer(self._map, np.uint8) if self._map is not None else np.empty(0, np.uint8)
+
+    def raw(self, offset: int, nbytes: int) -> Array:
+        """Return a view of some bytes as uint8. Raises CorruptFile if the file does not hold them."""
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
+            raise CorruptFile(
+                f"{self.path} holds {self.size:,} bytes, but {nbytes:,} bytes at {offset:,} were asked for; "
+                "the file is cut short or not the one meant"
+            )
+        return self._bytes[offset : offset + nbytes]
+
+    def read(self, offset: int, dtype: str, shape: tuple[int, ...]) -> Array:
+        """Return a dense tensor: a view if its offset suits the dtype, else a copy; see `Source.read`."""
+        storage = np.dtype(STORAGE[dtype])
+        flat = self.raw(offset, storage_bytes(dtype, shape))
+        if offset % storage.alignment:
+            flat = flat.copy()
+            self.release(offset, flat.nbytes)
+        return flat.view(storage).reshape(shape)
+
+    def release(self, offset: int, nbytes: int) -> None:
+        """Release the complete pages inside these bytes; what was written into them is lost."""
+        start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        stop = (offset + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if offset + nbytes == self.size:
+            stop = self.size
+        if self._map is not None and stop > start and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+
 def storage_bytes(dtype: str, shape: Sequence[int]) -> int:
     """Return the bytes of a dense tensor; dtype must be a key of STORAGE."""
     return prod(shape) * np.dtype(STORAGE[dtype]).itemsize
@@ -117,7 +178,7 @@ def check_shape(shape: Sequence[int], where: str, advice: str = "") -> None:
         raise CorruptFile(f"{where} claims the shape {str(list(shape))[:200]}, more than any memory holds{advice}")
 
 
-def describe(item: Item) -> Described:
+def describe(item: Item) -> tuple[TensorInfo, Iterable[Array | bytes]]:
     """Return (info, chunks) of a tensor to write; the info has the item's name.
 
     Raises CheckpointError for an array or a claimed size that no format could hold.

@@ -12,7 +12,7 @@ from crc32c import crc32c
 
 from hanmo.checkpoint.source import Source, TensorInfo
 from hanmo.checkpoint.tf.bundle import Bundle
-from hanmo.checkpoint.tf.slices import slice_key
+from hanmo.checkpoint.tf.index import slice_key
 from hanmo.errors import CheckpointError, CorruptFile, MissingFile
 
 SIX = np.arange(6, dtype=np.float32)

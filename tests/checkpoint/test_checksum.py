@@ -8,7 +8,8 @@ from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.checkpoint.tf.checksum import MIN_PART, joined_crc32c, masked, threaded_crc32c
+from hanmo.checkpoint.tf.bundle import MIN_PART, joined_crc32c, threaded_crc32c
+from hanmo.checkpoint.tf.sstable import masked
 
 
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=5))

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from torch_tools import write_torch
 
-from hanmo.checkpoint.mapped import MappedFile
 from hanmo.checkpoint.open import ADAPTERS, locate, open_source
 from hanmo.checkpoint.safetensors import Safetensors, write_safetensors
 from hanmo.checkpoint.shards import Sharded
-from hanmo.checkpoint.source import STORAGE, storage_bytes
+from hanmo.checkpoint.source import STORAGE, MappedFile, storage_bytes
 from hanmo.checkpoint.tf.bundle import Bundle
 from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.checkpoint.torch_files import TorchFile

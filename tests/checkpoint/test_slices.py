@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.checkpoint.tf.slices import partition_axis, slice_key
+from hanmo.checkpoint.tf.index import partition_axis, slice_key
 from hanmo.errors import CheckpointError, CorruptFile
 
 

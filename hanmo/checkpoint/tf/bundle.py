@@ -2,7 +2,7 @@ r"""TensorFlow's tensor bundle, read: `PREFIX.index` lists the tensors, `PREFIX.
 
     ""        -> BundleHeaderProto: shards, byte order, version
     name      -> BundleEntryProto: dtype, shape, shard, offset, size, crc32c, or the slices it is stored in
-    \0 name … -> BundleEntryProto of one slice (see slices.py)
+    \0 name … -> BundleEntryProto of one slice (see index.py)
 
 The index alone is enough to list tensors; data files are mapped when first read. Everything the index claims is
 checked against itself and the files.
@@ -10,21 +10,25 @@ checked against itself and the files.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
+from crc32c import crc32c
 
-from hanmo.checkpoint.mapped import MappedFile
-from hanmo.checkpoint.source import STORAGE, Array, Source
-from hanmo.checkpoint.tf.checksum import masked, threaded_crc32c
+from hanmo.checkpoint.source import STORAGE, Array, MappedFile, Source
 from hanmo.checkpoint.tf.index import Entry, read_index
+from hanmo.checkpoint.tf.sstable import masked
 from hanmo.cores import cores
 from hanmo.errors import CheckpointError, CorruptFile
 
-__all__ = ["Bundle", "expected_sizes", "shard_path"]
+__all__ = ["Bundle", "expected_sizes", "joined_crc32c", "shard_path", "threaded_crc32c"]
 
+MIN_PART = 2 << 20  # bytes; below this, handing work to a thread costs more than it saves
+_POLYNOMIAL = 0x82F63B78  # Castagnoli's, bits reversed: the highest bit is the coefficient of x**0
 _MAX_THREADS = 4  # memory, not arithmetic, is the limit
 
 
@@ -114,3 +118,43 @@ class Bundle(Source):
                     )
             self._files[shard] = file
             return file
+
+
+def threaded_crc32c(raw: Array, pool: Executor, threads: int) -> int:
+    """Return the crc32c of a flat uint8 array; threads also read contiguous parts of a mapped file at once."""
+    parts = max(1, min(threads, raw.nbytes // MIN_PART))
+    size = max(1, -(-raw.nbytes // parts))
+    views = [raw[at : at + size] for at in range(0, raw.nbytes, size)] or [raw]
+    others = [pool.submit(crc32c, view.data) for view in views[1:]]
+    sums = [crc32c(views[0].data), *(other.result() for other in others)]
+    return joined_crc32c(sums, [view.nbytes for view in views])
+
+
+def joined_crc32c(sums: Sequence[int], sizes: Sequence[int]) -> int:
+    """Return the crc32c of bytes of which consecutive parts have these sums and sizes."""
+    crc = sums[0]
+    for part, size in zip(sums[1:], sizes[1:], strict=True):
+        crc = _multiply(crc, _power(8 * size)) ^ part
+    return crc
+
+
+@lru_cache(maxsize=256)
+def _power(exponent: int) -> int:
+    """Return x**exponent modulo the polynomial: what appending so many zero bits multiplies a sum by."""
+    result, square = 1 << 31, 1 << 30
+    while exponent:
+        if exponent & 1:
+            result = _multiply(result, square)
+        square = _multiply(square, square)
+        exponent >>= 1
+    return result
+
+
+def _multiply(a: int, b: int) -> int:
+    """Multiply two polynomials over GF(2) modulo the polynomial."""
+    product = 0
+    for bit in range(31, -1, -1):
+        if a >> bit & 1:
+            product ^= b
+        b = b >> 1 ^ (_POLYNOMIAL if b & 1 else 0)
+    return product

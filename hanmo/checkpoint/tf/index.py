@@ -6,7 +6,8 @@ files are checked when they are read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,12 +15,11 @@ from typing import NamedTuple
 
 from hanmo.checkpoint.source import STORAGE, TensorInfo, check_shape, storage_bytes
 from hanmo.checkpoint.tf.protobuf import fields, signed64
-from hanmo.checkpoint.tf.slices import Extent, partition_axis, slice_key
 from hanmo.checkpoint.tf.sstable import read_table
 from hanmo.errors import CheckpointError, CorruptFile, MissingFile
 from hanmo.files import read_bytes
 
-__all__ = ["DTYPES", "MAX_SHARDS", "Entry", "read_index"]
+__all__ = ["DTYPES", "MAX_SHARDS", "Entry", "partition_axis", "read_index", "slice_key"]
 
 DTYPES: Mapping[int, str] = {
     1: "float32", 2: "float64", 3: "int32", 4: "uint8", 5: "int16", 6: "int8", 7: "string", 8: "complex64",
@@ -31,6 +31,9 @@ DTYPES: Mapping[int, str] = {
 
 MAX_SHARDS = 99_999  # the file names have five digits
 _MAX_RANK = 32  # NumPy 1's limit
+
+Extent = tuple[int, int | None]
+"""Start and length of a slice along one axis; length None is the full axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,3 +239,51 @@ def _refuse_overlap(entries: Mapping[str, Entry]) -> None:
                 f"tensors {before.info.name[:200]!r} and {after.info.name[:200]!r} overlap: the first ends at "
                 f"{end:,}, the second starts at {after.offset:,} of shard {after.shard}"
             )
+
+
+def slice_key(name: bytes, extents: Sequence[Extent]) -> bytes:
+    """Return the key of a slice of the variable `name`, in TensorFlow's ordered code (`EncodeTensorNameSlice`)."""
+    escaped = re.sub(b"[\x00\xff]", lambda match: match[0] + bytes([255 - match[0][0]]), name)
+    key = b"\x00" + escaped + b"\x00\x01" + (bytes([1, len(extents)]) if extents else b"\x00")
+    for start, length in extents:
+        for value in (start, -1 if length is None else length):
+            magnitude = ~value if value < 0 else value
+            size = max(1, -(-(magnitude.bit_length() + 1) // 7))  # one sign bit, 7 payload bits a byte
+            body = value & (1 << 8 * size) - 1
+            header = (1 << size) - 1 << 8 * size - size  # as many ones as bytes, flipped into the sign's bits
+            key += (body ^ header).to_bytes(size, "big")
+    return key
+
+
+def partition_axis(shape: Sequence[int], slices: Sequence[Sequence[Extent]]) -> tuple[int, list[int]]:
+    """Return (axis, order): slices in this order, joined along the axis, make the complete tensor.
+
+    Raises CorruptFile if they do not make it, and CheckpointError if it is cut along more than one axis.
+    """
+    if bad := [extents for extents in slices if len(extents) != len(shape)]:
+        raise CorruptFile(f"slice of {len(bad[0])} axes in a tensor of {len(shape)}")
+    if not shape:
+        if len(slices) != 1:
+            raise CorruptFile(f"a scalar in {len(slices)} slices")
+        return 0, [0]
+    resolved = [
+        [(start, size if length is None else length) for (start, length), size in zip(extents, shape, strict=True)]
+        for extents in slices
+    ]
+    cut = sorted({axis for bounds in resolved for axis, bound in enumerate(bounds) if bound != (0, shape[axis])})
+    if len(cut) > 1:
+        raise CheckpointError(
+            f"the variable is cut along {len(cut)} axes {cut}, Hanmo joins slices along one; "
+            "save it again without a partitioner"
+        )
+    axis = cut[0] if cut else 0
+    order = sorted(range(len(slices)), key=lambda i: resolved[i][axis])
+    at = 0
+    for i in order:
+        start, length = resolved[i][axis]
+        if start != at or length < 0:
+            raise CorruptFile(f"slices have a hole or overlap at {at} of axis {axis}: next is {start}, {length}")
+        at += length
+    if at != shape[axis]:
+        raise CorruptFile(f"slices end at {at} of axis {axis}, which has {shape[axis]}")
+    return axis, order

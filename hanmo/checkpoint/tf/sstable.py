@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterable, Iterator
 import cramjam
 from crc32c import crc32c
 
-from hanmo.checkpoint.tf.checksum import masked
 from hanmo.checkpoint.tf.protobuf import read_varint, varint
 from hanmo.errors import CheckpointError, CorruptFile
 
-__all__ = ["read_table", "write_table"]
+__all__ = ["masked", "read_table", "write_table"]
 
 MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48
@@ -30,6 +29,11 @@ _TRAILER = 5
 _PLAIN, _SNAPPY = 0, 1
 _MIB = 1 << 20
 _Handle = tuple[int, int]
+
+
+def masked(crc: int) -> int:
+    """Mask a crc32c as LevelDB stores it: rotated right by 15 and moved by a constant."""
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:

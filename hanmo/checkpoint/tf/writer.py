@@ -9,16 +9,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 from crc32c import crc32c
 
 from hanmo.checkpoint.source import STORAGE, Item, describe, raw_chunks
 from hanmo.checkpoint.staged import Staged
 from hanmo.checkpoint.tf.bundle import shard_path
-from hanmo.checkpoint.tf.checksum import masked
 from hanmo.checkpoint.tf.index import DTYPES, MAX_SHARDS
 from hanmo.checkpoint.tf.protobuf import encode_bytes, encode_fixed32, encode_int
-from hanmo.checkpoint.tf.sstable import write_table
+from hanmo.checkpoint.tf.sstable import masked, write_table
 from hanmo.errors import CheckpointError
 
 __all__ = ["write_bundle"]
@@ -82,7 +80,7 @@ def _write_tensor(file: IO[bytes], item: Item, shard: int) -> tuple[bytes, bytes
         )
     if info.dtype not in STORAGE or info.dtype not in _NUMBERS:
         raise CheckpointError(f"tensor {info.name!r} is of dtype {info.dtype}, which a bundle cannot hold")
-    file.write(b"\0" * (-file.tell() % np.dtype(STORAGE[info.dtype]).alignment))  # so that a reader can map it
+    file.write(b"\0" * (-file.tell() % info.storage.alignment))  # so that a reader can map it
     offset = file.tell()
     crc = 0
     for chunk in raw_chunks(info, chunks):
