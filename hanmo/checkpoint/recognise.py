@@ -94,12 +94,14 @@ def recognise(source: Source, *, config: Mapping[str, Any] | None = None, family
     found = _candidates(source, config or {}, family)
     kind = (config or {}).get("model_type")
     named = [candidate for candidate in found if kind and kind in (candidate[0], candidate[2].model_type)]
-    chosen, form, names = named[0] if named else _likeliest(found, tensors, config or {})
+    rows = measure(found[0][2], tensors)["vocab_size"]
+    likely = "nezha" if (config or {}).get("use_relative_position") else _BY_ROWS.get(rows)
+    chosen, form, names = (named or [each for each in found if each[0] == likely] or found)[0]
     sizes = measure(names, tensors)
     released = RELEASED.get((chosen, sizes["vocab_size"], sizes["num_layers"], sizes["hidden_size"]))
     shown = derive(names, sizes, tensors)
     if released is not None:
-        shown |= {key: released.config[key] for key in released.config if translate(names, key) == key}
+        shown |= _MEGA
     if config is not None and isinstance(source, Renamed):
         config = source.config(config, shown)
     by_shape = with_heads(names.config(shown), names, tensors)
@@ -135,27 +137,16 @@ def recognise_own(source: Source, config: ModelConfig) -> Recognised:
     stack = config.main
     side = "decoder" if config.decoder else "encoder"
     blocks = {match[1] for name in tensors if (match := re.match(rf"{side}\.blocks\.(\d+)\.", name))}
-    sizes = {
-        "vocab_size": shape[0],
-        "hidden_size": stack.hidden_size,
-        "num_layers": len(blocks),
-        "feed_forward": stack.feed_forward,
-        "embedding_size": shape[1],
-    }
-    if stack.positions is not None:
-        sizes["positions"] = stack.positions
+    num_layers = 1 if stack.shared_layers else stack.num_layers
+    sizes = {"vocab_size": shape[0], "embedding_size": shape[1], "num_layers": len(blocks)}
+    told = {"vocab_size": config.vocab_size, "embedding_size": stack.embedding_size, "num_layers": num_layers}
     result = Recognised(config.family, [config.family], "hanmo", config, derived=False, sizes=sizes)
-    _sort(result, [Row((name,), name) for name in tensors if not name.startswith(TASK_HEAD)], tensors)
-    expected = {
-        "vocab_size": config.vocab_size,
-        "embedding_size": stack.embedding_size,
-        "num_layers": 1 if stack.shared_layers else stack.num_layers,
-    }
     result.mismatches = [
-        f"the configuration says {key} is {says:,}; the checkpoint holds {sizes[key]:,}"
-        for key, says in expected.items()
-        if says != sizes[key]
+        f"the configuration says {key} is {told[key]:,}; the checkpoint holds {held:,}"
+        for key, held in sizes.items()
+        if told[key] != held
     ]
+    _sort(result, [Row((name,), name) for name in tensors if not name.startswith(TASK_HEAD)], tensors)
     released = RELEASED.get((config.family, shape[0], len(blocks), stack.hidden_size))
     result.released = None if released is None else released.name
     return result
@@ -224,15 +215,14 @@ def _candidates(source: Source, config: Mapping[str, Any], family: str | None) -
         first = ", ".join(list(tensors)[:3]) or "no tensors at all"
         raise CheckpointError(f"{source.path} does not have the names of {expected}; it holds {first} …")
     if kind and not any(kind in FAMILIES[name].model_types for name, _, _ in found):
-        first_family, first_form, first_names = found[0]
-        without = {name.removeprefix(first_names.prefix): None for name in tensors}
-        for name, form, names in tables():
-            if form == first_form and kind in FAMILIES[name].model_types and _fits(names, without):
-                raise ConfigError(
-                    f"config.json says that model_type is {kind!r}, but the names in {source.path} begin with "
-                    f"{first_names.prefix!r}, as those of a {first_family} do; take its own config.json, or name the "
-                    f"family"
-                )
+        other, form, names = found[0]
+        without = {name.removeprefix(names.prefix): None for name in tensors}
+        alike = (table for name, kept, table in tables() if kept == form and kind in FAMILIES[name].model_types)
+        if any(_fits(table, without) for table in alike):
+            raise ConfigError(
+                f"config.json says that model_type is {kind!r}, but the names in {source.path} begin with "
+                f"{names.prefix!r}, as those of a {other} do; take its own config.json, or name the family"
+            )
     return found
 
 
@@ -321,30 +311,22 @@ def _compare(result: Recognised, shown: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Released:
-    """A published checkpoint: its name, the SHA256 of its data file, and what its config.json says beside sizes."""
+    """A published checkpoint: its name, and the SHA256 of its data file as the README of imcaspar/gpt2-ml gives it."""
 
     name: str
     sha256: str
-    config: Mapping[str, Any]
 
 
-_MEGA = {
-    "initializer_range": 0.014142135623731,
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-}
-
-# The sums are those that the README of imcaspar/gpt2-ml gives.
+# By (family, vocabulary rows, num_layers, hidden_size).
 RELEASED = {
     ("gpt2_ml", 21130, 48, 1536): Released(
         "GPT2_ML 1.5B, 15 GB corpus, BERT vocabulary (model.ckpt-100000)",
         "4a6e5124df8db7ac2bdd902e6191b807a6983a7f5d09fb10ce011f9a073b183e",
-        _MEGA,
     ),
     ("gpt2_ml", 8021, 48, 1536): Released(
         "GPT2_ML 1.5B, 30 GB corpus, CLUE vocabulary (model.ckpt-220000)",
         "e698cc97a7f5f706f84f58bb469d614e51d3c0ce5f9ab9bf77e01e3fcb41d482",
-        _MEGA,
     ),
 }
-"""By (family, vocabulary rows, num_layers, hidden_size)."""
+_MEGA = {"initializer_range": 0.014142135623731, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+"""What their config.json says beside sizes."""

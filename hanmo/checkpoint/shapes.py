@@ -42,10 +42,10 @@ def measure(names: Names, tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
         found = info.shape if info else ()
         return found[1:] if len(found) == 3 and found[0] == 1 else found  # a convolution of width 1
 
-    token, query, inner = shape(of.token), shape(of.query), shape(of.feed_forward)
-    for name, found in ((of.token, token), (of.query, query), (of.feed_forward, inner)):
-        if len(found) != 2 or 0 in found:
+    for name in (of.token, of.query, of.feed_forward):
+        if len(found := shape(name)) != 2 or 0 in found:
             raise CheckpointError(f"{name} is of the shape {list(found)}; expected a matrix that is not empty")
+    token, query, inner = shape(of.token), shape(of.query), shape(of.feed_forward)
     if not of.columns:
         query, inner = query[::-1], inner[::-1]
     layer = of.layer if of.token in tensors else of.layer.removeprefix(names.prefix)
@@ -57,12 +57,8 @@ def measure(names: Names, tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
         "feed_forward": inner[1],
         "query": query[1],
     }
-    for key, found in (
-        ("positions", shape(of.position)),
-        ("segments", shape(of.segment)),
-        ("num_heads", shape(of.heads)),
-    ):
-        if found:
+    for key, name in (("positions", of.position), ("segments", of.segment), ("num_heads", of.heads)):
+        if found := shape(name):
             sizes[key] = found[0]
     if layer.startswith("encoder") and (num_layers := _depth(layer.replace("encoder", "decoder", 1), tensors)):
         sizes["num_decoder_layers"] = num_layers
@@ -76,7 +72,7 @@ def _depth(layer: str, tensors: Mapping[str, object]) -> int:
 
 
 def derive(names: Names, sizes: Mapping[str, int], tensors: Mapping[str, object]) -> dict[str, Any]:
-    """Return the config.json that the shapes imply, in the format's style; heads by custom if necessary."""
+    """Return the config.json that the shapes imply, in the format's style; heads of 64 if nothing tells them."""
     query = sizes["query"]
     heads = sizes.get("num_heads") or (query // HEAD_DIM if query % HEAD_DIM == 0 else 1)
     data: dict[str, Any] = {
