@@ -55,11 +55,6 @@ class Inspection:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    @property
-    def slots(self) -> dict[str, int]:
-        """Optimizer → number of its tensors."""
-        return {reason: count for reason, count in self.found.left.items() if reason in _SLOTS}
-
     def as_dict(self) -> dict[str, Any]:
         """Return everything in types that JSON has."""
         found, stack = self.found, self.found.config.main
@@ -74,16 +69,12 @@ class Inspection:
             "format": self.format,
             "names": found.format,
             "sizes": {
-                "num_layers": stack.num_layers,
-                "hidden_size": stack.hidden_size,
-                "num_heads": stack.num_heads,
-                "head_dim": stack.head_dim,
-                "feed_forward": stack.feed_forward,
-                "context": stack.context,
+                name: getattr(stack, name)
+                for name in ("num_layers", "hidden_size", "num_heads", "head_dim", "feed_forward", "context")
             },
             "tensors": self.tensors,
             "model_tensors": found.own,
-            "optimizer_slots": self.slots,
+            "optimizer_slots": {reason: count for reason, count in found.left.items() if reason in _SLOTS},
             "left": found.left,
             "files": [
                 {"name": file.path.name, "bytes": file.bytes, "expected_bytes": file.expected, "sha256": file.sha256}

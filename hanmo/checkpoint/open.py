@@ -7,6 +7,7 @@ and opens the reader for them. Knows no names of variables and imports no torch 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from glob import escape
@@ -16,9 +17,8 @@ from typing import Any
 from hanmo.checkpoint.quantized import MARK, Quantized
 from hanmo.checkpoint.renamed import with_known_names
 from hanmo.checkpoint.safetensors import Safetensors
-from hanmo.checkpoint.shards import Sharded, read_weight_map
-from hanmo.checkpoint.source import Source
-from hanmo.errors import CheckpointError, ConfigError, MissingFile
+from hanmo.checkpoint.source import Array, Source
+from hanmo.errors import CheckpointError, ConfigError, CorruptFile, MissingFile
 from hanmo.files import read_bytes, read_json
 
 __all__ = [
@@ -26,12 +26,15 @@ __all__ = [
     "GENERATION_CONFIG",
     "OWN_CONFIG",
     "Location",
+    "Sharded",
     "find_checkpoints",
     "find_config",
     "locate",
     "open_source",
     "read_config",
 ]
+
+_MAX_INDEX = 64 << 20
 
 ADAPTERS = "adapters.safetensors"
 """Name of a file of LoRA adapters, which is no checkpoint by itself; see `hanmo.training.lora`."""
@@ -79,7 +82,7 @@ class Location:
         if self.format == "tensorflow":
             return sorted(self.folder.glob(f"{escape(self.path.name)}.data-*"))
         if self.sharded:
-            return [self.path.with_name(name) for name in sorted(set(read_weight_map(self.path).values()))]
+            return [self.path.with_name(name) for name in sorted(set(_read_weight_map(self.path).values()))]
         return [self.path]
 
     @property
@@ -98,6 +101,64 @@ class Location:
     def config(self) -> Path | None:
         """The config.json beside it; see `find_config`."""
         return find_config(self.folder)
+
+
+class Sharded(Source):
+    """All files of an index json as one.
+
+    Raises MissingFile naming the file that is not there, and CorruptFile where index and files disagree.
+    """
+
+    def __init__(self, path: Path, open_file: Callable[[Path], Source]) -> None:
+        self.path = path
+        weight_map = _read_weight_map(path)
+        files = sorted(set(weight_map.values()))
+        for file in files:
+            if not (path.parent / file).is_file():
+                raise MissingFile(
+                    f"{path.parent / file} is missing; {path.name} lists {len(files)} files: download it again"
+                )
+        self._parts = [open_file(path.parent / file) for file in files]
+        self._owner: dict[str, Source] = {}
+        for file, part in zip(files, self._parts, strict=True):
+            for name in part.tensors:
+                if weight_map.get(name) != file:
+                    raise CorruptFile(
+                        f"{path.parent / file} holds {name!r}, for which {path.name} names {weight_map.get(name)}"
+                    )
+                self._owner[name] = part
+        for name, file in weight_map.items():
+            if name not in self._owner:
+                raise CorruptFile(f"{path} says that {name!r} is in {file}, which does not hold it")
+        self.tensors = {name: self._owner[name].tensors[name] for name in sorted(self._owner)}
+        self.in_file_order = [name for part in self._parts for name in part.in_file_order]
+
+    def read(self, name: str) -> Array:
+        return self._owner[name].read(name)
+
+    def release(self, name: str) -> None:
+        self._owner[name].release(name)
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.close()
+
+
+def _read_weight_map(path: Path) -> dict[str, str]:
+    """Read which file beside the index json holds each tensor. Raises MissingFile, CorruptFile."""
+    weight_map = read_json(path, unique=True, limit=_MAX_INDEX).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CorruptFile(f'{path} has no object "weight_map" that names the file of each tensor')
+    for name, file in weight_map.items():
+        if (
+            not isinstance(file, str)
+            or file in {"", ".."}
+            or file != Path(file).name
+            or set(file) & {"\\", "\0"}
+            or len(file.encode()) > 255
+        ):
+            raise CorruptFile(f"{path} names {file!r} for {name!r}; expected a file name in the same folder")
+    return weight_map
 
 
 def open_source(path: str | Path | Location, *, verify: bool = True) -> Source:

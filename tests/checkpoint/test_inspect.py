@@ -86,7 +86,7 @@ def test_a_broken_config_is_a_problem_and_the_shapes_still_speak(golden):
 
 def test_optimizer_slots_are_counted_apart(indexes):
     one = inspect(indexes / "mega-clue-tok-tf_model.ckpt-220000.index")
-    assert one.slots == {"AdaFactor's state": 1062}
+    assert one.as_dict()["optimizer_slots"] == {"AdaFactor's state": 1062}
     assert one.found.left["the training step"] == 1
 
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from torch_tools import write_torch
 
-from hanmo.checkpoint.open import ADAPTERS, locate, open_source
+from hanmo.checkpoint.open import ADAPTERS, Sharded, locate, open_source
 from hanmo.checkpoint.safetensors import Safetensors, write_safetensors
-from hanmo.checkpoint.shards import Sharded
 from hanmo.checkpoint.source import STORAGE, MappedFile, storage_bytes
 from hanmo.checkpoint.tf.bundle import Bundle
 from hanmo.checkpoint.tf.writer import write_bundle

@@ -74,7 +74,7 @@ def test_an_index_that_is_none_is_refused(index, text, words):
 
 
 def test_an_index_of_a_size_without_reason_is_refused(index, monkeypatch):
-    monkeypatch.setattr("hanmo.checkpoint.shards._MAX_INDEX", 10)
+    monkeypatch.setattr("hanmo.checkpoint.open._MAX_INDEX", 10)
     with pytest.raises(CorruptFile, match=r"m\.safetensors\.index\.json has \d+ bytes; expected at most 10 "):
         open_source(index)
 
