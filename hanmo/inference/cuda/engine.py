@@ -7,6 +7,7 @@ Without a GPU the same steps run one kernel at a time, which is how they are tes
     one graph for each   (rows rounded up to a power of two, bucket of columns), shared by all texts
 """
 
+import copy
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -85,13 +86,13 @@ class StaticEngine(TorchEngine):
 
     def run(self, slots: "Slots", rows: int, columns: int) -> Tensor:
         """Step the first rows over the columns in use: logits [rows, vocab], valid until the next step."""
-        window = row_bucket(rows), column_bucket(columns)
+        shape = row_bucket(rows), column_bucket(columns)
         if not self._captures:
-            return self._forward(Window(slots, *window))[:rows]
+            return self._forward(slots.window(*shape))[:rows]
         with self._here():
-            if window not in slots.graphs:
-                slots.graphs[window] = self._capture(slots, Window(slots, *window))
-            graph, logits = slots.graphs[window]
+            if shape not in slots.graphs:
+                slots.graphs[shape] = self._capture(slots, slots.window(*shape))
+            graph, logits = slots.graphs[shape]
             graph.replay()
         return logits[:rows]
 
@@ -99,7 +100,7 @@ class StaticEngine(TorchEngine):
         """Make the model's GPU the current device."""
         return torch.cuda.device(self.device) if self._captures else nullcontext()
 
-    def _capture(self, slots: "Slots", window: "Window") -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _capture(self, slots: "Slots", window: "Slots") -> tuple[torch.cuda.CUDAGraph, Tensor]:
         if slots.stream is None:
             # torch refuses a pool whose graphs are all freed, and cuBLAS keeps a workspace for each stream: the runs
             # before a capture must be on the stream of the capture.
@@ -116,7 +117,7 @@ class StaticEngine(TorchEngine):
             logits = self._forward(window)
         return graph, logits
 
-    def _forward(self, window: "Window") -> Tensor:
+    def _forward(self, window: "Slots") -> Tensor:
         """Compute a step from the window's tensors alone, without host synchronisation: [rows, vocab]."""
         model, stack = self.model, self.model.main
         limit = stack.config.context
@@ -127,9 +128,7 @@ class StaticEngine(TorchEngine):
         inputs = AttentionInputs()
         stack.place(inputs, new, (columns - window.pad).clamp(min=0))
         # A bias, which the fused kernel takes as it is; it would convert a boolean mask in every block.
-        bias = (
-            torch.zeros(1, dtype=model.token.weight.dtype, device=self.device) if inputs.bias is None else inputs.bias
-        )
+        bias = window.keys[0].new_zeros(1) if inputs.bias is None else inputs.bias
         inputs.bias = bias.masked_fill(~real, float("-inf"))
         inputs_by_kind = {"attention": inputs}
         if stack.config.has_cross:
@@ -153,12 +152,13 @@ class StaticEngine(TorchEngine):
 class StaticRows(TorchRows):
     """The rows of one `prefill`: their cache, and slots from the first step on."""
 
+    _engine: StaticEngine
+
     def __init__(self, engine: StaticEngine, cache: Cache, capacity: int) -> None:
         super().__init__(engine, cache)
-        self._static = engine
         self._capacity, self._length, self._rows = capacity, cache.length, cache.rows
         self._slots: Slots | None = None
-        self._return: Callable[[], object] | None = None
+        self._return: Callable[[], object] = lambda: None
 
     @torch.inference_mode()
     def step(self, ids: Any) -> Any:
@@ -169,43 +169,36 @@ class StaticRows(TorchRows):
         """
         if self._length == self._capacity:
             raise ValueError(f"the rows have room for {self._capacity} tokens; prefill them with a larger room")
-        slots = self._slots_of_cache()
+        if (slots := self._slots) is None:  # copied only now, when a prompt's n samples are n rows already
+            memory = self._cache.memory[0]
+            slots = self._engine.acquire(self._rows, self._capacity, memory[0].shape[2] if memory else 0)
+            slots.fill(self._cache)
+            self._hold(slots)
+            del self._cache
         slots.ids[: self._rows] = torch.as_tensor(ids).clamp(min=0)
         slots.slot.fill_(self._length)
         self._length += 1
-        return self._static.run(slots, self._rows, self._length).to(torch.float32, copy=True)
+        return self._engine.run(slots, self._rows, self._length).to(torch.float32, copy=True)
 
     @torch.inference_mode()
     def reorder(self, rows: Sequence[int]) -> None:
         """Make new row i a copy of old row rows[i]; see `Rows.reorder`."""
-        if self._slots is None:
+        if (slots := self._slots) is None:
             super().reorder(rows)
-        elif len(rows) <= self._slots.rows:
-            self._slots.take(self._slots, rows, self._length)
+        elif len(rows) <= slots.rows:
+            slots.take(slots, rows, self._length)
         else:
-            larger = self._static.acquire(len(rows), self._capacity, self._slots.memory_capacity)
-            larger.take(self._slots, rows, self._length)
+            larger = self._engine.acquire(len(rows), self._capacity, slots.memory_capacity)
+            larger.take(slots, rows, self._length)
             self._hold(larger)
         self._rows = len(rows)
 
-    def _slots_of_cache(self) -> "Slots":
-        """Copy the cache to slots at the first step, when a prompt's n samples are n rows already."""
-        if self._slots is None:
-            cache = self._cache
-            memory = cache.memory[0][0].shape[2] if cache.memory[0] else 0
-            self._hold(self._static.acquire(cache.rows, self._capacity, memory)).fill(cache)
-            del self._cache
-        assert self._slots is not None
-        return self._slots
-
-    def _hold(self, slots: "Slots") -> "Slots":
+    def _hold(self, slots: "Slots") -> None:
         """Keep slots until they are replaced or these rows are freed."""
-        if self._return is not None:
-            self._return()
+        self._return()
         self._slots = slots
-        self._return = finalizer = weakref.finalize(self, self._static.release, slots)
+        self._return = finalizer = weakref.finalize(self, self._engine.release, slots)
         finalizer.atexit = False
-        return slots
 
 
 class Slots(Cache):
@@ -222,7 +215,7 @@ class Slots(Cache):
         if memory:
             other = Cache(stack, rows=rows, capacity=memory, dtype=weight.dtype, device=weight.device)
             self.memory = list(zip(other.keys, other.values, strict=True))
-        self.memory_mask = torch.zeros(rows, memory, dtype=torch.bool, device=weight.device) if memory else None
+            self.memory_mask = torch.zeros(rows, memory, dtype=torch.bool, device=weight.device)
         self.ids = torch.zeros(rows, dtype=torch.long, device=weight.device)
         self.slot = torch.zeros(1, dtype=torch.long, device=weight.device)
         self.pad = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)
@@ -233,21 +226,16 @@ class Slots(Cache):
 
     def cleared(self) -> "Slots":
         """Zero all keys and values: a masked NaN would still spoil a sum."""
-        for kept in (*self.keys, *self.values, *(each for pair in self.memory if pair for each in pair)):
+        for kept in _kept(self, self.capacity):
             kept.zero_()
         return self
 
     def fill(self, cache: Cache) -> None:
         """Copy the cache of a prefill."""
-        rows, length = cache.rows, cache.length
+        rows = cache.rows
         self.pad[:rows] = 0 if cache.tokens.mask is None else (~cache.tokens.mask).sum(1, keepdim=True)
-        for layer in range(len(self.keys)):
-            self.keys[layer][:rows, :, :length] = cache.keys[layer][:, :, :length]
-            self.values[layer][:rows, :, :length] = cache.values[layer][:, :, :length]
-            ours, theirs = self.memory[layer], cache.memory[layer]
-            if ours is not None and theirs is not None:
-                for kept, given in zip(ours, theirs, strict=True):
-                    kept[:rows, :, : given.shape[2]] = given
+        for ours, theirs in zip(_kept(self, cache.length), _kept(cache, cache.length), strict=True):
+            ours[:rows, :, : theirs.shape[2]] = theirs
         if self.memory_mask is not None and (first := cache.memory[0]) is not None:
             self.memory_mask[:rows] = False
             real = True if cache.memory_mask is None else cache.memory_mask
@@ -259,33 +247,34 @@ class Slots(Cache):
         if not moved:
             return
         to, of = torch.tensor(moved, device=self.ids.device).unbind(1)
-        memory = [(ours, theirs) for ours, theirs in zip(self.memory, other.memory, strict=True) if ours and theirs]
-        pairs = [(ours[0], theirs[0]) for ours, theirs in memory] + [(ours[1], theirs[1]) for ours, theirs in memory]
-        pairs += [(self.pad, other.pad)]
+        pairs = [*zip(_kept(self, length), _kept(other, length), strict=True), (self.pad, other.pad)]
         if self.memory_mask is not None and other.memory_mask is not None:
             pairs.append((self.memory_mask, other.memory_mask))
         for ours, theirs in pairs:
             ours[to] = theirs[of]
-        for ours, theirs in zip(self.keys + self.values, other.keys + other.values, strict=True):
-            ours[:, :, :length][to] = theirs[:, :, :length][of]
 
-
-class Window(Cache):
-    """Views of the first rows and columns of slots, as the cache of a block."""
-
-    def __init__(self, slots: Slots, rows: int, capacity: int) -> None:
-        self.keys = [keys[:rows, :, :capacity] for keys in slots.keys]
-        self.values = [values[:rows, :, :capacity] for values in slots.values]
-        self.memory = [pair and (pair[0][:rows], pair[1][:rows]) for pair in slots.memory]
-        self.memory_mask = None if slots.memory_mask is None else slots.memory_mask[:rows]
-        self.capacity, self.slot = capacity, slots.slot
-        self.ids, self.pad = slots.ids[:rows], slots.pad[:rows]
+    def window(self, rows: int, capacity: int) -> "Slots":
+        """View the first rows and columns, as the cache of a step."""
+        view = copy.copy(self)
+        view.capacity = capacity
+        view.keys = [keys[:rows, :, :capacity] for keys in self.keys]
+        view.values = [values[:rows, :, :capacity] for values in self.values]
+        view.memory = [pair and (pair[0][:rows], pair[1][:rows]) for pair in self.memory]
+        view.memory_mask = None if self.memory_mask is None else self.memory_mask[:rows]
+        view.ids, view.pad = self.ids[:rows], self.pad[:rows]
+        return view
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one new key and value of each row to the slot and return the window: [b, heads, capacity, …]."""
+        """Write one new key and value of each row to the slot and return all columns: [b, heads, capacity, …]."""
         self.keys[layer].index_copy_(2, self.slot, keys)
         self.values[layer].index_copy_(2, self.slot, values)
         return self.keys[layer], self.values[layer]
+
+
+def _kept(cache: Cache, length: int) -> list[Tensor]:
+    """List the first `length` columns of a cache's keys and values, and its memory's keys and values."""
+    memory = [each for pair in cache.memory if pair for each in pair]
+    return [each[:, :, :length] for each in (*cache.keys, *cache.values)] + memory
 
 
 def row_bucket(rows: int) -> int:
