@@ -15,15 +15,14 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
+
+from hanmo.checkpoint.source import Array
 
 if TYPE_CHECKING:
     from hanmo.inference.openvino.engine import OpenVinoEngine
     from hanmo.inference.openvino.rows import OpenVinoRows
 
 __all__ = ["PromptCache", "shared_lengths"]
-
-Array = npt.NDArray[Any]
 
 # A kept row is copied at its full length, which costs about a twentieth of computing it again.
 _MIN_SHARE = 16

@@ -1,11 +1,10 @@
 """What every engine does before it reads prompts: check the model, and make one array of them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from hanmo.checkpoint.source import Array
 from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError
 
@@ -21,7 +20,7 @@ def check_can_generate(config: ModelConfig) -> None:
         )
 
 
-def padded(texts: Sequence[Sequence[int]], *, left: bool) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
+def padded(texts: Sequence[Sequence[int]], *, left: bool) -> tuple[Array, Array | None]:
     """Pad texts with 0 to the longest: ids [b, n], and a mask [b, n] that is False for padding, None without any."""
     lengths = np.array([len(text) for text in texts])
     longest = int(lengths.max())

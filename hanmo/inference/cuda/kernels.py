@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language import constexpr
 
 ACTIVATIONS = ("linear", "relu", "silu", "gelu_erf", "gelu_tanh")
 MOST_ROWS = 64
@@ -36,27 +37,13 @@ def linear(
         padded, block_n, block_k = 1, 4, min(2048, triton.next_power_of_2(k))
     else:
         padded, block_n, block_k = max(16, triton.next_power_of_2(rows)), 16, 128
-    _linear[triton.cdiv(n, block_n), len(weights)](
-        x,
-        out,
-        x if residual is None else residual.contiguous(),
-        *_three(weights),
-        *_three(scales or [x]),
-        *_three(biases or [x]),
-        rows,
-        n,
-        k,
-        ACTIVATION=activation,
-        SCALED=scales is not None,
-        BIASED=biases is not None,
-        RESIDUAL=residual is not None,
-        ROWS=padded,
-        BLOCK_N=block_n,
-        BLOCK_K=block_k,
-        num_warps=4,
-        enable_fp_fusion=True,
-        num_stages=4,
-    )
+    tensors = [x, out, x if residual is None else residual.contiguous()]
+    tensors += [*_three(weights), *_three(scales or [x]), *_three(biases or [x])]
+    flags = {"SCALED": scales is not None, "BIASED": biases is not None, "RESIDUAL": residual is not None}
+    sizes = {"ROWS": padded, "BLOCK_N": block_n, "BLOCK_K": block_k}
+    options = {"num_warps": 4, "enable_fp_fusion": True, "num_stages": 4}
+    grid = triton.cdiv(n, block_n), len(weights)
+    _linear[grid](*tensors, rows, n, k, ACTIVATION=activation, **flags, **sizes, **options)
     return out
 
 
@@ -70,24 +57,9 @@ def attend(
     """
     rows, heads, _, d = keys.shape
     out = torch.empty_like(query)
-    _attend[rows, heads](
-        query,
-        key,
-        value,
-        keys,
-        values,
-        out,
-        slot,
-        pad,
-        scale,
-        keys.stride(0),
-        keys.stride(1),
-        d,
-        HEAD=triton.next_power_of_2(d),
-        BLOCK=64,
-        num_warps=4,
-        enable_fp_fusion=True,
-    )
+    tensors = query, key, value, keys, values, out, slot, pad
+    options = {"DIM": triton.next_power_of_2(d), "BLOCK": 64, "num_warps": 4, "enable_fp_fusion": True}
+    _attend[rows, heads](*tensors, scale, keys.stride(0), keys.stride(1), d, **options)
     return out
 
 
@@ -112,13 +84,13 @@ def _linear(
     rows,
     n,
     k,
-    ACTIVATION: tl.constexpr,
-    SCALED: tl.constexpr,
-    BIASED: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    ACTIVATION: constexpr,
+    SCALED: constexpr,
+    BIASED: constexpr,
+    RESIDUAL: constexpr,
+    ROWS: constexpr,
+    BLOCK_N: constexpr,
+    BLOCK_K: constexpr,
 ):
     which = tl.program_id(1)
     if which == 1:
@@ -156,7 +128,7 @@ def _linear(
 
 
 @triton.jit
-def _activate(x, ACTIVATION: tl.constexpr):
+def _activate(x, ACTIVATION: constexpr):
     if ACTIVATION == "relu":
         x = tl.maximum(x, 0.0)
     elif ACTIVATION == "silu":
@@ -170,24 +142,11 @@ def _activate(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def _attend(
-    query,
-    key,
-    value,
-    keys,
-    values,
-    out,
-    slot,
-    pad,
-    scale,
-    row_stride,
-    head_stride,
-    d,
-    HEAD: tl.constexpr,
-    BLOCK: tl.constexpr,
+    query, key, value, keys, values, out, slot, pad, scale, row_stride, head_stride, d, DIM: constexpr, BLOCK: constexpr
 ):
     row, head = tl.program_id(0), tl.program_id(1)
     end, begin = tl.load(slot).to(tl.int32), tl.load(pad + row).to(tl.int32)
-    e = tl.arange(0, HEAD)
+    e = tl.arange(0, DIM)
     here = (row * tl.num_programs(1) + head) * d + e
     keys += row.to(tl.int64) * row_stride + head * head_stride
     values += row.to(tl.int64) * row_stride + head * head_stride

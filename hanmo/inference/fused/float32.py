@@ -32,6 +32,8 @@ def fused_step(stack: Stack, x: Tensor, inputs: AttentionInputs, cache: Cache) -
 
     None for calls without a fused step: more tokens, other dtypes or devices, gradients, hooks, small or other stacks.
     """
+    config = stack.config
+    matrices = 2 * config.hidden_size * (config.num_heads * (config.key_dim + config.head_dim) + config.feed_forward)
     if (
         x.shape[:2] != (1, 1)
         or x.dtype != torch.float32
@@ -39,8 +41,9 @@ def fused_step(stack: Stack, x: Tensor, inputs: AttentionInputs, cache: Cache) -
         or torch.is_grad_enabled()
         or torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()
-        or (stack.training and (stack.config.dropout or stack.config.attention_dropout))
-        or not (has_fused_step(stack.config, "float32") and _parameters(stack.config) >= LEAST)
+        or (stack.training and (config.dropout or config.attention_dropout))
+        or not has_fused_step(config, "float32")
+        or matrices * (1 if config.shared_layers else config.num_layers) < LEAST
         or (inputs.mask is not None and not bool(inputs.mask.all()))
         or not 0 < cache.length < cache.capacity
         or cache.keys[0].dtype != torch.float32
@@ -52,16 +55,11 @@ def fused_step(stack: Stack, x: Tensor, inputs: AttentionInputs, cache: Cache) -
     kept = _LAYOUTS.get(stack)
     if kept is None or kept[0] != addresses:
         kept = _LAYOUTS[stack] = addresses, _layout(stack) if kernels("float32") is not None else None
-    return None if kept[1] is None else _run(stack.config, kept[1], x, cache)
+    return None if kept[1] is None else _run(config, kept[1], x, cache)
 
 
 _LAYOUTS: WeakKeyDictionary[Stack, tuple[tuple[Any, ...], Layout | None]] = WeakKeyDictionary()
 """Of each stack: the addresses of its parameters when it was last looked at, and the layout of its blocks then."""
-
-
-def _parameters(stack: StackConfig) -> int:
-    of_a_block = 2 * stack.hidden_size * (stack.num_heads * (stack.key_dim + stack.head_dim) + stack.feed_forward)
-    return of_a_block * (1 if stack.shared_layers else stack.num_layers)
 
 
 def _run(stack: StackConfig, layout: Layout, x: Tensor, cache: Cache) -> Tensor:

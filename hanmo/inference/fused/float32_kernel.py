@@ -6,7 +6,7 @@ matrices [in, out] this reads 60 GB/s, oneDNN 38.
 """
 
 import numpy as np
-from numba import carray, njit, types
+from numba import carray, njit
 
 from hanmo.inference.fused import functions as fn
 
@@ -63,16 +63,11 @@ def _sum_partials(layout, threads, partial, out):
             out[i] += b[i]
 
 
-_SIGNATURE = types.void(
-    *[types.int64] * 2,
-    *[types.int64[::1], types.float32[::1], types.int64[:, ::1], types.UniTuple(types.int64, 5)],
-    *[types.float32] * 2,
-    *[types.int64] * 2,
-    *[types.float32[::1]] * 2,
+@njit(
+    "void(int64, int64, int64[::1], float32[::1], int64[:, ::1], UniTuple(int64, 5), float32, float32, int64, int64, "
+    "float32[::1], float32[::1])",
+    **fn.FAST,
 )
-
-
-@njit(_SIGNATURE, **fn.FAST)
 def step(thread, threads, counter, x, layers, sizes, scale, eps, capacity, at, shared, hidden):
     """Run one thread's share of a step.
 

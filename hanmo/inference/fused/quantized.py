@@ -4,19 +4,16 @@ Knows which models have it, and one row's keys and values. quantized_kernel.py c
 """
 
 from functools import cache
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from hanmo.checkpoint.source import Array
 from hanmo.config import ModelConfig
 from hanmo.inference.fused.support import ACTIVATIONS, NORMS, has_fused_step, kernels, most_threads
 from hanmo.inference.fused.thread_pool import run_step
 from hanmo.inference.openvino.weights import Weights
 
 __all__ = ["FusedRow", "QuantizedDecoder", "open_decoder"]
-
-Array = npt.NDArray[Any]
 
 LEAST_BYTES = 64 << 20
 """Smaller weights fit the processor's cache, where OpenVINO is as fast and compiling takes longer."""

@@ -133,15 +133,11 @@ def _product(layout, first, last, numbers, scales, shift, groups, out):
             out[row] += b[row]
 
 
-_SIGNATURE = types.void(
-    *[types.int64] * 2,
-    *[types.int64[::1], types.float32[::1], types.int64[:, ::1], types.int64[::1], types.UniTuple(types.int64, 4)],
-    *[types.float32] * 2,
-    *[types.uint16[:, :, :, :, ::1], types.int64, types.float32[::1], types.float32[::1]],
+@njit(
+    "void(int64, int64, int64[::1], float32[::1], int64[:, ::1], int64[::1], UniTuple(int64, 4), float32, float32, "
+    "uint16[:, :, :, :, ::1], int64, float32[::1], float32[::1])",
+    **fn.FAST,
 )
-
-
-@njit(_SIGNATURE, **fn.FAST)
 def step(thread, threads, counter, x, layers, output, sizes, scale, eps, cache, at, shared, logits):
     """Run one thread's share of a step.
 

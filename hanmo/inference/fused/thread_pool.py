@@ -36,7 +36,7 @@ class ThreadPool:
         self._queues: list[Queue] = [SimpleQueue() for _ in range(threads - 1)]
         for queue in self._queues:
             Thread(target=_work, args=(queue,), daemon=True).start()
-        finalize(self, _stop, self._queues)
+            finalize(self, queue.put, None)
 
     def run(self, job: Callable[[int], object], give_up: Callable[[], object] = lambda: None) -> None:
         """Run job(number) in every thread, numbered from 0, and wait for all; raise what one of them raised.
@@ -74,8 +74,3 @@ def _work(queue: Queue) -> None:
     while (job := queue.get()) is not None:
         job()
         del job
-
-
-def _stop(queues: list[Queue]) -> None:
-    for queue in queues:
-        queue.put(None)

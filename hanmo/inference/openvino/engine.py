@@ -7,28 +7,24 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import openvino as ov
 
 from hanmo.checkpoint.open import Location, locate
+from hanmo.checkpoint.source import Array
 from hanmo.checkpoint.staged import clear_abandoned
 from hanmo.config import ModelConfig, StackConfig
 from hanmo.errors import CheckpointError, ConfigError, MissingFile
 from hanmo.inference import store
 from hanmo.inference.fused.quantized import open_decoder
-from hanmo.inference.openvino import inputs
 from hanmo.inference.openvino.graph import build_decoder, build_encoder
-from hanmo.inference.openvino.rows import OpenVinoRows
+from hanmo.inference.openvino.rows import OpenVinoRows, append_tokens
 from hanmo.inference.openvino.weights import FORMAT, KINDS, Weights
 from hanmo.inference.prompts import check_can_generate, padded
 from hanmo.nn.position import Tokens
 
 __all__ = ["OpenVinoEncoder", "OpenVinoEngine", "open_weights"]
-
-Array = npt.NDArray[Any]
 
 CACHE_PRECISION = {"float32": "f32", "bfloat16": "bf16", "int8": "u8", "int4": "u8"}
 """The CPU plugin's type of keys and values by the kind of weights."""
@@ -189,7 +185,7 @@ def _read(
     compiled: ov.CompiledModel, stack: StackConfig, ids: Array, mask: Array | None, **more: Array
 ) -> dict[str, Array]:
     """Run an encoder's graph once: its outputs by name."""
-    _, feed = inputs.append(stack, Tokens(), ids, mask=mask)
+    _, feed = append_tokens(stack, Tokens(), ids, mask=mask)
     request = compiled.create_infer_request()
     request.infer({**feed, **more}, share_inputs=True)
     return {each.any_name: request.get_tensor(each).data.copy() for each in compiled.outputs}

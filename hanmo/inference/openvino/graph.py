@@ -1,6 +1,6 @@
 """The network as an OpenVINO graph, built from a ModelConfig: one method for each kind of sub-layer.
 
-Knows the formulas of hanmo.nn and no family's name. Positions, masks and distances are inputs (inputs.py).
+Knows the formulas of hanmo.nn and no family's name. Positions, masks and distances are inputs (rows.py).
 
     cache of one layer:  ReadValue ─ Gather by "beam_idx" ─ Concat ─┬─ attention      which the CPU plugin runs as one
                                                       new tokens ─┘ └─ Assign         operation, in place

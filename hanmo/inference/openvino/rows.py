@@ -2,20 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import openvino as ov
+from array_api_compat import numpy as xp
 
+from hanmo.checkpoint.source import Array
 from hanmo.config import StackConfig
 from hanmo.inference.fused.quantized import FusedRow, QuantizedDecoder
-from hanmo.inference.openvino import inputs
-from hanmo.nn.position import Tokens
+from hanmo.nn.position import Tokens, bucket, distance, sinusoidal
 
-__all__ = ["OpenVinoRows"]
-
-Array = npt.NDArray[Any]
+__all__ = ["OpenVinoRows", "append_tokens"]
 
 SHORT = 16  # ids of a prompt up to which the fused step reads them one by one, so that no graph is needed
 
@@ -65,7 +62,7 @@ class OpenVinoRows:
 
     def set_memory(self, memory: dict[str, Array], mask: Array) -> None:
         """Have all steps attend to the keys and values of an encoder's output; mask: [b, m], False for padding."""
-        self._memory = {**memory, "memory_mask": inputs.additive(mask)[:, None, None]}
+        self._memory = {**memory, "memory_mask": _additive(mask)[:, None, None]}
 
     def cut(self, length: int) -> None:
         """Forget every token from `length` on."""
@@ -99,10 +96,10 @@ class OpenVinoRows:
     ) -> Array:
         """Append ids [b, n] to the rows: logits [b, keep, vocab] of the last `keep` of them.
 
-        segment, mask, positions: as for `inputs.append`.
+        segment, mask, positions: as for `append_tokens`.
         """
         length = self.length
-        self._tokens, feed = inputs.append(
+        self._tokens, feed = append_tokens(
             self._stack, self._tokens, ids, segment=segment, mask=mask, positions=positions
         )
         unpadded = self._tokens.mask is None or bool(self._tokens.mask.all())
@@ -118,7 +115,7 @@ class OpenVinoRows:
         feed["keep"] = np.array([keep], np.int32)
         if self._stack.has_cross and self._stack.cross_positions:
             memory = np.arange(self._memory["memory_mask"].shape[-1])[None]
-            feed["memory_buckets"] = inputs.buckets(self._stack, self._tokens.positions[:, -ids.shape[1] :], memory)
+            feed["memory_buckets"] = _buckets(self._stack, self._tokens.positions[:, -ids.shape[1] :], memory)
         self._request.infer(feed, share_inputs=True)
         self._order = list(range(len(ids)))
         logits: Array = self._request.get_tensor("logits").data
@@ -148,3 +145,54 @@ class OpenVinoRows:
                 each.state = ov.Tensor(states[each.name])
             else:
                 each.reset()
+
+
+def append_tokens(
+    stack: StackConfig,
+    tokens: Tokens,
+    ids: Array,
+    *,
+    segment: int | Array = 0,
+    mask: Array | None = None,
+    positions: Array | None = None,
+) -> tuple[Tokens, dict[str, Array]]:
+    """Add new tokens, ids [b, n], to those before them: all tokens, and the graph's inputs for the new ones.
+
+    segment: of all of them, or [b or 1, n].   mask, positions: as for `Tokens.append`.
+    """
+    rows, count = ids.shape
+    segments = np.atleast_2d(segment)
+    spread = np.broadcast_to(segments, (len(segments), count))
+    tokens = tokens.append(stack.mask, ids, xp, segments=spread, mask=mask, positions=positions)
+    new = tokens.positions[:, -count:]
+    # OpenVINO's attention in bfloat16 applies a mask that rows share wrongly behind the first row (2026.4.1).
+    visible = np.broadcast_to(tokens.visible(count), (rows, 1, count, tokens.length))
+    inputs: dict[str, Array] = {"ids": ids.astype(np.int32), "mask": _additive(visible)}
+    if stack.segments:
+        inputs["segments"] = segments.astype(np.int32)
+    match stack.position:
+        case "learned":
+            inputs["positions"] = (new + stack.position_offset).astype(np.int32)
+        case "sinusoidal":
+            inputs["waves"] = sinusoidal(new, stack.embedding_size, xp)
+        case "rotary":
+            table = sinusoidal(new, stack.key_dim, xp).reshape(len(new), 1, count, -1, 2)
+            inputs["sines"], inputs["cosines"] = table[..., :1].copy(), table[..., 1:].copy()
+        case "relative":
+            clip = stack.relative_clip
+            inputs["distances"] = (distance(new, tokens.positions).clip(-clip, clip) + clip).astype(np.int32)
+        case "buckets":
+            inputs["buckets"] = _buckets(stack, new, tokens.positions)
+    return tokens, inputs
+
+
+def _buckets(stack: StackConfig, queries: Array, keys: Array) -> Array:
+    """Give T5's buckets of the distances from queries [b, n] to keys [b, m], which an encoder has on both sides."""
+    both_ways, far = stack.mask == "full", stack.bucket_distance
+    found: Array = bucket(distance(queries, keys), xp, both_ways=both_ways, buckets=stack.buckets, limit=far)
+    return found.astype(np.int32)
+
+
+def _additive(visible: Array) -> Array:
+    """Turn a mask that is True where one may attend into what is added to scores: 0 or -inf, float32."""
+    return np.where(visible, np.float32(0), np.float32(-np.inf))

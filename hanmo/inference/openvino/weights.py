@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy.typing as npt
 import openvino as ov
 from openvino import opset15 as op
 
 from hanmo.checkpoint.safetensors import Safetensors
+from hanmo.checkpoint.source import Array
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, CorruptFile
 
@@ -51,7 +51,7 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self._file.tensors
 
-    def array(self, name: str) -> npt.NDArray[Any]:
+    def array(self, name: str) -> Array:
         """Give a tensor as stored; it shares the file's pages."""
         return self._file.read(name)
 
