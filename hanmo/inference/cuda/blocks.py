@@ -18,8 +18,6 @@ from hanmo.nn.attention import AttentionInputs
 from hanmo.nn.block import Block
 from hanmo.nn.cache import Cache
 
-HALVES = (torch.bfloat16, torch.float16)
-
 
 class Int8Linear(nn.Module):
     """A linear layer with weights from -127 to 127 and a scale for each output, quantized from another's.
@@ -47,13 +45,6 @@ def quantized(model: Model) -> Model:
     shared: dict[int, Any] = {id(each): each for each in (*model.parameters(), *model.buffers())}
     layers = {id(each): Int8Linear(each) for each in model.modules() if isinstance(each, nn.Linear)}
     return copy.deepcopy(model, shared | layers)
-
-
-def make_contiguous(model: Model) -> None:
-    """Lay out the weights of all linear layers [out, in], as the kernels read them; TensorFlow's are [in, out]."""
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear):
-            layer.weight.data = layer.weight.data.contiguous()
 
 
 def step(
@@ -111,7 +102,7 @@ def _linear(
 
 def _kernels(x: Tensor) -> Any:
     """Give the module of kernels if it supports this tensor here; float32 is left to torch, which is exact."""
-    return _module(x.device) if x.is_cuda and x.dtype in HALVES else None
+    return _module(x.device) if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) else None
 
 
 @cache

@@ -14,9 +14,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hanmo.inference.cuda.blocks import make_contiguous, step
+from hanmo.inference.cuda.blocks import step
 from hanmo.inference.fused.support import has_fused_step
 from hanmo.inference.torch_engine import TorchEngine, TorchRows
 from hanmo.model import Model
@@ -39,7 +39,9 @@ class StaticEngine(TorchEngine):
     def __init__(self, model: Model, *, start: int = 0) -> None:
         super().__init__(model, start=start)
         self.device = model.token.weight.device
-        make_contiguous(model)
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear):  # [out, in], as the kernels read it; TensorFlow's is [in, out]
+                layer.weight.data = layer.weight.data.contiguous()
         self._free: list[Slots] = []
         self._captures = self.device.type == "cuda"
 
@@ -71,7 +73,7 @@ class StaticEngine(TorchEngine):
         return wait
 
     def acquire(self, rows: int, capacity: int, memory: int) -> "Slots":
-        """Give free or new memory for so many rows, columns, and columns of an encoder's output."""
+        """Take free or new memory for so many rows, columns, and columns of an encoder's output."""
         rows, capacity, memory = row_bucket(rows), column_bucket(capacity), memory and column_bucket(memory)
         for slots in self._free:
             if slots.rows >= rows and slots.capacity >= capacity and slots.memory_capacity == memory:
@@ -79,10 +81,6 @@ class StaticEngine(TorchEngine):
                 return slots.cleared()
         self._free.clear()  # too small now; their graphs are freed with them
         return Slots(self.model, rows, capacity, memory)
-
-    def release(self, slots: "Slots") -> None:
-        """Take back what `acquire` gave."""
-        self._free.append(slots)
 
     def run(self, slots: "Slots", rows: int, columns: int) -> Tensor:
         """Step the first rows over the columns in use: logits [rows, vocab], valid until the next step."""
@@ -197,7 +195,7 @@ class StaticRows(TorchRows):
         """Keep slots until they are replaced or these rows are freed."""
         self._return()
         self._slots = slots
-        self._return = finalizer = weakref.finalize(self, self._engine.release, slots)
+        self._return = finalizer = weakref.finalize(self, self._engine._free.append, slots)
         finalizer.atexit = False
 
 
