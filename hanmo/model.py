@@ -44,6 +44,11 @@ class Model(nn.Module):
         self.pooler = Pooler(config) if config.pool != "none" else None
         self.discriminator = Discriminator(config) if config.discriminator else None
 
+    def empty(self) -> "Model":
+        """Return a model of the same configuration without weights, on "meta"."""
+        with torch.device("meta"):
+            return Model(self.config)
+
     @property
     def main(self) -> Stack:
         """The stack whose output the heads take."""

@@ -52,7 +52,7 @@ class TaskBatches:
         return [made[place] for place in draw.permutation(len(made))]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict_rows(network: TaskNetwork, rows: Iterable[Row], *, batch: int = 32) -> Iterator[Result]:
     """Yield the result of each row in order; windows of like length are computed together, `batch` at a time.
 

@@ -23,6 +23,7 @@ from hanmo.tasks.rows import Row, count_duplicates, read_rows, split
 from hanmo.tasks.table import make_task, task_class
 from hanmo.tasks.task import Batch, Example, Result, Task, TaskNetwork, weighted_mean
 from hanmo.tokenizers.load import tokenizer_files
+from hanmo.training import distributed
 from hanmo.training.args import TrainArgs
 from hanmo.training.loop import fit as run_loop
 from hanmo.training.lora import add_lora
@@ -103,7 +104,7 @@ def fit(
     examples = [task.encode(row) for row in data.train]
     batches = TaskBatches(task, examples, rows=args.batch, seed=args.seed)
     data.notes += _describe(examples, len(batches))
-    if console is not None:
+    if console is not None and distributed.is_main():
         console.print(*data.notes, sep="\n", highlight=False, markup=False, soft_wrap=True)
     args = _with_defaults(args, len(batches))
     judge = _Judge(task, data, args.batch, loaded.path if loaded.path.is_dir() else loaded.path.parent)
@@ -197,6 +198,8 @@ class _Judge:
 
 def _adapt(network: TaskNetwork, rank: int, seed: int) -> None:
     """Add adapters to the backbone. Its pooler is often new, so it is trained as the head is."""
+    if distributed.world() > 1:
+        raise ConfigError(f"LoRA of rank {rank} is trained in one process, not {distributed.world()}")
     add_lora(network.backbone, rank, seed=seed)
     if network.backbone.pooler is not None:
         network.backbone.pooler.requires_grad_(True)

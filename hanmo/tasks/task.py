@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -203,6 +204,11 @@ class TaskNetwork(nn.Module):
     def forward(self, batch: Batch) -> Any:
         """batch: as `Task.collate` makes it, as tensors."""
         return self.task.forward(self.backbone, self.head, batch)
+
+    def empty(self) -> "TaskNetwork":
+        """Return an equal network without weights, on "meta"."""
+        with torch.device("meta"):
+            return TaskNetwork(self.backbone.empty(), self.task.head(self.backbone.config), self.task)
 
 
 def weighted_mean(losses: Tensor, weight: Tensor) -> Tensor:

@@ -79,11 +79,10 @@ class Checkpoints:
         """Save the weights as the best."""
         model = self._model
         if distributed.world() > 1:  # full parameters, on the CPU of the first process
-            assert isinstance(model, Model)  # see `distributed.share`
+            assert isinstance(model, distributed.Shardable)  # see `distributed.share`
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
             state = get_model_state_dict(model, options=options)
-            with torch.device("meta"):
-                model = Model(model.config)
+            model = model.empty()
             if distributed.is_main():
                 model.load_state_dict(state, assign=True)
         save_checkpoint(self._out, "best", step, model, beside=self._beside, write=self._save)

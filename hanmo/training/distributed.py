@@ -6,7 +6,7 @@ Also what an optimizer needs of sharded tensors (DTensor). In one process every 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from hanmo.errors import ConfigError
-from hanmo.model import Model
+from hanmo.nn.stack import Stack
 
 
 @contextmanager
@@ -54,19 +54,27 @@ def is_main() -> bool:
     return rank() == 0
 
 
+@runtime_checkable
+class Shardable(Protocol):
+    """A module that several processes can train."""
+
+    def empty(self) -> nn.Module:
+        """Return an equal module without weights, on "meta"."""
+
+
 def share(model: nn.Module) -> None:
     """Shard every parameter over the processes, block by block; blocks are gathered when they are computed.
 
-    Raises ConfigError for a module that is not a `hanmo.model.Model`.
+    Raises ConfigError for a module without `empty`, as a `hanmo.model.Model` has it.
     """
     if world() == 1 or isinstance(model, FSDPModule):
         return
-    if not isinstance(model, Model):
+    if not isinstance(model, Shardable):
         raise ConfigError(f"a {type(model).__name__} is trained in one process; several processes train a hanmo Model")
     for parameter in model.parameters():  # those of checkpoints may be transposed views, which FSDP cannot shard
         parameter.data = parameter.data.contiguous()
-    for stack in (model.encoder, model.decoder):
-        for block in stack.blocks if stack is not None else ():
+    for stack in [module for module in model.modules() if isinstance(module, Stack)]:
+        for block in stack.blocks:
             fully_shard(block)
     fully_shard(model)
 
