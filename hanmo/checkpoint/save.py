@@ -31,7 +31,7 @@ from hanmo.errors import CheckpointError, ConfigError, MissingFile
 from hanmo.families import FAMILIES, Names, Row
 from hanmo.model import Model
 
-__all__ = ["FORMS", "Saved", "save"]
+__all__ = ["FORMS", "Saved", "items_of", "save"]
 
 FORMS = ("safetensors", "tensorflow", "huggingface")
 
@@ -94,7 +94,7 @@ def save(
         data["dtype"] = _name(stored)
         state |= {name: MADE[how](model.config).to(stored) for name, how in names.made.items()}
         rows += [Row((name,), name) for name in names.made]
-    items = rounded_items(state) if kind == torch.int8 else _items(state, rows, kind, progress)
+    items = rounded_items(state) if kind == torch.int8 else items_of(state, rows, kind, progress)
     metadata = MARK if kind == torch.int8 else {"format": "pt"} if form == "huggingface" else {}
     with (_prefix_folder if form == "tensorflow" else atomic_folder)(path, overwrite=overwrite) as folder:
         if form == "tensorflow":
@@ -207,12 +207,14 @@ def _settings(config: ModelConfig) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if value is not None and used.get(key, True)}
 
 
-def _items(
+def items_of(
     state: Mapping[str, Tensor],
     rows: Sequence[Row],
-    dtype: torch.dtype | None,
-    progress: Callable[[int], None] | None,
+    dtype: torch.dtype | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Iterator[Item]:
+    """Yield the tensors to write that the rows make of `state`; dtype, progress: as for `save`."""
+
     def pieces(row: Row, parts: list[Tensor], dtype: torch.dtype) -> Iterator[Array]:
         """Yield a tensor's bytes in C order, in pieces so that a transposed or converted copy stays small."""
         tensor = export_row(row, parts)

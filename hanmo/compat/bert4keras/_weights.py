@@ -6,7 +6,7 @@ written completely or not at all. Weights are also written as a TensorFlow check
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 
 from hanmo.checkpoint.load import as_tensor, fill
-from hanmo.checkpoint.names import export
+from hanmo.checkpoint.names import rows_of
 from hanmo.checkpoint.safetensors import Safetensors, write_safetensors
-from hanmo.checkpoint.source import Item, TensorInfo
+from hanmo.checkpoint.save import items_of
 from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.compat.bert4keras._absent import Absent
 from hanmo.compat.bert4keras.configs import Settings
@@ -119,7 +119,8 @@ def save(model: Any, filepath: StrPath, overwrite: bool = True, include_optimize
     if file.is_dir() or (file.exists() and not overwrite):
         raise CheckpointError(f"{file} {'is a folder' if file.is_dir() else 'exists'}; give the path of a new file")
     metadata = {"hanmo": model.config.to_json(), "bert4keras": json.dumps(asdict(model.settings))}
-    write_safetensors(file, _items(model.network.named_parameters()), metadata=metadata)
+    state = dict(model.network.named_parameters())
+    write_safetensors(file, items_of(state, _rows(state)), metadata=metadata)
 
 
 def load(path: StrPath) -> tuple[Model, Settings]:
@@ -137,7 +138,7 @@ def load(path: StrPath) -> tuple[Model, Settings]:
             raise CorruptFile(f"{path}: its header does not tell the model's outputs: {error}; save it again") from None
         with torch.device("meta"):
             network = Model(config)
-        fill(network, source, [Row((name,), name) for name, _ in network.named_parameters()], dropped={})
+        fill(network, source, _rows(dict(network.named_parameters())), dropped={})
     return network, Settings(**data)
 
 
@@ -169,15 +170,13 @@ def save_checkpoint(network: Model, prefix: StrPath, dtype: str | None) -> None:
     """Write the weights as a TensorFlow checkpoint with the original's names; dtype: None keeps that of each weight."""
     names = FAMILIES[network.config.family].tensorflow
     assert names is not None
-    tensors = export(dict(network.named_parameters()), names.rows(network.config))
-    write_bundle(Path(prefix), _items(tensors, dtype))
+    state = dict(network.named_parameters())
+    rows = rows_of(state, names.rows(network.config))
+    write_bundle(Path(prefix), items_of(state, rows, getattr(torch, dtype) if dtype else None))
 
 
-def _items(tensors: Iterable[tuple[str, torch.Tensor]], dtype: str | None = None) -> Iterator[Item]:
-    for name, tensor in tensors:
-        raw = tensor.detach().to(tensor.dtype if dtype is None else getattr(torch, dtype)).contiguous()
-        info = TensorInfo(name, str(raw.dtype).removeprefix("torch."), tuple(raw.shape), raw.nbytes)
-        yield name, (info, [raw.reshape(-1).view(torch.uint8).numpy()])
+def _rows(state: Iterable[str]) -> list[Row]:
+    return [Row((name,), name) for name in state]
 
 
 def _open(path: StrPath) -> Safetensors:
