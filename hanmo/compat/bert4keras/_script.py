@@ -171,7 +171,7 @@ class _Reader(ast.NodeVisitor):
                 every = getattr(found, "__all__", ())
                 self.names |= {each: (f"{module}.{each}", getattr(found, each)) for each in every}
             else:
-                value = _attribute(found, module, alias.name) if module else found
+                value = getattr(found, alias.name) if module else found
                 self.names[alias.asname or alias.name] = name, value
             # Importing an Absent is supported; using it is not.
             self._add(line, f"{name}, a name that cannot be used" if isinstance(value, Absent) else name)
@@ -185,24 +185,30 @@ class _Reader(ast.NodeVisitor):
         if name.rpartition(".")[2] in _BUILDERS or name.endswith("keras.models.Model"):
             self.models |= {target.id for target in node.targets if isinstance(target, ast.Name)}
 
-    def visit_Name(self, node: ast.Name) -> None:
-        self._use(node)
-
-    def visit_Attribute(self, node: ast.Attribute) -> None:
-        if self._use(node):
+    def visit_Name(self, node: ast.Name | ast.Attribute) -> None:
+        """Record the use of an imported name, of a chain of attributes that starts with one, or of a model."""
+        line, (name, value) = node.lineno, self._resolve(node)
+        if name and isinstance(node.ctx, ast.Load):
+            if isinstance(value, Absent):
+                self._add(line, f"{value.absent_name}: {value.alternative}", False)
+            elif value is _MISSING:
+                self._add(line, f"{name}: there is no such name", False)
+            elif not inspect.ismodule(value):
+                self._add(line, name)
             return
-        if self._is_model(node.value) and not node.attr.startswith("__"):
+        if isinstance(node, ast.Attribute) and self._is_model(node.value) and not node.attr.startswith("__"):
             from hanmo.compat.bert4keras.models import KerasModel, Transformer
 
-            value = getattr(KerasModel, node.attr, getattr(Transformer, node.attr, _MISSING))
-            name = ast.unparse(node)
+            name, value = ast.unparse(node), getattr(KerasModel, node.attr, getattr(Transformer, node.attr, _MISSING))
             if isinstance(value, Absent):
-                self._add(node.lineno, f"{name}: {value.alternative}", False)
+                self._add(line, f"{name}: {value.alternative}", False)
             elif value is _MISSING and node.attr not in _OF_MODELS:
-                self._add(node.lineno, f"{name}: models have no {node.attr} here", False)
+                self._add(line, f"{name}: models have no {node.attr} here", False)
             else:
-                self._add(node.lineno, name)
+                self._add(line, name)
         self.generic_visit(node)
+
+    visit_Attribute = visit_Name
 
     def visit_Call(self, node: ast.Call) -> None:
         self.generic_visit(node)
@@ -224,19 +230,6 @@ class _Reader(ast.NodeVisitor):
             if not text.startswith("re.") and not isinstance(function.value, ast.Constant):
                 self._add(node.lineno, f"{text}: {TRAINING}", False)
 
-    def _use(self, node: ast.Name | ast.Attribute) -> bool:
-        """Record the use of an imported name, or a chain of attributes that starts with one."""
-        name, value = self._resolve(node)
-        if not name or not isinstance(node.ctx, ast.Load):
-            return False
-        if isinstance(value, Absent):
-            self._add(node.lineno, f"{value.absent_name}: {value.alternative}", False)
-        elif value is _MISSING:
-            self._add(node.lineno, f"{name}: there is no such name", False)
-        elif not inspect.ismodule(value):
-            self._add(node.lineno, name)
-        return True
-
     def _is_model(self, node: ast.expr) -> bool:
         if isinstance(node, ast.Attribute) and node.attr in ("model", "encoder", "decoder"):
             node = node.value
@@ -250,17 +243,10 @@ class _Reader(ast.NodeVisitor):
             name, value = self._resolve(node.value)
             if name and (inspect.ismodule(value) or inspect.isclass(value) or isinstance(value, Absent)):
                 try:
-                    return f"{name}.{node.attr}", _attribute(value, name, node.attr)
+                    return f"{name}.{node.attr}", getattr(value, node.attr)
                 except (AttributeError, HanmoError):
                     return f"{name}.{node.attr}", _MISSING
         return "", None
 
     def _add(self, line: int, text: str, supported: bool = True) -> None:
         self.findings.add(Finding(line, text, supported))
-
-
-def _attribute(value: Any, owner: str, name: str) -> Any:
-    found = getattr(value, name)
-    if owner == "keras" and isinstance(found, Absent) and name.islower():
-        return find_module(f"keras.{name}")  # a module of keras is created when it is first used
-    return found
