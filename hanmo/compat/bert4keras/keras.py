@@ -13,15 +13,10 @@ from hanmo.compat.bert4keras.configs import Input
 
 __all__ = ["keras", "module"]
 
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """Do nothing, where Keras would clean up or switch something."""
-
-
 _SUPPORTED: dict[str, dict[str, Any]] = {
     "keras.models": {"Model": select_outputs, "load_model": load_model},
     "keras.layers": {"Input": Input, "__all__": ["Input", *KERAS_LAYERS]},
-    "keras.backend": {"clear_session": _nothing, "set_learning_phase": _nothing},
+    "keras.backend": dict.fromkeys(("clear_session", "set_learning_phase"), lambda *arguments: None),
     "keras": {"Model": select_outputs, "Input": Input, "__version__": "2.3.1"},
 }
 _MODULES: dict[str, ModuleType] = {}
