@@ -172,7 +172,7 @@ def truncate_sequences(maxlen: int, indices: int | Sequence[int], *sequences: li
 
 
 class ViterbiDecoder:
-    """trans: scores [labels, labels] from row to column.   starts, ends: labels at the ends of a path; None for all."""
+    """Find the best path for scores `trans` [labels, labels] from row to column; starts, ends: labels allowed there."""
 
     def __init__(self, trans: Array, starts: Sequence[int] | None = None, ends: Sequence[int] | None = None) -> None:
         self.trans, self.num_labels = trans, len(trans)
