@@ -29,11 +29,6 @@ def test_norms_and_biases_do_not_decay():
     }
 
 
-def test_decay_may_follow_ones_own_rule():
-    found = settings_by_name(small_model(), lr=1.0, weight_decay=0.1, decays=lambda name, _: "blocks.1" in name)
-    assert {name for name, (_, decay) in found.items() if decay} == {name for name in found if "blocks.1." in name}
-
-
 def test_frozen_parameters_are_left_out_and_torch_takes_the_groups():
     model = small_model()
     model.embedding.requires_grad_(False)

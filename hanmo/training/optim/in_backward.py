@@ -67,10 +67,8 @@ class UpdateInBackward:
                     f"a parameter of shape {tuple(parameter.shape)} is cut over processes; update in backward takes "
                     "whole ones; call optimizer.step() instead, each process holds only its share of the gradients"
                 )
-        self._handles = [
-            p.register_post_accumulate_grad_hook(self._apply)  # type: ignore[no-untyped-call]
-            for p in self._group
-        ]
+        for parameter in self._group:
+            parameter.register_post_accumulate_grad_hook(self._apply)  # type: ignore[no-untyped-call]
 
     def finish(self) -> Applied:
         """Return what the backward pass updated and reset; the only host synchronisation."""
@@ -79,12 +77,6 @@ class UpdateInBackward:
         values = torch.stack([norm.to(norms[0].device) for norm in norms]).tolist() if norms else []
         finite = [value for value in values if math.isfinite(value)]
         return Applied(len(values), len(values) - len(finite), math.hypot(*finite))
-
-    def close(self) -> None:
-        """Remove the hooks; backward accumulates gradients again."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
 
     def _apply(self, parameter: Tensor) -> None:
         grad = parameter.grad

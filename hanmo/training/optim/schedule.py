@@ -5,14 +5,14 @@ Steps count from 0, as in `torch.optim.lr_scheduler.LambdaLR`:
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 
 from hanmo.errors import ConfigError
 
-__all__ = ["is_matrix", "parameter_groups", "warmup_cosine", "warmup_linear"]
+__all__ = ["parameter_groups", "warmup_cosine", "warmup_linear"]
 
 
 def warmup_linear(step: float, *, warmup: int, total: int) -> float:
@@ -45,24 +45,15 @@ def _check(warmup: int, total: int) -> None:
         raise ConfigError(f"schedule has warmup={warmup}, total={total}; expected 0 <= warmup <= total and total > 0")
 
 
-def is_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter has two axes or more; weight decay leaves the others (norms, biases) out."""
-    return parameter.ndim >= 2
-
-
 def parameter_groups(
-    parameters: Iterable[tuple[str, Tensor]],
-    *,
-    lr: float,
-    weight_decay: float = 0.0,
-    decays: Callable[[str, Tensor], bool] = is_matrix,
+    parameters: Iterable[tuple[str, Tensor]], *, lr: float, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
     """Sort trainable parameters into groups of one weight decay each, in order of appearance.
 
-    parameters: model.named_parameters().   decays: (name, parameter) -> whether weight_decay applies to it.
+    Only parameters of two axes or more decay, not norms and biases.   parameters: model.named_parameters().
     """
     groups: dict[float, list[Tensor]] = {}
-    for name, parameter in parameters:
+    for _, parameter in parameters:
         if parameter.requires_grad:
-            groups.setdefault(weight_decay if decays(name, parameter) else 0.0, []).append(parameter)
+            groups.setdefault(weight_decay if parameter.ndim >= 2 else 0.0, []).append(parameter)
     return [{"params": found, "lr": lr, "weight_decay": decay} for decay, found in groups.items()]
