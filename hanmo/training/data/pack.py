@@ -110,6 +110,11 @@ class PackReport:
     sources: dict[str, dict[str, int]] = field(default_factory=dict)  # in the order of their numbers
     outside: Counter[str] = field(default_factory=Counter)  # counts of the characters outside the vocabulary
 
+    def to_json(self) -> str:
+        """Return the content of NAME.json."""
+        facts = {name: value for name, value in asdict(self).items() if name != "outside"}
+        return json.dumps(facts, ensure_ascii=False, indent=1) + "\n"
+
 
 def pack(
     paths: Iterable[str | Path],
@@ -165,8 +170,7 @@ def pack_documents(
             with ExitStack() as files:
                 ids, documents, facts = (files.enter_context(path.open("wb")) for path in made)
                 _write(ids, documents, report, encoded_marks, _encoded(_batches(parts), encoder, titles, processes))
-                kept = {name: value for name, value in asdict(report).items() if name != "outside"}
-                facts.write((json.dumps(kept, ensure_ascii=False, indent=1) + "\n").encode())
+                facts.write(report.to_json().encode())
                 for file in (ids, documents, facts):
                     file.flush()
                     os.fsync(file.fileno())
