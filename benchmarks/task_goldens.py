@@ -15,6 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
+
+from hanmo.compat.bert4keras.snippets import ViterbiDecoder
+from hanmo.compat.bert4keras.task_layers import ConditionalRandomField, MaximumEntropyMarkovModel
+from hanmo.errors import TensorMismatch
+from hanmo.tasks.chains import crf_losses, path_score
+from hanmo.tasks.schemes import Scheme
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
@@ -108,6 +115,135 @@ def run(path: Path) -> Report:
         report.missed += missed + unused
         report.matched += len(own) - len(wrong)
     return report
+
+
+@check("crf")
+def crf(case: Case) -> None:
+    x, labels, transitions = case.tensor("x", grad=True), case.tensor("labels"), case.tensor("trans_effective")
+    if "fails" in case:
+        layer = ConditionalRandomField(x.shape[-1])
+        try:
+            layer.sparse_loss(labels, layer(x))
+        except TensorMismatch:
+            case.array("fails")
+        case.compare(
+            "loss_by_definition", crf_losses(x, labels, transitions, torch.ones(labels.shape, dtype=torch.bool))
+        )
+        return
+    layer = _with_weights(case, ConditionalRandomField(x.shape[-1], case.array("lr_multiplier")), "trans")
+    scores = layer(x, case.tensor("mask") if "mask" in case else None)
+    case.compare("masked_scores", scores)
+    losses = layer.sparse_loss(labels, scores)
+    case.compare("sparse_loss", losses)
+    case.compare("dense_loss", layer.dense_loss(case.tensor("one_hot"), scores))
+    case.compare("dense_loss_soft", layer.dense_loss(case.tensor("soft_labels"), scores))
+    case.compare("sparse_accuracy", layer.sparse_accuracy(labels, scores))
+    case.compare("dense_accuracy", layer.dense_accuracy(case.tensor("one_hot"), scores))
+    objective = (case.tensor("row_weights") * losses).sum()
+    case.compare("objective", objective)
+    objective.backward()
+    case.compare("grad_x", x.grad)
+    case.compare("grad_trans_stored", layer._trans.grad)
+
+
+@check("memm")
+def memm(case: Case) -> None:
+    x, labels = case.tensor("x", grad=True), case.tensor("labels")
+    names = ["l_trans", "r_trans"] if "l_trans_stored" in case else ["trans"]
+    hidden = case.array("l_trans_stored").shape[1] if len(names) == 2 else None
+    layer = MaximumEntropyMarkovModel(x.shape[-1], case.array("lr_multiplier"), hidden_dim=hidden)
+    _with_weights(case, layer, *names)
+    scores = layer(x, case.tensor("mask") if "mask" in case else None)
+    case.compare("masked_scores", scores)
+    one_hot = F.one_hot(labels, x.shape[-1]).to(case.dtype)
+    both = {"loss": layer.losses(one_hot, scores), "accuracy": layer.accuracies(labels, scores)}
+    for name, (forward, backward) in both.items():
+        case.compare(f"forward_{name}", forward)
+        case.compare(f"backward_{name}", backward)
+    case.compare("sparse_accuracy", layer.sparse_accuracy(labels, scores))
+    case.compare("dense_loss", layer.dense_loss(one_hot, scores))
+    loss = layer.sparse_loss(labels, scores)
+    case.compare("sparse_loss", loss)
+    loss.backward()
+    case.compare("grad_x", x.grad)
+    for name in names:
+        case.compare(f"grad_{name}_stored", getattr(layer, f"_{name}").grad)
+
+
+def _with_weights(case: Case, layer: torch.nn.Module, *names: str) -> Any:
+    """Load stored weights into a layer, and hold what it makes of them against the effective ones."""
+    layer.to(case.dtype)
+    layer.load_state_dict({f"_{name}": case.tensor(f"{name}_stored") for name in names})
+    for name in names:
+        case.compare(f"{name}_effective", layer.lr_multiplier * getattr(layer, f"_{name}"))
+    return layer
+
+
+@check("viterbi")
+def viterbi(case: Case) -> None:
+    starts, ends = (
+        [int(n) for n in case.array(key)] if case.array(f"has_{key}") else None for key in ("starts", "ends")
+    )
+    case.array("starts"), case.array("ends")
+    nodes, trans = case.array("nodes"), case.array("trans")
+    paths = _paths(nodes, ViterbiDecoder(trans, starts, ends))
+    case.compare("paths", paths)
+    right = F.one_hot(torch.from_numpy(paths), nodes.shape[-1]).to(case.dtype)
+    everywhere = torch.ones(paths.shape, dtype=torch.bool)
+    case.compare("scores", path_score(torch.from_numpy(nodes), right, torch.from_numpy(trans), everywhere))
+
+
+def _paths(nodes: Any, decoder: ViterbiDecoder) -> Any:
+    return np.array([decoder.decode(each) for each in nodes])
+
+
+@check("ner_decode")
+def ner_decode(case: Case) -> None:
+    nodes = case.array("nodes")
+    paths = _paths(nodes, ViterbiDecoder(case.array("trans"), starts=[0], ends=[0]))
+    case.compare("paths", paths)
+    scheme = Scheme("BIO", [str(kind) for kind in range(nodes.shape[-1] // 2)])
+    found = [
+        (text, start, stop - 1, kind)
+        for text, path in enumerate(paths)
+        for start, stop, kind in scheme.decode(path[1:-1], strict=False)
+    ]
+    case.compare("entities", found)
+
+
+@check("cws_decode")
+def cws_decode(case: Case) -> None:
+    paths = _paths(case.array("nodes"), ViterbiDecoder(case.array("trans"), starts=[0], ends=[0]))
+    case.compare("paths", paths)
+    lengths = np.zeros(paths.shape, np.int64)
+    for row, path in zip(lengths, paths, strict=True):
+        words = [stop - start for start, stop, _ in Scheme("words", ["word"]).decode(path[1:-1], strict=False)]
+        row[: len(words)] = words
+    case.compare("word_lengths", lengths)
+
+
+@check("crf_adam")
+def crf_adam(case: Case) -> None:
+    x, mask, labels = case.tensor("x"), case.tensor("mask"), case.tensor("labels")
+    kernel, transitions = case.tensor("start_kernel", grad=True), case.tensor("start_trans", grad=True)
+    rate, factor = case.array("rate"), case.array("lr_multiplier")
+    # A weight stored divided by a factor has gradients that are multiplied by it, so Adam's eps counts less.
+    groups = [
+        {"params": [kernel], "lr": rate, "eps": 1e-6},
+        {"params": [transitions], "lr": rate * factor, "eps": 1e-6 / factor},
+    ]
+    optimizer = torch.optim.Adam(groups)
+    losses, kernels, trans = [], [], []
+    for _ in case.arrays["losses"]:
+        loss = crf_losses(x @ kernel, labels, transitions, mask).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        kernels.append(kernel.detach().numpy().copy())
+        trans.append(transitions.detach().numpy().copy())
+    for name, found in (("losses", losses), ("kernels", kernels), ("trans", trans)):
+        case.compare(name, found, tolerance=1e-5)
 
 
 def main(given: Iterable[str] | None = None) -> int:

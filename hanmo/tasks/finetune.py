@@ -103,7 +103,7 @@ def fit(
         _adapt(network, args.lora, args.seed)
     examples = [task.encode(row) for row in data.train]
     batches = TaskBatches(task, examples, rows=args.batch, seed=args.seed)
-    data.notes += _describe(examples, len(batches))
+    data.notes += [*_describe(examples, len(batches)), *task.notes(examples)]
     if console is not None and distributed.is_main():
         console.print(*data.notes, sep="\n", highlight=False, markup=False, soft_wrap=True)
     args = _with_defaults(args, len(batches))
@@ -164,7 +164,7 @@ def make_optimizer(model: nn.Module, args: TrainArgs, *, layer_decay: float = 1.
     for name, parameter in model.named_parameters():
         parts = name.split(".")
         if parts[0] == "head":
-            rate = head_lr
+            rate = head_lr * model.task.head_rate(".".join(parts[1:]))
         elif "blocks" in parts:
             rate = layer_decay ** (depth - 1 - int(parts[parts.index("blocks") + 1]))
         else:

@@ -119,6 +119,10 @@ class Task(ABC):
         """Return the windows of a row to train on: by default all."""
         return example.windows
 
+    def notes(self, examples: Sequence[Example]) -> list[str]:
+        """Return what people should know of the training rows beside their number and lengths; by default nothing."""
+        return []
+
     @abstractmethod
     def target(self, example: Example, window: Window) -> Arrays:
         """Return what the loss needs of one window, by name, each without the axis of the batch.
@@ -162,6 +166,10 @@ class Task(ABC):
     @abstractmethod
     def head(self, config: ModelConfig) -> nn.Module:
         """Make the head on a backbone of this configuration, initialized as its class does."""
+
+    def head_rate(self, name: str) -> float:
+        """Return the factor of the learning rate of one of the head's parameters; by default 1."""
+        return 1.0
 
     def forward(self, backbone: Model, head: nn.Module, batch: Batch) -> Any:
         """Compute outputs of a batch: by default head(Output of the backbone, batch)."""

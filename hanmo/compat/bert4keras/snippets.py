@@ -15,6 +15,7 @@ from hanmo.compat.bert4keras._absent import Absent
 from hanmo.compat.bert4keras._decoder import AutoRegressiveDecoder, softmax
 from hanmo.compat.bert4keras._feeding import DataGenerator, Progress, open, parallel_apply, parallel_apply_generator
 from hanmo.errors import DataError, TensorMismatch, Unsupported
+from hanmo.tasks.schemes import viterbi
 from hanmo.tokenizers.bert_rules import fold as lowercase_and_normalize
 
 __all__ = [
@@ -182,18 +183,7 @@ class ViterbiDecoder:
 
     def decode(self, nodes: Array) -> Array:
         """Return the best label of every step; nodes: scores [steps, labels], not modified."""
-        nodes = np.array(nodes, dtype=np.result_type(nodes, np.float16))
-        nodes[0, self.non_starts] = -np.inf
-        nodes[-1, self.non_ends] = -np.inf
-        scores, parents = nodes[0], []
-        for node in nodes[1:]:
-            reached = scores[:, None] + self.trans + node
-            parents.append(reached.argmax(axis=0))
-            scores = reached.max(axis=0)
-        path = [int(scores.argmax())]
-        for parent in reversed(parents):
-            path.append(int(parent[path[-1]]))
-        return np.array(path[::-1])
+        return viterbi(nodes, self.trans, self.non_starts, self.non_ends)
 
 
 def longest_common_substring(source: Any, target: Any) -> tuple[int, tuple[int, int, int, int]]:
