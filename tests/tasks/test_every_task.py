@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_tasks import key_rows, model_folder, number_rows, pair_rows, sky_rows
+from toy_tasks import entity_rows, key_rows, model_folder, number_rows, pair_rows, sky_rows, word_rows
 
 import hanmo
 from hanmo.errors import ConfigError, TensorMismatch
@@ -39,6 +39,9 @@ CASES = {
     "classify by the mean": Case(TaskConfig(kind="classify", pooling="mean"), sky_rows, 0.95),
     "classify pairs": Case(TaskConfig(kind="classify", pooling="first"), pair_rows, 0.9, epochs=10),
     "classify, several labels": Case(TaskConfig(kind="classify", pooling="mean"), key_rows, 0.9, epochs=10),
+    "tag": Case(TaskConfig(kind="tag"), entity_rows, 0.9, epochs=4, count=200),
+    "tag by a MEMM": Case(TaskConfig(kind="tag", head="memm", form="BMES"), entity_rows, 0.9, epochs=10, count=200),
+    "tag words": Case(TaskConfig(kind="tag", head="softmax", form="words"), word_rows, 0.9, epochs=4, count=200),
     "regression": Case(TaskConfig(kind="classify", pooling="mean"), number_rows, 0.9),
 }
 

@@ -72,3 +72,30 @@ def number_rows(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
         wet = number % 5
         rows.append({"text": "水" * wet + text.replace("水", "云")[wet:] if len(text) > 4 else text, "score": wet / 4})
     return [row for row in rows if row["text"].count("水") == row["score"] * 4]
+
+
+def entity_rows(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Make rows with spans: 天 and the 地 after it, 日 and the 月 after it; most have one of each."""
+    rows = []
+    for number, text in enumerate(texts(count, seed=seed, longest=12)):
+        draw, spans = np.random.default_rng([seed, number]), []
+        text = "".join("云" if character in "天地日月" else character for character in text)
+        for first, after, label in (("天", "地", "SKY"), ("日", "月", "SUN")):
+            if draw.random() < 0.7:
+                found = first + after * int(draw.integers(0, 3))
+                spans.append({"start": len(text), "stop": len(text) + len(found), "label": label})
+                text += found + "云"
+        rows.append({"text": text, "spans": spans})
+    return rows
+
+
+def word_rows(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Make rows of words: 天, 宇宙 and 日月辰 among words of one character."""
+    rows = []
+    for number, text in enumerate(texts(count, seed=seed, longest=12)):
+        draw = np.random.default_rng([seed, number])
+        words = [
+            character if draw.random() < 0.5 else ("天", "宇宙", "日月辰")[int(draw.integers(3))] for character in text
+        ]
+        rows.append({"text": "".join(words), "words": words})
+    return rows
