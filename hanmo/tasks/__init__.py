@@ -3,6 +3,7 @@
     fit("bert-folder", train="train.jsonl", dev="dev.jsonl", kind="classify", out="run")    → Fitted
     load("run").predict(texts)                                                              → results
     TaskConfig      what a task is, as data
+    TaskArgs        arguments of the training loop, with defaults for fine-tuning
     TASKS           kind → the class that defines it
 
 A new kind is one file here, one line in table.py and one in the tests. Names are imported when they are first used.
@@ -12,15 +13,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hanmo.tasks.config import TaskConfig
+    from hanmo.tasks.config import TaskArgs, TaskConfig
     from hanmo.tasks.finetune import fit
     from hanmo.tasks.pipeline import load
     from hanmo.tasks.table import TASKS
 
-__all__ = ["TASKS", "TaskConfig", "fit", "load"]
+__all__ = ["TASKS", "TaskArgs", "TaskConfig", "fit", "load"]
 
 _HOMES = {
     "TASKS": "hanmo.tasks.table",
+    "TaskArgs": "hanmo.tasks.config",
     "TaskConfig": "hanmo.tasks.config",
     "fit": "hanmo.tasks.finetune",
     "load": "hanmo.tasks.pipeline",

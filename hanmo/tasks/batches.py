@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from hanmo.errors import DataError
-from hanmo.tasks.rows import Row
 from hanmo.tasks.task import Arrays, Example, Result, Task, TaskNetwork
 
-__all__ = ["TaskBatches", "predict_rows"]
+__all__ = ["TaskBatches", "predict"]
 
 _POOL = 32  # batches whose windows are sorted by length together
 
@@ -53,17 +52,17 @@ class TaskBatches:
 
 
 @torch.no_grad()
-def predict_rows(network: TaskNetwork, rows: Iterable[Row], *, batch: int = 32) -> Iterator[Result]:
-    """Yield the result of each row in order; windows of like length are computed together, `batch` at a time.
+def predict(network: TaskNetwork, examples: Iterable[Example], *, batch: int = 32) -> Iterator[Result]:
+    """Yield the result of each example in order; windows of like length are computed together, `batch` at a time.
 
     The network is put into evaluation mode, and back at the end.
     """
     task, device = network.task, next(network.parameters()).device
     trained = network.training
     network.eval()
-    remaining = iter(rows)
+    remaining = iter(examples)
     try:
-        while some := [task.encode(row) for row in islice(remaining, _POOL * batch)]:
+        while some := list(islice(remaining, _POOL * batch)):
             windows = [(number, window) for number, example in enumerate(some) for window in example.windows]
             outputs = dict.fromkeys(range(len(windows)))
             order = sorted(outputs, key=lambda place: -len(windows[place][1]))

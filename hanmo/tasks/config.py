@@ -12,8 +12,9 @@ from typing import Any
 
 from hanmo.errors import ConfigError
 from hanmo.files import parse_json, read_json
+from hanmo.training.args import TrainArgs
 
-__all__ = ["TASK_JSON", "Score", "TaskConfig"]
+__all__ = ["TASK_JSON", "Score", "TaskArgs", "TaskConfig"]
 
 TASK_JSON = "task.json"
 POOLINGS = ("pooler", "mean", "first")
@@ -112,6 +113,15 @@ class TaskConfig:
             return cls(**values)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskArgs(TrainArgs):
+    """The arguments of a training run, with the defaults of fine-tuning; `batch` counts windows."""
+
+    batch: int = 16
+    held_out: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
 
 
 def _check_keys(values: Mapping[str, Any], cls: type[TaskConfig] | type[Score]) -> None:

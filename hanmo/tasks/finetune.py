@@ -16,8 +16,8 @@ from torch.optim import AdamW, Optimizer
 from hanmo.errors import ConfigError
 from hanmo.loading import load
 from hanmo.model_pipeline import ModelPipeline
-from hanmo.tasks.batches import TaskBatches, predict_rows
-from hanmo.tasks.config import TASK_JSON, Score, TaskConfig
+from hanmo.tasks.batches import TaskBatches, predict
+from hanmo.tasks.config import TASK_JSON, Score, TaskArgs, TaskConfig
 from hanmo.tasks.network import build, save_network
 from hanmo.tasks.rows import Row, count_duplicates, read_rows, split
 from hanmo.tasks.table import make_task, task_class
@@ -84,8 +84,8 @@ def fit(
     model: what `hanmo.load` takes, or gives; its weights are copied.   train, dev: files of JSON lines, or rows.
     Without dev a share of train is held out (`args.held_out`), rows of equal texts together.
     kind: of `TASKS`; or config, which may leave labels and more to the training data.
-    args: of the loop. AUTO takes what suits fine-tuning: AdamW, 2e-5 (LoRA: 2e-4), falling linearly after a tenth of
-    the steps, and an evaluation after every epoch. By default 3 epochs of batches of 16 windows.
+    args: usually `TaskArgs`. AUTO takes what suits fine-tuning: AdamW, 2e-5 (LoRA: 2e-4), falling linearly after a
+    tenth of the steps, and an evaluation after every epoch. By default 3 epochs.
     layer_decay: factor of the rate from each block to the one below it.   head_lr: factor of the head's rate.
     wrap: (loss, network) → the loss to train on.
     resume: continue the run in `out`.
@@ -94,7 +94,7 @@ def fit(
     if (kind is None) == (config is None):
         raise ConfigError("give either kind, such as 'classify', or config=TaskConfig(…)")
     config = config or TaskConfig(kind=str(kind))
-    args = args or TrainArgs(batch=16, held_out=0.1)
+    args = args or TaskArgs()
     data = prepare(config, train, dev, held_out=args.held_out, seed=args.seed)
     loaded = model if isinstance(model, ModelPipeline) else load(model, device=device)
     task = make_task(_with_length(data.config, loaded), loaded._tokenizer())
@@ -183,10 +183,10 @@ class _Judge:
 
     def __init__(self, task: Task, data: Data, batch: int, base: Path) -> None:
         self.task, self.data, self.batch, self.base = task, data, batch, base
-        self.config = task.config
+        self.config, self.examples = task.config, [task.encode(row) for row in data.dev]
 
     def __call__(self, network: TaskNetwork) -> dict[str, Any]:
-        results: Sequence[Result] = list(predict_rows(network, self.data.dev, batch=self.batch))
+        results: Sequence[Result] = list(predict(network, self.examples, batch=self.batch))
         config, results = self.task.calibrate(self.data.dev, results)
         scores, name = self.task.measure(self.data.dev, results), self.task.main_score
         self.config = replace(config, score=Score(name, scores[name], self.data.measured_on, scores))

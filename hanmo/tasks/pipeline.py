@@ -16,7 +16,7 @@ from hanmo.errors import ConfigError, MissingFile
 from hanmo.generate.rules import check_count
 from hanmo.model_pipeline import ModelPipeline
 from hanmo.pipeline import SMALL
-from hanmo.tasks.batches import predict_rows
+from hanmo.tasks.batches import predict
 from hanmo.tasks.config import TASK_JSON, TaskConfig
 from hanmo.tasks.network import read_head, save_network
 from hanmo.tasks.rows import Item, as_rows, read_rows
@@ -58,7 +58,7 @@ class TaskPipeline(ModelPipeline):
     def stream_results(self, texts: Iterable[Item], *, batch: int = 32) -> Iterator[Result]:
         """Yield results in order, with few texts in memory at once; see `predict`."""
         check_count("batch", batch)
-        return predict_rows(self.network, as_rows(texts), batch=batch)
+        return predict(self.network, map(self.task.encode, as_rows(texts)), batch=batch)
 
     def evaluate(self, data: str | Path | Iterable[Mapping[str, Any]], *, batch: int = 32) -> dict[str, float]:
         """Score predictions on labelled data: a file of JSON lines, or rows.
@@ -68,7 +68,7 @@ class TaskPipeline(ModelPipeline):
         check_count("batch", batch)
         rows, task = read_rows(data), self.task
         task.check_rows(rows, task.config, f"the task of {self.path}")
-        return task.measure(rows, list(predict_rows(self.network, rows, batch=batch)))
+        return task.measure(rows, list(predict(self.network, map(task.encode, rows), batch=batch)))
 
     def save(self, path: str | Path, *, form: str = "safetensors", overwrite: bool = False) -> Path:
         """Save network, head, task and vocabulary as a folder, and return its path.

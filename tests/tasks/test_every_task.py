@@ -15,11 +15,10 @@ from toy_tasks import entity_rows, key_rows, model_folder, number_rows, pair_row
 
 import hanmo
 from hanmo.errors import ConfigError, TensorMismatch
-from hanmo.tasks import TASKS, TaskConfig
+from hanmo.tasks import TASKS, TaskArgs, TaskConfig
 from hanmo.tasks.finetune import Fitted, fit
 from hanmo.tasks.pipeline import TaskPipeline
 from hanmo.tasks.rows import Row
-from hanmo.training.args import TrainArgs
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Trained:
 
 
 def train(case: Case, base: Path, out: Path, **options: Any) -> Fitted:
-    args = TrainArgs(batch=16, epochs=options.pop("epochs", case.epochs), lr=case.lr)
+    args = TaskArgs(epochs=options.pop("epochs", case.epochs), lr=case.lr)
     rows = case.rows(options.pop("count", case.count), seed=0)
     return fit(base, train=rows, dev=case.rows(60, seed=1), config=case.config, out=out, args=args, **options)
 
@@ -151,7 +150,7 @@ def test_the_same_seed_gives_the_same_weights(trained, tmp_path):
 
 
 def test_adapters_are_merged_into_the_folder(trained, tmp_path):
-    args = TrainArgs(batch=16, epochs=1, lr=2e-3, lora=4)
+    args = TaskArgs(epochs=1, lr=2e-3, lora=4)
     rows = trained.case.rows(48, seed=0)
     fit(trained.base, train=rows, dev=trained.dev, config=trained.case.config, out=tmp_path / "lora", args=args)
     loaded = hanmo.load(tmp_path / "lora")
