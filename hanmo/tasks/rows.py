@@ -114,20 +114,18 @@ def _lines(path: Path) -> Iterator[Row]:
                 yield Row(where, parse_json(line, where, error=DataError))
 
 
-def as_rows(items: Iterable[Item]) -> list[Row]:
-    """Make rows of texts, of pairs of texts and of dicts. Raises DataError naming the item that is none of these."""
-    rows = []
+def as_rows(items: Iterable[Item]) -> Iterator[Row]:
+    """Yield rows of texts, of pairs of texts and of dicts. Raises DataError naming the item that is none of these."""
     for number, item in enumerate(items, 1):
         where = f"text {number}"
         if isinstance(item, str):
-            rows.append(Row(where, {"text": item}))
+            yield Row(where, {"text": item})
         elif isinstance(item, Mapping):
-            rows.append(Row(where, item))
+            yield Row(where, item)
         elif isinstance(item, Sequence) and len(item) == 2:
-            rows.append(Row(where, {"a": item[0], "b": item[1]}))
+            yield Row(where, {"a": item[0], "b": item[1]})
         else:
             raise DataError(f"{where} is a {type(item).__name__}; expected a text, a pair of texts or a dict")
-    return rows
 
 
 def count_duplicates(rows: Sequence[Row], others: Sequence[Row] | None = None, *, key: Key = texts_of) -> int:

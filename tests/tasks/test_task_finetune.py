@@ -220,3 +220,16 @@ def test_items_that_are_no_texts_are_named(base, tmp_path):
     with pytest.raises(DataError, match="row 1: the label 'sea' is not in the task of"):
         loaded.evaluate([{"text": "天", "label": "sea"}])
     assert loaded.predict([]) == []
+
+
+def test_results_of_a_stream_come_before_its_end(base, tmp_path):
+    fit(base, train=ROWS, dev=DEV, kind="classify", out=tmp_path / "run", args=TrainArgs(batch=16, steps=1))
+    taken = []
+
+    def texts():
+        for number in range(1000):
+            taken.append(number)
+            yield "天地"
+
+    next(open_task(tmp_path / "run").stream_results(texts(), batch=2))
+    assert 0 < len(taken) < 100

@@ -100,7 +100,7 @@ def test_items_become_rows():
     rows = as_rows(["一", ("二", "三"), {"text": "四"}])
     assert [texts_of(row) for row in rows] == [("一",), ("二", "三"), ("四",)]
     with pytest.raises(DataError, match="text 2 is a int; expected a text, a pair"):
-        as_rows(["一", 2])
+        list(as_rows(["一", 2]))
 
 
 def rows_of(*texts):
