@@ -18,8 +18,16 @@ import torch
 from torch.nn import functional as F
 
 from hanmo.compat.bert4keras.snippets import ViterbiDecoder
-from hanmo.compat.bert4keras.task_layers import ConditionalRandomField, MaximumEntropyMarkovModel
+from hanmo.compat.bert4keras.task_layers import (
+    ConditionalRandomField,
+    EfficientGlobalPointer,
+    GlobalPointer,
+    MaximumEntropyMarkovModel,
+    multilabel_categorical_crossentropy,
+    sparse_multilabel_categorical_crossentropy,
+)
 from hanmo.errors import TensorMismatch
+from hanmo.tasks import pointer as pointers
 from hanmo.tasks.chains import crf_losses, path_score
 from hanmo.tasks.schemes import Scheme
 
@@ -244,6 +252,89 @@ def crf_adam(case: Case) -> None:
         trans.append(transitions.detach().numpy().copy())
     for name, found in (("losses", losses), ("kernels", kernels), ("trans", trans)):
         case.compare(name, found, tolerance=1e-5)
+
+
+@check("global_pointer")
+def global_pointer(case: Case) -> None:
+    _pointer(case, GlobalPointer, {"dense": ""})
+
+
+@check("efficient_global_pointer")
+def efficient_global_pointer(case: Case) -> None:
+    _pointer(case, EfficientGlobalPointer, {"dense": "p_", "biases": "q_"})
+
+
+def _pointer(case: Case, kind: Any, names: dict[str, str]) -> None:
+    """names: of the layer's parts, each with the prefix of its arrays."""
+    x, use_bias = case.tensor("x", grad=True), case.array("use_bias")
+    options = {"RoPE": case.array("rope"), "tril_mask": case.array("tril_mask"), "use_bias": use_bias}
+    layer = kind(case.array("heads"), case.array("head_size"), **options, input_size=x.shape[-1]).to(case.dtype)
+    for name, prefix in names.items():
+        layer.get_parameter(f"{name}.weight").data = case.tensor(f"{prefix}kernel").T
+        if use_bias:
+            layer.get_parameter(f"{name}.bias").data = case.tensor(f"{prefix}bias")
+    output = layer(x, case.tensor("mask") if "mask" in case else None)
+    objective = (output * case.tensor("cotangent")).masked_fill(~output.isfinite(), 0).sum()
+    objective.backward()
+    case.compare("output", output)
+    case.compare("objective", objective)
+    case.compare("grad_x", x.grad)
+    for name, prefix in names.items():
+        part = layer.get_submodule(name)
+        case.compare(f"grad_{prefix}kernel", part.weight.grad.T)
+        if use_bias:
+            case.compare(f"grad_{prefix}bias", part.bias.grad)
+
+
+@check("multilabel")
+def multilabel(case: Case) -> None:
+    y_pred = case.tensor("y_pred", grad=True)
+    loss = multilabel_categorical_crossentropy(case.tensor("y_true"), y_pred)
+    loss.sum().backward()
+    case.compare("loss", loss)
+    case.compare("grad_y_pred", y_pred.grad)
+
+
+@check("sparse_multilabel")
+def sparse_multilabel(case: Case) -> None:
+    y_true, mask_zero = case.tensor("y_true"), case.array("mask_zero")
+    losses = [lambda y_pred: sparse_multilabel_categorical_crossentropy(y_true, y_pred, mask_zero)]
+    if not case.name.endswith("confident"):  # there Hanmo's own loss equals the dense one
+        losses.append(lambda y_pred: pointers.sparse_multilabel_loss(y_pred, y_true, padding=0 if mask_zero else None))
+    for function in losses:
+        y_pred = case.tensor("y_pred", grad=True)
+        loss = function(y_pred)
+        loss.sum().backward()
+        tolerance = 1e-6 if len(losses) == 1 else None  # a floor of 1e-7 is in it
+        case.compare("loss", loss, tolerance=tolerance)
+        case.compare("grad_y_pred", y_pred.grad, tolerance=tolerance)
+
+
+@check("pointer_loss")
+def pointer_loss(case: Case) -> None:
+    pairs, y_true = case.tensor("positions"), case.tensor("y_true_dense")
+    for name, gradient, dense in (
+        ("gplinker_loss", "grad_gplinker", False),
+        ("dense_mean_loss", "grad_dense_mean", True),
+    ):
+        y_pred = case.tensor("y_pred", grad=True)
+        loss = pointers.pointer_loss(y_pred, pairs, dense=dense).mean()
+        loss.backward()
+        case.compare(name, loss)
+        case.compare(gradient, y_pred.grad)
+    numbers = pairs[..., 0] * y_pred.shape[-1] + pairs[..., 1]
+    case.compare("sparse_per_head", pointers.sparse_multilabel_loss(y_pred.flatten(2), numbers, padding=0))
+    case.compare("dense_mean_loss", pointers.multilabel_loss(y_pred.flatten(2), y_true.flatten(2)).mean())
+
+
+@check("gplinker_decode")
+def gplinker_decode(case: Case) -> None:
+    entity, first, last = (case.tensor(name) for name in ("entity", "head", "tail"))
+    above, stop, spoes = case.array("threshold"), entity.shape[-1] - 1, []
+    for text, scores in enumerate(zip(entity, first, last, strict=True)):
+        found = pointers.decode_triples(*scores, above=above, start=1, stop=stop)
+        spoes += sorted((text, s - 1, t - 1, p, o - 1, e - 1) for (s, t), p, (o, e), _ in found)
+    case.compare("spoes", np.array(spoes, np.int64).reshape(-1, 6))
 
 
 def main(given: Iterable[str] | None = None) -> int:

@@ -98,11 +98,15 @@ def visible(queries: Array, keys: Array, mask: Array | None) -> Array:
     return found[:, None]
 
 
-def sinusoidal(positions: Array, size: int, xp: Any) -> Array:
-    """Compute sines and cosines, interleaved: [..., size] (arXiv 1706.03762 with pairs side by side); size: even."""
+def sinusoidal(positions: Array, size: int, xp: Any, *, dtype: Any = None) -> Array:
+    """Compute sines and cosines, interleaved: [..., size] (arXiv 1706.03762 with pairs side by side); size: even.
+
+    dtype: of the result and the computation; None: float32.
+    """
     where = {"device": getattr(positions, "device", None)}
-    frequency = 10000.0 ** (xp.arange(0, size, 2, dtype=xp.float32, **where) / -size)
-    angle = xp.astype(positions, xp.float32)[..., None] * frequency
+    dtype = xp.float32 if dtype is None else dtype
+    frequency = 10000.0 ** (xp.arange(0, size, 2, dtype=dtype, **where) / -size)
+    angle = xp.astype(positions, dtype)[..., None] * frequency
     return xp.stack((xp.sin(angle), xp.cos(angle)), axis=-1).reshape(*positions.shape, size)
 
 

@@ -3,6 +3,7 @@
 from hanmo.errors import ConfigError
 from hanmo.tasks.classify import Classify
 from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.spans import Spans
 from hanmo.tasks.tag import Tag
 from hanmo.tasks.task import Task
 from hanmo.tokenizers.protocol import Tokenizer
@@ -12,6 +13,7 @@ __all__ = ["TASKS", "make_task", "task_class"]
 TASKS: dict[str, type[Task]] = {
     "classify": Classify,
     "tag": Tag,
+    "spans": Spans,
 }
 
 

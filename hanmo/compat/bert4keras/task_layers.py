@@ -8,11 +8,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hanmo.errors import TensorMismatch
+from hanmo.tasks import pointer
 from hanmo.tasks.chains import log_partition, memm_logits, path_score
 
-__all__ = ["ConditionalRandomField", "MaximumEntropyMarkovModel"]
+__all__ = [
+    "ConditionalRandomField",
+    "EfficientGlobalPointer",
+    "GlobalPointer",
+    "MaximumEntropyMarkovModel",
+    "multilabel_categorical_crossentropy",
+    "sparse_multilabel_categorical_crossentropy",
+]
 
 _MASKED = -1e6  # scores below it are padding
+_EPSILON = 1e-7  # Keras's
 
 
 class _ChainLoss(nn.Module):
@@ -129,6 +138,54 @@ class MaximumEntropyMarkovModel(_ChainLoss):
         """Return the mean of `accuracies`."""
         forward, backward = self.accuracies(y_true, y_pred)
         return (forward + backward) / 2
+
+
+class _Arguments:
+    """The original's arguments of a pointer, and the width of its input."""
+
+    def __init__(
+        self,
+        heads: int,
+        head_size: int,
+        RoPE: bool = True,
+        use_bias: bool = True,
+        tril_mask: bool = True,
+        *,
+        input_size: int,
+    ) -> None:
+        options = {"head_size": head_size, "rope": RoPE, "upper": tril_mask, "bias": use_bias}
+        super().__init__(input_size, heads, **options)  # type: ignore[call-arg]
+
+
+class GlobalPointer(_Arguments, pointer.GlobalPointer):
+    """`hanmo.tasks.pointer.GlobalPointer` by the original's arguments."""
+
+
+class EfficientGlobalPointer(_Arguments, pointer.EfficientGlobalPointer):
+    """`hanmo.tasks.pointer.EfficientGlobalPointer` by the original's arguments."""
+
+
+def multilabel_categorical_crossentropy(y_true: Tensor, y_pred: Tensor) -> Tensor:
+    """y_true, y_pred: [..., classes]."""
+    return pointer.multilabel_loss(y_pred, y_true)
+
+
+def sparse_multilabel_categorical_crossentropy(y_true: Tensor, y_pred: Tensor, mask_zero: bool = False) -> Tensor:
+    """y_true: numbers of the right classes [..., any]; mask_zero: 0 is padding.   y_pred: [..., classes].
+
+    The share of the wrong classes is kept above 1e-7, so the loss of right classes that are sure rises with their
+    scores. Computed in float64, where the original's float32 has noise.
+    """
+    scores = y_pred.double()
+    if mask_zero:
+        scores = scores.index_fill(-1, torch.tensor(0, device=scores.device), -torch.inf)
+    scores = F.pad(scores, (0, 1))
+    chosen = scores.gather(-1, y_true)
+    padding = (y_true == 0) & mask_zero
+    right = pointer.log_of_sum((-chosen).masked_fill(padding, -torch.inf))
+    every = scores.logsumexp(-1)
+    share = 1 - torch.exp(chosen.logsumexp(-1) - every)
+    return (right + every + torch.log(share.clamp(_EPSILON, 1))).to(y_pred.dtype)
 
 
 def _unmasked(y_pred: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,111 @@
+"""Find labelled spans, nested ones too, by pointers.
+
+    {"text": …, "spans": [{"start", "stop", "label"}]}    → {"spans": [{"start", "stop", "label", "text", "score"}]}
+
+A score is the pointer's; more than the label's threshold, 0 unless chosen on dev rows, is predicted. Of a text's
+window at most four spans a token are. Options: "head_size"; "loss", "sparse" or "dense".
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from hanmo.config import ModelConfig
+from hanmo.errors import ConfigError
+from hanmo.model import Output
+from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.pointer import POINTERS, best_pairs, pair_array, pointer_loss
+from hanmo.tasks.pointer_task import Item, PointerTask
+from hanmo.tasks.rows import Row, spans_of, texts_of
+from hanmo.tasks.task import Arrays, Batch, Example, Result, TaskNetwork
+from hanmo.tasks.windows import Window
+from hanmo.tokenizers.protocol import Tokenizer
+
+__all__ = ["Spans"]
+
+_MOST = 4  # spans of a window for each of its tokens
+
+Found = list[tuple[int, int, int, float]]
+
+
+class SpansHead(nn.Module):
+    """A pointer with a head for each label."""
+
+    def __init__(self, kind: str, size: int, labels: int, head_size: int) -> None:
+        super().__init__()
+        self.pointer = POINTERS[kind](size, labels, head_size=head_size)
+
+    def forward(self, output: Output, batch: Batch) -> Tensor:
+        """Return scores [windows, labels, n, n]."""
+        scores: Tensor = self.pointer(output.hidden, batch["mask"])
+        return scores
+
+
+class Spans(PointerTask):
+    """kind "spans"."""
+
+    heads = tuple(POINTERS)
+    noun = "spans"
+
+    def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
+        super().__init__(config, tokenizer)
+        loss = config.options.get("loss", "sparse")
+        if loss not in ("sparse", "dense"):
+            raise ConfigError(f"loss is {loss!r}; expected 'sparse' or 'dense'")
+        self.dense = loss == "dense"
+
+    @classmethod
+    def check(cls, row: Row, config: TaskConfig) -> None:
+        texts_of(row)
+        row.get("spans", list)
+        spans_of(row)
+
+    @classmethod
+    def labels_of(cls, row: Row, config: TaskConfig) -> Iterable[str]:
+        return [label for _, _, label in spans_of(row)]
+
+    @classmethod
+    def groups(cls, row: Row) -> Iterable[Sequence[tuple[int, int]]]:
+        return [[(start, stop)] for start, stop, _ in spans_of(row)]
+
+    def target(self, example: Example, window: Window) -> Arrays:
+        pairs: list[set[tuple[int, int]]] = [set() for _ in self.config.labels]
+        for start, stop, label in spans_of(example.row):
+            pairs[self.number[label]].update(self.places(example, window, [(start, stop)]) or ())
+        return {"pairs": pair_array(pairs)}
+
+    def head(self, config: ModelConfig) -> SpansHead:
+        return SpansHead(self.config.head, config.main.hidden_size, len(self.config.labels), self.head_size)
+
+    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return pointer_loss(outputs.float(), batch["pairs"], dense=self.dense)
+
+    def infer(self, network: TaskNetwork, batch: Batch) -> list[Found]:
+        return [
+            best_pairs(scores, above=self.floor, start=start, stop=stop, limit=_MOST * (stop - start))
+            for scores, (start, stop) in zip(network(batch).float(), batch["text"].tolist(), strict=True)
+        ]
+
+    def decode(self, example: Example, outputs: Sequence[Found]) -> Result:
+        items: dict[Item, float] = {}
+        for number, found in enumerate(outputs):
+            for label, first, last, score in found:
+                if span := self.characters(example, number, [(first, last)]):
+                    item = (self.config.labels[label], *span[0])
+                    items[item] = max(score, items.get(item, score))
+        return self.result(example.row.data["text"], items)
+
+    @classmethod
+    def true_items(cls, row: Row) -> set[Item]:
+        return {(label, start, stop) for start, stop, label in spans_of(row)}
+
+    @classmethod
+    def found_items(cls, row: Row, result: Result) -> set[Item]:
+        return {(span["label"], span["start"], span["stop"]) for span in result["spans"]}
+
+    def make_result(self, text: str, items: Mapping[Item, float]) -> Result:
+        spans = [
+            {"start": start, "stop": stop, "label": label, "text": text[start:stop], "score": score}
+            for (label, start, stop), score in items.items()
+        ]
+        return {"spans": sorted(spans, key=lambda span: (span["start"], span["stop"], span["label"]))}

@@ -1,0 +1,89 @@
+"""Losses and results of pointers; the numbers of the original are in test_goldens.py."""
+
+import numpy as np
+import pytest
+import torch
+
+from hanmo.compat.bert4keras.task_layers import sparse_multilabel_categorical_crossentropy
+from hanmo.tasks.pointer import (
+    POINTERS,
+    best_pairs,
+    decode_triples,
+    multilabel_loss,
+    pair_array,
+    pointer_loss,
+    sparse_multilabel_loss,
+)
+
+
+def random(*shape, seed=0, scale=3.0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
+def test_the_sparse_loss_equals_the_dense_loss_and_its_gradient(scale):
+    scores, numbers = random(6, 20, scale=scale), torch.tensor([[1, 2], [3, 0], [4, 5], [6, 7], [8, 9], [0, 19]])
+    targets = torch.zeros(6, 20, dtype=torch.float64).scatter(-1, numbers, 1)
+    one, other = scores.clone().requires_grad_(), scores.clone().requires_grad_()
+    sparse, dense = sparse_multilabel_loss(one, numbers), multilabel_loss(other, targets)
+    torch.testing.assert_close(sparse, dense, atol=1e-10, rtol=1e-12)
+    sparse.sum().backward(), dense.sum().backward()
+    torch.testing.assert_close(one.grad, other.grad, atol=1e-12, rtol=1e-12)
+
+
+def test_the_loss_of_right_classes_falls_the_surer_they_are_but_in_the_original():
+    numbers = torch.tensor([[3]])
+
+    def scores(size):
+        return torch.full((1, 12), -size, dtype=torch.float64).scatter(-1, numbers, size)
+
+    ours = [float(sparse_multilabel_loss(scores(size), numbers)) for size in (5.0, 10.0, 20.0)]
+    theirs = [float(sparse_multilabel_categorical_crossentropy(numbers, scores(size))) for size in (5.0, 10.0, 20.0)]
+    assert ours[0] > ours[1] > ours[2]
+    assert theirs[0] > theirs[1] and theirs[2] > 1 > 1e-6 > ours[2]
+
+
+def test_padding_is_neither_right_nor_wrong():
+    scores = random(2, 9)
+    filled = torch.tensor([[3, 0, 0], [4, 5, 0]])
+    bare = [sparse_multilabel_loss(scores[row, 1:], filled[row, :count] - 1) for row, count in ((0, 1), (1, 2))]
+    torch.testing.assert_close(sparse_multilabel_loss(scores, filled, padding=0), torch.stack(bare))
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_row_loses_the_same_in_a_batch_of_longer_rows(dense):
+    pairs = torch.from_numpy(pair_array([[(1, 2)], []])[None])
+    scores = random(1, 2, 5, 5)
+    wide = torch.full((1, 2, 8, 8), -torch.inf, dtype=torch.float64)
+    wide[..., :5, :5] = scores
+    torch.testing.assert_close(pointer_loss(scores, pairs, dense=dense), pointer_loss(wide, pairs, dense=dense))
+
+
+@pytest.mark.parametrize("kind", POINTERS)
+def test_a_rotated_score_depends_on_the_distance_alone(kind):
+    torch.manual_seed(0)
+    layer = POINTERS[kind](6, 2, head_size=4).double()
+    scores = layer(random(1, 1, 6).expand(1, 7, 6))[0]
+    torch.testing.assert_close(scores[:, :-1, :-1], scores[:, 1:, 1:])
+    assert not torch.allclose(scores[:, 0, 1], scores[:, 0, 2])
+
+
+def test_the_best_pairs_are_inside_the_text_and_above_the_floor():
+    scores = torch.full((2, 5, 5), -1.0)
+    scores[1, 2, 3], scores[0, 1, 1], scores[0, 0, 4], scores[1, 3, 4] = 2.0, 1.0, 9.0, 9.0
+    assert best_pairs(scores, above=0.0, start=1, stop=4) == [(1, 2, 3, 2.0), (0, 1, 1, 1.0)]
+    assert best_pairs(scores, above=0.0, start=1, stop=4, limit=1) == [(1, 2, 3, 2.0)]
+    assert best_pairs(scores, above=0.0, start=1, stop=1) == []
+
+
+def test_a_triple_scores_the_least_of_its_four():
+    spans, first, last = (torch.full((2, 6, 6), -1.0) for _ in range(3))
+    spans[0, 1, 2], spans[1, 3, 4], first[1, 1, 3], last[1, 2, 4] = 4.0, 3.0, 0.5, 2.0
+    options = {"start": 1, "stop": 5}
+    assert decode_triples(spans, first, last, above=0.0, **options) == [((1, 2), 1, (3, 4), 0.5)]
+    assert decode_triples(spans, first, last, above=0.5, **options) == []
+
+
+def test_pairs_of_heads_are_filled_up():
+    assert pair_array([[(2, 3), (1, 1)], []]).tolist() == [[[1, 1], [2, 3]], [[0, 0], [0, 0]]]
+    assert pair_array([[]]).dtype == np.int64
