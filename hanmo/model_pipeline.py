@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,9 @@ from hanmo.tokenizers.prompt import as_texts, encode_prompt
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.tokenizers.sentence_piece import sentinel_ids
 from hanmo.training.score import Bits, bits_per_character, distinct_unknown_of, token_logprobs
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _SPAN = 16  # maximum mean length of a span in `fill`, in ids; T5 was trained on spans of 3
 QUEUED = ("cuda",)  # device types for StaticEngine
@@ -79,6 +82,24 @@ class ModelPipeline(Pipeline):
         if kept is None or kept[0] != weight.data_ptr() or kept[1].model is not self.model:
             self._kept = kept = weight.data_ptr(), StaticEngine(self.model, start=start)
         return kept[1]
+
+    def use_openvino(self, *, weights: str = "float32", threads: int | None = None) -> "Self":
+        """Compute the encoder by OpenVINO on this CPU from now on: for `encode`, and for `predict` of a task.
+
+        weights: of the checkpoint's matrices: "float32", which equals torch up to rounding, "bfloat16" or "int8". They
+        are converted once and kept as `open_writer` keeps them.   threads: None leaves it to OpenVINO.
+        Raises CheckpointError for a model with a decoder, ConfigError for an unsupported network or kind of weights,
+        for one on a GPU, and for one that is not as the checkpoint says.
+        """
+        from hanmo.inference.openvino.engine import open_weights
+        from hanmo.inference.openvino.model import OpenVinoModel
+
+        if (device := self.model.token.weight.device.type) != "cpu":
+            raise ConfigError(
+                f"the model is on {device!r}, and OpenVINO computes on the CPU; load it with device='cpu'"
+            )
+        self.model = OpenVinoModel(self.model, open_weights(self.path, weights=weights), threads=threads)
+        return self
 
     def save(self, path: str | Path, *, form: str = "safetensors", overwrite: bool = False) -> Path:
         """Save network and vocabulary and return the path to load; form and errors as for `hanmo.save`.
@@ -138,7 +159,7 @@ class ModelPipeline(Pipeline):
         """Encode texts as vectors [texts, hidden_size]; one text counts as a list of one.
 
         Texts longer than the model's positions are truncated at their end.
-        pool: "mean" of all tokens, "first" token, or "pooler" (the trained one).   batch: texts at once.
+        pool: "mean" of all tokens, "first" token, or "pooler" (the trained one).   batch: texts at once, of like length.
         Raises CheckpointError if the model lacks `pool`, ConfigError for another `pool`, PromptError for an item that
         is no text.
         """
@@ -151,9 +172,11 @@ class ModelPipeline(Pipeline):
             raise CheckpointError("this model was loaded to write (mask='prefix'); load it without a mask for vectors")
         tokenizer = self._tokenizer()
         encodings = tokenizer.encode_batch(texts, limit=self.config.main.context)
-        vectors = [np.zeros((0, self.config.main.hidden_size), np.float32)]
-        for start in range(0, len(encodings), batch):
-            rows = [torch.tensor(encoding.ids, dtype=torch.long) for encoding in encodings[start : start + batch]]
+        vectors = np.zeros((len(texts), self.config.main.hidden_size), np.float32)
+        order = sorted(range(len(texts)), key=lambda place: -len(encodings[place]))
+        for start in range(0, len(order), batch):
+            places = order[start : start + batch]
+            rows = [torch.tensor(encodings[place].ids, dtype=torch.long) for place in places]
             lengths, device = torch.tensor([len(row) for row in rows]), self.model.token.weight.device
             ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
             mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
@@ -165,8 +188,8 @@ class ModelPipeline(Pipeline):
             if pool == "mean":
                 weights = mask[..., None].to(hidden.dtype)
                 hidden = ((hidden * weights).sum(1) / weights.sum(1))[:, None]
-            vectors.append(hidden[:, 0].float().cpu().numpy())
-        return np.concatenate(vectors)
+            vectors[places] = hidden[:, 0].float().cpu().numpy()
+        return vectors
 
     @torch.inference_mode()
     def fill(self, text: str, *, k: int = 5) -> list[list[Candidate]]:

@@ -6,7 +6,7 @@ load(path)    any folder of a model; one with a task.json gives a TaskPipeline
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from torch import nn
 
@@ -24,6 +24,9 @@ from hanmo.tasks.table import make_task
 from hanmo.tasks.task import Result, Task, TaskNetwork
 from hanmo.tokenizers.load import tokenizer_files
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = ["TaskPipeline", "load", "open_task"]
 
 
@@ -34,6 +37,11 @@ class TaskPipeline(ModelPipeline):
         super().__init__(loaded.config, loaded.model, loaded.tokenizer, loaded.report, loaded.path)
         self.task = task
         self.network = TaskNetwork(loaded.model, head, task)
+
+    def use_openvino(self, *, weights: str = "float32", threads: int | None = None) -> "Self":
+        super().use_openvino(weights=weights, threads=threads)
+        self.network.backbone = self.model
+        return self
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from hanmo.checkpoint.names import import_row
 from hanmo.checkpoint.open import Location, open_source
 from hanmo.checkpoint.quantized import nonzero, round_int8, scales_int8
 from hanmo.checkpoint.safetensors import write_safetensors
+from hanmo.checkpoint.shapes import TASK_HEAD
 from hanmo.checkpoint.source import Item, Source, TensorInfo, storage_bytes
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, TensorMismatch
@@ -55,7 +56,7 @@ def build(
             ours = {name: tuple(parameter.shape) for name, parameter in Model(found.config).named_parameters()}
         rows = [row for row in rows if row.theirs in source.tensors and any(name in ours for name in row.ours)]
         reader = _Reader(source, rows, progress)
-        own = source.tensors if found.format == "hanmo" else ()
+        own = [name for name in source.tensors if not name.startswith(TASK_HEAD)] if found.format == "hanmo" else ()
         if unknown := found.unexpected or [name for name in own if name not in ours]:
             raise TensorMismatch(f"{source.path} holds the unknown {unknown[0]}; expected a {found.family}'s tensors")
         for name, shape in ours.items():

@@ -170,22 +170,37 @@ class OpenVinoEncoder:
         If the model has them: "pooled" [b, hidden_size], "nsp" [b, 2], "discriminator" [b, n, 1].
         """
         ids, mask = padded(texts, left=False)
+        return self.run(ids, mask=mask, places=[row * ids.shape[1] + token for row, token in places])
+
+    def run(
+        self, ids: Array, *, segments: Array | None = None, mask: Array | None = None, places: Sequence[int] = ()
+    ) -> dict[str, Array]:
+        """Run ids [b, n] that are padded already: outputs as of `read`.
+
+        segments: [b, n].   mask: [b, n], False for padding.   places: of logits, in the flattened ids.
+        """
         more: dict[str, Array] = {}
         if any("places" in each.names for each in self._compiled.inputs):
             # At least one place: a product with an empty matrix is not defined on all processors.
-            more["places"] = np.array([row * ids.shape[1] + token for row, token in places] or [0], np.int32)
+            more["places"] = np.array(places if len(places) else [0], np.int32)
         assert self.config.encoder is not None
-        found = _read(self._compiled, self.config.encoder, ids, mask, **more)
+        found = _read(self._compiled, self.config.encoder, ids, mask, segments=segments, **more)
         if "logits" in found:
             found["logits"] = found["logits"][: len(places)]
         return {**found, "mask": np.ones(ids.shape, bool) if mask is None else mask}
 
 
 def _read(
-    compiled: ov.CompiledModel, stack: StackConfig, ids: Array, mask: Array | None, **more: Array
+    compiled: ov.CompiledModel,
+    stack: StackConfig,
+    ids: Array,
+    mask: Array | None,
+    *,
+    segments: Array | None = None,
+    **more: Array,
 ) -> dict[str, Array]:
     """Run an encoder's graph once: its outputs by name."""
-    _, feed = append_tokens(stack, Tokens(), ids, mask=mask)
+    _, feed = append_tokens(stack, Tokens(), ids, mask=mask, segment=0 if segments is None else segments)
     request = compiled.create_infer_request()
     request.infer({**feed, **more}, share_inputs=True)
     return {each.any_name: request.get_tensor(each).data.copy() for each in compiled.outputs}
