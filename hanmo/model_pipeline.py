@@ -159,7 +159,7 @@ class ModelPipeline(Pipeline):
         """Encode texts as vectors [texts, hidden_size]; one text counts as a list of one.
 
         Texts longer than the model's positions are truncated at their end.
-        pool: "mean" of all tokens, "first" token, or "pooler" (the trained one).   batch: texts at once, of like length.
+        pool: "mean" of all tokens, "first" token, or "pooler" (the trained one).   batch: texts at once.
         Raises CheckpointError if the model lacks `pool`, ConfigError for another `pool`, PromptError for an item that
         is no text.
         """
