@@ -43,13 +43,14 @@ CASES = {
     "tag by a MEMM": Case(TaskConfig(kind="tag", head="memm", form="BMES"), entity_rows, 0.9, epochs=10, count=200),
     "tag words": Case(TaskConfig(kind="tag", head="softmax", form="words"), word_rows, 0.9, epochs=4, count=200),
     "regression": Case(TaskConfig(kind="classify", pooling="mean"), number_rows, 0.9),
-    "spans": Case(TaskConfig(kind="spans", options={"head_size": 8}), nested_rows, 0.95, epochs=8, count=200),
+    "spans": Case(TaskConfig(kind="spans", options={"head_size": 8}), nested_rows, 0.9, epochs=8, lr=3e-3, count=300),
     "spans by dense loss": Case(
         TaskConfig(kind="spans", head="global_pointer", options={"head_size": 8, "loss": "dense"}),
         nested_rows,
-        0.95,
+        0.9,
         epochs=8,
-        count=200,
+        lr=3e-3,
+        count=300,
     ),
 }
 
