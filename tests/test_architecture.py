@@ -41,9 +41,6 @@ LONG: dict[str, str] = {
     "inference/fused/quantized_kernel.py:step": "one layer of one token, from one barrier of the threads to the next",
 }
 
-# Folders whose circles are being opened; this set may only shrink.
-CIRCULAR = {"compat"}
-
 # Private words that standard terms replaced; CHANGELOG.md has the table of old and new names.
 RETIRED = re.compile(r"foretel|foretold|sights?\b|crew|wishes|blocks_alone|misfit|give_back", re.IGNORECASE)
 
