@@ -1,23 +1,27 @@
 """What `hanmo.load` returns for the folder of a task: a model pipeline that predicts.
 
-load(path)    any folder of a model; one with a task.json gives a TaskPipeline
+load(path)    any folder of a model; one with a task.json gives a TaskPipeline, one of kind "embed" an EmbedPipeline
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from hanmo import loading
 from hanmo.checkpoint.open import locate
-from hanmo.errors import ConfigError, MissingFile
+from hanmo.errors import ConfigError, DataError, MissingFile
 from hanmo.generate.rules import check_count
 from hanmo.model_pipeline import ModelPipeline
 from hanmo.pipeline import SMALL
 from hanmo.tasks.batches import predict
 from hanmo.tasks.config import TASK_JSON, TaskConfig
+from hanmo.tasks.embed import Embed, EmbedHead, fit_whitening, nearest
 from hanmo.tasks.network import read_head, save_network
 from hanmo.tasks.rows import Item, as_rows, read_rows
 from hanmo.tasks.table import make_task
@@ -27,7 +31,7 @@ from hanmo.tokenizers.load import tokenizer_files
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["TaskPipeline", "load", "open_task"]
+__all__ = ["EmbedPipeline", "TaskPipeline", "load", "open_task"]
 
 
 class TaskPipeline(ModelPipeline):
@@ -90,6 +94,59 @@ class TaskPipeline(ModelPipeline):
         return Path(path)
 
 
+class EmbedPipeline(TaskPipeline):
+    """A pipeline of kind "embed": vectors of texts, similarities, search."""
+
+    def encode(self, texts: str | Sequence[str], *, pool: str | None = None, batch: int = 32) -> NDArray[np.float32]:
+        """Encode texts as unit vectors [texts, features] of the task; one text counts as a list of one.
+
+        pool: "mean", "first" or "pooler" gives vectors of the network alone, as a `ModelPipeline` does.
+        """
+        if pool is not None:
+            return super().encode(texts, pool=pool, batch=batch)
+        results = self.stream_results([texts] if isinstance(texts, str) else texts, batch=batch)
+        found = [np.array(result["vector"], np.float32) for result in results]
+        return np.array(found, np.float32).reshape(len(found), -1)
+
+    def similarity(self, first: str | Sequence[str], second: str | Sequence[str]) -> NDArray[np.float32]:
+        """Return the cosine of each of the first texts with each of the second [first, second]."""
+        return self.encode(first) @ self.encode(second).T
+
+    def search(
+        self, queries: str | Sequence[str], vectors: NDArray[np.float32], *, k: int = 10
+    ) -> list[list[tuple[int, float]]]:
+        """Return for each query the k rows of vectors with the highest cosine, as (row, cosine), best first.
+
+        vectors: [texts, features] as `encode` returns them, in memory or mapped from a file (`numpy.load`).
+        Raises DataError for vectors of another size.
+        """
+        check_count("k", k)
+        found = self.encode(queries)
+        if vectors.ndim != 2 or vectors.shape[1] != found.shape[1]:
+            raise DataError(f"vectors are {vectors.shape}; expected (texts, {found.shape[1]}), as encode returns them")
+        return nearest(found, vectors, k)
+
+    def whiten(self, texts: Sequence[str], *, size: int, batch: int = 32) -> None:
+        """Make the covariance of these texts' vectors the identity, and keep the first `size` features.
+
+        BERT-whitening (kexue.fm/archives/8069). `save` writes it with the task. Raises DataError for too few texts.
+        """
+        check_count("size", size)
+        task, config = self.task, self.task.config
+        assert isinstance(task, Embed)
+        plain = make_task(replace(config, options=config.options | {"whitening": 0}), task.tokenizer)
+        assert isinstance(plain, Embed)
+        plain.unit = False
+        network = TaskNetwork(self.model, plain.head(self.config), plain)
+        results = predict(network, map(plain.encode, as_rows(texts)), batch=batch)
+        kernel, bias = fit_whitening(np.array([result["vector"] for result in results]), size)
+        self.task = make_task(replace(config, options=config.options | {"whitening": size}), task.tokenizer)
+        head = self.task.head(self.config)
+        assert isinstance(head, EmbedHead)
+        head.set_whitening(kernel, bias)
+        self.network = TaskNetwork(self.model, head.to(self.model.token.weight.device), self.task)
+
+
 @wraps(loading.load)
 def load(path: str | Path = SMALL, **options: Any) -> ModelPipeline:
     found = locate(path)
@@ -111,4 +168,5 @@ def open_task(path: str | Path, **options: Any) -> TaskPipeline:
     config = TaskConfig.read(described)
     loaded = loading.load(path, **options)
     task = make_task(config, loaded._tokenizer())
-    return TaskPipeline(loaded, read_head(found, task, loaded.model), task)
+    kind = EmbedPipeline if isinstance(task, Embed) else TaskPipeline
+    return kind(loaded, read_head(found, task, loaded.model), task)

@@ -3,6 +3,7 @@
 from hanmo.errors import ConfigError
 from hanmo.tasks.classify import Classify
 from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.embed import Embed
 from hanmo.tasks.spans import Spans
 from hanmo.tasks.tag import Tag
 from hanmo.tasks.task import Task
@@ -14,6 +15,7 @@ TASKS: dict[str, type[Task]] = {
     "classify": Classify,
     "tag": Tag,
     "spans": Spans,
+    "embed": Embed,
 }
 
 
