@@ -54,7 +54,9 @@ class TagHead(nn.Module):
 
     def forward(self, output: Output, batch: Batch) -> TagScores:
         """Return the scores of a batch."""
-        return TagScores(self.linear(F.dropout(output.hidden, self.dropout, self.training)), self.transitions)
+        scores = self.linear(F.dropout(output.hidden, self.dropout, self.training))
+        # A copy, for a sharded parameter is freed after the forward pass.
+        return TagScores(scores, None if self.transitions is None else self.transitions.clone())
 
 
 class Tag(Task):
@@ -129,7 +131,9 @@ class Tag(Task):
         missed = sum(spans) - sum(len(self._placed(example)) for example in examples)
         notes = [f"spans: {sum(spans):,}, in {sum(map(bool, spans)):,} rows"]
         if missed:
-            notes.append(f"{missed:,} spans begin or end inside a token; they cannot be learned, and count as missed")
+            notes.append(
+                f"spans that begin or end inside a token: {missed:,}; they cannot be learned, and count as missed"
+            )
         return notes
 
     def _placed(self, example: Example) -> list[tuple[int, int, int]]:

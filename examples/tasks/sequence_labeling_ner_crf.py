@@ -1,0 +1,56 @@
+"""Find entities by a BERT with a CRF, as bert4keras's task_sequence_labeling_ner_crf.py does.
+
+    python examples/tasks/sequence_labeling_ner_crf.py --model bert --data china-people-daily-ner-corpus
+
+--data: a folder with example.train, example.dev and example.test, which have a character and its tag (O, B-LOC,
+I-LOC …) on each line, and an empty line between texts.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import hanmo
+from hanmo.tasks import TaskConfig, fit
+from hanmo.training import TrainArgs
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Make a row with spans of each text."""
+    rows = []
+    for block in path.read_text("utf-8").strip().split("\n\n"):
+        lines = [line.split() for line in block.splitlines()]
+        spans: list[dict[str, Any]] = []
+        for place, (_, tag) in enumerate(lines):
+            if tag.startswith("B"):
+                spans.append({"start": place, "stop": place + 1, "label": tag[2:]})
+            elif tag.startswith("I"):
+                spans[-1]["stop"] = place + 1
+        rows.append({"text": "".join(character for character, _ in lines), "spans": spans})
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, score the test file, and print the entities of its first text."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("ner"))
+    parser.add_argument("--epochs", type=float, default=10)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1e-5)
+    given = parser.parse_args(arguments)
+
+    train, dev, test = (read(given.data / f"example.{part}") for part in ("train", "dev", "test"))
+    config = TaskConfig(kind="tag", head="crf", options={"transitions_rate": 1000})
+    args = TrainArgs(batch=given.batch, epochs=given.epochs, lr=given.lr)
+    fit(given.model, train=train, dev=dev, config=config, out=given.out, args=args)
+
+    task = hanmo.load(given.out)
+    print(task.evaluate(test))
+    for span in task.predict(test[0]["text"])["spans"]:
+        print(span["start"], span["stop"], span["label"], span["text"])
+
+
+if __name__ == "__main__":
+    main()
