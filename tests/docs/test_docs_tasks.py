@@ -25,12 +25,14 @@ def test_the_programs_run(page, tmp_path, monkeypatch, capsys):
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in sky_rows(64, seed=seed)]
         Path(f"{name}.jsonl").write_text("".join(lines), "utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 2
     names: dict[str, object] = {}
+    configs = []
     for block in blocks:
         exec(compile(block, page, "exec"), names)
+        configs.append(names.pop("config", None))
     assert capsys.readouterr().out.startswith("accuracy 0.")
-    assert names["config"].options == {"class_weights": {"负面": 3.0}}
+    assert configs[0] is None and configs[1].options == {"class_weights": {"负面": 3.0}}
+    assert {"classify", "tag"} <= {config.kind for config in configs[1:]} <= set(TASKS)
 
 
 @pytest.mark.parametrize("page", PAGES)
