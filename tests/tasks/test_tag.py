@@ -62,7 +62,7 @@ def pipeline(tmp_path_factory):
         pytest.param("一" * 40 + "天地玄" + "二" * 40, "天地玄", id="several windows"),
     ],
 )
-def test_the_tags_of_a_span_give_back_its_characters(form, text, inner):
+def test_a_span_is_the_same_after_encoding_as_tags_and_decoding(form, text, inner):
     one = task(form=form)
     row = {"text": text, "spans": [span(text, inner)]}
     found = example(one, row)
