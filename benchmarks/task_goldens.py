@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ from hanmo.compat.bert4keras.task_layers import (
 )
 from hanmo.errors import TensorMismatch
 from hanmo.tasks import pointer as pointers
+from hanmo.tasks.adversarial import Fgm, GradientPenalty, perturbation, table_gradient, virtual_loss
 from hanmo.tasks.chains import crf_losses, path_score
+from hanmo.tasks.divergence import Logits
+from hanmo.tasks.explain import path_gradients, token_scores, with_vectors
 from hanmo.tasks.schemes import Scheme
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -335,6 +339,104 @@ def gplinker_decode(case: Case) -> None:
         found = pointers.decode_triples(*scores, above=above, start=1, stop=stop)
         spoes += sorted((text, s - 1, t - 1, p, o - 1, e - 1) for (s, t), p, (o, e), _ in found)
     case.compare("spoes", np.array(spoes, np.int64).reshape(-1, 6))
+
+
+class Toy(torch.nn.Module):
+    """The classifier of adversarial.npz and integrated_gradients.npz, with the parts that step wrappers use.
+
+    Logits: mean over positions of tanh(token + segment vector) → tanh(Hidden) → Out.
+    """
+
+    def __init__(self, case: Case, prefix: str) -> None:
+        super().__init__()
+        token, self.segment = (
+            torch.nn.Embedding.from_pretrained(case.tensor(f"{prefix}.Embedding-{name}.embeddings"), freeze=False)
+            for name in ("Token", "Segment")
+        )
+        self.backbone = torch.nn.ModuleDict({"token": token})
+        self.layers = torch.nn.ModuleDict()
+        for name in ("Hidden", "Out"):
+            kernel, bias = (case.tensor(f"{prefix}.{name}.{each}") for each in ("kernel", "bias"))
+            self.layers[name] = torch.nn.Linear(*kernel.shape, dtype=kernel.dtype)
+            self.layers[name].load_state_dict({"weight": kernel.T, "bias": bias})
+
+    @property
+    def task(self) -> "Toy":
+        """What knows the outputs."""
+        return self
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        """Return the logits of a batch."""
+        hidden = torch.tanh(self.backbone.token(batch["ids"]) + self.segment(batch["segments"])).mean(1)
+        return self.layers["Out"](torch.tanh(self.layers["Hidden"](hidden)))
+
+    def logits(self, outputs: torch.Tensor, batch: Any) -> list[Logits]:
+        """Say that outputs are logits of a softmax."""
+        return [Logits(outputs)]
+
+    def compare(self, case: Case, prefix: str, read: Callable[[torch.Tensor], Any], **options: Any) -> None:
+        """Hold what `read` gives of each weight, as the original stores it, against the arrays prefix.NAME."""
+        case.compare(f"{prefix}.Embedding-Token.embeddings", read(self.backbone.token.weight), **options)
+        case.compare(f"{prefix}.Embedding-Segment.embeddings", read(self.segment.weight), **options)
+        for name, layer in self.layers.items():
+            case.compare(f"{prefix}.{name}.kernel", read(layer.weight).T, **options)
+            case.compare(f"{prefix}.{name}.bias", read(layer.bias), **options)
+
+
+def _cross_entropy(network: Any, batch: Any) -> torch.Tensor:
+    return F.cross_entropy(network(batch), batch["labels"])
+
+
+def _toy_batch(case: Case) -> dict[str, torch.Tensor]:
+    return {"ids": case.tensor("token_ids"), "segments": case.tensor("segment_ids")}
+
+
+@check("adversarial")
+def adversarial(case: Case) -> None:
+    batch = _toy_batch(case) | {"labels": case.tensor("labels")}
+    epsilon = case.array("epsilon")
+    losses: dict[str, Callable[[Any, Any], torch.Tensor]] = {
+        "plain": _cross_entropy,
+        "fgm": Fgm(epsilon=epsilon)(_cross_entropy, Toy(case, "start")),
+    }
+    for iterations in (1, 2):
+        noise = case.tensor(f"vat{iterations}_noise")
+        options = {"noise": noise, "epsilon": epsilon, "xi": 10.0, "iterations": iterations}
+        losses[f"vat{iterations}"] = partial(virtual_loss, **options)
+    for name, loss in losses.items():
+        toy, tolerance = Toy(case, "start"), 1e-6 if name.startswith("vat") else None
+        found = loss(toy, batch)
+        case.compare(f"{name}_loss", found, tolerance=tolerance)
+        found.backward()
+        rate = float(np.float32(case.array("sgd_rate")))  # Keras keeps rates as float32
+        torch.optim.SGD(toy.parameters(), lr=rate).step()
+        toy.compare(case, f"{name}_after", torch.Tensor.detach, tolerance=tolerance)
+    toy = Toy(case, "start")
+    gradient = table_gradient(_cross_entropy, toy, batch, torch.zeros_like(toy.backbone.token.weight))
+    case.compare("table_gradient", gradient)
+    case.compare("fgm_delta", perturbation(gradient, epsilon))
+    total = GradientPenalty(epsilon=epsilon, by_occurrence=True)(_cross_entropy, toy)(toy, batch)
+    total.backward()
+    case.compare("penalty_total", total)
+    case.compare("penalty_plain", _cross_entropy(toy, batch))
+    toy.compare(case, "penalty_grad", lambda weight: weight.grad)
+
+
+@check("integrated_gradients")
+def integrated_gradients(case: Case) -> None:
+    toy, batch, points = Toy(case, "weights"), _toy_batch(case), case.array("points")
+    probabilities = toy(batch).softmax(-1)
+    case.compare("probabilities", probabilities)
+    label = probabilities.argmax()
+    case.compare("label", label)
+    vectors = toy.backbone.token(batch["ids"]).detach()
+    gradients = path_gradients(lambda x: with_vectors(toy, batch, x).softmax(-1)[0, label], vectors, points)[:, 0]
+    each = gradients * (vectors[0] * torch.linspace(0, 1, points, dtype=case.dtype)[:, None, None])
+    mean = each.mean(0).numpy()
+    case.compare("each", each)
+    case.compare("mean", mean)
+    case.compare("by_length", token_scores(mean, "length"))
+    case.compare("by_largest", token_scores(mean, "largest"))
 
 
 def main(given: Iterable[str] | None = None) -> int:

@@ -23,6 +23,7 @@ from hanmo.model import Output
 from hanmo.nn.linear import Linear
 from hanmo.tasks.calibration import best_threshold, fit_temperature
 from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.divergence import Logits
 from hanmo.tasks.pooling import pool
 from hanmo.tasks.rows import Row, texts_of
 from hanmo.tasks.scores import accuracy, label_counts, macro_f1, micro_f1, pearson, spearman
@@ -112,6 +113,10 @@ class Classify(Task):
             return F.mse_loss(logits[:, 0], batch["score"], reduction="none")
         weights = torch.tensor(self.weights, device=logits.device)
         return (F.binary_cross_entropy_with_logits(logits, batch["labels"], reduction="none") * weights).mean(-1)
+
+    def logits(self, outputs: Tensor, batch: Batch) -> Sequence[Logits]:
+        kinds = {"single": "categorical", "multi": "bernoulli", "regression": "normal"}
+        return [Logits(outputs, kinds[self.config.form])]
 
     def decode(self, example: Example, outputs: Sequence[NDArray[np.float32]]) -> Result:
         logits = np.average(outputs, axis=0, weights=[len(window) for window in example.windows]).astype(np.float64)

@@ -3,7 +3,7 @@
 rows ─► settle ─► examples ─► training.fit ─► OUT/best: a folder that `hanmo.load` opens
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,8 +20,10 @@ from hanmo.tasks.batches import TaskBatches, predict
 from hanmo.tasks.config import TASK_JSON, Score, TaskArgs, TaskConfig
 from hanmo.tasks.network import build, save_network
 from hanmo.tasks.rows import Row, count_duplicates, read_rows, split
+from hanmo.tasks.steps import task_loss
 from hanmo.tasks.table import make_task, task_class
-from hanmo.tasks.task import Batch, Example, Result, Task, TaskNetwork, weighted_mean
+from hanmo.tasks.task import Example, Result, Task, TaskNetwork
+from hanmo.tasks.wrappers import Wrap, wrapped
 from hanmo.tokenizers.load import tokenizer_files
 from hanmo.training import distributed
 from hanmo.training.args import TrainArgs
@@ -33,7 +35,6 @@ from hanmo.training.step import make_optimizer as plain_optimizer
 __all__ = ["Data", "Fitted", "fit", "prepare", "task_loss"]
 
 Source: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
-Loss: TypeAlias = Callable[[Any, Any], torch.Tensor]
 
 
 @dataclass
@@ -74,7 +75,7 @@ def fit(
     args: TrainArgs | None = None,
     layer_decay: float = 1.0,
     head_lr: float = 1.0,
-    wrap: Callable[[Loss, TaskNetwork], Loss] | None = None,
+    wrap: Wrap | Sequence[Wrap] = (),
     device: torch.device | str = "cpu",
     resume: bool = False,
     console: Console | None = None,
@@ -87,7 +88,7 @@ def fit(
     args: usually `TaskArgs`. AUTO takes what suits fine-tuning: AdamW, 2e-5 (LoRA: 2e-4), falling linearly after a
     tenth of the steps, and an evaluation after every epoch. By default 3 epochs.
     layer_decay: factor of the rate from each block to the one below it.   head_lr: factor of the head's rate.
-    wrap: (loss, network) → the loss to train on.
+    wrap: training tricks by name or object, or functions (loss, network) → loss; see `hanmo.tasks.wrappers`.
     resume: continue the run in `out`.
     Raises DataError naming the row that is wrong, ConfigError, and what `hanmo.load` and the loop raise.
     """
@@ -107,13 +108,14 @@ def fit(
     if console is not None and distributed.is_main():
         console.print(*data.notes, sep="\n", highlight=False, markup=False, soft_wrap=True)
     args = _with_defaults(args, len(batches))
+    loss = wrapped(task_loss, network, wrap, args)
     judge = _Judge(task, data, args.batch, loaded.path if loaded.path.is_dir() else loaded.path.parent)
     outcome = run_loop(
         network,
         batches,
         out=out,
         settings=args,
-        loss=task_loss if wrap is None else wrap(task_loss, network),
+        loss=loss,
         optimizer=lambda net: make_optimizer(net, args, layer_decay=layer_decay, head_lr=head_lr),
         evaluate=judge,
         save=judge.save,
@@ -145,11 +147,6 @@ def prepare(config: TaskConfig, train: Source, dev: Source | None, *, held_out: 
         found.notes.append(f"{twice:,} of the {len(rows):,} training rows repeat the text of another")
     found.notes.append(f"labels: {', '.join(config.labels[:20])}{' …' if len(config.labels) > 20 else ''}")
     return found
-
-
-def task_loss(network: TaskNetwork, batch: Batch) -> torch.Tensor:
-    """Return the mean loss of a batch's windows by their weight: a float32 scalar."""
-    return weighted_mean(network.task.losses(network(batch), batch), batch["weight"])
 
 
 def make_optimizer(model: nn.Module, args: TrainArgs, *, layer_decay: float = 1.0, head_lr: float = 1.0) -> Optimizer:

@@ -23,6 +23,7 @@ from hanmo.model import Output
 from hanmo.nn.linear import Linear
 from hanmo.tasks.chains import align_left, crf_losses, memm_losses
 from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.divergence import Logits
 from hanmo.tasks.rows import Row, spans_of, texts_of
 from hanmo.tasks.schemes import SCHEMES, Scheme, memm_scores
 from hanmo.tasks.scores import set_scores
@@ -179,6 +180,9 @@ class Tag(Task):
                 losses = memm_losses(scores, tags, transitions, mask)
             weights = torch.from_numpy(self.weights).to(tags.device)[tags] * mask
             return (losses * weights).sum(1) / weights.sum(1).clamp(min=1e-12)
+
+    def logits(self, outputs: TagScores, batch: Batch) -> Sequence[Logits]:
+        return [Logits(outputs.scores, mask=batch["mask"])]
 
     # Results
 

@@ -20,6 +20,7 @@ from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError
 from hanmo.model import Model
 from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.divergence import Logits
 from hanmo.tasks.rows import Row, texts_of
 from hanmo.tasks.windows import Tokens, Window, make_windows, tokenize
 from hanmo.tokenizers.protocol import Tokenizer
@@ -179,6 +180,13 @@ class Task(ABC):
     @abstractmethod
     def losses(self, outputs: Any, batch: Batch) -> Tensor:
         """Return the loss of each window [windows]; training minimises their mean weighted by "weight"."""
+
+    def logits(self, outputs: Any, batch: Batch) -> Sequence[Logits]:
+        """Return the distributions that outputs predict, which R-Drop, VAT and distillation compare.
+
+        By default outputs are a tensor [windows, …, classes] of logits of a softmax. Targets may be missing.
+        """
+        return [Logits(outputs)]
 
     # Results
 

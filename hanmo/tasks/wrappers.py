@@ -1,0 +1,64 @@
+"""The step wrappers by name, for `hanmo.tasks.fit(…, wrap=)`.
+
+wrap="fgm"                        with the default options
+wrap=Fgm(epsilon=1.0)             an object
+wrap=["focal", RDrop(alpha=1)]    several: the first changes the loss of the task, the next what that gives
+wrap=function                     (loss, network) → loss, with loss(network, batch) → scalar
+"""
+
+from collections.abc import Callable, Sequence
+from inspect import signature
+from typing import Any, TypeAlias
+
+from hanmo.errors import ConfigError
+from hanmo.tasks.adversarial import Fgm, GradientPenalty, Pgd, Vat
+from hanmo.tasks.compress import Distill, Theseus
+from hanmo.tasks.regularize import Focal, RDrop
+from hanmo.tasks.steps import StepWrapper
+from hanmo.tasks.task import TaskNetwork
+from hanmo.training.args import TrainArgs
+from hanmo.training.step import Loss
+
+__all__ = ["WRAPPERS", "Wrap", "make_wrapper", "wrapped"]
+
+WRAPPERS: dict[str, type[StepWrapper]] = {
+    "fgm": Fgm,
+    "pgd": Pgd,
+    "gradient_penalty": GradientPenalty,
+    "vat": Vat,
+    "r_drop": RDrop,
+    "focal": Focal,
+    "distill": Distill,
+    "theseus": Theseus,
+}
+Wrap: TypeAlias = str | Callable[[Loss, TaskNetwork], Loss]
+
+
+def make_wrapper(name: str, **options: Any) -> StepWrapper:
+    """Make a wrapper by its name in `WRAPPERS`.
+
+    Raises ConfigError for an unknown name, an option that it does not have, or one that is missing.
+    """
+    if name not in WRAPPERS:
+        raise ConfigError(f"wrap is {name!r}; expected one of {', '.join(WRAPPERS)}")
+    try:
+        signature(WRAPPERS[name]).bind(**options)
+    except TypeError as error:
+        raise ConfigError(f"wrap {name!r}: {error}") from None
+    return WRAPPERS[name](**options)
+
+
+def wrapped(loss: Loss, network: TaskNetwork, wrap: Wrap | Sequence[Wrap], args: TrainArgs) -> Loss:
+    """Wrap a loss in what `wrap` says, the first innermost.
+
+    Raises ConfigError for a name that is unknown, and where the network or the arguments exclude a wrapper.
+    """
+    chosen = [wrap] if isinstance(wrap, str) or callable(wrap) else wrap
+    for each in chosen:
+        wrapper = make_wrapper(each) if isinstance(each, str) else each
+        if isinstance(wrapper, StepWrapper):
+            if args.compile:
+                raise ConfigError(f"compile=True and {type(wrapper).__name__} exclude each other; leave one out")
+            wrapper.check(args)
+        loss = wrapper(loss, network)
+    return loss
