@@ -119,7 +119,7 @@ class Vat(StepWrapper):
     ) -> None:
         _positive(epsilon=epsilon, xi=xi, iterations=iterations, weight=weight, batch=1 if batch is None else batch)
         is_file = isinstance(unlabeled, str | Path)
-        self.rows = read_rows(unlabeled) if is_file else as_rows(unlabeled)  # type: ignore[arg-type]
+        self.rows = list(read_rows(unlabeled) if is_file else as_rows(unlabeled))  # type: ignore[arg-type]
         if not self.rows:
             raise DataError("unlabeled has no texts; give at least one")
         self.epsilon, self.xi, self.iterations, self.weight, self.batch = epsilon, xi, iterations, weight, batch
