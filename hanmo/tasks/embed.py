@@ -21,6 +21,7 @@ from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, DataError
 from hanmo.model import Model, Output
 from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.divergence import Logits
 from hanmo.tasks.embed_losses import contrastive, cosent, infonce
 from hanmo.tasks.pooling import pool
 from hanmo.tasks.rows import Row, texts_of
@@ -161,6 +162,9 @@ class Embed(Task):
     def infer(self, network: TaskNetwork, batch: Batch) -> Sequence[NDArray[np.float32]]:
         found: NDArray[np.float32] = network(batch).float().cpu().numpy()
         return list(found)
+
+    def logits(self, outputs: Tensor, batch: Batch) -> Sequence[Logits]:
+        return [Logits(outputs, "normal", mask=batch["mask"].any(-1))]
 
     def decode(self, example: Example, outputs: Sequence[NDArray[np.float32]]) -> Result:
         vectors = [self._vector(example, outputs, text) for text in range(len(example.tokens))]

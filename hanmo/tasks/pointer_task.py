@@ -10,14 +10,16 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
+from torch import Tensor
 
 from hanmo.errors import ConfigError, DataError
 from hanmo.tasks.calibration import best_threshold
 from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.divergence import Logits
 from hanmo.tasks.pointer import Pair
 from hanmo.tasks.rows import Row
 from hanmo.tasks.scores import set_scores
-from hanmo.tasks.task import Arrays, Example, Result, Task
+from hanmo.tasks.task import Arrays, Batch, Example, Result, Task
 from hanmo.tasks.windows import Window, deciding
 from hanmo.tokenizers.protocol import Tokenizer
 
@@ -54,6 +56,10 @@ class PointerTask(Task):
         if not config.labels:
             raise DataError(f"none of the {len(rows):,} training rows has {cls.noun}; expected some")
         return config
+
+    def logits(self, outputs: Any, batch: Batch) -> Sequence[Logits]:
+        scores = [outputs] if isinstance(outputs, Tensor) else outputs
+        return [Logits(each.flatten(2), "bernoulli") for each in scores]  # [windows, heads, n n]
 
     # Places
 
