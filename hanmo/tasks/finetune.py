@@ -108,14 +108,13 @@ def fit(
     if console is not None and distributed.is_main():
         console.print(*data.notes, sep="\n", highlight=False, markup=False, soft_wrap=True)
     args = _with_defaults(args, len(batches))
-    loss = wrapped(task_loss, network, wrap, args)
     judge = _Judge(task, data, args.batch, loaded.path if loaded.path.is_dir() else loaded.path.parent)
     outcome = run_loop(
         network,
         batches,
         out=out,
         settings=args,
-        loss=loss,
+        loss=wrapped(task_loss, network, wrap, args),
         optimizer=lambda net: make_optimizer(net, args, layer_decay=layer_decay, head_lr=head_lr),
         evaluate=judge,
         save=judge.save,
