@@ -9,6 +9,7 @@ once for each place. Linux only. The files are tiny and made anew from tests/dat
 
 import argparse
 import base64
+import copy
 import io
 import json
 import os
@@ -193,24 +194,27 @@ class Fuzzer:
         for _ in range(r.choice([1, 1, 1, 2, 3])):
             places = list(_places(whole, r))
             if not places:
-                return self._dumps(r.choice(VALUES))
+                return self._dumps(self.value())
             parent, key = r.choice(places)
             way = r.random()
             if way < 0.6:
-                parent[key] = r.choice(VALUES)
+                parent[key] = self.value()
             elif way < 0.75:
                 del parent[key]
             elif way < 0.9 and isinstance(parent, dict):
-                parent[r.choice(["extra", "type", "vocab", "model_type", "x" * 1000, r.choice(places)[1]])] = r.choice(
-                    VALUES
-                )
+                names = ["extra", "type", "vocab", "model_type", "x" * 1000, r.choice(places)[1]]
+                parent[r.choice(names)] = self.value()
             elif way < 0.9:
-                parent.append(r.choice(VALUES))
+                parent.append(self.value())
             else:
                 other, name = r.choice(places)
                 if name in other if isinstance(other, dict) else name < len(other):
                     parent[key] = json.loads(json.dumps(other[name]))
         return self._dumps(whole)
+
+    def value(self) -> Any:
+        """Draw a value; a copy, so that no later change puts it into itself."""
+        return copy.deepcopy(self.random.choice(VALUES))
 
     def _dumps(self, value: Any) -> bytes:
         return json.dumps(value, ensure_ascii=self.random.random() < 0.5).encode("utf-8", "surrogatepass")
