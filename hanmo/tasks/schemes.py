@@ -126,7 +126,7 @@ def memm_scores(scores: NDArray[Any], transitions: NDArray[Any]) -> tuple[NDArra
     Returns [n, labels] and [n - 1, labels, labels].
     """
     ends = np.zeros(scores.shape)
-    for place in (0, -1):
+    for place in (0, -1) if len(scores) else ():
         ends[place] += scores[place] - np.logaddexp.reduce(scores[place])
     forward = (scores[1:, None, :] + transitions) / 2
     backward = (scores[:-1, :, None] + transitions) / 2

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hanmo.config import ModelConfig
-from hanmo.errors import ConfigError
+from hanmo.errors import ConfigError, DataError
 from hanmo.model import Output
 from hanmo.nn.linear import Linear
 from hanmo.tasks.chains import align_left, crf_losses, memm_losses
@@ -87,6 +87,13 @@ class Tag(Task):
         self.weights = np.array([weights.get(name, 1) for name in names], np.float32)
 
     # Data
+
+    @classmethod
+    def settle(cls, config: TaskConfig, rows: Sequence[Row]) -> TaskConfig:
+        config = super().settle(config, rows)
+        if not config.labels:
+            raise DataError(f"none of the {len(rows):,} training rows has spans; expected some")
+        return config
 
     @classmethod
     def texts(cls, row: Row) -> tuple[str, ...]:

@@ -119,6 +119,22 @@ def test_an_empty_result_has_scores_of_zero():
     assert task().measure(rows, [{"spans": [span("天地", "天")]}, {"spans": []}])["f1"] == 1.0
 
 
+@pytest.mark.parametrize("head", Tag.heads)
+def test_a_text_without_tokens_has_no_spans(head):
+    one = task(head=head)
+    found = example(one, {"text": "\u200b", "spans": []})
+    assert len(found.tokens[0]) == 0
+    assert one.decode(found, [(np.zeros((2, 5)), None if head == "softmax" else np.zeros((5, 5)))]) == {"spans": []}
+    batch = {name: torch.from_numpy(array) for name, array in one.collate([(found, found.windows[0])]).items()}
+    outputs = TagScores(torch.ones(1, 2, 5), None if head == "softmax" else torch.ones(5, 5))
+    assert one.losses(outputs, batch).tolist() == [0]
+
+
+def test_training_rows_without_any_span_are_refused():
+    with pytest.raises(DataError, match="none of the 2 training rows has spans"):
+        Tag.settle(TaskConfig(kind="tag"), read_rows([{"text": "天", "spans": []}] * 2))
+
+
 NESTED = [{"start": 0, "stop": 3, "label": "SKY"}, {"start": 1, "stop": 2, "label": "SUN"}]
 
 
