@@ -38,26 +38,26 @@ class Scheme:
             letter if number < 0 or name == "words" else f"{letter}-{labels[number]}" for letter, number in parts
         )
         self.label_of = np.array([number for _, number in parts])
-        self.continues = np.array([letter in _CONTINUES for letter, _ in parts])
+        self._continues = np.array([letter in _CONTINUES for letter, _ in parts])
         # In BMES a span that has begun must come to its E; in BIO it may stop anywhere.
-        self.stops_later = np.array([letter in _STOPS_LATER and name != "BIO" for letter, _ in parts])
-        self.begins_span = np.array([letter in "BS" for letter, _ in parts])
+        self._stops_later = np.array([letter in _STOPS_LATER and name != "BIO" for letter, _ in parts])
+        self._begins = np.array([letter in "BS" for letter, _ in parts])
         goes_on = np.array([letter in ("BI" if name == "BIO" else "BM") for letter, _ in parts])
         same = self.label_of[:, None] == self.label_of
-        self.follows = np.where(self.continues, goes_on[:, None] & same, ~self.stops_later[:, None])
+        self.follows = np.where(self._continues, goes_on[:, None] & same, ~self._stops_later[:, None])
+        self._bio = name == "BIO"
         self._tag_of = {part: tag for tag, part in enumerate(parts)}
-        self._letters = letters
 
     def encode(self, spans: Iterable[Span], length: int) -> NDArray[np.int64]:
         """Return the tag of each of `length` tokens."""
         tags = np.zeros(length, np.int64)
         for start, stop, label in spans:
-            tags[start:stop] = self._tag_of["I" if self._letters == "BI" else "M", label]
-            tags[start] = self._tag_of["B", label]
-            if self._letters != "BI":
-                tags[stop - 1] = self._tag_of["E", label]
-                if stop - start == 1:
-                    tags[start] = self._tag_of["S", label]
+            size = stop - start
+            if self._bio:
+                letters = "B" + "I" * (size - 1)
+            else:
+                letters = "B" + "M" * (size - 2) + "E" if size > 1 else "S"
+            tags[start:stop] = [self._tag_of[letter, label] for letter in letters]
         return tags
 
     def decode(self, tags: Iterable[int], *, strict: bool = True) -> list[Span]:
@@ -71,23 +71,23 @@ class Scheme:
         current: Span | None = None
         previous, everywhere = 0, not strict and self.tags[0] != "O"
         for place, tag in enumerate(tags):
-            if current is not None and self.continues[tag] and (not strict or self.follows[previous, tag]):
+            if current is not None and self._continues[tag] and (not strict or self.follows[previous, tag]):
                 current = (current[0], place + 1, current[2])
             else:
                 self._close(current, previous, strict, found)
-                current = (place, place + 1, int(self.label_of[tag])) if self.begins_span[tag] or everywhere else None
+                current = (place, place + 1, int(self.label_of[tag])) if self._begins[tag] or everywhere else None
             previous = tag
         self._close(current, previous, strict, found)
         return found
 
     def _close(self, span: Span | None, tag: int, strict: bool, found: list[Span]) -> None:
-        if span is not None and not (strict and self.stops_later[tag]):
+        if span is not None and not (strict and self._stops_later[tag]):
             found.append(span)
 
     def path(self, scores: NDArray[Any], transitions: NDArray[Any] | float = 0.0) -> NDArray[np.int64]:
         """Return the best sequence of tags among those that the scheme allows; arguments as of `viterbi`."""
         allowed = np.where(self.follows, transitions, -np.inf)
-        return viterbi(scores, allowed, np.flatnonzero(self.continues), np.flatnonzero(self.stops_later))
+        return viterbi(scores, allowed, np.flatnonzero(self._continues), np.flatnonzero(self._stops_later))
 
 
 def viterbi(
