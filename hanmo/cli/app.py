@@ -24,6 +24,7 @@ from hanmo.cli.plan import plan
 from hanmo.cli.run import CONTEXT
 from hanmo.cli.run import run as run_script
 from hanmo.cli.screen import say
+from hanmo.cli.task import evaluate, fit, predict
 from hanmo.cli.train import finetune, pretrain
 from hanmo.cli.write import write
 from hanmo.errors import HanmoError
@@ -44,7 +45,7 @@ class _Commands(Translated, TyperGroup):
         except BrokenPipeError:
             _end("", 141)
         except (HanmoError, OSError) as error:
-            if ctx.params.get("debug"):
+            if ctx.find_root().params.get("debug"):
                 raise
             message = " ".join(str(error).split()) or type(error).__name__
             if isinstance(error, OSError) and not isinstance(error, HanmoError) and error.strerror:
@@ -86,6 +87,11 @@ def _options(
 for _command in (write, inspect, convert, plan, cache, bench, finetune, pretrain, pack, vocab):
     app.command(_command.__name__, cls=TranslatedCommand)(_command)
 app.command("run", cls=TranslatedCommand, context_settings=CONTEXT)(run_script)
+task = typer.Typer(cls=_Commands, no_args_is_help=True)
+task.command("fit", cls=TranslatedCommand)(fit)
+task.command("predict", cls=TranslatedCommand)(predict)
+task.command("evaluate", cls=TranslatedCommand)(evaluate)
+app.add_typer(task, name="task", help="Classify, tag, extract and compare texts: train on labelled data, and predict.")
 
 
 def run() -> NoReturn:

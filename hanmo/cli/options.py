@@ -1,13 +1,18 @@
 """Options that several commands have, each declared once; and tables of options, for commands that have many."""
 
+import json
+import sys
 from collections.abc import Callable, Mapping
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from typer import Option
+from typer import Context, Option
 
-__all__ = ["option", "plain", "with_options"]
+from hanmo.errors import ConfigError, MissingFile
+from hanmo.files import errors_as, read_bytes, read_json
+
+__all__ = ["keep_options", "option", "plain", "read_options", "run_options", "with_options"]
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -75,3 +80,73 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [str(each) for each in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def run_options(context: Context) -> dict[str, Any]:
+    """Return the options of a command that trains as plain values, and its name.
+
+    A resumed run keeps its own, of OUT/options.json, where the command line gives no other.
+    Raises MissingFile and ConfigError for a folder that does not hold what is asked for.
+    """
+    given = {name: plain(value) for name, value in context.params.items()}
+    out, command = Path(given["out"]), context.info_name
+    if given["resume"]:
+        kept = out / "options.json"
+        if not kept.is_file():
+            raise MissingFile(f"{out} holds no run to go on with ({kept.name} is missing); leave --resume out to begin")
+        before = read_json(kept, error=ConfigError, advice="; begin again with another --out")
+        if before.get("command") != command:
+            raise ConfigError(f"the run in {out} was begun by another command than {command}; resume it with that one")
+        for each in context.command.params:
+            name = str(each.name)
+            source = context.get_parameter_source(name)
+            if name in before and (source is None or source.name != "COMMANDLINE"):
+                with errors_as(ConfigError, f"{kept} says that {name} is {before[name]!r}", advice="; mend it"):
+                    given[name] = plain(each.process_value(context, before[name]))
+    elif any(out.glob("last-*")) or any(out.glob("*/last-*")):
+        raise ConfigError(f"{out} holds a run; go on with it by --resume, or give another --out")
+    return given | {"command": command}
+
+
+def keep_options(out: Path, given: Mapping[str, Any]) -> None:
+    """Write OUT/options.json, from which `run_options` reads the options of a run that is resumed."""
+    from hanmo.checkpoint.staged import atomic_path
+
+    kept = {name: value for name, value in given.items() if name not in ("resume", "out")}
+    with atomic_path(out / "options.json") as made:
+        made.write_text(json.dumps(kept, ensure_ascii=False, indent=1) + "\n", "utf-8")
+
+
+def read_options(context: Context, path: Path | None) -> Path | None:
+    """Take the options of a command from a TOML or JSON file, where the command line does not give them.
+
+    Keys are names of options, with - or _; a table is an option of NAME=VALUE pairs. The callback of an eager option.
+    Raises ConfigError for what is no such file and for an unknown key, MissingFile.
+    """
+    if path is None:
+        return None
+    known = {str(each.name): each for each in context.command.params}
+    known |= {name.lstrip("-").replace("-", "_"): each for each in known.values() for name in each.opts}
+    found: dict[str, Any] = {}
+    for key, value in _settings_of(path).items():
+        option = known.get(key.replace("-", "_"))
+        if option is None or option.name in ("config", "help", "resume"):
+            names = sorted(name.replace("_", "-") for name in {str(each.name) for each in known.values()})
+            raise ConfigError(f"{path}: the key {key!r} is unknown; known are {', '.join(names)}")
+        if isinstance(value, dict):
+            value = [f"{name}={json.dumps(each, ensure_ascii=False)}" for name, each in value.items()]
+        found[str(option.name)] = value
+    context.default_map = {**(context.default_map or {}), **found}
+    return path
+
+
+def _settings_of(path: Path) -> dict[str, Any]:
+    if path.suffix != ".toml":
+        settings: dict[str, Any] = read_json(path, error=ConfigError, unique=True)
+        return settings
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    with errors_as(ConfigError, f"{path} is no TOML file"):
+        return tomllib.loads(read_bytes(path, error=ConfigError).decode("utf-8-sig"))

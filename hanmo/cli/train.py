@@ -1,27 +1,27 @@
 """`hanmo finetune` and `hanmo pretrain`: options in, a trained model out. `hanmo.finetune` does the work.
 
-Knows options, and how those of a resumed run are found: in OUT/options.json. All messages go to standard error.
+Knows options. All messages go to standard error.
 """
 
-import json
 from dataclasses import fields
 from functools import partial
 from inspect import Parameter
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from hanmo.cli import options as shared
-from hanmo.cli.options import option, plain, with_options
+from hanmo.cli.options import keep_options, option, run_options, with_options
 from hanmo.cli.screen import progress, say, translating_console
 from hanmo.cores import set_torch_threads
-from hanmo.errors import ConfigError, MissingFile
-from hanmo.files import errors_as, read_json
 
-__all__ = ["finetune", "pretrain"]
+if TYPE_CHECKING:
+    from hanmo.training.args import TrainArgs
 
-_TRAINING: dict[str, tuple[Any, Any]] = {
+__all__ = ["TRAINING", "finetune", "pretrain", "train_args"]
+
+TRAINING: dict[str, tuple[Any, Any]] = {
     "out": option(Path, "Folder of the run: checkpoints, log, curves.", default=Parameter.empty, show_default=False),
     "data": option(list[Path], "Text (txt, jsonl, csv, folders), packed files, or pairs."),
     "valid": option(list[Path], "Validation data; default: a share of the data."),
@@ -82,7 +82,7 @@ _PRETRAINING = {
 }
 
 
-@with_options(_FINETUNING | _TRAINING)
+@with_options(_FINETUNING | TRAINING)
 def finetune(context: typer.Context, **options: Any) -> None:
     """Train a checkpoint on one's own text.
 
@@ -90,7 +90,7 @@ def finetune(context: typer.Context, **options: Any) -> None:
 
     Trains all weights; 1.4 billion of them fit on an 8 GB card. Ctrl-C saves; --resume goes on.
     """
-    given = _options(context)
+    given = run_options(context)
     if given["model"] is None:
         raise typer.BadParameter("give --model, the checkpoint to begin from")
     from hanmo.finetune import finetune as tune
@@ -98,13 +98,13 @@ def finetune(context: typer.Context, **options: Any) -> None:
     _run(given, partial(tune, Path(given["model"]), config=given["config"] and Path(given["config"])))
 
 
-@with_options(_PRETRAINING | _TRAINING, batch=8, schedule="cosine")
+@with_options(_PRETRAINING | TRAINING, batch=8, schedule="cosine")
 def pretrain(context: typer.Context, **options: Any) -> None:
     """Train a new model of any family from scratch.
 
     [bold]hanmo pretrain --config config.json --family gpt2_ml --tokenizer vocab.txt --data corpus --out run[/bold]
     """
-    given = _options(context)
+    given = run_options(context)
     for name in _PRETRAINING:
         if given[name] is None:
             raise typer.BadParameter(f"give --{name}; a fresh model needs both --config and --tokenizer")
@@ -113,57 +113,21 @@ def pretrain(context: typer.Context, **options: Any) -> None:
     _run(given, partial(tune, Path(given["config"])))
 
 
-def _options(context: typer.Context) -> dict[str, Any]:
-    """Return the options as plain values; a resumed run keeps its own where the command line gives no other."""
-    given = {name: plain(value) for name, value in context.params.items()}
-    out, command = Path(given["out"]), context.info_name
-    if given["resume"]:
-        kept = out / "options.json"
-        if not kept.is_file():
-            raise MissingFile(f"{out} holds no run to go on with ({kept.name} is missing); leave --resume out to begin")
-        before = read_json(kept, error=ConfigError, advice="; begin again with another --out")
-        if before.get("command") != command:
-            raise ConfigError(f"the run in {out} was begun by another command than {command}; resume it with that one")
-        for each in context.command.params:
-            name = str(each.name)
-            source = context.get_parameter_source(name)
-            if name in before and (source is None or source.name != "COMMANDLINE"):
-                with errors_as(ConfigError, f"{kept} says that {name} is {before[name]!r}", advice="; mend it"):
-                    given[name] = plain(each.process_value(context, before[name]))
-    elif any(out.glob("last-*")):
-        raise ConfigError(f"{out} holds a run; go on with it by --resume, or give another --out")
-    if not given["data"]:
-        raise typer.BadParameter("give --data: text, packed files, or pairs")
-    return given | {"command": command}
-
-
 def _run(given: dict[str, Any], tune: Any) -> None:
     """Do the run, in as many processes as torchrun started, and end as it was asked to."""
-    import torch
-
-    from hanmo.checkpoint.staged import atomic_path
+    if not given["data"]:
+        raise typer.BadParameter("give --data: text, packed files, or pairs")
     from hanmo.finetune import Run
     from hanmo.training import distributed
-    from hanmo.training.args import TrainArgs
     from hanmo.training.checkpoints import locked
-    from hanmo.training.memory import parse_size
 
-    set_torch_threads(given["threads"])
-    if given["device"] == "auto":
-        given["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-    names = {field.name for field in fields(TrainArgs)} - {"device", "memory"}
-    args = TrainArgs(
-        **{name: value for name, value in given.items() if name in names and value is not None},
-        memory=given["memory"] and parse_size(given["memory"]),
-    )
+    args = train_args(given)
     out, data, valid = Path(given["out"]), map(Path, given["data"]), map(Path, given["valid"] or ())
     how = {"resume": given["resume"], "board": given["tensorboard"], "form": given["form"]}
     run = Run(out, [*data], [*valid], given["prompt"] or (), **how)
     with distributed.started(given["device"]) as device, locked(out), progress("packing") as shown:
         if distributed.is_main() and not run.resume:
-            kept = {name: value for name, value in given.items() if name not in ("resume", "out")}
-            with atomic_path(out / "options.json") as made:
-                made.write_text(json.dumps(kept, ensure_ascii=False, indent=1) + "\n", "utf-8")
+            keep_options(out, given)
         outcome = tune(
             run=run,
             args=args,
@@ -177,3 +141,21 @@ def _run(given: dict[str, Any], tune: Any) -> None:
     if outcome.stopped:
         say(f"stopped after step {outcome.steps}, saved; go on with --out {out} --resume")
         raise typer.Exit(130)
+
+
+def train_args(given: dict[str, Any]) -> "TrainArgs":
+    """Make the arguments of a training run of options; sets threads, and the device in place of "auto"."""
+    import torch
+
+    from hanmo.training.args import TrainArgs
+    from hanmo.training.memory import parse_size
+
+    set_torch_threads(given["threads"])
+    if given["device"] == "auto":
+        given["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+    names = {field.name for field in fields(TrainArgs)} - {"device", "memory"}
+    memory = given.get("memory")
+    return TrainArgs(
+        **{name: value for name, value in given.items() if name in names and value is not None},
+        memory=memory and parse_size(memory),
+    )

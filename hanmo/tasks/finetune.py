@@ -3,10 +3,11 @@
 rows ─► settle ─► examples ─► training.fit ─► OUT/best: a folder that `hanmo.load` opens
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,7 +20,8 @@ from hanmo.model_pipeline import ModelPipeline
 from hanmo.tasks.batches import TaskBatches, predict
 from hanmo.tasks.config import TASK_JSON, Score, TaskArgs, TaskConfig
 from hanmo.tasks.network import build, save_network
-from hanmo.tasks.rows import Row, count_duplicates, read_rows, split
+from hanmo.tasks.readers import Source, read_data
+from hanmo.tasks.rows import Row, count_duplicates, split
 from hanmo.tasks.steps import task_loss
 from hanmo.tasks.table import make_task, task_class
 from hanmo.tasks.task import Example, Result, Task, TaskNetwork
@@ -34,7 +36,6 @@ from hanmo.training.step import make_optimizer as plain_optimizer
 
 __all__ = ["Data", "Fitted", "fit", "prepare", "task_loss"]
 
-Source: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
 
 
 @dataclass
@@ -56,12 +57,14 @@ class Fitted:
     """The result of a run.
 
     folder: the best weights, for `hanmo.load`.   score: theirs.   notes: what was found in the data.
+    stopped: whether a signal ended it before its last step.
     """
 
     folder: Path
     score: Score
     notes: Sequence[str]
     steps: int
+    stopped: bool = False
 
 
 def fit(
@@ -78,11 +81,13 @@ def fit(
     wrap: Wrap | Sequence[Wrap] = (),
     device: torch.device | str = "cpu",
     resume: bool = False,
+    format: str | None = None,
     console: Console | None = None,
 ) -> Fitted:
     """Fine-tune a model on a task; keep the weights with the best score on dev data.
 
-    model: what `hanmo.load` takes, or gives; its weights are copied.   train, dev: files of JSON lines, or rows.
+    model: what `hanmo.load` takes, or gives; its weights are copied.   train, dev: files, or rows.
+    format: of the files, as for `hanmo.tasks.readers.read_data`.
     Without dev a share of train is held out (`args.held_out`), rows of equal texts together.
     kind: of `TASKS`; or config, which may leave labels and more to the training data.
     args: usually `TaskArgs`. AUTO takes what suits fine-tuning: AdamW, 2e-5 (LoRA: 2e-4), falling linearly after a
@@ -96,7 +101,7 @@ def fit(
         raise ConfigError("give either kind, such as 'classify', or config=TaskConfig(…)")
     config = config or TaskConfig(kind=str(kind))
     args = args or TaskArgs()
-    data = prepare(config, train, dev, held_out=args.held_out, seed=args.seed)
+    data = prepare(config, train, dev, held_out=args.held_out, seed=args.seed, format=format)
     loaded = model if isinstance(model, ModelPipeline) else load(model, device=device)
     task = make_task(_with_length(data.config, loaded), loaded._tokenizer())
     network = build(loaded.model, task, seed=args.seed)
@@ -123,28 +128,41 @@ def fit(
     )
     score = TaskConfig.read(outcome.folder / TASK_JSON).score
     assert score is not None
-    return Fitted(outcome.folder, score, data.notes, outcome.steps)
+    return Fitted(outcome.folder, score, data.notes, outcome.steps, outcome.stopped)
 
 
-def prepare(config: TaskConfig, train: Source, dev: Source | None, *, held_out: float = 0.1, seed: int = 0) -> Data:
+def prepare(
+    config: TaskConfig,
+    train: Source,
+    dev: Source | None,
+    *,
+    held_out: float = 0.1,
+    seed: int = 0,
+    format: str | None = None,
+) -> Data:
     """Read and check the rows of a run, and settle the task by the training rows; see `fit`."""
     kind = task_class(config.kind)
-    rows = read_rows(train)
+    rows = read_data(train, format=format)
     if dev is None:
         config = kind.settle(config, rows)
         rows, held = split(rows, held_out, key=kind.texts, seed=seed)
         found = Data(rows, held, config, "held out")
         found.notes.append(f"held out: {len(held):,} of {len(rows) + len(held):,} rows, drawn with seed {seed}")
     else:
-        held = read_rows(dev)
+        held = read_data(dev, format=format)
         config = kind.settle(config, rows)
         kind.check_rows(held, config, "the training data")
         found = Data(rows, held, config, str(dev) if isinstance(dev, str | Path) else "dev")
+        found.notes.append(f"dev rows: {len(held):,} of {found.measured_on}")
         if both := count_duplicates(held, rows, key=kind.texts):
             found.notes.append(f"{both:,} of the {len(held):,} dev rows have texts that are in the training data too")
     if twice := count_duplicates(rows, key=kind.texts):
         found.notes.append(f"{twice:,} of the {len(rows):,} training rows repeat the text of another")
-    found.notes.append(f"labels: {', '.join(config.labels[:20])}{' …' if len(config.labels) > 20 else ''}")
+    if config.labels:
+        counts = Counter(label for row in rows for label in kind.labels_of(row, config))
+        shown = [f"{label} {counts[label]:,}" for label in config.labels[:20]]
+        found.notes.append(f"labels: {', '.join(shown)}{' …' if len(config.labels) > 20 else ''}")
+        found.notes += _unmeasured(config.labels, {label for row in held for label in kind.labels_of(row, config)})
     return found
 
 
@@ -224,6 +242,11 @@ def _with_defaults(args: TrainArgs, batches: int) -> TrainArgs:
         save_every=batches,
         log_every=max(1, min(20, (steps or 1000) // 50)),
     )
+
+
+def _unmeasured(labels: Sequence[str], measured: set[str]) -> list[str]:
+    left = [label for label in labels if label not in measured]
+    return [f"{len(left):,} labels are in no dev row: {', '.join(left[:10])}"] if left else []
 
 
 def _describe(examples: Sequence[Example], batches: int) -> list[str]:

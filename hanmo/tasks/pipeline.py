@@ -23,7 +23,8 @@ from hanmo.tasks.batches import predict
 from hanmo.tasks.config import TASK_JSON, TaskConfig
 from hanmo.tasks.embed import Embed, EmbedHead, fit_whitening, nearest
 from hanmo.tasks.network import read_head, save_network
-from hanmo.tasks.rows import Item, as_rows, read_rows
+from hanmo.tasks.readers import Source, read_data
+from hanmo.tasks.rows import Item, Row, as_rows
 from hanmo.tasks.table import make_task
 from hanmo.tasks.task import Result, Task, TaskNetwork
 from hanmo.tokenizers.load import tokenizer_files
@@ -63,7 +64,7 @@ class TaskPipeline(ModelPipeline):
         batch: windows computed together; results do not depend on it beyond rounding.
         Raises DataError for an item that is none of these, or an empty text.
         """
-        if isinstance(texts, str | Mapping):
+        if isinstance(texts, str | Mapping | Row):
             return next(self.stream_results([texts], batch=batch))
         return list(self.stream_results(texts, batch=batch))
 
@@ -72,15 +73,22 @@ class TaskPipeline(ModelPipeline):
         check_count("batch", batch)
         return predict(self.network, map(self.task.encode, as_rows(texts)), batch=batch)
 
-    def evaluate(self, data: str | Path | Iterable[Mapping[str, Any]], *, batch: int = 32) -> dict[str, float]:
-        """Score predictions on labelled data: a file of JSON lines, or rows.
+    def evaluate(self, data: Source, *, batch: int = 32, format: str | None = None) -> dict[str, float]:
+        """Score predictions on labelled data: a file, or rows.
 
+        format: of the file, as for `hanmo.tasks.readers.read_data`.
         Raises DataError naming the line of a row that is wrong, or has a label that the task does not have.
         """
+        return self.task.measure(*self.predict_labelled(data, batch=batch, format=format))
+
+    def predict_labelled(
+        self, data: Source, *, batch: int = 32, format: str | None = None
+    ) -> tuple[list[Row], list[Result]]:
+        """Return labelled rows and their results, which `hanmo.tasks.report` compares; see `evaluate`."""
         check_count("batch", batch)
-        rows, task = read_rows(data), self.task
+        rows, task = read_data(data, format=format), self.task
         task.check_rows(rows, task.config, f"the task of {self.path}")
-        return task.measure(rows, list(predict(self.network, map(task.encode, rows), batch=batch)))
+        return rows, list(predict(self.network, map(task.encode, rows), batch=batch))
 
     def save(self, path: str | Path, *, form: str = "safetensors", overwrite: bool = False) -> Path:
         """Save network, head, task and vocabulary as a folder, and return its path.

@@ -16,9 +16,7 @@ from hanmo.errors import DataError
 from hanmo.files import open_file, parse_json
 from hanmo.tokenizers.protocol import check_text
 
-__all__ = ["Item", "Row", "as_rows", "count_duplicates", "read_rows", "spans_of", "split", "texts_of"]
-
-Item: TypeAlias = str | tuple[str, str] | Mapping[str, Any]
+__all__ = ["Item", "Row", "as_rows", "count_duplicates", "folds", "read_rows", "spans_of", "split", "texts_of"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,7 @@ class Row:
         return value
 
 
+Item: TypeAlias = str | tuple[str, str] | Mapping[str, Any] | Row
 Key: TypeAlias = Callable[[Row], tuple[str, ...]]
 
 
@@ -85,11 +84,16 @@ def spans_of(row: Row, key: str = "spans") -> list[tuple[int, int, str]]:
 def _hint(text: str, span: Mapping[str, Any]) -> str:
     if text[span["start"] : span["stop"] + 1] == span["text"]:
         return "; its end is inclusive, expected one past the last character"
+    units = text.encode("utf-16-le", "surrogatepass")[2 * span["start"] : 2 * span["stop"]].decode(
+        "utf-16-le", "replace"
+    )
+    if units == span["text"]:
+        return "; its ends count UTF-16 units, expected code points"
     place = text.find(span["text"]) if isinstance(span["text"], str) and span["text"] else -1
     return f"; that text begins at {place}" if place >= 0 else ""
 
 
-def read_rows(source: str | Path | Iterable[Mapping[str, Any]]) -> list[Row]:
+def read_rows(source: str | Path | Iterable[Row | Mapping[str, Any]]) -> list[Row]:
     """Read a file of JSON lines, or take rows that are in memory.
 
     Raises DataError naming the line for what is no JSON object, and for a source without rows; MissingFile.
@@ -97,10 +101,12 @@ def read_rows(source: str | Path | Iterable[Mapping[str, Any]]) -> list[Row]:
     if isinstance(source, str | Path):
         rows, name = list(_lines(Path(source))), str(source)
     else:
-        rows, name = [Row(f"row {number}", data) for number, data in enumerate(source, 1)], "the list of rows"
-        for row in rows:
+        rows, name = [], "the list of rows"
+        for number, data in enumerate(source, 1):
+            row = data if isinstance(data, Row) else Row(f"row {number}", data)
             if not isinstance(row.data, Mapping):
                 raise row.error(f"it is a {type(row.data).__name__}; expected a dict")
+            rows.append(row)
     if not rows:
         raise DataError(f"{name} is empty; expected a JSON object on each line")
     return rows
@@ -120,6 +126,8 @@ def as_rows(items: Iterable[Item]) -> Iterator[Row]:
         where = f"text {number}"
         if isinstance(item, str):
             yield Row(where, {"text": item})
+        elif isinstance(item, Row):
+            yield item
         elif isinstance(item, Mapping):
             yield Row(where, item)
         elif isinstance(item, Sequence) and len(item) == 2:
@@ -143,17 +151,41 @@ def split(rows: Sequence[Row], share: float, *, key: Key = texts_of, seed: int =
     """
     if not 0 < share < 1:
         raise DataError(f"the share held out is {share}; expected a number between 0 and 1")
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for number, row in enumerate(rows):
-        groups.setdefault(key(row), []).append(number)
-    order = list(groups.values())
-    random.Random(seed).shuffle(order)
+    order = _groups(rows, key, seed)
     held: set[int] = set()
     for group in order[:-1]:
         if len(held) >= max(1, round(share * len(rows))):
             break
         held.update(group)
     if not held:
-        raise DataError(f"{len(rows)} rows with {len(groups)} different texts are too few to hold {share:.0%} out")
+        raise DataError(f"{len(rows)} rows with {len(order)} different texts are too few to hold {share:.0%} out")
     left = [row for number, row in enumerate(rows) if number not in held]
     return left, [row for number, row in enumerate(rows) if number in held]
+
+
+def folds(
+    rows: Sequence[Row], count: int, *, key: Key = texts_of, seed: int = 0
+) -> Iterator[tuple[list[Row], list[Row]]]:
+    """Yield the training and dev rows of each fold; each row is in one dev side, rows of equal texts in the same.
+
+    Raises DataError if there are fewer than 2 folds, or fewer different texts than folds.
+    """
+    order = _groups(rows, key, seed)
+    if not 2 <= count <= len(order):
+        raise DataError(f"{count} folds of {len(order)} different texts; expected from 2 to the number of texts")
+    parts: list[set[int]] = [set() for _ in range(count)]
+    for group in order:
+        min(parts, key=len).update(group)
+    for part in parts:
+        left = [row for number, row in enumerate(rows) if number not in part]
+        yield left, [row for number, row in enumerate(rows) if number in part]
+
+
+def _groups(rows: Sequence[Row], key: Key, seed: int) -> list[list[int]]:
+    """Return the numbers of rows of equal keys together, the groups in an order drawn by the seed."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(key(row), []).append(number)
+    order = list(groups.values())
+    random.Random(seed).shuffle(order)
+    return order

@@ -94,10 +94,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def draw_curves(out: Path, *, unit: str) -> Path:
+def draw_curves(out: Path, *, unit: str, loss: str = "training loss, nats a token") -> Path:
     """Draw loss and evaluations of OUT/log.jsonl against steps into OUT/curves.png.
 
-    unit: key of the evaluations, such as "bits_per_character". Raises MissingExtra without matplotlib.
+    unit: key of the evaluations, such as "bits_per_character".   loss: label of the loss's axis.
+    Raises MissingExtra without matplotlib.
     """
     try:
         from matplotlib.figure import Figure
@@ -111,7 +112,7 @@ def draw_curves(out: Path, *, unit: str) -> Path:
     left = figure.subplots()
     left.plot(*_columns(losses), color="tab:blue", linewidth=1)
     left.set_xlabel("step")
-    left.set_ylabel("training loss, nats a token", color="tab:blue")
+    left.set_ylabel(loss, color="tab:blue")
     left.grid(alpha=0.3)
     right = left.twinx()
     right.plot(*_columns(scores), color="tab:orange", marker="o", markersize=4)

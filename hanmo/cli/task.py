@@ -1,0 +1,247 @@
+"""`hanmo task fit`, `predict` and `evaluate`: options and files in, a trained task, results or scores out.
+
+Knows options and how results are printed. `hanmo.tasks` does the work. Messages go to standard error.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from inspect import Parameter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer import Argument, Option
+
+from hanmo.cli import options as shared
+from hanmo.cli.options import keep_options, option, read_options, run_options, with_options
+from hanmo.cli.screen import aligned, echo, echo_json, on_screen, say, translating_console
+from hanmo.cli.train import TRAINING, train_args
+from hanmo.errors import ConfigError, DataError, MissingExtra
+
+if TYPE_CHECKING:
+    from hanmo.tasks.finetune import Fitted
+    from hanmo.tasks.pipeline import TaskPipeline
+    from hanmo.tasks.repeat import Repeats
+    from hanmo.tasks.rows import Row
+
+__all__ = ["evaluate", "fit", "predict"]
+
+_OF_THE_LOOP = (
+    "accumulate", "steps", "minutes", "epochs", "lr", "warmup", "schedule", "average", "precision", "early_stopping",
+    "device", "threads", "seed", "resume",
+)  # fmt: skip
+_FITTING = {
+    "model": option(Path, "The encoder to train.", show_default=False),
+    "train": option(Path, "Labelled data; docs/tasks.md lists the formats."),
+    "dev": option(Path, "Data that chooses the best weights; default: a share of the data."),
+    "out": option(Path, "Folder of the run: best weights, log, curves.", default=Parameter.empty, show_default=False),
+    "config": option(
+        Path,
+        "Options from a TOML or JSON file; those on the command line go first.",
+        callback=read_options,
+        is_eager=True,
+    ),
+    "kind": option(str, "Kind of task: classify, tag, …"),
+    "format": option(str, "Format of the data, if it is not recognized."),
+    "form": option(str, "Variant of the kind, such as multi.", show_default="by the data"),
+    "head": option(str, "Head of the kind, such as crf.", show_default="the kind's first"),
+    "pooling": option(Literal["pooler", "mean", "first"], "How token vectors become one.", default="pooler"),
+    "labels": option(list[str], "A label; repeatable.", "--label", show_default="those of the data"),
+    "max_length": option(int, "Tokens of a window.", min=8, show_default="512, or the model's positions if fewer"),
+    "stride": option(int, "Tokens from a window to the next.", min=1, show_default="three quarters of a window"),
+    "options": option(list[str], "NAME=VALUE of the kind; repeatable.", "--set"),
+    "seeds": option(int, "Train with so many seeds; report mean and spread.", min=2),
+    "folds": option(int, "Train once for each of so many folds of the data.", min=2),
+    "layer_decay": option(float, "Factor of the rate from each block to the one below.", default=1.0),
+    "head_lr": option(float, "Factor of the head's learning rate.", default=1.0),
+    "lora": (shared.Lora, None),
+    "batch": (shared.Batch, 16),
+    "held_out": option(float, "Share of the data held out for evaluation.", default=0.1),
+    "optimizer": option(Literal["adamw", "muon", "adafactor-bert4keras"], "Default: adamw."),
+    "evaluate_every": option(int, "Steps between evaluations; default: an epoch.", min=1),
+    **{name: TRAINING[name] for name in _OF_THE_LOOP},
+}
+Folder = Annotated[Path, Option("--model", help="Folder of a trained task.", show_default=False)]
+Windows = Annotated[int, Option("--batch", min=1, help="Windows computed at once.")]
+Format = Annotated[str | None, Option(help="Format of the data, if it is not recognized.", show_default=False)]
+
+
+@with_options(_FITTING)
+def fit(context: typer.Context, **options: Any) -> None:
+    """Train a task on labelled data, and keep the weights with the best dev score.
+
+    [bold]hanmo task fit --model bert --kind classify --train train.jsonl --dev dev.jsonl --out run[/bold]
+
+    Shows what the data holds before it starts. Ctrl-C saves; --resume goes on.
+    """
+    given = run_options(context)
+    for name in ("model", "kind", "train"):
+        if given[name] is None:
+            raise typer.BadParameter(f"give --{name}, or {name} in the file of --config")
+    from hanmo.tasks.config import TaskConfig
+    from hanmo.tasks.finetune import fit as fit_once
+    from hanmo.tasks.repeat import repeat
+    from hanmo.training import distributed
+    from hanmo.training.checkpoints import locked
+
+    args, out = train_args(given), Path(given["out"])
+    names = {field.name for field in fields(TaskConfig)} & set(given) - {"options"}
+    settings = {name: given[name] for name in names if given[name] is not None}
+    config = TaskConfig(**settings, options=_settings(given["options"] or ()))
+    several = {name: given[name] for name in ("seeds", "folds") if given[name] is not None}
+    with distributed.started(given["device"]) as device, locked(out):
+        how = {name: given[name] for name in ("dev", "format", "layer_decay", "head_lr", "resume")}
+        how |= {"device": device, "console": translating_console(quiet=not distributed.is_main())}
+        if distributed.is_main() and not given["resume"]:
+            keep_options(out, given)
+        made: Fitted | Repeats = (repeat if several else fit_once)(
+            given["model"], train=given["train"], out=out, config=config, args=args, **several, **how
+        )
+    if made.stopped:
+        say(f"stopped and saved; go on with --out {out} --resume")
+        raise typer.Exit(130)
+    if distributed.is_main():
+        _report(out, made)
+
+
+def predict(
+    texts: Annotated[list[str] | None, Argument(help="Texts; none, or -, reads lines from standard input.")] = None,
+    *,
+    model: Folder,
+    file: Annotated[
+        Path | None, Option(help="A file of texts or JSON objects, one a line.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, Option(help="The results, in place of standard output.", show_default=False)] = None,
+    batch: Windows = 32,
+    device: shared.Device = "auto",
+    threads: shared.Threads = None,
+) -> None:
+    """Predict labels, spans or answers of texts; prints a JSON object for each.
+
+    [bold]hanmo task predict --model run 今天天气不错[/bold]
+
+    [bold]hanmo task predict --model run --file texts.txt --out results.jsonl[/bold]
+
+    A line that begins with { is a JSON object with the keys of a data row, others are texts.
+    """
+    if texts and file is not None:
+        raise typer.BadParameter("give texts or --file, not both")
+    pipeline = _open(model, device, threads)
+    from hanmo.checkpoint.staged import atomic_path
+    from hanmo.tasks.rows import as_rows
+
+    rows = as_rows(texts) if texts and texts != ["-"] else list(_lines(file))
+    results = pipeline.stream_results(rows, batch=batch)
+    lines = (json.dumps({**row.data, **result}, ensure_ascii=False) for row, result in zip(rows, results, strict=True))
+    if out is None:
+        for line in lines:
+            print(on_screen(line), flush=True)
+        return
+    with atomic_path(out) as made, made.open("w", encoding="utf-8") as written:
+        for line in lines:
+            written.write(line + "\n")
+    say(f"finished: {len(rows):,} rows are in {out}")
+
+
+def evaluate(
+    data: Annotated[Path, Argument(help="Labelled data, as for fit.")],
+    *,
+    model: Folder,
+    format: Format = None,
+    confusion: Annotated[Path | None, Option(help="Draw a confusion matrix as a PNG.", show_default=False)] = None,
+    batch: Windows = 32,
+    device: shared.Device = "auto",
+    threads: shared.Threads = None,
+    as_json: shared.Json = False,
+) -> None:
+    """Score a task on labelled data; prints the scores, and those of each label.
+
+    [bold]hanmo task evaluate test.jsonl --model run --confusion matrix.png[/bold]
+    """
+    pipeline = _open(model, device, threads)
+    from hanmo.tasks.report import confused, draw_confusion, scores_by_label
+
+    rows, results = pipeline.predict_labelled(data, batch=batch, format=format)
+    scores, labels = pipeline.task.measure(rows, results), scores_by_label(rows, results)
+    if as_json:
+        each = {
+            label: {"precision": n.precision, "recall": n.recall, "f1": n.f1, "true": n.true, "predicted": n.predicted}
+            for label, n in labels.items()
+        }
+        echo_json({"rows": len(rows), "scores": scores, "labels": each})
+    else:
+        echo(aligned([(name, f"{value:.4f}") for name, value in scores.items()] + [("rows", f"{len(rows):,}")]))
+        if labels:
+            head = ("precision", "recall", "f1", "true", "predicted", "label")
+            table = [
+                (*(f"{value:.4f}" for value in (n.precision, n.recall, n.f1)), f"{n.true:,}", f"{n.predicted:,}", label)
+                for label, n in labels.items()
+            ]
+            echo("\n" + aligned([head, *table], right=range(5)))
+    if confusion is not None:
+        shown = draw_confusion(*confused(rows, results), confusion)
+        say(f"confusion matrix: {confusion}, labels {', '.join(shown)}")
+
+
+def _open(model: Path, device: str, threads: int | None) -> "TaskPipeline":
+    import torch
+
+    from hanmo.cores import set_torch_threads
+    from hanmo.tasks.pipeline import open_task
+
+    set_torch_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return open_task(model, device=device)
+
+
+def _lines(path: Path | None) -> "Iterator[Row]":
+    """Yield a row of each line of a file, or of standard input, that is not empty."""
+    from hanmo.files import parse_json
+    from hanmo.tasks.readers import read_text
+    from hanmo.tasks.rows import Row
+
+    name = "standard input" if path is None else path.name
+    text = sys.stdin.read() if path is None else read_text(path)
+    for number, line in enumerate(text.split("\n"), 1):
+        where = f"{name}:{number}"
+        if line.lstrip().startswith("{"):
+            yield Row(where, parse_json(line, where, error=DataError))
+        elif line.strip():
+            yield Row(where, {"text": line.rstrip("\r")})
+
+
+def _settings(pairs: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """Read NAME=VALUE pairs; a value that is JSON becomes what it says."""
+    found = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name:
+            raise ConfigError(f"--set is {pair!r}; expected NAME=VALUE")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _report(out: Path, made: "Fitted | Repeats") -> None:
+    from hanmo.tasks.repeat import Repeats
+    from hanmo.training.log import draw_curves
+
+    runs, best = (made.fits, made.best) if isinstance(made, Repeats) else ([made], made)
+    try:
+        for each in runs:
+            curves = draw_curves(each.folder.parent, unit=each.score.name, loss="training loss")
+            say(f"curves: {curves}")
+    except MissingExtra as error:
+        say(str(error))
+    if isinstance(made, Repeats):
+        values = ", ".join(f"{value:.4f}" for value in made.values)
+        say(f"{best.score.name} of {len(runs)} runs: {made.mean:.4f} ± {made.spread:.4f} ({values})")
+    else:
+        say(f"{best.score.name} on {best.score.on}: {best.score.value:.4f}, {best.steps:,} steps")
+    folder = best.folder.parent / "best" if (best.folder.parent / "best").exists() else best.folder
+    say(f"predict with: hanmo task predict --model {folder} TEXT")

@@ -1,0 +1,209 @@
+"""JSON of annotation tools and of Chinese benchmarks, converted object by object to rows.
+
+    doccano         {"text", "label": [[start, stop, label]]} or [label], {"text", "entities", "relations"}
+    label-studio    {"data": {"text"}, "annotations": [{"result": […]}]}, and the short form JSON-MIN
+    cluener         {"text", "label": {label: {text: [[first, last]]}}}: inclusive ends
+    clue            {"sentence" | "sentence1", "sentence2", "label"}: TNEWS, IFLYTEK, AFQMC, LCQMC, CMNLI, OCNLI
+    squad           {"data": [{"paragraphs": [{"context", "qas"}]}]}: CMRC 2018, DRCD
+    webqa           {"question", "passages": [{"passage", "answer"}]}: WebQA and SogouQA
+    duie            {"text", "spo_list": [{"subject", "predicate", "object"}]}
+
+Knows no files.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from hanmo.tasks.rows import Row
+
+__all__ = ["CONVERTERS", "recognize"]
+
+Data = Mapping[str, Any]
+
+
+def recognize(data: Data) -> str:
+    """Return the name of the format that the first object of a file has, "rows" if it is of no other tool."""
+    label = data.get("label", data.get("labels"))
+    for name, found in (
+        ("duie", "spo_list" in data),
+        ("label-studio", "annotations" in data or "annotation_id" in data),
+        ("webqa", "passages" in data),
+        ("squad", isinstance(data.get("data"), list) or "qas" in data or "paragraphs" in data),
+        ("clue", "sentence" in data or "sentence1" in data),
+        ("cluener", isinstance(label, dict)),
+        ("doccano", "entities" in data or (isinstance(label, list) and "label" in data)),
+        ("doccano", isinstance(label, list) and any(isinstance(each, list) for each in label)),
+    ):
+        if found:
+            return name
+    return "rows"
+
+
+def _doccano(rows: Iterator[Row]) -> Iterator[Row]:
+    found = []
+    for row in rows:
+        text = row.get("text", str)
+        if "entities" in row.data:
+            found.append(_entities(row, text))
+            continue
+        labels = row.get("label" if "label" in row.data else "labels", list)
+        if labels and all(isinstance(each, str) for each in labels):
+            found.append(Row(row.where, {"text": text, "labels": labels}))
+            continue
+        if not all(isinstance(each, list) and len(each) == 3 for each in labels):
+            raise row.error(f"'label' is {str(labels)[:100]}; expected a list of [start, stop, label], or of labels")
+        found.append(Row(row.where, {"text": text, "spans": [_span(*each) for each in labels]}))
+    return _one_label(found)
+
+
+def _entities(row: Row, text: str) -> Row:
+    spans = {}
+    for entity in _dicts(row, row.get("entities", list), "entities", "id", "label", "start_offset", "end_offset"):
+        spans[entity["id"]] = _span(entity["start_offset"], entity["end_offset"], entity["label"])
+    links = _dicts(row, row.get("relations", list, default=[]), "relations", "from_id", "to_id", "type")
+    triples = [(each["from_id"], each["type"], each["to_id"]) for each in links]
+    return _with_relations(row, text, spans, triples)
+
+
+def _label_studio(rows: Iterator[Row]) -> Iterator[Row]:
+    return _one_label([_label_studio_min(row) if "data" not in row.data else _label_studio_full(row) for row in rows])
+
+
+def _label_studio_full(row: Row) -> Row:
+    done = [each for each in _dicts(row, row.get("annotations", list), "annotations") if not each.get("was_cancelled")]
+    if not done:
+        raise row.error("it has no annotation; export the annotated tasks only")
+    if any(each.get("result") != done[0].get("result") for each in done):
+        raise row.error(f"it has {len(done)} annotations that differ; keep the one that is right")
+    text, spans, triples, choices, rated = _text(row, row.get("data", dict)), dict[Any, Any](), [], list[str](), False
+    for result in _dicts(row, done[0].get("result", []), "result", "type"):
+        value = result.get("value", {})
+        if result["type"] in ("labels", "hypertextlabels"):
+            for label in value.get("labels", []):
+                spans[result.get("id", len(spans))] = _span(
+                    value.get("start"), value.get("end"), label, value.get("text")
+                )
+        elif result["type"] == "choices":
+            choices, rated = [*choices, *value.get("choices", [])], True
+        elif result["type"] == "relation":
+            for label in result.get("labels") or ["related"]:
+                triples.append((result.get("from_id"), label, result.get("to_id")))
+    return Row(row.where, {"text": text, "labels": choices}) if rated else _with_relations(row, text, spans, triples)
+
+
+def _label_studio_min(row: Row) -> Row:
+    """Convert JSON-MIN, in which the names of the labelling interface are keys."""
+    text, spans, labels = _text(row, row.data), list[dict[str, Any]](), list[str]()
+    for key, value in row.data.items():
+        if isinstance(value, list) and value and all(isinstance(each, dict) and "start" in each for each in value):
+            for each in value:
+                spans += [_span(each["start"], each.get("end"), label, each.get("text")) for label in each["labels"]]
+        elif isinstance(value, dict) and isinstance(value.get("choices"), list):
+            labels += value["choices"]
+        elif isinstance(value, str) and key not in ("text", "created_at", "updated_at") and value != text:
+            labels.append(value)
+    return Row(row.where, {"text": text, "labels": labels} if labels else {"text": text, "spans": spans})
+
+
+def _cluener(rows: Iterator[Row]) -> Iterator[Row]:
+    for row in rows:
+        spans = []
+        for label, places in row.get("label", dict, default={}).items():
+            for text, ends in places.items() if isinstance(places, dict) else ():
+                spans += [_span(first, last + 1 if type(last) is int else last, label, text) for first, last in ends]
+        yield Row(row.where, {"text": row.get("text", str), "spans": spans})
+
+
+def _clue(rows: Iterator[Row]) -> Iterator[Row]:
+    for row in rows:
+        label = row.data.get("label_desc", row.data.get("label_des", row.data.get("label")))
+        if label == "-":  # of CMNLI and OCNLI: annotators did not agree
+            continue
+        names = {"sentence": "text", "sentence1": "a", "sentence2": "b"}
+        made = {name: row.get(key, str) for key, name in names.items() if key in row.data}
+        yield Row(row.where, made if label is None else made | {"label": str(label)})
+
+
+def _squad(rows: Iterator[Row]) -> Iterator[Row]:
+    for row in rows:
+        articles = row.get("data", list, default=[row.data])
+        for article in _dicts(row, articles, "data"):
+            for passage in _dicts(row, article.get("paragraphs", [article]), "paragraphs", "qas"):
+                text = passage.get("context", passage.get("context_text"))
+                for asked in _dicts(row, passage["qas"], "qas"):
+                    where = f"{row.where}, question {asked.get('id', asked.get('query_id'))}"
+                    question, answers = asked.get("question", asked.get("query_text")), asked.get("answers", [])
+                    yield Row(where, _reading(question, text, answers))
+
+
+def _webqa(rows: Iterator[Row]) -> Iterator[Row]:
+    for row in rows:
+        question = row.get("question", str)
+        for passage in _dicts(row, row.get("passages", list), "passages", "passage"):
+            answer = passage.get("answer", "")
+            yield Row(row.where, _reading(question, passage["passage"], [answer] if answer else []))
+
+
+def _reading(question: Any, text: Any, answers: Iterable[Any]) -> dict[str, Any]:
+    return {"question": question, "text": text, "answers": list(answers)}
+
+
+def _duie(rows: Iterator[Row]) -> Iterator[Row]:
+    for row in rows:
+        triples = []
+        for each in _dicts(row, row.get("spo_list", list, default=[]), "spo_list", "subject", "predicate", "object"):
+            objects = each["object"] if isinstance(each["object"], dict) else {"@value": each["object"]}
+            for part, found in objects.items():  # of DuIE 2.0: "@value" and further parts, such as "inWork"
+                label = each["predicate"] if part == "@value" else f"{each['predicate']}.{part}"
+                triples.append({"subject": each["subject"], "label": label, "object": found})
+        yield Row(row.where, {"text": row.get("text", str), "relations": triples})
+
+
+def _with_relations(row: Row, text: str, spans: Mapping[Any, Any], triples: Iterable[tuple[Any, str, Any]]) -> Row:
+    found = []
+    for start, label, stop in triples:
+        if start not in spans or stop not in spans:
+            raise row.error(f"a relation {label!r} is from {start!r} to {stop!r}; expected ids of its spans")
+        found.append({"subject": spans[start], "label": label, "object": spans[stop]})
+    made: dict[str, Any] = {"text": text, "spans": list(spans.values())}
+    return Row(row.where, made | {"relations": found} if found else made)
+
+
+def _span(start: Any, stop: Any, label: Any, text: Any = None) -> dict[str, Any]:
+    made = {"start": start, "stop": stop, "label": label}
+    return made if text is None else made | {"text": text}
+
+
+def _text(row: Row, data: Data) -> str:
+    text = data.get("text", next((value for value in data.values() if isinstance(value, str)), None))
+    if not isinstance(text, str):
+        raise row.error("it has no text; expected it as 'text'")
+    return text
+
+
+def _dicts(row: Row, found: Any, key: str, *keys: str) -> list[dict[str, Any]]:
+    if not isinstance(found, list):
+        raise row.error(f"{key!r} is {str(found)[:100]!r}; expected a list")
+    for each in found:
+        if not isinstance(each, dict) or not set(keys) <= set(each):
+            raise row.error(f"{key!r} holds {str(each)[:100]}; expected an object with {', '.join(keys) or 'keys'}")
+    return found
+
+
+def _one_label(rows: list[Row]) -> Iterator[Row]:
+    """Give rows with "labels" their only label as "label", if no row of the file has several or none."""
+    single = all(len(row.data["labels"]) == 1 for row in rows if "labels" in row.data)
+    for row in rows:
+        one = single and "labels" in row.data
+        yield Row(row.where, {"text": row.data["text"], "label": row.data["labels"][0]}) if one else row
+
+
+CONVERTERS: dict[str, Callable[[Iterator[Row]], Iterator[Row]]] = {
+    "doccano": _doccano,
+    "label-studio": _label_studio,
+    "cluener": _cluener,
+    "clue": _clue,
+    "squad": _squad,
+    "webqa": _webqa,
+    "duie": _duie,
+}

@@ -1,0 +1,112 @@
+"""A task trained several times, by seeds or by folds: how far its score depends on chance.
+
+OUT/seed-0 … or OUT/fold-1 … are runs of `fit`, OUT/scores.json has their scores, mean and spread.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.console import Console
+
+from hanmo.checkpoint.staged import atomic_path
+from hanmo.errors import ConfigError
+from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.finetune import Fitted, fit
+from hanmo.tasks.readers import Source, read_data
+from hanmo.tasks.rows import folds as make_folds
+from hanmo.tasks.table import task_class
+from hanmo.training import distributed
+from hanmo.training.args import TrainArgs
+
+__all__ = ["Repeats", "repeat"]
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """The runs, in order, and statistics of their main score."""
+
+    fits: Sequence[Fitted]
+
+    @property
+    def values(self) -> list[float]:
+        """The main score of each run."""
+        return [each.score.value for each in self.fits]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the main score."""
+        return fmean(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the main score over runs (n - 1 in the denominator)."""
+        return stdev(self.values) if len(self.fits) > 1 else 0.0
+
+    @property
+    def best(self) -> Fitted:
+        """The run with the highest score."""
+        return max(self.fits, key=lambda each: each.score.value)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal ended the last run, and the others were not started."""
+        return self.fits[-1].stopped
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return folders, scores, mean and spread as JSON values."""
+        runs = [{"folder": str(each.folder), **each.score.scores} for each in self.fits]
+        return {"score": self.fits[0].score.name, "mean": self.mean, "spread": self.spread, "runs": runs}
+
+
+def repeat(
+    model: str | Path,
+    *,
+    train: Source,
+    out: str | Path,
+    seeds: int | None = None,
+    folds: int | None = None,
+    config: TaskConfig,
+    args: TrainArgs,
+    format: str | None = None,
+    console: Console | None = None,
+    **options: Any,
+) -> Repeats:
+    """Train a task with several seeds, or once for each fold of the training data.
+
+    seeds: runs with the seeds args.seed, args.seed + 1 …, which draw fresh weights, dropout, the order of the rows and,
+    without dev data, which of them are held out.   folds: parts of the training data that are the dev data of one run
+    each.
+    The rest is as for `fit`, and resume continues the run that was interrupted.
+    Raises ConfigError unless one of seeds and folds is given, and for dev data with folds, and what `fit` raises.
+    """
+    if (seeds is None) == (folds is None):
+        raise ConfigError("give either seeds or folds, the number of runs")
+    if folds is not None and options.get("dev") is not None:
+        raise ConfigError("folds take their dev rows from the training data; leave dev out")
+    out, rows = Path(out), read_data(train, format=format)
+    runs: list[tuple[str, dict[str, Any]]] = []
+    if seeds is not None:
+        for seed in range(args.seed, args.seed + seeds):
+            runs.append((f"seed-{seed}", {"train": rows, "args": replace(args, seed=seed)}))
+    else:
+        kind = task_class(config.kind)
+        config = kind.settle(config, rows)
+        parts = make_folds(rows, folds or 0, key=kind.texts, seed=args.seed)
+        for number, (left, held) in enumerate(parts, 1):
+            runs.append((f"fold-{number}", {"train": left, "dev": held, "args": args}))
+    fits: list[Fitted] = []
+    for name, given in runs:
+        if console is not None and distributed.is_main():
+            console.print(f"run {len(fits) + 1} of {len(runs)}: {name}", highlight=False)
+        fits.append(fit(model, out=out / name, config=config, format=format, console=console, **options | given))
+        if fits[-1].stopped:
+            break
+    found = Repeats(fits)
+    if distributed.is_main() and not found.stopped:
+        with atomic_path(out / "scores.json") as made:
+            made.write_text(json.dumps(found.to_dict(), ensure_ascii=False, indent=1) + "\n", "utf-8")
+    return found

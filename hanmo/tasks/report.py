@@ -1,0 +1,102 @@
+"""What an evaluation shows beside its scores: each label's, and a picture of what is taken for what.
+
+Knows rows and results with "label", "labels" or "spans". Matplotlib is optional.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from hanmo.checkpoint.staged import atomic_path
+from hanmo.errors import ConfigError, MissingExtra
+from hanmo.tasks.rows import Row
+from hanmo.tasks.scores import Counts, confusion, count_sets
+
+__all__ = ["confused", "draw_confusion", "scores_by_label"]
+
+NOTHING = "–"
+_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "PingFang SC", "Microsoft YaHei",
+    "SimHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Noto Sans CJK JP", "Droid Sans Fallback", "Arial Unicode MS",
+)  # fmt: skip
+
+
+def scores_by_label(rows: Sequence[Row], results: Sequence[Mapping[str, Any]]) -> dict[str, Counts]:
+    """Count the correct, predicted and true items of each label, sorted by label; {} for a task without labels."""
+    true, predicted = [_items(row.data) for row in rows], [_items(result) for result in results]
+    labels = sorted({label for side in (true, predicted) for items in side for _, label in items})
+    return {
+        label: count_sets(*([_of(label, items) for items in side] for side in (true, predicted))) for label in labels
+    }
+
+
+def confused(rows: Sequence[Row], results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """Return true and predicted labels, pair by pair: one of a row, or one of each place that has a span.
+
+    A place that only one side has a span at is paired with "–". Raises ConfigError for a task with neither.
+    """
+    pairs: list[tuple[str, str]] = []
+    for row, result in zip(rows, results, strict=True):
+        if not {"label", "spans"} & set(result):
+            raise ConfigError("a confusion matrix is of tasks with one label a text, or spans")
+        sides = [_by_place(_items(data)) for data in (row.data, result)]
+        for place in sorted(set(sides[0]) | set(sides[1])):
+            ours, theirs = (set(side.get(place, ())) for side in sides)
+            pairs += [(label, label) for label in sorted(ours & theirs)]
+            pairs += zip_longest(sorted(ours - theirs), sorted(theirs - ours), fillvalue=NOTHING)
+    return [true for true, _ in pairs], [predicted for _, predicted in pairs]
+
+
+def draw_confusion(true: Sequence[str], predicted: Sequence[str], path: Path) -> list[str]:
+    """Draw a confusion matrix, rows true and columns predicted, as a PNG; return the labels in their order.
+
+    Where no installed font has Chinese characters, labels are shown as their numbers in this order, from 1.
+    Raises MissingExtra without matplotlib.
+    """
+    try:
+        from matplotlib import font_manager
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtra("a picture needs matplotlib; install it with: pip install 'hanmo[plots]'") from None
+    labels = sorted({*true, *predicted}, key=lambda label: (label == NOTHING, label))
+    counts = confusion(true, predicted, labels)
+    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    font = next((name for name in _FONTS if name in installed), None)
+    plain = font is not None or "".join(labels).replace(NOTHING, "").isascii()
+    names = labels if plain else [str(number) for number in range(1, len(labels) + 1)]
+    size = max(4.0, 1.5 + 0.45 * len(labels))
+    figure = Figure(figsize=(size + 0.5, size), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    how: dict[str, Any] = {} if font is None else {"fontfamily": [font, "sans-serif"]}
+    axes.set_xticks(range(len(names)), names, rotation=90, **how)
+    axes.set_yticks(range(len(names)), names, **how)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    for y, row in enumerate(counts):
+        for x, count in enumerate(row):
+            if count:
+                axes.text(x, y, f"{count:,}", ha="center", va="center", color="w" if shares[y][x] > 0.5 else "k")
+    with atomic_path(path) as made:
+        figure.savefig(made, format="png", dpi=120)
+    return labels
+
+
+def _items(data: Mapping[str, Any]) -> list[tuple[tuple[int, ...], str]]:
+    """Return the (place, label) of a row or a result; the place of the whole text is ()."""
+    if "spans" in data:
+        return [((span["start"], span["stop"]), span["label"]) for span in data["spans"]]
+    return [((), label) for label in data.get("labels", [data["label"]] if "label" in data else [])]
+
+
+def _of(label: str, items: Sequence[tuple[tuple[int, ...], str]]) -> list[Hashable]:
+    return [place for place, each in items if each == label]
+
+
+def _by_place(items: Sequence[tuple[tuple[int, ...], str]]) -> dict[tuple[int, ...], list[str]]:
+    found: dict[tuple[int, ...], list[str]] = {}
+    for place, label in items:
+        found.setdefault(place, []).append(label)
+    return found
