@@ -79,14 +79,14 @@ def fit(context: typer.Context, **options: Any) -> None:
     given = run_options(context)
     for name in ("model", "kind", "train"):
         if given[name] is None:
-            raise typer.BadParameter(f"give --{name}, or {name} in the file of --config")
-    from hanmo.tasks.config import TaskConfig
+            raise typer.BadParameter(f"give --{name}, here or in the file of --config")
+    from hanmo.tasks.config import TaskArgs, TaskConfig
     from hanmo.tasks.finetune import fit as fit_once
     from hanmo.tasks.repeat import repeat
     from hanmo.training import distributed
     from hanmo.training.checkpoints import locked
 
-    args, out = train_args(given), Path(given["out"])
+    args, out = train_args(given, TaskArgs), Path(given["out"])
     names = {field.name for field in fields(TaskConfig)} & set(given) - {"options"}
     settings = {name: given[name] for name in names if given[name] is not None}
     config = TaskConfig(**settings, options=_settings(given["options"] or ()))
@@ -132,7 +132,7 @@ def predict(
     from hanmo.checkpoint.staged import atomic_path
     from hanmo.tasks.rows import as_rows
 
-    rows = as_rows(texts) if texts and texts != ["-"] else list(_lines(file))
+    rows = list(as_rows(texts) if texts and texts != ["-"] else _lines(file))
     results = pipeline.stream_results(rows, batch=batch)
     lines = (json.dumps({**row.data, **result}, ensure_ascii=False) for row, result in zip(rows, results, strict=True))
     if out is None:
@@ -142,7 +142,7 @@ def predict(
     with atomic_path(out) as made, made.open("w", encoding="utf-8") as written:
         for line in lines:
             written.write(line + "\n")
-    say(f"finished: {len(rows):,} rows are in {out}")
+    say(f"results of {len(rows):,} rows are in {out}")
 
 
 def evaluate(

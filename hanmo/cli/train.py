@@ -7,7 +7,7 @@ from dataclasses import fields
 from functools import partial
 from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import typer
 
@@ -18,6 +18,8 @@ from hanmo.cores import set_torch_threads
 
 if TYPE_CHECKING:
     from hanmo.training.args import TrainArgs
+
+Args = TypeVar("Args", bound="TrainArgs")
 
 __all__ = ["TRAINING", "finetune", "pretrain", "train_args"]
 
@@ -119,9 +121,10 @@ def _run(given: dict[str, Any], tune: Any) -> None:
         raise typer.BadParameter("give --data: text, packed files, or pairs")
     from hanmo.finetune import Run
     from hanmo.training import distributed
+    from hanmo.training.args import TrainArgs
     from hanmo.training.checkpoints import locked
 
-    args = train_args(given)
+    args = train_args(given, TrainArgs)
     out, data, valid = Path(given["out"]), map(Path, given["data"]), map(Path, given["valid"] or ())
     how = {"resume": given["resume"], "board": given["tensorboard"], "form": given["form"]}
     run = Run(out, [*data], [*valid], given["prompt"] or (), **how)
@@ -143,19 +146,18 @@ def _run(given: dict[str, Any], tune: Any) -> None:
         raise typer.Exit(130)
 
 
-def train_args(given: dict[str, Any]) -> "TrainArgs":
+def train_args(given: dict[str, Any], kind: type[Args]) -> Args:
     """Make the arguments of a training run of options; sets threads, and the device in place of "auto"."""
     import torch
 
-    from hanmo.training.args import TrainArgs
     from hanmo.training.memory import parse_size
 
     set_torch_threads(given["threads"])
     if given["device"] == "auto":
         given["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-    names = {field.name for field in fields(TrainArgs)} - {"device", "memory"}
+    names = {field.name for field in fields(kind)} - {"device", "memory"}
     memory = given.get("memory")
-    return TrainArgs(
+    return kind(
         **{name: value for name, value in given.items() if name in names and value is not None},
         memory=memory and parse_size(memory),
     )

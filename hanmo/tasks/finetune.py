@@ -37,7 +37,6 @@ from hanmo.training.step import make_optimizer as plain_optimizer
 __all__ = ["Data", "Fitted", "fit", "prepare", "task_loss"]
 
 
-
 @dataclass
 class Data:
     """The rows of a run and what was found in them.
@@ -86,15 +85,14 @@ def fit(
 ) -> Fitted:
     """Fine-tune a model on a task; keep the weights with the best score on dev data.
 
-    model: what `hanmo.load` takes, or gives; its weights are copied.   train, dev: files, or rows.
-    format: of the files, as for `hanmo.tasks.readers.read_data`.
+    model: what `hanmo.load` takes, or gives; its weights are copied.   resume: continue the run in `out`.
+    train, dev: rows, or files that `hanmo.tasks.readers.read_data` reads; format is theirs.
     Without dev a share of train is held out (`args.held_out`), rows of equal texts together.
     kind: of `TASKS`; or config, which may leave labels and more to the training data.
     args: usually `TaskArgs`. AUTO takes what suits fine-tuning: AdamW, 2e-5 (LoRA: 2e-4), falling linearly after a
     tenth of the steps, and an evaluation after every epoch. By default 3 epochs.
     layer_decay: factor of the rate from each block to the one below it.   head_lr: factor of the head's rate.
     wrap: training tricks by name or object, or functions (loss, network) → loss; see `hanmo.tasks.wrappers`.
-    resume: continue the run in `out`.
     Raises DataError naming the row that is wrong, ConfigError, and what `hanmo.load` and the loop raise.
     """
     if (kind is None) == (config is None):
@@ -160,8 +158,8 @@ def prepare(
         found.notes.append(f"{twice:,} of the {len(rows):,} training rows repeat the text of another")
     if config.labels:
         counts = Counter(label for row in rows for label in kind.labels_of(row, config))
-        shown = [f"{label} {counts[label]:,}" for label in config.labels[:20]]
-        found.notes.append(f"labels: {', '.join(shown)}{' …' if len(config.labels) > 20 else ''}")
+        listed = ", ".join(f"{label} {counts[label]:,}" for label in config.labels[:20])
+        found.notes.append(f"labels: {listed}" if len(config.labels) <= 20 else f"labels: {listed} …")
         found.notes += _unmeasured(config.labels, {label for row in held for label in kind.labels_of(row, config)})
     return found
 

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from hanmo.errors import ConfigError, DataError
 from hanmo.files import MAX_BYTES, parse_json, read_bytes
-from hanmo.tasks import exports
+from hanmo.tasks import annotations
 from hanmo.tasks.rows import Row, read_rows, spans_of
 
 __all__ = ["FORMATS", "read_data", "read_text", "recognize"]
@@ -62,7 +62,7 @@ def recognize(path: Path) -> str:
         return "table"
     text = read_text(path).lstrip()
     if text[:1] in ("{", "["):
-        return exports.recognize(next(_objects(path), Row("", {})).data)
+        return annotations.recognize(next(_objects(path), Row("", {})).data)
     lines = [line for line in text.splitlines()[:50] if line.strip()]
     if not lines:
         raise DataError(f"{path} is empty; expected labelled rows")
@@ -212,7 +212,7 @@ FORMATS: dict[str, Callable[[Path], Iterator[Row]]] = {
     "words": _words,
     "table": _table,
     "folders": _folders,
-    **{name: _converted(convert) for name, convert in exports.CONVERTERS.items()},
+    **{name: _converted(convert) for name, convert in annotations.CONVERTERS.items()},
 }
 """Name → reader. "rows" are Hanmo's own; docs/tasks.md describes all."""
 

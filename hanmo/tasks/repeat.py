@@ -14,13 +14,12 @@ from rich.console import Console
 
 from hanmo.checkpoint.staged import atomic_path
 from hanmo.errors import ConfigError
-from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.config import TaskArgs, TaskConfig
 from hanmo.tasks.finetune import Fitted, fit
 from hanmo.tasks.readers import Source, read_data
 from hanmo.tasks.rows import folds as make_folds
 from hanmo.tasks.table import task_class
 from hanmo.training import distributed
-from hanmo.training.args import TrainArgs
 
 __all__ = ["Repeats", "repeat"]
 
@@ -70,7 +69,7 @@ def repeat(
     seeds: int | None = None,
     folds: int | None = None,
     config: TaskConfig,
-    args: TrainArgs,
+    args: TaskArgs,
     format: str | None = None,
     console: Console | None = None,
     **options: Any,
@@ -84,7 +83,7 @@ def repeat(
     Raises ConfigError unless one of seeds and folds is given, and for dev data with folds, and what `fit` raises.
     """
     if (seeds is None) == (folds is None):
-        raise ConfigError("give either seeds or folds, the number of runs")
+        raise ConfigError(f"seeds is {seeds}, folds is {folds}; give one of them")
     if folds is not None and options.get("dev") is not None:
         raise ConfigError("folds take their dev rows from the training data; leave dev out")
     out, rows = Path(out), read_data(train, format=format)

@@ -40,7 +40,9 @@ def blank(text: str) -> str:
 def help_texts(*names: str) -> Iterator[str]:
     """Yield the texts on the page of `hanmo` and on those of some of its commands, all of them if none is named."""
     group = typer.main.get_command(app)
-    for command in (group, *(group.commands[name] for name in names or group.commands)):
+    tasks = group.commands["task"]
+    below = () if names else tasks.commands.values()
+    for command in (group, *(group.commands[name] for name in names or group.commands), *below):
         for part in command.help.split("\n\n"):
             text = " ".join(part.split())
             if not text.startswith(("hanmo ", "[bold]hanmo ")):  # examples

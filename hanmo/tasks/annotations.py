@@ -145,7 +145,11 @@ def _webqa(rows: Iterator[Row]) -> Iterator[Row]:
 
 
 def _reading(question: Any, text: Any, answers: Iterable[Any]) -> dict[str, Any]:
-    return {"question": question, "text": text, "answers": list(answers)}
+    found = [
+        {"text": each.get("text"), "start": each.get("answer_start")} if isinstance(each, dict) else each
+        for each in answers
+    ]
+    return {"question": question, "text": text, "answers": found}
 
 
 def _duie(rows: Iterator[Row]) -> Iterator[Row]:
@@ -155,16 +159,16 @@ def _duie(rows: Iterator[Row]) -> Iterator[Row]:
             objects = each["object"] if isinstance(each["object"], dict) else {"@value": each["object"]}
             for part, found in objects.items():  # of DuIE 2.0: "@value" and further parts, such as "inWork"
                 label = each["predicate"] if part == "@value" else f"{each['predicate']}.{part}"
-                triples.append({"subject": each["subject"], "label": label, "object": found})
-        yield Row(row.where, {"text": row.get("text", str), "relations": triples})
+                triples.append([each["subject"], label, found])
+        yield Row(row.where, {"text": row.get("text", str), "triples": triples})
 
 
 def _with_relations(row: Row, text: str, spans: Mapping[Any, Any], triples: Iterable[tuple[Any, str, Any]]) -> Row:
-    found = []
-    for start, label, stop in triples:
-        if start not in spans or stop not in spans:
-            raise row.error(f"a relation {label!r} is from {start!r} to {stop!r}; expected ids of its spans")
-        found.append({"subject": spans[start], "label": label, "object": spans[stop]})
+    found, numbers = [], {key: number for number, key in enumerate(spans)}
+    for subject, label, target in triples:
+        if subject not in spans or target not in spans:
+            raise row.error(f"a relation {label!r} is from {subject!r} to {target!r}; expected ids of its spans")
+        found.append({"subject": numbers[subject], "object": numbers[target], "label": label})
     made: dict[str, Any] = {"text": text, "spans": list(spans.values())}
     return Row(row.where, made | {"relations": found} if found else made)
 

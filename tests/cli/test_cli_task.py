@@ -1,0 +1,290 @@
+"""`hanmo task fit`, `predict` and `evaluate`, as a user types them, on a tiny model and tiny data."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import hanmo
+from hanmo.cli.app import app
+
+sys.path.append(str(Path(__file__).parent.parent / "tasks"))
+
+from toy_tasks import model_folder, sky_rows
+
+QUICK = ("--model", "model", "--kind", "classify", "--train", "train.jsonl", "--dev", "dev.jsonl", "--device", "cpu")
+SETTINGS = """
+model = "model"
+kind = "classify"
+train = "train.jsonl"
+dev = "dev.jsonl"
+pooling = "mean"
+device = "cpu"
+steps = 4
+max-length = 32
+[set]
+class_weights = { sky = 2.0 }
+"""
+
+
+def fill() -> None:
+    model_folder(Path("model"))
+    write("train.jsonl", sky_rows(400))
+    write("dev.jsonl", sky_rows(40, seed=1))
+
+
+def write(name: str, rows: list[dict]) -> None:
+    Path(name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with a model, data, and a run that learned the rule."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        fill()
+        said = done("fit", *QUICK, "--out", "run", "--epochs", 6, "--lr", 2e-3, "--pooling", "mean")
+        Path("said.txt").write_text(said, "utf-8")
+    return folder
+
+
+@pytest.fixture
+def work(trained, tmp_path, monkeypatch) -> Path:
+    shutil.copytree(trained, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def run(*words: object, text: str | None = None):
+    return CliRunner().invoke(app, ["task", *map(str, words)], input=text)
+
+
+def done(*words: object) -> str:
+    result = run(*words)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    return result.stderr
+
+
+def refused(*words: object) -> str:
+    result = run(*words)
+    assert result.exit_code == 1 and "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    return result.stderr
+
+
+def test_fit_shows_what_it_found_and_its_score(work):
+    said = Path("said.txt").read_text("utf-8")
+    for line in (
+        "dev rows: 40 of dev.jsonl\n",
+        "labels: earth 200, sky 200\n",
+        "training rows: 400, of ",
+        "windows: 400, for 0 rows are longer than one; 25 batches an epoch\n",
+        "hanmo: curves: run/curves.png\n",
+        "hanmo: predict with: hanmo task predict --model run/best TEXT\n",
+    ):
+        assert line in said
+    assert said.index("labels: ") < said.index("step 0: ")
+    score = hanmo.load("run").task.config.score
+    assert score.value > 0.9 and f"hanmo: accuracy on dev.jsonl: {score.value:.4f}, 150 steps" in said
+    assert Path("run/curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_options_come_from_a_file_and_the_command_line_goes_first(work):
+    Path("task.toml").write_text(SETTINGS, "utf-8")
+    done("fit", "--config", "task.toml", "--out", "one", "--steps", 2)
+    config = hanmo.load("one").task.config
+    assert (config.pooling, config.max_length) == ("mean", 32)
+    assert config.options == {"class_weights": {"sky": 2.0}}
+    kept = json.loads(Path("one/options.json").read_text("utf-8"))
+    assert (kept["steps"], kept["train"]) == (2, "train.jsonl")
+    Path("task.json").write_text(json.dumps({"model": "model", "kind": "classify", "label": ["earth", "sky"]}), "utf-8")
+    done("fit", "--config", "task.json", "--train", "train.jsonl", "--out", "two", "--steps", 1, "--device", "cpu")
+    assert hanmo.load("two").labels == ("earth", "sky")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.toml", "kindd = 'classify'", "a.toml: the key 'kindd' is unknown; known are accumulate, average, "),
+        ("a.toml", "kind = ", "a.toml is no TOML file: "),
+        ("a.json", "[]", "a.json holds a list; expected a JSON object"),
+        ("a.json", '{"resume": true}', "a.json: the key 'resume' is unknown"),
+        ("none.json", None, "none.json is missing"),
+    ],
+)
+def test_a_wrong_file_of_options_is_refused(work, name, text, says):
+    if text is not None:
+        Path(name).write_text(text, "utf-8")
+    assert says in refused("fit", "--config", name, "--out", "one")
+    assert not Path("one").exists()
+
+
+def test_texts_lines_and_objects_are_predicted(work):
+    texts = run("predict", "--model", "run", "天地玄黄", "日月盈昃")
+    found = [json.loads(line) for line in texts.stdout.splitlines()]
+    assert [(each["text"], each["label"]) for each in found] == [("天地玄黄", "earth"), ("日月盈昃", "sky")]
+    lines = '天地玄黄\n\n{"id": 3, "text": "日月盈昃"}\n'
+    piped = run("predict", "--model", "run/best", text=lines)
+    assert [json.loads(line) for line in piped.stdout.splitlines()] == [found[0], {"id": 3, **found[1]}]
+    Path("in.txt").write_text(lines, "utf-8")
+    said = done("predict", "--model", "run", "--file", "in.txt", "--out", "out.jsonl")
+    assert said == "hanmo: results of 2 rows are in out.jsonl\n"
+    assert Path("out.jsonl").read_text("utf-8") == piped.stdout
+
+
+def test_a_wrong_line_is_named_and_nothing_is_half_written(work):
+    Path("in.txt").write_text('天地\n{"text": ""}\n', "utf-8")
+    assert "in.txt:2: 'text' is empty" in refused("predict", "--model", "run", "--file", "in.txt", "--out", "out.jsonl")
+    assert not Path("out.jsonl").exists()
+    Path("in.txt").write_text("天地\n{text}\n", "utf-8")
+    assert "in.txt:2 is not JSON" in refused("predict", "--model", "run", "--file", "in.txt")
+    both = run("predict", "--model", "run", "天", "--file", "in.txt")
+    assert both.exit_code == 2 and "give texts or --file, not both" in both.stderr
+
+
+def test_evaluate_prints_scores_and_draws_the_confusion_matrix(work):
+    result = run("evaluate", "dev.jsonl", "--model", "run", "--confusion", "matrix.png")
+    assert result.exit_code == 0, result.stderr
+    score = hanmo.load("run").task.config.score
+    assert f"accuracy  {score.value:.4f}\n" in result.stdout
+    assert "rows      40\n" in result.stdout and "precision  recall      f1  true  predicted  label\n" in result.stdout
+    assert result.stderr == "hanmo: confusion matrix: matrix.png, labels earth, sky\n"
+    assert Path("matrix.png").read_bytes().startswith(b"\x89PNG")
+    told = json.loads(run("evaluate", "dev.jsonl", "--model", "run", "--json").stdout)
+    assert told["rows"] == 40 and told["scores"] == score.scores
+    assert {label: each["true"] for label, each in told["labels"].items()} == {"earth": 20, "sky": 20}
+
+
+def test_other_formats_are_read_by_every_command(work):
+    for name in ("train", "dev"):
+        rows = map(json.loads, Path(f"{name}.jsonl").read_text("utf-8").splitlines())
+        Path(f"{name}.data").write_text("".join(f"{row['text']}\t{row['label']}\n" for row in rows), "utf-8")
+    options = (
+        "--model",
+        "model",
+        "--kind",
+        "classify",
+        "--train",
+        "train.data",
+        "--dev",
+        "dev.data",
+        "--device",
+        "cpu",
+    )
+    done("fit", *options, "--format", "table", "--out", "one", "--steps", 1)
+    tables = json.loads(run("evaluate", "dev.data", "--model", "run", "--json").stdout)
+    assert tables == json.loads(run("evaluate", "dev.jsonl", "--model", "run", "--json").stdout)
+    assert "format is 'conll'; expected one of rows" in refused("fit", *options, "--format", "conll", "--out", "two")
+
+
+def test_seeds_give_mean_and_spread(work):
+    said = done("fit", *QUICK, "--out", "many", "--seeds", 3, "--steps", 20, "--lr", 2e-3, "--seed", 5)
+    told = json.loads(Path("many/scores.json").read_text("utf-8"))
+    values = [run["accuracy"] for run in told["runs"]]
+    assert [Path(run["folder"]).parent.name for run in told["runs"]] == ["seed-5", "seed-6", "seed-7"]
+    mean = sum(values) / 3
+    assert told["mean"] == pytest.approx(mean)
+    assert told["spread"] == pytest.approx((sum((value - mean) ** 2 for value in values) / 2) ** 0.5)
+    assert f"hanmo: accuracy of 3 runs: {told['mean']:.4f} ± {told['spread']:.4f} (" in said
+    assert "run 3 of 3: seed-7" in said
+    assert "many holds a run; go on with it by --resume" in refused("fit", *QUICK, "--out", "many", "--seeds", 3)
+    done("fit", "--out", "many", "--resume")
+    assert json.loads(Path("many/scores.json").read_text("utf-8")) == told
+
+
+def test_folds_measure_every_row_once(work):
+    write("small.jsonl", sky_rows(30) + sky_rows(2))
+    options = ("--model", "model", "--kind", "classify", "--train", "small.jsonl", "--device", "cpu", "--steps", 1)
+    said = done("fit", *options, "--out", "folds", "--folds", 3)
+    assert sum(int(line.split()[2]) for line in said.splitlines() if line.startswith("dev rows: ")) == 32
+    assert "accuracy of 3 runs: " in said and Path("folds/fold-3/best").exists()
+    assert "leave --dev out" in refused("fit", *options, "--dev", "dev.jsonl", "--folds", 3, "--out", "one")
+    assert "--seeds is 3, --folds is 3; give one of them" in refused(
+        "fit", *options, "--folds", 3, "--seeds", 3, "--out", "one"
+    )
+    assert "99 folds of 30 different texts" in refused("fit", *options, "--folds", 99, "--out", "one")
+
+
+def test_a_run_goes_on_with_its_own_options(work):
+    done("fit", *QUICK, "--out", "one", "--steps", 2)
+    done("fit", "--out", "one", "--resume", "--steps", 4)
+    assert len(list(Path("one").glob("last-00000004"))) == 1
+    other = run("fit", "--out", "model", "--resume")
+    assert other.exit_code == 1 and "model holds no run to go on with" in other.stderr
+
+
+@pytest.mark.parametrize("missing", ["model", "kind", "train"])
+def test_what_is_missing_is_wrong_usage(work, missing):
+    place = QUICK.index(f"--{missing}")
+    result = run("fit", *QUICK[:place], *QUICK[place + 2 :], "--out", "one")
+    assert result.exit_code == 2 and f"give --{missing}" in result.stderr
+    assert not Path("one").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--kind", "sorcery"), "--kind is 'sorcery'; expected one of classify"),
+        (("--head", "hydra"), "--head is 'hydra'; expected one of linear for kind 'classify'"),
+        (("--max-length", 65), "--max-length is 65; the model of "),
+        (("--train", "empty.jsonl"), "empty.jsonl is empty; expected labelled rows"),
+        (("--train", "none.jsonl"), "none.jsonl is missing"),
+        (
+            ("--dev", "strange.jsonl"),
+            "strange.jsonl:2: the label 'sea' is not in the training data, which has earth, sky",
+        ),
+        (
+            ("--train", "strange.jsonl", "--label", "sky"),
+            "strange.jsonl:2: the label 'sea' is not in the configuration",
+        ),
+        (("--train", "spans.jsonl"), "spans.jsonl:1: 'label' is missing; expected str"),
+        (("--set", "class_weights"), "--set is 'class_weights'; expected NAME=VALUE"),
+        (("--set", "class_weights=3"), "class_weights is 3; expected labels of the task, each with a number"),
+        (
+            ("--kind", "tag", "--train", "inclusive.jsonl"),
+            "inclusive.jsonl:1: the span 0:1 is '天', but its text says '天地'",
+        ),
+        (("--kind", "tag", "--train", "crossing.jsonl", "--dev", "crossing.jsonl"), "crossing.jsonl:1: "),
+        (("--seeds", 1), None),
+    ],
+)
+def test_bad_input_is_one_clear_error(work, words, says):
+    Path("empty.jsonl").write_text("", "utf-8")
+    write("strange.jsonl", [{"text": "天", "label": "sky"}, {"text": "地", "label": "sea"}])
+    write("spans.jsonl", [{"text": "天地", "spans": [{"start": 0, "stop": 1, "label": "A"}]}])
+    write("inclusive.jsonl", [{"text": "天地", "spans": [{"start": 0, "stop": 1, "label": "A", "text": "天地"}]}])
+    crossing = [{"start": 0, "stop": 2, "label": "A"}, {"start": 1, "stop": 3, "label": "B"}]
+    write("crossing.jsonl", [{"text": "天地玄黄", "spans": crossing}])
+    if says is None:
+        result = run("fit", *QUICK, *words, "--out", "one")
+        assert result.exit_code == 2 and "--seeds" in result.stderr
+    else:
+        assert says in refused("fit", *QUICK, *words, "--out", "one")
+    assert not Path("one").exists()
+
+
+def test_a_folder_that_is_no_task_or_lacks_the_head_is_refused(work):
+    assert "model/task.json is missing, so model is not the folder of a task" in refused(
+        "predict", "--model", "model", "天"
+    )
+    shutil.copy("run/best/task.json", "model")
+    assert "give the folder of a task as hanmo.tasks.fit wrote it" in refused("predict", "--model", "model", "天")
+    write("scores.jsonl", [{"a": "天", "b": "地", "score": 1.0}])
+    assert "scores.jsonl:1: 'label' is missing" in refused("evaluate", "scores.jsonl", "--model", "run")
+    write("other.jsonl", [{"text": "天", "label": "sea"}])
+    assert "other.jsonl:1: the label 'sea' is not in the task of " in refused(
+        "evaluate", "other.jsonl", "--model", "run"
+    )
+
+
+def test_a_chinese_locale_has_chinese_messages(work, monkeypatch):
+    monkeypatch.delenv("LC_MESSAGES", raising=False)
+    monkeypatch.setenv("LANG", "zh_CN.UTF-8")
+    said = done("fit", *QUICK, "--out", "one", "--steps", 1)
+    assert "标签：earth 200, sky 200\n" in said and "验证数据：dev.jsonl 的 40 行\n" in said
+    assert "第 1 步：accuracy " in said and "预测：hanmo task predict --model one/best 文本\n" in said
