@@ -125,13 +125,13 @@ def read_options(context: Context, path: Path | None) -> Path | None:
     """
     if path is None:
         return None
-    known = {str(each.name): each for each in context.command.params}
-    known |= {name.lstrip("-").replace("-", "_"): each for each in known.values() for name in each.opts}
+    params = [each for each in context.command.params if each.name not in ("config", "resume", "help")]
+    known = {name.lstrip("-").replace("-", "_"): each for each in params for name in (str(each.name), *each.opts)}
     found: dict[str, Any] = {}
     for key, value in _settings_of(path).items():
         option = known.get(key.replace("-", "_"))
-        if option is None or option.name in ("config", "help", "resume"):
-            names = sorted(name.replace("_", "-") for name in {str(each.name) for each in known.values()})
+        if option is None:
+            names = sorted(each.opts[0].lstrip("-") for each in params)
             raise ConfigError(f"{path}: the key {key!r} is unknown; known are {', '.join(names)}")
         if isinstance(value, dict):
             value = [f"{name}={json.dumps(each, ensure_ascii=False)}" for name, each in value.items()]

@@ -249,7 +249,7 @@ def test_what_is_missing_is_wrong_usage(work, missing):
             ("--kind", "tag", "--train", "inclusive.jsonl"),
             "inclusive.jsonl:1: the span 0:1 is '天', but its text says '天地'",
         ),
-        (("--kind", "tag", "--train", "crossing.jsonl", "--dev", "crossing.jsonl"), "crossing.jsonl:1: "),
+        (("--kind", "tag", "--train", "crossing.jsonl", "--dev", "crossing.jsonl"), "crossing.jsonl:1: the spans 0:2 A and 1:3 B overlap"),
         (("--seeds", 1), None),
     ],
 )
