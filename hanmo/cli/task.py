@@ -5,7 +5,7 @@ Knows options and how results are printed. `hanmo.tasks` does the work. Messages
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from inspect import Parameter
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hanmo.tasks.pipeline import TaskPipeline
     from hanmo.tasks.repeat import Repeats
     from hanmo.tasks.rows import Row
+    from hanmo.tasks.steps import StepWrapper
 
 __all__ = ["evaluate", "fit", "predict"]
 
@@ -52,6 +53,7 @@ _FITTING = {
     "max_length": option(int, "Tokens of a window.", min=8, show_default="512, or the model's positions if fewer"),
     "stride": option(int, "Tokens from a window to the next.", min=1, show_default="three quarters of a window"),
     "options": option(list[str], "NAME=VALUE of the kind; repeatable.", "--set"),
+    "wrap": option(list[str], "Training trick, such as fgm or r_drop:alpha=1; repeatable."),
     "seeds": option(int, "Train with so many seeds; report mean and spread.", min=2),
     "folds": option(int, "Train once for each of so many folds of the data.", min=2),
     "layer_decay": option(float, "Factor of the rate from each block to the one below.", default=1.0),
@@ -93,6 +95,7 @@ def fit(context: typer.Context, **options: Any) -> None:
     several = {name: given[name] for name in ("seeds", "folds") if given[name] is not None}
     with distributed.started(given["device"]) as device, locked(out):
         how = {name: given[name] for name in ("dev", "format", "layer_decay", "head_lr", "resume")}
+        how["wrap"] = [_wrapper(each) for each in given["wrap"] or ()]
         how |= {"device": device, "console": translating_console(quiet=not distributed.is_main())}
         if distributed.is_main() and not given["resume"]:
             keep_options(out, given)
@@ -213,18 +216,26 @@ def _lines(path: Path | None) -> "Iterator[Row]":
             yield Row(where, {"text": line.rstrip("\r")})
 
 
-def _settings(pairs: list[str] | tuple[str, ...]) -> dict[str, Any]:
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
     """Read NAME=VALUE pairs; a value that is JSON becomes what it says."""
     found = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign or not name:
-            raise ConfigError(f"--set is {pair!r}; expected NAME=VALUE")
+            raise ConfigError(f"the setting {pair!r} has no value; expected NAME=VALUE")
         try:
             found[name] = json.loads(value)
         except ValueError:
             found[name] = value
     return found
+
+
+def _wrapper(text: str) -> "StepWrapper":
+    """Make a step wrapper of NAME, or NAME:OPTION=VALUE with commas between several options."""
+    from hanmo.tasks.wrappers import make_wrapper
+
+    name, _, options = text.partition(":")
+    return make_wrapper(name, **_settings(options.split(",") if options else []))
 
 
 def _report(out: Path, made: "Fitted | Repeats") -> None:

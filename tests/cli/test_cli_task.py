@@ -197,6 +197,12 @@ def test_seeds_give_mean_and_spread(work):
     assert json.loads(Path("many/scores.json").read_text("utf-8")) == told
 
 
+def test_training_tricks_are_named(work):
+    done("fit", *QUICK, "--out", "one", "--wrap", "fgm:epsilon=0.3", "--wrap", "gradient_penalty", "--steps", 2)
+    done("fit", *QUICK, "--out", "two", "--steps", 2)
+    assert hanmo.load("one").predict("天地玄黄") != hanmo.load("two").predict("天地玄黄")
+
+
 def test_folds_measure_every_row_once(work):
     write("small.jsonl", sky_rows(30) + sky_rows(2))
     options = ("--model", "model", "--kind", "classify", "--train", "small.jsonl", "--device", "cpu", "--steps", 1)
@@ -243,13 +249,18 @@ def test_what_is_missing_is_wrong_usage(work, missing):
             "strange.jsonl:2: the label 'sea' is not in the configuration",
         ),
         (("--train", "spans.jsonl"), "spans.jsonl:1: 'label' is missing; expected str"),
-        (("--set", "class_weights"), "--set is 'class_weights'; expected NAME=VALUE"),
+        (("--set", "class_weights"), "the setting 'class_weights' has no value; expected NAME=VALUE"),
         (("--set", "class_weights=3"), "class_weights is 3; expected labels of the task, each with a number"),
         (
             ("--kind", "tag", "--train", "inclusive.jsonl"),
             "inclusive.jsonl:1: the span 0:1 is '天', but its text says '天地'",
         ),
-        (("--kind", "tag", "--train", "crossing.jsonl", "--dev", "crossing.jsonl"), "crossing.jsonl:1: the spans 0:2 A and 1:3 B overlap"),
+        (
+            ("--kind", "tag", "--train", "crossing.jsonl", "--dev", "crossing.jsonl"),
+            "crossing.jsonl:1: the spans 0:2 A and 1:3 B overlap",
+        ),
+        (("--wrap", "luck"), "--wrap is 'luck'; expected one of fgm, pgd"),
+        (("--wrap", "r_drop:beta=1"), "got an unexpected keyword argument 'beta'"),
         (("--seeds", 1), None),
     ],
 )
