@@ -89,8 +89,7 @@ def fit(
     train, dev: rows, or files that `hanmo.tasks.readers.read_data` reads; format is theirs.
     Without dev a share of train is held out (`args.held_out`), rows of equal texts together.
     kind: of `TASKS`; or config, which may leave labels and more to the training data.
-    args: usually `TaskArgs`. AUTO takes what suits fine-tuning: AdamW, 2e-5 (LoRA: 2e-4), falling linearly after a
-    tenth of the steps, and an evaluation after every epoch. By default 3 epochs.
+    args: usually `TaskArgs`. AUTO: AdamW, 2e-5 (LoRA: 2e-4), linear after a tenth of 3 epochs, evaluated after each.
     layer_decay: factor of the rate from each block to the one below it.   head_lr: factor of the head's rate.
     wrap: training tricks by name or object, or functions (loss, network) → loss; see `hanmo.tasks.wrappers`.
     Raises DataError naming the row that is wrong, ConfigError, and what `hanmo.load` and the loop raise.
