@@ -25,11 +25,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--text", action="append", default=[], help="to be divided afterwards; several times")
     given = parser.parse_args(arguments)
 
-    lines = given.data.read_text("utf-8").splitlines()
-    rows = [{"words": line.split()} for line in lines if line.strip()]
     config = TaskConfig(kind="tag", form="words", head="crf", options={"transitions_rate": 1})
     args = TrainArgs(batch=given.batch, epochs=given.epochs, lr=given.lr, held_out=0.1)
-    fitted = fit(given.model, train=rows, config=config, out=given.out, args=args)
+    fitted = fit(given.model, train=given.data, format="words", config=config, out=given.out, args=args)
 
     print(fitted.score.scores)
     for result in hanmo.load(given.out).predict(given.text):

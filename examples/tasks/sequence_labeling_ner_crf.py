@@ -8,30 +8,14 @@ I-LOC …) on each line, and an empty line between texts.
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import hanmo
 from hanmo.tasks import TaskConfig, fit
 from hanmo.training import TrainArgs
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Make a row with spans of each text."""
-    rows = []
-    for block in path.read_text("utf-8").strip().split("\n\n"):
-        lines = [line.split() for line in block.splitlines()]
-        spans: list[dict[str, Any]] = []
-        for place, (_, tag) in enumerate(lines):
-            if tag.startswith("B"):
-                spans.append({"start": place, "stop": place + 1, "label": tag[2:]})
-            elif tag.startswith("I"):
-                spans[-1]["stop"] = place + 1
-        rows.append({"text": "".join(character for character, _ in lines), "spans": spans})
-    return rows
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """Train, score the test file, and print the entities of its first text."""
+    """Train, score the test file, and print the entities of each text."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
@@ -39,17 +23,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=float, default=10)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-5)
+    parser.add_argument("--text", action="append", default=[], help="to find entities in afterwards; several times")
     given = parser.parse_args(arguments)
 
-    train, dev, test = (read(given.data / f"example.{part}") for part in ("train", "dev", "test"))
+    train, dev, test = (given.data / f"example.{part}" for part in ("train", "dev", "test"))
     config = TaskConfig(kind="tag", head="crf", options={"transitions_rate": 1000})
     args = TrainArgs(batch=given.batch, epochs=given.epochs, lr=given.lr)
     fit(given.model, train=train, dev=dev, config=config, out=given.out, args=args)
 
     task = hanmo.load(given.out)
     print(task.evaluate(test))
-    for span in task.predict(test[0]["text"])["spans"]:
-        print(span["start"], span["stop"], span["label"], span["text"])
+    for result in task.predict(given.text):
+        print(*(f"{span['start']}:{span['stop']} {span['label']} {span['text']}" for span in result["spans"]))
 
 
 if __name__ == "__main__":
