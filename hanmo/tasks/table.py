@@ -4,6 +4,9 @@ from hanmo.errors import ConfigError
 from hanmo.tasks.classify import Classify
 from hanmo.tasks.config import TaskConfig
 from hanmo.tasks.embed import Embed
+from hanmo.tasks.read import Read
+from hanmo.tasks.read_mlm import ReadMlm
+from hanmo.tasks.read_seq2seq import ReadSeq2seq
 from hanmo.tasks.spans import Spans
 from hanmo.tasks.tag import Tag
 from hanmo.tasks.task import Task
@@ -16,6 +19,9 @@ TASKS: dict[str, type[Task]] = {
     "tag": Tag,
     "spans": Spans,
     "embed": Embed,
+    "read": Read,
+    "read_mlm": ReadMlm,
+    "read_seq2seq": ReadSeq2seq,
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_pairs import alike_rows, similar_rows
+from toy_pairs import alike_rows, question_rows, similar_rows
 from toy_relations import nested_rows
 from toy_tasks import entity_rows, key_rows, model_folder, number_rows, pair_rows, sky_rows, word_rows
 
@@ -45,6 +45,9 @@ CASES = {
     "tag words": Case(TaskConfig(kind="tag", head="softmax", form="words"), word_rows, 0.9, epochs=4, count=200),
     "embed": Case(TaskConfig(kind="embed", pooling="mean"), similar_rows, 0.8),
     "embed by pairs": Case(TaskConfig(kind="embed", pooling="mean"), alike_rows, 0.8),
+    "read": Case(TaskConfig(kind="read"), question_rows, 0.8, epochs=12),
+    "read by masks": Case(TaskConfig(kind="read_mlm", options={"max_answer": 3}), question_rows, 0.8, epochs=12),
+    "read by UniLM": Case(TaskConfig(kind="read_seq2seq", options={"max_answer": 3}), question_rows, 0.8, epochs=12),
     "regression": Case(TaskConfig(kind="classify", pooling="mean"), number_rows, 0.9),
     "spans": Case(TaskConfig(kind="spans", options={"head_size": 8}), nested_rows, 0.9, epochs=8, lr=3e-3, count=300),
     "spans by dense loss": Case(
@@ -86,7 +89,7 @@ def trained(request, tmp_path_factory) -> Trained:
 
 def inputs(rows: list[dict[str, Any]]) -> list[Any]:
     """Take from rows what is predicted from."""
-    return [{key: row[key] for key in ("text", "a", "b") if key in row} for row in rows]
+    return [{key: row[key] for key in ("text", "question", "a", "b") if key in row} for row in rows]
 
 
 def test_every_kind_has_a_case():

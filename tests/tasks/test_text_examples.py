@@ -3,11 +3,12 @@
 import ast
 import contextlib
 import io
+import json
 import runpy
 from pathlib import Path
 
 import pytest
-from toy_pairs import similar_rows
+from toy_pairs import question_rows, similar_rows
 from toy_tasks import model_folder
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "tasks"
@@ -37,3 +38,18 @@ def test_similar_sentences(work):
     found = run("sentence_similarity", "--data", ".", "--query", query, "--epochs", "4", "--lr", "2e-3")
     assert ast.literal_eval(found[0])["spearman"] > 0.3
     assert len(found) == 6 and found[1] == f"1.0000 {query}"
+
+
+@pytest.mark.parametrize("way", ["mlm", "seq2seq", "span"])
+def test_reading_comprehension(work, way):
+    for name, seed, count in (("WebQA", 0, 320), ("SogouQA", 1, 90)):
+        data = []
+        for row in question_rows(count, seed=seed):
+            answer = row["answers"][0]["text"] if row["answers"] else ""
+            passages = [{"passage": row["text"], "answer": answer}, {"passage": "云腾致雨", "answer": ""}]
+            data.append({"id": str(len(data)), "question": row["question"], "passages": passages})
+        (work / f"{name}.json").write_text(json.dumps(data, ensure_ascii=False), "utf-8")
+    options = ("--data", ".", "--by", way, "--max-answer", "3", "--epochs", "3", "--lr", "2e-3")
+    found = run("reading_comprehension", *options)
+    assert ast.literal_eval(found[0])["f1"] > 0.2
+    assert len(found) == 31 and all(len(line.split("\t")) == 2 for line in found[1:])

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from toy_tasks import CHARACTERS, texts
 
 
@@ -21,3 +22,17 @@ def similar_rows(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
     return [
         {"a": row["a"], "b": other["b"], "score": float(row is other)} for row, other in zip(rows, shifted, strict=True)
     ]
+
+
+def question_rows(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Make questions for the character after a mark, a or b; every third passage lacks the mark that is asked for."""
+    draw, rows = np.random.default_rng(seed), []
+    for number, text in enumerate(texts(count, seed=seed, longest=5)):
+        asked, other = "ab" if number % 2 else "ba"
+        answer, wrong = draw.choice(list(CHARACTERS[:12]), 2)
+        parts = [asked + answer, other + wrong] if number % 3 else [other + wrong]
+        passage = text[:2] + "".join(parts[:: 1 if number % 4 else -1]) + text[2:]
+        start = passage.index(asked) + 1 if number % 3 else 0
+        answers = [{"start": start, "stop": start + 1, "text": str(answer)}] if number % 3 else []
+        rows.append({"text": passage, "question": asked * 2, "answers": answers})
+    return rows
