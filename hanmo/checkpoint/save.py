@@ -54,6 +54,7 @@ def save(
     max_shard_bytes: int | None = None,
     tokenizer: Sequence[str | Path] | Mapping[str, Path | dict[str, Any]] = (),
     head: nn.Module | None = None,
+    head_names: Mapping[str, str] | None = None,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Saved:
@@ -66,7 +67,8 @@ def save(
     dtype: of floating parameters in the file; None keeps each as it is.   max_shard_bytes: None writes one data file.
     "int8" quantizes matrices, with a scale for each row; it is for "safetensors" in one file.
     tokenizer: files (vocab.txt, …) to copy along; or what `huggingface_files` gives: name → file, or JSON to write.
-    head: of a task, for "safetensors" alone; saved as "head.…".   overwrite: replace what is at the path.
+    head: of a task; saved as "head.…" in "safetensors".   head_names: for "huggingface", the name there of each tensor
+    "head.…", and of parameters of the pooler that belong to the head there.   overwrite: replace what is at the path.
     progress: called with the bytes of each piece that was written.
     Raises CheckpointError where the form does not exist for the family or cannot hold the model, ConfigError for an
     unknown form or family, or an object that is no network, and MissingFile for a tokenizer file that is not there.
@@ -78,21 +80,26 @@ def save(
     path, kind = Path(path), as_dtype(dtype, (*FLOATS, "int8"))
     if kind == torch.int8 and (form != "safetensors" or max_shard_bytes is not None):
         raise ConfigError(f"dtype is int8, form is {form!r}; 8 bits are for form='safetensors', in one file")
-    state: dict[str, Tensor] = dict(model.named_parameters()) | _of_head(head, form)
+    of_head, config = dict(head_names or {}), model.config
+    state: dict[str, Tensor] = dict(model.named_parameters()) | _of_head(head, form, of_head)
     if empty := [name for name, parameter in state.items() if parameter.is_meta]:
         raise CheckpointError(f"{empty[0]} is not filled; load or initialize the model before saving it")
     files, added = _files(tokenizer)
     notes: list[str] = []
     if form == "safetensors":
-        own, data = "hanmo.json", asdict(model.config)
+        own, data = "hanmo.json", asdict(config)
         rows = [Row((name,), name) for name in state]
     else:
-        own, names = "config.json", _names(family or model.config.family, form)
-        data, rows, notes = _translate(model.config, state, names, form, added)
+        own, names = "config.json", _names(family or config.family, form)
+        if any(name.startswith("pooler.") for name in of_head):
+            config = replace(config, pool="none")
+        bare = {name: tensor for name, tensor in state.items() if name not in of_head}
+        data, rows, notes = _translate(config, bare, names, form, added)
+        rows += [Row((ours,), theirs) for ours, theirs in of_head.items()]
     if form == "huggingface":
         stored = kind or state["token.weight"].dtype
         data["dtype"] = _name(stored)
-        state |= {name: MADE[how](model.config).to(stored) for name, how in names.made.items()}
+        state |= {name: MADE[how](config).to(stored) for name, how in names.made.items()}
         rows += [Row((name,), name) for name in names.made]
     items = rounded_items(state) if kind == torch.int8 else items_of(state, rows, kind, progress)
     metadata = MARK if kind == torch.int8 else {"format": "pt"} if form == "huggingface" else {}
@@ -101,17 +108,18 @@ def save(
             write_bundle(folder / path.name, items, max_shard_bytes=max_shard_bytes)
         else:
             write_safetensors(folder / "model.safetensors", items, metadata=metadata, max_shard_bytes=max_shard_bytes)
-        _add(folder, {own: data})
-        _add(folder, files)
+        add_files(folder, {own: data})
+        add_files(folder, files)
     return Saved(path, notes)
 
 
-def _of_head(head: nn.Module | None, form: str) -> dict[str, Tensor]:
+def _of_head(head: nn.Module | None, form: str, names: Mapping[str, str]) -> dict[str, Tensor]:
     if head is None:
         return {}
-    if form != "safetensors":
+    if form != "safetensors" and not (form == "huggingface" and names):
         raise ConfigError(f"form is {form!r}, which has no place for the head of a task; use form='safetensors'")
-    return {f"{TASK_HEAD}{name}": tensor for name, tensor in head.state_dict().items()}
+    found = {f"{TASK_HEAD}{name}": tensor for name, tensor in head.state_dict().items()}
+    return {name: tensor for name, tensor in found.items() if not names or name in names}
 
 
 def _files(
@@ -128,7 +136,8 @@ def _files(
     return {name: file for name, file in files.items() if name != "config.json"}, added
 
 
-def _add(folder: Path, files: Mapping[str, Path | dict[str, Any]]) -> None:
+def add_files(folder: Path, files: Mapping[str, Path | dict[str, Any]]) -> None:
+    """Copy files into a folder under their names, or write JSON there. Raises CheckpointError for a name it has."""
     for name, content in files.items():
         if (folder / name).exists():
             raise CheckpointError(f"{content} cannot be copied along: the checkpoint itself has a file {name}")

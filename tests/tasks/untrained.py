@@ -1,10 +1,13 @@
 """Folders of tasks that were never trained: random weights of an encoder and a head."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from toy_tasks import model_folder
 
+from hanmo.checkpoint.save import save
 from hanmo.loading import load
+from hanmo.model import Model
 from hanmo.tasks import TaskConfig
 from hanmo.tasks.network import build, save_network
 from hanmo.tasks.pipeline import TaskPipeline, open_task
@@ -12,12 +15,23 @@ from hanmo.tasks.table import make_task
 from hanmo.tokenizers.load import tokenizer_files
 
 
-def untrained(folder: Path, config: TaskConfig, **model: object) -> TaskPipeline:
-    """Save a task on a tiny encoder with large random weights, and open it; model: of `model_folder`."""
-    base = load(model_folder(folder / "base", **model))
+def untrained(folder: Path, config: TaskConfig, *, family: str = "bert") -> TaskPipeline:
+    """Save a task on a tiny encoder, the head with large random weights, and open it."""
+    base = load(base_folder(folder / "base", family))
     task = make_task(config, base.tokenizer)
     network = build(base.model, task)
     for parameter in network.head.parameters():
         parameter.data.mul_(10)
     save_network(network, folder / "task", config, tokenizer_files(base.path.parent))
     return open_task(folder / "task")
+
+
+def base_folder(folder: Path, family: str) -> Path:
+    """Write the encoder; RoBERTa and ALBERT are built from a BERT as transformers has them."""
+    changes = {"roberta": {"position_offset": 1}, "albert": {"embedding_size": 16, "shared_layers": True}}
+    if family not in changes:
+        return model_folder(folder, family=family)
+    bert = load(model_folder(folder.with_name("bert")))
+    config = replace(bert.config, family=family, encoder=replace(bert.config.main, **changes[family]))
+    save(Model(replace(config, nsp=False)).initialize(0), folder, tokenizer=tokenizer_files(bert.path.parent))
+    return folder

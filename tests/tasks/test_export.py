@@ -1,0 +1,181 @@
+"""Tasks that were exported, in transformers and in ONNX Runtime, against `predict` and the network."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from toy_tasks import model_folder, sky_rows, texts
+from untrained import untrained
+
+from hanmo.errors import CheckpointError, ConfigError
+from hanmo.tasks import TaskConfig
+from hanmo.tasks.export import columns, export
+from hanmo.tasks.finetune import fit
+from hanmo.tasks.pipeline import open_task
+
+LABELS = ("体育", "财经", "a b")
+SINGLE = TaskConfig(kind="classify", form="single", labels=LABELS, head="linear", max_length=40)
+MULTI = replace(SINGLE, form="multi")
+NUMBER = replace(SINGLE, form="regression", labels=())
+TAG = TaskConfig(kind="tag", form="BIO", labels=("地名", "PER"), head="softmax", max_length=40)
+CRF, MEMM = replace(TAG, head="crf"), replace(TAG, head="memm")
+SPANS = TaskConfig(kind="spans", labels=LABELS, head="global_pointer", max_length=40)
+TEXTS = [*texts(3), "天", "日月盈昃abc12"]
+
+
+def outputs_of(pipeline, batch):
+    """Run the network on each window alone: a list of tuples of arrays."""
+    found = []
+    for ids in batch:
+        row = torch.tensor([ids])
+        arrays = {"ids": row, "segments": torch.zeros_like(row), "mask": torch.ones_like(row, dtype=torch.bool)}
+        with torch.inference_mode():
+            outputs = pipeline.network(arrays)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        found.append([each.numpy() for each in outputs if each is not None])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "name"),
+    [
+        ("bert", SINGLE, "BertForSequenceClassification"),
+        ("bert", MULTI, "BertForSequenceClassification"),
+        ("bert", NUMBER, "BertForSequenceClassification"),
+        ("bert", TAG, "BertForTokenClassification"),
+        ("albert", SINGLE, "AlbertForSequenceClassification"),
+        ("albert", TAG, "AlbertForTokenClassification"),
+        ("roberta", SINGLE, "RobertaForSequenceClassification"),
+        ("roberta", TAG, "RobertaForTokenClassification"),
+        ("electra", TAG, "ElectraForTokenClassification"),
+        ("roformer", TAG, "RoFormerForTokenClassification"),
+    ],
+)
+def test_transformers_gives_equal_logits_labels_and_ids(tmp_path, family, config, name):
+    import transformers
+
+    pipeline = untrained(tmp_path, config, family=family)
+    saved = export(pipeline, tmp_path / "out")
+    kind = "Token" if config.kind == "tag" else "Sequence"
+    model = getattr(transformers, f"AutoModelFor{kind}Classification").from_pretrained(saved.path).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(saved.path)
+    assert type(model).__name__ == name
+    labels = columns(pipeline.task) or ("score",)
+    assert model.config.id2label == dict(enumerate(labels))
+    assert model.config.label2id == {label: number for number, label in enumerate(labels)}
+    batch = [pipeline.task.tokenizer.encode(text).ids for text in TEXTS]
+    padded = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**padded).logits.numpy()
+    for row, (ids, (expected, *_)) in enumerate(zip(batch, outputs_of(pipeline, batch), strict=True)):
+        assert padded["input_ids"][row, : len(ids)].tolist() == ids
+        found = logits[row, : len(ids)] if config.kind == "tag" else logits[row]
+        np.testing.assert_allclose(found, expected[0], rtol=0, atol=1e-4)
+    assert abs(logits[0] - logits[1]).max() > 1e-2
+
+
+def test_pairs_get_the_label_and_the_probability_of_predict(tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    pipeline = untrained(tmp_path, SINGLE)
+    saved = export(pipeline, tmp_path / "out")
+    model = AutoModelForSequenceClassification.from_pretrained(saved.path).eval()
+    tokenizer = AutoTokenizer.from_pretrained(saved.path)
+    pairs = list(zip(TEXTS, reversed(TEXTS), strict=True))
+    for pair in pairs:
+        with torch.no_grad():
+            odds = model(**tokenizer(*pair, return_tensors="pt")).logits[0].softmax(-1)
+        expected = pipeline.predict(pair)
+        assert model.config.id2label[int(odds.argmax())] == expected["label"]
+        assert float(odds.max()) == pytest.approx(expected["probability"], abs=1e-4)
+
+
+def test_labels_survive_training_export_and_reload(tmp_path):
+    from transformers import AutoConfig
+
+    rows = [row | {"label": f"{row['label']} 天"} for row in sky_rows(64)]
+    fitted = fit(model_folder(tmp_path / "base"), train=rows, kind="classify", out=tmp_path / "run")
+    saved = export(open_task(fitted.folder), tmp_path / "out")
+    assert AutoConfig.from_pretrained(saved.path).id2label == {0: "earth 天", 1: "sky 天"}
+    assert any("temperature" in note for note in saved.notes)
+
+
+@pytest.mark.parametrize("config", [CRF, MEMM], ids=["crf", "memm"])
+def test_transitions_are_left_out_on_request_alone(tmp_path, config):
+    from transformers import AutoModelForTokenClassification
+
+    pipeline = untrained(tmp_path, config)
+    with pytest.raises(ConfigError, match=rf"head is '{config.head}', and transformers has no transitions .*drop_tran"):
+        export(pipeline, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    saved = export(pipeline, tmp_path / "out", drop_transitions=True)
+    assert any(f"the {config.head}'s transitions are left out" in note for note in saved.notes)
+    model = AutoModelForTokenClassification.from_pretrained(saved.path)
+    expected = pipeline.network.head.linear.weight
+    assert torch.equal(model.classifier.weight, expected)
+    assert [model.config.id2label[n] for n in range(5)] == ["O", "B-地名", "I-地名", "B-PER", "I-PER"]
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "message"),
+    [
+        (
+            "bert",
+            replace(SINGLE, pooling="mean"),
+            r"pooling is 'mean', and BertForSequenceClassification has a pooler ",
+        ),
+        ("electra", SINGLE, r"activation is 'tanh', and ElectraForSequenceClassification has a pooler with 'gelu_erf'"),
+        (
+            "roformer",
+            SINGLE,
+            r"activation is 'tanh', and RoFormerForSequenceClassification has a pooler with 'gelu_erf'",
+        ),
+        ("nezha", SINGLE, r"transformers has no class of nezha with a head, only of bert, albert, "),
+        ("bert", SPANS, r"transformers has no class for kind 'spans', only for 'classify' and 'tag'; use form='onnx'"),
+    ],
+)
+def test_what_transformers_has_no_class_for_is_refused(tmp_path, family, config, message):
+    with pytest.raises(CheckpointError, match=message):
+        export(untrained(tmp_path, config, family=family), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_form_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"form is 'keras'; expected one of huggingface, onnx"):
+        export(untrained(tmp_path, SINGLE), tmp_path / "out", form="keras")
+
+
+ONNX = [("bert", CRF)]
+SLOW = [
+    *(("bert", config) for config in (SINGLE, MULTI, NUMBER, TAG, MEMM, SPANS, replace(SINGLE, pooling="mean"))),
+    *((family, SINGLE) for family in ("albert", "roberta", "electra", "nezha", "roformer")),
+]
+
+
+@pytest.mark.parametrize(("family", "config"), [*ONNX, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
+def test_onnx_equals_torch_for_texts_of_unequal_length_in_one_batch(tmp_path, family, config):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    pipeline = untrained(tmp_path, config, family=family)
+    saved = export(pipeline, tmp_path / "out", form="onnx")
+    session = onnxruntime.InferenceSession(saved.path / "model.onnx", providers=["CPUExecutionProvider"])
+    batch = [pipeline.task.tokenizer.encode(text).ids for text in TEXTS]
+    assert len({len(ids) for ids in batch}) > 3
+    ids = np.zeros((len(batch), max(map(len, batch))), np.int64)
+    mask = np.zeros_like(ids)
+    for row, each in enumerate(batch):
+        ids[row, : len(each)], mask[row, : len(each)] = each, 1
+    given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    found = session.run(None, {each.name: given[each.name] for each in session.get_inputs()})
+    for row, expected in enumerate(outputs_of(pipeline, batch)):
+        assert len(expected) == len(found) == 1 + (config.head in ("crf", "memm"))
+        unpadded = found[0][row][..., : expected[0].shape[-2], :] if config.kind == "tag" else found[0][row]
+        if config.kind == "spans":
+            unpadded = unpadded[..., : len(batch[row]), : len(batch[row])]
+        np.testing.assert_allclose(unpadded, expected[0][0], rtol=1e-4, atol=1e-4)
+    named = session.get_modelmeta().custom_metadata_map
+    assert json.loads(named["columns"]) == list(columns(pipeline.task))
+    assert TaskConfig.read(saved.path / "task.json") == config
+    assert (saved.path / "vocab.txt").is_file()
