@@ -67,9 +67,8 @@ def save(
     dtype: of floating parameters in the file; None keeps each as it is.   max_shard_bytes: None writes one data file.
     "int8" quantizes matrices, with a scale for each row; it is for "safetensors" in one file.
     tokenizer: files (vocab.txt, …) to copy along; or what `huggingface_files` gives: name → file, or JSON to write.
-    head: of a task; saved as "head.…" in "safetensors".   head_names: for "huggingface", the name there of each tensor
-    "head.…", and of parameters of the pooler that belong to the head there.   overwrite: replace what is at the path.
-    progress: called with the bytes of each piece that was written.
+    head: of a task, "head.…".   head_names: in "huggingface", of its tensors, and of a pooler that is part of it there.
+    overwrite: replace what is at the path.   progress: called with the bytes of each piece that was written.
     Raises CheckpointError where the form does not exist for the family or cannot hold the model, ConfigError for an
     unknown form or family, or an object that is no network, and MissingFile for a tokenizer file that is not there.
     """
@@ -80,26 +79,20 @@ def save(
     path, kind = Path(path), as_dtype(dtype, (*FLOATS, "int8"))
     if kind == torch.int8 and (form != "safetensors" or max_shard_bytes is not None):
         raise ConfigError(f"dtype is int8, form is {form!r}; 8 bits are for form='safetensors', in one file")
-    of_head, config = dict(head_names or {}), model.config
-    state: dict[str, Tensor] = dict(model.named_parameters()) | _of_head(head, form, of_head)
+    state: dict[str, Tensor] = dict(model.named_parameters()) | _of_head(head, form, head_names or {})
     if empty := [name for name, parameter in state.items() if parameter.is_meta]:
         raise CheckpointError(f"{empty[0]} is not filled; load or initialize the model before saving it")
     files, added = _files(tokenizer)
-    notes: list[str] = []
     if form == "safetensors":
-        own, data = "hanmo.json", asdict(config)
+        own, data, notes = "hanmo.json", asdict(model.config), list[str]()
         rows = [Row((name,), name) for name in state]
     else:
-        own, names = "config.json", _names(family or config.family, form)
-        if any(name.startswith("pooler.") for name in of_head):
-            config = replace(config, pool="none")
-        bare = {name: tensor for name, tensor in state.items() if name not in of_head}
-        data, rows, notes = _translate(config, bare, names, form, added)
-        rows += [Row((ours,), theirs) for ours, theirs in of_head.items()]
+        own, names = "config.json", _names(family or model.config.family, form)
+        data, rows, notes = _translate(model.config, state, names, form, added, head_names or {})
     if form == "huggingface":
         stored = kind or state["token.weight"].dtype
         data["dtype"] = _name(stored)
-        state |= {name: MADE[how](config).to(stored) for name, how in names.made.items()}
+        state |= {name: MADE[how](model.config).to(stored) for name, how in names.made.items()}
         rows += [Row((name,), name) for name in names.made]
     items = rounded_items(state) if kind == torch.int8 else items_of(state, rows, kind, progress)
     metadata = MARK if kind == torch.int8 else {"format": "pt"} if form == "huggingface" else {}
@@ -164,15 +157,23 @@ _SMALL_EPS = 1e-6
 
 
 def _translate(
-    config: ModelConfig, state: Mapping[str, Tensor], names: Names, form: str, added: dict[str, Any]
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    names: Names,
+    form: str,
+    added: dict[str, Any],
+    head_names: Mapping[str, str],
 ) -> tuple[dict[str, Any], list[Row], list[str]]:
     """Return a format's config.json, its rows, and notes on what that config.json, read back, leaves out.
 
-    added: what else config.json holds.   Raises CheckpointError naming a field that the form cannot express.
+    added: what else config.json holds.   head_names: as of `save`.
+    Raises CheckpointError naming a field that the form cannot express.
     """
+    if any(name.startswith("pooler.") for name in head_names):
+        config = replace(config, pool="none")
     try:
         data = names.original(config) | config.generation | added
-        rows = rows_of(state, names.rows(config))
+        rows = rows_of({name: each for name, each in state.items() if name not in head_names}, names.rows(config))
         again = names.config(json.loads(json.dumps(data)))
     except ConfigError as error:
         raise CheckpointError(f"the form {form!r} cannot hold this model: {error}; save as safetensors") from None
@@ -190,7 +191,7 @@ def _translate(
             raise CheckpointError(
                 f"{key} is {one!r}, but that form would make it {two!r}; save as safetensors, which keeps everything"
             )
-    return data, rows, notes
+    return data, rows + [Row((ours,), theirs) for ours, theirs in head_names.items()], notes
 
 
 def _settings(config: ModelConfig) -> dict[str, Any]:

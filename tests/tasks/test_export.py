@@ -87,7 +87,7 @@ def test_pairs_get_the_label_and_the_probability_of_predict(tmp_path):
     for pair in pairs:
         with torch.no_grad():
             odds = model(**tokenizer(*pair, return_tensors="pt")).logits[0].softmax(-1)
-        expected = pipeline.predict(pair)
+        (expected,) = pipeline.predict([pair])
         assert model.config.id2label[int(odds.argmax())] == expected["label"]
         assert float(odds.max()) == pytest.approx(expected["probability"], abs=1e-4)
 
