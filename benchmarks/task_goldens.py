@@ -30,6 +30,7 @@ from hanmo.compat.bert4keras.task_layers import (
 from hanmo.errors import TensorMismatch
 from hanmo.tasks import pointer as pointers
 from hanmo.tasks.adversarial import Fgm, GradientPenalty, perturbation, table_gradient, virtual_loss
+from hanmo.tasks.casrel import object_pairs, subject_pairs
 from hanmo.tasks.chains import crf_losses, path_score
 from hanmo.tasks.divergence import Logits
 from hanmo.tasks.explain import path_gradients, token_scores, with_vectors
@@ -338,6 +339,17 @@ def gplinker_decode(case: Case) -> None:
     for text, scores in enumerate(zip(entity, first, last, strict=True)):
         found = pointers.decode_triples(*scores, above=above, start=1, stop=stop)
         spoes += sorted((text, s - 1, t - 1, p, o - 1, e - 1) for (s, t), p, (o, e), _ in found)
+    case.compare("spoes", np.array(spoes, np.int64).reshape(-1, 6))
+
+
+@check("casrel_decode")
+def casrel_decode(case: Case) -> None:
+    subject, objects, spoes = case.array("subject"), case.array("object"), []
+    places = {"start": 1, "stop": subject.shape[1] - 1}
+    for text, odds in enumerate(subject):
+        for s, t, _ in subject_pairs(odds, **places):
+            for o, e, predicate, _ in object_pairs(objects[text, s, t], **places):
+                spoes.append((text, s - 1, t - 1, predicate, o - 1, e - 1))
     case.compare("spoes", np.array(spoes, np.int64).reshape(-1, 6))
 
 

@@ -22,6 +22,7 @@ from hanmo.checkpoint.save import save
 from hanmo.checkpoint.shapes import TASK_HEAD
 from hanmo.errors import TensorMismatch
 from hanmo.model import Model
+from hanmo.nn.norm import Norm
 from hanmo.tasks.config import TASK_JSON, TaskConfig
 from hanmo.tasks.task import Task, TaskNetwork
 from hanmo.training.lora import has_lora, merge_lora
@@ -46,6 +47,9 @@ def build(model: Model, task: Task, *, seed: int = 0) -> TaskNetwork:
                 nn.init.trunc_normal_(module.weight, std=config.initializer)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for norm in (module for module in head.modules() if isinstance(module, Norm)):
+            for layer in norm.children():  # as in bert4keras, a condition changes nothing before training
+                nn.init.zeros_(layer.get_parameter("weight"))
     return TaskNetwork(backbone, head, task).to(model.token.weight.device)
 
 

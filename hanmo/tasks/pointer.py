@@ -197,7 +197,7 @@ def decode_triples(
     """Return (subject, predicate, object, score) of every triple whose four scores are above a floor: GPLinker's.
 
     spans: [2, n, n], of subjects and of objects.   first, last: [predicates, n, n].   start, stop: places of the text.
-    The score is the least of the four.   limit: of the subjects, and of the objects, that take part.
+    The score is the least of the four.   limit: of the subjects, of the objects, and of each predicate's triples.
     """
     sides = [best_pairs(part[None], above=above, start=start, stop=stop, limit=limit) for part in spans]
     if not all(sides):
@@ -208,6 +208,9 @@ def decode_triples(
     for predicate, (heads, tails) in enumerate(zip(first, last, strict=True)):
         links = heads[subjects[:, :1], objects[:, 0]].minimum(tails[subjects[:, 1:], objects[:, 1]])
         scores = links.minimum(own[0][:, None]).minimum(own[1])  # [subjects, objects]
-        for s, o in (scores > above).nonzero().tolist():
-            found.append((sides[0][s][1:3], predicate, sides[1][o][1:3], float(scores[s, o])))
+        values, places = scores.flatten().topk(min(limit or scores.numel(), scores.numel()))
+        for score, place in zip(values.tolist(), places.tolist(), strict=True):
+            subject, other = divmod(place, len(objects))
+            if score > above:
+                found.append((sides[0][subject][1:3], predicate, sides[1][other][1:3], score))
     return found

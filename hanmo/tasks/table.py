@@ -7,6 +7,7 @@ from hanmo.tasks.embed import Embed
 from hanmo.tasks.read import Read
 from hanmo.tasks.read_mlm import ReadMlm
 from hanmo.tasks.read_seq2seq import ReadSeq2seq
+from hanmo.tasks.relate import Relate
 from hanmo.tasks.spans import Spans
 from hanmo.tasks.tag import Tag
 from hanmo.tasks.task import Task
@@ -22,6 +23,7 @@ TASKS: dict[str, type[Task]] = {
     "read": Read,
     "read_mlm": ReadMlm,
     "read_seq2seq": ReadSeq2seq,
+    "relate": Relate,
 }
 
 

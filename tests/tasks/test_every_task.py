@@ -7,12 +7,13 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from toy_pairs import alike_rows, question_rows, similar_rows
-from toy_relations import nested_rows
+from toy_relations import nested_rows, relation_rows
 from toy_tasks import entity_rows, key_rows, model_folder, number_rows, pair_rows, sky_rows, word_rows
 
 import hanmo
@@ -57,6 +58,10 @@ CASES = {
         epochs=8,
         lr=3e-3,
         count=300,
+    ),
+    "relations": Case(TaskConfig(kind="relate", options={"head_size": 32}), relation_rows, 0.9, epochs=14, lr=5e-3),
+    "relations by CasRel": Case(
+        TaskConfig(kind="relate", head="casrel"), partial(relation_rows, strings=True), 0.9, epochs=8, lr=3e-3
     ),
 }
 
