@@ -24,7 +24,7 @@ from hanmo.cli.plan import plan
 from hanmo.cli.run import CONTEXT
 from hanmo.cli.run import run as run_script
 from hanmo.cli.screen import say
-from hanmo.cli.task import evaluate, fit, predict
+from hanmo.cli.task import evaluate, explain, fit, predict
 from hanmo.cli.train import finetune, pretrain
 from hanmo.cli.write import write
 from hanmo.errors import HanmoError
@@ -91,6 +91,7 @@ task = typer.Typer(cls=_Commands, no_args_is_help=True)
 task.command("fit", cls=TranslatedCommand)(fit)
 task.command("predict", cls=TranslatedCommand)(predict)
 task.command("evaluate", cls=TranslatedCommand)(evaluate)
+task.command("explain", cls=TranslatedCommand)(explain)
 app.add_typer(task, name="task", help="Classify, tag, extract and compare texts: train on labelled data, and predict.")
 
 

@@ -1,4 +1,4 @@
-"""`hanmo task fit`, `predict` and `evaluate`: options and files in, a trained task, results or scores out.
+"""`hanmo task fit`, `predict`, `evaluate` and `explain`: options and files in, a trained task, results or scores out.
 
 Knows options and how results are printed. `hanmo.tasks` does the work. Messages go to standard error.
 """
@@ -6,7 +6,7 @@ Knows options and how results are printed. `hanmo.tasks` does the work. Messages
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +19,7 @@ from hanmo.cli.options import keep_options, option, read_options, run_options, w
 from hanmo.cli.screen import aligned, echo, echo_json, on_screen, say, translating_console
 from hanmo.cli.train import TRAINING, train_args
 from hanmo.errors import ConfigError, DataError, MissingExtra
+from hanmo.files import parse_json
 
 if TYPE_CHECKING:
     from hanmo.tasks.finetune import Fitted
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from hanmo.tasks.rows import Row
     from hanmo.tasks.steps import StepWrapper
 
-__all__ = ["evaluate", "fit", "predict"]
+__all__ = ["evaluate", "explain", "fit", "predict"]
 
 _OF_THE_LOOP = (
     "accumulate", "steps", "minutes", "epochs", "lr", "warmup", "schedule", "average", "precision", "early_stopping",
@@ -188,6 +189,45 @@ def evaluate(
         say(f"confusion matrix: {confusion}, labels {', '.join(shown)}")
 
 
+def explain(
+    text: Annotated[str, Argument(help="The text, or a JSON object with the keys of a data row.")],
+    *,
+    model: Folder,
+    label: Annotated[str | None, Option(help="The label to explain.", show_default="the most probable one")] = None,
+    points: Annotated[int, Option(min=2, help="Steps of the integral; more are more exact.")] = 20,
+    html: Annotated[Path | None, Option(help="Write the picture as a page for a browser.", show_default=False)] = None,
+    device: shared.Device = "auto",
+    threads: shared.Threads = None,
+    as_json: shared.Json = False,
+) -> None:
+    """Show which characters a classification rests on, by integrated gradients.
+
+    [bold]hanmo task explain 这是一本很好看的书 --model run --html picture.html[/bold]
+
+    Red speaks for the label, blue against it.
+    """
+    pipeline = _open(model, device, threads)
+    from rich.console import Console
+
+    from hanmo.checkpoint.staged import atomic_path
+    from hanmo.tasks.explain import explain as attribute
+
+    given = parse_json(text, "the text", error=DataError) if text.lstrip().startswith("{") else text
+    found = attribute(pipeline, given, label=label, points=points)
+    if html is not None:
+        with atomic_path(html) as made:
+            made.write_text(found.to_html(), "utf-8")
+        say(f"picture: {html}")
+    elif as_json:
+        echo_json(asdict(found))
+    elif sys.stdout.isatty():
+        Console().print(found, soft_wrap=True)
+    else:
+        echo(f"{found.label}\t{found.probability:.4f}")
+        for character, score in found.characters:
+            echo(f"{character}\t{score:+.4f}")
+
+
 def _open(model: Path, device: str, threads: int | None) -> "TaskPipeline":
     import torch
 
@@ -202,7 +242,6 @@ def _open(model: Path, device: str, threads: int | None) -> "TaskPipeline":
 
 def _lines(path: Path | None) -> "Iterator[Row]":
     """Yield a row of each line of a file, or of standard input, that is not empty."""
-    from hanmo.files import parse_json
     from hanmo.tasks.readers import read_text
     from hanmo.tasks.rows import Row
 

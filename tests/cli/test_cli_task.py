@@ -161,6 +161,19 @@ def test_evaluate_prints_scores_and_draws_the_confusion_matrix(work):
     assert {label: each["true"] for label, each in told["labels"].items()} == {"earth": 20, "sky": 20}
 
 
+def test_explain_shows_the_characters_that_decide(work):
+    lines = run("explain", "天地日玄", "--model", "run").stdout.splitlines()
+    label, probability = lines[0].split("\t")
+    assert label == "sky" and float(probability) > 0.5
+    scores = {character: float(score) for character, score in (line.split("\t") for line in lines[1:])}
+    assert list(scores) == list("天地日玄") and max(scores, key=scores.__getitem__) == "日"
+    told = json.loads(run("explain", '{"text": "天地日玄"}', "--model", "run", "--label", "earth", "--json").stdout)
+    assert told["label"] == "earth" and told["texts"] == ["天地日玄"] and min(told["scores"][0]) == told["scores"][0][2]
+    assert done("explain", "天地日玄", "--model", "run", "--html", "page.html") == "hanmo: picture: page.html\n"
+    assert Path("page.html").read_text("utf-8").startswith("<!doctype html>")
+    assert "--label is 'sea'" in refused("explain", "天", "--model", "run", "--label", "sea")
+
+
 def test_other_formats_are_read_by_every_command(work):
     for name in ("train", "dev"):
         rows = map(json.loads, Path(f"{name}.jsonl").read_text("utf-8").splitlines())
