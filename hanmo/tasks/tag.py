@@ -8,6 +8,7 @@ the scores that each token has in its deciding window.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
@@ -90,6 +91,8 @@ class Tag(Task):
 
     @classmethod
     def settle(cls, config: TaskConfig, rows: Sequence[Row]) -> TaskConfig:
+        if not config.form and "words" in rows[0].data:
+            config = replace(config, form="words")
         config = super().settle(config, rows)
         if not config.labels:
             raise DataError(f"none of the {len(rows):,} training rows has spans; expected some")

@@ -20,6 +20,7 @@ from hanmo.tokenizers import WordPiece
 from hanmo.training.args import TrainArgs
 
 TOKENIZER = WordPiece(VOCABULARY)
+NESTED = [{"start": 0, "stop": 3, "label": "SKY"}, {"start": 1, "stop": 2, "label": "SUN"}]
 
 
 def task(**changes) -> Tag:
@@ -130,12 +131,16 @@ def test_a_text_without_tokens_has_no_spans(head):
     assert one.losses(outputs, batch).tolist() == [0]
 
 
+@pytest.mark.parametrize(
+    ("row", "form"), [({"words": ["天"]}, "words"), ({"text": "天地玄", "spans": NESTED[1:]}, "BIO")]
+)
+def test_the_data_tells_the_form(row, form):
+    assert Tag.settle(TaskConfig(kind="tag"), read_rows([row])).form == form
+
+
 def test_training_rows_without_any_span_are_refused():
     with pytest.raises(DataError, match="none of the 2 training rows has spans"):
         Tag.settle(TaskConfig(kind="tag"), read_rows([{"text": "天", "spans": []}] * 2))
-
-
-NESTED = [{"start": 0, "stop": 3, "label": "SKY"}, {"start": 1, "stop": 2, "label": "SUN"}]
 
 
 @pytest.mark.parametrize(
