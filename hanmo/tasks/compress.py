@@ -102,7 +102,7 @@ class Theseus(StepWrapper):
             raise ConfigError(f"Theseus trains in one process, not {distributed.world()}; start it without torchrun")
 
     def __call__(self, loss: Loss, network: TaskNetwork) -> Loss:
-        teacher = _like(self.teacher, network).requires_grad_(False).train()
+        teacher = _like(self.teacher, network, "head", "pooling").requires_grad_(False).train()
         ours, theirs = network.backbone.main, teacher.backbone.main
         count, own = theirs.config.num_layers, ours.config.num_layers
         same = replace(theirs.config, num_layers=own) == ours.config
@@ -131,8 +131,9 @@ class Theseus(StepWrapper):
             vectors[:] = [teacher.vectors(teacher.main, given[0], options.get("segments"))] if module.training else []
 
         def embed(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
-            replaced: Tensor = teacher.main.embedding(*vectors, *given[1:]) if self._teachers(module) else output
-            return replaced
+            if not self._teachers(module):
+                return output
+            return _instead(output, teacher.main.embedding(*vectors, *given[1:]))
 
         student.register_forward_pre_hook(look_up, with_kwargs=True)
         student.main.embedding.register_forward_hook(embed)
@@ -144,9 +145,14 @@ class Theseus(StepWrapper):
             x, scores = given[0], options["scores"]
             for each in group:
                 x, scores = each(x, *given[1:], **options | {"scores": scores})
-            return x, scores
+            return _instead(output[0], x), scores
 
         block.register_forward_hook(run, with_kwargs=True)
+
+
+def _instead(output: Tensor, teachers: Tensor) -> Tensor:
+    """Return the teacher's output; the student's has a gradient of 0, so that an optimizer goes on as in Keras."""
+    return teachers + 0 * output
 
 
 def _take_over(own: nn.Module, teacher: nn.Module) -> None:
@@ -158,10 +164,13 @@ def _teacher(given: str | Path | TaskPipeline) -> TaskPipeline:
     return given if isinstance(given, TaskPipeline) else open_task(given)
 
 
-def _like(teacher: TaskPipeline, network: TaskNetwork) -> TaskNetwork:
-    """Return a copy of the teacher's network on the student's device. Raises ConfigError if it is of another task."""
+def _like(teacher: TaskPipeline, network: TaskNetwork, *same: str) -> TaskNetwork:
+    """Return a copy of the teacher's network on the student's device. Raises ConfigError if it is of another task.
+
+    same: fields of the task that must be equal, too.
+    """
     own, other = network.task.config, teacher.task.config
-    for name in ("kind", "form", "labels"):
+    for name in ("kind", "form", "labels", *same):
         if getattr(own, name) != getattr(other, name):
             raise ConfigError(
                 f"{name} of the teacher {teacher.path} is {getattr(other, name)}; "
