@@ -128,7 +128,7 @@ def test_theseus_computes_the_teacher_or_the_student_or_a_mixture(teacher):
         assert round(float(task_loss(other, batch)), 6) in seen
 
 
-def test_theseus_trains_the_student_s_blocks_alone(teacher):
+def test_theseus_trains_neither_head_nor_teacher(teacher):
     network, batch = student_and_batch(teacher)
     before = [parameter.clone() for parameter in teacher.network.parameters()]
     loss = Theseus(teacher, rate=1.0)(task_loss, network)
