@@ -36,13 +36,13 @@ KINDS = {
     "spans": nested_rows,
 }
 TRICKS = {
-    "fgm": Fgm(),
-    "fgm and the plain loss": Fgm(clean=1.0),
-    "pgd": Pgd(steps=2),
+    "fgm": Fgm(epsilon=0.1),
+    "fgm and the plain loss": Fgm(epsilon=0.1, clean=1.0),
+    "pgd": Pgd(epsilon=0.1, rate=0.06, steps=2),
     "gradient penalty": GradientPenalty(),
     "gradient penalty by occurrence": GradientPenalty(by_occurrence=True),
     "r-drop": RDrop(),
-    "vat": Vat(TEXTS, batch=4),
+    "vat": Vat(TEXTS, batch=4, epsilon=0.1),
     "focal": Focal(),
 }
 
@@ -322,12 +322,10 @@ def test_wrappers_are_given_by_name_and_nested_in_order(base, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("trick", TRICKS)
 def test_the_rule_is_learned_with_every_trick(base, tmp_path, trick):
-    args = TaskArgs(batch=16, epochs=8, lr=2e-3)
-    dev = sky_rows(60, seed=1)
     loaded = with_dropout(base) if trick == "r-drop" else base
-    fitted = fit(
-        loaded, train=sky_rows(400), dev=dev, kind="classify", out=tmp_path / "run", args=args, wrap=TRICKS[trick]
-    )
+    train, dev, config = sky_rows(400), sky_rows(60, seed=1), TaskConfig(kind="classify", pooling="mean")
+    args = TaskArgs(batch=16, epochs=6, lr=2e-3)
+    fitted = fit(loaded, train=train, dev=dev, config=config, out=tmp_path / "run", args=args, wrap=TRICKS[trick])
     assert fitted.score.value >= 0.95
 
 
