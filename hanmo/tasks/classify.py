@@ -9,7 +9,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ class LinearHead(nn.Module):
 class Classify(Task):
     """kind "classify"."""
 
-    forms = ("single", "multi", "regression")
+    forms: ClassVar[tuple[str, ...]] = ("single", "multi", "regression")
     pooled = True
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:

@@ -169,6 +169,8 @@ def places_of(row: Row) -> list[list[tuple[int, int]]]:
     for answer in row.get("answers", list, default=[]):
         if isinstance(answer, Mapping):
             span: dict[str, Any] = {"label": "", **answer}
+            if "stop" not in span and isinstance(span.get("text"), str) and type(span.get("start")) is int:
+                span["stop"] = span["start"] + len(span["text"])  # as SQuAD's files say it
             ((start, stop, _),) = spans_of(Row(row.where, {"text": text, "answers": [span]}), "answers")
             if not text[start:stop].strip():
                 raise row.error(f"the answer {start}:{stop} is empty")

@@ -4,6 +4,7 @@ from hanmo.errors import ConfigError
 from hanmo.tasks.classify import Classify
 from hanmo.tasks.config import TaskConfig
 from hanmo.tasks.embed import Embed
+from hanmo.tasks.few import Few
 from hanmo.tasks.read import Read
 from hanmo.tasks.read_mlm import ReadMlm
 from hanmo.tasks.read_seq2seq import ReadSeq2seq
@@ -24,6 +25,7 @@ TASKS: dict[str, type[Task]] = {
     "read_mlm": ReadMlm,
     "read_seq2seq": ReadSeq2seq,
     "relate": Relate,
+    "few": Few,
 }
 
 

@@ -49,6 +49,7 @@ CASES = {
     "read": Case(TaskConfig(kind="read"), question_rows, 0.8, epochs=12),
     "read by masks": Case(TaskConfig(kind="read_mlm", options={"max_answer": 3}), question_rows, 0.8, epochs=12),
     "read by UniLM": Case(TaskConfig(kind="read_seq2seq", options={"max_answer": 3}), question_rows, 0.8, epochs=12),
+    "few": Case(TaskConfig(kind="few", options={"words": {"sky": "天", "earth": "地"}}), sky_rows, 0.9),
     "regression": Case(TaskConfig(kind="classify", pooling="mean"), number_rows, 0.9),
     "spans": Case(TaskConfig(kind="spans", options={"head_size": 8}), nested_rows, 0.9, epochs=8, lr=3e-3, count=300),
     "spans by dense loss": Case(

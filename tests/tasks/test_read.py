@@ -39,6 +39,7 @@ def row(text: str = TEXT, answers: object = (), question: str = "日月") -> Row
 
 def test_an_answer_is_at_its_place_or_wherever_its_text_is():
     assert places_of(row("天地天", [{"start": 2, "stop": 3}])) == [[(2, 3)]]
+    assert places_of(row("天地天", [{"start": 1, "text": "地天"}])) == [[(1, 3)]]
     assert places_of(row("天地天", ["天", "地"])) == [[(0, 1), (2, 3)], [(1, 2)]]
     assert places_of(row("天地天")) == []
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from toy_pairs import question_rows, similar_rows
-from toy_tasks import model_folder
+from toy_tasks import model_folder, sky_rows
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "tasks"
 
@@ -53,3 +53,12 @@ def test_reading_comprehension(work, way):
     found = run("reading_comprehension", *options)
     assert ast.literal_eval(found[0])["f1"] > 0.2
     assert len(found) == 31 and all(len(line.split("\t")) == 2 for line in found[1:])
+
+
+def test_few_labels(work):
+    for name, seed, count in (("train", 0, 400), ("dev", 1, 60)):
+        lines = [json.dumps(row, ensure_ascii=False) for row in sky_rows(count, seed=seed)]
+        (work / f"{name}.jsonl").write_text("\n".join(lines), "utf-8")
+    files = ("--train", "train.jsonl", "--dev", "dev.jsonl", "--epochs", "6", "--lr", "2e-3")
+    before, after = run("few_labels", *files, "--template", "{label}：{text}", "--words", "sky=天", "earth=地")
+    assert before.startswith("before 0.") and float(after.split()[1]) > max(0.6, float(before.split()[1]))
