@@ -19,7 +19,7 @@ from hanmo.nn.norm import Norm
 from hanmo.tasks.pointer import Pair
 from hanmo.tasks.task import Arrays, Batch
 
-__all__ = ["CasRel", "casrel_loss", "casrel_targets", "object_pairs", "subject_pairs"]
+__all__ = ["CasRel", "casrel_loss", "casrel_targets", "object_pairs", "subject_logits", "subject_pairs"]
 
 SUBJECT_POWER, OBJECT_POWER = 2, 4  # few places are right
 _FIRST, _LAST = 0.6, 0.5  # probabilities above which places begin and end something
@@ -91,11 +91,21 @@ def casrel_loss(subject: Tensor, objects: Tensor, batch: Batch) -> Tensor:
     return found.index_add(0, rows, (losses * weight[rows]).sum(1) * share[rows])
 
 
+def subject_logits(logits: Tensor) -> Tensor:
+    """Return the logits of the probabilities that the powers of sigmoids are."""
+    log_p, log_rest = _log_odds(logits, SUBJECT_POWER)
+    return log_p - log_rest
+
+
 def _power_loss(logits: Tensor, targets: Tensor, power: int) -> Tensor:
     """Return the binary cross entropy of sigmoid(logits) ** power."""
+    return -torch.where(targets, *_log_odds(logits, power))
+
+
+def _log_odds(logits: Tensor, power: int) -> tuple[Tensor, Tensor]:
+    """Return log p and log(1 - p) of p = sigmoid(logits) ** power."""
     log_p = power * F.logsigmoid(logits)
-    log_rest = torch.log((-torch.expm1(log_p)).clamp(min=torch.finfo(logits.dtype).tiny))
-    return -torch.where(targets, log_p, log_rest)
+    return log_p, torch.log((-torch.expm1(log_p)).clamp(min=torch.finfo(logits.dtype).tiny))
 
 
 def subject_pairs(odds: NDArray[np.float32], *, start: int, stop: int) -> list[tuple[int, int, float]]:

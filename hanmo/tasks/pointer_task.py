@@ -1,4 +1,4 @@
-"""What kinds of tasks with pointers share: their options, places of spans in windows, and thresholds of items.
+"""What kinds of tasks with pointers share: their options, places of spans in windows, thresholds of items.
 
 An item is what is found or missed: a tuple whose first part is its label, as (label, start, stop) in code points.
 Knows rows and windows; the kinds know what their items are.
@@ -23,7 +23,7 @@ from hanmo.tasks.task import Arrays, Batch, Example, Result, Task
 from hanmo.tasks.windows import Window, deciding
 from hanmo.tokenizers.protocol import Tokenizer
 
-__all__ = ["Item", "PointerTask"]
+__all__ = ["Item", "ItemTask", "PointerTask"]
 
 Item: TypeAlias = tuple[Any, ...]
 
@@ -33,14 +33,13 @@ _FLOOR = -4.0  # no threshold is chosen below it
 class PointerTask(Task):
     """A kind whose network scores pairs of places.
 
-    noun: what the training data holds, for people.   calibrated: whether thresholds of scores are chosen on dev rows.
+    noun: what the training data holds, for people.
     Option "head_size": features of a pointer's query and key, 64 by default.
     """
 
     main_score = "f1"
     offsets = True
     noun: str
-    calibrated = True
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)
@@ -125,6 +124,24 @@ class PointerTask(Task):
     def found_items(cls, row: Row, result: Result) -> set[Item]:
         """Return what was found, in the form in which `true_items` gives what is right."""
 
+    @property
+    def floor(self) -> float:
+        """Score below which nothing has to be kept."""
+        return min(0.0, *self.config.thresholds.values(), 0.0)
+
+    def measure(self, rows: Sequence[Row], results: Sequence[Result]) -> dict[str, float]:
+        found = [self.found_items(row, result) for row, result in zip(rows, results, strict=True)]
+        return set_scores([self.true_items(row) for row in rows], found)
+
+
+class ItemTask(PointerTask):
+    """A kind whose result says items that each have a score, with a threshold for each label.
+
+    calibrated: whether thresholds are chosen on dev rows.
+    """
+
+    calibrated = True
+
     @classmethod
     def compared(cls, row: Row, item: Item) -> Item:
         """Return an item in the form in which `true_items` gives what is right."""
@@ -136,10 +153,7 @@ class PointerTask(Task):
 
     @property
     def floor(self) -> float:
-        """Score below which nothing is predicted, and while thresholds are being chosen, kept."""
-        if not self.calibrated:
-            return 0.0
-        return min(self.config.thresholds.values(), default=_FLOOR)
+        return _FLOOR if self.calibrated and not self.config.thresholds else super().floor
 
     def result(self, text: str, items: Mapping[Item, float]) -> Result:
         """Return the result of a row: the items above their thresholds and, until these are chosen, all candidates."""
@@ -171,7 +185,3 @@ class PointerTask(Task):
         }
         cut = [self._chosen(str(row.data["text"]), some, chosen) for row, some in zip(rows, items, strict=True)]
         return replace(self.config, thresholds=chosen), cut
-
-    def measure(self, rows: Sequence[Row], results: Sequence[Result]) -> dict[str, float]:
-        found = [self.found_items(row, result) for row, result in zip(rows, results, strict=True)]
-        return set_scores([self.true_items(row) for row in rows], found)

@@ -23,11 +23,13 @@ from hanmo.tasks.casrel import (
     casrel_loss,
     casrel_targets,
     object_pairs,
+    subject_logits,
     subject_pairs,
 )
 from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.divergence import Logits
 from hanmo.tasks.pointer import GPLinker, Pair, decode_triples, pair_array, pointer_loss
-from hanmo.tasks.pointer_task import Item, PointerTask
+from hanmo.tasks.pointer_task import Item, ItemTask
 from hanmo.tasks.rows import Row, spans_of, texts_of
 from hanmo.tasks.task import Arrays, Batch, Example, Result, TaskNetwork
 from hanmo.tasks.windows import Window
@@ -48,7 +50,7 @@ class Relation(NamedTuple):
     object: tuple[int, int]
 
 
-class Relate(PointerTask):
+class Relate(ItemTask):
     """kind "relate"."""
 
     heads = ("gplinker", "casrel")
@@ -105,6 +107,11 @@ class Relate(PointerTask):
             return casrel_loss(outputs[0].float(), outputs[1].float(), batch)
         parts = zip(outputs, ("spans", "first", "last"), strict=True)
         return torch.stack([pointer_loss(scores.float(), batch[name]) for scores, name in parts]).sum(0)
+
+    def logits(self, outputs: Any, batch: Batch) -> Sequence[Logits]:
+        if self.casrel:  # of the subjects: those of objects depend on which these are
+            return [Logits(subject_logits(outputs[0].float()), "bernoulli", batch["mask"])]
+        return super().logits(outputs, batch)
 
     def infer(self, network: TaskNetwork, batch: Batch) -> list[Found]:
         outputs, texts = network(batch), batch["text"].tolist()

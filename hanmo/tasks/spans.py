@@ -15,7 +15,7 @@ from hanmo.errors import ConfigError
 from hanmo.model import Output
 from hanmo.tasks.config import TaskConfig
 from hanmo.tasks.pointer import POINTERS, best_pairs, pair_array, pointer_loss
-from hanmo.tasks.pointer_task import Item, PointerTask
+from hanmo.tasks.pointer_task import Item, ItemTask
 from hanmo.tasks.rows import Row, spans_of, texts_of
 from hanmo.tasks.task import Arrays, Batch, Example, Result, TaskNetwork
 from hanmo.tasks.windows import Window
@@ -41,7 +41,7 @@ class SpansHead(nn.Module):
         return scores
 
 
-class Spans(PointerTask):
+class Spans(ItemTask):
     """kind "spans"."""
 
     heads = tuple(POINTERS)

@@ -4,6 +4,7 @@ from hanmo.errors import ConfigError
 from hanmo.tasks.classify import Classify
 from hanmo.tasks.config import TaskConfig
 from hanmo.tasks.embed import Embed
+from hanmo.tasks.events import Events
 from hanmo.tasks.few import Few
 from hanmo.tasks.read import Read
 from hanmo.tasks.read_mlm import ReadMlm
@@ -26,6 +27,7 @@ TASKS: dict[str, type[Task]] = {
     "read_seq2seq": ReadSeq2seq,
     "relate": Relate,
     "few": Few,
+    "events": Events,
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from toy_pairs import alike_rows, question_rows, similar_rows
-from toy_relations import nested_rows, relation_rows
+from toy_relations import event_rows, nested_rows, relation_rows
 from toy_tasks import entity_rows, key_rows, model_folder, number_rows, pair_rows, sky_rows, word_rows
 
 import hanmo
@@ -63,6 +63,9 @@ CASES = {
     "relations": Case(TaskConfig(kind="relate", options={"head_size": 32}), relation_rows, 0.9, epochs=14, lr=5e-3),
     "relations by CasRel": Case(
         TaskConfig(kind="relate", head="casrel"), partial(relation_rows, strings=True), 0.9, epochs=8, lr=3e-3
+    ),
+    "events": Case(
+        TaskConfig(kind="events", options={"head_size": 16}), event_rows, 0.9, lr=4e-3, epochs=10, count=300
     ),
 }
 

@@ -50,3 +50,16 @@ def relation_rows(count: int, *, seed: int = 0, strings: bool = False) -> list[d
         keys = ["triples"] if strings else ["spans", "relations"]
         rows.append({"text": made + text[2:], **{key: row[key] for key in keys}})
     return rows
+
+
+def event_rows(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Make rows half of which have A生B, an event "birth" of trigger 生 with a parent and a child, and names alone."""
+    rows = []
+    for row in relation_rows(count, seed=seed):
+        text, spans, events = row["text"].replace("结", "生"), row["spans"], []
+        if spans:
+            parent, child = ({**span, "label": role} for span, role in zip(spans, ("parent", "child"), strict=True))
+            trigger = {"start": parent["stop"], "stop": child["start"]}
+            events.append({"label": "birth", "trigger": trigger, "arguments": [parent, child]})
+        rows.append({"text": text, "events": events})
+    return rows
