@@ -24,7 +24,7 @@ from hanmo.cli.plan import plan
 from hanmo.cli.run import CONTEXT
 from hanmo.cli.run import run as run_script
 from hanmo.cli.screen import say
-from hanmo.cli.task import evaluate, explain, fit, predict
+from hanmo.cli.task import evaluate, explain, export, fit, predict
 from hanmo.cli.train import finetune, pretrain
 from hanmo.cli.write import write
 from hanmo.errors import HanmoError
@@ -92,6 +92,7 @@ task.command("fit", cls=TranslatedCommand)(fit)
 task.command("predict", cls=TranslatedCommand)(predict)
 task.command("evaluate", cls=TranslatedCommand)(evaluate)
 task.command("explain", cls=TranslatedCommand)(explain)
+task.command("export", cls=TranslatedCommand)(export)
 app.add_typer(task, name="task", help="Classify, tag, extract and compare texts: train on labelled data, and predict.")
 
 

@@ -1,4 +1,4 @@
-"""`hanmo task fit`, `predict`, `evaluate` and `explain`: options and files in, a trained task, results or scores out.
+"""`hanmo task fit`, `predict`, `evaluate`, `explain` and `export`: options and files in, models and results out.
 
 Knows options and how results are printed. `hanmo.tasks` does the work. Messages go to standard error.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hanmo.tasks.rows import Row
     from hanmo.tasks.steps import StepWrapper
 
-__all__ = ["evaluate", "explain", "fit", "predict"]
+__all__ = ["evaluate", "explain", "export", "fit", "predict"]
 
 _OF_THE_LOOP = (
     "accumulate", "steps", "minutes", "epochs", "lr", "warmup", "schedule", "average", "precision", "early_stopping",
@@ -226,6 +226,32 @@ def explain(
         echo(f"{found.label}\t{found.probability:.4f}")
         for character, score in found.characters:
             echo(f"{character}\t{score:+.4f}")
+
+
+def export(
+    target: Annotated[Path, Argument(help="Folder to write.")],
+    *,
+    model: Folder,
+    form: Annotated[
+        Literal["huggingface", "onnx"], Option(help="huggingface: for transformers; onnx: for onnxruntime.")
+    ] = "huggingface",
+    drop_transitions: Annotated[
+        bool,
+        Option("--drop-transitions", help="Leave out the transitions of a CRF or MEMM, which transformers has not."),
+    ] = False,
+    overwrite: Annotated[bool, Option("--force", help="Replace a folder that is there.")] = False,
+) -> None:
+    """Write a task as a folder that transformers or onnxruntime loads; prints its path.
+
+    [bold]hanmo task export exported --model run --form onnx[/bold]
+    """
+    pipeline = _open(model, "cpu", None)
+    from hanmo.tasks.export import export as write
+
+    saved = write(pipeline, target, form=form, drop_transitions=drop_transitions, overwrite=overwrite)
+    for note in saved.notes:
+        say(note)
+    echo(str(saved.path))
 
 
 def _open(model: Path, device: str, threads: int | None) -> "TaskPipeline":

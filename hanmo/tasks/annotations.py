@@ -11,14 +11,31 @@
 Knows no files.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from hanmo.errors import DataError
 from hanmo.tasks.rows import Row
 
-__all__ = ["CONVERTERS", "recognize"]
+__all__ = ["NAMES", "convert", "recognize"]
 
 Data = Mapping[str, Any]
+
+
+def convert(rows: Iterable[Row], name: str) -> Iterator[Row]:
+    """Convert the objects of a file in the format of this name.
+
+    Raises DataError naming the object that is not of the format.
+    """
+    found: list[Row] = []
+    for row in rows:
+        try:
+            found += _CONVERTERS[name](row)
+        except DataError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # a value of another type than the format's
+            raise row.error(f"it is no object of the format {name}: {type(error).__name__}, {error}") from None
+    return _one_label(found)
 
 
 def recognize(data: Data) -> str:
@@ -28,7 +45,7 @@ def recognize(data: Data) -> str:
         ("duie", "spo_list" in data),
         ("label-studio", "annotations" in data or "annotation_id" in data),
         ("webqa", "passages" in data),
-        ("squad", isinstance(data.get("data"), list) or "qas" in data or "paragraphs" in data),
+        ("squad", isinstance(data.get("data"), list) or {"qas", "paragraphs", "context"} & set(data)),
         ("clue", "sentence" in data or "sentence1" in data),
         ("cluener", isinstance(label, dict)),
         ("doccano", "entities" in data or (isinstance(label, list) and "label" in data)),
@@ -39,21 +56,18 @@ def recognize(data: Data) -> str:
     return "rows"
 
 
-def _doccano(rows: Iterator[Row]) -> Iterator[Row]:
-    found = []
-    for row in rows:
-        text = row.get("text", str)
-        if "entities" in row.data:
-            found.append(_entities(row, text))
-            continue
-        labels = row.get("label" if "label" in row.data else "labels", list)
-        if labels and all(isinstance(each, str) for each in labels):
-            found.append(Row(row.where, {"text": text, "labels": labels}))
-            continue
-        if not all(isinstance(each, list) and len(each) == 3 for each in labels):
-            raise row.error(f"'label' is {str(labels)[:100]}; expected a list of [start, stop, label], or of labels")
-        found.append(Row(row.where, {"text": text, "spans": [_span(*each) for each in labels]}))
-    return _one_label(found)
+def _doccano(row: Row) -> Iterator[Row]:
+    text = row.get("text", str)
+    if "entities" in row.data:
+        yield _entities(row, text)
+        return
+    labels = row.get("label" if "label" in row.data else "labels", list)
+    if labels and all(isinstance(each, str) for each in labels):
+        yield Row(row.where, {"text": text, "labels": labels})
+    elif all(isinstance(each, list) and len(each) == 3 for each in labels):
+        yield Row(row.where, {"text": text, "spans": [_span(*each) for each in labels]})
+    else:
+        raise row.error(f"'label' is {str(labels)[:100]}; expected a list of [start, stop, label], or of labels")
 
 
 def _entities(row: Row, text: str) -> Row:
@@ -65,8 +79,8 @@ def _entities(row: Row, text: str) -> Row:
     return _with_relations(row, text, spans, triples)
 
 
-def _label_studio(rows: Iterator[Row]) -> Iterator[Row]:
-    return _one_label([_label_studio_min(row) if "data" not in row.data else _label_studio_full(row) for row in rows])
+def _label_studio(row: Row) -> Iterator[Row]:
+    yield _label_studio_full(row) if "data" in row.data else _label_studio_min(row)
 
 
 def _label_studio_full(row: Row) -> Row:
@@ -105,62 +119,68 @@ def _label_studio_min(row: Row) -> Row:
     return Row(row.where, {"text": text, "labels": labels} if labels else {"text": text, "spans": spans})
 
 
-def _cluener(rows: Iterator[Row]) -> Iterator[Row]:
-    for row in rows:
-        spans = []
-        for label, places in row.get("label", dict, default={}).items():
-            for text, ends in places.items() if isinstance(places, dict) else ():
-                spans += [_span(first, last + 1 if type(last) is int else last, label, text) for first, last in ends]
-        yield Row(row.where, {"text": row.get("text", str), "spans": spans})
+def _cluener(row: Row) -> Iterator[Row]:
+    spans = []
+    for label, places in row.get("label", dict, default={}).items():
+        for text, ends in places.items() if isinstance(places, dict) else ():
+            spans += [_span(first, last + 1 if type(last) is int else last, label, text) for first, last in ends]
+    yield Row(row.where, {"text": row.get("text", str), "spans": spans})
 
 
-def _clue(rows: Iterator[Row]) -> Iterator[Row]:
-    for row in rows:
-        label = row.data.get("label_desc", row.data.get("label_des", row.data.get("label")))
-        if label == "-":  # of CMNLI and OCNLI: annotators did not agree
-            continue
-        names = {"sentence": "text", "sentence1": "a", "sentence2": "b"}
-        made = {name: row.get(key, str) for key, name in names.items() if key in row.data}
-        yield Row(row.where, made if label is None else made | {"label": str(label)})
+def _clue(row: Row) -> Iterator[Row]:
+    label = row.data.get("label_desc", row.data.get("label_des", row.data.get("label")))
+    if label == "-":  # of CMNLI and OCNLI: annotators did not agree
+        return
+    names = {"sentence": "text", "sentence1": "a", "sentence2": "b"}
+    made = {name: row.get(key, str) for key, name in names.items() if key in row.data}
+    yield Row(row.where, made if label is None else made | {"label": str(label)})
 
 
-def _squad(rows: Iterator[Row]) -> Iterator[Row]:
-    for row in rows:
-        articles = row.get("data", list, default=[row.data])
-        for article in _dicts(row, articles, "data"):
-            for passage in _dicts(row, article.get("paragraphs", [article]), "paragraphs", "qas"):
-                text = passage.get("context", passage.get("context_text"))
-                for asked in _dicts(row, passage["qas"], "qas"):
-                    where = f"{row.where}, question {asked.get('id', asked.get('query_id'))}"
-                    question, answers = asked.get("question", asked.get("query_text")), asked.get("answers", [])
-                    yield Row(where, _reading(question, text, answers))
+def _squad(row: Row) -> Iterator[Row]:
+    articles = row.get("data", list, default=[row.data])
+    for article in _dicts(row, articles, "data"):
+        for passage in _dicts(row, article.get("paragraphs", [article]), "paragraphs"):
+            text = passage.get("context", passage.get("context_text"))
+            for asked in _dicts(row, passage.get("qas", [passage]), "qas"):
+                where = f"{row.where}, question {asked.get('id', asked.get('query_id'))}"
+                question, answers = asked.get("question", asked.get("query_text")), asked.get("answers", [])
+                if isinstance(answers, dict):  # of the datasets library: a list of each key
+                    given = (answers.get("text", []), answers.get("answer_start", []))
+                    answers = [{"text": each, "answer_start": start} for each, start in zip(*given, strict=False)]
+                yield Row(where, _reading(question, text, answers))
 
 
-def _webqa(rows: Iterator[Row]) -> Iterator[Row]:
-    for row in rows:
-        question = row.get("question", str)
-        for passage in _dicts(row, row.get("passages", list), "passages", "passage"):
-            answer = passage.get("answer", "")
-            yield Row(row.where, _reading(question, passage["passage"], [answer] if answer else []))
+def _webqa(row: Row) -> Iterator[Row]:
+    question = row.get("question", str)
+    for passage in _dicts(row, row.get("passages", list), "passages", "passage"):
+        answer = passage.get("answer", "")
+        yield Row(row.where, _reading(question, passage["passage"], [answer] if answer else []))
 
 
 def _reading(question: Any, text: Any, answers: Iterable[Any]) -> dict[str, Any]:
-    found = [
-        {"text": each.get("text"), "start": each.get("answer_start")} if isinstance(each, dict) else each
-        for each in answers
-    ]
-    return {"question": question, "text": text, "answers": found}
+    return {"question": question, "text": text, "answers": [_answer(each) for each in answers]}
 
 
-def _duie(rows: Iterator[Row]) -> Iterator[Row]:
-    for row in rows:
-        triples = []
-        for each in _dicts(row, row.get("spo_list", list, default=[]), "spo_list", "subject", "predicate", "object"):
-            objects = each["object"] if isinstance(each["object"], dict) else {"@value": each["object"]}
-            for part, found in objects.items():  # of DuIE 2.0: "@value" and further parts, such as "inWork"
-                label = each["predicate"] if part == "@value" else f"{each['predicate']}.{part}"
-                triples.append([each["subject"], label, found])
-        yield Row(row.where, {"text": row.get("text", str), "triples": triples})
+def _answer(answer: Any) -> Any:
+    """Give the answer its place if the file does; its string alone may be anywhere in the passage."""
+    if not isinstance(answer, dict):
+        return answer
+    text, start = answer.get("text"), answer.get("answer_start")
+    return (
+        {"start": start, "stop": start + len(text), "text": text}
+        if isinstance(text, str) and type(start) is int
+        else text
+    )
+
+
+def _duie(row: Row) -> Iterator[Row]:
+    triples = []
+    for each in _dicts(row, row.get("spo_list", list, default=[]), "spo_list", "subject", "predicate", "object"):
+        objects = each["object"] if isinstance(each["object"], dict) else {"@value": each["object"]}
+        for part, found in objects.items():  # of DuIE 2.0: "@value" and further parts, such as "inWork"
+            label = each["predicate"] if part == "@value" else f"{each['predicate']}.{part}"
+            triples.append([each["subject"], label, found])
+    yield Row(row.where, {"text": row.get("text", str), "triples": triples})
 
 
 def _with_relations(row: Row, text: str, spans: Mapping[Any, Any], triples: Iterable[tuple[Any, str, Any]]) -> Row:
@@ -194,7 +214,7 @@ def _dicts(row: Row, found: Any, key: str, *keys: str) -> list[dict[str, Any]]:
     return found
 
 
-def _one_label(rows: list[Row]) -> Iterator[Row]:
+def _one_label(rows: Sequence[Row]) -> Iterator[Row]:
     """Give rows with "labels" their only label as "label", if no row of the file has several or none."""
     single = all(len(row.data["labels"]) == 1 for row in rows if "labels" in row.data)
     for row in rows:
@@ -202,7 +222,7 @@ def _one_label(rows: list[Row]) -> Iterator[Row]:
         yield Row(row.where, {"text": row.data["text"], "label": row.data["labels"][0]}) if one else row
 
 
-CONVERTERS: dict[str, Callable[[Iterator[Row]], Iterator[Row]]] = {
+_CONVERTERS: dict[str, Callable[[Row], Iterator[Row]]] = {
     "doccano": _doccano,
     "label-studio": _label_studio,
     "cluener": _cluener,
@@ -211,3 +231,4 @@ CONVERTERS: dict[str, Callable[[Iterator[Row]], Iterator[Row]]] = {
     "webqa": _webqa,
     "duie": _duie,
 }
+NAMES = tuple(_CONVERTERS)

@@ -9,6 +9,7 @@ Knows files and rows. Knows no kind of task.
 import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -202,8 +203,8 @@ def _objects(path: Path) -> Iterator[Row]:
         yield Row(where, each)
 
 
-def _converted(convert: Callable[[Iterator[Row]], Iterator[Row]]) -> Callable[[Path], Iterator[Row]]:
-    return lambda path: convert(_objects(path))
+def _exported(path: Path, *, name: str) -> Iterator[Row]:
+    return annotations.convert(_objects(path), name)
 
 
 FORMATS: dict[str, Callable[[Path], Iterator[Row]]] = {
@@ -212,7 +213,7 @@ FORMATS: dict[str, Callable[[Path], Iterator[Row]]] = {
     "words": _words,
     "table": _table,
     "folders": _folders,
-    **{name: _converted(convert) for name, convert in annotations.CONVERTERS.items()},
+    **{name: partial(_exported, name=name) for name in annotations.NAMES},
 }
 """Name → reader. "rows" are Hanmo's own; docs/tasks.md describes all."""
 

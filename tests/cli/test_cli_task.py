@@ -174,6 +174,18 @@ def test_explain_shows_the_characters_that_decide(work):
     assert "--label is 'sea'" in refused("explain", "天", "--model", "run", "--label", "sea")
 
 
+def test_export_writes_a_folder_for_transformers(work):
+    said = refused("export", "exported", "--model", "run")
+    assert "pooling is 'mean', and BertForSequenceClassification has a pooler" in said and "use --form onnx" in said
+    done("fit", *QUICK, "--out", "one", "--steps", 1)
+    result = run("export", "exported", "--model", "one")
+    assert result.exit_code == 0 and result.stdout == "exported\n", result.stderr
+    told = json.loads(Path("exported/config.json").read_text("utf-8"))
+    assert told["architectures"] == ["BertForSequenceClassification"] and told["id2label"] == {"0": "earth", "1": "sky"}
+    assert "replace it with --force" in refused("export", "exported", "--model", "one")
+    assert run("export", "exported", "--model", "one", "--force").exit_code == 0
+
+
 def test_other_formats_are_read_by_every_command(work):
     for name in ("train", "dev"):
         rows = map(json.loads, Path(f"{name}.jsonl").read_text("utf-8").splitlines())

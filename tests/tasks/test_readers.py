@@ -1,12 +1,14 @@
 """Formats of other tools, read as rows; what is not of its format is refused naming the line."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hanmo.errors import ConfigError, DataError, MissingFile
+from hanmo.tasks.annotations import NAMES
 from hanmo.tasks.readers import FORMATS, read_data, recognize
 from hanmo.tasks.rows import Row
 
@@ -208,7 +210,12 @@ OTHER = {
                 }
             ],
         },
-        [{"question": "谁是主教？", "text": "范廷颂是主教。", "answers": [{"text": "范廷颂", "start": 0}]}],
+        [{"question": "谁是主教？", "text": "范廷颂是主教。", "answers": [{"start": 0, "stop": 3, "text": "范廷颂"}]}],
+    ),
+    "CMRC 2018 by the datasets library": (
+        "cmrc.jsonl",
+        lines({"context": "范廷颂是主教。", "question": "谁？", "answers": {"text": ["范廷颂"], "answer_start": [0]}}),
+        [{"question": "谁？", "text": "范廷颂是主教。", "answers": [{"start": 0, "stop": 3, "text": "范廷颂"}]}],
     ),
     "DuIE": (
         "train_data.json",
@@ -352,6 +359,37 @@ def test_latin_words_of_columns_have_spaces_between_them(tmp_path):
 def test_what_is_not_of_its_format_is_refused_naming_the_line(tmp_path, name, content, message):
     with pytest.raises(DataError, match=message):
         read_data(write(tmp_path, name, content))
+
+
+JUNK = [None, 5, "x", [], {}, [[1]], [{}], {"": []}, True]
+
+
+def mutated(value: Any) -> Iterator[Any]:
+    """Yield copies of a JSON value, each with junk in one place, or without one key."""
+    yield from JUNK
+    if isinstance(value, dict):
+        for key in value:
+            yield {name: each for name, each in value.items() if name != key}
+            yield from (value | {key: other} for other in mutated(value[key]))
+    elif isinstance(value, list):
+        for place, each in enumerate(value):
+            yield from ([*value[:place], other, *value[place + 1 :]] for other in mutated(each))
+
+
+@pytest.mark.parametrize("format", NAMES)
+def test_damaged_objects_are_refused_or_read_and_never_crash(tmp_path, format):
+    cases = [content for _, content, kind in SAME_SPANS.values() if kind == format]
+    cases += [content for name, content, _ in OTHER.values() if recognize(write(tmp_path, name, content)) == format]
+    refused = 0
+    for content in cases:
+        objects = [json.loads(line) for line in content.splitlines()] if isinstance(content, str) else content
+        for other in mutated(objects):
+            path = write(tmp_path, "damaged.json", other)
+            try:
+                assert isinstance(read_data(path, format=format), list)
+            except DataError:
+                refused += 1
+    assert refused > 20
 
 
 def test_a_file_that_is_not_utf_8_names_the_line(tmp_path):
