@@ -132,14 +132,26 @@ class Vat(StepWrapper):
         examples = [task.encode(row) for row in self.rows]
         windows = [(example, window) for example in examples for window in example.windows]
 
+        def drawn(places: list[int]) -> Batch:
+            arrays = task.collate([windows[place] for place in places], targets=False)
+            device = network.backbone.token.weight.device
+            return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+        try:
+            predicted(network, drawn([0]))
+        except KeyError as error:
+            raise ConfigError(
+                f"kind {task.config.kind!r} computes its outputs from {error} of labelled rows; VAT takes kinds that "
+                "compute them from texts alone"
+            ) from None
+
         def semi_supervised(network: TaskNetwork, batch: Batch) -> Tensor:
             count = self.batch or len(batch["ids"])
             places = torch.randint(len(windows), (count,)).tolist()
-            arrays = task.collate([windows[place] for place in places], targets=False)
-            device = network.backbone.token.weight.device
-            drawn = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
             noise = torch.randn_like(network.backbone.token.weight, requires_grad=False)
-            found = virtual_loss(network, drawn, noise, epsilon=self.epsilon, xi=self.xi, iterations=self.iterations)
+            found = virtual_loss(
+                network, drawn(places), noise, epsilon=self.epsilon, xi=self.xi, iterations=self.iterations
+            )
             return loss(network, batch) + self.weight * found
 
         return semi_supervised

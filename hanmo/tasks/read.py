@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +22,7 @@ from hanmo.errors import ConfigError
 from hanmo.model import Output
 from hanmo.nn.linear import Linear
 from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.divergence import Logits
 from hanmo.tasks.rows import Row, spans_of
 from hanmo.tasks.scores import answer_scores
 from hanmo.tasks.task import Arrays, Batch, Example, Result, Task
@@ -118,6 +120,9 @@ class Read(Reading):
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         logits = outputs.float().masked_fill(~batch["mask"][..., None], -1e9)
         return F.cross_entropy(logits, batch["place"], reduction="none").mean(-1)
+
+    def logits(self, outputs: Tensor, batch: Batch) -> Sequence[Logits]:
+        return [Logits(outputs.masked_fill(~batch["mask"][..., None], -torch.inf).transpose(1, 2))]
 
     def decode(self, example: Example, outputs: Sequence[NDArray[np.float32]]) -> Result:
         """Take the span with the highest sum of logits, as BERT's run_squad.py, each from the window that decides."""
