@@ -28,10 +28,11 @@ demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n auto --maxprocesses 4 --dist loadfile
 
-test-all: $(READY)
-	$(BIN)/python -m pytest
+# The slow tests measure memory and time, so each has the machine to itself.
+test-all: test
+	$(BIN)/python -m pytest -m slow
 
 check: $(READY)
 	$(BIN)/ruff check .
