@@ -21,13 +21,13 @@ TASKS: dict[str, type[Task]] = {
     "classify": Classify,
     "tag": Tag,
     "spans": Spans,
+    "relate": Relate,
+    "events": Events,
     "embed": Embed,
     "read": Read,
     "read_mlm": ReadMlm,
     "read_seq2seq": ReadSeq2seq,
-    "relate": Relate,
     "few": Few,
-    "events": Events,
 }
 
 
