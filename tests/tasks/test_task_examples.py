@@ -3,13 +3,16 @@
 import ast
 import contextlib
 import io
+import json
+import re
 import runpy
 from pathlib import Path
 
 import pytest
-from toy_tasks import entity_rows, model_folder, word_rows
+from toy_tasks import entity_rows, model_folder, pair_rows, sky_rows, word_rows
 
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "tasks"
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "examples" / "tasks"
 
 
 def run(name: str, *words: str) -> str:
@@ -51,3 +54,53 @@ def test_words_by_a_crf(work):
     printed = run("sequence_labeling_cws_crf", *options).splitlines()
     assert ast.literal_eval(printed[0])["f1"] > 0.8
     assert printed[1:] == ["玄 宇宙 黄 日月辰 天"]
+
+
+def write_table(work: Path, name: str, rows, keys: tuple[str, ...]) -> None:
+    for seed, (part, count) in enumerate({"train": 320, "valid": 40, "test": 40}.items()):
+        lines = [
+            "\t".join((*(row[key] for key in keys), str(int(row["label"] == "sky")))) for row in rows(count, seed=seed)
+        ]
+        (work / f"{name}.{part}.data").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def test_sentiment_by_an_albert(work):
+    model_folder(work / "albert", family="albert", positions=128)
+    write_table(work, "sentiment", sky_rows, ("text",))
+    options = ("--model", "albert", "--data", ".", "--epochs", "8", "--lr", "2e-3", "--text", "天地玄黄日")
+    printed = run("sentiment_albert", *options).splitlines()
+    assert ast.literal_eval(printed[0])["accuracy"] > 0.8
+    assert re.fullmatch(r"1 [01]\.\d{3} 天地玄黄日", printed[1])
+
+
+def test_pairs_of_lcqmc(work):
+    model_folder(work / "bert", positions=128)
+    write_table(work, "lcqmc", pair_rows, ("a", "b"))
+    options = ("--model", "bert", "--data", ".", "--epochs", "8", "--lr", "2e-3", "--pair", "天地玄黄", "宇宙洪荒日")
+    printed = run("sentence_similarity_lcqmc", *options).splitlines()
+    assert ast.literal_eval(printed[0])["accuracy"] > 0.8
+    assert re.fullmatch(r"1 [01]\.\d{3} 天地玄黄 宇宙洪荒日", printed[1])
+
+
+def test_classes_of_iflytek(work):
+    for seed, (part, count) in enumerate({"train": 320, "dev": 40, "test": 6}.items()):
+        rows = [
+            {"id": number, "sentence": row["text"], "label": str(int(row["label"] == "sky"))}
+            for number, row in enumerate(sky_rows(count, seed=seed))
+        ]
+        lines = (json.dumps(row if part != "test" else {k: row[k] for k in ("id", "sentence")}) for row in rows)
+        (work / f"{part}.json").write_text("\n".join(lines), "utf-8")
+    printed = run("iflytek", "--data", ".", "--epochs", "6", "--lr", "2e-3", "--max-length", "12")
+    assert ast.literal_eval(printed)["accuracy"] > 0.8
+    found = [json.loads(line) for line in (work / "iflytek" / "predictions.json").read_text("utf-8").splitlines()]
+    assert found == [{"id": number, "label": str(number % 2)} for number in range(6)]
+
+
+def test_every_example_has_a_test_and_a_line_in_the_documents():
+    names = {path.stem for path in FOLDER.glob("*.py")}
+    tests = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*_examples.py"))
+    assert len(names) >= 7
+    assert {name for name in names if f'"{name}"' not in tests} == set()
+    for page in ("docs/tasks.md", "docs/zh/tasks.md"):
+        text = (ROOT / page).read_text("utf-8")
+        assert {name for name in names if f"examples/tasks/{name}.py" not in text} == set()
