@@ -96,11 +96,19 @@ def test_classes_of_iflytek(work):
     assert found == [{"id": number, "label": str(number % 2)} for number in range(6)]
 
 
-def test_every_example_has_a_test_and_a_line_in_the_documents():
+def test_every_example_is_run_by_a_test():
     names = {path.stem for path in FOLDER.glob("*.py")}
     tests = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*_examples.py"))
     assert len(names) >= 7
     assert {name for name in names if f'"{name}"' not in tests} == set()
-    for page in ("docs/tasks.md", "docs/zh/tasks.md"):
-        text = (ROOT / page).read_text("utf-8")
-        assert {name for name in names if f"examples/tasks/{name}.py" not in text} == set()
+
+
+@pytest.mark.parametrize("page", ["docs/tasks.md", "docs/zh/tasks.md"])
+def test_the_documents_say_what_does_the_work_of_each_example_of_bert4keras(page):
+    text = (ROOT / page).read_text("utf-8")
+    rows = re.findall(r"^\| `task_(\w+)\.py` \| (.+) \|$", text, re.MULTILINE)
+    assert len(rows) == len({name for name, _ in rows}) == 24
+    linked = re.findall(r"\((\S+/examples/\S+\.py)\)", text)
+    assert len(linked) > 15
+    assert [path for path in linked if not (ROOT / page).parent.joinpath(path).is_file()] == []
+    assert {path.name for path in FOLDER.glob("*.py")} <= {Path(path).name for path in linked}
