@@ -5,7 +5,7 @@ Knows options and how results are printed. `hanmo.tasks` does the work. Messages
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 from inspect import Parameter
 from pathlib import Path
@@ -128,15 +128,17 @@ def predict(
 
     [bold]hanmo task predict --model run --file texts.txt --out results.jsonl[/bold]
 
-    A line that begins with { is a JSON object with the keys of a data row, others are texts.
+    What begins with { is a JSON object with the keys of a data row; all else is a text.
     """
     if texts and file is not None:
         raise typer.BadParameter("give texts or --file, not both")
     pipeline = _open(model, device, threads)
     from hanmo.checkpoint.staged import atomic_path
-    from hanmo.tasks.rows import as_rows
 
-    rows = list(as_rows(texts) if texts and texts != ["-"] else _lines(file))
+    alone = texts is not None and texts != ["-"]
+    rows = list(
+        _rows(((f"text {number}", text) for number, text in enumerate(texts or (), 1)) if alone else _lines(file))
+    )
     results = pipeline.stream_results(rows, batch=batch)
     lines = (json.dumps({**row.data, **result}, ensure_ascii=False) for row, result in zip(rows, results, strict=True))
     if out is None:
@@ -212,8 +214,10 @@ def explain(
     from hanmo.checkpoint.staged import atomic_path
     from hanmo.tasks.explain import explain as attribute
 
-    given = parse_json(text, "the text", error=DataError) if text.lstrip().startswith("{") else text
-    found = attribute(pipeline, given, label=label, points=points)
+    row = next(_rows([("the text", text)]), None)
+    if row is None:
+        raise typer.BadParameter("the text is empty")
+    found = attribute(pipeline, row.data, label=label, points=points)
     if html is not None:
         with atomic_path(html) as made:
             made.write_text(found.to_html(), "utf-8")
@@ -266,19 +270,24 @@ def _open(model: Path, device: str, threads: int | None) -> "TaskPipeline":
     return open_task(model, device=device)
 
 
-def _lines(path: Path | None) -> "Iterator[Row]":
-    """Yield a row of each line of a file, or of standard input, that is not empty."""
+def _lines(path: Path | None) -> "Iterator[tuple[str, str]]":
+    """Yield the lines of a file, or of standard input, each after its place."""
     from hanmo.tasks.readers import read_text
-    from hanmo.tasks.rows import Row
 
     name = "standard input" if path is None else path.name
     text = sys.stdin.read() if path is None else read_text(path)
-    for number, line in enumerate(text.split("\n"), 1):
-        where = f"{name}:{number}"
+    yield from ((f"{name}:{number}", line) for number, line in enumerate(text.splitlines(), 1))
+
+
+def _rows(lines: "Iterable[tuple[str, str]]") -> "Iterator[Row]":
+    """Yield a row of each line that is not empty."""
+    from hanmo.tasks.rows import Row
+
+    for where, line in lines:
         if line.lstrip().startswith("{"):
             yield Row(where, parse_json(line, where, error=DataError))
         elif line.strip():
-            yield Row(where, {"text": line.rstrip("\r")})
+            yield Row(where, {"text": line})
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:

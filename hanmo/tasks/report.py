@@ -23,8 +23,12 @@ _FONTS = (
 
 
 def scores_by_label(rows: Sequence[Row], results: Sequence[Mapping[str, Any]]) -> dict[str, Counts]:
-    """Count the correct, predicted and true items of each label, sorted by label; {} for a task without labels."""
-    true, predicted = [_items(row.data) for row in rows], [_items(result) for result in results]
+    """Count the correct, predicted and true items of each label, sorted by label.
+
+    {} for other rows than those with "label", "labels" or "spans", and for relations, whose spans have no own labels.
+    """
+    key = _key(rows, results)
+    true, predicted = [_items(row.data, key) for row in rows], [_items(result, key) for result in results]
     labels = sorted({label for side in (true, predicted) for items in side for _, label in items})
     return {
         label: count_sets(*([_of(label, items) for items in side] for side in (true, predicted))) for label in labels
@@ -36,11 +40,11 @@ def confused(rows: Sequence[Row], results: Sequence[Mapping[str, Any]]) -> tuple
 
     A place that only one side has a span at is paired with "–". Raises ConfigError for a task with neither.
     """
-    pairs: list[tuple[str, str]] = []
+    key, pairs = _key(rows, results), list[tuple[str, str]]()
+    if key not in ("label", "spans"):
+        raise ConfigError("a confusion matrix is of tasks with one label a text, or spans")
     for row, result in zip(rows, results, strict=True):
-        if not {"label", "spans"} & set(result):
-            raise ConfigError("a confusion matrix is of tasks with one label a text, or spans")
-        sides = [_by_place(_items(data)) for data in (row.data, result)]
+        sides = [_by_place(_items(data, key)) for data in (row.data, result)]
         for place in sorted(set(sides[0]) | set(sides[1])):
             ours, theirs = (set(side.get(place, ())) for side in sides)
             pairs += [(label, label) for label in sorted(ours & theirs)]
@@ -84,11 +88,18 @@ def draw_confusion(true: Sequence[str], predicted: Sequence[str], path: Path) ->
     return labels
 
 
-def _items(data: Mapping[str, Any]) -> list[tuple[tuple[int, ...], str]]:
+def _key(rows: Sequence[Row], results: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the key under which both rows and results have labels."""
+    if not results or "relations" in results[0]:
+        return None
+    return next((key for key in ("spans", "labels", "label") if key in rows[0].data and key in results[0]), None)
+
+
+def _items(data: Mapping[str, Any], key: str | None) -> list[tuple[tuple[int, ...], str]]:
     """Return the (place, label) of a row or a result; the place of the whole text is ()."""
-    if "spans" in data:
-        return [((span["start"], span["stop"]), span["label"]) for span in data["spans"]]
-    return [((), label) for label in data.get("labels", [data["label"]] if "label" in data else [])]
+    if key == "spans":
+        return [((span["start"], span["stop"]), span["label"]) for span in data.get(key, [])]
+    return [] if key is None else [((), label) for label in (data[key] if key == "labels" else [data[key]])]
 
 
 def _of(label: str, items: Sequence[tuple[tuple[int, ...], str]]) -> list[Hashable]:

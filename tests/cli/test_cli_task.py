@@ -132,6 +132,8 @@ def test_texts_lines_and_objects_are_predicted(work):
     lines = '天地玄黄\n\n{"id": 3, "text": "日月盈昃"}\n'
     piped = run("predict", "--model", "run/best", text=lines)
     assert [json.loads(line) for line in piped.stdout.splitlines()] == [found[0], {"id": 3, **found[1]}]
+    given = run("predict", "--model", "run", "天地玄黄", '{"id": 3, "text": "日月盈昃"}')
+    assert given.stdout == piped.stdout
     Path("in.txt").write_text(lines, "utf-8")
     said = done("predict", "--model", "run", "--file", "in.txt", "--out", "out.jsonl")
     assert said == "hanmo: results of 2 rows are in out.jsonl\n"

@@ -43,8 +43,18 @@ def test_nested_spans_of_one_place_are_paired_label_by_label():
     assert sorted(zip(*pairs, strict=True)) == [("A", "C"), ("B", "B")]
 
 
-def test_scores_have_no_labels():
-    assert scores_by_label(rows({"score": 1.0}), [{"score": 2.0}]) == {}
+@pytest.mark.parametrize(
+    ("row", "result"),
+    [
+        ({"score": 1.0}, {"score": 2.0}),
+        ({"words": ["天", "地"]}, {"words": ["天", "地"], **spans((0, 1, "word"), (1, 2, "word"))}),
+        (spans((0, 1, "A")), {**spans((0, 1, "entity")), "relations": []}),
+    ],
+)
+def test_what_has_no_labels_of_its_own_has_no_scores_by_label(row, result):
+    assert scores_by_label(rows(row), [result]) == {}
+    with pytest.raises(ConfigError, match="a confusion matrix is of tasks with"):
+        confused(rows(row), [result])
 
 
 def test_a_confusion_matrix_is_drawn_in_any_script(tmp_path):
