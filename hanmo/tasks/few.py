@@ -116,7 +116,8 @@ class Few(Classify):
         """Return the log-probability of each label's word [windows, labels], in float32."""
         segments = batch["segments"] if backbone.config.main.segments else None
         hidden = backbone(batch["ids"], segments=segments, mask=batch["mask"], logits="none").hidden
-        masked = hidden[batch["ids"] == self.mask].view(len(hidden), -1, hidden.shape[-1])
+        places = (batch["ids"] == self.mask).int().topk(len(self.words[0])).indices.sort().values  # [windows, masks]
+        masked = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
         logs = backbone.logits(masked).float().log_softmax(-1)  # [windows, masks, vocab]
         words = torch.tensor(self.words, device=logs.device).T  # [masks, labels]
         return logs.gather(2, words.expand(len(logs), -1, -1)).sum(1)

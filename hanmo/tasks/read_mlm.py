@@ -105,7 +105,9 @@ class ReadMlm(Extractive):
     def forward(self, backbone: Model, head: nn.Module, batch: Batch) -> Tensor:
         segments = batch["segments"] if backbone.config.main.segments else None
         hidden = backbone(batch["ids"], segments=segments, mask=batch["mask"], logits="none").hidden
-        return backbone.logits(hidden[batch["segments"] == 1].view(len(hidden), self.max_answer + 1, -1))
+        count = self.max_answer + 1  # masks, at the end of each window
+        places = batch["mask"].sum(1, keepdim=True) - count + torch.arange(count, device=hidden.device)
+        return backbone.logits(hidden.gather(1, places.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])))
 
     def infer(self, network: TaskNetwork, batch: Batch) -> Sequence[Found]:
         found = []

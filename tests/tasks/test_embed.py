@@ -253,3 +253,11 @@ def test_whitening_is_saved_with_the_task(loaded, tmp_path):
     signs = np.sign((again.encode(texts) * expected).sum(0))
     assert again.encode(texts) * signs == pytest.approx(expected, abs=1e-3)
     assert (again.encode(texts) == copy.encode(texts)).all()
+
+
+@pytest.mark.parametrize("activation", ["linear", "tanh"])
+def test_the_pooler_has_the_activation_of_the_options(tmp_path, activation):
+    model = hanmo.load(model_folder(tmp_path / "model")).model
+    options = {"pooler": activation}
+    task = Embed(TaskConfig(kind="embed", form="cosent", head="linear", options=options), TOKENIZER)
+    assert task.network(model.config).pool == activation

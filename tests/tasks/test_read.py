@@ -7,6 +7,7 @@ import pytest
 import torch
 from toy_pairs import question_rows
 from toy_tasks import VOCABULARY, model_folder
+from untrained import untrained
 
 import hanmo
 from hanmo.errors import ConfigError, DataError
@@ -287,3 +288,33 @@ def test_a_model_without_an_output_onto_its_vocabulary_cannot_write(tmp_path):
     model = hanmo.load(model_folder(tmp_path / "model")).model
     with pytest.raises(ConfigError, match="this bert has no output onto its vocabulary"):
         task("read_seq2seq").network(replace(model.config, output="none"))
+
+
+@pytest.mark.parametrize("kind", ["read", "read_mlm"])
+def test_answers_by_openvino_equal_those_of_torch(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pipeline = untrained(tmp_path, task(kind, max_length=24).config)
+    rows = [{"text": text, "question": "日月"} for text in (TEXT, TEXT[:4], TEXT * 3)]
+    by_torch = pipeline.predict(rows)
+    for ours, theirs in zip(pipeline.use_openvino(threads=1).predict(rows), by_torch, strict=True):
+        odds = "probability" if kind == "read" else "score"
+        assert ours.pop(odds) == pytest.approx(theirs.pop(odds), abs=1e-4)
+        assert ours == theirs
+
+
+def test_openvino_refuses_a_unilm(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pipeline = untrained(tmp_path, task("read_seq2seq").config)
+    with pytest.raises(ConfigError, match="is a UniLM, whose answers OpenVINO does not compute here; use torch"):
+        pipeline.use_openvino()
+
+
+def test_both_ends_are_distributions_over_the_real_tokens():
+    one = task()
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    outputs = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0))
+    (found,) = one.logits(outputs, {"mask": mask})
+    odds = found.values.softmax(-1)
+    assert odds.shape == (2, 2, 3)
+    assert odds[1, :, 2].tolist() == [0, 0]
+    assert torch.allclose(odds[0], outputs[0].softmax(0).T)

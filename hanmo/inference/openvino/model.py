@@ -18,7 +18,8 @@ class OpenVinoModel(Model):
     """An encoder that is computed on the CPU, without gradients; its parameters are those of `model`.
 
     weights: of the same checkpoint.   threads: None leaves it to OpenVINO.
-    Raises ConfigError if the weights are of another network, CheckpointError for one that is no encoder alone.
+    Raises ConfigError if the weights are of another network or of a UniLM, CheckpointError for one that is no encoder
+    alone.
     """
 
     def __init__(self, model: Model, weights: Weights, *, threads: int | None = None) -> None:
@@ -26,6 +27,8 @@ class OpenVinoModel(Model):
             raise ConfigError(
                 f"the model in memory is not built as {weights.source} says; save it, and open it from there"
             )
+        if model.config.main.mask == "prefix":
+            raise ConfigError(f"{weights.source} is a UniLM, whose answers OpenVINO does not compute here; use torch")
         self.__dict__.update(model.__dict__)
         self._runner = OpenVinoEncoder(weights, threads=threads)
 
