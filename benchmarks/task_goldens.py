@@ -411,10 +411,10 @@ def adversarial(case: Case) -> None:
         "plain": _cross_entropy,
         "fgm": Fgm(epsilon=epsilon)(_cross_entropy, Toy(case, "start")),
     }
-    for iterations in (1, 2):
-        noise = case.tensor(f"vat{iterations}_noise")
-        options = {"noise": noise, "epsilon": epsilon, "xi": 10.0, "iterations": iterations}
-        losses[f"vat{iterations}"] = partial(virtual_loss, **options)
+    for name in [name.removesuffix("_noise") for name in case.arrays if name.endswith("_noise")]:
+        iterations = int(name.removeprefix("vat"))
+        options = {"noise": case.tensor(f"{name}_noise"), "epsilon": epsilon, "xi": 10.0, "iterations": iterations}
+        losses[name] = partial(virtual_loss, **options)
     for name, loss in losses.items():
         toy, tolerance = Toy(case, "start"), 1e-6 if name.startswith("vat") else None
         found = loss(toy, batch)

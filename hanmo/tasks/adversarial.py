@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hanmo.errors import ConfigError, DataError
+from hanmo.generate.rules import check_count, check_number
 from hanmo.tasks.divergence import divergence
 from hanmo.tasks.rows import Item, as_rows, read_rows
 from hanmo.tasks.steps import StepWrapper, evaluating, predicted
@@ -38,9 +39,11 @@ class Pgd(StepWrapper):
     """
 
     def __init__(self, *, epsilon: float = 1.0, rate: float = 0.3, steps: int = 3, clean: float = 0.0) -> None:
-        _positive(epsilon=epsilon, rate=rate, steps=steps)
-        if clean < 0:
-            raise ConfigError(f"clean is {clean}; expected 0 or more")
+        check_number("epsilon", epsilon, above=0)
+        check_number("rate", rate, above=0)
+        if clean != 0:
+            check_number("clean", clean, above=0)
+        check_count("steps", steps)
         self.epsilon, self.rate, self.steps, self.clean = epsilon, rate, steps, clean
 
     def check(self, args: TrainArgs) -> None:
@@ -76,7 +79,7 @@ class GradientPenalty(StepWrapper):
     """
 
     def __init__(self, *, epsilon: float = 1.0, by_occurrence: bool = False) -> None:
-        _positive(epsilon=epsilon)
+        check_number("epsilon", epsilon, above=0)
         self.epsilon, self.by_occurrence = epsilon, by_occurrence
 
     def check(self, args: TrainArgs) -> None:
@@ -117,7 +120,11 @@ class Vat(StepWrapper):
         weight: float = 1.0,
         batch: int | None = None,
     ) -> None:
-        _positive(epsilon=epsilon, xi=xi, iterations=iterations, weight=weight, batch=1 if batch is None else batch)
+        check_number("epsilon", epsilon, above=0)
+        check_number("xi", xi, above=0)
+        check_number("weight", weight, above=0)
+        check_count("iterations", iterations)
+        check_count("batch", 1 if batch is None else batch)
         is_file = isinstance(unlabeled, str | Path)
         self.rows = list(read_rows(unlabeled) if is_file else as_rows(unlabeled))  # type: ignore[arg-type]
         if not self.rows:
@@ -225,9 +232,3 @@ def _check_table(args: TrainArgs) -> None:
         raise ConfigError(
             f"adversarial training runs in one process, not {distributed.world()}; start it without torchrun"
         )
-
-
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ConfigError(f"{name} is {value}; expected a number above 0")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hanmo.errors import ConfigError
+from hanmo.generate.rules import check_number
 from hanmo.model import Model
 from hanmo.model_pipeline import ModelPipeline
 from hanmo.tasks.divergence import divergence
@@ -66,10 +67,8 @@ class Distill(StepWrapper):
     """
 
     def __init__(self, teacher: str | Path | TaskPipeline, *, temperature: float = 2.0, weight: float = 0.5) -> None:
-        if not temperature > 0:
-            raise ConfigError(f"temperature is {temperature}; expected a number above 0")
-        if not 0 < weight <= 1:
-            raise ConfigError(f"weight is {weight}; expected a number above 0 and at most 1")
+        check_number("temperature", temperature, above=0)
+        check_number("weight", weight, above=0, most=1)
         self.teacher, self.temperature, self.weight = _teacher(teacher), temperature, weight
 
     def __call__(self, loss: Loss, network: TaskNetwork) -> Loss:
@@ -93,8 +92,7 @@ class Theseus(StepWrapper):
     """
 
     def __init__(self, teacher: str | Path | TaskPipeline, *, rate: float = 0.5) -> None:
-        if not 0 < rate <= 1:
-            raise ConfigError(f"rate is {rate}; expected a number above 0 and at most 1")
+        check_number("rate", rate, above=0, most=1)
         self.teacher, self.rate = _teacher(teacher), rate
 
     def check(self, args: TrainArgs) -> None:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from hanmo.errors import ConfigError
+from hanmo.generate.rules import check_number
 from hanmo.tasks.divergence import divergence
 from hanmo.tasks.steps import StepWrapper, observed, task_loss
 from hanmo.tasks.task import Batch, TaskNetwork, weighted_mean
@@ -20,8 +21,7 @@ class RDrop(StepWrapper):
     """
 
     def __init__(self, *, alpha: float = 4.0) -> None:
-        if not alpha > 0:
-            raise ConfigError(f"alpha is {alpha}; expected a number above 0")
+        check_number("alpha", alpha, above=0)
         self.alpha = alpha
 
     def __call__(self, loss: Loss, network: TaskNetwork) -> Loss:
@@ -47,8 +47,7 @@ class Focal(StepWrapper):
     """
 
     def __init__(self, *, gamma: float = 2.0) -> None:
-        if not gamma > 0:
-            raise ConfigError(f"gamma is {gamma}; expected a number above 0")
+        check_number("gamma", gamma, above=0)
         self.gamma = gamma
 
     def __call__(self, loss: Loss, network: TaskNetwork) -> Loss:

@@ -196,8 +196,8 @@ def test_theseus_is_refused_in_several_processes(teacher, monkeypatch):
     ("make", "message"),
     [
         (lambda teacher: Distill(teacher, temperature=0), "temperature is 0"),
-        (lambda teacher: Distill(teacher, weight=2), "weight is 2; expected a number above 0 and at most 1"),
-        (lambda teacher: Theseus(teacher, rate=0), "rate is 0; expected a number above 0 and at most 1"),
+        (lambda teacher: Distill(teacher, weight=2), "weight is 2; expected above 0 and at most 1"),
+        (lambda teacher: Theseus(teacher, rate=0), "rate is 0; expected above 0 and at most 1"),
     ],
 )
 def test_wrong_options_are_named(teacher, make, message):
