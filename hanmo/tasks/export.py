@@ -23,6 +23,7 @@ from hanmo.errors import CheckpointError, ConfigError
 from hanmo.tasks.classify import Classify
 from hanmo.tasks.config import TASK_JSON
 from hanmo.tasks.pipeline import TaskPipeline
+from hanmo.tasks.read import Read
 from hanmo.tasks.tag import Tag
 from hanmo.tasks.task import Task, TaskNetwork
 from hanmo.tokenizers.huggingface import huggingface_files
@@ -34,6 +35,9 @@ FORMS = ("huggingface", "onnx")
 
 OPSET = 18
 """Version of ONNX's operators; ONNX Runtime knows it since 1.14."""
+
+ONCE = ("classify", "tag", "spans", "relate", "events", "embed", "read")
+"""Kinds whose network runs once over each window."""
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """Inputs of the graph, int64 [windows, n]; the mask is 0 for padding."""
@@ -79,8 +83,8 @@ def export(
 ) -> Saved:
     """Write a folder that another program reads; the notes say what it does otherwise than `predict`.
 
-    form: "huggingface", for transformers' classes of the kinds "classify" and "tag"; or "onnx", for kinds whose network
-    runs once over each window.
+    form: "huggingface", for transformers' classes of the kinds "classify", "tag" and "read"; or "onnx", for kinds whose
+    network runs once over each window.
     drop_transitions: give transformers a CRF or MEMM, which it does not have, as the linear layer alone.
     Raises ConfigError for an unknown form, and for transitions that would be lost; CheckpointError for a kind, family
     or pooling that the form does not have, and if the extra hanmo[onnx] is not installed.
@@ -93,7 +97,7 @@ def export(
         return _to_onnx(pipeline, Path(path), files, overwrite=overwrite)
     names, data = _in_transformers(pipeline)
     notes = _notes(pipeline.task, drop_transitions)
-    labels = columns(pipeline.task) or ("score",)
+    labels = columns(pipeline.task)
     given = files.get("config.json")
     files["config.json"] = {
         **(given if isinstance(given, dict) else {}),
@@ -109,16 +113,19 @@ def export(
 
 
 def columns(task: Task) -> tuple[str, ...]:
-    """Return the names of a head's outputs: tags for "tag", else the labels."""
-    return task.scheme.tags if isinstance(task, Tag) else task.config.labels
+    """Return the names of a head's outputs: the labels, or the tags of "tag"."""
+    if isinstance(task, Tag):
+        return task.scheme.tags
+    return task.config.labels or {"classify": ("score",), "read": ("start", "stop")}.get(task.config.kind, ())
 
 
 def _in_transformers(pipeline: TaskPipeline) -> tuple[dict[str, str], dict[str, Any]]:
     """Return the names of the head's tensors in transformers, and what config.json says of its class."""
     task, config = pipeline.task, pipeline.config
-    if not isinstance(task, Tag | Classify):
+    if not isinstance(task, Tag | Classify | Read):
         raise CheckpointError(
-            f"transformers has no class for kind {task.config.kind!r}, only for 'classify' and 'tag'; use form='onnx'"
+            f"transformers has no class for kind {task.config.kind!r}, only for 'classify', 'tag' and 'read'; "
+            "use form='onnx'"
         )
     if config.family not in _CLASSES:
         raise CheckpointError(
@@ -127,6 +134,8 @@ def _in_transformers(pipeline: TaskPipeline) -> tuple[dict[str, str], dict[str, 
     classes = _CLASSES[config.family]
     if isinstance(task, Tag):
         return _layer("head.linear", "classifier"), {"architectures": [f"{classes.word}ForTokenClassification"]}
+    if isinstance(task, Read):
+        return _layer("head.linear", "qa_outputs"), {"architectures": [f"{classes.word}ForQuestionAnswering"]}
     needed, pooling = classes.pool or config.main.activation, task.config.pooling
     if pooling != "pooler" or config.pool != needed:
         ours = f"the pooler's activation is {config.pool!r}" if pooling == "pooler" else f"pooling is {pooling!r}"
@@ -178,10 +187,13 @@ class _Graph(nn.Module):
         batch = {"ids": input_ids, "segments": token_type_ids, "mask": attention_mask.bool()}
         several = self.network.task.config.kind == "embed"  # whose batches have an axis of texts
         outputs = self.network({name: each[:, None] for name, each in batch.items()} if several else batch)
-        found = outputs._asdict() if hasattr(outputs, "_asdict") else {"logits": outputs}
-        found = {name: each for name, each in found.items() if each is not None}
-        if not all(isinstance(each, Tensor) for each in found.values()):
-            raise TypeError
+        if isinstance(outputs, Tensor):
+            outputs = {"logits": outputs}
+        elif hasattr(outputs, "_asdict"):
+            outputs = outputs._asdict()
+        else:
+            outputs = {f"scores_{number}": each for number, each in enumerate(outputs)}
+        found = {name: each for name, each in outputs.items() if each is not None}
         self.names = list(found)
         return tuple(each[:, 0] if several else each for each in found.values())
 
@@ -192,19 +204,19 @@ def _to_onnx(
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
         raise CheckpointError(f"{missing[0]} is not installed; install it with: pip install 'hanmo[onnx]'")
     task = pipeline.task
-    plain = pipeline.network.empty()  # without adapters of other engines
+    if task.config.kind not in ONCE or task.config.head == "casrel":
+        raise CheckpointError(
+            f"kind {task.config.kind!r}{' of CasRel' * (task.config.head == 'casrel')} runs its network more than once "
+            f"for a text, which form 'onnx' does not hold; it is for {', '.join(ONCE)}"
+        )
+    plain = pipeline.network.empty()  # computed by torch, whatever computes the encoder of the pipeline
     plain.load_state_dict(pipeline.network.state_dict(), assign=True)
     graph = _Graph(plain.float().cpu()).eval()
     inputs = {name: torch.ones(2, 8, dtype=torch.long) for name in INPUTS}
     inputs["token_type_ids"] *= 0
-    try:
-        with torch.inference_mode():
-            graph(**inputs)
-    except (TypeError, KeyError, NotImplementedError):
-        raise CheckpointError(
-            f"kind {task.config.kind!r} does not run its network once over a window, so that it has no form 'onnx'"
-        ) from None
-    axes = {0: torch.export.Dim("windows"), 1: torch.export.Dim("tokens")}
+    with torch.inference_mode():
+        graph(**inputs)  # which fills its names
+    axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with _quiet():
         program = torch.onnx.export(
             graph,

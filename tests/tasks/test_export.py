@@ -21,6 +21,10 @@ MULTI = replace(SINGLE, form="multi")
 NUMBER = replace(SINGLE, form="regression", labels=())
 TAG = TaskConfig(kind="tag", form="BIO", labels=("地名", "PER"), head="softmax", max_length=40)
 CRF, MEMM = replace(TAG, head="crf"), replace(TAG, head="memm")
+READ = TaskConfig(kind="read", head="linear", max_length=40)
+EMBED = TaskConfig(kind="embed", form="cosent", head="linear", pooling="mean", max_length=40)
+RELATE = TaskConfig(kind="relate", labels=LABELS, head="gplinker", max_length=40)
+EVENTS = TaskConfig(kind="events", labels=("买", "买|人"), head="gplinker", max_length=40)
 SPANS = TaskConfig(kind="spans", labels=LABELS, head="global_pointer", max_length=40)
 TEXTS = [*texts(3), "天", "日月盈昃abc12"]
 
@@ -31,8 +35,10 @@ def outputs_of(pipeline, batch):
     for ids in batch:
         row = torch.tensor([ids])
         arrays = {"ids": row, "segments": torch.zeros_like(row), "mask": torch.ones_like(row, dtype=torch.bool)}
+        several = pipeline.task.config.kind == "embed"  # whose batches have an axis of texts
         with torch.inference_mode():
-            outputs = pipeline.network(arrays)
+            outputs = pipeline.network({name: array[None] for name, array in arrays.items()} if several else arrays)
+        outputs = outputs[0] if several else outputs
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         found.append([each.numpy() for each in outputs if each is not None])
     return found
@@ -51,6 +57,8 @@ def outputs_of(pipeline, batch):
         ("roberta", TAG, "RobertaForTokenClassification"),
         ("electra", TAG, "ElectraForTokenClassification"),
         ("roformer", TAG, "RoFormerForTokenClassification"),
+        ("bert", READ, "BertForQuestionAnswering"),
+        ("roformer", READ, "RoFormerForQuestionAnswering"),
     ],
 )
 def test_transformers_gives_equal_logits_labels_and_ids(tmp_path, family, config, name):
@@ -58,21 +66,22 @@ def test_transformers_gives_equal_logits_labels_and_ids(tmp_path, family, config
 
     pipeline = untrained(tmp_path, config, family=family)
     saved = export(pipeline, tmp_path / "out")
-    kind = "Token" if config.kind == "tag" else "Sequence"
-    model = getattr(transformers, f"AutoModelFor{kind}Classification").from_pretrained(saved.path).eval()
+    auto = {"tag": "TokenClassification", "classify": "SequenceClassification", "read": "QuestionAnswering"}
+    model = getattr(transformers, f"AutoModelFor{auto[config.kind]}").from_pretrained(saved.path).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(saved.path)
     assert type(model).__name__ == name
-    labels = columns(pipeline.task) or ("score",)
+    labels = columns(pipeline.task)
     assert model.config.id2label == dict(enumerate(labels))
     assert model.config.label2id == {label: number for number, label in enumerate(labels)}
     batch = [pipeline.task.tokenizer.encode(text).ids for text in TEXTS]
     padded = tokenizer(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
-        logits = model(**padded).logits.numpy()
+        found = model(**padded)
+    logits = (torch.stack((found.start_logits, found.end_logits), -1) if config is READ else found.logits).numpy()
     for row, (ids, (expected, *_)) in enumerate(zip(batch, outputs_of(pipeline, batch), strict=True)):
         assert padded["input_ids"][row, : len(ids)].tolist() == ids
-        found = logits[row, : len(ids)] if config.kind == "tag" else logits[row]
-        np.testing.assert_allclose(found, expected[0], rtol=0, atol=1e-4)
+        unpadded = logits[row] if config.kind == "classify" else logits[row, : len(ids)]
+        np.testing.assert_allclose(unpadded, expected[0], rtol=0, atol=1e-4)
     assert abs(logits[0] - logits[1]).max() > 1e-2
 
 
@@ -133,13 +142,19 @@ def test_transitions_are_left_out_on_request_alone(tmp_path, config):
             r"activation is 'tanh', and RoFormerForSequenceClassification has a pooler with 'gelu_erf'",
         ),
         ("nezha", SINGLE, r"transformers has no class of nezha with a head, only of bert, albert, "),
-        ("bert", SPANS, r"transformers has no class for kind 'spans', only for 'classify' and 'tag'; use form='onnx'"),
+        ("bert", SPANS, r"transformers has no class for kind 'spans', only for 'classify', 'tag' and 'read'; use"),
     ],
 )
 def test_what_transformers_has_no_class_for_is_refused(tmp_path, family, config, message):
     with pytest.raises(CheckpointError, match=message):
         export(untrained(tmp_path, config, family=family), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("config", [replace(RELATE, head="casrel")])
+def test_a_network_that_runs_twice_is_refused_for_onnx(tmp_path, config):
+    with pytest.raises(CheckpointError, match=r"kind 'relate' of CasRel runs its network more than once"):
+        export(untrained(tmp_path, config), tmp_path / "out", form="onnx")
 
 
 def test_an_unknown_form_is_refused(tmp_path):
@@ -149,7 +164,10 @@ def test_an_unknown_form_is_refused(tmp_path):
 
 ONNX = [("bert", CRF)]
 SLOW = [
-    *(("bert", config) for config in (SINGLE, MULTI, NUMBER, TAG, MEMM, SPANS, replace(SINGLE, pooling="mean"))),
+    *(
+        ("bert", config)
+        for config in (SINGLE, MULTI, NUMBER, TAG, MEMM, SPANS, READ, EMBED, RELATE, replace(SINGLE, pooling="mean"))
+    ),
     *((family, SINGLE) for family in ("albert", "roberta", "electra", "nezha", "roformer")),
 ]
 
@@ -170,11 +188,10 @@ def test_onnx_equals_torch_for_texts_of_unequal_length_in_one_batch(tmp_path, fa
     given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
     found = session.run(None, {each.name: given[each.name] for each in session.get_inputs()})
     for row, expected in enumerate(outputs_of(pipeline, batch)):
-        assert len(expected) == len(found) == 1 + (config.head in ("crf", "memm"))
-        unpadded = found[0][row][..., : expected[0].shape[-2], :] if config.kind == "tag" else found[0][row]
-        if config.kind == "spans":
-            unpadded = unpadded[..., : len(batch[row]), : len(batch[row])]
-        np.testing.assert_allclose(unpadded, expected[0][0], rtol=1e-4, atol=1e-4)
+        assert len(expected) == len(found)
+        for whole, alone in zip(found, expected, strict=True):
+            real = whole if whole.shape == alone.shape else whole[row : row + 1][tuple(map(slice, alone.shape))]
+            np.testing.assert_allclose(real, alone, rtol=1e-4, atol=1e-4)
     named = session.get_modelmeta().custom_metadata_map
     assert json.loads(named["columns"]) == list(columns(pipeline.task))
     assert TaskConfig.read(saved.path / "task.json") == config
