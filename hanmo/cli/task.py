@@ -139,6 +139,8 @@ def predict(
     rows = list(
         _rows(((f"text {number}", text) for number, text in enumerate(texts or (), 1)) if alone else _lines(file))
     )
+    if not rows:
+        raise DataError(f"there is no text in {file or 'what was given'}; expected one on each line")
     results = pipeline.stream_results(rows, batch=batch)
     lines = (json.dumps({**row.data, **result}, ensure_ascii=False) for row, result in zip(rows, results, strict=True))
     if out is None:
@@ -276,7 +278,7 @@ def _lines(path: Path | None) -> "Iterator[tuple[str, str]]":
 
     name = "standard input" if path is None else path.name
     text = sys.stdin.read() if path is None else read_text(path)
-    yield from ((f"{name}:{number}", line) for number, line in enumerate(text.splitlines(), 1))
+    yield from ((f"{name}:{number}", line) for number, line in enumerate(text.split("\n"), 1))
 
 
 def _rows(lines: "Iterable[tuple[str, str]]") -> "Iterator[Row]":

@@ -10,6 +10,7 @@ import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -64,7 +65,7 @@ def recognize(path: Path) -> str:
     text = read_text(path).lstrip()
     if text[:1] in ("{", "["):
         return annotations.recognize(next(_objects(path), Row("", {})).data)
-    lines = [line for line in text.splitlines()[:50] if line.strip()]
+    lines = [line for line in text.split("\n")[:50] if line.strip()]
     if not lines:
         raise DataError(f"{path} is empty; expected labelled rows")
     cells = [_cells(line) for line in lines]
@@ -135,7 +136,7 @@ def _table(path: Path) -> Iterator[Row]:
     how: dict[str, Any] = (
         {"delimiter": ","} if path.suffix == ".csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     )
-    reader = csv.reader(read_text(path).splitlines(keepends=True), **how)
+    reader = csv.reader(StringIO(read_text(path)), **how)
     lines = []
     try:
         for cells in reader:

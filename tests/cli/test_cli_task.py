@@ -146,6 +146,10 @@ def test_a_wrong_line_is_named_and_nothing_is_half_written(work):
     assert not Path("out.jsonl").exists()
     Path("in.txt").write_text("天地\n{text}\n", "utf-8")
     assert "in.txt:2 is not JSON" in refused("predict", "--model", "run", "--file", "in.txt")
+    Path("in.txt").write_text("\n", "utf-8")
+    assert "there is no text in in.txt" in refused("predict", "--model", "run", "--file", "in.txt")
+    Path("in.txt").write_text('{"text": "天\u2028地"}\n天\u0085地\n', "utf-8")
+    assert len(run("predict", "--model", "run", "--file", "in.txt").stdout.split("\n")) == 3
     both = run("predict", "--model", "run", "天", "--file", "in.txt")
     assert both.exit_code == 2 and "give texts or --file, not both" in both.stderr
 

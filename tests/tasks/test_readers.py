@@ -123,6 +123,11 @@ OTHER = {
         "很好，很满意\t1\n太差了\t0\n还行\t1\n",
         [{"text": "很好，很满意", "label": "1"}, {"text": "太差了", "label": "0"}, {"text": "还行", "label": "1"}],
     ),
+    "line separators of Unicode": (
+        "a.tsv",
+        "text\tlabel\n天\u2028地\u0085\tA\n",
+        [{"text": "天\u2028地", "label": "A"}],
+    ),
     "named columns": ("train.tsv", 'label\ttext_a\n1\t他说"好\n', [{"label": "1", "text": '他说"好'}]),
     "csv": ("train.csv", 'label,review\n1,"好，""很好"""\n', [{"label": "1", "text": '好，"很好"'}]),
     "LCQMC": (
