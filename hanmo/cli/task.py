@@ -169,10 +169,10 @@ def evaluate(
     [bold]hanmo task evaluate test.jsonl --model run --confusion matrix.png[/bold]
     """
     pipeline = _open(model, device, threads)
-    from hanmo.tasks.report import confused, draw_confusion, scores_by_label
+    from hanmo.tasks.report import confused, draw_confusion
 
     rows, results = pipeline.predict_labelled(data, batch=batch, format=format)
-    scores, labels = pipeline.task.measure(rows, results), scores_by_label(rows, results)
+    scores, labels = pipeline.task.measure(rows, results), pipeline.task.label_counts(rows, results)
     if as_json:
         each = {
             label: {"precision": n.precision, "recall": n.recall, "f1": n.f1, "true": n.true, "predicted": n.predicted}

@@ -18,7 +18,7 @@ from hanmo.tasks.config import TaskConfig
 from hanmo.tasks.divergence import Logits
 from hanmo.tasks.pointer import Pair
 from hanmo.tasks.rows import Row
-from hanmo.tasks.scores import set_scores
+from hanmo.tasks.scores import Counts, count_sets, set_scores
 from hanmo.tasks.task import Arrays, Batch, Example, Result, Task
 from hanmo.tasks.windows import Window, deciding
 from hanmo.tokenizers.protocol import Tokenizer
@@ -129,9 +129,21 @@ class PointerTask(Task):
         """Score below which nothing has to be kept."""
         return min(0.0, *self.config.thresholds.values(), 0.0)
 
-    def measure(self, rows: Sequence[Row], results: Sequence[Result]) -> dict[str, float]:
+    def label_counts(self, rows: Sequence[Row], results: Sequence[Result]) -> dict[str, Counts]:
+        true, found = self._sides(rows, results)
+
+        def of(label: str, side: Sequence[set[Item]]) -> list[set[Item]]:
+            return [{item for item in items if item[0] == label} for items in side]
+
+        return {label: count_sets(of(label, true), of(label, found)) for label in self.config.labels}
+
+    def _sides(self, rows: Sequence[Row], results: Sequence[Result]) -> tuple[list[set[Item]], list[set[Item]]]:
+        """Return the true items and the found ones of each row."""
         found = [self.found_items(row, result) for row, result in zip(rows, results, strict=True)]
-        return set_scores([self.true_items(row) for row in rows], found)
+        return [self.true_items(row) for row in rows], found
+
+    def measure(self, rows: Sequence[Row], results: Sequence[Result]) -> dict[str, float]:
+        return set_scores(*self._sides(rows, results))
 
 
 class ItemTask(PointerTask):

@@ -41,7 +41,7 @@ def confused(rows: Sequence[Row], results: Sequence[Mapping[str, Any]]) -> tuple
     A place that only one side has a span at is paired with "–". Raises ConfigError for a task with neither.
     """
     key, pairs = _key(rows, results), list[tuple[str, str]]()
-    if key not in ("label", "spans"):
+    if key not in ("label", "spans") or any("relations" in result for result in results):
         raise ConfigError("a confusion matrix is of tasks with one label a text, or spans")
     for row, result in zip(rows, results, strict=True):
         sides = [_by_place(_items(data, key)) for data in (row.data, result)]

@@ -21,7 +21,9 @@ from hanmo.errors import ConfigError
 from hanmo.model import Model
 from hanmo.tasks.config import TaskConfig
 from hanmo.tasks.divergence import Logits
+from hanmo.tasks.report import scores_by_label
 from hanmo.tasks.rows import Row, texts_of
+from hanmo.tasks.scores import Counts
 from hanmo.tasks.windows import Tokens, Window, make_windows, tokenize
 from hanmo.tokenizers.protocol import Tokenizer
 
@@ -204,6 +206,10 @@ class Task(ABC):
         Called before `measure` at each evaluation of training; by default nothing is fitted.
         """
         return self.config, results
+
+    def label_counts(self, rows: Sequence[Row], results: Sequence[Result]) -> dict[str, Counts]:
+        """Count the correct, predicted and true items of each label; {} for a task without labels."""
+        return scores_by_label(rows, results)
 
     @abstractmethod
     def measure(self, rows: Sequence[Row], results: Sequence[Result]) -> dict[str, float]:

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from toy_tasks import VOCABULARY
 
-from hanmo.errors import DataError
+from hanmo.errors import ConfigError, DataError
 from hanmo.tasks.config import TaskConfig
 from hanmo.tasks.relate import Relate, relations_of
+from hanmo.tasks.report import confused
 from hanmo.tasks.rows import read_rows
+from hanmo.tasks.scores import Counts
 from hanmo.tokenizers import WordPiece
 
 TOKENIZER = WordPiece(VOCABULARY)
@@ -79,6 +81,13 @@ def test_triples_are_right_by_their_strings():
     assert task().measure(rows, [result((2, 1, "a"))])["f1"] == 1
     assert task().measure(rows, [result((2, 1, "a"), (0, 1, "a"))])["f1"] == 1
     assert task().measure(rows, [result()])["f1"] == 0
+
+
+def test_relations_are_counted_by_their_labels():
+    rows, found = [row((0, 1, "a"), (1, 0, "b"))], [result((0, 1, "a"), (2, 1, "a"))]
+    assert task().label_counts(rows, found) == {"a": Counts(1, 2, 1), "b": Counts(0, 0, 1)}
+    with pytest.raises(ConfigError, match="a confusion matrix is of tasks with one label a text, or spans"):
+        confused(rows, found)
 
 
 def test_a_relation_that_two_windows_have_is_found_once():
