@@ -216,9 +216,7 @@ def explain(
     from hanmo.checkpoint.staged import atomic_path
     from hanmo.tasks.explain import explain as attribute
 
-    row = next(_rows([("the text", text)]), None)
-    if row is None:
-        raise typer.BadParameter("the text is empty")
+    (row,) = _rows([("the text", text)])
     found = attribute(pipeline, row.data, label=label, points=points)
     if html is not None:
         with atomic_path(html) as made:
@@ -273,22 +271,24 @@ def _open(model: Path, device: str, threads: int | None) -> "TaskPipeline":
 
 
 def _lines(path: Path | None) -> "Iterator[tuple[str, str]]":
-    """Yield the lines of a file, or of standard input, each after its place."""
+    """Yield the lines of a file, or of standard input, that are not empty, each after its place."""
     from hanmo.tasks.readers import read_text
 
     name = "standard input" if path is None else path.name
     text = sys.stdin.read() if path is None else read_text(path)
-    yield from ((f"{name}:{number}", line) for number, line in enumerate(text.split("\n"), 1))
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"{name}:{number}", line.rstrip("\r")
 
 
 def _rows(lines: "Iterable[tuple[str, str]]") -> "Iterator[Row]":
-    """Yield a row of each line that is not empty."""
+    """Yield a row of each text and of each JSON object."""
     from hanmo.tasks.rows import Row
 
     for where, line in lines:
         if line.lstrip().startswith("{"):
-            yield Row(where, parse_json(line, where, error=DataError))
-        elif line.strip():
+            yield Row(where, parse_json(line, where, error=DataError, unique=True))
+        else:
             yield Row(where, {"text": line})
 
 

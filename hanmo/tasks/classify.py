@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hanmo.config import ModelConfig
-from hanmo.errors import ConfigError
 from hanmo.model import Output
 from hanmo.nn.linear import Linear
 from hanmo.tasks.calibration import best_threshold, fit_temperature
-from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.config import TaskConfig, is_number
 from hanmo.tasks.divergence import Logits
 from hanmo.tasks.pooling import pool
 from hanmo.tasks.rows import Row, texts_of
@@ -55,14 +54,12 @@ class Classify(Task):
 
     forms: ClassVar[tuple[str, ...]] = ("single", "multi", "regression")
     pooled = True
+    options: ClassVar[tuple[str, ...]] = ("class_weights",)
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)
         self.main_score = {"single": "accuracy", "multi": "micro_f1", "regression": "spearman"}[config.form]
-        weights = config.options.get("class_weights", {})
-        if not isinstance(weights, dict) or not set(weights) <= set(config.labels):
-            raise ConfigError(f"class_weights is {str(weights)[:100]}; expected labels of the task, each with a number")
-        self.weights = [float(weights.get(label, 1)) for label in config.labels]
+        self.weights = self.class_weights(config.labels)
 
     @classmethod
     def settle(cls, config: TaskConfig, rows: Sequence[Row]) -> TaskConfig:
@@ -71,7 +68,13 @@ class Classify(Task):
             config = replace(config, form=_KEYS[key])
         config = super().settle(config, rows)
         if config.form != "regression" and len(config.labels) < 2 - (config.form == "multi"):
-            raise rows[0].error(f"the only label of the training data is {list(config.labels)}; expected two or more")
+            least = "a label" if config.form == "multi" else "two or more"
+            found = (
+                f"the only label of the training data is {config.labels[0]!r}"
+                if config.labels
+                else "no row has a label"
+            )
+            raise rows[0].error(f"{found}; expected {least}")
         return config
 
     @classmethod
@@ -80,8 +83,8 @@ class Classify(Task):
         if config.form == "single":
             row.get("label", str)
         elif config.form == "regression":
-            if not np.isfinite(row.get("score", (int, float))):
-                raise row.error(f"'score' is {row.data['score']}; expected a finite number")
+            if not is_number(row.get("score", (int, float))):
+                raise row.error(f"'score' is {str(row.data['score'])[:100]}; expected a finite number")
         elif not all(isinstance(label, str) for label in row.get("labels", list)):
             raise row.error(f"'labels' is {str(row.data['labels'])[:100]}; expected a list of strings")
 

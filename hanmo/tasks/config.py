@@ -4,7 +4,7 @@ Knows no kind of task; table.py lists these.
 """
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,7 +14,7 @@ from hanmo.errors import ConfigError
 from hanmo.files import parse_json, read_json
 from hanmo.training.args import TrainArgs
 
-__all__ = ["TASK_JSON", "Score", "TaskArgs", "TaskConfig"]
+__all__ = ["TASK_JSON", "Score", "TaskArgs", "TaskConfig", "is_number"]
 
 TASK_JSON = "task.json"
 POOLINGS = ("pooler", "mean", "first")
@@ -73,10 +73,10 @@ class TaskConfig:
             value = getattr(self, name)
             _expect(name, value, value is None or (type(value) is int and value > 0), "a whole number above 0")
         for label, value in self.thresholds.items():
-            _expect(f"threshold of {label!r}", value, _is_number(value), "a number")
+            _expect(f"threshold of {label!r}", value, is_number(value), "a number")
             _expect("thresholds", label, not self.labels or label in self.labels, "labels of the task")
         _expect(
-            "temperature", self.temperature, _is_number(self.temperature) and self.temperature > 0, "a number above 0"
+            "temperature", self.temperature, is_number(self.temperature) and self.temperature > 0, "a number above 0"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,6 +109,7 @@ class TaskConfig:
                 score = values["score"]
                 _expect("score", score, isinstance(score, dict), "an object")
                 _check_keys(score, Score)
+                _expect("score", score, is_number(score["value"]), "an object with a number as its value")
                 values["score"] = Score(**score)
             return cls(**values)
         except ConfigError as error:
@@ -133,8 +134,9 @@ def _check_keys(values: Mapping[str, Any], cls: type[TaskConfig] | type[Score]) 
         raise ConfigError(f"the key {missing[0]!r} is missing")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    """Return whether a JSON value is a number that a float can hold; NaN, infinity and booleans are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _expect(name: str, value: Any, right: bool, expected: str) -> None:

@@ -8,7 +8,6 @@
 The vector of a long text is the mean of its windows' vectors, by their length. The losses are in embed_losses.py.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, DataError
 from hanmo.model import Model, Output
-from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.config import TaskConfig, is_number
 from hanmo.tasks.divergence import Logits
 from hanmo.tasks.embed_losses import contrastive, cosent, infonce
 from hanmo.tasks.pooling import pool
@@ -32,7 +31,6 @@ from hanmo.tokenizers.protocol import Tokenizer
 
 __all__ = ["Embed", "EmbedHead", "fit_whitening", "nearest", "score_of"]
 
-_OPTIONS = {"scale", "margin", "positive", "measure", "pooler", "whitening"}
 _QUERIES = 256  # compared with all vectors at once
 
 
@@ -70,15 +68,16 @@ class Embed(Task):
 
     forms = ("cosent", "contrastive", "infonce", "simcse")
     pooled = True
+    options = ("margin", "measure", "pooler", "positive", "scale", "whitening")
     unit = True
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)
         options = config.options
-        if unknown := sorted(set(options) - _OPTIONS):
-            raise ConfigError(f"the option {unknown[0]!r} is unknown; 'embed' has {', '.join(sorted(_OPTIONS))}")
-        self.scale, self.margin = float(options.get("scale", 20)), float(options.get("margin", 0.5))
-        self.positive, self.whitening = float(options.get("positive", 1)), int(options.get("whitening", 0))
+        self.scale, self.margin, self.positive = (
+            self.number_of(name, default) for name, default in (("scale", 20), ("margin", 0.5), ("positive", 1))
+        )
+        self.whitening = int(self.number_of("whitening", 0))
         self.main_score = options.get("measure", "spearman")
         if self.main_score not in ("spearman", "mrr"):
             raise ConfigError(f"measure is {self.main_score!r}; expected 'spearman' or 'mrr'")
@@ -209,7 +208,7 @@ def score_of(row: Row) -> float | None:
         return None
     if isinstance(value, str) and value.isdecimal():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value):
         raise row.error(f"{key!r} is {str(value)[:100]!r}; expected a finite number")
     return float(value)
 

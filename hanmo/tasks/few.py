@@ -43,6 +43,7 @@ class Few(Classify):
     forms = ("single",)
     pooled = False
     output = "mlm"
+    options = ("class_weights", "loss", "template", "words")
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)

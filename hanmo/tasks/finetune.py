@@ -18,7 +18,7 @@ from hanmo.errors import ConfigError
 from hanmo.loading import load
 from hanmo.model_pipeline import ModelPipeline
 from hanmo.tasks.batches import TaskBatches, predict
-from hanmo.tasks.config import TASK_JSON, Score, TaskArgs, TaskConfig
+from hanmo.tasks.config import TASK_JSON, Score, TaskArgs, TaskConfig, is_number
 from hanmo.tasks.network import build, save_network
 from hanmo.tasks.readers import Source, read_data
 from hanmo.tasks.rows import Row, count_duplicates, split
@@ -139,6 +139,7 @@ def prepare(
 ) -> Data:
     """Read and check the rows of a run, and settle the task by the training rows; see `fit`."""
     kind = task_class(config.kind)
+    kind.check_config(replace(config, head=config.head or kind.heads[0], form=config.form or kind.forms[0]))
     rows = read_data(train, format=format)
     if dev is None:
         config = kind.settle(config, rows)
@@ -166,6 +167,9 @@ def prepare(
 def make_optimizer(model: nn.Module, args: TrainArgs, *, layer_decay: float = 1.0, head_lr: float = 1.0) -> Optimizer:
     """Make AdamW with a rate for each depth of a `TaskNetwork`: head, blocks from the last to the first, embeddings."""
     assert isinstance(model, TaskNetwork)
+    for name, value in (("layer_decay", layer_decay), ("head_lr", head_lr)):
+        if not is_number(value) or not value > 0:
+            raise ConfigError(f"{name} is {value!r}; expected a factor of the rate above 0")
     if args.optimizer != "adamw":
         if layer_decay != 1 or head_lr != 1:
             raise ConfigError(f"optimizer is {args.optimizer!r}; layer_decay and head_lr need 'adamw'")

@@ -175,6 +175,12 @@ def open_task(path: str | Path, **options: Any) -> TaskPipeline:
         )
     config = TaskConfig.read(described)
     loaded = loading.load(path, **options)
-    task = make_task(config, loaded._tokenizer())
+    context = loaded.config.main.context
+    try:
+        task = make_task(config, loaded._tokenizer())
+        if context is not None and (config.max_length or 0) > context:
+            raise ConfigError(f"max_length is {config.max_length}; the model knows {context} positions")
+    except ConfigError as error:
+        raise ConfigError(f"{described}: {error}") from None
     kind = EmbedPipeline if isinstance(task, Embed) else TaskPipeline
     return kind(loaded, read_head(found, task, loaded.model), task)

@@ -7,7 +7,7 @@ Knows rows and windows; the kinds know what their items are.
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -39,6 +39,7 @@ class PointerTask(Task):
 
     main_score = "f1"
     offsets = True
+    options: ClassVar[tuple[str, ...]] = ("head_size",)
     noun: str
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:

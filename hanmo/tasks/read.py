@@ -9,7 +9,7 @@ string occurs. `Reading` is what this kind shares with read_mlm.py and read_seq2
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class Reading(Task):
 
     main_score = "f1"
     offsets = True
+    options: ClassVar[tuple[str, ...]] = ("max_answer", "unanswered")
     passage = 1
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:

@@ -196,7 +196,7 @@ def _objects(path: Path) -> Iterator[Row]:
     if first.startswith("{") and (first.rstrip().endswith("}") or not rest.strip()):
         yield from read_rows(path)
         return
-    value = parse_json(text, str(path), error=DataError, kind=list if first.startswith("[") else dict)
+    value = parse_json(text, str(path), error=DataError, kind=list if first.startswith("[") else dict, unique=True)
     for number, each in enumerate(value if isinstance(value, list) else [value], 1):
         where = f"{path.name}, item {number}" if isinstance(value, list) else path.name
         if not isinstance(each, dict):

@@ -36,7 +36,7 @@ class Row:
         kinds = kind if isinstance(kind, tuple) else (kind,)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             names = " or ".join(each.__name__ for each in kinds)
-            found = f"is {str(value)[:100]!r}" if key in self.data else "is missing"
+            found = f"is {repr(value)[:100]}" if key in self.data else "is missing"
             raise self.error(f"{key!r} {found}; expected {names}")
         return value
 
@@ -117,7 +117,7 @@ def _lines(path: Path) -> Iterator[Row]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 where = f"{path.name}:{number}"
-                yield Row(where, parse_json(line, where, error=DataError))
+                yield Row(where, parse_json(line, where, error=DataError, unique=True))
 
 
 def as_rows(items: Iterable[Item]) -> Iterator[Row]:

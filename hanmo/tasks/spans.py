@@ -46,6 +46,7 @@ class Spans(ItemTask):
 
     heads = tuple(POINTERS)
     noun = "spans"
+    options = ("head_size", "loss")
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)

@@ -23,7 +23,7 @@ from hanmo.errors import ConfigError, DataError
 from hanmo.model import Output
 from hanmo.nn.linear import Linear
 from hanmo.tasks.chains import align_left, crf_losses, memm_losses
-from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.config import TaskConfig, is_number
 from hanmo.tasks.divergence import Logits
 from hanmo.tasks.rows import Row, spans_of, texts_of
 from hanmo.tasks.schemes import SCHEMES, Scheme, memm_scores
@@ -68,6 +68,7 @@ class Tag(Task):
     forms = tuple(SCHEMES)
     main_score = "f1"
     offsets = True
+    options = ("class_weights", "transitions_rate")
     padding: ClassVar[dict[str, int]] = {"tags": -1}
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
@@ -76,16 +77,13 @@ class Tag(Task):
             raise ConfigError(f"the labels are {list(config.labels)}; expected one for form 'words'")
         self.scheme = Scheme(config.form, config.labels)
         self.transitions_rate = config.options.get("transitions_rate", _TRANSITIONS_RATE)
-        if not isinstance(self.transitions_rate, int | float) or not self.transitions_rate > 0:
+        if not is_number(self.transitions_rate) or not self.transitions_rate > 0:
             raise ConfigError(f"transitions_rate is {self.transitions_rate!r}; expected a factor of the rate above 0")
-        weights = config.options.get("class_weights", {})
-        known = isinstance(weights, dict) and set(weights) <= {"O", *config.labels}
-        if not known or not all(isinstance(value, int | float) and value >= 0 for value in weights.values()):
-            raise ConfigError(f"class_weights is {str(weights)[:100]}; expected labels of the task or O, with numbers")
-        if weights and config.head == "crf":
+        if config.options.get("class_weights") and config.head == "crf":
             raise ConfigError("class_weights is given with head 'crf', whose loss is one of whole texts; use 'softmax'")
         names = [config.labels[number] if number >= 0 else "O" for number in self.scheme.label_of]
-        self.weights = np.array([weights.get(name, 1) for name in names], np.float32)
+        weights = dict(zip(("O", *config.labels), self.class_weights(("O", *config.labels)), strict=True))
+        self.weights = np.array([weights[name] for name in names], np.float32)
 
     # Data
 

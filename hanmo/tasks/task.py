@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError
 from hanmo.model import Model
-from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.config import TaskConfig, is_number
 from hanmo.tasks.divergence import Logits
 from hanmo.tasks.report import scores_by_label
 from hanmo.tasks.rows import Row, texts_of
@@ -51,7 +51,7 @@ class Task(ABC):
     main_score: name of the score in `measure` that the best weights have; higher is better.
     output: the language-model head of the backbone that the task uses: "none", "mlm" or "lm".
     offsets: whether tokens need offsets.   pooled: whether the head takes `Output.pooled` where pooling is "pooler".
-    padding: fill value of a target's padding, by its name; 0 by default.
+    padding: fill value of a target's padding, by its name; 0 by default.   options: names of `TaskConfig.options`.
     """
 
     heads: ClassVar[tuple[str, ...]] = ("linear",)
@@ -61,14 +61,39 @@ class Task(ABC):
     offsets: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
     padding: ClassVar[dict[str, int]] = {}
+    options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
-        """config: settled, or read from a task.json. Raises ConfigError for a head or form that the kind has not."""
-        for name, value, known in (("head", config.head, self.heads), ("form", config.form, self.forms)):
-            if value not in known:
-                raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(known)} for kind {config.kind!r}")
+        """config: settled, or read from a task.json. Raises ConfigError as `check_config` does."""
+        self.check_config(config)
         self.config, self.tokenizer = config, tokenizer
         self.number = {label: number for number, label in enumerate(config.labels)}
+
+    @classmethod
+    def check_config(cls, config: TaskConfig) -> None:
+        """Raise ConfigError for a head, a form or an option that the kind has not."""
+        for name, value, known in (("head", config.head, cls.heads), ("form", config.form, cls.forms)):
+            if value not in known:
+                raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(known)} for kind {config.kind!r}")
+        if unknown := sorted(set(config.options) - set(cls.options)):
+            listed = ", ".join(cls.options) or "none"
+            raise ConfigError(f"the option {unknown[0]!r} is unknown; kind {config.kind!r} has {listed}")
+
+    def number_of(self, option: str, default: float) -> float:
+        """Return an option that is a number. Raises ConfigError for anything else."""
+        value = self.config.options.get(option, default)
+        if not is_number(value):
+            raise ConfigError(f"{option} is {str(value)[:100]!r}; expected a number")
+        return float(value)
+
+    def class_weights(self, labels: Sequence[str]) -> list[float]:
+        """Return the option "class_weights" of each label; 1 by default. Raises ConfigError for a wrong one."""
+        weights = self.config.options.get("class_weights", {})
+        known = isinstance(weights, dict) and set(weights) <= set(labels)
+        if not known or not all(is_number(value) and value >= 0 for value in weights.values()):
+            expected = f"labels of the task, each with a number from 0; these are {_listed(labels)}"
+            raise ConfigError(f"class_weights is {str(weights)[:100]}; expected {expected}")
+        return [float(weights.get(label, 1)) for label in labels]
 
     # Data
 
@@ -96,6 +121,8 @@ class Task(ABC):
         for row in rows:
             cls.check(row, config)
             found |= set(cls.labels_of(row, config))
+            if "" in found:
+                raise row.error("a label is empty; expected a name")
         return replace(config, labels=tuple(sorted(found)))
 
     @classmethod

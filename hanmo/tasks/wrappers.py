@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from hanmo.errors import ConfigError
 from hanmo.tasks.adversarial import Fgm, GradientPenalty, Pgd, Vat
 from hanmo.tasks.compress import Distill, Theseus
+from hanmo.tasks.config import is_number
 from hanmo.tasks.regularize import Focal, RDrop
 from hanmo.tasks.steps import StepWrapper
 from hanmo.tasks.task import TaskNetwork
@@ -42,9 +43,13 @@ def make_wrapper(name: str, **options: Any) -> StepWrapper:
     if name not in WRAPPERS:
         raise ConfigError(f"wrap is {name!r}; expected one of {', '.join(WRAPPERS)}")
     try:
-        signature(WRAPPERS[name]).bind(**options)
+        taken = signature(WRAPPERS[name])
+        taken.bind(**options)
     except TypeError as error:
         raise ConfigError(f"wrap {name!r}: {error}") from None
+    for option, value in options.items():
+        if taken.parameters[option].annotation in (int, float) and not is_number(value):
+            raise ConfigError(f"wrap {name!r}: {option} is {str(value)[:100]!r}; expected a number")
     return WRAPPERS[name](**options)
 
 

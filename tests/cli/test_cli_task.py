@@ -140,6 +140,18 @@ def test_texts_lines_and_objects_are_predicted(work):
     assert Path("out.jsonl").read_text("utf-8") == piped.stdout
 
 
+def test_an_argument_that_is_an_object_is_a_row(work):
+    result = run("predict", "--model", "run", '{"text": "天地玄黄"}')
+    assert json.loads(result.stdout)["text"] == "天地玄黄"
+    assert "text 1 holds 'text' twice" in refused("predict", "--model", "run", '{"text": "天", "text": "地"}')
+    assert "text 1: 'text' is empty; expected a text" in refused("predict", "--model", "run", " ")
+
+
+def test_a_separator_inside_a_line_does_not_end_it(work):
+    result = run("predict", "--model", "run", text="天\u2028地\x85玄\r\n\n黄\n")
+    assert [json.loads(line)["text"] for line in result.stdout.rstrip("\n").split("\n")] == ["天\u2028地\x85玄", "黄"]
+
+
 def test_a_wrong_line_is_named_and_nothing_is_half_written(work):
     Path("in.txt").write_text('天地\n{"text": ""}\n', "utf-8")
     assert "in.txt:2: 'text' is empty" in refused("predict", "--model", "run", "--file", "in.txt", "--out", "out.jsonl")
@@ -295,6 +307,7 @@ def test_what_is_missing_is_wrong_usage(work, missing):
             "crossing.jsonl:1: the spans 0:2 A and 1:3 B overlap",
         ),
         (("--wrap", "luck"), "--wrap is 'luck'; expected one of fgm, pgd"),
+        (("--wrap", "fgm:epsilon=much"), "wrap 'fgm': epsilon is 'much'; expected a number"),
         (("--wrap", "r_drop:beta=1"), "got an unexpected keyword argument 'beta'"),
         (("--seeds", 1), None),
     ],

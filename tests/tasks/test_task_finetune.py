@@ -1,6 +1,7 @@
 """Training a task: what is refused, early stopping by the dev score, resuming, rates, wrapped losses, notes."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import hanmo
 from hanmo.errors import ConfigError, DataError, MissingFile
 from hanmo.families import FAMILIES
 from hanmo.loading import load as load_model
-from hanmo.tasks import TaskConfig, fit
+from hanmo.tasks import TaskArgs, TaskConfig, fit
 from hanmo.tasks.finetune import make_optimizer, prepare, task_loss
 from hanmo.tasks.network import build
 from hanmo.tasks.pipeline import open_task
@@ -233,3 +234,61 @@ def test_results_of_a_stream_come_before_its_end(base, tmp_path):
 
     next(open_task(tmp_path / "run").stream_results(texts(), batch=2))
     assert 0 < len(taken) < 100
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"options": {"transitions_rate": 5}}, "the option 'transitions_rate' is unknown; kind 'classify' has class_w"),
+        ({"options": {"class_weights": {"sky": "x"}}}, "class_weights is .*; expected labels of the task, each with a"),
+        ({"options": {"class_weights": {"sky": -1}}}, "class_weights is .*; expected labels of the task, each with a"),
+        ({"options": {"class_weights": {"sky": math.nan}}}, "class_weights is .*; expected labels of the task, each"),
+        ({"options": {"class_weights": {"sea": 1}}}, "class_weights is .*; these are earth, sky"),
+        ({"form": "BIO"}, "form is 'BIO'; expected one of single, multi, regression for kind 'classify'"),
+        ({"kind": "embed", "options": {"scale": "x"}}, "scale is 'x'; expected a number"),
+        ({"kind": "embed", "options": {"margin": math.inf}}, "margin is 'inf'; expected a number"),
+    ],
+)
+def test_a_setting_of_another_kind_or_a_wrong_one_is_refused(base, tmp_path, settings, message):
+    config = TaskConfig(**{"kind": "classify", **settings})
+    rows = sky_rows(8) if config.kind == "classify" else [{"a": "天", "b": c, "score": 1} for c in "日月盈昃"]
+    with pytest.raises(ConfigError, match=message):
+        fit(base, train=rows, dev=rows, config=config, out=tmp_path / "run", args=TaskArgs(steps=1))
+
+
+@pytest.mark.parametrize(("name", "value"), [("layer_decay", -1.0), ("layer_decay", math.inf), ("head_lr", math.nan)])
+def test_a_factor_of_the_rate_is_a_number_above_0(base, tmp_path, name, value):
+    rows = sky_rows(8)
+    with pytest.raises(ConfigError, match=f"{name} is {value}; expected a factor of the rate above 0"):
+        fit(base, train=rows, dev=rows, kind="classify", out=tmp_path / "run", args=TaskArgs(steps=1), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "message"),
+    [
+        ("classify", {"text": "天", "score": 10**400}, "row 1: 'score' is 1000*; expected a finite number"),
+        ("embed", {"a": "天", "b": "地", "score": 10**400}, "row 1: 'score' is '1000*'; expected a finite number"),
+        ("classify", {"text": "天", "label": ""}, "row 1: a label is empty; expected a name"),
+        ("classify", {"text": "天", "labels": []}, "row 1: no row has a label; expected a label"),
+    ],
+)
+def test_a_row_that_cannot_be_learned_is_named(kind, row, message):
+    with pytest.raises(DataError, match=message):
+        prepare(TaskConfig(kind=kind), [row, row], [row])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_length": 999}, "task.json: max_length is 999; the model knows 64 positions"),
+        ({"head": "crf"}, "task.json: head is 'crf'; expected one of linear"),
+        ({"score": {"name": "accuracy", "value": "x", "on": "dev"}}, "task.json: score is .* a number as its value"),
+    ],
+)
+def test_a_changed_task_json_is_refused_by_its_name(base, tmp_path, change, message):
+    rows = sky_rows(8)
+    folder = fit(base, train=rows, dev=rows, kind="classify", out=tmp_path, args=TaskArgs(steps=1)).folder
+    path = folder / "task.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **change}), "utf-8")
+    with pytest.raises(ConfigError, match=message):
+        hanmo.load(folder)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from hanmo.errors import DataError, MissingFile, PromptError
+from hanmo.tasks.readers import read_data
 from hanmo.tasks.rows import Row, as_rows, count_duplicates, read_rows, spans_of, split, texts_of
 
 
@@ -81,7 +82,7 @@ def test_a_span_without_an_end_is_refused():
     ("data", "message"),
     [
         ({"txt": "一"}, "'text' is missing; expected str"),
-        ({"text": 1}, "'text' is '1'; expected str"),
+        ({"text": 1}, "'text' is 1; expected str"),
         ({"text": "　 \n"}, "'text' is empty"),
         ({"a": "一"}, "'b' is missing"),
     ],
@@ -135,3 +136,11 @@ def test_json_lines_written_by_python_are_read(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in data), "utf-8")
     assert [row.data for row in read_rows(path)] == data
+
+
+@pytest.mark.parametrize("format", [None, "rows", "doccano"])
+def test_a_key_given_twice_is_refused(format, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "天", "label": "a"}\n{"text": "地", "label": "a", "label": "b"}\n', "utf-8")
+    with pytest.raises(DataError, match=r"rows\.jsonl:2 holds 'label' twice"):
+        read_data(path, format=format)
