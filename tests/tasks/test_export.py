@@ -14,6 +14,7 @@ from hanmo.tasks import TaskConfig
 from hanmo.tasks.export import columns, export
 from hanmo.tasks.finetune import fit
 from hanmo.tasks.pipeline import open_task
+from hanmo.tasks.rows import as_rows
 
 LABELS = ("体育", "财经", "a b")
 SINGLE = TaskConfig(kind="classify", form="single", labels=LABELS, head="linear", max_length=40)
@@ -149,6 +150,24 @@ def test_what_transformers_has_no_class_for_is_refused(tmp_path, family, config,
     with pytest.raises(CheckpointError, match=message):
         export(untrained(tmp_path, config, family=family), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_template_with_masks_equals_torch_in_onnx(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    words = {"words": {"sky": "天", "earth": "地"}}
+    config = TaskConfig(kind="few", form="single", labels=("earth", "sky"), head="linear", max_length=60, options=words)
+    pipeline = untrained(tmp_path, config)
+    saved = export(pipeline, tmp_path / "out", form="onnx")
+    examples = [pipeline.task.encode(row) for row in as_rows(TEXTS)]
+    batch = pipeline.task.collate([(each, each.windows[0]) for each in examples], targets=False)
+    names = {"input_ids": "ids", "attention_mask": "mask", "token_type_ids": "segments"}
+    session = onnxruntime.InferenceSession(saved.path / "model.onnx", providers=["CPUExecutionProvider"])
+    given = {each.name: batch[names[each.name]].astype(np.int64) for each in session.get_inputs()}
+    with torch.inference_mode():
+        expected = pipeline.network({name: torch.from_numpy(each) for name, each in batch.items()}).numpy()
+    np.testing.assert_allclose(session.run(None, given)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("config", [replace(RELATE, head="casrel")])
