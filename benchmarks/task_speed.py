@@ -1,6 +1,6 @@
 """Tag texts and train a classifier, here and by transformers' pipeline and Trainer: texts and tokens a second.
 
-    python benchmarks/task_speed.py [--envs FOLDER] [--rounds 3] [--steps 6] [--part predict|train] [--tiny]
+    python benchmarks/task_speed.py [--envs FOLDER] [--rounds 3] [--texts 512] [--part predict|train] [--tiny]
 
 A BERT of 12 layers x 768 with random weights, which the peer loads as Hanmo exports it. Predicting: 512 texts of 20 to
 400 characters; the peer with each of its batch sizes, of which the best counts. Training: AdamW, float32, no dropout,
@@ -38,11 +38,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6, help="counted steps of a turn of training")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--texts", type=int, help="fewer texts to tag than 512")
     parser.add_argument("--part", choices=("predict", "train"), help="one part alone")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--side", choices=PREDICT, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    SIZES["texts"] = given.texts or SIZES["texts"]
     if given.side:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         print(json.dumps(_measure(given)))
@@ -63,6 +65,7 @@ def _turns(given: argparse.Namespace, part: str, sides: tuple[str, ...]) -> dict
             python = _peer(given.envs) if side == "transformers" else sys.executable
             command = [python, __file__, "--part", part, "--side", side, "--folder", str(given.folder)]
             command += ["--steps", str(given.steps), "--threads", str(given.threads), *["--tiny"] * given.tiny]
+            command += ["--texts", str(SIZES["texts"])]
             variables = os.environ | {"XDG_CACHE_HOME": str(given.folder / "cache")}
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=variables)
             if done.returncode:
