@@ -7,21 +7,13 @@
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import hanmo
 from hanmo.tasks import TaskArgs, fit
 from hanmo.tasks.compress import Distill, fewer_blocks
 from hanmo.tasks.pipeline import open_task
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Make a row of each line of a file of CLUE."""
-    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    return [{"text": line["sentence"], "label": str(line["label"])} for line in lines]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=5e-5)
     given = parser.parse_args(arguments)
 
-    train, dev = (read(given.data / f"{part}.json") for part in ("train", "dev"))
+    train, dev = (given.data / f"{part}.json" for part in ("train", "dev"))
     teacher = open_task(given.teacher)
     args = TaskArgs(batch=given.batch, epochs=given.epochs, lr=given.lr)
     for name, wrap in (("labels", []), ("teacher", [Distill(teacher)])):

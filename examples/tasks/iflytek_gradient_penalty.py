@@ -6,19 +6,11 @@
 """
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 import hanmo
 from hanmo.tasks import TaskArgs, TaskConfig, fit
 from hanmo.tasks.adversarial import GradientPenalty
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Make a row of each line of a file of CLUE."""
-    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    return [{"text": line["sentence"], "label": str(line["label"])} for line in lines]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=2e-5)
     given = parser.parse_args(arguments)
 
-    train, dev = (read(given.data / f"{part}.json") for part in ("train", "dev"))
+    train, dev = (given.data / f"{part}.json" for part in ("train", "dev"))
     config = TaskConfig(kind="classify", pooling="first", max_length=128)
     args = TaskArgs(batch=given.batch, epochs=given.epochs, lr=given.lr)
     trick = GradientPenalty(epsilon=given.epsilon, by_occurrence=True)
