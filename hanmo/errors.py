@@ -51,6 +51,14 @@ class MemoryPlanError(HanmoError, MemoryError):
     """Work that is known not to fit into memory before it starts."""
 
 
+class QueueFull(HanmoError, RuntimeError):
+    """More rows wait for a scheduler than its queue holds; try again later."""
+
+
+class SchedulerClosed(HanmoError, RuntimeError):
+    """A scheduler that takes no rows any more."""
+
+
 class MissingExtra(HanmoError, ImportError):
     """An optional package is not installed; the message names the command that installs it."""
 

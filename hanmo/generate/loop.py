@@ -65,11 +65,22 @@ class QueueingEngine(Engine, Protocol):
         """Start copying ids from the device; the function returned waits for that copy only."""
 
 
+class LogProbs(NamedTuple):
+    """Natural logarithms of the model's probabilities, before the sampling rules.
+
+    id: of the id in the text.   top: (id, log-probability) of the likeliest ids, best first.
+    """
+
+    id: float
+    top: tuple[tuple[int, float], ...]
+
+
 class Token(NamedTuple):
-    """An id was appended to a row."""
+    """An id was appended to a row; logprobs: if they were asked for."""
 
     row: int
     id: int
+    logprobs: LogProbs | None = None
 
 
 class End(NamedTuple):

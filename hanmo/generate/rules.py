@@ -146,6 +146,13 @@ def check_count(name: str, value: int, *, least: int = 1, most: float = math.inf
         raise ConfigError(f"{name} is {value!r}; expected a whole number {wanted}")
 
 
+def check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
+    """Raise ConfigError for an id outside the vocabulary."""
+    for id in ids:
+        if not 0 <= id < vocab_size:
+            raise ConfigError(f"{name} holds id {id}; the vocabulary has ids 0 to {vocab_size - 1}")
+
+
 def check_number(name: str, value: float, *, above: float, most: float = math.inf) -> None:
     """Raise ConfigError unless above < value <= most and value is finite."""
     if not isinstance(value, (int, float, np.number)) or not math.isfinite(value) or not above < value <= most:
@@ -189,9 +196,7 @@ def _mask(logits: Array, drop: Array) -> Array:
 @lru_cache(maxsize=16)
 def _members(name: str, ids: tuple[int, ...], vocab_size: int, xp: Any, device: Any) -> Array:
     """Return [vocab_size], True for these ids; cached, as every step uses the same."""
-    for id in ids:
-        if not 0 <= id < vocab_size:
-            raise ConfigError(f"{name} holds id {id}; the vocabulary has ids 0 to {vocab_size - 1}")
+    check_ids(name, ids, vocab_size)
     members = np.zeros(vocab_size, dtype=bool)
     members[list(ids)] = True
     return xp.asarray(members, device=device)

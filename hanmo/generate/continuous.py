@@ -1,0 +1,329 @@
+"""Continuous batching: rows join and leave while others are generated; each has settings of its own.
+
+Knows no threads and no text. What a row is given depends on its request alone, as in `loop.sample`.
+
+    submit ──► waiting ──admit──► reading, at most prompt_ids a step ──► running ──► Token, End ──► emit
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby, islice
+from typing import NamedTuple, TypeAlias
+
+import array_api_compat
+import numpy as np
+
+from hanmo.errors import HanmoError
+from hanmo.generate import rules
+from hanmo.generate.draw import check_seed, checked, choose, uniform
+from hanmo.generate.dynamic import Piece, dynamic_rows
+from hanmo.generate.loop import PLAIN, UNLIMITED, End, Engine, Limits, LogProbs, Token, check_prompt, room_behind
+from hanmo.generate.rules import Array
+from hanmo.generate.sampling import Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowRequest:
+    """One row to generate, as by `sample(engine, [prompt], seed=seed, first=sample, …)`.
+
+    history, stop: as for `sample`; stop is called with the id alone.
+    top_logprobs: report the log-probability of each id, and so many of the likeliest; None does not.
+    prompt_logprobs: report them for the ids of the prompt too, with as many of the likeliest.
+    """
+
+    prompt: Sequence[int]
+    seed: int
+    sample: int = 0
+    sampling: Sampling = PLAIN
+    limits: Limits = UNLIMITED
+    history: bool = True
+    stop: Callable[[int], str | None] | None = None
+    top_logprobs: int | None = None
+    prompt_logprobs: bool = False
+
+
+class Prompt(NamedTuple):
+    """A row's prompt has been read; logprobs: of its ids, None for the first."""
+
+    row: int
+    logprobs: tuple[LogProbs | None, ...]
+
+
+class Failed(NamedTuple):
+    """All rows of a ticket have ended with an error."""
+
+    error: BaseException
+
+
+Event: TypeAlias = Prompt | Token | End | Failed
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Numbers of rows that wait and that run, of the ids in their caches, and counts since the start.
+
+    tokens: generated ids.   prompt_ids: ids of prompts that were read.   steps: of the engine.
+    """
+
+    waiting: int
+    running: int
+    cached_ids: int
+    tokens: int
+    prompt_ids: int
+    steps: int
+
+
+class Ticket:
+    """Rows that were submitted together."""
+
+    def __init__(self, emit: Callable[[Event], None]) -> None:
+        self._emit = emit
+        self._ended = False
+
+    def cancel(self) -> None:
+        """End the rows without further events; they are freed within one step. From any thread, at any time."""
+        self._ended = True
+
+
+@dataclass(eq=False)
+class _Row:
+    ticket: Ticket
+    number: int
+    request: RowRequest
+    past: list[int]  # ids that the repetition rules see
+    room: int  # maximum number of new ids
+    name: int = -1  # of the engine's row
+    written: int = 0
+
+
+@dataclass(eq=False)
+class _Reading:
+    """The rows of a ticket with the same prompt, until it has been read.   done: number of its ids that have been."""
+
+    rows: list[_Row]
+    name: int = -1
+    done: int = 0
+    logprobs: list[LogProbs | None] = field(default_factory=lambda: [None])
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        return self.rows[0].request.prompt
+
+    @property
+    def scored(self) -> bool:
+        return any(row.request.prompt_logprobs for row in self.rows)
+
+    def live(self) -> list[_Row]:
+        return [row for row in self.rows if not row.ticket._ended]
+
+
+class ContinuousBatch:
+    """The rows of one engine.
+
+    max_rows: that run at once.   prompt_ids: maximum number of ids of prompts that a step reads.
+    """
+
+    def __init__(self, engine: Engine, *, max_rows: int = 32, prompt_ids: int = 512) -> None:
+        rules.check_count("max_rows", max_rows)
+        rules.check_count("prompt_ids", prompt_ids)
+        self._engine, self._max_rows, self._prompt_ids = engine, max_rows, prompt_ids
+        self._rows = dynamic_rows(engine)
+        self._waiting: deque[_Reading] = deque()
+        self._reading: list[_Reading] = []
+        self._running: list[_Row] = []
+        self._tokens = self._prompts = self._steps = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a row waits or runs."""
+        return bool(self._waiting or self._reading or self._running)
+
+    @property
+    def stats(self) -> Stats:
+        """The numbers at this moment."""
+        reading = [row for each in self._reading for row in each.rows]
+        ids = sum(each.done for each in self._reading)
+        ids += sum(len(row.request.prompt) + row.written for row in self._running)
+        waiting = sum(len(each.live()) for each in self._waiting)
+        running = len(reading) + len(self._running)
+        return Stats(waiting, running, ids, self._tokens, self._prompts, self._steps)
+
+    def submit(self, requests: Sequence[RowRequest], emit: Callable[[Event], None]) -> Ticket:
+        """Let rows wait for `step`.   emit: called with their events; row i is requests[i].
+
+        Raises PromptError for a prompt that cannot be continued, ConfigError for a setting.
+        """
+        ticket = Ticket(emit)
+        rows = [self._row(ticket, number, request) for number, request in enumerate(requests)]
+        for _, same in groupby(rows, lambda row: tuple(row.request.prompt)):
+            while part := list(islice(same, self._max_rows)):
+                self._waiting.append(_Reading(part))
+        return ticket
+
+    def _row(self, ticket: Ticket, number: int, request: RowRequest) -> _Row:
+        check_prompt(self._engine, request.prompt)
+        check_seed(request.seed)
+        rules.check_count("sample", request.sample, least=0, most=2**64 - 1)
+        vocab_size, sampling, limits = self._engine.vocab_size, request.sampling, request.limits
+        if request.top_logprobs is not None:
+            rules.check_count("top_logprobs", request.top_logprobs, least=0, most=vocab_size)
+        named = ("banned", sampling.banned), ("allowed", sampling.allowed or ()), ("end_ids", limits.end_ids)
+        for name, ids in named:
+            rules.check_ids(name, ids, vocab_size)
+        room = room_behind(self._engine, request.prompt, limits)
+        return _Row(ticket, number, request, list(request.prompt) if request.history else [], room)
+
+    def admit(self) -> None:
+        """Free the rows of cancelled tickets, and let waiting rows join in their order while there is room."""
+        self._drop_ended()
+        rows = len(self._running) + sum(len(each.rows) for each in self._reading)
+        while self._waiting:
+            first = self._waiting[0]
+            first.rows = first.live()
+            if rows + len(first.rows) > self._max_rows:
+                return
+            self._waiting.popleft()
+            for row in first.rows:
+                if not row.room and not first.scored:
+                    row.ticket._emit(End(row.number, "context"))
+            first.rows = [row for row in first.rows if row.room or first.scored]
+            if not first.rows:
+                continue
+            try:
+                first.name = self._rows.add(len(first.prompt) + max(row.room for row in first.rows))
+            except (HanmoError, MemoryError, RuntimeError) as error:  # RuntimeError: of torch and OpenVINO
+                self._fail(first.rows[0], error)
+                continue
+            self._reading.append(first)
+            rows += len(first.rows)
+
+    def step(self) -> None:
+        """Run the engine once and emit what follows. After an error, call `fail`."""
+        work = [Piece(row.name, row.past[-1:]) for row in self._running]
+        budget, read = self._prompt_ids, []
+        for each in self._reading:
+            # Where a prompt is divided depends on itself alone, as the division may change how sums are rounded.
+            ids = each.prompt[each.done : each.done + self._prompt_ids]
+            if len(ids) > budget:
+                break
+            budget -= len(ids)
+            keep = len(ids) if each.scored else int(each.done + len(ids) == len(each.prompt))
+            work.append(Piece(each.name, ids, keep))
+            read.append(each)
+        if not work:
+            return
+        logits = self._rows.step(work)
+        self._steps += 1
+        running, scores = list(self._running), logits[: len(self._running)]
+        for each, piece, found in zip(read, work[len(running) :], logits[len(running) :], strict=True):
+            each.done += len(piece.ids)
+            self._prompts += len(piece.ids)
+            if each.scored:
+                self._score_prompt(each, piece.ids, found)
+            if each.done == len(each.prompt):
+                started = self._start(each)
+                running += started
+                scores += [found[-1:]] * len(started)
+        self._running = list(running)
+        self._choose(running, scores)
+        self._drop_ended()
+
+    def fail(self, error: BaseException, *, waiting: bool = False) -> None:
+        """End the tickets whose rows run with an error.   waiting: those whose rows wait too."""
+        rows = self._running + [row for each in self._reading for row in each.rows]
+        if waiting:
+            rows += [row for each in self._waiting for row in each.rows]
+            self._waiting.clear()
+        for row in rows:
+            self._fail(row, error)
+        self._drop_ended()
+
+    def _start(self, read: _Reading) -> list[_Row]:
+        """Let the rows of a prompt that has been read run."""
+        self._reading.remove(read)
+        rows = [row for row in read.live() if row.room]
+        for row in read.live():
+            if row.request.prompt_logprobs:
+                row.ticket._emit(Prompt(row.number, tuple(read.logprobs)))
+            if not row.room:
+                row.ticket._emit(End(row.number, "context"))
+        if not rows:
+            self._rows.free(read.name)
+            return []
+        names = [read.name, *(self._rows.fork(read.name, len(rows) - 1) if len(rows) > 1 else ())]
+        for row, name in zip(rows, names, strict=True):
+            row.name = name
+        return rows
+
+    def _choose(self, rows: Sequence[_Row], logits: Sequence[Array]) -> None:
+        """Choose an id for every row; rows with equal settings are computed together."""
+        equal: dict[tuple[Sampling, tuple[int, ...]], list[int]] = {}
+        for place, row in enumerate(rows):
+            limits = row.request.limits
+            banned = limits.end_ids if row.written < limits.min_tokens else ()
+            equal.setdefault((row.request.sampling, banned), []).append(place)
+        chosen = [0] * len(rows)
+        for (sampling, banned), places in equal.items():
+            scores = array_api_compat.array_namespace(*logits).concat([logits[place] for place in places])
+            scores = rules.banned(scores, banned) if banned else scores
+            scores = sampling.apply(scores, [rows[place].past for place in places])
+            draws = [
+                uniform(row.request.seed, row.request.sample, row.written) for row in (rows[place] for place in places)
+            ]
+            for place, id in zip(places, choose(scores, draws).tolist(), strict=True):
+                chosen[place] = id
+        for row, id, scores in zip(rows, chosen, logits, strict=True):
+            if not row.ticket._ended:
+                self._append(row, id, scores)
+
+    def _append(self, row: _Row, id: int, logits: Array) -> None:
+        request = row.request
+        try:
+            checked([id], self._engine.vocab_size)
+            row.past.append(id)
+            row.written += 1
+            reason = request.limits.reason(row.written, id, row.room, request.stop and partial(request.stop, id))
+        except HanmoError as error:
+            self._fail(row, error)
+            return
+        self._tokens += 1
+        top = request.top_logprobs
+        found = None if top is None else log_probs(logits, [id], top)[0]
+        row.ticket._emit(Token(row.number, id, found))
+        if reason is not None:
+            self._running.remove(row)
+            self._rows.free(row.name)
+            row.ticket._emit(End(row.number, reason))
+
+    def _score_prompt(self, read: _Reading, ids: Sequence[int], logits: Array) -> None:
+        following = read.prompt[read.done - len(ids) + 1 : read.done + 1]
+        top = max(row.request.top_logprobs or 0 for row in read.rows)
+        read.logprobs += log_probs(logits[: len(following)], following, top)
+
+    def _fail(self, row: _Row, error: BaseException) -> None:
+        if not row.ticket._ended:
+            row.ticket._ended = True
+            row.ticket._emit(Failed(error))
+
+    def _drop_ended(self) -> None:
+        """Free the rows of tickets that have been cancelled or have failed."""
+        for row in [row for row in self._running if row.ticket._ended]:
+            self._running.remove(row)
+            self._rows.free(row.name)
+        for each in [each for each in self._reading if not each.live()]:
+            self._reading.remove(each)
+            self._rows.free(each.name)
+
+
+def log_probs(logits: Array, ids: Sequence[int], top: int) -> list[LogProbs]:
+    """Return the log-probability of ids[i] by logits[i] [vocab_size], and the `top` likeliest ids with theirs."""
+    scores = rules.to_numpy(logits).astype(np.float64)
+    scores -= scores.max(axis=-1, keepdims=True)
+    scores -= np.log(np.exp(scores).sum(axis=-1, keepdims=True))
+    best = np.argsort(-scores, axis=-1, kind="stable")[:, :top] if top else np.empty((len(scores), 0), np.int64)
+    return [
+        LogProbs(float(row[id]), tuple((int(other), float(row[other])) for other in likeliest))
+        for row, id, likeliest in zip(scores, ids, best, strict=True)
+    ]

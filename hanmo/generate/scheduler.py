@@ -1,0 +1,80 @@
+"""A thread that runs one engine for rows submitted from any thread: a bounded queue before a `ContinuousBatch`."""
+
+from collections.abc import Callable, Sequence
+from threading import Condition, Thread
+
+from hanmo.errors import ConfigError, QueueFull, SchedulerClosed
+from hanmo.generate.continuous import ContinuousBatch, Event, Failed, Prompt, RowRequest, Stats, Ticket
+from hanmo.generate.loop import Engine
+from hanmo.generate.rules import check_count
+
+__all__ = ["Event", "Failed", "Prompt", "RowRequest", "Scheduler", "Stats", "Ticket"]
+
+
+class Scheduler:
+    """Generates rows of one engine, which nothing else may use meanwhile.
+
+    max_rows: rows that run at once.   max_queue: rows that wait.   prompt_ids: most ids of prompts read in a step.
+    """
+
+    def __init__(self, engine: Engine, *, max_rows: int = 32, max_queue: int = 256, prompt_ids: int = 512) -> None:
+        check_count("max_queue", max_queue)
+        self._batch = ContinuousBatch(engine, max_rows=max_rows, prompt_ids=prompt_ids)
+        self._max_queue = max_queue
+        self._changed = Condition()
+        self._closed = self._aborted = False
+        self._thread = Thread(target=self._run, name="hanmo-scheduler", daemon=True)
+        self._thread.start()
+
+    @property
+    def stats(self) -> Stats:
+        """The numbers at this moment."""
+        with self._changed:
+            return self._batch.stats
+
+    def submit(self, rows: Sequence[RowRequest], emit: Callable[[Event], None]) -> Ticket:
+        """Let rows wait for the next step; row i of the events is rows[i]. Equal prompts side by side are read once.
+
+        emit: called from the scheduler's thread with every event; it must neither block nor raise.
+        Raises, at once, QueueFull, SchedulerClosed, PromptError for a prompt that cannot be continued, and ConfigError
+        for a setting or for more rows than the queue holds.
+        """
+        if len(rows) > self._max_queue:
+            raise ConfigError(f"{len(rows)} rows at once do not fit the queue of {self._max_queue}; ask for fewer")
+        with self._changed:
+            if self._closed:
+                raise SchedulerClosed("the scheduler is closed and takes no more rows")
+            waiting = self._batch.stats.waiting
+            if waiting + len(rows) > self._max_queue:
+                raise QueueFull(
+                    f"{waiting} rows are waiting and {len(rows)} more do not fit the queue of {self._max_queue}; "
+                    "try again later"
+                )
+            ticket = self._batch.submit(rows, emit)
+            self._changed.notify()
+        return ticket
+
+    def close(self, *, drain: bool) -> None:
+        """Take no more rows and wait for the thread; may be called again, without draining, from another thread.
+
+        drain: whether rows that wait and run are finished; else their tickets fail with SchedulerClosed.
+        """
+        with self._changed:
+            self._closed, self._aborted = True, self._aborted or not drain
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._batch.busy or self._closed)
+                if self._aborted:
+                    self._batch.fail(SchedulerClosed("the scheduler was closed before the rows ended"), waiting=True)
+                if not self._batch.busy:
+                    return
+            try:
+                with self._changed:
+                    self._batch.admit()
+                self._batch.step()
+            except BaseException as error:  # of the engine: its rows fail, and the thread goes on
+                self._batch.fail(error)
