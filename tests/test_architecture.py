@@ -197,9 +197,18 @@ def test_errors_and_configuration_need_nothing_installed():
         assert {found.split(".")[0] for _, found in imports(ROOT / name)} <= {*sys.stdlib_module_names, "hanmo"}
 
 
-def test_nothing_imports_tensorflow_or_keras():
-    found = {name.split(".")[0] for path in MODULES for _, name in imports(path)}
-    assert not found & {"tensorflow", "tf_keras", "keras", "bert4keras"}
+def test_nothing_imports_tensorflow_and_the_graph_of_layers_alone_imports_keras():
+    found = {(name.split(".")[0], path.parent.name) for path in MODULES for _, name in imports(path)}
+    assert {pair for pair in found if pair[0] in ("tensorflow", "tf_keras", "keras", "bert4keras")} == {
+        ("keras", "graph")
+    }
+
+
+def test_nothing_imports_the_graph_of_layers_before_a_script_needs_keras():
+    names = [name_of(path) for path in MODULES if layer(name_of(path)) == "compat" and "graph" not in path.parts]
+    program = f"import sys\nfor name in {names}:\n    __import__(name)\nassert 'keras' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
 
 
 def test_torch_is_not_on_the_way_from_the_shell_to_the_text():

@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
+from array_api_compat import array_namespace, device
 from torch import Tensor
 
 from hanmo.compat.bert4keras.configs import Settings
@@ -55,32 +55,72 @@ def stamp(network: Model) -> int:
     return hash(tuple((id(parameter), parameter._version) for parameter in network.parameters()))
 
 
-def _key_mask(ids: Array) -> Array:
-    """Mask id 0 as a key, except at the first position; ids: [rows, tokens]."""
+def key_mask(ids: Any) -> Any:
+    """Mask id 0 as a key, except at the first position; ids: [rows, tokens], an array or a tensor."""
     mask = ids != 0
     mask[:, 0] = True
     return mask
 
 
-def _new_tokens(inputs: dict[str, Array], shared_segments: bool, start: int) -> dict[str, Array]:
+def _new_tokens(inputs: dict[str, Any], shared_segments: bool, start: int) -> dict[str, Any]:
     """Return the ids, mask, positions and segments, if there are any, of the tokens from `start` on."""
     ids = inputs["Input-Token" if "Input-Token" in inputs else "Decoder-Input-Token"]
+    xp = array_namespace(ids)
     # Positions count every token, masked ones included.
     tokens = {
         "ids": ids,
-        "mask": _key_mask(ids),
-        "positions": inputs.get("Input-Position", np.arange(ids.shape[1])[None]),
+        "mask": key_mask(ids),
+        "positions": inputs.get("Input-Position", xp.arange(ids.shape[1], device=device(ids))[None]),
     }
     if "Input-Segment" in inputs:
         tokens["segments"] = inputs["Input-Segment"]
         if shared_segments:
             # Keras combines the masks of both look-ups in the shared embedding, so that segment 0 is masked too.
-            tokens["mask"] &= _key_mask(tokens["segments"])
+            tokens["mask"] &= key_mask(tokens["segments"])
     return {name: array[:, start:] for name, array in tokens.items()}
 
 
-def _finish(x: Tensor, activation: str) -> Array:
-    return (x.softmax(-1) if activation == "softmax" else activate(x, activation)).numpy()
+def _finish(x: Tensor, activation: str) -> Tensor:
+    return x.softmax(-1) if activation == "softmax" else activate(x, activation)
+
+
+def forward(
+    network: Model,
+    settings: Settings,
+    inputs: dict[str, Tensor],
+    *,
+    start: int = 0,
+    kept: Cache | None = None,
+    last: bool = False,
+) -> list[Tensor]:
+    """Compute the outputs that `outputs_of` lists; for the arguments see the module."""
+    dtype, outputs = network.token.weight.dtype, outputs_of(network.config, settings)
+    condition = inputs[settings.condition].to(dtype) if settings.condition else None
+    memory = source_mask = None
+    if start == 0 and "Input-Context" in inputs:
+        memory = inputs["Input-Context"].to(dtype)
+    if start == 0 and "Encoder-Input-Token" in inputs:
+        source = inputs["Encoder-Input-Token"]
+        source_mask = key_mask(source)
+        positions = torch.arange(source.shape[1], device=source.device)[None]
+        memory = network.encode(source, mask=source_mask, positions=positions, condition=condition)
+        if settings.part == "encoder":
+            return [memory[:, -1:] if last else memory]
+    output = network(
+        **_new_tokens(inputs, network.main.config.shared_segments, start),
+        source_mask=source_mask,
+        memory=memory,
+        condition=condition,
+        cache=kept,
+        logits="none" if all(kind != "logits" for kind, _ in outputs) else "last" if last else "all",
+    )
+    results = []
+    for kind, activation in outputs:
+        tensor: Tensor = getattr(output, kind)
+        if kind == "hidden":
+            tensor = (tensor[:, -1:] if last else tensor) * network.config.logit_scale
+        results.append(_finish(tensor.float(), activation))
+    return results
 
 
 class TorchRunner:
@@ -88,7 +128,6 @@ class TorchRunner:
 
     def __init__(self, network: Model, settings: Settings) -> None:
         self._network, self._settings = network, settings
-        self._outputs = outputs_of(network.config, settings)
         network.main.fused_step = fused_step
         stack = network.main.config
         sizes = stack.num_layers * stack.num_heads * (stack.key_dim + stack.head_dim)
@@ -114,35 +153,9 @@ class TorchRunner:
     def run(
         self, inputs: dict[str, Array], *, start: int = 0, kept: Cache | None = None, last: bool = False
     ) -> list[Array]:
-        network, settings, outputs = self._network, self._settings, self._outputs
-        dtype = network.token.weight.dtype
-        condition = torch.from_numpy(inputs[settings.condition]).to(dtype) if settings.condition else None
-        memory = source_mask = None
-        if start == 0 and "Input-Context" in inputs:
-            memory = torch.from_numpy(inputs["Input-Context"]).to(dtype)
-        if start == 0 and "Encoder-Input-Token" in inputs:
-            source = torch.from_numpy(inputs["Encoder-Input-Token"])
-            source_mask = torch.from_numpy(_key_mask(inputs["Encoder-Input-Token"]))
-            positions = torch.arange(source.shape[1])[None]
-            memory = network.encode(source, mask=source_mask, positions=positions, condition=condition)
-            if settings.part == "encoder":
-                return [(memory[:, -1:] if last else memory).float().numpy()]
-        tokens = _new_tokens(inputs, network.main.config.shared_segments, start)
-        output = network(
-            **{name: torch.from_numpy(array) for name, array in tokens.items()},
-            source_mask=source_mask,
-            memory=memory,
-            condition=condition,
-            cache=kept,
-            logits="none" if all(kind != "logits" for kind, _ in outputs) else "last" if last else "all",
-        )
-        results = []
-        for kind, activation in outputs:
-            tensor: Tensor = getattr(output, kind)
-            if kind == "hidden":
-                tensor = (tensor[:, -1:] if last else tensor) * network.config.logit_scale
-            results.append(_finish(tensor.float(), activation))
-        return results
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        found = forward(self._network, self._settings, tensors, start=start, kept=kept, last=last)
+        return [tensor.float().numpy() for tensor in found]
 
 
 def warn_unquantized(dtype: str | None, reason: str) -> None:
@@ -222,7 +235,7 @@ class QuantizedRunner:
             mask=None if tokens["mask"].all() else tokens["mask"],
             keep=1 if last else count - start,
         )
-        return [_finish(torch.from_numpy(logits), self._activation)]
+        return [_finish(torch.from_numpy(logits), self._activation).numpy()]
 
 
 Runner = TorchRunner | QuantizedRunner

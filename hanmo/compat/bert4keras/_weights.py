@@ -44,12 +44,12 @@ class KerasLayer:
     """Some weights of a network, which `loaded` returns once they are needed."""
 
     def __init__(self, name: str, loaded: Callable[[], Model], weights: list[str]) -> None:
-        self.name, self._loaded, self._weights = name, loaded, weights
+        self.name, self._loaded, self.names = name, loaded, weights
         self.output = Absent(f"get_layer({name!r}).output", "use a forward hook of torch on model.network")
 
     def get_weights(self) -> list[Array]:
         """Copy the weights; kernels are [in, out], and beta is the first weight of a norm."""
-        return [np.array(weight.detach().float().numpy()) for weight in self._as_in_keras()]
+        return [np.array(weight.detach().float().cpu().numpy()) for weight in self._as_in_keras()]
 
     def set_weights(self, weights: list[Any]) -> None:
         """Overwrite the weights; raises ConfigError if their number or a shape differs."""
@@ -65,16 +65,19 @@ class KerasLayer:
 
     def _as_in_keras(self) -> list[torch.Tensor]:
         """Return the weights, each kernel as a transposed view; tables of embeddings are no kernels."""
-        weights = [(name, self._loaded().get_parameter(name)) for name in self._weights]
+        weights = [(name, self._loaded().get_parameter(name)) for name in self.names]
         tables = ("token.weight", "segment.weight", "position.weight")
         return [weight.T if weight.ndim == 2 and not name.endswith(tables) else weight for name, weight in weights]
 
 
-def keras_layers(network: Model, settings: Settings, loaded: Callable[[], Model]) -> dict[str, KerasLayer]:
-    """Name the layers of a network as bert4keras does; loaded: returns the network once its weights are needed."""
-    t5 = settings.name.removeprefix("m").startswith("t5")
+def layer_paths(config: ModelConfig, name: str) -> dict[str, list[str]]:
+    """List the modules of every layer, as paths in a network, by bert4keras's name of the layer; some do not exist.
+
+    name: bert4keras's name of the model.
+    """
+    t5 = name.removeprefix("m").startswith("t5")
     modules = {"Embedding-Token": ["token"]}
-    for side, stack in (("encoder", network.config.encoder), ("decoder", network.config.decoder)):
+    for side, stack in (("encoder", config.encoder), ("decoder", config.decoder)):
         if stack is None:
             continue
         prefix = f"{side.capitalize()}-" if t5 else ""
@@ -82,7 +85,6 @@ def keras_layers(network: Model, settings: Settings, loaded: Callable[[], Model]
         modules |= {
             f"{prefix}Embedding-Mapping": [f"{side}.embedding.project"],
             f"{prefix}Embedding-Relative-Position": [f"{side}.relative"],
-            f"{prefix}Output-Norm": [f"{side}.norm"],
         }
         for i in range(1 if stack.shared_layers else stack.num_layers):
             for sublayer in stack.order:
@@ -92,7 +94,8 @@ def keras_layers(network: Model, settings: Settings, loaded: Callable[[], Model]
                 norms = [where for where in ("pre", "post") if getattr(sublayer, where)]
                 for number, where in enumerate(norms):
                     modules[f"{title}-Norm{f'-{number}' if len(norms) > 1 else ''}"] = [f"{ours}_{where}"]
-    modules |= {
+        modules[f"{prefix}Output-Norm"] = [f"{side}.norm"]
+    return modules | {
         "Pooler-Dense": ["pooler.dense"],
         "NSP-Proba": ["pooler.nsp"],
         "MLM-Dense": ["output.dense"],
@@ -101,9 +104,13 @@ def keras_layers(network: Model, settings: Settings, loaded: Callable[[], Model]
         "Discriminator-Dense": ["discriminator.dense"],
         "Discriminator-Prediction": ["discriminator.output"],
     }
+
+
+def keras_layers(network: Model, settings: Settings, loaded: Callable[[], Model]) -> dict[str, KerasLayer]:
+    """Name the layers of a network as bert4keras does; loaded: returns the network once its weights are needed."""
     present = {name for name, _ in network.named_parameters()}
     layers = {}
-    for name, paths in modules.items():
+    for name, paths in layer_paths(network.config, settings.name).items():
         weights = [f"{path}.{weight}" for path in paths for weight in (_NORM if "-Norm" in name else _DENSE)]
         if weights := [weight for weight in weights if weight in present]:
             layers[name] = KerasLayer(name, loaded, weights)

@@ -1,0 +1,104 @@
+"""bert4keras.models for scripts that need Keras: `build_transformer_model` and what it returns."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import KerasTensor
+
+from hanmo.compat.bert4keras import models as plain
+from hanmo.compat.bert4keras._model import KerasModel
+from hanmo.compat.bert4keras.configs import Input as Condition
+from hanmo.compat.bert4keras.graph.model import Model, NetworkModel
+from hanmo.compat.bert4keras.graph.network import Network
+
+__all__ = ["Model", "Transformer", "build_transformer_model", "keras"]
+
+
+class Transformer:
+    """What `build_transformer_model(…, return_keras_model=False)` returns: the model, and the two parts of a T5."""
+
+    def __init__(
+        self,
+        built: plain.Transformer,
+        model: NetworkModel,
+        encoder: NetworkModel | None = None,
+        decoder: NetworkModel | None = None,
+    ) -> None:
+        self._built, self.model, self.encoder, self.decoder = built, model, encoder, decoder
+        config = built.model.config
+        self.initializer = keras.initializers.TruncatedNormal(stddev=config.initializer)
+        self.num_hidden_layers, self.hidden_size = config.main.num_layers, config.main.hidden_size
+        self.vocab_size = config.vocab_size
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        return {layer.name: layer for layer in self.model.layers}
+
+    @property
+    def inputs(self) -> list[KerasTensor]:
+        return self.model.inputs
+
+    @property
+    def outputs(self) -> list[KerasTensor]:
+        return self.model.outputs
+
+    @property
+    def input(self) -> Any:
+        return self.model.input
+
+    @property
+    def output(self) -> Any:
+        return self.model.output
+
+    def load_weights_from_checkpoint(self, checkpoint: str, mapping: None = None) -> None:
+        """Load a TensorFlow checkpoint with the original's names; mapping must be None."""
+        self._built.load_weights_from_checkpoint(checkpoint, mapping)
+
+    def save_weights_as_checkpoint(self, filename: str, mapping: None = None, dtype: str | None = None) -> None:
+        """Write a TensorFlow checkpoint with the original's names; mapping must be None."""
+        self._built.save_weights_as_checkpoint(filename, mapping, dtype)
+
+
+def build_transformer_model(
+    config_path: str | None = None,
+    checkpoint_path: str | None = None,
+    model: str = "bert",
+    application: str = "encoder",
+    return_keras_model: bool = True,
+    **kwargs: Any,
+) -> Any:
+    """Build a model as bert4keras 0.11.5 does, and load a checkpoint into it; see `hanmo.compat.bert4keras.models`.
+
+    layer_norm_cond, additional_input_layers: symbolic tensors of Keras.
+    Returns a NetworkModel, or a Transformer that holds it.
+    """
+    condition, additional = kwargs.get("layer_norm_cond"), kwargs.pop("additional_input_layers", None)
+    if isinstance(condition, KerasTensor):
+        kwargs["layer_norm_cond"] = Condition(tuple(condition.shape[1:]))
+    built = plain.build_transformer_model(
+        config_path, checkpoint_path, model=model, application=application, return_keras_model=False, **kwargs
+    )
+    extra = list(additional) if isinstance(additional, list | tuple) else [] if additional is None else [additional]
+    parts = (None if part is None else _wrap(part) for part in (built.encoder, built.decoder))
+    transformer = Transformer(built, _wrap(built.model, condition, extra), *parts)
+    return transformer.model if return_keras_model else transformer
+
+
+def _wrap(part: KerasModel, condition: Any = None, extra: Sequence[KerasTensor] = ()) -> NetworkModel:
+    """Make a Keras model of a network, with further inputs."""
+    symbols = []
+    for name in part.settings.inputs:
+        if name == part.settings.condition:
+            symbols.append(condition)
+        elif name == "Input-Context":
+            symbols.append(keras.Input((None, part.config.main.hidden_size), name=name))
+        else:
+            symbols.append(keras.Input((None,), name=name, dtype="int32"))
+    network = Network(part.network, part.settings)
+    network.symbols.extend(network(symbols if len(symbols) > 1 else symbols[0]))
+    outputs = network.symbols[: len(network.kinds)]
+    inputs = [each for each in symbols if each is not condition]
+    model = NetworkModel([*inputs, *extra], outputs if len(outputs) > 1 else outputs[0])
+    object.__setattr__(model, "network", network)  # Keras would track it twice
+    return model
