@@ -24,6 +24,7 @@ from hanmo.cli.plan import plan
 from hanmo.cli.run import CONTEXT
 from hanmo.cli.run import run as run_script
 from hanmo.cli.screen import say
+from hanmo.cli.serve import serve
 from hanmo.cli.task import evaluate, explain, export, fit, predict
 from hanmo.cli.train import finetune, pretrain
 from hanmo.cli.write import write
@@ -84,7 +85,7 @@ def _options(
     """
 
 
-for _command in (write, inspect, convert, plan, cache, bench, finetune, pretrain, pack, vocab):
+for _command in (write, serve, inspect, convert, plan, cache, bench, finetune, pretrain, pack, vocab):
     app.command(_command.__name__, cls=TranslatedCommand)(_command)
 app.command("run", cls=TranslatedCommand, context_settings=CONTEXT)(run_script)
 task = typer.Typer(cls=_Commands, no_args_is_help=True)

@@ -110,6 +110,16 @@ def allowed(logits: Array, ids: Sequence[int]) -> Array:
     return _mask(logits, ~_members("allowed", tuple(ids), logits.shape[-1], *_library(logits)))
 
 
+def add_bias(logits: Array, bias: Sequence[tuple[int, float]]) -> Array:
+    """Add numbers to the logits of some ids in every row. Raises ConfigError for an id outside the vocabulary."""
+    xp, device = _library(logits)
+    check_ids("bias", [id for id, _ in bias], logits.shape[-1])
+    added = np.zeros(logits.shape[-1], dtype=np.float32)
+    for id, number in bias:
+        added[id] += number
+    return logits + xp.astype(xp.asarray(added, device=device), logits.dtype)
+
+
 def softmax(logits: Array) -> Array:
     """Return probabilities, widened; a row without a finite score is NaN."""
     powers = exponentials(logits)

@@ -1,5 +1,6 @@
 """The sampling settings, the order in which the rules are applied, and presets."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,6 +18,7 @@ class Sampling:
     top_k, top_p: see `rules`; None is no limit.   crossing: top-p's convention, "keep" or "drop".
     repetition_penalty: above 0; 1 is none.   no_repeat_ngram: 1 or more; None is none.
     banned: ids never chosen.   allowed: the only ids ever chosen; None is all.
+    bias: (id, number) pairs; the numbers are added to the ids' logits.
     Raises ConfigError if a setting is out of range.
     """
 
@@ -28,6 +30,7 @@ class Sampling:
     no_repeat_ngram: int | None = None
     banned: tuple[int, ...] = ()
     allowed: tuple[int, ...] | None = None
+    bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         if self.temperature != 0:
@@ -40,6 +43,8 @@ class Sampling:
         rules.check_number("repetition_penalty", self.repetition_penalty, above=0.0)
         if self.no_repeat_ngram is not None:
             rules.check_count("no_repeat_ngram", self.no_repeat_ngram)
+        for id, number in self.bias:
+            rules.check_number(f"the bias of id {id}", number, above=-math.inf)
         if self.allowed is not None and not set(self.allowed) - set(self.banned):
             raise ConfigError(
                 f"allowed is {self.allowed} and banned {self.banned}: no id is left to write; "
@@ -49,8 +54,8 @@ class Sampling:
     def apply(self, logits: Array, history: Sequence[Sequence[int]]) -> Array:
         """Apply the rules in their order.
 
-        1. allowed, banned   2. repetition_penalty   3. no_repeat_ngram   4. temperature   5. top_k   6. top_p, of the
-        renormalised probabilities after top_k. Temperature 0 replaces 4 to 6.
+        1. allowed, banned, bias   2. repetition_penalty   3. no_repeat_ngram   4. temperature   5. top_k   6. top_p, of
+        the renormalised probabilities after top_k. Temperature 0 replaces 4 to 6.
 
         logits: [rows, vocab_size].   history: the ids so far, one sequence per row.   Returns new logits.
         """
@@ -71,6 +76,8 @@ class Sampling:
             logits = rules.allowed(logits, self.allowed)
         if self.banned:
             logits = rules.banned(logits, self.banned)
+        if self.bias:
+            logits = rules.add_bias(logits, self.bias)
         if self.repetition_penalty != 1:
             logits = rules.repetition_penalty(logits, history, self.repetition_penalty)
         if self.no_repeat_ngram is not None:

@@ -64,7 +64,9 @@ class Stream:
     """An iterator over the pieces of one text while it is generated; see `stream`.
 
     seed: reproduces the text.   text, ids: the pieces and the ids so far.   reason: None until the text is finished.
-    Generation stops when iteration does; no id is computed ahead, except one by a QueueingEngine.
+    starts: for each id but an end id, the characters that were decoded before it; more than `text` has after a cut.
+    Generation stops when iteration does; no id is computed ahead, except one by a QueueingEngine. Without an engine,
+    `push` and `receive` take the ids of a row and the events of the loop.
     """
 
     def __init__(
@@ -73,6 +75,8 @@ class Stream:
         self.seed = seed
         self.text = ""
         self.ids: list[int] = []
+        self.starts: list[int] = []
+        self.decoded = 0  # characters, including those after the cut
         self.reason: str | None = None
         self._events: Iterator[Token | End] = iter(())
         self._stopper = Stopper(config.stop, before=text if config.continues else "")
@@ -87,25 +91,30 @@ class Stream:
 
     def __next__(self) -> str:
         for event in self._events:
-            if piece := self._receive(event):
+            if piece := self.receive(event):
                 return piece
         raise StopIteration
 
-    def _stop(self, id: int) -> str | None:
+    def push(self, id: int) -> str | None:
         """Decode an id, before its event; return the reason if the text ends with it."""
-        self._pending += self._stopper.push(self._decoder.push(id))
+        self.starts.append(self.decoded)
+        self._pending += self._stopper.push(self._counted(self._decoder.push(id)))
         return self._stopper.reason
 
-    def _receive(self, event: Token | End) -> str:
+    def receive(self, event: Token | End) -> str:
         """Take an event of the loop and return the text that it adds."""
         if isinstance(event, Token):
             self.ids.append(event.id)
         elif self._stopper.reason is None:
-            self._pending += self._stopper.push(self._decoder.flush()) + self._stopper.flush()
+            self._pending += self._stopper.push(self._counted(self._decoder.flush())) + self._stopper.flush()
         if isinstance(event, End):
             self.reason = self._stopper.reason or event.reason
         piece, self._pending = self._pending, ""
         self.text += piece
+        return piece
+
+    def _counted(self, piece: str) -> str:
+        self.decoded += len(piece)
         return piece
 
 
@@ -156,7 +165,7 @@ def write(
         count = min(_MAX_SAMPLES, first + n - start)
         streams, events = _start(engine, tokenizer, texts, prompts, config, seeds, count, start)
         for event in events:
-            streams[event.row]._receive(event)
+            streams[event.row].receive(event)
         for row, made in enumerate(streams):
             place, number = divmod(row, count)
             results[place].append(
@@ -174,10 +183,10 @@ def search(
     def replay(ids: Sequence[int], reason: str | None) -> Stream:
         made = Stream(tokenizer, text, prompt, config)
         for id in ids[:-1] if reason == "end" else ids:
-            made._stop(id)
-            made._receive(Token(0, id))
+            made.push(id)
+            made.receive(Token(0, id))
         if reason is not None:
-            made._receive(End(0, reason))
+            made.receive(End(0, reason))
         return made
 
     beams = beam_search(
@@ -238,6 +247,6 @@ def _start(
         sampling=config.sampling,
         limits=config.limits,
         history=config.continues,
-        stop=lambda row, id: streams[row]._stop(id),
+        stop=lambda row, id: streams[row].push(id),
     )
     return streams, events

@@ -70,6 +70,16 @@ def test_no_repeat_ngram_masks_what_would_complete_an_old_ngram():
     assert kept(rules.no_repeat_ngram(ROWS, [[], []], 2)) == [[0, 1, 2, 3, 4]] * 2
 
 
+@pytest.mark.parametrize("logits", [ROWS, torch.from_numpy(ROWS)])
+def test_a_bias_is_added_before_the_penalties(logits):
+    expected = ROWS + np.array([0, -3, 0, 0, 2], np.float32)
+    assert np.array_equal(rules.add_bias(logits, [(1, -3.0), (4, 2.0)]), expected)
+    found = Sampling(bias=((1, -3.0), (4, 2.0)), repetition_penalty=2.0).apply(logits, [[1], [4]])
+    expected[0, 1] *= 2  # negative now
+    expected[1, 4] /= 2
+    assert np.array_equal(found, expected)
+
+
 def test_banned_and_allowed_ids_are_counterparts():
     assert kept(rules.banned(ROWS, [0, 2])) == kept(rules.allowed(ROWS, [1, 3, 4])) == [[1, 3, 4]] * 2
 
@@ -78,7 +88,9 @@ def test_rules_leave_their_argument_as_it_was():
     logits = ROWS.copy()
     for result in (rules.top_k(logits, 9), rules.top_p(logits, 1), rules.temperature(logits, 1)):
         result[...] = 7
-    Sampling(temperature=0.5, top_k=2, top_p=0.5, banned=(1,), repetition_penalty=2).apply(logits, [[1], [2]])
+    Sampling(temperature=0.5, top_k=2, top_p=0.5, banned=(1,), bias=((3, 1.0),), repetition_penalty=2).apply(
+        logits, [[1], [2]]
+    )
     assert logits.tolist() == ROWS.tolist()
 
 
@@ -174,6 +186,7 @@ def test_top_k_after_the_ban_allows_what_the_original_drew(data):
         ({"repetition_penalty": 0}, "repetition_penalty is 0; expected above 0"),
         ({"no_repeat_ngram": 0}, "no_repeat_ngram is 0; expected a whole number of 1 or more"),
         ({"crossing": "both"}, "top_p's crossing is 'both'; expected 'keep' or 'drop'"),
+        ({"bias": ((3, INF),)}, "the bias of id 3 is inf; expected above -inf and a finite number"),
         ({"allowed": ()}, r"allowed is \(\) and banned \(\): no id is left"),
         ({"allowed": (3,), "banned": (3, 4)}, r"allowed is \(3,\) and banned \(3, 4\): no id is left"),
     ],
@@ -192,6 +205,7 @@ def test_a_setting_outside_its_range_is_named_with_value_and_range(setting, mess
         (lambda: rules.top_p(ROWS, 0.5, crossing="no"), "crossing is 'no'"),
         (lambda: rules.repetition_penalty(ROWS, [[], []], -1), "repetition_penalty is -1"),
         (lambda: rules.no_repeat_ngram(ROWS, [[], []], 0), "no_repeat_ngram is 0"),
+        (lambda: rules.add_bias(ROWS, [(5, 1.0)]), "bias holds id 5; the vocabulary has ids 0 to 4"),
         (lambda: rules.banned(ROWS, [5]), "banned holds id 5; the vocabulary has ids 0 to 4"),
         (lambda: rules.allowed(ROWS, [-1]), "allowed holds id -1; the vocabulary has ids 0 to 4"),
         (lambda: rules.allowed(ROWS, []), "allowed holds no id"),

@@ -1,0 +1,112 @@
+"""`hanmo serve`: models behind OpenAI's HTTP interface. `hanmo.server` does the work."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from typer import BadParameter, Option
+
+from hanmo.cli import options as shared
+from hanmo.cli.screen import say
+from hanmo.errors import ConfigError, MissingExtra
+from hanmo.files import read_bytes
+
+__all__ = ["serve"]
+
+
+def serve(
+    *,
+    model: Annotated[
+        list[str] | None,
+        Option(
+            help="A checkpoint, an encoder or a task's folder, as PATH or NAME=PATH; repeatable.",
+            show_default="the small one inside Hanmo",
+        ),
+    ] = None,
+    weights: shared.Weights = None,
+    device: shared.Device = "auto",
+    threads: shared.Threads = None,
+    host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    api_key: Annotated[list[str] | None, Option(help="A key that requests must send; repeatable.")] = None,
+    api_keys: Annotated[Path | None, Option(help="A file of keys, one a line.", show_default=False)] = None,
+    anonymous: Annotated[bool, Option("--anonymous", help="Let other machines ask without a key.")] = False,
+    origin: Annotated[
+        list[str] | None, Option(help="A web origin whose pages may ask, such as https://example.com; repeatable.")
+    ] = None,
+    root_path: Annotated[str, Option(help="Path prefix under which a proxy forwards requests.")] = "",
+    max_rows: Annotated[int, Option(min=1, help="Texts generated at once.")] = 32,
+    max_queue: Annotated[int, Option(min=1, help="Texts that wait; more are refused.")] = 256,
+    max_body: Annotated[int, Option(min=1, help="Largest body of a request, in MiB.")] = 16,
+    grace: Annotated[float, Option(min=0, help="Seconds that running requests have after SIGTERM.")] = 60,
+) -> None:
+    """Serve models over HTTP, with OpenAI's interface.
+
+    [bold]hanmo serve --model gpt2/model.ckpt-100000 --weights int8[/bold]
+
+    [bold]hanmo serve --model gpt2=gpt2/model.ckpt-100000 --model bert --api-keys keys.txt --host 0.0.0.0[/bold]
+    """
+    begun = time.monotonic()
+    if root_path and not root_path.startswith("/"):
+        raise BadParameter(f"--root-path is {root_path!r}; expected a path that begins with /")
+    _check_extra()
+    from hanmo.server.app import make_app
+    from hanmo.server.models import open_served
+    from hanmo.server.run import Server
+    from hanmo.server.security import check_host
+
+    keys = [*(api_key or ()), *(() if api_keys is None else _keys(api_keys))]
+    check_host(host, keys, anonymous=anonymous)
+    if not model:
+        weights = weights or ("int8" if device in ("auto", "cpu") else None)
+    opening = partial(open_served, weights=weights, device=device, threads=threads)
+    models = [opening(name, path, max_rows=max_rows, max_queue=max_queue) for name, path in _named(model or ()).items()]
+    app = make_app(
+        models,
+        keys=keys,
+        origins=origin or (),
+        root_path=root_path,
+        max_requests=2 * (max_rows + max_queue),
+        max_body=max_body << 20,
+    )
+    Server(app, host=host, port=port, grace=grace, ready=partial(_say_ready, begun)).run()
+    say("all requests have ended")
+
+
+def _check_extra() -> None:
+    try:
+        import prometheus_client  # noqa: F401
+        import pydantic  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"serving needs {error.name}; install it with: pip install 'hanmo[serve]'") from None
+
+
+def _named(given: Sequence[str]) -> dict[str, Path]:
+    """Return the models by name, each given as PATH or NAME=PATH; a path that exists with its "=" is a path."""
+    from hanmo.pipeline import SMALL
+    from hanmo.server.models import name_of
+
+    found: dict[str, Path] = {}
+    for each in given or (str(SMALL),):
+        name, equals, place = each.partition("=")
+        path = Path(each if not equals or Path(each).exists() else place)
+        name = name if equals and path == Path(place) else name_of(path)
+        if name in found:
+            raise ConfigError(f"two models are named {name!r}; name them by --model NAME=PATH")
+        found[name] = path
+    return found
+
+
+def _keys(path: Path) -> list[str]:
+    keys = read_bytes(path, error=ConfigError, limit=1 << 20).decode("utf-8", "replace").split()
+    if not keys:
+        raise ConfigError(f"{path} holds no key; write one a line")
+    return keys
+
+
+def _say_ready(begun: float, address: str) -> None:
+    say(f"serving on {address} after {time.monotonic() - begun:.1f} s; Ctrl-C ends")

@@ -1,0 +1,146 @@
+"""The ASGI application: paths, errors, and who may ask."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from hanmo.errors import HanmoError
+from hanmo.server.completions import completions
+from hanmo.server.encoders import embeddings, fill, tasks
+from hanmo.server.errors import RequestError, as_request_error
+from hanmo.server.models import Models, Served
+from hanmo.server.openapi import document
+from hanmo.server.security import Admission, RequireKey
+from hanmo.server.state import State, state_of
+
+__all__ = ["make_app"]
+
+
+def make_app(
+    models: Sequence[Served],
+    *,
+    keys: Sequence[str] = (),
+    origins: Sequence[str] = (),
+    root_path: str = "",
+    max_requests: int = 512,
+    max_body: int = 16 << 20,
+) -> Starlette:
+    """Make the application that serves these models, which are closed at its end.
+
+    keys: API keys; without any, everyone may ask.   origins: that pages in a browser may ask from; "*" is every one.
+    root_path: path prefix under which a proxy forwards requests, whether it removes the prefix or not.
+    max_requests: that are answered at once.   max_body: bytes of a request's body.
+    """
+    state = State(Models({model.name: model for model in models}), max_requests=max_requests, max_body=max_body)
+    key, admission = Middleware(RequireKey, keys), Middleware(Admission, state)
+    endpoints = [
+        Route("/completions", completions, methods=["POST"]),
+        Route("/chat/completions", chat_completions, methods=["POST"]),
+        Route("/embeddings", embeddings, methods=["POST"]),
+        Route("/fill", fill, methods=["POST"]),
+        Route("/tasks/{name:path}", tasks, methods=["POST"]),
+        Route("/models", list_models),
+        Route("/models/{name:path}", describe_model),
+    ]
+    app = Starlette(
+        routes=[
+            Route("/health", health),
+            Route("/metrics", metrics, middleware=[key]),
+            Route("/openapi.json", partial(openapi, root_path)),
+            Mount("/v1", routes=endpoints, middleware=[key, admission]),
+        ],
+        middleware=[
+            Middleware(_RootPath, root_path.rstrip("/")),
+            *(
+                [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])]
+                * bool(origins)
+            ),
+        ],
+        exception_handlers={HanmoError: _refuse, HTTPException: _refuse, ClientDisconnect: _left, Exception: _refuse},
+        lifespan=_closing,
+    )
+    app.state.hanmo = state
+    return app
+
+
+async def health(request: Request) -> Response:
+    """Tell whether requests are taken."""
+    draining = state_of(request).draining
+    return JSONResponse({"status": "draining" if draining else "ok"}, 503 if draining else 200)
+
+
+async def metrics(request: Request) -> Response:
+    """Return numbers for Prometheus."""
+    return Response(state_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def openapi(root_path: str, request: Request) -> Response:
+    """Return the OpenAPI document."""
+    return JSONResponse(document(root_path))
+
+
+async def list_models(request: Request) -> Response:
+    """List the models."""
+    found = [_described(model) for model in state_of(request).models.values()]
+    return JSONResponse({"object": "list", "data": found})
+
+
+async def describe_model(request: Request) -> Response:
+    """Describe one model."""
+    return JSONResponse(_described(state_of(request).models.find(request.path_params["name"])))
+
+
+async def chat_completions(request: Request) -> Response:
+    """Refuse: the models continue texts and were not trained on dialogues."""
+    raise RequestError("these models continue texts and know no chat; use /v1/completions", code="no_chat_template")
+
+
+def _described(model: Served) -> dict[str, object]:
+    config = model.pipeline.config
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "hanmo",
+        "family": config.family,
+        "max_model_len": config.main.context,
+        "abilities": model.abilities,
+    }
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        error = RequestError(f"{request.method} {request.url.path}: {error.detail}", status=error.status_code)
+    elif not isinstance(error, HanmoError):  # a bug; Starlette raises it again for the log
+        error = RequestError("the server failed; its log says why", status=500)
+    told = as_request_error(error)
+    return JSONResponse(told.body(), told.status, told.headers())
+
+
+async def _left(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it
+
+
+@asynccontextmanager
+async def _closing(app: Starlette) -> AsyncIterator[None]:
+    yield
+    app.state.hanmo.close(drain=False)
+
+
+class _RootPath:
+    """Middleware: Starlette removes the prefix from paths that have it."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app, self._root_path = app, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app({**scope, "root_path": self._root_path} if self._root_path else scope, receive, send)

@@ -1,0 +1,298 @@
+"""POST /v1/completions: from a request to rows of the scheduler or a beam search, and from pieces to the answer."""
+
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from hanmo.errors import HanmoError
+from hanmo.generate.draw import fresh_seed
+from hanmo.generate.scheduler import RowRequest
+from hanmo.generate.text import GenerationConfig, Stream, read_prompt
+from hanmo.server.beams import search_beams
+from hanmo.server.errors import RequestError, as_request_error
+from hanmo.server.generation import Echo, Generation, Piece, Row, Scored
+from hanmo.server.models import Served
+from hanmo.server.requests import Completion, parse
+from hanmo.server.state import State, read_body, state_of, unless_gone
+
+__all__ = ["completions"]
+
+_TOKENS = 16  # OpenAI's default of max_tokens
+_PAUSE = 15.0  # seconds after which a stream that waits sends a comment, for proxies
+_REASONS = {"end": "stop", "sentence": "stop", "string": "stop", "chars": "length", "length": "length"}
+_REASONS["context"] = "length"
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    text: str
+    ids: list[int]
+    echo: Echo | None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A request that can be answered.   seed: of the texts, given or drawn."""
+
+    asked: Completion
+    model: Served
+    prompts: list[_Prompt]
+    config: GenerationConfig
+    seed: int
+
+    @property
+    def candidates(self) -> int:
+        return self.asked.n if self.asked.best_of is None else self.asked.best_of
+
+    def frame(self) -> dict[str, Any]:
+        """Return the fields that every object of the answer has."""
+        return {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": self.model.name,
+            "system_fingerprint": self.model.fingerprint,
+            "seed": None if self.asked.beams else self.seed,
+        }
+
+    def usage(self, written: int) -> dict[str, int]:
+        read = sum(len(prompt.ids) for prompt in self.prompts)
+        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+async def completions(request: Request) -> Response:
+    """Continue texts."""
+    begun, state = time.monotonic(), state_of(request)
+    job = await state.run(_prepare, await read_body(request), state)
+    if job.asked.beams is not None:
+        return JSONResponse(await unless_gone(request.receive, _searched(job)))
+    generation = _start(job, state, begun)
+    if job.asked.stream:
+        return _EventStream(generation, _events(job, generation))
+    try:
+        return JSONResponse(await unless_gone(request.receive, _whole(job, generation)))
+    except HanmoError as error:
+        raise as_request_error(error, generating=True) from None
+    finally:
+        generation.close()
+
+
+def _prepare(body: bytes, state: State) -> _Job:
+    """Parse and tokenize; runs in a thread. Raises RequestError and other HanmoErrors."""
+    asked = parse(body, Completion)
+    model = state.models.find(asked.model)
+    model.generator  # noqa: B018  raises
+    config = _settings(asked, model)
+    given = asked.prompt if isinstance(asked.prompt, list) and not isinstance(asked.prompt[0], int) else [asked.prompt]
+    if asked.echo and not config.continues:
+        raise RequestError("echo is for a text that continues its prompt; this model answers it", param="echo")
+    prompts = [_prompt(each, asked, model, config) for each in given]
+    return _Job(asked, model, prompts, config, fresh_seed() if asked.seed is None else asked.seed)
+
+
+def _settings(asked: Completion, model: Served) -> GenerationConfig:
+    """Return the settings of generation; what is not given is the model's, as in `Pipeline.generation_config`."""
+    most = asked.max_tokens
+    if most is None and asked.max_chars is None and not asked.stop_at_sentence:
+        most = _TOKENS
+    config = model.pipeline.generation_config(
+        temperature=asked.temperature,
+        top_k=asked.top_k,
+        top_p=asked.top_p,
+        repetition_penalty=asked.repetition_penalty,
+        no_repeat_ngram=asked.no_repeat_ngram,
+        length_penalty=asked.length_penalty or 0.0,
+        min_chars=asked.min_chars,
+        max_chars=asked.max_chars,
+        max_tokens=most or (None if most is None else 1),
+        stop="sentence" if asked.stop_at_sentence else None,
+        stop_strings=[asked.stop] if isinstance(asked.stop, str) else asked.stop,
+        keep_last=asked.keep_last,
+        parse_special=asked.parse_special,
+    )
+    bias = tuple((_bias_id(name, model), number) for name, number in asked.logit_bias.items())
+    return replace(config, sampling=replace(config.sampling, bias=bias))
+
+
+def _bias_id(name: str, model: Served) -> int:
+    size = model.pipeline.config.vocab_size
+    if not (name.isascii() and name.isdecimal() and len(name) < 10 and int(name) < size):
+        raise RequestError(f"logit_bias holds {name[:20]!r}; expected ids from 0 to {size - 1}", param="logit_bias")
+    return int(name)
+
+
+def _prompt(given: str | list[int], asked: Completion, model: Served, config: GenerationConfig) -> _Prompt:
+    """Tokenize one prompt. Raises PromptError, and RequestError if its text cannot be as long as is asked for."""
+    tokenizer, engine = model.tokenizer, model.pipeline.engine
+    if isinstance(given, str):
+        text, ids = given, read_prompt(engine, tokenizer, given, config)
+    else:
+        ids = list(given)
+        rows = model.pipeline.config.vocab_size
+        outside = next((id for id in ids if id >= tokenizer.vocab_size), None)
+        if outside is not None:
+            raise RequestError(f"prompt holds id {outside}; the vocabulary has {tokenizer.vocab_size} of {rows} rows")
+        text = tokenizer.decode(ids)
+    most = engine.max_positions
+    wanted = asked.max_tokens if asked.max_tokens is not None else 1
+    if most is not None and config.continues and len(ids) + wanted > most:
+        raise RequestError(
+            f"the prompt has {len(ids)} tokens and max_tokens is {wanted}, the model knows {most} positions; "
+            "shorten the prompt, or ask for fewer",
+            param="prompt",
+            code="context_length_exceeded",
+        )
+    return _Prompt(text, ids, _echo(given, text, ids, asked, model) if asked.echo else None)
+
+
+def _echo(given: str | list[int], text: str, ids: Sequence[int], asked: Completion, model: Served) -> Echo:
+    """Find each token of a prompt in its text."""
+    if asked.logprobs is None:
+        return Echo(text, (), ())
+    if isinstance(given, str):
+        found = model.tokenizer.encode(given, ends=False, special=asked.parse_special, detail=True)
+        assert found.offsets is not None
+        count = min(len(ids), len(found.ids))  # without marks before the prompt, and what keep_last truncated
+        return Echo(text, found.ids[len(found.ids) - count :], found.offsets[len(found.ids) - count :])
+    stream, spans, at = model.tokenizer.stream(), [], 0
+    for id in ids:
+        size = len(stream.push(id))
+        spans.append((at, at + size))
+        at += size
+    return Echo(text, ids, spans)
+
+
+def _start(job: _Job, state: State, begun: float) -> Generation:
+    """Submit the rows. Raises QueueFull, SchedulerClosed and ConfigError."""
+    asked, rows, requests = job.asked, list[Row](), list[RowRequest]()
+    scored = asked.logprobs is not None
+    for prompt in job.prompts:
+        for number in range(job.candidates):
+            stream = Stream(job.model.tokenizer, prompt.text, prompt.ids, job.config, job.seed)
+            row = Row(len(rows), stream, echo=prompt.echo, scored=scored, discard=asked.max_tokens == 0)
+            rows.append(row)
+            requests.append(
+                RowRequest(
+                    prompt=prompt.ids,
+                    seed=job.seed,
+                    sample=asked.sample + number,
+                    sampling=job.config.sampling,
+                    limits=job.config.limits,
+                    history=job.config.continues,
+                    stop=row.stop,
+                    top_logprobs=asked.logprobs if scored else 0 if job.candidates > asked.n else None,
+                    prompt_logprobs=scored and asked.echo,
+                )
+            )
+    generation = Generation(rows, clock=state.metrics.clock(job.model.name, begun))
+    generation.ticket = job.model.generator.submit(requests, generation.emit)
+    return generation
+
+
+async def _whole(job: _Job, generation: Generation) -> dict[str, Any]:
+    """Wait for the rows, and return the answer."""
+    pieces = await generation.whole()
+    kept: list[Piece] = []
+    for start in range(0, len(pieces), job.candidates):
+        rows = range(start, start + job.candidates)
+        best = (
+            sorted(rows, key=lambda row: -generation.rows[row].mean_logprob()) if job.candidates > job.asked.n else rows
+        )
+        kept += [pieces[row] for row in list(best)[: job.asked.n]]
+    choices = [_choice(job, index, piece) for index, piece in enumerate(kept)]
+    return {**job.frame(), "choices": choices, "usage": job.usage(_written(generation))}
+
+
+async def _events(job: _Job, generation: Generation) -> AsyncIterator[bytes]:
+    """Yield the events of a stream."""
+    frame, options = job.frame(), job.asked.stream_options
+    try:
+        async for pieces in generation.pieces(pause=_PAUSE):
+            for piece in pieces:
+                yield _event({**frame, "choices": [_choice(job, piece.row, piece)]})
+            if not pieces:
+                yield b": waiting\n\n"
+        if options is not None and options.include_usage:
+            yield _event({**frame, "choices": [], "usage": job.usage(_written(generation))})
+        yield b"data: [DONE]\n\n"
+    except HanmoError as error:
+        yield _event(as_request_error(error, generating=True).body())
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events; if the client leaves, or after the end, the rows are freed."""
+
+    def __init__(self, generation: Generation, events: AsyncIterator[bytes]) -> None:
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._generation = generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await unless_gone(receive, self.stream_response(send))
+        except ClientDisconnect:
+            pass
+        finally:
+            self._generation.close()
+
+
+async def _searched(job: _Job) -> dict[str, Any]:
+    """Search with beams, one prompt after the other, and return the answer."""
+    choices, written = list[dict[str, Any]](), 0
+    for prompt in job.prompts:
+        found = await search_beams(job.model, prompt.text, job.asked.beams or 1, job.config)
+        written += sum(len(each.ids) for each in found)
+        for each in found[: job.asked.n]:
+            text = prompt.text + each.text if job.asked.echo else each.text
+            choice = _choice(job, len(choices), Piece(0, text, reason=each.reason))
+            choices.append({**choice, "score": each.score})
+    return {**job.frame(), "choices": choices, "usage": job.usage(written)}
+
+
+def _written(generation: Generation) -> int:
+    return sum(len(row.stream.ids) for row in generation.rows)
+
+
+def _choice(job: _Job, index: int, piece: Piece) -> dict[str, Any]:
+    return {
+        "index": index,
+        "text": piece.text,
+        "logprobs": None if job.asked.logprobs is None else _logprobs(job.model, piece.tokens),
+        "finish_reason": None if piece.reason is None else _REASONS[piece.reason],
+        "stop_reason": piece.reason,
+    }
+
+
+def _logprobs(model: Served, tokens: Sequence[Scored]) -> dict[str, Any]:
+    return {
+        "tokens": [token.text for token in tokens],
+        "token_logprobs": [None if token.logprobs is None else _finite(token.logprobs.id) for token in tokens],
+        "top_logprobs": [dict(_likeliest(model, token)) or None for token in tokens],
+        "text_offset": [token.start for token in tokens],
+    }
+
+
+def _likeliest(model: Served, token: Scored) -> Iterator[tuple[str, float]]:
+    """Yield the strings of the likeliest tokens and the token itself; of equal strings the first stays."""
+    if token.logprobs is None:
+        return
+    found: dict[str, float] = {}
+    for id, logprob in (*token.logprobs.top, (token.id, token.logprobs.id)):
+        found.setdefault(token.text if id == token.id and token.text else model.string(id), _finite(logprob))
+    yield from found.items()
+
+
+def _finite(number: float) -> float:
+    return max(number, -9999.0)  # JSON has no infinity
+
+
+def _event(content: Mapping[str, Any]) -> bytes:
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return f"data: {text}\n\n".encode()

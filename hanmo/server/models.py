@@ -1,0 +1,165 @@
+"""The models that are served: opened once, each with a thread that generates and one for everything else."""
+
+import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hanmo import __version__
+from hanmo.checkpoint.inspect import inspect
+from hanmo.checkpoint.open import locate
+from hanmo.errors import ConfigError
+from hanmo.generate.scheduler import Scheduler
+from hanmo.inference import store
+from hanmo.opening import open_model
+from hanmo.pipeline import SMALL, Pipeline
+from hanmo.server.errors import RequestError
+from hanmo.tokenizers.protocol import Tokenizer
+
+if TYPE_CHECKING:
+    from hanmo.model_pipeline import ModelPipeline
+    from hanmo.tasks.pipeline import TaskPipeline
+
+__all__ = ["Models", "Served", "name_of", "open_served"]
+
+
+@dataclass(eq=False)
+class Served:
+    """One model.
+
+    scheduler: None for a model that does not generate.   fingerprint: of the weights and of what computes them.
+    lane: the thread of requests that are no rows of the scheduler: beams, vectors, masks, tasks.
+    """
+
+    name: str
+    pipeline: Pipeline
+    fingerprint: str
+    scheduler: Scheduler | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.lane = ThreadPoolExecutor(1, thread_name_prefix="hanmo-model")
+        self._strings: dict[int, str] = {}
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises RequestError without one."""
+        if self.pipeline.tokenizer is None:
+            raise RequestError(f"the model {self.name!r} has no vocabulary", param="model")
+        return self.pipeline.tokenizer
+
+    @property
+    def generator(self) -> Scheduler:
+        """The scheduler. Raises RequestError if the model does not generate."""
+        if self.scheduler is None:
+            raise RequestError(f"the model {self.name!r} does not generate text", param="model")
+        return self.scheduler
+
+    @property
+    def network(self) -> "ModelPipeline":
+        """The pipeline with its network. Raises RequestError for one that is opened for generation alone."""
+        if not hasattr(self.pipeline, "encode"):
+            raise RequestError(
+                f"the model {self.name!r} is opened for generation alone; serve an encoder, or leave --weights out",
+                param="model",
+            )
+        found: Any = self.pipeline
+        return found
+
+    @property
+    def task(self) -> "TaskPipeline":
+        """The pipeline of a task. Raises RequestError for another model."""
+        if not hasattr(self.pipeline, "predict"):
+            raise RequestError(f"the model {self.name!r} is no task", status=404, code="task_not_found")
+        found: Any = self.pipeline
+        return found
+
+    @cached_property
+    def abilities(self) -> list[str]:
+        """What it answers: "completions", "embeddings", "fill", "tasks"."""
+        config, found = self.pipeline.config, ["completions"] if self.scheduler else []
+        if hasattr(self.pipeline, "encode") and config.main.mask != "prefix":
+            found.append("embeddings")
+            if config.is_encoder_decoder or (config.output != "none" and config.main.mask == "full"):
+                found.append("fill")
+        return found + ["tasks"] * hasattr(self.pipeline, "predict")
+
+    def string(self, id: int) -> str:
+        """Return the text of one id: of an incomplete character, and of a special token, its name."""
+        if id not in self._strings:
+            if id >= self.tokenizer.vocab_size:  # a row of the model without a token
+                return f"[{id}]"
+            text = self.tokenizer.decode([id])
+            self._strings[id] = self.tokenizer.id_to_token(id) if not text or "\ufffd" in text else text
+        return self._strings[id]
+
+    def close(self, *, drain: bool) -> None:
+        """End its threads.   drain: let rows end first."""
+        if self.scheduler is not None:
+            self.scheduler.close(drain=drain)
+        self.lane.shutdown(wait=drain, cancel_futures=not drain)
+
+
+class Models(dict[str, Served]):
+    """The models by name."""
+
+    def find(self, name: str | None) -> Served:
+        """Return the model of a request. Raises RequestError for a name that is not served."""
+        if name is None and len(self) == 1:
+            return next(iter(self.values()))
+        if name is None:
+            raise RequestError(f"model is missing; served are {', '.join(self)}", param="model")
+        if name not in self:
+            message = f"the model {name[:80]!r} is not served; served are {', '.join(self)}"
+            raise RequestError(message, status=404, param="model", code="model_not_found")
+        return self[name]
+
+
+def name_of(path: Path) -> str:
+    """Return the name under which a checkpoint is served: that of its folder."""
+    if path == SMALL:
+        return "hanmo-small"
+    folder = path if path.is_dir() else path.parent
+    return folder.resolve().name
+
+
+def open_served(
+    name: str,
+    path: Path,
+    *,
+    weights: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    max_rows: int = 32,
+    max_queue: int = 256,
+) -> Served:
+    """Open a checkpoint, an encoder or the folder of a task.
+
+    weights, device, threads: as for `open_model`; an encoder takes "float32", "bfloat16" or "int8" by OpenVINO.
+    max_rows, max_queue: as for `Scheduler`.   Raises what `hanmo.load` raises.
+    """
+    found = locate(path)
+    generates = found.format == "adapters" or inspect(path).found.config.can_generate
+    if generates and not (found.folder / "task.json").is_file():
+        pipeline = open_model(path, weights=weights, device=device, threads=threads)
+        scheduler = Scheduler(pipeline.engine, max_rows=max_rows, max_queue=max_queue)
+        return Served(name, pipeline, _fingerprint(path, weights), scheduler)
+    from hanmo.cores import set_torch_threads
+    from hanmo.tasks.pipeline import load
+
+    if weights == "int4":
+        raise ConfigError(f"weights is 'int4', and {path} is an encoder; expected float32, bfloat16 or int8")
+    set_torch_threads(threads)
+    encoder = load(path, device="cpu" if device == "auto" else device)
+    if weights is not None:
+        encoder.use_openvino(weights=weights, threads=threads)
+    return Served(name, encoder, _fingerprint(path, weights))
+
+
+def _fingerprint(path: Path, weights: str | None) -> str:
+    """Name what a text with a seed depends on: the checkpoint's files, the weights in memory, the version."""
+    digest = hashlib.blake2b(store.identity(path).encode(), digest_size=4).hexdigest()
+    return f"hanmo-{__version__}-{weights or 'own'}-{digest}"

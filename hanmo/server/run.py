@@ -1,0 +1,66 @@
+"""Run the application: uvicorn, and what SIGTERM does."""
+
+import time
+from collections.abc import Callable
+from socket import socket
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+
+from hanmo.server.state import State
+
+__all__ = ["Server"]
+
+
+class Server(uvicorn.Server):
+    """A server that drains: after SIGTERM or Ctrl-C running requests end and new ones get 503.
+
+    A second signal ends it at once.
+    grace: seconds that running requests have to end.   ready: called with the URL when connections are accepted.
+    """
+
+    def __init__(
+        self,
+        app: Starlette,
+        *,
+        host: str,
+        port: int,
+        grace: float = 60.0,
+        ready: Callable[[str], None] = lambda url: None,
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=host,
+                port=port,
+                ws="none",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=5,
+            )
+        )
+        self._state: State = app.state.hanmo
+        self._grace, self._ready = grace, ready
+        self._limit = float("inf")
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """Listen. Called by uvicorn."""
+        await super().startup(sockets)
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; the second time, end. Called by uvicorn for SIGINT and SIGTERM."""
+        if self._state.draining or not self.started:
+            self.should_exit = self.force_exit = True
+        self._state.draining = True
+        self._limit = time.monotonic() + self._grace
+
+    async def on_tick(self, counter: int) -> bool:
+        """Tell whether to end. Called by uvicorn ten times a second."""
+        if self._state.draining and time.monotonic() > self._limit:
+            self._state.close(drain=False)  # streams end with an error
+            return True
+        return await super().on_tick(counter) or (self._state.draining and not self._state.active)

@@ -1,0 +1,116 @@
+"""What the endpoints share: the models, the threads, what is counted; bodies of bounded size, clients that leave."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
+
+from hanmo.server.errors import RequestError
+from hanmo.server.metrics import Metrics
+from hanmo.server.models import Models
+
+__all__ = ["State", "read_body", "state_of", "unless_gone"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_BODY_SECONDS = 60
+
+
+@dataclass(eq=False)
+class State:
+    """Of one application.
+
+    max_body: bytes of a request's body.   max_requests: that are answered at once.   draining: no new ones are taken.
+    active: requests that are being answered.   bodies: bytes of bodies that are being read.
+    """
+
+    models: Models
+    max_requests: int
+    max_body: int = 16 << 20
+    draining: bool = False
+    active: int = 0
+    bodies: int = 0
+    metrics: Metrics = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.models)
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="hanmo-requests")
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function that takes long, such as parsing and tokenizing, in a thread."""
+        return await in_thread(self._threads, function, *args, **kwargs)
+
+    def close(self, *, drain: bool) -> None:
+        """End all threads."""
+        for model in self.models.values():
+            model.close(drain=drain)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def state_of(request: Request) -> State:
+    """Return the state of a request's application."""
+    found: State = request.app.state.hanmo
+    return found
+
+
+async def in_thread(threads: Executor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function in one of the threads."""
+    return await asyncio.get_running_loop().run_in_executor(threads, partial(function, *args, **kwargs))
+
+
+async def read_body(request: Request) -> bytes:
+    """Read the body of a request.
+
+    Raises RequestError if it is no JSON by its header, too large, or too slow, or if all bodies are too much together.
+    """
+    state = state_of(request)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # which a page of another origin cannot send without asking first
+        raise RequestError(f"Content-Type is {kind[:80]!r}; expected application/json", status=415)
+    too_large = RequestError(f"the body has more than {state.max_body:,} bytes; send a smaller one", status=413)
+    if int(request.headers.get("content-length", "0")) > state.max_body:
+        raise too_large
+    parts, size = list[bytes](), 0
+    limit = time.monotonic() + _BODY_SECONDS
+    try:
+        chunks = request.stream()
+        while True:
+            part = await asyncio.wait_for(anext(chunks, b""), limit - time.monotonic())
+            if not part:
+                return b"".join(parts)
+            size += len(part)
+            state.bodies += len(part)
+            parts.append(part)
+            if size > state.max_body:
+                raise too_large
+            if state.bodies > 4 * state.max_body:
+                raise RequestError("too many large requests at once; try again later", status=429, retry_after=1)
+    except asyncio.TimeoutError:
+        raise RequestError(f"the body did not arrive within {_BODY_SECONDS} seconds", status=408) from None
+    finally:
+        state.bodies -= size
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Wait for work, which is cancelled if the client leaves before. Raises ClientDisconnect then."""
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        for each in (task, watch):
+            each.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,116 @@
+"""SIGTERM, a full queue, and clients that leave."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from toy_server import byte_model, running, wait_for
+
+TEXT = "一二三四五六七八九十" * 2
+
+
+def completion(**body):
+    return {"prompt": "数：", "max_tokens": 300, **body}
+
+
+def test_sigterm_lets_a_stream_end_and_gives_new_requests_503():
+    program = [sys.executable, "-c", SERVER, os.path.dirname(__file__), json.dumps({"数：": TEXT})]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
+        url = process.stdout.readline().strip()
+        with httpx.stream("POST", f"{url}/v1/completions", json=completion(stream=True), timeout=60) as stream:
+            lines = (line for line in stream.iter_lines() if line)
+            pieces = [next(lines)]
+            process.send_signal(signal.SIGTERM)
+            wait_for(lambda: httpx.get(f"{url}/health").status_code == 503)
+            refused = httpx.post(f"{url}/v1/completions", json=completion())
+            assert refused.status_code == 503 and refused.headers["retry-after"] == "5"
+            assert refused.json()["error"]["message"] == "the server is shutting down"
+            pieces += lines
+        assert pieces.pop() == "data: [DONE]"
+        choices = [json.loads(piece[6:])["choices"][0] for piece in pieces]
+        assert "".join(choice["text"] for choice in choices) == TEXT
+        assert process.wait(30) == 0
+
+
+SERVER = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from toy_server import byte_model
+from hanmo.server.app import make_app
+from hanmo.server.run import Server
+model = byte_model(json.loads(sys.argv[2]), pace=0.05)
+Server(make_app([model]), host="127.0.0.1", port=0, ready=lambda url: print(url, flush=True)).run()
+"""
+
+
+def test_after_the_grace_a_stream_ends_with_an_error():
+    model = byte_model({"数：": TEXT}, pace=0.02)
+    with running(model, grace=0.2) as url:
+        with httpx.stream("POST", f"{url}/v1/completions", json=completion(stream=True), timeout=60) as stream:
+            lines = (line for line in stream.iter_lines() if line)
+            next(lines)
+            running.server.handle_exit(signal.SIGTERM, None)
+            assert "the scheduler was closed before the rows ended" in list(lines)[-1]
+
+
+def test_a_full_queue_gives_429_with_a_time_to_come_again():
+    model = byte_model({"数：": TEXT}, pace=0.01, max_rows=1, max_queue=2)
+    with running(model) as url:
+        answers = []
+        threads = [
+            threading.Thread(
+                target=lambda: answers.append(httpx.post(f"{url}/v1/completions", json=completion(), timeout=60))
+            )
+            for _ in range(6)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert sorted({answer.status_code for answer in answers}) == [200, 429] and len(refused) >= 2
+        assert refused[0].headers["retry-after"] == "1"
+        assert refused[0].json()["error"]["code"] == "queue_full"
+        answers[:] = [answer for answer in answers if answer.status_code == 200]
+        assert {answer.json()["choices"][0]["text"] for answer in answers} == {TEXT}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_rows_within_a_step(stream):
+    model = byte_model({"数：": TEXT}, pace=0.1)
+    with running(model) as url:
+        with leaving(url, completion(stream=stream, n=3)):
+            wait_for(lambda: model.scheduler.stats.running == 3)
+            steps = model.pipeline.engine.steps
+        # Closed in the middle of a step, which ends; the others are what two threads may take to notice.
+        wait_for(lambda: model.scheduler.stats.running == 0)
+        assert model.pipeline.engine.steps - steps <= 4 < len(TEXT.encode())
+
+
+def test_a_beam_search_ends_within_a_step_when_its_client_leaves():
+    model = byte_model({"数：": TEXT}, pace=0.1)
+    engine = model.pipeline.engine
+    with running(model) as url:
+        with leaving(url, completion(beams=2)):
+            wait_for(lambda: engine.steps)
+            steps = engine.steps
+        model.lane.submit(int).result(30)  # after the search
+        assert engine.steps - steps <= 4
+
+
+@contextmanager
+def leaving(url, body):
+    """Send a request, and close the connection at the end of the block without reading the answer."""
+    place, content = urlsplit(url), json.dumps(body).encode()
+    with socket.create_connection((place.hostname, place.port)) as connection:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        yield

@@ -1,0 +1,98 @@
+"""Servers on the loopback interface, and a model of bytes whose continuations are given."""
+
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from hanmo.families import FAMILIES
+from hanmo.generate.scheduler import Scheduler
+from hanmo.pipeline import Pipeline
+from hanmo.server.app import make_app
+from hanmo.server.models import Served
+from hanmo.server.run import Server
+from hanmo.tokenizers.byte_bpe import _BYTES, ByteBPE
+
+END = 256
+POSITIONS = 512
+
+
+class ByteEngine:
+    """Continues a prompt that is known as the table says, then ends; any other with ids that depend on all before.
+
+    pace: seconds of a step.   alive: rows in use.
+    """
+
+    vocab_size, max_positions = 257, POSITIONS
+
+    def __init__(self, texts=(), pace=0.0):
+        self.texts = {prompt.encode(): text.encode() for prompt, text in dict(texts).items()}
+        self.pace, self.steps = pace, 0
+
+    def scores(self, ids):
+        past = bytes(id for id in ids if id < END)
+        for prompt, text in self.texts.items():
+            if (prompt + text).startswith(past) and len(past) >= len(prompt):
+                rest = text[len(past) - len(prompt) :]
+                return np.eye(257, dtype=np.float32)[rest[0] if rest else END] * 50
+        scores = np.random.Generator(np.random.Philox(key=[len(past), sum(past[-3:])])).normal(size=257) * 2
+        scores[:0x20], scores[0x7F:] = -50, -50  # only characters of one byte
+        return scores.astype(np.float32)
+
+    def prefill(self, prompts, *, room):
+        return (rows := ByteRows(self, [list(prompt) for prompt in prompts])), rows.logits()
+
+
+class ByteRows:
+    def __init__(self, engine, past):
+        self.engine, self.past = engine, past
+
+    def logits(self):
+        return np.stack([self.engine.scores(row) for row in self.past])
+
+    def step(self, ids):
+        time.sleep(self.engine.pace)
+        self.engine.steps += 1
+        for row, id in zip(self.past, ids, strict=True):
+            row.append(int(id))
+        return self.logits()
+
+    def reorder(self, rows):
+        self.past = [list(self.past[row]) for row in rows]
+
+
+def byte_model(texts=(), *, name="字节", pace=0.0, **limits):
+    """Serve a ByteEngine."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = FAMILIES["gpt2_ml"].tensorflow.config({**sizes, "vocab_size": 257, "max_position_embeddings": POSITIONS})
+    tokenizer = ByteBPE({**_BYTES, "<|endoftext|>": END}, [])
+    engine = ByteEngine(texts, pace)
+    return Served(name, Pipeline(config, tokenizer, Path("/nowhere/model"), engine), "toy", Scheduler(engine, **limits))
+
+
+@contextmanager
+def running(*models, grace=60.0, **options):
+    """Run a server in a thread; gives its URL."""
+    ready = []
+    app = make_app(models, **options)
+    server = Server(app, host="127.0.0.1", port=0, ready=ready.append, grace=grace)
+    running.server = server
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_for(lambda: ready)
+        yield ready[0]
+    finally:
+        server.should_exit = True
+        thread.join(30)
+    assert not thread.is_alive()
+
+
+def wait_for(condition, seconds=20.0):
+    """Wait until a condition holds."""
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "it does not come true"
+        time.sleep(0.005)
