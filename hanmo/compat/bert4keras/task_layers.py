@@ -45,8 +45,8 @@ class _ChainLoss(nn.Module):
         raise NotImplementedError
 
     def sparse_loss(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """y_true: numbers of the right labels [b, n]; see `dense_loss`."""
-        return self.dense_loss(F.one_hot(y_true, y_pred.shape[-1]).to(y_pred.dtype), y_pred)
+        """y_true: numbers of the right labels [b, n], which may be floats; see `dense_loss`."""
+        return self.dense_loss(F.one_hot(_numbers(y_true, y_pred), y_pred.shape[-1]).to(y_pred.dtype), y_pred)
 
     def dense_accuracy(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return `sparse_accuracy` for one-hot y_true [b, n, labels]."""
@@ -85,7 +85,7 @@ class ConditionalRandomField(_ChainLoss):
     def sparse_accuracy(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the share of real positions whose largest score, without transitions, is right."""
         scores, mask = _unmasked(y_pred)
-        return _mean(scores.argmax(-1) == y_true, mask)
+        return _mean(scores.argmax(-1) == _numbers(y_true, y_pred), mask)
 
 
 class MaximumEntropyMarkovModel(_ChainLoss):
@@ -124,6 +124,7 @@ class MaximumEntropyMarkovModel(_ChainLoss):
         y_true: numbers [b, n].
         """
         scores, mask = _unmasked(y_pred)
+        y_true = _numbers(y_true, y_pred)
         right = F.one_hot(y_true, y_pred.shape[-1]).to(scores.dtype)
         forward, backward = (
             _mean(logits.argmax(-1) == y_true, mask) for logits in memm_logits(scores, right, self.trans, mask)
@@ -186,6 +187,11 @@ def sparse_multilabel_categorical_crossentropy(y_true: Tensor, y_pred: Tensor, m
     every = scores.logsumexp(-1)
     share = 1 - torch.exp(chosen.logsumexp(-1) - every)
     return (right + every + torch.log(share.clamp(_EPSILON, 1))).to(y_pred.dtype)
+
+
+def _numbers(y_true: Tensor, y_pred: Tensor) -> Tensor:
+    """Return numbers of labels as integers [b, n]."""
+    return y_true.reshape(y_pred.shape[:-1]).long()
 
 
 def _unmasked(y_pred: Tensor) -> tuple[Tensor, Tensor]:

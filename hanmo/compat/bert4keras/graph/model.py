@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hanmo.compat.bert4keras.graph.gradients import GraphModel, run_step
 from hanmo.compat.bert4keras.graph.network import Network, Sublayer
 from hanmo.compat.bert4keras.graph.phase import phase
 
 Array = npt.NDArray[Any]
-_Base: Any = object  # what is mixed in has the attributes of keras.Model
 _OLD_OPTIONS = ("max_queue_size", "workers", "use_multiprocessing")
 
 
-class Habits(_Base):
+class Habits(GraphModel):
     """What Keras 2 did otherwise; mixed into keras.Model and keras.Sequential."""
 
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, metrics: Any = None, **options: Any) -> None:
@@ -93,15 +93,9 @@ class Habits(_Base):
 
     def _predicted(self, arrays: list[Array]) -> list[Array]:
         """Run one batch; with gradients only where a layer takes them."""
-        needs_gradients = getattr(self, "needs_gradients", False)
-        try:
-            with phase(training=False, predicting=True), torch.set_grad_enabled(needs_gradients):
-                found = self(arrays if len(arrays) > 1 else arrays[0], training=False)
-        except RuntimeError as error:
-            if needs_gradients or "does not require grad" not in str(error):
-                raise
-            self.needs_gradients = True
-            return self._predicted(arrays)
+        given = arrays if len(arrays) > 1 else arrays[0]
+        with phase(training=False, predicting=True), torch.no_grad():
+            found = run_step(self, lambda: self(given, training=False))
         return [each.detach().float().cpu().numpy() for each in keras.tree.flatten(found)]
 
     def get_layer(self, name: str | None = None, index: int | None = None) -> Any:
