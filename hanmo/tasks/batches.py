@@ -15,6 +15,7 @@ from hanmo.tasks.task import Arrays, Example, Result, Task, TaskNetwork
 __all__ = ["TaskBatches", "predict"]
 
 _POOL = 32  # batches whose windows are sorted by length together
+_IDS = 1024  # of a batch on a CPU, which gains nothing by more; smaller batches have less padding
 
 
 class TaskBatches:
@@ -53,7 +54,7 @@ class TaskBatches:
 
 @torch.no_grad()
 def predict(network: TaskNetwork, examples: Iterable[Example], *, batch: int = 32) -> Iterator[Result]:
-    """Yield the result of each example in order; windows of like length are computed together, `batch` at a time.
+    """Yield the result of each example in order; windows of like length are computed together, at most `batch`.
 
     The network is put into evaluation mode, and back at the end.
     """
@@ -65,9 +66,8 @@ def predict(network: TaskNetwork, examples: Iterable[Example], *, batch: int = 3
         while some := list(islice(remaining, _POOL * batch)):
             windows = [(number, window) for number, example in enumerate(some) for window in example.windows]
             outputs = dict.fromkeys(range(len(windows)))
-            order = sorted(outputs, key=lambda place: -len(windows[place][1]))
-            for start in range(0, len(order), batch):
-                places = order[start : start + batch]
+            lengths = [len(window) for _, window in windows]
+            for places in _by_length(lengths, rows=batch, ids=_IDS if device.type == "cpu" else None):
                 arrays = task.collate([(some[windows[p][0]], windows[p][1]) for p in places], targets=False)
                 tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
                 outputs.update(zip(places, task.infer(network, tensors), strict=True))
@@ -78,3 +78,12 @@ def predict(network: TaskNetwork, examples: Iterable[Example], *, batch: int = 3
                 at = stop
     finally:
         network.train(trained)
+
+
+def _by_length(lengths: Sequence[int], *, rows: int, ids: int | None) -> Iterator[list[int]]:
+    """Yield the places of windows that are computed together, longest first: at most `rows`, of `ids` with padding."""
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    while order:
+        count = rows if ids is None else min(rows, max(1, ids // lengths[order[0]]))
+        yield order[:count]
+        del order[:count]

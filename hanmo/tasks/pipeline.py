@@ -61,7 +61,7 @@ class TaskPipeline(ModelPipeline):
         """Return the result of each text; docs/tasks.md shows those of each kind.
 
         texts: a text, or a list of texts, of pairs (a, b) or of rows as in training data; one text gives one result.
-        batch: windows computed together; results do not depend on it beyond rounding.
+        batch: the most windows computed together; results do not depend on it beyond rounding.
         Raises DataError for an item that is none of these, or an empty text.
         """
         if isinstance(texts, str | Mapping | Row):

@@ -15,7 +15,7 @@ from hanmo.checkpoint.open import Location, locate
 from hanmo.checkpoint.source import Array
 from hanmo.checkpoint.staged import clear_abandoned
 from hanmo.config import ModelConfig, StackConfig
-from hanmo.errors import CheckpointError, ConfigError, MissingFile
+from hanmo.errors import ConfigError, MissingFile
 from hanmo.inference import store
 from hanmo.inference.fused.quantized import open_decoder
 from hanmo.inference.openvino.graph import build_decoder, build_encoder
@@ -24,7 +24,7 @@ from hanmo.inference.openvino.weights import FORMAT, KINDS, Weights
 from hanmo.inference.prompts import check_can_generate, padded
 from hanmo.nn.position import Tokens
 
-__all__ = ["OpenVinoEncoder", "OpenVinoEngine", "open_weights"]
+__all__ = ["OpenVinoEngine", "open_weights", "run_encoder"]
 
 CACHE_PRECISION = {"float32": "f32", "bfloat16": "bf16", "int8": "u8", "int4": "u8"}
 """The CPU plugin's type of keys and values by the kind of weights."""
@@ -125,7 +125,7 @@ class OpenVinoEngine:
         ids, mask = padded(prompts, left=True)
         rows = self.new_rows(len(prompts))
         if self._encoder is not None and self.config.encoder is not None:
-            found = _read(self._encoder, self.config.encoder, ids, mask)
+            found = run_encoder(self._encoder, self.config.encoder, ids, mask)
             memory = {name: array for name, array in found.items() if name.startswith("memory.")}
             rows.set_memory(memory, np.ones(ids.shape, bool) if mask is None else mask)
             ids, mask = np.full((len(prompts), 1), self.start), None
@@ -148,49 +148,7 @@ class OpenVinoEngine:
             return self._compiled
 
 
-class OpenVinoEncoder:
-    """Run an encoder (BERT and its relatives) over mapped weights.
-
-    threads: None leaves it to OpenVINO.
-    Raises CheckpointError for a model with a decoder, ConfigError for an unsupported network.
-    """
-
-    def __init__(self, weights: Weights, *, threads: int | None = None) -> None:
-        self.config = weights.config
-        if self.config.encoder is None or self.config.decoder is not None:
-            raise CheckpointError(f"a {self.config.family} is no encoder alone; open it with OpenVinoEngine to write")
-        self._compiled = compile_graph(build_encoder(weights, self.config), weights.kind, threads)
-        self._weights = weights  # the graph shares its pages
-
-    def read(self, texts: Sequence[Sequence[int]], *, places: Sequence[tuple[int, int]] = ()) -> dict[str, Array]:
-        """Run texts, shorter ones padded on the right: outputs by name, float32.
-
-        "hidden" [b, n, hidden_size] and "mask" [b, n], False for padding.
-        places: (text, token) of those whose "logits" [places, vocab] are wanted.
-        If the model has them: "pooled" [b, hidden_size], "nsp" [b, 2], "discriminator" [b, n, 1].
-        """
-        ids, mask = padded(texts, left=False)
-        return self.run(ids, mask=mask, places=[row * ids.shape[1] + token for row, token in places])
-
-    def run(
-        self, ids: Array, *, segments: Array | None = None, mask: Array | None = None, places: Sequence[int] = ()
-    ) -> dict[str, Array]:
-        """Run ids [b, n] that are padded already: outputs as of `read`.
-
-        segments: [b, n].   mask: [b, n], False for padding.   places: of logits, in the flattened ids.
-        """
-        more: dict[str, Array] = {}
-        if any("places" in each.names for each in self._compiled.inputs):
-            # At least one place: a product with an empty matrix is not defined on all processors.
-            more["places"] = np.array(places if len(places) else [0], np.int32)
-        assert self.config.encoder is not None
-        found = _read(self._compiled, self.config.encoder, ids, mask, segments=segments, **more)
-        if "logits" in found:
-            found["logits"] = found["logits"][: len(places)]
-        return {**found, "mask": np.ones(ids.shape, bool) if mask is None else mask}
-
-
-def _read(
+def run_encoder(
     compiled: ov.CompiledModel,
     stack: StackConfig,
     ids: Array,
@@ -199,7 +157,10 @@ def _read(
     segments: Array | None = None,
     **more: Array,
 ) -> dict[str, Array]:
-    """Run an encoder's graph once: its outputs by name."""
+    """Run an encoder's graph on ids [b, n]: its outputs by name.
+
+    mask: [b, n], False for padding.   segments: [b, n].   more: further inputs.
+    """
     _, feed = append_tokens(stack, Tokens(), ids, mask=mask, segment=0 if segments is None else segments)
     request = compiled.create_infer_request()
     request.infer({**feed, **more}, share_inputs=True)
