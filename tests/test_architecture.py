@@ -38,7 +38,7 @@ RANK = {layer: rank for rank, layers in enumerate(STREET) for layer in layers}
 MAX_FILE, MAX_FUNCTION = 350, 60
 # What is longer, and why it reads better in one piece.
 LONG: dict[str, str] = {
-    "inference/fused/quantized_kernel.py:step": "one layer of one token, from one barrier of the threads to the next",
+    "inference/fused/quantized_kernel.py:step": "one layer of some tokens, from one barrier of the threads to the next",
 }
 
 # Private words that standard terms replaced; CHANGELOG.md has the table of old and new names.

@@ -43,13 +43,14 @@ class DynamicRows(Protocol):
 class DynamicEngine(Engine, Protocol):
     """An engine with rows that join and leave."""
 
-    def dynamic_rows(self) -> DynamicRows:
-        """Return `DynamicRows` without a row."""
+    def dynamic_rows(self) -> DynamicRows | None:
+        """Return `DynamicRows` without a row, or None where its rows only run in turn."""
 
 
 def dynamic_rows(engine: Engine) -> DynamicRows:
     """Return the engine's `DynamicRows`, or else prompts of their own that are stepped in turn."""
-    return engine.dynamic_rows() if isinstance(engine, DynamicEngine) else _RowsInTurn(engine)
+    found = engine.dynamic_rows() if isinstance(engine, DynamicEngine) else None
+    return _RowsInTurn(engine) if found is None else found
 
 
 @dataclass(eq=False)

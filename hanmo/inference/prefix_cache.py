@@ -101,6 +101,10 @@ class PromptCache:
         weakref.finalize(rows_in_use, self._release, found).atexit = False
         return rows_in_use, logits
 
+    def dynamic_rows(self) -> Any:
+        """Return the engine's own, without the cache; see `DynamicEngine`."""
+        return self._engine.dynamic_rows()
+
     def _find(self, prompt: list[int]) -> _Kept | None:
         """Return rows of their own that hold the longest kept prefix of the prompt."""
         best, most = None, 0

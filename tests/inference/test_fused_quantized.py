@@ -25,7 +25,7 @@ PROMPT = [5, 17, 99, 250, 3, 42, 42]
 
 
 def gpt2_ml():
-    return gpt2_ml_config(vocab_size=301, num_layers=3, hidden_size=256, positions=96)
+    return gpt2_ml_config(vocab_size=301, num_layers=3, hidden_size=256, positions=160)
 
 
 def like_gpt2():
@@ -88,7 +88,7 @@ def compiled(engine):
     return engine._compiled is not None
 
 
-IDS = [int(id) for id in np.random.default_rng(0).integers(1, 301, 80)]
+IDS = [int(id) for id in np.random.default_rng(0).integers(1, 301, 100)]
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
@@ -104,12 +104,14 @@ def test_logits_are_near_those_of_openvino_over_a_whole_text(opened, name, weigh
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_product_is_that_of_the_rounded_numbers(bits):
     random = np.random.default_rng(bits)
-    x = random.standard_normal(384).astype(np.float32)
-    x[130] = 40  # its group has a scale of its own
-    numbers, scales, shift = np.empty(384, np.int8), np.empty(3, np.float32), np.zeros((3, 16), np.int32)
-    kernels._quantize(x, bits, numbers, scales, shift)
-    rounded = np.rint(x.reshape(3, 128) / scales[:, None]) * scales[:, None]
-    assert np.abs(rounded.ravel() - x).max() <= scales.max() / 2 * 1.001
+    x = random.standard_normal((7, 384)).astype(np.float32)
+    x[:, 130] = 40  # its group has a scale of its own
+    numbers, scales = np.empty(7 * 384, np.int8), np.empty(7 * 3, np.float32)
+    shift = np.zeros((7 * 3, 16), np.int32)
+    kernels._quantize_all(x, 0, 384, bits, numbers, scales, shift)
+    own = scales.reshape(7, 3, 1)
+    rounded = (np.rint(x.reshape(7, 3, 128) / own) * own).reshape(7, 384)
+    assert np.abs(rounded - x).max() <= scales.max() / 2 * 1.001
     bias = random.standard_normal(24).astype(np.float32)
     if bits == 8:
         weights = random.integers(-127, 128, (24, 384), dtype=np.int8)
@@ -121,12 +123,13 @@ def test_a_product_is_that_of_the_rounded_numbers(bits):
         wide = (levels * rows[..., None]).reshape(24, 384)
         nibbles = (levels.reshape(24, 384) & 15).astype(np.uint8)
         kept = nibbles[:, 0::2] | nibbles[:, 1::2] << 4
-    out = np.zeros(24, np.float32)
+    out = np.zeros((7, 30), np.float32)
     matrix = (bits, kept.ctypes.data, rows.ctypes.data, bias.ctypes.data)
-    kernels._product(matrix, 0, 11, numbers, scales, shift, 3, out)
-    kernels._product(matrix, 11, 24, numbers, scales, shift, 3, out)
-    expected = wide.astype(np.float64) @ rounded.ravel() + bias
-    assert np.abs(out - expected).max() < 1e-5 * np.abs(expected).max()
+    for first, last in ((0, 11), (11, 24)):
+        kernels._product(matrix, first, last, numbers, scales, shift, 3, out.ctypes.data, 120, 7)
+    expected = rounded @ wide.astype(np.float64).T + bias
+    assert np.abs(out[:, :24] - expected).max() < 1e-5 * np.abs(expected).max()
+    assert not out[:, 24:].any()
 
 
 def test_the_functions_are_exact_to_what_they_say():
@@ -155,9 +158,9 @@ def test_short_prompts_never_need_openvino_and_long_ones_do(opened):
     engine = opened()
     written(engine, 30, IDS)
     assert not compiled(engine)
-    rows, logits = engine.prefill([IDS[:17]], room=4)
+    rows, logits = engine.prefill([IDS[:81]], room=4)
     assert compiled(engine)
-    theirs, expected = without_steps(opened()).prefill([IDS[:17]], room=4)
+    theirs, expected = without_steps(opened()).prefill([IDS[:81]], room=4)
     assert np.array_equal(logits, expected)  # both OpenVINO's
     assert_near(rows.step([3]), theirs.step([3]), engine.config, "int8")
 
@@ -167,8 +170,8 @@ def test_a_row_may_be_cut_to_nothing_and_written_again(opened):
     rows.cut(0)
     assert np.array_equal(rows.run(np.array([PROMPT]))[:, -1], logits)
     rows.cut(0)
-    expected = without_steps(opened()).prefill([IDS[:20]], room=4)[1]
-    assert np.array_equal(rows.run(np.array([IDS[:20]]))[:, -1], expected)
+    expected = without_steps(opened()).prefill([IDS[:90]], room=4)[1]
+    assert np.array_equal(rows.run(np.array([IDS[:90]]))[:, -1], expected)
 
 
 def test_all_logits_of_a_short_text_are_those_of_its_steps(opened):
@@ -180,7 +183,7 @@ def test_all_logits_of_a_short_text_are_those_of_its_steps(opened):
 def test_rows_go_on_in_openvino_where_they_are_read_copied_cut_or_more_than_one(opened):
     def story(engine):
         _, rows = written(engine, 20, IDS)
-        found = [rows.run(np.array([IDS[:17]]))[:, -1], rows.step([11])]
+        found = [rows.run(np.array([IDS[:81]]))[:, -1], rows.step([11])]
         rows.cut(rows.length - 3)
         found += [rows.step([12])]
         other = rows.copy(0, 15)
@@ -189,11 +192,56 @@ def test_rows_go_on_in_openvino_where_they_are_read_copied_cut_or_more_than_one(
         found += [rows.step([15, 16])[:1]]
         rows.reorder([1])
         found += [rows.step([17]), rows.step([18])]
-        assert rows.length == len(PROMPT) + 20 + 17 + 1 - 3 + 2 + 1 + 2
+        assert rows.length == len(PROMPT) + 20 + 81 + 1 - 3 + 2 + 1 + 2
         return np.concatenate(found)
 
     ours, theirs = story(opened()), story(without_steps(opened()))
     assert_near(ours, theirs, gpt2_ml(), "int8")
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_rows_logits_depend_on_its_ids_alone(opened, weights):
+    """However its prompt is divided, in whatever company, and while others join and leave."""
+    decoder = opened(weights=weights)._fused
+    random = np.random.default_rng(2)
+    texts = [random.integers(1, 301, length).tolist() for length in (1, 3, 16, 17, 40, 75, 90)]
+
+    def alone(ids):
+        row = quantized.FusedRow(decoder.stack, {}, 0)
+        return np.concatenate([decoder.step([(row, [id], 1)]) for id in ids])
+
+    expected = [alone(ids) for ids in texts]
+    assert not np.array_equal(expected[1][0], expected[2][0])
+    rows = [quantized.FusedRow(decoder.stack, {}, 0) for _ in texts]
+    found = [[] for _ in texts]
+    while any(row.length < len(ids) for row, ids in zip(rows, texts, strict=True)):
+        work, places = [], []
+        for place, (row, ids) in enumerate(zip(rows, texts, strict=True)):
+            size = int(random.integers(0, 20))
+            if piece := ids[row.length : row.length + size]:
+                work.append((row, piece, len(piece)))
+                places += [place] * len(piece)
+        for place, logits in zip(places, decoder.step(work), strict=True):
+            found[place].append(logits)
+        place = int(random.integers(0, len(rows)))
+        rows[place] = rows[place].copy(rows[place].length)
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("length", [5, 100])
+def test_a_prompt_beside_others_is_read_and_continued_as_alone(opened, length):
+    engine = opened()
+    prompts = [IDS[:length], IDS[1:4], IDS[:length], [9]]
+    together, logits = engine.prefill(prompts, room=8)
+    after = [logits, together.step([1, 2, 3, 4])]
+    together.reorder([2, 2, 0])
+    after.append(together.step([5, 6, 5]))
+    for row, ids in ((0, [3, 5]), (1, [3, 6]), (2, [1, 5])):
+        rows, first = engine.prefill([IDS[:length]], room=8)
+        assert np.array_equal(first[0], after[0][0])
+        assert np.array_equal(rows.step(ids[:1])[0], after[1][2 if row < 2 else 0])
+        assert np.array_equal(rows.step(ids[1:])[0], after[2][row])
 
 
 def test_two_rows_written_by_turns_do_not_disturb_one_another(opened):

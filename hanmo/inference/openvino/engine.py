@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -17,9 +18,9 @@ from hanmo.checkpoint.staged import clear_abandoned
 from hanmo.config import ModelConfig, StackConfig
 from hanmo.errors import ConfigError, MissingFile
 from hanmo.inference import store
-from hanmo.inference.fused.quantized import open_decoder
+from hanmo.inference.fused.quantized import FusedDynamicRows, FusedRow, FusedRows, open_decoder
 from hanmo.inference.openvino.graph import build_decoder, build_encoder
-from hanmo.inference.openvino.rows import OpenVinoRows, append_tokens
+from hanmo.inference.openvino.rows import SHORT, OpenVinoRows, append_tokens
 from hanmo.inference.openvino.weights import FORMAT, KINDS, Weights
 from hanmo.inference.prompts import check_can_generate, padded
 from hanmo.nn.position import Tokens
@@ -120,8 +121,15 @@ class OpenVinoEngine:
             number, scales = 1, 16
         return stack.num_layers * stack.num_heads * ((stack.key_dim + stack.head_dim) * number + scales)
 
-    def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple[OpenVinoRows, Array]:
-        """Read prompts, shorter ones padded on the left; see `Engine.prefill`."""
+    def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple[Any, Array]:
+        """Read prompts, shorter ones padded on the left; see `Engine.prefill`.
+
+        With the fused step a prompt is read as it is alone, so that a row's logits do not depend on the others.
+        """
+        if self._fused is not None and len(prompts) > 1:
+            dynamic = FusedDynamicRows(self._fused, SHORT, self._read_long)
+            read = dynamic.step([(dynamic.add(len(prompt) + room), prompt, 1) for prompt in prompts])
+            return FusedRows(self._fused, list(dynamic.rows.values())), np.concatenate(read)
         ids, mask = padded(prompts, left=True)
         rows = self.new_rows(len(prompts))
         if self._encoder is not None and self.config.encoder is not None:
@@ -130,6 +138,15 @@ class OpenVinoEngine:
             rows.set_memory(memory, np.ones(ids.shape, bool) if mask is None else mask)
             ids, mask = np.full((len(prompts), 1), self.start), None
         return rows, rows.run(ids, mask=mask)[:, -1]
+
+    def dynamic_rows(self) -> FusedDynamicRows | None:
+        """Return rows that join and leave, None without the fused step; see `DynamicEngine`."""
+        return None if self._fused is None else FusedDynamicRows(self._fused, SHORT, self._read_long)
+
+    def _read_long(self, ids: Sequence[int], keep: int) -> tuple[FusedRow, Array]:
+        rows = self.new_rows(1)
+        logits = rows.run(np.array([ids]), keep=keep)[0]
+        return rows.fused_rows(len(ids))[0], logits
 
     def logits(self, ids: Sequence[int]) -> Array:
         """Score what comes after each id of one text: [ids, vocab]."""

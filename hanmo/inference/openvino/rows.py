@@ -9,19 +9,19 @@ from array_api_compat import numpy as xp
 
 from hanmo.checkpoint.source import Array
 from hanmo.config import StackConfig
-from hanmo.inference.fused.quantized import FusedRow, QuantizedDecoder
+from hanmo.inference.fused.quantized import FusedRow, FusedRows, QuantizedDecoder
 from hanmo.nn.position import Tokens, bucket, distance, sinusoidal
 
 __all__ = ["OpenVinoRows", "append_tokens"]
 
-SHORT = 16  # ids of a prompt up to which the fused step reads them one by one, so that no graph is needed
+SHORT = 80  # ids of a prompt up to which the fused step reads them, so that no graph is needed
 
 
 class OpenVinoRows:
     """The rows of one `prefill`.
 
-    The cache is the request's state. That of a single row that goes on by a few ids is moved to a `FusedRow`, and back
-    when the request is needed again.
+    The cache is the request's state. That of rows that go on by a few ids is moved to `FusedRows`, and back when the
+    request is needed again.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class OpenVinoRows:
     ) -> None:
         self._new_request, self._stack, self._decoder = new_request, stack, decoder
         self._tokens = Tokens()
-        self._fused: FusedRow | None = None
+        self._fused: FusedRows | None = None
         self._order = list(range(rows))  # the row of the request's state that each row continues
         self._memory: dict[str, Array] = {}
 
@@ -53,10 +53,11 @@ class OpenVinoRows:
     def reorder(self, rows: Sequence[int]) -> None:
         """Make new row i a copy of old row rows[i], in the request's state at the next step; see `Rows.reorder`."""
         kept = list(rows)
-        if kept == [0] and self._fused is not None:
-            return
-        self._leave_fused(self.length)
-        self._order = [self._order[row] for row in kept]
+        if self._fused is not None:
+            self._fused.reorder(kept)
+            self._order = list(range(len(kept)))
+        else:
+            self._order = [self._order[row] for row in kept]
         self._tokens = self._tokens.take(kept)
         self._memory = {name: array[kept] for name, array in self._memory.items()}
 
@@ -68,7 +69,8 @@ class OpenVinoRows:
         """Forget every token from `length` on."""
         if length < self.length:
             if self._fused is not None:
-                self._fused.cut(length)
+                for row in self._fused.rows:
+                    row.length = length
             else:
                 self._fill(self._request, self._states(self._order, length))
                 self._order = list(range(len(self._order)))
@@ -78,12 +80,19 @@ class OpenVinoRows:
         """Copy one row with its first `length` tokens."""
         new = OpenVinoRows(self._new_request, self._stack, 1, self._decoder)
         new._tokens = self._tokens.take([row]).cut(length)
-        states = self._states([self._order[row]], length)
         if self._fused is not None and self._decoder is not None:
-            new._fused = FusedRow(self._decoder, states, length)
+            new._fused = FusedRows(self._decoder, [self._fused.rows[row].copy(length)])
         else:
-            self._fill(new._request, states)
+            self._fill(new._request, self._states([self._order[row]], length))
         return new
+
+    def fused_rows(self, length: int) -> list[FusedRow]:
+        """Copy the first `length` tokens of every row, none of them padding, for the fused step."""
+        states = self._states(self._order, length)
+        return [
+            FusedRow(self._stack, {name: state[row : row + 1] for name, state in states.items()}, length)
+            for row in range(len(self._order))
+        ]
 
     def run(
         self,
@@ -103,12 +112,14 @@ class OpenVinoRows:
             self._stack, self._tokens, ids, segment=segment, mask=mask, positions=positions
         )
         unpadded = self._tokens.mask is None or bool(self._tokens.mask.all())
-        if self._decoder is not None and len(ids) == 1 and ids.shape[1] <= SHORT and unpadded:
+        unmoved = bool((self._tokens.positions == np.arange(self.length)).all())
+        if self._decoder is not None and ids.shape[1] <= SHORT and unpadded and unmoved:
             if self._fused is None:
-                self._fused = FusedRow(self._decoder, self._states(self._order, length), length)
+                self._fused = FusedRows(self._decoder, self.fused_rows(length))
+                self._order = list(range(len(ids)))
                 self.__dict__.pop("_request", None)  # and its copy of the cache
-            steps = zip(ids[0].tolist(), feed["positions"][0].tolist(), strict=True)
-            return np.array([self._fused.step(id, position) for id, position in steps])[None, -keep:]
+            work = [(row, new, keep) for row, new in zip(self._fused.rows, ids.tolist(), strict=True)]
+            return self._decoder.step(work).reshape(len(ids), keep, -1)
         self._leave_fused(length)
         feed |= self._memory
         feed["beam_idx"] = np.array(self._order, np.int32)
@@ -124,8 +135,8 @@ class OpenVinoRows:
     def _leave_fused(self, length: int) -> None:
         """Move the cache of so many tokens from the fused step's row to the request."""
         if self._fused is not None:
-            self._fill(self._request, self._states([0], length))
-            self._fused, self._order = None, [0]
+            self._fill(self._request, self._states(self._order, length))
+            self._fused = None
 
     def _states(self, rows: list[int], length: int) -> dict[str, Array]:
         """Give the first tokens' keys and values of these rows, [b, heads, length, size] each, by name.
@@ -135,7 +146,8 @@ class OpenVinoRows:
         if not length:
             return {}
         if self._fused is not None:
-            return self._fused.states(length)
+            parts = [self._fused.rows[row].states(length) for row in rows]
+            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         states = self._request.query_state()
         return {each.name: np.ascontiguousarray(each.state.data[rows, :, :length]) for each in states}
 
