@@ -65,7 +65,7 @@ def worker(number: int, count: int, port: int, jobs: list[tuple[Path, str, int]]
 
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one_and_resume_either_way(tmp_path: Path) -> None:
-    optimizers = ("adafactor-gpt2-ml", "adamw")
+    optimizers = ["adafactor-gpt2-ml", "adamw", *(["muon"] if hasattr(torch.optim, "Muon") else [])]
     for optimizer in optimizers:
         train(tmp_path / f"{optimizer}-one", optimizer, 8)
         train(tmp_path / f"{optimizer}-grown", optimizer, 4)  # goes on in two
@@ -80,12 +80,14 @@ def test_two_processes_give_the_losses_of_one_and_resume_either_way(tmp_path: Pa
         train(tmp_path / f"{optimizer}-shrunk", optimizer, 8)  # goes on in one
         wanted = [record["loss"] for record in records(tmp_path / f"{optimizer}-one") if "loss" in record]
         assert len(wanted) == 8 and wanted[-1] < 0.95 * wanted[0]
+        # Muon makes a matrix orthogonal by five products in bfloat16, whose sums depend on how it is cut.
+        rounding = 5 * torch.finfo(torch.bfloat16).eps if optimizer == "muon" else 0.0
         for kind in ("two", "grown", "shrunk"):
             found = [record["loss"] for record in records(tmp_path / f"{optimizer}-{kind}") if "loss" in record]
-            assert found == pytest.approx(wanted, abs=1e-5), (optimizer, kind)
+            assert found == pytest.approx(wanted, abs=1e-5 + rounding * (wanted[0] - wanted[-1])), (optimizer, kind)
             best = hanmo.load(tmp_path / f"{optimizer}-{kind}" / "best").model
             ours = hanmo.load(tmp_path / f"{optimizer}-one" / "best").model
             for name, weight in ours.named_parameters():
                 if not name.endswith("key.bias"):  # softmax takes it away: its gradient is noise, made large by both
-                    assert torch.allclose(best.get_parameter(name), weight, atol=1e-4), (optimizer, kind, name)
+                    assert torch.allclose(best.get_parameter(name), weight, atol=1e-4 + rounding * 8 * 3e-3)
     assert json.loads((tmp_path / "adamw-two" / "best" / "hanmo.json").read_text("utf-8"))["family"] == "gpt2_ml"

@@ -39,31 +39,30 @@ class MuonWithAdamW(Optimizer):
         matrices = {name: p for name, p in pairs if p.ndim == 2 and ".blocks." in name}
         rest = parameter_groups([pair for pair in pairs if pair[0] not in matrices], lr=lr, weight_decay=weight_decay)
         options: Any = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-        self.parts: tuple[Optimizer, Optimizer] = (
-            torch.optim.Muon(list(matrices.values()), **options),
-            AdamW(rest, lr=lr, betas=betas, fused=True if pairs[0][1].is_cuda else None),
-        )
-        super().__init__([p for _, p in pairs], {"lr": lr})
-        # The groups are those of the parts, so that a learning rate set here reaches them.
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        self._muon = torch.optim.Muon(list(matrices.values()), **options)
+        self._adamw = AdamW(rest, lr=lr, betas=betas, fused=True if pairs[0][1].is_cuda else None)
+        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {"lr": lr})
+        self._share()
+
+    def _share(self) -> None:
+        """Give both optimizers the groups and the state of this one, so that either may be set or saved here."""
+        first = len(self._muon.param_groups)
+        self._muon.param_groups, self._adamw.param_groups = self.param_groups[:first], self.param_groups[first:]
+        self._muon.state = self._adamw.state = self.state
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Make both steps; takes no closure."""
-        for part in self.parts:
-            part.step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients of both."""
-        for part in self.parts:
-            part.zero_grad(set_to_none=set_to_none)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of both, as plain tensors and numbers."""
-        return {"parts": [part.state_dict() for part in self.parts]}
+        self._muon.step()
+        self._adamw.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        """Restore what `state_dict` returned, now or in version 0.1, which kept the two apart."""
+        if "parts" in state_dict:
+            first, second = state_dict["parts"]
+            count = sum(len(group["params"]) for group in first["param_groups"])
+            groups = [{**group, "params": [count + n for n in group["params"]]} for group in second["param_groups"]]
+            state = first["state"] | {count + number: each for number, each in second["state"].items()}
+            state_dict = {"state": state, "param_groups": [*first["param_groups"], *groups]}
+        super().load_state_dict(state_dict)
+        self._share()
