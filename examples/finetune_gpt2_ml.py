@@ -2,7 +2,7 @@
 
     python examples/finetune_gpt2_ml.py gpt2/model.ckpt-100000 novel.txt tuned
 
-The same as `hanmo finetune`, written out: load, pack, train with update in backward, write. The vocabulary lies beside
+The same as `hanmo finetune`, written out: load, pack, train with update in backward, write. The vocabulary is beside
 the checkpoint.
 """
 

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-__all__ = ["cores", "set_torch_threads"]
-
 
 @cache
 def cores() -> int:

@@ -17,8 +17,6 @@ from typing import Any, BinaryIO
 
 from hanmo.errors import CorruptFile, HanmoError, MemoryPlanError, MissingFile
 
-__all__ = ["MAX_BYTES", "MAX_JSON", "errors_as", "open_file", "parse_json", "read_bytes", "read_json"]
-
 MAX_BYTES = 256 << 20
 """Default limit of the bytes of a file that is read into memory."""
 

@@ -43,8 +43,6 @@ from hanmo.training.optim.adafactor import load_slots
 from hanmo.training.score import score_of
 from hanmo.training.step import make_optimizer, scale_outputs
 
-__all__ = ["Run", "finetune", "pretrain"]
-
 _KEPT = ("optimizer", "precision", "in_backward", "recompute", "sequence", "lora")  # choices that resuming repeats
 
 

@@ -39,7 +39,7 @@ def load(
 ) -> ModelPipeline:
     """Load a checkpoint in any format that `inspect` recognises; without a path, the small model of the package.
 
-    config: a config.json, or a ready ModelConfig, where none lies beside the checkpoint or another is wanted.
+    config: a config.json, or a ready ModelConfig, where none is beside the checkpoint or another is wanted.
     family: where the names fit several.   mask: "causal" or "prefix" lets a BERT-like encoder write (UniLM).
     dtype: of the weights, torch's own or "bfloat16"; None keeps the file's.   edit: a change of the vocabulary.
     verify: check the checksums.

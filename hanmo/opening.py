@@ -10,8 +10,6 @@ from hanmo.errors import ConfigError
 if TYPE_CHECKING:
     from hanmo.pipeline import Pipeline
 
-__all__ = ["on_cpu_engine", "open_model"]
-
 
 def on_cpu_engine(weights: str | None, device: str) -> bool:
     """Tell whether `open_model` takes the CPU engine, which converts the weights once and keeps them."""

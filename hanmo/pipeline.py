@@ -25,8 +25,6 @@ from hanmo.tokenizers.sentence_piece import sentinel_ids, with_sentinels
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["SMALL", "Pipeline", "Writer", "check_search", "find_tokenizer", "open_writer"]
-
 SMALL = Path(__file__).parent / "assets" / "small"
 """The small model inside the package, trained by Hanmo; its MODEL_CARD.md says on what."""
 
@@ -230,7 +228,7 @@ class Pipeline:
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise MissingFile(
-                f"no vocabulary lies beside {self.path}; put its vocab.txt or *.model there, or give tokenizer=PATH"
+                f"there is no vocabulary beside {self.path}; put its vocab.txt or *.model there, or give tokenizer=PATH"
             )
         return self.tokenizer
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ STREET = [
     ["bench", "finetune", "tasks"],
     ["compat", "server"],
     ["cli"],
+    ["__main__"],
 ]
 RANK = {layer: rank for rank, layers in enumerate(STREET) for layer in layers}
 
@@ -52,14 +54,17 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line, dotted name) of every import anywhere in a file, those of types and inside functions included."""
+@cache
+def imports(path: Path) -> list[tuple[int, str]]:
+    """List (line, dotted name) of every import anywhere in a file, those of types and inside functions included."""
+    found: list[tuple[int, str]] = []
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            found += ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno} imports relatively; write the whole name"
-            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+            found += ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+    return found
 
 
 def layer(name: str) -> str:

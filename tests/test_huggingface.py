@@ -169,7 +169,7 @@ def compare(theirs: Any, ours: Any, outputs: dict[str, str], side: str) -> None:
         assert one.shape == other.shape, name
         if name not in ("pooled", "nsp"):
             one, other = one[real], other[real]
-        elif padded_by_id:  # a first token that is padding stands at another position there
+        elif padded_by_id:  # a first token that is padding has another position there
             one, other = one[mask[:, 0]], other[mask[:, 0]]
         assert other.abs().max() > 0.1, name
         worst = (one - other).abs().max().item()

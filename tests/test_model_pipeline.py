@@ -348,7 +348,7 @@ def test_without_a_vocabulary_the_model_loads_and_says_what_is_missing(tmp_path)
     small("gpt2_ml", tmp_path)
     (tmp_path / "vocab.txt").unlink()
     loaded = hanmo.load(tmp_path / "model.ckpt")
-    with pytest.raises(MissingFile, match=r"no vocabulary lies beside .*; put its vocab\.txt"):
+    with pytest.raises(MissingFile, match=r"there is no vocabulary beside .*; put its vocab\.txt"):
         loaded.write("今天")
     shutil.copy(__file__, tmp_path / "notes.md")
     (tmp_path / "other").mkdir()

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from exported import exported
 from torch.nn import functional as F
 
 import hanmo.loading
-from hanmo.checkpoint.names import export
 from hanmo.families import FAMILIES
 
 
@@ -54,7 +54,7 @@ def test_loss_and_all_gradients_equal_the_original(folder, arrays):
     assert loss.item() == pytest.approx(float(arrays["train/out/loss"]), abs=1e-5)
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     names = FAMILIES["gpt2_ml"].tensorflow
-    ours = {name: tensor.numpy() for name, tensor in export(gradients, names.rows(model.config))}
+    ours = {name: tensor.numpy() for name, tensor in exported(gradients, names.rows(model.config)).items()}
     theirs = {key.removeprefix("train/grad/"): arrays[key] for key in arrays.files if key.startswith("train/grad/")}
     assert len(theirs) == 52 and set(theirs) == set(ours)
     for name, gradient in theirs.items():

@@ -1,4 +1,4 @@
-"""What the README shows is what happens: its Python runs, its commands print what stands there, its paths exist."""
+"""What the README shows is what happens: its Python runs, its commands print what it shows, its paths exist."""
 
 import contextlib
 import io

@@ -98,7 +98,7 @@ def test_writing_feeds_the_ids_that_training_feeds(family: str, vocabulary: str,
     if loaded.config.is_encoder_decoder or mask == "prefix":
         data = PairData([(SOURCE, HAN)], loaded.tokenizer, loaded.config, rows=1)
         batch = {name: torch.from_numpy(array) for name, array in data.batch(0, 0).items()}
-        around = len(batch["ids"][0]) + 1 - int((batch["targets"] > 0).sum())  # what stands before the target
+        around = len(batch["ids"][0]) + 1 - int((batch["targets"] > 0).sum())  # what comes before the target
         assert fed[:, :around].tolist() == batch["ids"][:, :around].tolist()
         assert fed[0, around:].tolist() == list(answer.ids[: fed.shape[1] - around])
         assert batch["targets"][0, -1] in loaded.generation_config().limits.end_ids

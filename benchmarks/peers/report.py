@@ -22,7 +22,7 @@ def compared(
 
     sides: what each says of itself, and its values, [round][value], of which less is better.
     goal: what the ratio must reach, or with most=True must not pass.   notes: said below the table.
-    The ratio is taken in every round and is their median; what is lowest and highest stands beside it.
+    The ratio is taken in every round and is their median; the lowest and highest are given beside it.
     """
     rounds = [[statistics.median(values) for values in times] for _, times in sides]
     ratios = [second / first for first, second in zip(*rounds, strict=True)]

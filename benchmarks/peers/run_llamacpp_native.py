@@ -1,6 +1,6 @@
 """Worker: llama.cpp as llama-cpp-python compiles it for the very processor, called through its C functions.
 
-Options as for run_llamacpp.py. No server stands between: what is timed is the computation and the choice of the id.
+Options as for run_llamacpp.py. There is no server: what is timed is the computation and the choice of the id.
 """
 
 import ctypes

@@ -18,8 +18,6 @@ from hanmo.batch.work import BatchWriter, Line, window_rows
 from hanmo.errors import ConfigError, HanmoError, MissingExtra
 from hanmo.pipeline import Pipeline
 
-__all__ = ["write_on_cluster"]
-
 
 def write_on_cluster(
     prompts: Path,

@@ -27,8 +27,6 @@ from hanmo.errors import ConfigError, DataError, MissingFile
 from hanmo.files import open_file, read_json
 from hanmo.generate.draw import check_seed, fresh_seed
 
-__all__ = ["Run"]
-
 
 class Run:
     """A new or resumed run over a file of prompts; a context manager, as it holds files open.

@@ -16,8 +16,6 @@ from typing import NoReturn
 from hanmo.errors import DataError
 from hanmo.files import open_file
 
-__all__ = ["Row", "read_lines", "read_rows", "row_seed"]
-
 LONGEST = 4 << 20  # bytes of a line; a file without line ends must not be held as one
 
 

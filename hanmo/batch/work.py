@@ -15,8 +15,6 @@ from hanmo.generate.text import GeneratedText, read_prompt, search, write
 from hanmo.pipeline import Pipeline, check_search
 from hanmo.tokenizers.protocol import Tokenizer
 
-__all__ = ["BatchWriter", "Line", "window_rows"]
-
 _WINDOW = 8  # batches that are sorted by length together
 
 

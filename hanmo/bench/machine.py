@@ -14,8 +14,6 @@ import numpy as np
 
 from hanmo.cores import cores
 
-__all__ = ["METHOD", "MemoryReader", "describe", "load", "memory"]
-
 METHOD = "each thread takes the maximum of its part of an array of uint64; on a GPU, torch sums float32; median pass"
 
 

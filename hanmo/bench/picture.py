@@ -7,8 +7,6 @@ from typing import Any
 from hanmo.checkpoint.staged import atomic_path
 from hanmo.errors import ConfigError, MissingExtra
 
-__all__ = ["check_picture", "draw"]
-
 
 def check_picture(path: Path) -> None:
     """Raise ConfigError for another format than .png and .svg, MissingExtra without matplotlib."""

@@ -20,8 +20,6 @@ from hanmo.pipeline import find_tokenizer
 from hanmo.training.data.documents import read_documents
 from hanmo.training.score import Bits, bits_per_character, distinct_unknown_of, token_logprobs
 
-__all__ = ["KINDS", "measure_quality"]
-
 KINDS = ("float32", "bfloat16", "int8", "int4")
 WINDOW = 1024  # for models without a longest position
 
@@ -52,7 +50,7 @@ def measure_quality(
         )
     tokenizer = find_tokenizer(subject.path, None, config)
     if tokenizer is None:
-        raise MissingFile(f"no vocabulary lies beside {looked.path}; put its vocab.txt or *.model there")
+        raise MissingFile(f"there is no vocabulary beside {looked.path}; put its vocab.txt or *.model there")
     texts, special = list(islice(_documents(text), documents)), tokenizer.special
     encoded = []  # the ids of each document, of which the first is not predicted, and the number of its characters
     for each in texts:

@@ -18,8 +18,6 @@ from hanmo.errors import PromptError
 from hanmo.generate.loop import Engine, QueueingEngine, take_rows
 from hanmo.pipeline import Pipeline
 
-__all__ = ["Case", "Times", "fitting", "measure", "measure_cases"]
-
 LENGTHS, BATCHES = (16, 128, 256, 512, 1000), (1, 8, 32)
 USUAL = 128  # prompt tokens at which batches and the share of the bandwidth are measured
 STEPS, WARM = 12, 2  # steps that are timed, and steps before them

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from hanmo.model_pipeline import ModelPipeline
     from hanmo.pipeline import Pipeline
 
-__all__ = ["Subject", "bytes_per_token", "measure_start"]
-
 _LOOKED_UP = (".position.weight", ".segment.weight", ".relative.weight")
 
 

@@ -19,8 +19,6 @@ from hanmo.errors import ConfigError, MissingFile
 from hanmo.families.family import TRAINING
 from hanmo.files import open_file, read_bytes, read_json
 
-__all__ = ["Inspection", "StoredFile", "inspect"]
-
 _SLOTS = {reason for reason in TRAINING.values() if "state" in reason}
 _CHUNK = 1 << 22
 

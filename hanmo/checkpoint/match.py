@@ -22,8 +22,6 @@ from hanmo.families import FAMILIES, Row
 from hanmo.files import errors_as, read_json
 from hanmo.model import Model
 
-__all__ = ["config_of", "generation_fields", "plan"]
-
 # Settings of transformers that change which ids are written, and that Hanmo has not.
 _UNKNOWN_RULES = ("forced_bos_token_id", "forced_decoder_ids", "suppress_tokens", "begin_suppress_tokens")
 _TOKENIZER_FIELDS = ("tokenizer_class", "task_specific_params", "prefix")

@@ -4,7 +4,7 @@ A row says how one foreign tensor becomes one or more of our parameters, by one 
 its inverse. Imports are views wherever possible.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,8 +14,6 @@ from hanmo.checkpoint.source import Source
 from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, TensorMismatch
 from hanmo.families import Row
-
-__all__ = ["HOW", "MADE", "PIECE", "check_repeats", "export", "export_row", "foreign_shape", "import_row", "rows_of"]
 
 PIECE = 1 << 24
 """Bytes that are compared or converted at a time, where a complete tensor would take too much memory."""
@@ -93,12 +91,6 @@ def rows_of(state: Mapping[str, Tensor], rows: Sequence[Row]) -> list[Row]:
             f"{lost[0]} has no name in that format ({len(lost)} such parameters); save as safetensors, which keeps all"
         )
     return picked
-
-
-def export(state: Mapping[str, Tensor], rows: Sequence[Row]) -> Iterator[tuple[str, Tensor]]:
-    """Yield every foreign tensor that the rows make of `state`, one at a time; raises as `rows_of` and `export_row`."""
-    for row in rows_of(state, rows):
-        yield row.theirs, export_row(row, [state[name].detach() for name in row.ours])
 
 
 def check_repeats(source: Source, repeats: Mapping[str, str]) -> None:

@@ -21,19 +21,6 @@ from hanmo.checkpoint.source import Array, Source
 from hanmo.errors import CheckpointError, ConfigError, CorruptFile, MissingFile
 from hanmo.files import read_bytes, read_json
 
-__all__ = [
-    "ADAPTERS",
-    "GENERATION_CONFIG",
-    "OWN_CONFIG",
-    "Location",
-    "Sharded",
-    "find_checkpoints",
-    "find_config",
-    "locate",
-    "open_source",
-    "read_config",
-]
-
 _MAX_INDEX = 64 << 20
 
 ADAPTERS = "adapters.safetensors"

@@ -19,8 +19,6 @@ from hanmo.errors import CorruptFile
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MARK", "Quantized", "nonzero", "round_int8", "rounded_items", "scales_int8"]
-
 MARK = {"hanmo": "int8"}
 """Metadata in the header of such a file."""
 _SCALE = ".scale"

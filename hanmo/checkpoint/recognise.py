@@ -18,18 +18,6 @@ from hanmo.errors import CheckpointError, ConfigError
 from hanmo.families import FAMILIES, Names, Row, tables
 from hanmo.files import errors_as
 
-__all__ = [
-    "RELEASED",
-    "SPARE",
-    "Recognised",
-    "Released",
-    "check_family",
-    "recognise",
-    "recognise_own",
-    "rename",
-    "with_heads",
-]
-
 SPARE = 128
 """Embeddings are padded to round numbers by some trainers; more rows than this are another vocabulary."""
 
@@ -232,16 +220,6 @@ def _fits(names: Names, tensors: Mapping[str, object], forced: bool = False) -> 
     return all(bare(names, name, tensors) in tensors for name in needed) and (
         forced or not any(bare(names, name, tensors) in tensors for name in names.absent)
     )
-
-
-def _likeliest(found: list[_Candidate], tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> _Candidate:
-    """Pick one of several candidates by the size of the vocabulary, where config.json names none."""
-    likely: str | None = "nezha"
-    if not config.get("use_relative_position"):
-        names = found[0][2]
-        shape = tensors[bare(names, names.sizes.token, tensors)].shape
-        likely = _BY_ROWS.get(shape[0]) if shape else None
-    return next((candidate for candidate in found if candidate[0] == likely), found[0])
 
 
 def _sort(result: Recognised, rows: Sequence[Row], tensors: Mapping[str, TensorInfo]) -> None:

@@ -16,8 +16,6 @@ from hanmo.errors import CheckpointError, ConfigError
 from hanmo.families import Names, tables
 from hanmo.families.namings import NAMINGS, WRAPPERS, Naming
 
-__all__ = ["HOW", "Renamed", "with_known_names"]
-
 Shape = tuple[int, ...]
 _WRAPPED = re.compile(rf"((?:{'|'.join(WRAPPERS)})[./])*")
 

@@ -20,8 +20,6 @@ from hanmo.checkpoint.staged import Staged
 from hanmo.errors import CheckpointError, CorruptFile
 from hanmo.files import errors_as, parse_json
 
-__all__ = ["Safetensors", "write_safetensors"]
-
 _DTYPES: Mapping[str, str] = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
     "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",

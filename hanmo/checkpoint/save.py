@@ -31,8 +31,6 @@ from hanmo.errors import CheckpointError, ConfigError, MissingFile
 from hanmo.families import FAMILIES, Names, Row
 from hanmo.model import Model
 
-__all__ = ["FORMS", "Saved", "items_of", "save"]
-
 FORMS = ("safetensors", "tensorflow", "huggingface")
 
 

@@ -11,8 +11,6 @@ from hanmo.checkpoint.source import TensorInfo
 from hanmo.errors import CheckpointError
 from hanmo.families import Names, keys
 
-__all__ = ["HEAD_DIM", "TASK_HEAD", "bare", "derive", "measure", "translate"]
-
 TASK_HEAD = "head."
 """Prefix of the tensors of a task's head, which are saved beside a network's own."""
 

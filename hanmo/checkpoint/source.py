@@ -24,19 +24,6 @@ from hanmo.files import open_file
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = [
-    "STORAGE",
-    "Array",
-    "Item",
-    "MappedFile",
-    "Source",
-    "TensorInfo",
-    "check_shape",
-    "describe",
-    "raw_chunks",
-    "storage_bytes",
-]
-
 Array = npt.NDArray[Any]
 _MAX_RANK = 32  # NumPy 1's limit
 

@@ -19,16 +19,6 @@ from pathlib import Path
 
 from hanmo.errors import CheckpointError, DataError, HanmoError
 
-__all__ = [
-    "Staged",
-    "atomic_folder",
-    "atomic_path",
-    "clear_abandoned",
-    "exclusive",
-    "is_disk_full",
-    "partial_folder",
-]
-
 # Files that belong to checkpoints, and so may be replaced with them.
 _PART = re.compile(
     r"\.(safetensors|bin|pt|pth|model|index|json)$|\.data-\d{5}-of-\d{5}$|^(checkpoint|vocab\.txt|merges\.txt|.*\.meta)$"

@@ -19,8 +19,6 @@ from hanmo.files import errors_as, open_file
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TorchFile"]
-
 _CHUNK = 1 << 22
 _MOST_REPEATED = 1 << 20  # bytes that the expanded tensors of a file may come to, beyond what is stored
 _NESTED = ("state_dict", "model_state_dict", "model", "module")

@@ -30,8 +30,6 @@ from hanmo.cli.train import finetune, pretrain
 from hanmo.cli.write import write
 from hanmo.errors import HanmoError
 
-__all__ = ["app", "run"]
-
 
 class _Commands(Translated, TyperGroup):
     """Prints errors that a user can act on as one line."""
@@ -122,7 +120,7 @@ def _as_options(message: str, command: Any) -> str:
     """Spell the arguments that a message of the library names as the options of the command that was given.
 
     `keep_last=True` becomes --keep-last, `tokenizer=PATH` --tokenizer PATH. Without "=" a name is an argument if it
-    holds an underscore, begins a clause before "is" or "was", or stands in "leave NAME out".
+    holds an underscore, begins a clause before "is" or "was", or is in "leave NAME out".
     """
     options = {each.name: each for each in getattr(command, "params", ()) if each.opts[0].startswith("-")}
 

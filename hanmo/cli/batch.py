@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from hanmo.batch.work import Line
     from hanmo.pipeline import Pipeline
 
-__all__ = ["write_file"]
-
 
 def write_file(
     file: Path,

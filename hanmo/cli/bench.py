@@ -12,8 +12,6 @@ from typer import Option
 from hanmo.cli import options as shared
 from hanmo.cli.screen import aligned, bar, echo, echo_json, printable, say
 
-__all__ = ["bench"]
-
 Tables = Iterator[tuple[str, Sequence[Sequence[str]], Collection[int]]]  # title, rows, columns aligned on the right
 
 _WEIGHTS = Option(help="Type of the weights in memory.", show_default="int8, or bfloat16 on a GPU")

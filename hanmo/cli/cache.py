@@ -8,8 +8,6 @@ from typer import Option
 from hanmo.cli import options as shared
 from hanmo.cli.screen import echo, echo_json, say
 
-__all__ = ["cache"]
-
 
 def cache(
     cache_dir: Annotated[Path | None, Option(help="The folder, if not the platform's.", show_default=False)] = None,

@@ -15,8 +15,6 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-__all__ = ["Translated", "TranslatedCommand", "errors_translated", "is_chinese", "translate"]
-
 
 def is_chinese() -> bool:
     """Tell whether messages should be Chinese, from the variables that GNU gettext reads, in its order."""

@@ -16,8 +16,6 @@ from hanmo.errors import CheckpointError, TokenizerError
 if TYPE_CHECKING:
     from hanmo.config import ModelConfig
 
-__all__ = ["convert"]
-
 _DST = "A new folder; for tensorflow also a prefix with '.ckpt' in its name."
 _DTYPE = "Type of the parameters; default: each keeps its own."
 

@@ -17,8 +17,6 @@ from hanmo.errors import CheckpointError, HanmoError
 if TYPE_CHECKING:
     from hanmo.checkpoint.inspect import Inspection
 
-__all__ = ["inspect"]
-
 _PATH = (
     "A TensorFlow prefix (model.ckpt-100000), its .index alone, a .safetensors or .bin file, "
     "a Hugging Face or Hanmo folder, or a folder with any of these."

@@ -12,8 +12,6 @@ from typer import Context, Option
 from hanmo.errors import ConfigError, MissingFile
 from hanmo.files import errors_as, read_bytes, read_json
 
-__all__ = ["keep_options", "option", "plain", "read_options", "run_options", "with_options"]
-
 Command = TypeVar("Command", bound=Callable[..., None])
 
 WeightsKind = Literal["float32", "bfloat16", "int8", "int4"]

@@ -15,8 +15,6 @@ from hanmo.errors import DataError
 if TYPE_CHECKING:
     from hanmo.training.data.pack import PackReport, TokenEncoder
 
-__all__ = ["pack", "vocab"]
-
 _Inputs = Annotated[
     list[Path],
     Argument(metavar="INPUT", help="txt, jsonl, csv, tsv, also .xz .gz .bz2, or folders.", show_default=False),

@@ -16,8 +16,6 @@ from hanmo.errors import ConfigError
 if TYPE_CHECKING:
     from hanmo.training.memory import Memory
 
-__all__ = ["plan"]
-
 
 def plan(
     model: Annotated[Path, typer.Option(help="The checkpoint, as for `hanmo inspect`; a .index alone is enough.")],

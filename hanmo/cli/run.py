@@ -15,8 +15,6 @@ from hanmo.cli.screen import echo, say
 from hanmo.cores import set_torch_threads
 from hanmo.errors import HanmoError
 
-__all__ = ["CONTEXT", "run"]
-
 CONTEXT = {"allow_interspersed_args": False}  # options after SCRIPT are the script's
 _CHECK = "Do not run it; list what it uses; exit with 1 if some is not supported."
 

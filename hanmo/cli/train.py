@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 Args = TypeVar("Args", bound="TrainArgs")
 
-__all__ = ["TRAINING", "finetune", "pretrain", "train_args"]
-
 TRAINING: dict[str, tuple[Any, Any]] = {
     "out": option(Path, "Folder of the run: checkpoints, log, curves.", default=Parameter.empty, show_default=False),
     "data": option(list[Path], "Text (txt, jsonl, csv, folders), packed files, or pairs."),

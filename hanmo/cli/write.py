@@ -20,8 +20,6 @@ from hanmo.opening import on_cpu_engine, open_model
 if TYPE_CHECKING:
     from hanmo.pipeline import Pipeline
 
-__all__ = ["write"]
-
 _OR = "the model's, or {}"  # a default that the model's generation_config.json overrides
 
 # The arguments of `Pipeline.write` that are options.

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Linear", "linear"]
-
 _AVAILABLE = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call,unused-ignore]
 # What torch.compile calls for such layers; since torch 2.0, without gradients.
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _AVAILABLE else None

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from hanmo.config import ModelConfig, StackConfig
 from hanmo.training.args import TrainArgs
 
-__all__ = ["CHUNK_BYTES", "Account", "adapters", "shapes"]
-
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
-CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}  # as in hanmo.training.loss, which imports torch
+# Float32 scores that the loss holds at once; on a GPU one product over all tokens is fastest.
+CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
 # Tensors that an activation function keeps, its output included, which the next layer keeps anyway; else two.
 _LEAVES = {"relu": 1, "tanh": 1, "sigmoid": 1, "linear": 1, "softsign": 3}
 

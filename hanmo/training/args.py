@@ -8,8 +8,6 @@ from typing import Any
 
 from hanmo.errors import ConfigError
 
-__all__ = ["AUTO", "OPTIMIZERS", "PRECISIONS", "SCHEDULES", "TrainArgs"]
-
 AUTO: Any = "auto"  # leaves the value to whoever trains: `fit`, or `hanmo.finetune` by model, data and memory
 OPTIMIZERS = ("adamw", "muon", "adafactor-gpt2-ml", "adafactor-bert4keras")
 SCHEDULES = ("cosine", "linear", "constant")

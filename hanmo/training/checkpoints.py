@@ -43,8 +43,6 @@ from hanmo.training.lora import has_lora, save_lora
 from hanmo.training.optim.adafactor import AdaFactor
 from hanmo.training.step import Updates
 
-__all__ = ["Checkpoints", "Place", "fill_from", "guarded", "locked", "newest", "read_state", "recover"]
-
 _OTHER = "; resume from another checkpoint"
 _SHARDS = "shards"
 

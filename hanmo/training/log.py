@@ -18,8 +18,6 @@ from hanmo.checkpoint.staged import atomic_path
 from hanmo.errors import CorruptFile, MissingExtra
 from hanmo.files import parse_json, read_bytes
 
-__all__ = ["Log", "draw_curves", "read_log", "tensorboard"]
-
 _EVERY = 10  # seconds between plain lines without a terminal
 
 

@@ -35,8 +35,6 @@ from hanmo.training.memory import peak_memory, reset_peak
 from hanmo.training.score import score_of
 from hanmo.training.step import Loss, Updates
 
-__all__ = ["Outcome", "fit"]
-
 _DIVERGED = 10  # skipped updates in a row, after which the run ends
 _SETTLE, _MEASURE = 10, 40  # first steps of a process, which compile and warm up; steps that its speed is measured on
 

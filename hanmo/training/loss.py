@@ -12,12 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from hanmo.errors import ConfigError
 from hanmo.model import Model
-
-__all__ = ["CHUNK_BYTES", "cross_entropy", "next_token_loss", "targets_loss"]
+from hanmo.training.activations import CHUNK_BYTES
 
 IGNORED = 0  # the id that pads; it is read but never predicted
-# Float32 scores held at once; on a GPU one product over all tokens is fastest.
-CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
 
 
 def next_token_loss(model: Model, ids: Tensor, *, chunk_bytes: int | None = None) -> Tensor:

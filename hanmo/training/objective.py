@@ -34,8 +34,6 @@ from hanmo.training.loss import next_token_loss, targets_loss
 from hanmo.training.score import evaluation, mean_loss
 from hanmo.training.step import Loss
 
-__all__ = ["Task", "kind_of", "make_task", "split"]
-
 _HELD_OUT = 1 << 16  # maximum of ids held out by default, so that an evaluation costs little
 _FEW = 20  # documents; of fewer, the end of each is held out instead of some documents
 _ENDS = "。！？…!?\n"

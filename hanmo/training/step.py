@@ -26,8 +26,6 @@ from hanmo.training.optim.in_backward import UpdateInBackward
 from hanmo.training.optim.muon import MuonWithAdamW
 from hanmo.training.optim.schedule import parameter_groups, warmup_cosine, warmup_linear
 
-__all__ = ["Loss", "Updates", "make_optimizer", "multiplier", "scale_outputs"]
-
 Loss = Callable[[Any, Any], Tensor]
 
 

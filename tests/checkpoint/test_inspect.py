@@ -1,4 +1,4 @@
-"""What lies at a path is said whole: checkpoints, files, the config.json that is needed, what does not fit."""
+"""What is at a path is said completely: checkpoints, files, the config.json that is needed, what does not fit."""
 
 import hashlib
 import json

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from exported import exported
 
 from hanmo.checkpoint.names import (
     HOW,
     MADE,
     PIECE,
     check_repeats,
-    export,
     export_row,
     foreign_shape,
     import_row,
@@ -59,11 +59,11 @@ def golden(kind: str, data: Path, folder: Path):
     return load(source / "model.ckpt", config=folder / "config.json", family=family)
 
 
-def exported(model: Model, family: str) -> dict[str, np.ndarray]:
+def arrays_of(model: Model, family: str) -> dict[str, np.ndarray]:
     names = FAMILIES[family].tensorflow
     return {
         name: tensor.contiguous().numpy()
-        for name, tensor in export(dict(model.named_parameters()), names.rows(model.config))
+        for name, tensor in exported(dict(model.named_parameters()), names.rows(model.config)).items()
     }
 
 
@@ -74,7 +74,7 @@ def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
 @pytest.mark.parametrize("kind", GOLDENS)
 def test_every_tensor_of_a_golden_comes_back_bit_for_bit(kind, data, tmp_path):
     loaded = golden(kind, data, tmp_path)
-    out = exported(loaded.model, GOLDENS[kind][0])
+    out = arrays_of(loaded.model, GOLDENS[kind][0])
     assert loaded.report.dropped == {}
     with open_source(data / "goldens" / kind / "model.ckpt") as source:
         assert set(out) == set(source.tensors)
@@ -121,7 +121,7 @@ def test_openai_s_layout_comes_back_bit_for_bit(tmp_path):
     )
     loaded = load(tmp_path / "model.ckpt")
     assert loaded.config.family == "gpt2_openai" and loaded.report.dropped == {}
-    out = exported(loaded.model, "gpt2_openai")
+    out = arrays_of(loaded.model, "gpt2_openai")
     assert set(out) == set(tensors) and len(tensors) == 40
     assert all(same_bits(out[name], tensors[name]) for name in tensors)
     q = loaded.model.main.blocks[1].attention.query.weight
@@ -168,7 +168,7 @@ def test_blocks_trained_apart_do_not_go_back_into_one(data, tmp_path):
     with torch.no_grad():
         model.main.blocks[2].attention.key.bias[3] += 1
     with pytest.raises(CheckpointError, match="blocks that came from one shared block differ now"):
-        exported(model, "albert_unshared")
+        arrays_of(model, "albert_unshared")
 
 
 def test_a_parameter_without_a_name_is_not_lost_in_silence(data, tmp_path):
@@ -177,7 +177,7 @@ def test_a_parameter_without_a_name_is_not_lost_in_silence(data, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"pooler\.dense\.weight has no name in that format \(2 such parameters\)"
     ):
-        list(export(dict(model.named_parameters()), rows))
+        exported(dict(model.named_parameters()), rows)
 
 
 def test_rows_of_parts_that_are_not_there_are_passed_over():

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exported import exported
 
 from hanmo.checkpoint.inspect import inspect
-from hanmo.checkpoint.names import export
 from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.renamed import Renamed
 from hanmo.checkpoint.safetensors import write_safetensors
@@ -40,7 +40,7 @@ def in_hugging_face_s_names(loaded: ModelPipeline, family: str = "") -> tuple[Te
     names = FAMILIES[family or loaded.config.family].huggingface
     assert names is not None
     state = dict(loaded.model.named_parameters())
-    return dict(export(state, names.rows(loaded.config))), names.original(loaded.config)
+    return exported(state, names.rows(loaded.config)), names.original(loaded.config)
 
 
 def keep(folder: Path, tensors: Tensors, config: dict[str, Any], name: str = "pytorch_model.bin") -> Path:

@@ -63,7 +63,7 @@ OVERLONG = b"\xff" * 11
         (table_of([block(ROWS)], [b"b"], 2), "block at 0 is of type 2; known are 0"),
         (table(ROWS[2:], ROWS[:2]), r"b'a' comes after b'b': keys are not sorted"),
         (table(ROWS, ROWS[3:]), r"key b'b' comes twice"),
-        (table_of([block(ROWS)], [b"abc"]), r"key b'b' lies past its block's bound b'abc'"),
+        (table_of([block(ROWS)], [b"abc"]), r"key b'b' is past its block's bound b'abc'"),
         (table_of([block([])], [b"z"]), "data block at 0 is empty"),
         (table_of([b"\x01"], [b"z"]), "block of 1 bytes claims -1 restart points"),
         (table_of([b"\xff" * 4], [b"z"]), "block of 4 bytes claims 4,294,967,295 restart points"),
@@ -100,7 +100,7 @@ def test_an_index_block_that_names_itself_again_and_again_is_refused():
     handle = num(0) + num(len(block([(b"y", b"00"), (b"z", b"00")])))
     top = block([(b"y", handle), (b"z", handle)])
     data = seal(top) + _handles((0, len(top)), (0, len(top)))
-    with pytest.raises(CorruptFile, match=r"key b'z' lies past its block's bound b'y'"):
+    with pytest.raises(CorruptFile, match=r"key b'z' is past its block's bound b'y'"):
         list(read_table(data))
 
 

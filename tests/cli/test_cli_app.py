@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -36,6 +37,15 @@ def spawn(*args: object, **options) -> subprocess.CompletedProcess[str]:
 
 def test_the_version_is_that_of_the_package():
     assert run("--version").stdout == f"hanmo {hanmo.__version__}\n"
+
+
+@pytest.mark.parametrize("module", ["hanmo", "hanmo.cli"])
+def test_the_package_runs_as_a_module(monkeypatch, capsys, module):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setattr("sys.argv", ["hanmo", "--version"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(module, run_name="__main__")
+    assert end.value.code == 0 and capsys.readouterr().out == f"hanmo {hanmo.__version__}\n"
 
 
 def test_help_names_every_command_and_shows_examples():
@@ -123,7 +133,9 @@ def test_a_reader_that_leaves_early_is_no_error(data):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_signals_end_it_at_once_without_a_traceback(tmp_path, number, code):
     # Reading a pipe that is open and never fed takes as long as the signal does.
     os.mkfifo(tmp_path / "pipe")

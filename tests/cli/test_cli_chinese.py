@@ -20,7 +20,7 @@ from hanmo.cli.screen import say, translating_console
 
 ROOT = Path(hanmo.__file__).parent
 TABLE: dict[str, str] = json.loads((ROOT / "cli" / "zh.json").read_text("utf-8"))
-# What typer prints stands before the help text of `hanmo` itself.
+# What typer prints comes before the help text of `hanmo` itself.
 OWN = list(TABLE)[list(TABLE).index("Chinese Transformer language models, from the original checkpoints.") :]
 SPEAKING = {"say": 0, "progress": 0, "counted": 0, "bar": 0, "_end": 0, "BadParameter": 0, "show": 0}  # which argument
 HAN = re.compile(r"[\u4e00-\u9fff]")

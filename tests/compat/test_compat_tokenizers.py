@@ -181,7 +181,7 @@ def test_lone_surrogates_are_an_unknown_word_as_in_bert4keras(small):
 def test_a_vocabulary_is_read_as_bert4keras_reads_it(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_bytes("a 7\r\nb\u2028c\n\u2028\na\nd".encode())
-    assert load_vocab(path) == {"a": 3, "b": 1, "": 2, "d": 3}  # a token that stands twice moves ids
+    assert load_vocab(path) == {"a": 3, "b": 1, "": 2, "d": 3}  # a token that is there twice moves ids
     path.write_bytes("中\n".encode("gbk"))
     assert load_vocab(path, encoding="gbk") == {"中": 0}
     with pytest.raises(TokenizerError, match="is not utf-8 at byte 0"):

@@ -45,17 +45,17 @@ def taken(monkeypatch):
     return found
 
 
-def network(config, lies="out, in"):
+def network(config, layout="out, in"):
     model = Model(config).initialize(1).eval()
     model.main.fused_step = float32.fused_step
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5))
-    if lies == "in, out":
+    if layout == "in, out":
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 module.weight.data = module.weight.data.T.contiguous().T
-    if lies == "side by side":  # as GPT-2 keeps query, key and value
+    if layout == "side by side":  # as GPT-2 keeps query, key and value
         for block in model.main.blocks:
             layers = [block.attention.query, block.attention.key, block.attention.value]
             whole = torch.cat([layer.weight.data.T for layer in layers], 1)
@@ -80,10 +80,10 @@ def logits(model, count=20, unseen=False):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("lies", ["out, in", "in, out", "side by side"])
+@pytest.mark.parametrize("layout", ["out, in", "in, out", "side by side"])
 @pytest.mark.parametrize("name", STACKS)
-def test_steps_equal_torch(taken, monkeypatch, name, lies, threads):
-    model = network(STACKS[name], lies)
+def test_steps_equal_torch(taken, monkeypatch, name, layout, threads):
+    model = network(STACKS[name], layout)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(float32, "most_threads", lambda: 4)
     ours, cache = logits(model)

@@ -1,4 +1,4 @@
-"""Which tokenizer lies at a path; a prompt or the reason why it is none."""
+"""Which tokenizer is at a path; a prompt or the reason why it is none."""
 
 import io
 import json

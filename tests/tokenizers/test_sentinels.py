@@ -101,7 +101,7 @@ def test_no_sentinel_is_written_where_none_is_filled(tmp_path: Path) -> None:
 
 
 def spans(ids: list[int], loaded: ModelPipeline, sentinels: list[int]) -> dict[int, str]:
-    """Part an answer at its sentinels and its end: sentinel → what stands behind it where it comes first."""
+    """Part an answer at its sentinels and its end: sentinel → what follows it where it comes first."""
     starts = [at for at, number in enumerate(ids) if number in (*sentinels, 1)]
     assert loaded.tokenizer is not None
     parts = [(ids[at], ids[at + 1 : stop]) for at, stop in zip(starts, [*starts[1:], len(ids)], strict=True)]

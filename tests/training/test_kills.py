@@ -100,7 +100,7 @@ def test_killed_twenty_times_it_ends_as_if_it_never_was(tmp_path: Path) -> None:
             while newest(cut, "last") == before:
                 assert time.monotonic() < deadline
                 time.sleep(0.002)
-            time.sleep(dice.random() * 0.12)  # a new checkpoint stands: from here on any moment will do
+            time.sleep(dice.random() * 0.12)  # there is a new checkpoint: from here on any moment will do
             os.kill(process, signal.SIGKILL)
             assert int(nursery.stdout.readline()) == signal.SIGKILL
             read_state(newest(cut, "last"))

@@ -15,7 +15,7 @@ from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MemoryPlanError
 from hanmo.families import FAMILIES
 from hanmo.model import Model
-from hanmo.training import activations, args, loss
+from hanmo.training import activations, args
 from hanmo.training.activations import shapes
 from hanmo.training.args import TrainArgs
 from hanmo.training.lora import add_lora
@@ -218,10 +218,6 @@ def test_the_peak_of_a_step_is_within_a_tenth(optimizer, in_backward, recompute,
     measured = planned.weights + planned.optimizer + peak_of(step)
     assert planned.peak == pytest.approx(measured, rel=0.1)
     assert planned.needed >= planned.peak
-
-
-def test_what_is_told_twice_is_told_alike():
-    assert activations.CHUNK_BYTES == loss.CHUNK_BYTES
 
 
 def test_a_plan_needs_no_torch():

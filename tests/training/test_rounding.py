@@ -1,4 +1,4 @@
-"""Stochastic rounding: unbiased, repeatable, and able to learn where plain bfloat16 stands still."""
+"""Stochastic rounding: unbiased, repeatable, and able to learn where plain bfloat16 does not move."""
 
 import pytest
 import torch

@@ -25,8 +25,6 @@ from hanmo.checkpoint.tf.sstable import masked
 from hanmo.cores import cores
 from hanmo.errors import CheckpointError, CorruptFile
 
-__all__ = ["Bundle", "expected_sizes", "joined_crc32c", "shard_path", "threaded_crc32c"]
-
 MIN_PART = 2 << 20  # bytes; below this, handing work to a thread costs more than it saves
 _POLYNOMIAL = 0x82F63B78  # Castagnoli's, bits reversed: the highest bit is the coefficient of x**0
 _MAX_THREADS = 4  # memory, not arithmetic, is the limit

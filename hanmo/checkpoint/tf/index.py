@@ -19,8 +19,6 @@ from hanmo.checkpoint.tf.sstable import read_table
 from hanmo.errors import CheckpointError, CorruptFile, MissingFile
 from hanmo.files import read_bytes
 
-__all__ = ["DTYPES", "MAX_SHARDS", "Entry", "partition_axis", "read_index", "slice_key"]
-
 DTYPES: Mapping[int, str] = {
     1: "float32", 2: "float64", 3: "int32", 4: "uint8", 5: "int16", 6: "int8", 7: "string", 8: "complex64",
     9: "int64", 10: "bool", 11: "qint8", 12: "quint8", 13: "qint32", 14: "bfloat16", 15: "qint16", 16: "quint16",

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 
 from hanmo.errors import CorruptFile
 
-__all__ = ["encode_bytes", "encode_fixed32", "encode_int", "fields", "read_varint", "signed64", "varint"]
-
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED = {_FIXED64: 8, _FIXED32: 4}
 

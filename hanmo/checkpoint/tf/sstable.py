@@ -21,8 +21,6 @@ from crc32c import crc32c
 from hanmo.checkpoint.tf.protobuf import read_varint, varint
 from hanmo.errors import CheckpointError, CorruptFile
 
-__all__ = ["masked", "read_table", "write_table"]
-
 MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48
 _TRAILER = 5
@@ -69,7 +67,7 @@ def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         if key is None:
             raise CorruptFile(f"data block at {handle[0]:,} is empty")
         if key > bound:
-            raise CorruptFile(f"key {key[:200]!r} lies past its block's bound {bound[:200]!r}")
+            raise CorruptFile(f"key {key[:200]!r} is past its block's bound {bound[:200]!r}")
 
 
 def write_table(

@@ -19,8 +19,6 @@ from hanmo.checkpoint.tf.protobuf import encode_bytes, encode_fixed32, encode_in
 from hanmo.checkpoint.tf.sstable import masked, write_table
 from hanmo.errors import CheckpointError
 
-__all__ = ["write_bundle"]
-
 _NUMBERS = {name: number for number, name in DTYPES.items()}
 _MAX_NAME = 60_000
 

@@ -21,8 +21,6 @@ from typing import IO, Any
 from hanmo.errors import DataError, MissingFile
 from hanmo.files import open_file
 
-__all__ = ["JSON", "TABLES", "Part", "find_files", "form", "opened", "read_documents", "read_fields"]
-
 JSON, TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
 _FORMS = (".txt", ".text", ".md", *JSON, *TABLES)
 _COMPRESSED: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}

@@ -5,8 +5,6 @@ from typing import Any, Protocol
 
 from hanmo.errors import DataError
 
-__all__ = ["Batches", "Epochs", "Repeated"]
-
 
 class Batches(Protocol):
     """What training needs of data."""

@@ -18,8 +18,6 @@ from hanmo.errors import DataError, TokenizerError
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.training.data.epochs import Batches
 
-__all__ = ["MaskedData"]
-
 
 class MaskedData:
     """Batches of masked windows, fixed by (seed, epoch, step).

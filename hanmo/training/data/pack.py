@@ -34,8 +34,6 @@ from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.tokenizers.wordpiece import WordPiece
 from hanmo.training.data.documents import Part, read_documents
 
-__all__ = ["DOCUMENT", "FORMAT", "PackReport", "TokenEncoder", "pack", "pack_documents"]
-
 FORMAT = "hanmo-packed-1"
 DOCUMENT = np.dtype([("start", "<i8"), ("tokens", "<i8"), ("characters", "<i8"), ("title", "<u4"), ("source", "<u4")])
 _BATCH = 1 << 20  # characters sent to a process at a time

@@ -22,8 +22,6 @@ from hanmo.files import read_json
 from hanmo.training.data.epochs import Epochs
 from hanmo.training.data.pack import DOCUMENT, FORMAT, PackReport
 
-__all__ = ["PackedData", "PackedFile"]
-
 _AGAIN = "; pack the data again"
 _MAX_FACTS = 64 << 20  # with the counts of 65,536 sources
 

@@ -26,8 +26,6 @@ from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.training.data.documents import JSON, TABLES, find_files, form, opened, read_fields
 from hanmo.training.data.epochs import Epochs
 
-__all__ = ["PairData", "read_pairs"]
-
 
 def read_pairs(
     paths: Iterable[str | Path], *, source_key: str = "source", target_key: str = "target"

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from hanmo.training.data.epochs import Batches
 
-__all__ = ["Batch", "ahead", "count_predicted", "count_read", "count_rows", "cut"]
-
 Batch: TypeAlias = "Tensor | dict[str, Tensor]"
 
 

@@ -15,8 +15,6 @@ from hanmo.errors import DataError, TokenizerError
 from hanmo.tokenizers.codes import codes_of
 from hanmo.tokenizers.lossless import END, NEWLINE, SPACE_TOKEN
 
-__all__ = ["CorpusCounts", "Vocabulary", "common_characters", "make_vocabulary"]
-
 _NAMED = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", END, NEWLINE, SPACE_TOKEN]
 _ASCII = [chr(code) for code in range(0x21, 0x7F)]
 _ALNUM = [token for token in _ASCII if token.isalnum()]

@@ -27,8 +27,6 @@ from hanmo.training.optim.adafactor_update import (
     update_tensor,
 )
 
-__all__ = ["RECIPES", "AdaFactor", "Recipe", "load_slots"]
-
 
 @dataclass(frozen=True)
 class Recipe:

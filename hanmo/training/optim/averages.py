@@ -13,8 +13,6 @@ from torch import Tensor
 
 from hanmo.errors import ConfigError, TensorMismatch
 
-__all__ = ["ExponentialMovingAverage"]
-
 
 class ExponentialMovingAverage:
     """Keep the bias-corrected moving average of parameters, in float32: 4 bytes a parameter element.

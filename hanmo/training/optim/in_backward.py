@@ -16,8 +16,6 @@ from hanmo.errors import ConfigError
 from hanmo.training.distributed import is_sharded
 from hanmo.training.optim.adafactor import AdaFactor
 
-__all__ = ["Applied", "UpdateInBackward"]
-
 
 @dataclass(frozen=True)
 class Applied:

@@ -13,8 +13,6 @@ from torch.optim import AdamW, Optimizer
 from hanmo.errors import ConfigError
 from hanmo.training.optim.schedule import parameter_groups
 
-__all__ = ["MuonWithAdamW"]
-
 
 class MuonWithAdamW(Optimizer):
     """Update block matrices by Muon and the rest by AdamW, with one learning rate for both.
@@ -39,7 +37,7 @@ class MuonWithAdamW(Optimizer):
         matrices = {name: p for name, p in pairs if p.ndim == 2 and ".blocks." in name}
         rest = parameter_groups([pair for pair in pairs if pair[0] not in matrices], lr=lr, weight_decay=weight_decay)
         options: Any = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-        self._muon = torch.optim.Muon(list(matrices.values()), **options)
+        self._muon: Optimizer = torch.optim.Muon(list(matrices.values()), **options)
         self._adamw = AdamW(rest, lr=lr, betas=betas, fused=True if pairs[0][1].is_cuda else None)
         super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {"lr": lr})
         self._share()

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from hanmo.errors import ConfigError
 
-__all__ = ["parameter_groups", "warmup_cosine", "warmup_linear"]
-
 
 def warmup_linear(step: float, *, warmup: int, total: int) -> float:
     """Rise linearly to 1 in `warmup` steps, then follow the line that falls from 1 at step 0 to 0 at `total`.
