@@ -28,7 +28,7 @@ demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -m 'not slow' -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m 'not slow' -n auto --maxprocesses 4 --dist worksteal
 
 # The slow tests measure memory and time, so each has the machine to itself.
 test-all: test

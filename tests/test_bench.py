@@ -120,6 +120,7 @@ def test_the_start_is_a_fresh_process_without_torch(measured):
     assert start["anonymous_per_weights"] == start["anonymous_bytes"] / measured["model"]["weights_bytes"]
 
 
+@pytest.mark.slow
 def test_weights_that_were_kept_are_not_converted_again(measured, small):
     found = measure(Subject(small, mask="causal"), quick=True)
     assert found["start"]["conversion_seconds"] is None
@@ -304,7 +305,7 @@ def test_quality_says_what_it_cannot_measure(small, tmp_path):
     for name, mask in (("t5_1.1", None), ("bert", "prefix")):
         with pytest.raises(CheckpointError, match=r"need a causal model, which this .* is not"):
             measure_quality(Subject(GOLDENS / name, mask=mask), path)
-    with pytest.raises(MissingFile, match=r"no vocabulary lies beside .*gpt2_ml"):
+    with pytest.raises(MissingFile, match=r"there is no vocabulary beside .*gpt2_ml"):
         measure_quality(Subject(GOLDENS / "gpt2_ml"), path)
     with pytest.raises(DataError, match="holds no document of two tokens, of 2; the first is not predicted"):
         measure_quality(Subject(small), write_texts(tmp_path, ["今", "天"]))

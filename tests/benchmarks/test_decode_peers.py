@@ -74,6 +74,7 @@ def test_workers_take_turns_and_the_order_is_turned_round_each_round(driver, tmp
     assert turns.answers[1] == [["b", {"x": 2}], ["b", {}], ["b", {"y": 3}]]
 
 
+@pytest.mark.slow
 def test_a_worker_that_computes_while_it_should_wait_is_seen(driver, tmp_path):
     spin = "    threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start()"
     sleep = "    import time; time.sleep(0.5)"
@@ -184,6 +185,7 @@ def test_a_token_is_timed_beside_a_peer(driver, bench, peer, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_eight_rows_are_timed_beside_one(driver, bench):
     (row,) = driver.batch(bench)
     assert [side["name"].rpartition(", ")[2] for side in row["sides"]] == ["batch 8", "batch 1"]

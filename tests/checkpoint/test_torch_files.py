@@ -239,7 +239,7 @@ except MemoryPlanError as error:
     sys.exit(0 if "m.bin" in str(error) and "more memory than there is" in str(error) else str(error))
 sys.exit("it was read")
 """
-    torch.save({"v": torch.zeros(1 << 26)}, tmp_path / "m.bin", _use_new_zipfile_serialization=False)
+    torch.save({"v": torch.zeros(1 << 25)}, tmp_path / "m.bin", _use_new_zipfile_serialization=False)
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
 

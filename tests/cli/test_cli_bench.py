@@ -55,6 +55,7 @@ def test_a_run_prints_json_draws_its_picture_and_the_second_needs_no_torch(tmp_p
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+@pytest.mark.slow
 def test_the_table_shows_what_was_measured(monkeypatch):
     result = run("--model", MODEL, "--quick", "--json", "--threads", "1")
     found = json.loads(result.stdout)
@@ -112,7 +113,7 @@ def test_quality_is_a_table_or_json(tmp_path):
         (("--model", MODEL, "--picture", "speed.gif"), "expected a name that ends in .png or .svg"),
         (("--model", MODEL, "--device", "cuda", "--weights", "int4"), "these run on a CPU"),
         (("--model", MODEL, "--device", "nowhere"), "--device is 'nowhere'; expected cpu, cuda"),
-        (("--model", MODEL, "--quality", "nothing.txt"), "no vocabulary lies beside"),
+        (("--model", MODEL, "--quality", "nothing.txt"), "there is no vocabulary beside"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message):
@@ -129,6 +130,7 @@ def test_options_that_do_not_belong_together_are_wrong_usage(arguments):
     assert run("--model", MODEL, *arguments).exit_code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_ctrl_c_ends_it_cleanly():
     command = [sys.executable, "-m", "hanmo.cli", "bench", "--model", MODEL]

@@ -263,7 +263,14 @@ hanmo.cli.main()
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("form", [pytest.param("safetensors", marks=pytest.mark.slow), "tensorflow"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
+    ],
+)
 def test_a_process_that_is_ended_in_the_middle_leaves_nothing_half_written(folder, tmp_path, form, number, code):
     before = everything(tmp_path)
     process = subprocess.Popen(

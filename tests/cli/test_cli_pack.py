@@ -144,6 +144,7 @@ def test_one_line_of_100_mb_is_packed_in_bounded_memory(tmp_path: Path, form: st
     assert ids[1 : 1 + len(once)].tolist() == once == ids[-1 - len(once) : -1].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent as a signal to a group of processes")
 def test_ctrl_c_leaves_the_old_files_and_nothing_half_written(tmp_path: Path) -> None:
     vocabulary(tmp_path / "vocab.txt", LOSSLESS)

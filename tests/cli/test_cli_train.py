@@ -22,7 +22,7 @@ from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.cli.app import app
 from hanmo.errors import ConfigError, HanmoError
 from hanmo.training.checkpoints import locked, newest, read_state
-from hanmo.training.log import read_log
+from hanmo.training.log import draw_curves, read_log
 
 POEMS = [
     "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。",
@@ -32,6 +32,7 @@ POEMS = [
 ]
 MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 QUICK = ("--sequence", 28, "--batch", 4, "--steps", 12, "--evaluate-every", 4, "--device", "cpu")
+BRIEF = (*QUICK, "--steps", 2)
 
 
 def vocabulary(folder: Path, size: int = 118) -> Path:
@@ -44,8 +45,12 @@ def vocabulary(folder: Path, size: int = 118) -> Path:
 
 @pytest.fixture
 def work(tmp_path, data, monkeypatch):
-    """A folder with a tiny GPT2_ML as `model`, a vocabulary and poems, in which the commands are typed."""
+    """A folder with a tiny GPT2_ML as `model`, a vocabulary and poems, in which the commands are typed.
+
+    Curves are not drawn, which would take longer than the training.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hanmo.finetune.draw_curves", lambda out, **labels: out / "curves.png")
     fill(data)
     return tmp_path
 
@@ -92,7 +97,8 @@ def scores(out: str) -> list[float]:
     return [record.get("bits_per_character", record.get("loss")) for record in found]
 
 
-def test_finetuning_makes_a_model_that_writes_the_poems(work):
+def test_finetuning_makes_a_model_that_writes_the_poems(work, monkeypatch):
+    monkeypatch.setattr("hanmo.finetune.draw_curves", draw_curves)
     said = done(
         "finetune", "--model", "model", "--data", "poems.txt", "--document", "line", "--out", "run", "--sequence", 28,
         "--batch", 8, "--steps", 60, "--lr", 3e-3, "--prompt", "春眠", "--device", "cpu",
@@ -231,7 +237,7 @@ def test_adapters_are_merged_into_what_is_written_with(work):
 
 
 def test_adapters_whose_model_has_moved_say_where_it_was(work):
-    done("finetune", "--model", "model", "--data", "poems.txt", "--out", "run", *QUICK, "--lora", 4)
+    done("finetune", "--model", "model", "--data", "poems.txt", "--out", "run", *BRIEF, "--lora", 4)
     shutil.move("model", "moved")
     with pytest.raises(hanmo.errors.MissingFile, match=r"adapters of the model at .*/model.*correct its path in .*"):
         hanmo.load("run/best")
@@ -250,13 +256,13 @@ def test_adapters_whose_model_has_moved_say_where_it_was(work):
 def test_adapters_of_a_masked_encoder_are_loaded_with_its_mask(work, data):
     copy(data, "bert")
     done(
-        "finetune", "--model", "model", "--data", "pairs.jsonl", "--mask", "prefix", "--out", "run", *QUICK, "--lora", 2
+        "finetune", "--model", "model", "--data", "pairs.jsonl", "--mask", "prefix", "--out", "run", *BRIEF, "--lora", 2
     )
     assert hanmo.load("run").config.main.mask == "prefix"
 
 
 def test_a_runs_folder_means_its_best_weights(work):
-    done("finetune", "--model", "model", "--data", "poems.txt", "--out", "run", *QUICK)
+    done("finetune", "--model", "model", "--data", "poems.txt", "--out", "run", *BRIEF)
     of_the_run, best = hanmo.load("run"), hanmo.load("run/best")
     assert of_the_run.tokenizer.vocab_size == best.tokenizer.vocab_size
     for ours, theirs in zip(of_the_run.model.parameters(), best.model.parameters(), strict=True):
@@ -269,8 +275,17 @@ def test_a_runs_folder_means_its_best_weights(work):
     assert hanmo.inspect("run").found.config == best.config
 
 
-@pytest.mark.parametrize("words", [(), ("--lora", 2), ("--batch", 3)])
-@pytest.mark.parametrize("memory", ["2MiB", "1450KiB", "1GiB"])
+@pytest.mark.parametrize(
+    ("memory", "words"),
+    [
+        ("2MiB", ()),
+        ("2MiB", ("--batch", 3)),
+        ("1450KiB", ()),
+        ("1450KiB", ("--lora", 2)),
+        ("1GiB", ("--lora", 2)),
+        ("1GiB", ("--batch", 3)),
+    ],
+)
 def test_what_is_planned_is_what_finetuning_chooses(work, memory, words):
     common = ("--model", "model", "--memory", memory, "--sequence", 48, *words)
     told = json.loads(run("plan", *common, "--json").stdout)["recommended"]
@@ -362,7 +377,7 @@ def test_pretraining_begins_from_a_configuration_alone(work):
     assert scores("run")[-1] < scores("run")[0]
     again = done(
         "pretrain", "--config", "run/best/hanmo.json", "--tokenizer", "run/best", "--data", "run/data/train.bin",
-        "--out", "other", *QUICK,
+        "--out", "other", *BRIEF,
     )  # fmt: skip
     assert "--model other/best" in again
     assert hanmo.load("other/best").config == hanmo.load("run/best").config
@@ -387,13 +402,14 @@ def test_tensorboard_that_is_not_installed_is_named(work):
     try:
         import tensorboard  # noqa: F401
     except ImportError:
-        result = run("finetune", "--model", "model", "--data", "poems.txt", "--out", "run", *QUICK, "--tensorboard")
+        result = run("finetune", "--model", "model", "--data", "poems.txt", "--out", "run", *BRIEF, "--tensorboard")
         assert result.exit_code == 1 and "pip install tensorboard" in result.stderr
     else:
-        done("finetune", "--model", "model", "--data", "poems.txt", "--out", "run", *QUICK, "--tensorboard")
+        done("finetune", "--model", "model", "--data", "poems.txt", "--out", "run", *BRIEF, "--tensorboard")
         assert list(Path("run/tensorboard").iterdir())
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(work):
     words = ["finetune", "--model", "model", "--data", "poems.txt", "--out", "run", "--steps", "100000", "--batch", "4"]
     started = subprocess.Popen(
@@ -412,7 +428,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(work):
 
 @pytest.mark.skipif(os.name == "nt", reason="locks of POSIX")
 def test_a_second_run_in_a_folder_is_refused_and_changes_nothing_there(work):
-    begin = ("finetune", "--model", "model", "--data", "poems.txt", "--out", "run", *QUICK)
+    begin = ("finetune", "--model", "model", "--data", "poems.txt", "--out", "run", *BRIEF)
     with locked(Path("run")):
         before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
         with ThreadPoolExecutor(1) as pool:

@@ -168,7 +168,7 @@ def test_weights_that_are_not_numbers_are_one_line(checkpoint):
     assert_one_line(run("今天", "--model", path), "NaN")
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("weights", [pytest.param("int8", marks=pytest.mark.slow), "int4"])
 def test_small_weights_write_without_torch(checkpoint, tmp_path, monkeypatch, weights):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     arguments = ["write", "今天", "--model", checkpoint(), "--seed", "7", "--max-chars", "9", "--weights", weights]
@@ -191,6 +191,7 @@ def test_wrong_usage_is_told_with_exit_code_2(checkpoint):
     assert run("今天", "--nothing").exit_code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_ctrl_c_keeps_what_was_written_so_far(checkpoint):
     path = checkpoint(lambda model: model.token.weight[3].fill_(-9))

@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_the_demo_writes_teaches_saves_recognises_loads_and_writes_its_poems(tmp_path):
     command = [sys.executable, "-W", "error", str(ROOT / "examples" / "demo.py")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)

@@ -17,7 +17,7 @@ from hanmo.tasks.rows import Row
 FORMS = {"single": sky_rows, "multi": key_rows, "regression": number_rows}
 
 
-def pipeline(tmp_path_factory, rows, *, count=64, epochs=2, **config):
+def pipeline(tmp_path_factory, rows, *, count=64, epochs=2, lr=2e-3, **config):
     folder = tmp_path_factory.mktemp("explained")
     fitted = fit(
         model_folder(folder / "model"),
@@ -25,14 +25,14 @@ def pipeline(tmp_path_factory, rows, *, count=64, epochs=2, **config):
         dev=rows(40, seed=1),
         config=TaskConfig(kind="classify", pooling="mean", **config),
         out=folder / "run",
-        args=TaskArgs(batch=16, epochs=epochs, lr=2e-3),
+        args=TaskArgs(batch=16, epochs=epochs, lr=lr),
     )
     return hanmo.load(fitted.folder)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    enough = {"single": {"count": 400, "epochs": 5}}
+    enough = {"single": {"count": 400, "epochs": 3, "lr": 4e-3}}
     return {form: pipeline(tmp_path_factory, rows, **enough.get(form, {})) for form, rows in FORMS.items()}
 
 

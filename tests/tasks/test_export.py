@@ -181,17 +181,29 @@ def test_an_unknown_form_is_refused(tmp_path):
         export(untrained(tmp_path, SINGLE), tmp_path / "out", form="keras")
 
 
-ONNX = [("bert", CRF)]
-SLOW = [
+ONNX = [
     *(
         ("bert", config)
-        for config in (SINGLE, MULTI, NUMBER, TAG, MEMM, SPANS, READ, EMBED, RELATE, replace(SINGLE, pooling="mean"))
+        for config in (
+            SINGLE,
+            MULTI,
+            NUMBER,
+            TAG,
+            CRF,
+            MEMM,
+            SPANS,
+            READ,
+            EMBED,
+            RELATE,
+            replace(SINGLE, pooling="mean"),
+        )
     ),
     *((family, SINGLE) for family in ("albert", "roberta", "electra", "nezha", "roformer")),
 ]
 
 
-@pytest.mark.parametrize(("family", "config"), [*ONNX, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "config"), ONNX)
 def test_onnx_equals_torch_for_texts_of_unequal_length_in_one_batch(tmp_path, family, config):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

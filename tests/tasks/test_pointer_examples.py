@@ -60,6 +60,7 @@ def duee(row):
     return {"text": row["text"], "event_list": events}
 
 
+@pytest.mark.slow
 def test_events(work):  # noqa: F811
     for seed, (part, count) in enumerate({"train": 300, "dev": 40}.items()):
         write(work / f"duee_{part}.json", map(duee, event_rows(count, seed=seed)))

@@ -34,12 +34,12 @@ def example(one, text, *spans):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("spans")
     config = TaskConfig(kind="spans", max_length=20, options={"head_size": 8})
-    args = TrainArgs(batch=16, epochs=10, lr=2e-3)
+    args = TrainArgs(batch=16, epochs=5, lr=5e-3)
     base, out = model_folder(folder / "model"), folder / "run"
     fit(
         base,
-        train=nested_rows(300, longest=56),
-        dev=nested_rows(40, seed=1, longest=56),
+        train=nested_rows(240, longest=40),
+        dev=nested_rows(40, seed=1, longest=40),
         config=config,
         out=out,
         args=args,

@@ -309,8 +309,15 @@ def test_update_in_backward_equals_whole_gradients(base, trick):
         torch.testing.assert_close(weight, tables[1][name], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("lora", [None, 4])
-@pytest.mark.parametrize("trick", ["fgm", "vat", "r-drop"])
+@pytest.mark.parametrize(
+    ("trick", "lora"),
+    [
+        ("fgm", None),
+        ("vat", 4),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("fgm", 4), ("vat", None), ("r-drop", None))),
+        ("r-drop", 4),
+    ],
+)
 def test_a_resumed_run_equals_one_that_was_not_stopped(base, tmp_path, trick, lora):
     loaded = with_dropout(base)
 

@@ -48,6 +48,7 @@ def test_entities_by_a_crf(work):
     assert printed[1:] == ["1:3 SKY 天地"]
 
 
+@pytest.mark.slow
 def test_words_by_a_crf(work):
     (work / "words.txt").write_text("\n".join("  ".join(row["words"]) for row in word_rows(220)), "utf-8")
     options = ("--data", "words.txt", "--epochs", "4", "--lr", "5e-3", "--text", "玄宇宙黄日月辰天")
@@ -74,6 +75,7 @@ def test_sentiment_by_an_albert(work):
     assert re.fullmatch(r"1 [01]\.\d{3} 天地玄黄日", printed[1])
 
 
+@pytest.mark.slow
 def test_pairs_of_lcqmc(work):
     model_folder(work / "bert", positions=128)
     write_table(work, "lcqmc", pair_rows, ("a", "b"))

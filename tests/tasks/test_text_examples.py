@@ -29,6 +29,7 @@ def work(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_similar_sentences(work):
     for part, seed, count in (("train", 0, 400), ("valid", 1, 60), ("test", 2, 60)):
         rows = similar_rows(count, seed=seed)
@@ -40,7 +41,7 @@ def test_similar_sentences(work):
     assert len(found) == 6 and found[1] == f"1.0000 {query}"
 
 
-@pytest.mark.parametrize("way", ["mlm", "seq2seq", "span"])
+@pytest.mark.parametrize("way", [*(pytest.param(way, marks=pytest.mark.slow) for way in ("mlm", "seq2seq")), "span"])
 def test_reading_comprehension(work, way):
     for name, seed, count in (("WebQA", 0, 320), ("SogouQA", 1, 90)):
         data = []

@@ -115,6 +115,7 @@ def test_folding_by_table_equals_folding_the_whole(text):
     assert text_of(folded_codes(text)) == fold(text)
 
 
+@pytest.mark.slow
 def test_every_character_folds_as_alone():
     for first in range(0, 0x110000, 0x1000):
         codes = [code for code in range(first, first + 0x1000) if not 0xD800 <= code < 0xE000]

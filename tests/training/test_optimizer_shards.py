@@ -98,12 +98,14 @@ def test_two_processes_update_as_one(found, recipe):
         torch.testing.assert_close(result["state"], states(model, optimizer), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_moments_are_cut_as_the_parameter_is(found, recipe):
     assert [result["here"] for result in found[recipe]] == [(66, 130), (65, 130)]
     assert [result["place"] for result in found[recipe]] == [(0,), (1,)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_state_goes_through_distributed_checkpoints_state_dict(found, recipe):
     for result in found[recipe]:
@@ -111,6 +113,7 @@ def test_state_goes_through_distributed_checkpoints_state_dict(found, recipe):
         torch.testing.assert_close(result["restored"], result["state"], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_what_needs_whole_parameters_is_refused(found):
     for result in found["gpt2-ml"]:
         assert "shape (131, 130) is cut over processes; update in backward takes whole ones" in result["refusal"]
