@@ -137,10 +137,14 @@ async def _closing(app: Starlette) -> AsyncIterator[None]:
 
 
 class _RootPath:
-    """Middleware: Starlette removes the prefix from paths that have it."""
+    """Middleware: gives every path the prefix, which a proxy may have removed, as ASGI has it."""
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
         self._app, self._root_path = app, root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app({**scope, "root_path": self._root_path} if self._root_path else scope, receive, send)
+        if self._root_path and scope["type"] == "http":
+            path = scope["path"]
+            path = path if path.startswith(f"{self._root_path}/") else self._root_path + path
+            scope = {**scope, "root_path": self._root_path, "path": path}
+        await self._app(scope, receive, send)

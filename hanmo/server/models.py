@@ -63,7 +63,7 @@ class Served:
         """The pipeline with its network. Raises RequestError for one that is opened for generation alone."""
         if not hasattr(self.pipeline, "encode"):
             raise RequestError(
-                f"the model {self.name!r} is opened for generation alone; serve an encoder, or leave --weights out",
+                f"the model {self.name!r} is opened for generation alone; serve an encoder for this",
                 param="model",
             )
         found: Any = self.pipeline

@@ -1,11 +1,13 @@
 """Servers on the loopback interface, and a model of bytes whose continuations are given."""
 
+import socket
 import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from test_model_pipeline import small
 
 from hanmo.families import FAMILIES
 from hanmo.generate.scheduler import Scheduler
@@ -13,7 +15,11 @@ from hanmo.pipeline import Pipeline
 from hanmo.server.app import make_app
 from hanmo.server.models import Served
 from hanmo.server.run import Server
+from hanmo.tasks import TaskConfig
+from hanmo.tasks.network import build, save_network
+from hanmo.tasks.table import make_task
 from hanmo.tokenizers.byte_bpe import _BYTES, ByteBPE
+from hanmo.tokenizers.load import tokenizer_files
 
 END = 256
 POSITIONS = 512
@@ -25,9 +31,10 @@ class ByteEngine:
     pace: seconds of a step.   alive: rows in use.
     """
 
-    vocab_size, max_positions = 257, POSITIONS
+    vocab_size = 257
 
-    def __init__(self, texts=(), pace=0.0):
+    def __init__(self, texts=(), pace=0.0, positions=POSITIONS):
+        self.max_positions = positions
         self.texts = {prompt.encode(): text.encode() for prompt, text in dict(texts).items()}
         self.pace, self.steps = pace, 0
 
@@ -63,23 +70,34 @@ class ByteRows:
         self.past = [list(self.past[row]) for row in rows]
 
 
-def byte_model(texts=(), *, name="字节", pace=0.0, **limits):
+def byte_model(texts=(), *, name="字节", pace=0.0, positions=POSITIONS, **limits):
     """Serve a ByteEngine."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = FAMILIES["gpt2_ml"].tensorflow.config({**sizes, "vocab_size": 257, "max_position_embeddings": POSITIONS})
+    config = FAMILIES["gpt2_ml"].tensorflow.config({**sizes, "vocab_size": 257, "max_position_embeddings": positions})
     tokenizer = ByteBPE({**_BYTES, "<|endoftext|>": END}, [])
-    engine = ByteEngine(texts, pace)
+    engine = ByteEngine(texts, pace, positions)
     return Served(name, Pipeline(config, tokenizer, Path("/nowhere/model"), engine), "toy", Scheduler(engine, **limits))
 
 
+def task_folder(folder):
+    """Save a classification that was never trained, on a tiny encoder; returns its folder."""
+    base = small("bert", folder)
+    task = make_task(TaskConfig(kind="classify", form="single", head="linear", labels=("好", "坏")), base.tokenizer)
+    save_network(build(base.model, task), folder / "task", task.config, tokenizer_files(folder))
+    return folder / "task"
+
+
 @contextmanager
-def running(*models, grace=60.0, **options):
-    """Run a server in a thread; gives its URL."""
-    ready = []
+def running(*models, grace=60.0, send_buffer=None, **options):
+    """Run a server in a thread; gives its URL.   send_buffer: bytes that the system holds for a slow reader."""
+    ready, sockets = [], None
+    if send_buffer is not None:
+        sockets = [socket.create_server(("127.0.0.1", 0))]
+        sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     app = make_app(models, **options)
     server = Server(app, host="127.0.0.1", port=0, ready=ready.append, grace=grace)
     running.server = server
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, args=(sockets,))
     thread.start()
     try:
         wait_for(lambda: ready)

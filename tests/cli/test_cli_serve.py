@@ -1,0 +1,73 @@
+"""`hanmo serve` as a person starts it, and what it refuses to start."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from hanmo.cli.app import app
+
+HANMO = [sys.executable, "-m", "hanmo.cli", "serve"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["serve", *arguments], prog_name="hanmo")
+
+
+def test_it_says_where_it_serves_answers_and_ends_by_sigterm():
+    with subprocess.Popen([*HANMO, "--port", "0"], stderr=subprocess.PIPE, text=True) as process:
+        line = process.stderr.readline()
+        found = re.fullmatch(r"hanmo: serving on (http://127\.0\.0\.1:\d+) after \d+\.\d s; Ctrl-C ends\n", line)
+        assert found, line
+        answer = httpx.post(f"{found[1]}/v1/completions", json={"prompt": "床前明月光，", "max_tokens": 5}, timeout=60)
+        assert len(answer.json()["choices"][0]["text"]) == 5 and answer.json()["model"] == "hanmo-small"
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr.read() == "hanmo: all requests have ended\n" and process.wait(30) == 0
+
+
+@pytest.mark.slow  # measures time
+def test_from_the_shell_to_the_first_answer_takes_two_seconds():
+    times = []
+    for _ in range(4):  # the first may convert the weights and compile
+        begun = time.monotonic()
+        with subprocess.Popen([*HANMO, "--port", "0"], stderr=subprocess.PIPE, text=True) as process:
+            url = re.search(r"http://\S+\d", process.stderr.readline())[0]
+            httpx.post(f"{url}/v1/completions", json={"prompt": "床前明月光，", "max_tokens": 1}, timeout=60)
+            times.append(time.monotonic() - begun)
+            process.terminate()
+    assert min(times[1:]) <= 2, times
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--host", "0.0.0.0"],
+            "--host is '0.0.0.0', which other machines can reach, and there is no key; give --api-key",
+        ),
+        (["--root-path", "x"], "--root-path is 'x'; expected a path that begins with /"),
+        (["--model", "/nowhere/model.ckpt"], "no checkpoint at /nowhere/model.ckpt"),
+        (["--api-keys", "/nowhere/keys"], "/nowhere/keys is missing"),
+        (["--model", "x=/a/model.ckpt", "--model", "x=/b/model.ckpt"], "two models are named 'x'"),
+    ],
+)
+def test_what_it_does_not_start_with_is_one_line(arguments, message):
+    result = run(*arguments)
+    assert result.exit_code in (1, 2) and message in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_file_of_keys_is_read(tmp_path):
+    (tmp_path / "keys").write_text("\n", "utf-8")
+    result = run("--api-keys", str(tmp_path / "keys"))
+    assert result.exit_code == 1 and "holds no key; write one a line" in result.stderr
+
+
+def test_a_missing_extra_names_its_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    result = run()
+    assert result.exit_code == 1 and "pip install 'hanmo[serve]'" in result.stderr

@@ -1,0 +1,119 @@
+"""Requests made from the OpenAPI document, right and wrong: the answer is never a failure of the server."""
+
+import json
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_server import byte_model, running, task_folder
+
+from hanmo.server.models import open_served
+from hanmo.server.openapi import document
+
+PATHS = {path: at["post"] for path, at in document("")["paths"].items() if "post" in at}
+SCHEMAS = document("")["components"]["schemas"]
+
+TEXTS = st.text(max_size=8) | st.sampled_from(["今[MASK]气", "ab", "[MASK]", "<extra_id_0>", "天" * 60, "\0", " \n"])
+NUMBERS = st.integers(-3, 40) | st.floats(-2, 200) | st.sampled_from([2**31, 2**63, 2**64, -(2**70), 1e308])
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda each: st.lists(each, max_size=3) | st.dictionaries(TEXTS, each, max_size=3),
+    max_leaves=6,
+)
+
+
+def values(schema):
+    """Make values that a JSON schema allows, nearly all of them."""
+    if "$ref" in schema:
+        return values(SCHEMAS[schema["$ref"].rpartition("/")[2]])
+    if "anyOf" in schema:
+        return st.one_of(*map(values, schema["anyOf"]))
+    if "enum" in schema or "const" in schema:
+        return st.sampled_from(schema.get("enum") or [schema["const"]])
+    kind = schema.get("type")
+    if kind == "array":
+        return st.lists(values(schema["items"]), min_size=schema.get("minItems", 0), max_size=3)
+    if kind == "object" and "properties" in schema:
+        fields = {name: values(each) for name, each in schema["properties"].items()}
+        needed = {name: fields.pop(name) for name in schema.get("required", ())}
+        return st.fixed_dictionaries(needed, optional=fields)
+    if kind == "object":
+        return st.dictionaries(st.integers(0, 300).map(str) | TEXTS, ANYTHING, max_size=3)
+    least, most = schema.get("minimum", 0), min(schema.get("maximum", 40), 40)
+    simple = {"string": TEXTS, "boolean": st.booleans(), "null": st.none(), None: ANYTHING}
+    simple |= {"integer": st.integers(least, most), "number": st.floats(least, most)}
+    return simple[kind]
+
+
+@st.composite
+def bodies(draw, schema):
+    """Make a few fields of a request, of which some may be anything."""
+    body = dict(draw(values(schema)))
+    if len(body) > 6:
+        kept = draw(st.sets(st.sampled_from(sorted(body)), max_size=6)) | set(schema.get("required", ()))
+        body = {name: value for name, value in body.items() if name in kept}
+    body["model"] = draw(st.sampled_from(["字节", "编", "无"]))
+    if draw(st.booleans()):
+        body[draw(st.sampled_from(sorted(schema["properties"])) | TEXTS)] = draw(ANYTHING)
+    return body
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    task = open_served("编", task_folder(tmp_path_factory.mktemp("task")))
+    with running(byte_model(positions=20), task) as url, httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+def check(answer):
+    assert answer.status_code < 500, answer.text
+    if answer.status_code >= 400:
+        told = answer.json()["error"]
+        assert told["message"] and set(told) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_request_makes_the_server_fail(client, path):
+    (content,) = PATHS[path]["requestBody"]["content"].values()
+    schema = SCHEMAS[content["schema"]["$ref"].rpartition("/")[2]]
+    codes = set()
+
+    @settings(max_examples=60)
+    @given(bodies(schema), st.sampled_from(["字节", "编", "无"]))
+    def run(body, name):
+        text = json.dumps(body)  # NaN and half surrogates as Python writes them
+        answer = client.post(
+            path.replace("{name}", name), content=text.encode(), headers={"content-type": "application/json"}
+        )
+        check(answer)
+        codes.add(answer.status_code)
+
+    run()
+    assert {200, 400, 404} >= codes >= ({400, 404} if path == "/v1/fill" else {200, 400, 404})
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(
+        ["/v1/completions", "/v1/embeddings", "/v1/models", "/v1/tasks/x", "/health", "/v1", "/", "/v1/%ff"]
+    ),
+    st.sampled_from(["GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD"]),
+    st.binary(max_size=30) | st.sampled_from([b'{"prompt"', b"[1]", b'"x"', b"null", b'{"prompt": NaN}', b"[" * 5000]),
+    st.sampled_from(["application/json", "application/json; charset=utf-8", "text/plain", "", "a" * 300]),
+)
+def test_no_bytes_make_the_server_fail(client, path, method, content, kind):
+    answer = client.request(method, path, content=content, headers={"content-type": kind})
+    assert answer.status_code < 500, answer.text
+    if answer.status_code >= 400 and method != "HEAD":
+        check(answer)
+
+
+def test_the_document_names_every_path_and_its_fields(client):
+    found = client.get("/openapi.json").json()
+    assert found == document("") and found["openapi"] == "3.1.0"
+    assert set(found["paths"]) >= {"/v1/completions", "/v1/embeddings", "/v1/fill", "/v1/models", "/health", "/metrics"}
+    fields = found["components"]["schemas"]["Completion"]["properties"]
+    assert {"prompt", "n", "logprobs", "stop_at_sentence", "beams", "stream_options"} <= set(fields)
+    assert fields["n"] == {"default": 1, "description": "Texts for each prompt.", "maximum": 128, "minimum": 1,
+                           "title": "N", "type": "integer"}  # fmt: skip

@@ -1,0 +1,83 @@
+"""Keys, origins and sizes."""
+
+import hmac
+
+import httpx
+import pytest
+from toy_server import byte_model, running
+
+from hanmo.errors import ConfigError
+from hanmo.server.security import check_host
+
+KEYS = ["sk-one", "钥匙"]
+
+
+@pytest.fixture(scope="module")
+def url():
+    with running(byte_model(), keys=KEYS, origins=["https://a.example"], max_body=2000) as url:
+        yield url
+
+
+def send(url, path="/v1/models", method="GET", **how):
+    return httpx.request(method, url + path, **how)
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/completions", "/v1/nothing", "/metrics"])
+@pytest.mark.parametrize(
+    "header", [None, "Bearer", "Bearer sk-two", "Bearer sk-on", "Basic sk-one", "sk-one", "Bearer é"]
+)
+def test_without_a_key_nothing_is_answered(url, path, header):
+    answer = send(url, path, headers={} if header is None else {"authorization": header.encode()})
+    assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+    assert answer.json()["error"]["type"] == "authentication_error"
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_each_key_opens(url, key):
+    for path in ("/v1/models", "/metrics"):
+        assert send(url, path, headers={"authorization": f"Bearer {key}".encode()}).status_code == 200
+
+
+def test_health_and_the_document_need_no_key(url):
+    assert send(url, "/health").json() == {"status": "ok"}
+    assert send(url, "/openapi.json").status_code == 200
+
+
+def test_keys_are_compared_in_constant_time_and_all_of_them(url, monkeypatch):
+    compared, compare = [], hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda one, other: compared.append(other) or compare(one, other))
+    send(url, headers={"authorization": "Bearer sk-one"})
+    assert compared == [key.encode() for key in KEYS]
+
+
+def test_a_body_that_is_too_large_or_no_json_is_refused_before_it_is_read(url):
+    key = {"authorization": "Bearer sk-one"}
+    large = b'{"prompt": "' + b"a" * 3000 + b'"}'
+    for content in (large, iter([large])):  # with and without a Content-Length
+        answer = send(
+            url, "/v1/completions", "POST", content=content, headers={**key, "content-type": "application/json"}
+        )
+        assert answer.status_code == 413 and "more than 2,000 bytes" in answer.json()["error"]["message"]
+    answer = send(url, "/v1/completions", "POST", data={"prompt": "a"}, headers=key)
+    assert answer.status_code == 415 and "expected application/json" in answer.json()["error"]["message"]
+
+
+def test_pages_of_listed_origins_alone_may_ask(url):
+    asking = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    for origin, allowed in (("https://a.example", True), ("https://b.example", False)):
+        answer = send(url, "/v1/completions", "OPTIONS", headers={"origin": origin, **asking})
+        assert (answer.headers.get("access-control-allow-origin") == origin) == allowed
+        assert (answer.status_code == 200) == allowed
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])
+def test_this_machine_needs_no_key(host):
+    check_host(host, [], anonymous=False)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "server.example"])
+def test_others_need_a_key_unless_told(host):
+    check_host(host, ["key"], anonymous=False)
+    check_host(host, [], anonymous=True)
+    with pytest.raises(ConfigError, match=f"host is '{host}', which other machines can reach, and there is no key"):
+        check_host(host, [], anonymous=False)
