@@ -16,6 +16,7 @@ from hanmo.cores import set_torch_threads
 from hanmo.errors import HanmoError
 
 CONTEXT = {"allow_interspersed_args": False}  # options after SCRIPT are the script's
+_KERAS = "Build models with Keras; by default where the script needs it."
 _CHECK = "Do not run it; list what it uses; exit with 1 if some is not supported."
 
 
@@ -26,6 +27,7 @@ def run(
         list[str] | None, Argument(metavar="ARGS", help="Arguments of the script.", show_default=False)
     ] = None,
     check: Annotated[bool, Option("--check", help=_CHECK)] = False,
+    keras: Annotated[bool | None, Option("--keras/--no-keras", help=_KERAS, show_default=False)] = None,
     weights: shared.Weights = None,
     threads: shared.Threads = None,
 ) -> None:
@@ -45,7 +47,7 @@ def run(
     if check:
         from hanmo.compat.bert4keras._script import check_script
 
-        findings = check_script(script)
+        findings = check_script(script, keras=keras)
         for each in findings:
             echo(f"{script}:{each.line}: {'' if each.supported else 'not supported: '}{each.text}")
         wrong = sum(not each.supported for each in findings)
@@ -58,7 +60,7 @@ def run(
     if threads is not None:
         set_torch_threads(threads)
     try:
-        run_script(script, arguments or [])
+        run_script(script, arguments or [], keras=keras)
     except BrokenPipeError:
         raise
     except Exception as error:  # the script's own, whatever it is: shown as Python shows it, without our frames

@@ -1,15 +1,10 @@
-"""Names of Keras and bert4keras that can be imported, and raise Unsupported with an alternative when used."""
+"""Names of Keras and bert4keras that can be imported, and raise Unsupported when used without Keras."""
 
 from typing import Any, NoReturn
 
 from hanmo.errors import Unsupported
 
-TRAINING = "Hanmo trains by `hanmo finetune` and hanmo.training, whose AdaFactor updates as bert4keras's does"
-_ALTERNATIVES = {
-    "layers": "Hanmo builds no Keras graphs; put a torch.nn.Module on what model.network computes",
-    "models": "Hanmo builds no Keras graphs; hanmo.load(path).model is a torch.nn.Module that can be changed",
-    "backend": "Hanmo computes with PyTorch; use NumPy on what predict returns, or torch",
-} | dict.fromkeys(("optimizers", "callbacks", "losses", "metrics"), TRAINING)
+NEEDS_KERAS = "it is Keras's; `hanmo run` runs the script once Keras is installed: pip install 'hanmo[keras]'"
 
 KERAS_LAYERS = """
     Activation Add Attention AveragePooling1D BatchNormalization Bidirectional Concatenate Conv1D Conv2D Dense Dot
@@ -54,7 +49,7 @@ BERT4KERAS["layers"] += KERAS_LAYERS
 class Absent:
     """A name that is not supported: calling it, subclassing it or taking items of it raises Unsupported."""
 
-    def __init__(self, name: str, alternative: str) -> None:
+    def __init__(self, name: str, alternative: str = NEEDS_KERAS) -> None:
         self.absent_name, self.alternative = name, alternative
 
     def refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -76,5 +71,4 @@ def absent(module: str, name: str) -> Absent:
     root, _, part = module.partition(".")
     if name.startswith("__") or (root == "bert4keras" and name not in BERT4KERAS[part]):
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    key = "backend" if name in ("K", "tf") else part.partition(".")[0] or name
-    return Absent(f"{module}.{name}", _ALTERNATIVES.get(key, _ALTERNATIVES["models"]))
+    return Absent(f"{module}.{name}")

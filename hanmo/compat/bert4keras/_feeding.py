@@ -224,8 +224,42 @@ class DataGenerator:
     def fortest(self, random: bool = False) -> Iterator[Any]:
         return (batch[0] for batch in self.forfit(random))
 
-    def to_dataset(self, types: Any, shapes: Any, names: Any = None, padded_batch: bool = False) -> Any:
-        raise Unsupported(
-            "DataGenerator.to_dataset makes a tf.data.Dataset, and Hanmo works without TensorFlow; iterate over the "
-            "generator itself (forfit() for endless batches)"
-        )
+    def to_dataset(self, types: Any, shapes: Any, names: Any = None, padded_batch: bool = False) -> Iterator[Any]:
+        """Yield batches without end of the items that `__iter__` yields one by one.
+
+        types, shapes, names: of an item, each in its structure, such as ("float32", "float32"), ([None], [None]) and
+        ("Input-Token", "Input-Segment"); with names a batch has dicts.   padded_batch: pad with zeros where a shape
+        has None to the longest, elsewhere to its size.
+        """
+        items = iter(self.forfit())
+        named = _name(names, types), _name(names, shapes)
+        while True:
+            rows = [_name(names, item) for item in itertools.islice(items, self.batch_size)]
+            yield _stack(rows, *named, padded=padded_batch)
+
+
+def _name(names: Any, values: Any) -> Any:
+    """Make dicts of values by their names: one name, names of a tuple, or tuples of names."""
+    if names is None:
+        return values
+    if isinstance(names, str):
+        return {names: values}
+    if isinstance(names[0], str):
+        return dict(zip(names, values, strict=False))
+    return tuple(_name(inside, value) for inside, value in zip(names, values, strict=False))
+
+
+def _stack(rows: list[Any], types: Any, shapes: Any, *, padded: bool) -> Any:
+    if isinstance(types, dict):
+        return {key: _stack([row[key] for row in rows], types[key], shapes[key], padded=padded) for key in types}
+    if isinstance(types, tuple):
+        parts = zip(zip(*rows, strict=False), types, shapes, strict=False)
+        return tuple(_stack(list(part), dtype, shape, padded=padded) for part, dtype, shape in parts)
+    arrays = [np.asarray(row, dtype=types) for row in rows]
+    if padded:
+        longest = np.max([array.shape for array in arrays], axis=0).tolist() if shapes else []
+        sizes = [most if size is None else size for most, size in zip(longest, shapes, strict=True)]
+        arrays = [
+            np.pad(each, [(0, size - have) for size, have in zip(sizes, each.shape, strict=True)]) for each in arrays
+        ]
+    return np.stack(arrays)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from hanmo.compat.bert4keras import _runners, _weights
-from hanmo.compat.bert4keras._absent import TRAINING, Absent
+from hanmo.compat.bert4keras._absent import Absent
 from hanmo.compat.bert4keras._prefix import Prefix
 from hanmo.compat.bert4keras.configs import Settings, get_weights_dtype
 from hanmo.config import ModelConfig
@@ -27,7 +27,7 @@ class Handle(Absent):
     """An input or output of a model, for `keras.models.Model` to select; it cannot be computed with."""
 
     def __init__(self, model: "KerasModel", kind: str, index: int) -> None:
-        super().__init__(f"computing with a model's {kind}", "use torch on what model.network computes")
+        super().__init__(f"computing with a model's {kind}")
         self.model, self.kind, self.index = model, kind, index
 
 
@@ -125,9 +125,9 @@ class KerasModel:
             print(f"{layer.name:<48}{', '.join(str(weight.shape) for weight in layer.get_weights())}")
         print(f"Total params: {self.count_params():,}")
 
-    __call__ = Absent("calling a model on tensors", "call model.network, a torch.nn.Module")
+    __call__ = Absent("calling a model on tensors")
     compile = fit = fit_generator = train_on_batch = evaluate = evaluate_generator = test_on_batch = Absent(
-        "compiling and fitting a model", TRAINING
+        "compiling and fitting a model"
     )
 
 

@@ -45,7 +45,7 @@ class KerasLayer:
 
     def __init__(self, name: str, loaded: Callable[[], Model], weights: list[str]) -> None:
         self.name, self._loaded, self.names = name, loaded, weights
-        self.output = Absent(f"get_layer({name!r}).output", "use a forward hook of torch on model.network")
+        self.output = Absent(f"get_layer({name!r}).output")
 
     def get_weights(self) -> list[Array]:
         """Copy the weights; kernels are [in, out], and beta is the first weight of a norm."""
@@ -132,8 +132,10 @@ def save(model: Any, filepath: StrPath, overwrite: bool = True, include_optimize
 
 def load(path: StrPath) -> tuple[Model, Settings]:
     """Read what `save` wrote; raises MissingFile, Unsupported for a file of Keras's own, CheckpointError for others."""
-    with _open(path) as source:
+    with open_saved(path) as source:
         metadata = source.metadata
+        if "keras" in metadata:
+            raise Unsupported(f"{path} is a model of Keras layers; give the command `hanmo run` the option --keras")
         if not {"hanmo", "bert4keras"} <= set(metadata):
             raise CheckpointError(f"{path} holds tensors alone; build the model and give the file to its load_weights")
         config = ModelConfig.from_json(metadata["hanmo"])
@@ -156,7 +158,7 @@ def load_weights(model: Any, filepath: StrPath, by_name: bool = False, skip_mism
     Raises TensorMismatch for a weight that is missing or of another shape; then no weight is overwritten.
     """
     network, new = model.network, {}
-    with _open(filepath) as source:
+    with open_saved(filepath) as source:
         for name, parameter in network.named_parameters():
             info = source.tensors.get(name)
             if info is not None and info.shape == tuple(parameter.shape):
@@ -186,7 +188,8 @@ def _rows(state: Iterable[str]) -> list[Row]:
     return [Row((name,), name) for name in state]
 
 
-def _open(path: StrPath) -> Safetensors:
+def open_saved(path: StrPath) -> Safetensors:
+    """Open what `save` wrote; raises MissingFile, and Unsupported for a file of Keras's own."""
     with open_file(Path(path)) as stream:
         if stream.read(8) == b"\x89HDF\r\n\x1a\n":
             raise Unsupported(

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from hanmo.compat.bert4keras._absent import Absent
 from hanmo.compat.bert4keras._decoder import AutoRegressiveDecoder, softmax
 from hanmo.compat.bert4keras._feeding import DataGenerator, Progress, open, parallel_apply, parallel_apply_generator
-from hanmo.errors import DataError, TensorMismatch, Unsupported
+from hanmo.compat.bert4keras._web import WebServing
+from hanmo.errors import DataError, TensorMismatch
 from hanmo.tasks.schemes import viterbi
 from hanmo.tokenizers.bert_rules import fold as lowercase_and_normalize
 
@@ -32,11 +33,6 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 is_py2 = False
 basestring = str
 uniout = None  # made Python 2 print Chinese
-WebServing = Absent(
-    "bert4keras.snippets.WebServing",
-    "it needs TensorFlow 1's sessions; call write() of hanmo.load(path) from any web framework",
-)
-_KERAS = {"K": "backend functions", "keras": "Keras", "tf": "TensorFlow"}
 
 
 def is_string(s: Any) -> bool:
@@ -241,10 +237,7 @@ def orthogonally_resize(a: Array, new_shape: Sequence[int], window: int = 2) -> 
 
 
 def __getattr__(name: str) -> Any:
-    """Raise Unsupported for what bert4keras's module only imported."""
-    if name in _KERAS:
-        raise Unsupported(
-            f"bert4keras.snippets.{name} was {_KERAS[name]}, without which Hanmo works; use NumPy on what "
-            "model.predict returns, or torch on the modules of hanmo.load(path)"
-        )
+    """Stand for what bert4keras's module only imported."""
+    if name in ("K", "keras", "tf"):
+        return Absent(f"bert4keras.snippets.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

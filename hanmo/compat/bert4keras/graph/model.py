@@ -1,5 +1,6 @@
 """keras.Model with the habits of Keras 2: what training at compile time, predicting and saving meant."""
 
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -8,7 +9,9 @@ import keras
 import numpy as np
 import numpy.typing as npt
 import torch
+from keras import KerasTensor
 
+from hanmo.compat.bert4keras.graph import saving
 from hanmo.compat.bert4keras.graph.gradients import GraphModel, run_step
 from hanmo.compat.bert4keras.graph.network import Network, Sublayer
 from hanmo.compat.bert4keras.graph.phase import phase
@@ -41,7 +44,18 @@ class Habits(GraphModel):
             if each.value.is_floating_point() and each.value.requires_grad != (id(each) in trained):
                 each.value.requires_grad_(id(each) in trained)
         with phase(training=True):
-            return super().train_step(data)
+            return super().train_step(self._in_order(data))
+
+    def test_step(self, data: Any) -> Any:
+        return super().test_step(self._in_order(data))
+
+    def _in_order(self, data: Any) -> Any:
+        """Put targets that are given by the names of outputs into the order of outputs."""
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+        if not isinstance(y, dict):
+            return data
+        ordered = [y[name] for name in self.output_names] if set(self.output_names) <= set(y) else list(y.values())
+        return x, ordered if len(ordered) > 1 else ordered[0], weights
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for each in self.variables:
@@ -51,6 +65,7 @@ class Habits(GraphModel):
         for name in _OLD_OPTIONS:
             options.pop(name, None)
         options.setdefault("verbose", 1 if sys.stdout.isatty() else 2)
+        options.setdefault("shuffle", False if arguments and isinstance(arguments[0], Iterator) else True)
         return super().fit(*arguments, **options)
 
     fit_generator = fit
@@ -98,29 +113,75 @@ class Habits(GraphModel):
             found = run_step(self, lambda: self(given, training=False))
         return [each.detach().float().cpu().numpy() for each in keras.tree.flatten(found)]
 
+    @property
+    def layers(self) -> list[Any]:
+        """The layers in their order; those of a network one by one."""
+        if not self.built:  # Keras collects its own
+            return super().layers
+        found: list[Any] = []
+        for layer in super().layers:
+            found += layer.sublayers.values() if isinstance(layer, Network) else [layer]
+        return found
+
     def get_layer(self, name: str | None = None, index: int | None = None) -> Any:
-        if name is not None:
-            for layer in self._flatten_layers(include_self=False):
-                if isinstance(layer, Network) and (found := layer.sublayer(name)) is not None:
-                    return found
+        for layer in self._flatten_layers(include_self=False) if index is None else ():
+            if isinstance(layer, Network) and (found := layer.sublayer(name or "")) is not None:
+                return found
         return super().get_layer(name=name, index=index)
 
+    def add_loss(self, loss: Any) -> None:
+        """Add a loss: symbolic tensors of the model's graph, computed in every step, or in a step a tensor."""
+        symbols = [each for each in keras.tree.flatten(loss) if isinstance(each, KerasTensor)]
+        if not symbols:
+            super().add_loss(loss)
+        for symbol in symbols:
+            self._extended([(symbol, super().add_loss)])
 
+    def add_metric(self, value: Any, name: str | None = None, aggregation: str = "mean") -> None:
+        """Report the mean of a symbolic tensor of the model's graph."""
+        metric = keras.metrics.Mean(name=name or value.name)
+        self._metrics.append(metric)
+        self._extended([(value, metric.update_state)])
+
+    def _extended(self, new: list[tuple[KerasTensor, Any]]) -> None:
+        """Compute symbolic tensors besides the outputs in every step, and call a function with each of them."""
+        pairs = [*self.__dict__.get("beside", ()), *new]
+        extended = keras.Model(self.inputs, [*self.outputs, *(symbol for symbol, _ in pairs)])
+        # Keras would track these attributes.
+        object.__setattr__(self, "beside", pairs)
+        object.__setattr__(self, "extended", extended)
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None, **options: Any) -> Any:
+        pairs = self.__dict__.get("beside")
+        if pairs is None or phase.predicting:
+            return super().call(inputs, training=training, mask=mask, **options)
+        found, count = self.extended(inputs, training=training), len(self.outputs)
+        for (_, take), value in zip(pairs, found[count:], strict=True):
+            take(value)
+        return found[:count] if count > 1 else found[0]
+
+    def summary(self, *arguments: Any, print_fn: Any = print, **options: Any) -> None:
+        """Print the layers with the shapes of their outputs and the numbers of their weights; options are ignored."""
+        for layer in self.layers:
+            own = isinstance(layer, Sublayer)
+            shapes = [(None, *layer.shape)] if own else [each.shape for each in keras.tree.flatten(layer.output)]
+            text = ", ".join(str(shape) for shape in shapes)
+            print_fn(f"{layer.name:<48} {text:<32} {layer.count_params():>14,}")
+        counts = {True: 0, False: 0}
+        for each in self.weights:
+            counts[each.trainable] += math.prod(each.shape)
+        print_fn(f"Total params: {sum(counts.values()):,}")
+        print_fn(f"Trainable params: {counts[True]:,}")
+        print_fn(f"Non-trainable params: {counts[False]:,}")
+
+    save, save_weights, load_weights = saving.save_model, saving.save_weights, saving.load_weights
+
+
+@keras.saving.register_keras_serializable("hanmo")
 class Model(Habits, keras.Model):
     """keras.Model with the habits of Keras 2."""
 
 
+@keras.saving.register_keras_serializable("hanmo")
 class Sequential(Habits, keras.Sequential):
     """keras.Sequential with the habits of Keras 2."""
-
-
-class NetworkModel(Model):
-    """A model of one network, as `build_transformer_model` returns it; its `layers` are bert4keras's."""
-
-    @property
-    def layers(self) -> list[Any]:
-        network = self.__dict__.get("network")
-        return super().layers if network is None else list(network.sublayers.values())
-
-
-__all__ = ["Model", "NetworkModel", "Sequential", "Sublayer"]

@@ -9,7 +9,7 @@ from keras import KerasTensor
 from hanmo.compat.bert4keras import models as plain
 from hanmo.compat.bert4keras._model import KerasModel
 from hanmo.compat.bert4keras.configs import Input as Condition
-from hanmo.compat.bert4keras.graph.model import Model, NetworkModel
+from hanmo.compat.bert4keras.graph.model import Model
 from hanmo.compat.bert4keras.graph.network import Network
 
 __all__ = ["Model", "Transformer", "build_transformer_model", "keras"]
@@ -21,9 +21,9 @@ class Transformer:
     def __init__(
         self,
         built: plain.Transformer,
-        model: NetworkModel,
-        encoder: NetworkModel | None = None,
-        decoder: NetworkModel | None = None,
+        model: Model,
+        encoder: Model | None = None,
+        decoder: Model | None = None,
     ) -> None:
         self._built, self.model, self.encoder, self.decoder = built, model, encoder, decoder
         config = built.model.config
@@ -71,7 +71,7 @@ def build_transformer_model(
     """Build a model as bert4keras 0.11.5 does, and load a checkpoint into it; see `hanmo.compat.bert4keras.models`.
 
     layer_norm_cond, additional_input_layers: symbolic tensors of Keras.
-    Returns a NetworkModel, or a Transformer that holds it.
+    Returns a Model, or a Transformer that holds it.
     """
     condition, additional = kwargs.get("layer_norm_cond"), kwargs.pop("additional_input_layers", None)
     if isinstance(condition, KerasTensor):
@@ -85,7 +85,7 @@ def build_transformer_model(
     return transformer.model if return_keras_model else transformer
 
 
-def _wrap(part: KerasModel, condition: Any = None, extra: Sequence[KerasTensor] = ()) -> NetworkModel:
+def _wrap(part: KerasModel, condition: Any = None, extra: Sequence[KerasTensor] = ()) -> Model:
     """Make a Keras model of a network, with further inputs."""
     symbols = []
     for name in part.settings.inputs:
@@ -99,6 +99,4 @@ def _wrap(part: KerasModel, condition: Any = None, extra: Sequence[KerasTensor] 
     network.symbols.extend(network(symbols if len(symbols) > 1 else symbols[0]))
     outputs = network.symbols[: len(network.kinds)]
     inputs = [each for each in symbols if each is not condition]
-    model = NetworkModel([*inputs, *extra], outputs if len(outputs) > 1 else outputs[0])
-    object.__setattr__(model, "network", network)  # Keras would track it twice
-    return model
+    return Model([*inputs, *extra], outputs if len(outputs) > 1 else outputs[0])

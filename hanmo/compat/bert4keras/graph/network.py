@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import keras
@@ -111,6 +111,7 @@ def _shape(path: str, config: ModelConfig, stack: Any) -> tuple[int | None, ...]
     return (None, stack.embedding_size if narrow and not path.endswith(".project") else stack.hidden_size)
 
 
+@keras.saving.register_keras_serializable("hanmo")
 class Network(keras.layers.Layer):
     """A layer that runs a network.
 
@@ -133,6 +134,19 @@ class Network(keras.layers.Layer):
         self._keep(sublayers={name: Sublayer(self, name, weighted.get(name)) for name in names})
         self.built = True
         _made.append(weakref.ref(self))
+
+    def get_config(self) -> dict[str, Any]:
+        own = {"network": self.network.config.to_json(), "settings": asdict(self.settings), "asked": sorted(self.asked)}
+        return super().get_config() | own
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Network":
+        """Make a layer with uninitialized weights."""
+        options = {name: config[name] for name in ("name", "trainable", "dtype")}
+        network = Model(ModelConfig.from_json(config["network"])).eval()
+        made = cls(network, Settings(**config["settings"]), **options)
+        made.asked.update(config["asked"])
+        return made
 
     def _keep(self, **attributes: Any) -> None:
         for name, value in attributes.items():
@@ -249,6 +263,11 @@ class Sublayer:
     def output(self) -> KerasTensor:
         """The output of its last use."""
         return self.get_output_at(-1)
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """The shape of its output, without the batch."""
+        return next((tap.shape for tap in self._network.taps if tap.name == self._key), ())
 
     @property
     def weights(self) -> list[keras.Variable]:
