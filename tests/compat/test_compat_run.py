@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 import hanmo.compat.bert4keras.models as ours
 from hanmo.cli.app import app
-from hanmo.compat.bert4keras import backend
-from hanmo.compat.bert4keras import _script
+from hanmo.compat.bert4keras import _script, backend
 from hanmo.compat.bert4keras._modules import find_module
 from hanmo.compat.bert4keras._script import check_script, run_script, served
 from hanmo.errors import MissingExtra, Unsupported

@@ -212,7 +212,7 @@ class _TrainFunction:
         self.model, self.function = model, function
 
     def __call__(self, data: Any) -> Any:
-        from_keras = len(data) == 1 and isinstance(data[0], tuple)
+        from_keras = len(data) == 1 and isinstance(data[0], tuple | list)
         if self.function is not None:
             return self.function(_flat(data[0]) if from_keras else data)
         return self.model.train_step(data[0] if from_keras else self.model.batch_of(data))
