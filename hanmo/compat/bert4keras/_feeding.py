@@ -262,4 +262,7 @@ def _stack(rows: list[Any], types: Any, shapes: Any, *, padded: bool) -> Any:
         arrays = [
             np.pad(each, [(0, size - have) for size, have in zip(sizes, each.shape, strict=True)]) for each in arrays
         ]
+    if len({array.shape for array in arrays}) > 1:
+        shapes = ", ".join(map(str, dict.fromkeys(array.shape for array in arrays)))
+        raise DataError(f"the items have the shapes {shapes}; give padded_batch=True to pad them")
     return np.stack(arrays)
