@@ -16,6 +16,7 @@ from hanmo.checkpoint.load import Report
 from hanmo.checkpoint.save import save
 from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, ConfigError, PromptError
+from hanmo.export.huggingface import huggingface_files
 from hanmo.generate.rules import check_count
 from hanmo.generate.text import search
 from hanmo.inference.cuda.blocks import Int8Linear
@@ -23,7 +24,6 @@ from hanmo.inference.cuda.engine import StaticEngine
 from hanmo.inference.torch_engine import TorchEngine
 from hanmo.model import Model
 from hanmo.pipeline import Pipeline, Texts
-from hanmo.tokenizers.huggingface import huggingface_files
 from hanmo.tokenizers.load import tokenizer_files
 from hanmo.tokenizers.prompt import as_texts, encode_prompt
 from hanmo.tokenizers.protocol import Tokenizer

@@ -13,7 +13,7 @@ from hanmo.errors import ConfigError, MissingFile, TokenizerError
 from hanmo.generate.loop import Engine, Limits
 from hanmo.generate.options import Options, Request, generation_defaults, showing
 from hanmo.generate.rules import check_count, check_number
-from hanmo.generate.sampling import GREEDY, PRESETS, Sampling
+from hanmo.generate.sampling import GREEDY, PRESETS, TOP_K, Sampling
 from hanmo.generate.stop import StopRules
 from hanmo.generate.text import GeneratedText, GenerationConfig, Stream, search, stream, write
 from hanmo.tokenizers.bert_rules import PreTokenize
@@ -216,7 +216,7 @@ class Pipeline:
             own = {name: value for name, value in own.items() if name not in ("top_k", "top_p")}
         told = own | given
         if not told.keys() & {"top_k", "top_p"}:
-            told["top_k"] = 5
+            told["top_k"] = TOP_K
         told["no_repeat_ngram"] = told.get("no_repeat_ngram") or None
         return Sampling(**told, banned=banned)
 

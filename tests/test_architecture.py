@@ -25,6 +25,7 @@ STREET = [
     ["checkpoint"],
     ["tokenizers"],
     ["generate", "training", "train", "inference"],
+    ["export"],
     ["pipeline"],
     ["batch"],
     ["model_pipeline"],
@@ -46,7 +47,7 @@ LONG: dict[str, str] = {
 # Private words that standard terms replaced; CHANGELOG.md has the table of old and new names.
 RETIRED = re.compile(r"foretel|foretold|sights?\b|crew|wishes|blocks_alone|misfit|give_back", re.IGNORECASE)
 
-MODULES = sorted(ROOT.rglob("*.py"))
+MODULES = sorted(set(ROOT.rglob("*.py")) - set((ROOT / "assets").rglob("*.py")))  # assets: code for transformers
 
 
 def name_of(path: Path) -> str:

@@ -29,7 +29,7 @@ _BY_ROWS = {21128: "nezha", 12000: "roformer", 50000: "roformer"}
 class Recognised:
     """What a checkpoint is.
 
-    family: the likeliest; candidates: all that fit.   format: "tensorflow", "huggingface" or "hanmo", its names.
+    family: the likeliest; candidates: all that fit.   format: one of FORMATS or "hanmo", its names.
     config: what its config.json says, or what its shapes imply (derived=True).
     sizes: as measured: vocab_size, hidden_size, num_layers, feed_forward, and what else the shapes tell.
     parameters: numbers in the model's own tensors.   dtype: of most of them.   left: reason → how many other tensors.
@@ -178,7 +178,7 @@ def with_heads(config: ModelConfig, names: Names, tensors: Mapping[str, object])
 
 
 _Candidate = tuple[str, str, Names]
-"""A family, a format of it ("tensorflow", "huggingface"), and its names."""
+"""A family, a format of it, and its names."""
 
 
 def _candidates(source: Source, config: Mapping[str, Any], family: str | None) -> list[_Candidate]:

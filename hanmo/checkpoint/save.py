@@ -33,6 +33,9 @@ from hanmo.model import Model
 
 FORMS = ("safetensors", "tensorflow", "huggingface")
 
+CODE = Path(__file__).parents[1] / "assets" / "transformers"
+"""The networks that transformers does not have, as code for it."""
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -88,9 +91,9 @@ def save(
         own, names = "config.json", _names(family or model.config.family, form)
         data, rows, notes = _translate(model.config, state, names, form, added, head_names or {})
     if form == "huggingface":
-        stored = kind or state["token.weight"].dtype
-        data["dtype"] = _name(stored)
+        data["dtype"] = _name(stored := kind or state["token.weight"].dtype)
         state |= {name: MADE[how](model.config).to(stored) for name, how in names.made.items()}
+        files |= {name: CODE / name for name in names.code}
         rows += [Row((name,), name) for name in names.made]
     items = rounded_items(state) if kind == torch.int8 else items_of(state, rows, kind, progress)
     metadata = MARK if kind == torch.int8 else {"format": "pt"} if form == "huggingface" else {}

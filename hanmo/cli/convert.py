@@ -76,8 +76,8 @@ def convert(
 
 def _for_transformers(config: ModelConfig, folder: Path, files: Sequence[Path]) -> Any:
     """Add what transformers needs to a tokenizer's files, if Hanmo can read them."""
+    from hanmo.export.huggingface import huggingface_files
     from hanmo.pipeline import find_tokenizer
-    from hanmo.tokenizers.huggingface import huggingface_files
 
     try:
         tokenizer = find_tokenizer(folder, None, config)

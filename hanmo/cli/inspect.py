@@ -23,7 +23,12 @@ _PATH = (
 )
 _SHA256 = "Also compute the SHA256 of the data; fail if it is not the released file's."
 _FILES = {"tensorflow": "TensorFlow checkpoint", "safetensors": "safetensors", "torch": "torch file"}
-_NAMES = {"tensorflow": "the original's", "huggingface": "Hugging Face's", "hanmo": "Hanmo's"}
+_NAMES = {
+    "tensorflow": "the original's",
+    "huggingface": "Hugging Face's",
+    "republished": "Hugging Face's",
+    "hanmo": "Hanmo's",
+}
 
 
 def inspect(

@@ -37,7 +37,7 @@ FAMILIES: dict[str, Family] = {
     )
 }
 
-FORMATS = ("tensorflow", "huggingface")
+FORMATS = ("tensorflow", "huggingface", "republished")
 
 
 def tables() -> Iterator[tuple[str, str, Names]]:

@@ -161,6 +161,7 @@ class Names:
     marks, absent: tensors that are there, and are not, in this family alone among those with the same names.
     model_type: what a Hugging Face config.json calls it.   prefix: what names lack where the bare network was saved.
     style: whose keys its config.json uses: "bert", "gpt2" or "t5".   read_only: no other program reads such files.
+    code: files of assets/transformers that transformers needs beside the weights, as it has no such network.
     """
 
     config: Callable[[Config], ModelConfig]
@@ -177,6 +178,7 @@ class Names:
     prefix: str = ""
     style: str = "bert"
     read_only: bool = False
+    code: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, layout: Layout, names: Mapping[str, Any], **fields: Any) -> "Names":
@@ -196,23 +198,25 @@ class Names:
 class Family:
     """A kind of network, in TensorFlow's names and, where there is one, Hugging Face's.
 
+    republished: the names of a conversion to torch by others, read only.
     writes_as: the family whose Hugging Face names this one is written in, if it has none of its own.
     """
 
     name: str
     tensorflow: Names | None = None
     huggingface: Names | None = None
+    republished: Names | None = None
     writes_as: str = ""
 
     def names(self, form: str) -> Names | None:
-        """Return the table of names of a format, "tensorflow" or "huggingface"; None if there is none."""
-        return self.tensorflow if form == "tensorflow" else self.huggingface
+        """Return the table of names of one of `FORMATS`; None if there is none."""
+        return {"tensorflow": self.tensorflow, "huggingface": self.huggingface, "republished": self.republished}[form]
 
     @property
     def model_types(self) -> set[str]:
         """What a config.json may call the family as its model_type."""
-        own = self.huggingface.model_type if self.huggingface is not None else ""
-        return {self.name, self.writes_as, own} - {""}
+        own = {names.model_type for names in (self.huggingface, self.republished) if names is not None}
+        return {self.name, self.writes_as, *own} - {""}
 
 
 # What training and fine-tuning leave in a checkpoint of any family, in TensorFlow's names and in torch's.

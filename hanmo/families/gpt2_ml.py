@@ -5,10 +5,11 @@ The original applies no attention dropout, whatever its config says.
 """
 
 from functools import partial
+from typing import Any
 
 from hanmo.config import ModelConfig, Sublayer
 from hanmo.families import keys
-from hanmo.families.family import TENSORFLOW, Config, Family, Names
+from hanmo.families.family import TENSORFLOW, TORCH, Config, Family, Names
 from hanmo.families.gpt2 import DENSE, causal_config, hparams, huggingface_names
 
 ORDER = (Sublayer("attention"), Sublayer("feed_forward", pre=True, post=True))
@@ -31,6 +32,24 @@ _NAMES = {
     ),
 }
 _HUGGINGFACE_NAMES = {
+    "token": "model.embed_tokens",
+    "decoder.embedding.position": "model.embed_positions",
+    "decoder.embedding.norm": "model.embed_norm",
+    "decoder.blocks.{}": (
+        "model.layers.{}",
+        {
+            "attention.query": "self_attn.q_proj",
+            "attention.key": "self_attn.k_proj",
+            "attention.value": "self_attn.v_proj",
+            "attention.output": "self_attn.o_proj",
+            "feed_forward_pre": "mlp_ln0",
+            "feed_forward.input": "mlp.up_proj",
+            "feed_forward.output": "mlp.down_proj",
+            "feed_forward_post": "mlp_ln1",
+        },
+    ),
+}
+_REPUBLISHED_NAMES = {
     "token": "transformer.wte",
     "decoder.embedding.position": "transformer.wpe",
     "decoder.embedding.norm": "transformer.emb_norm",
@@ -75,12 +94,39 @@ def gpt2_ml_config(
     )
 
 
+def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
+    written = keys.write_model(config, gelu="gelu_erf")
+    unused = ("attention_probs_dropout_prob", "type_vocab_size")
+    return {key: value for key, value in written.items() if key not in unused} | {
+        "model_type": "gpt2_ml",
+        "architectures": ["GPT2MLForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "configuration_gpt2_ml.GPT2MLConfig",
+            "AutoModel": "modeling_gpt2_ml.GPT2MLModel",
+            "AutoModelForCausalLM": "modeling_gpt2_ml.GPT2MLForCausalLM",
+        },
+        "layer_norm_eps": config.main.norm_eps,
+        "tie_word_embeddings": True,
+    }
+
+
 GPT2_ML = Family(
     "gpt2_ml",
     tensorflow=Names.of(TENSORFLOW, _NAMES, config=_config, original=partial(keys.write_model, gelu="gelu_erf")),
-    # As ghosthamlet/gpt2-ml-torch converts it (gpt2_ml_torch/modeling_gpt2.py), with a network of its own.
-    huggingface=huggingface_names(
+    # transformers has no such network; the names are those of hanmo/assets/transformers/modeling_gpt2_ml.py.
+    huggingface=Names.of(
+        TORCH,
         _HUGGINGFACE_NAMES,
+        config=_config,
+        original=_huggingface_original,
+        repeats={"lm_head.weight": "model.embed_tokens.weight"},
+        model_type="gpt2_ml",
+        prefix="model.",
+        code=("configuration_gpt2_ml.py", "modeling_gpt2_ml.py"),
+    ),
+    # As ghosthamlet/gpt2-ml-torch converts it (gpt2_ml_torch/modeling_gpt2.py), with a network of its own.
+    republished=huggingface_names(
+        _REPUBLISHED_NAMES,
         config=_config,
         original=partial(keys.write_model, gelu="gelu_erf"),
         marks=("transformer.emb_norm.weight",),

@@ -85,6 +85,9 @@ class Sampling:
         return logits
 
 
+TOP_K = 5
+"""Default of top_k where neither the caller nor generation_config.json restricts the draw."""
+
 GREEDY = Sampling(temperature=0)
 
 PRESETS = MappingProxyType(

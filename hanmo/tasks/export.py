@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from hanmo.checkpoint.save import Saved, add_files, save
 from hanmo.checkpoint.staged import atomic_folder
 from hanmo.errors import CheckpointError, ConfigError
+from hanmo.export.huggingface import huggingface_files
 from hanmo.tasks.classify import Classify
 from hanmo.tasks.config import TASK_JSON
 from hanmo.tasks.pipeline import TaskPipeline
 from hanmo.tasks.read import Read
 from hanmo.tasks.tag import Tag
 from hanmo.tasks.task import Task, TaskNetwork
-from hanmo.tokenizers.huggingface import huggingface_files
 from hanmo.tokenizers.load import tokenizer_files
 
 __all__ = ["FORMS", "export"]

@@ -29,7 +29,7 @@ from hanmo.tokenizers.vocab import read_vocab
 END, NEWLINE, SPACE_TOKEN = "[EOS]", "[NL]", "[SP]"
 _ASCII = frozenset(digits + ascii_letters)
 _PARTS = re.compile("[A-Za-z0-9]+|.", re.DOTALL)
-_DROPPED = frozenset(
+DROPPED = frozenset(
     map(chr, (*range(0x20), *range(0x7F, 0xA0), 0xAD, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F)))
 ) - set("\n\t")
 
@@ -98,7 +98,7 @@ class Lossless(Tokenizer):
         return codes, classes
 
     def _spans(self, text: str) -> tuple[list[int], Spans]:
-        kept = [at for at, character in enumerate(text) if character not in _DROPPED or character == "\r"]
+        kept = [at for at, character in enumerate(text) if character not in DROPPED or character == "\r"]
         kept = [at for at in kept if text[at : at + 2] != "\r\n"]  # the position of such a line end is its '\n'
         line = "".join(text[at] for at in kept).replace("\r", "\n")
         found = [match.span() for match in _PARTS.finditer(line)]
@@ -126,7 +126,7 @@ class Lossless(Tokenizer):
             return self._newline
         if character == "\t" or category(character) == "Zs":
             return self._space
-        return DROP if character in _DROPPED else self._ids.get(character, self._unk)
+        return DROP if character in DROPPED else self._ids.get(character, self._unk)
 
     def _pieces(self, word: str) -> list[int]:
         return [self._ids[piece] for piece in split_word(word, self._ids, len(word), longest=self._longest)]

@@ -21,7 +21,7 @@ from hanmo.tokenizers.protocol import Spans, SpecialIds, Tokenizer
 from hanmo.tokenizers.streams import WordStream
 from hanmo.tokenizers.vocab import read_vocab
 
-_SPACED_AFTER = frozenset(",;:!?")  # not the full stop, which is as often part of a number, name or address
+SPACED_AFTER = frozenset(",;:!?")  # not the full stop, which is as often part of a number, name or address
 
 
 class WordPiece(Tokenizer):
@@ -67,7 +67,7 @@ class WordPiece(Tokenizer):
         }
         normalizer = BertNormalizer(lowercase=lowercase)
         super().__init__(special, named, ends=start is not None or end is not None, added=added, normalizer=normalizer)
-        self.lowercase, self._word_limit = lowercase, word_limit
+        self.lowercase, self.word_limit = lowercase, word_limit
         self.pre_tokenizes = pre_tokenize is not None
         self._pre_tokenize = pre_tokenize and partial(_without_spaces, pre_tokenize)
         self._rust = RustWordPiece(self._ids, unk_token="[UNK]", max_input_chars_per_word=word_limit)
@@ -77,7 +77,7 @@ class WordPiece(Tokenizer):
         return self._ids.get(token, self._added_ids.get(token))
 
     def stream(self, *, special: bool = False) -> WordStream:
-        return WordStream(self.id_to_token, self._shown(special), in_word=in_word, marks=_SPACED_AFTER)
+        return WordStream(self.id_to_token, self._shown(special), in_word=in_word, marks=SPACED_AFTER)
 
     def encode_array(self, text: str) -> NDArray[np.int32]:
         if self._pre_tokenize is not None or self._always is not None:
@@ -91,7 +91,7 @@ class WordPiece(Tokenizer):
             text,
             self._ids,
             lowercase=self.lowercase,
-            word_limit=self._word_limit,
+            word_limit=self.word_limit,
             pre_tokenize=self._pre_tokenize,
         )
         ids = [self._ids.get(piece, self._unk) for piece in pieces]

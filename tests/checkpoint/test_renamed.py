@@ -35,9 +35,11 @@ def golden(data):
     return lambda kind: load(data / "goldens" / kind / "model.ckpt")
 
 
-def in_hugging_face_s_names(loaded: ModelPipeline, family: str = "") -> tuple[Tensors, dict[str, Any]]:
+def in_hugging_face_s_names(
+    loaded: ModelPipeline, family: str = "", form: str = "huggingface"
+) -> tuple[Tensors, dict[str, Any]]:
     """Give the tensors under the names of a family's torch table, and its config.json."""
-    names = FAMILIES[family or loaded.config.family].huggingface
+    names = FAMILIES[family or loaded.config.family].names(form)
     assert names is not None
     state = dict(loaded.model.named_parameters())
     return exported(state, names.rows(loaded.config)), names.original(loaded.config)
@@ -279,7 +281,7 @@ def test_albert_zh_s_other_order_of_norms_is_refused(data, tmp_path):
 
 def test_gpt2_ml_as_gpt2_ml_torch_converts_it(golden, tmp_path):
     first = golden("gpt2_ml_original")
-    tensors, config = in_hugging_face_s_names(first)
+    tensors, config = in_hugging_face_s_names(first, form="republished")
     tensors = renamed(tensors, (r"^transformer\.", ""))  # its convert.py saves the bare network
     tensors["h.0.attn.bias"], tensors["h.0.attn.masked_bias"] = torch.ones(1, 1, 48, 48), torch.tensor(-1e4)
     words = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}

@@ -181,9 +181,9 @@ def test_a_target_that_looks_like_one_file_is_wrong_usage(folder, tmp_path, name
 
 
 def test_a_form_that_the_family_has_not_is_one_line(data, tmp_path):
-    result = run(data / "goldens" / "gpt2_ml", tmp_path / "out", "--to", "huggingface")
+    result = run(data / "goldens" / "roformer_v2", tmp_path / "out", "--to", "huggingface")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "hanmo: gpt2_ml has no form 'huggingface'; its forms are safetensors, tensorflow\n"
+    assert result.stderr == "hanmo: roformer_v2 has no form 'huggingface'; its forms are safetensors, tensorflow\n"
 
 
 @pytest.mark.parametrize("form", ["safetensors", "tensorflow", "huggingface"])

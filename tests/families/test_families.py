@@ -51,6 +51,7 @@ CONFIGS = {
     ("gpt2_openai", "tensorflow"): OPENAI,
     ("gpt2_ml", "tensorflow"): BERT,
     ("gpt2_ml", "huggingface"): BERT,
+    ("gpt2_ml", "republished"): BERT,
     ("t5.1.0", "tensorflow"): BERT | {"attention_head_size": 6},
     ("t5.1.0", "huggingface"): T5,
     ("t5.1.1", "tensorflow"): BERT,

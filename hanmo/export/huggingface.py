@@ -1,16 +1,23 @@
 """The tokenizer files and special ids of a Hugging Face folder; existing files are kept, missing ones are written."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hanmo.config import ModelConfig
+from hanmo.errors import ConfigError
+from hanmo.files import read_json
+from hanmo.generate.sampling import TOP_K
 from hanmo.tokenizers.byte_bpe import ByteBPE
+from hanmo.tokenizers.lossless import Lossless
 from hanmo.tokenizers.prompt import marks_of
 from hanmo.tokenizers.protocol import Tokenizer
+from hanmo.tokenizers.rust import rust_tokenizer
 from hanmo.tokenizers.sentence_piece import SentencePiece
 from hanmo.tokenizers.wordpiece import WordPiece
 
+_RUST = "PreTrainedTokenizerFast"
 _TOKENS = {"pad": "pad_token", "unk": "unk_token", "start": "cls_token", "end": "sep_token", "mask": "mask_token"}
 
 
@@ -20,7 +27,8 @@ def huggingface_files(
     """Return the files beside the weights by their names in transformers: a file to copy, or JSON to write.
 
     files: as `tokenizer_files` lists them.   "config.json": what to add to the model's.
-    A tokenizer without a class in transformers (`Lossless`) gets no tokenizer_config.json.
+    generation_config.json gets the special ids and the way of drawing that it does not name, since transformers then
+    reads them nowhere else.
     """
     copied = {file.name: file for file in files}
     written: dict[str, dict[str, Any]] = {}
@@ -33,11 +41,16 @@ def huggingface_files(
             ids["decoder_start_token_id"] = marks.start
         if ids := {name: number for name, number in ids.items() if number is not None}:
             written["config.json"] = ids
-            if config.can_generate and "generation_config.json" not in copied:
-                written["generation_config.json"] = ids
+            if config.can_generate:
+                own = copied.pop("generation_config.json", None)
+                kept = {} if own is None else read_json(own, error=ConfigError)
+                drawing = {} if "do_sample" in kept or {"top_k", "top_p"} & set(kept) else {"top_k": TOP_K}
+                written["generation_config.json"] = {"do_sample": True} | drawing | ids | kept
     described = {"tokenizer_config.json", "tokenizer.json"} & set(copied) or "tokenizer_class" in config.generation
     if not described and (found := _tokenizer_config(config, tokenizer)):
         written["tokenizer_config.json"] = found
+        if found["tokenizer_class"] == _RUST and isinstance(tokenizer, WordPiece | Lossless):
+            written["tokenizer.json"] = json.loads(rust_tokenizer(config, tokenizer).to_str())
         if isinstance(tokenizer, SentencePiece):
             copied = {"spiece.model" if name.endswith(".model") else name: file for name, file in copied.items()}
     return {**copied, **written}
@@ -45,10 +58,13 @@ def huggingface_files(
 
 def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    if isinstance(tokenizer, WordPiece):
-        name = "RoFormerTokenizer" if tokenizer.pre_tokenizes else "BertTokenizer"
-        found = {"tokenizer_class": name, "do_lower_case": tokenizer.lowercase}
-        for kind, name in _TOKENS.items():
+    if isinstance(tokenizer, WordPiece | Lossless):
+        jieba = isinstance(tokenizer, WordPiece) and tokenizer.pre_tokenizes
+        found = {"tokenizer_class": "RoFormerTokenizer" if jieba else _RUST, "clean_up_tokenization_spaces": False}
+        if isinstance(tokenizer, WordPiece):
+            found["do_lower_case"] = tokenizer.lowercase
+        names = _TOKENS | ({"end": "eos_token"} if config.can_generate else {})
+        for kind, name in names.items():
             if (number := getattr(tokenizer.special, kind)) is not None:
                 found[name] = tokenizer.id_to_token(number)
     elif isinstance(tokenizer, SentencePiece) and tokenizer.cpm:

@@ -1,0 +1,44 @@
+"""Tokenizers written as a tokenizer.json: the same ids and the same decoded text."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+import hanmo
+from hanmo.families.gpt2_ml import gpt2_ml_config
+from hanmo.tokenizers.lossless import Lossless
+from hanmo.tokenizers.rust import rust_tokenizer
+from hanmo.tokenizers.wordpiece import WordPiece
+
+SMALL = Path(hanmo.__file__).parent / "assets" / "small" / "vocab.txt"
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *"今天气好，。,.;!?:'“”-3aeiou",
+    "hello",
+    "world",
+    "##s",
+    "##ly",
+    "Z",
+]
+CONFIG = gpt2_ml_config(vocab_size=8000, num_layers=1, hidden_size=64, positions=32)
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [WordPiece(WORDS), WordPiece(WORDS, lowercase=False), Lossless(SMALL)],
+    ids=["folds", "cased", "lossless"],
+)
+def test_ids_and_decoded_texts_are_the_same(tokenizer: WordPiece | Lossless) -> None:
+    made, draw = rust_tokenizer(CONFIG, tokenizer), random.Random(0)
+    parts = ["今天", "气", "好", "hello", "World", "hellos", "a", "Z", "é", "３", "3", "한", "ー", "😀", "[MASK"]
+    parts += [*" \n\t，,!'“-", "  ", ". ", "\r\n", "\u3000", "\u200b", "\x07"]
+    for _ in range(500):
+        text = "".join(draw.choice(parts) for _ in range(draw.randrange(1, 12)))
+        ids = tokenizer.encode(text, ends=False).ids
+        assert made.encode(text, add_special_tokens=False).ids == ids, text
+        assert made.decode(ids) == tokenizer.decode(ids), text
