@@ -123,6 +123,9 @@ def _as_options(message: str, command: Any) -> str:
     holds an underscore, begins a clause before "is" or "was", or is in "leave NAME out".
     """
     options = {each.name: each for each in getattr(command, "params", ()) if each.opts[0].startswith("-")}
+    message = re.sub(  # an alternative that the command does not have
+        r"(, or give |，或用 )([a-z_]+)=\S+( to load it| 指定)?", lambda m: m[0] if m[2] in options else "", message
+    )
 
     def spell(match: re.Match[str]) -> str:
         name, value = match.groups()

@@ -49,7 +49,7 @@ _FITTING = {
     "format": option(str, "Format of the data, if it is not recognized."),
     "form": option(str, "Variant of the kind, such as multi.", show_default="by the data"),
     "head": option(str, "Head of the kind, such as crf.", show_default="the kind's first"),
-    "pooling": option(Literal["pooler", "mean", "first"], "How token vectors become one.", default="pooler"),
+    "pooling": option(Literal["pooler", "mean", "first"], "How token vectors become one.", show_default="pooler"),
     "labels": option(list[str], "A label; repeatable.", "--label", show_default="those of the data"),
     "max_length": option(int, "Tokens of a window.", min=8, show_default="512, or the model's positions if fewer"),
     "stride": option(int, "Tokens from a window to the next.", min=1, show_default="three quarters of a window"),
@@ -67,6 +67,10 @@ _FITTING = {
     **{name: TRAINING[name] for name in _OF_THE_LOOP},
 }
 Folder = Annotated[Path, Option("--model", help="Folder of a trained task.", show_default=False)]
+Weights = Annotated[
+    Literal["float32", "bfloat16", "int8"] | None,
+    Option(help="Compute the encoder by OpenVINO on the CPU, with these weights.", show_default="by torch"),
+]
 Windows = Annotated[int, Option("--batch", min=1, help="Windows computed at once.")]
 Format = Annotated[str | None, Option(help="Format of the data, if it is not recognized.", show_default=False)]
 
@@ -119,6 +123,7 @@ def predict(
     ] = None,
     out: Annotated[Path | None, Option(help="The results, in place of standard output.", show_default=False)] = None,
     batch: Windows = 32,
+    weights: Weights = None,
     device: shared.Device = "auto",
     threads: shared.Threads = None,
 ) -> None:
@@ -132,7 +137,7 @@ def predict(
     """
     if texts and file is not None:
         raise typer.BadParameter("give texts or --file, not both")
-    pipeline = _open(model, device, threads)
+    pipeline = _open(model, device, threads, weights)
     from hanmo.checkpoint.staged import atomic_path
 
     alone = texts is not None and texts != ["-"]
@@ -159,17 +164,23 @@ def evaluate(
     model: Folder,
     format: Format = None,
     confusion: Annotated[Path | None, Option(help="Draw a confusion matrix as a PNG.", show_default=False)] = None,
+    plots: Annotated[
+        Path | None,
+        Option(help="Folder for pictures: confusion matrix, reliability, precision and recall.", show_default=False),
+    ] = None,
     batch: Windows = 32,
+    weights: Weights = None,
     device: shared.Device = "auto",
     threads: shared.Threads = None,
     as_json: shared.Json = False,
 ) -> None:
     """Score a task on labelled data; prints the scores, and those of each label.
 
-    [bold]hanmo task evaluate test.jsonl --model run --confusion matrix.png[/bold]
+    [bold]hanmo task evaluate test.jsonl --model run --plots pictures[/bold]
     """
-    pipeline = _open(model, device, threads)
-    from hanmo.tasks.report import confused, draw_confusion
+    pipeline = _open(model, device, threads, weights)
+    from hanmo.tasks.plots import draw_confusion, draw_plots
+    from hanmo.tasks.report import confused
 
     rows, results = pipeline.predict_labelled(data, batch=batch, format=format)
     scores, labels = pipeline.task.measure(rows, results), pipeline.task.label_counts(rows, results)
@@ -191,6 +202,9 @@ def evaluate(
     if confusion is not None:
         shown = draw_confusion(*confused(rows, results), confusion)
         say(f"confusion matrix: {confusion}, labels {', '.join(shown)}")
+    if plots is not None:
+        for picture in draw_plots(pipeline.task, rows, results, plots):
+            say(f"picture: {picture}")
 
 
 def explain(
@@ -258,7 +272,7 @@ def export(
     echo(str(saved.path))
 
 
-def _open(model: Path, device: str, threads: int | None) -> "TaskPipeline":
+def _open(model: Path, device: str, threads: int | None, weights: str | None = None) -> "TaskPipeline":
     import torch
 
     from hanmo.cores import set_torch_threads
@@ -266,8 +280,9 @@ def _open(model: Path, device: str, threads: int | None) -> "TaskPipeline":
 
     set_torch_threads(threads)
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return open_task(model, device=device)
+        device = "cuda" if weights is None and torch.cuda.is_available() else "cpu"
+    pipeline = open_task(model, device=device)
+    return pipeline if weights is None else pipeline.use_openvino(weights=weights, threads=threads)
 
 
 def _lines(path: Path | None) -> "Iterator[tuple[str, str]]":
@@ -328,6 +343,10 @@ def _report(out: Path, made: "Fitted | Repeats") -> None:
     if isinstance(made, Repeats):
         values = ", ".join(f"{value:.4f}" for value in made.values)
         say(f"{best.score.name} of {len(runs)} runs: {made.mean:.4f} ± {made.spread:.4f} ({values})")
+        if made.chosen_on == made.measured_on:
+            say("each score is of the dev rows that chose the weights, so it is optimistic")
+        else:
+            say("the weights were chosen on a share of the training rows, not on the fold that the score is of")
     else:
         say(f"{best.score.name} on {best.score.on}: {best.score.value:.4f}, {best.steps:,} steps")
     folder = best.folder.parent / "best" if (best.folder.parent / "best").exists() else best.folder

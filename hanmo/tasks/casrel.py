@@ -4,6 +4,7 @@ As in bert4keras's example (kexue.fm/archives/7161): the subject conditions a la
 powers of sigmoids. Knows vectors and places; knows no texts.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -77,16 +78,18 @@ def casrel_targets(relations: Relations, length: int, predicates: int) -> Arrays
     return {"subject": subject, "subjects": np.array(subjects), "objects": objects}
 
 
-def casrel_loss(subject: Tensor, objects: Tensor, batch: Batch) -> Tensor:
+def casrel_loss(subject: Tensor, objects: Tensor, batch: Batch, *, weights: Sequence[float] | None = None) -> Tensor:
     """Return the loss of each window [b]: the subjects', and the mean of the objects' over the window's subjects.
 
     subject: [b, n, 2], objects: [m, n, predicates, 2], logits.   batch: with the targets of `casrel_targets`.
     Both are means over a window's tokens and the two ends; the second is a sum over predicates.
+    weights: factor of the loss of each predicate.
     """
     weight = batch["mask"] / batch["mask"].sum(1, keepdim=True)
     found = (_power_loss(subject, batch["subject"], SUBJECT_POWER).mean(-1) * weight).sum(1)
     rows, numbers = (batch["subjects"][..., 0] >= 0).nonzero(as_tuple=True)
-    losses = _power_loss(objects, batch["objects"][rows, numbers], OBJECT_POWER).mean(-1).sum(-1)
+    losses = _power_loss(objects, batch["objects"][rows, numbers], OBJECT_POWER).mean(-1)
+    losses = losses.sum(-1) if weights is None else losses @ torch.tensor(weights).to(losses)
     share = 1 / torch.bincount(rows, minlength=len(found)).clamp(min=1)
     return found.index_add(0, rows, (losses * weight[rows]).sum(1) * share[rows])
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hanmo.config import ModelConfig
+from hanmo.errors import ConfigError
 from hanmo.model import Output
 from hanmo.nn.linear import Linear
 from hanmo.tasks.calibration import best_threshold, fit_temperature
@@ -54,12 +55,18 @@ class Classify(Task):
 
     forms: ClassVar[tuple[str, ...]] = ("single", "multi", "regression")
     pooled = True
-    options: ClassVar[tuple[str, ...]] = ("class_weights",)
+    options: ClassVar[dict[str, tuple[str, ...]]] = {"class_weights": ("single", "multi")}
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)
         self.main_score = {"single": "accuracy", "multi": "micro_f1", "regression": "spearman"}[config.form]
         self.weights = self.class_weights(config.labels)
+
+    @classmethod
+    def check_config(cls, config: TaskConfig) -> None:
+        super().check_config(config)
+        if config.form == "regression" and config.labels:
+            raise ConfigError(f"labels is {list(config.labels)}; form 'regression' predicts a number, leave labels out")
 
     @classmethod
     def settle(cls, config: TaskConfig, rows: Sequence[Row]) -> TaskConfig:
@@ -106,7 +113,7 @@ class Classify(Task):
         return {"labels": chosen}
 
     def head(self, config: ModelConfig) -> LinearHead:
-        return LinearHead(config, len(self.config.labels) or 1, pooling=self.config.pooling)
+        return LinearHead(config, len(self.config.labels) or 1, pooling=self.pooling)
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         logits = outputs.float()

@@ -14,7 +14,7 @@ from hanmo.errors import ConfigError
 from hanmo.files import parse_json, read_json
 from hanmo.training.args import TrainArgs
 
-__all__ = ["TASK_JSON", "Score", "TaskArgs", "TaskConfig", "is_number"]
+__all__ = ["POOLINGS", "TASK_JSON", "Score", "TaskArgs", "TaskConfig", "is_number"]
 
 TASK_JSON = "task.json"
 POOLINGS = ("pooler", "mean", "first")
@@ -40,7 +40,7 @@ class TaskConfig:
 
     kind: key of `hanmo.tasks.TASKS`.   form: variant of the kind, such as "multi" of "classify".
     labels: in the order of the head's outputs.   head: name of the kind's head, such as "crf".
-    pooling: how token vectors become one vector: "pooler", "mean" or "first".
+    pooling: how token vectors become one vector, for kinds that need one: "pooler" (the default), "mean" or "first".
     max_length: ids of a window, with the marks; None: the model's positions, at most 512.
     stride: tokens from the start of a window to that of the next; None: three quarters of the window's tokens.
     thresholds: label → probability or score from which it is predicted, where it is not the kind's default.
@@ -52,7 +52,7 @@ class TaskConfig:
     form: str = ""
     labels: tuple[str, ...] = ()
     head: str = ""
-    pooling: str = "pooler"
+    pooling: str = ""
     max_length: int | None = None
     stride: int | None = None
     thresholds: dict[str, float] = field(default_factory=dict, hash=False)
@@ -64,7 +64,7 @@ class TaskConfig:
         for name in ("kind", "form", "head", "pooling"):
             _expect(name, getattr(self, name), isinstance(getattr(self, name), str), "a string")
         _expect("kind", self.kind, self.kind != "", "the name of a kind")
-        _expect("pooling", self.pooling, self.pooling in POOLINGS, f"one of {', '.join(POOLINGS)}")
+        _expect("pooling", self.pooling, self.pooling in ("", *POOLINGS), f"one of {', '.join(POOLINGS)}")
         object.__setattr__(self, "labels", tuple(self.labels))
         _expect("labels", self.labels, all(isinstance(label, str) and label for label in self.labels), "strings")
         twice = {label for label in self.labels if self.labels.count(label) > 1}

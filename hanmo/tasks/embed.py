@@ -10,6 +10,7 @@ The vector of a long text is the mean of its windows' vectors, by their length. 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from hanmo.tasks.pooling import pool
 from hanmo.tasks.rows import Row, texts_of
 from hanmo.tasks.scores import pearson, spearman
 from hanmo.tasks.task import Arrays, Batch, Example, Result, Task, TaskNetwork, pad
-from hanmo.tasks.windows import Part, Window, make_windows, tokenize
+from hanmo.tasks.windows import Part, Window, tokenize
 from hanmo.tokenizers.protocol import Tokenizer
 
 __all__ = ["Embed", "EmbedHead", "fit_whitening", "nearest", "score_of"]
@@ -68,7 +69,15 @@ class Embed(Task):
 
     forms = ("cosent", "contrastive", "infonce", "simcse")
     pooled = True
-    options = ("margin", "measure", "pooler", "positive", "scale", "whitening")
+    labelled = False
+    options: ClassVar[dict[str, tuple[str, ...]]] = {
+        "margin": ("contrastive",),
+        "measure": (),
+        "pooler": ("pooler",),
+        "positive": (),
+        "scale": ("cosent", "infonce", "simcse"),
+        "whitening": (),
+    }
     unit = True
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
@@ -105,16 +114,13 @@ class Embed(Task):
 
     def encode(self, row: Row) -> Example:
         tokens = tuple(tokenize(self.tokenizer, text) for text in self.texts(row))
-        length, stride = self.config.max_length or 512, self.config.stride
-        sides = [make_windows(self.tokenizer, [each], max_length=length, stride=stride) for each in tokens]
+        sides = [self.windows([each]) for each in tokens]
         count = max(map(len, sides))  # windows of the text that has fewer are repeated
         return Example(row, tokens, [_join([side[at % len(side)] for side in sides]) for at in range(count)])
 
     def train_windows(self, example: Example) -> Sequence[Window]:
         if self.config.form == "simcse":
-            length, stride = self.config.max_length or 512, self.config.stride
-            sides = [make_windows(self.tokenizer, [t], max_length=length, stride=stride) for t in example.tokens]
-            return [_join([window, window]) for side in sides for window in side]
+            return [_join([window, window]) for each in example.tokens for window in self.windows([each])]
         score = score_of(example.row)
         dissimilar = self.config.form == "infonce" and score is not None and score < self.positive
         return [] if dissimilar else example.windows
@@ -140,13 +146,12 @@ class Embed(Task):
         return replace(made, pool=chosen) if chosen and made.pool != "none" else made
 
     def head(self, config: ModelConfig) -> EmbedHead:
-        return EmbedHead(config, pooling=self.config.pooling, whitening=self.whitening)
+        return EmbedHead(config, pooling=self.pooling, whitening=self.whitening)
 
     def forward(self, backbone: Model, head: nn.Module, batch: Batch) -> Tensor:
-        ids, mask = batch["ids"].flatten(0, 1), batch["mask"].flatten(0, 1)
-        segments = batch["segments"].flatten(0, 1) if backbone.config.main.segments else None
+        ids, segments, mask = (batch[name].flatten(0, 1) for name in ("ids", "segments", "mask"))
         mask = mask | ~mask.any(-1, keepdim=True)  # an absent text; it has no real token to attend to
-        output = backbone(ids, segments=segments, mask=mask, logits="none")
+        output = self.read(backbone, {"ids": ids, "segments": segments, "mask": mask})
         vectors: Tensor = head(output, mask)
         return vectors.view(*batch["ids"].shape[:2], -1)
 

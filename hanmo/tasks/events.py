@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hanmo.config import ModelConfig
 from hanmo.tasks.config import TaskConfig
-from hanmo.tasks.pointer import GPLinker, Pair, best_pairs, pair_array, pointer_loss
+from hanmo.tasks.pointer import GPLinker, Pair, best_pairs, linker_loss, pair_array
 from hanmo.tasks.pointer_task import Item, PointerTask
 from hanmo.tasks.rows import Row, spans_of, texts_of
 from hanmo.tasks.scores import set_scores
@@ -78,8 +78,7 @@ class Events(PointerTask):
         return GPLinker(config.main.hidden_size, len(self.config.labels), 1, head_size=self.head_size, upper=True)
 
     def losses(self, outputs: Any, batch: Batch) -> Tensor:
-        parts = zip(outputs, ("spans", "first", "last"), strict=True)
-        return torch.stack([pointer_loss(scores.float(), batch[name]) for scores, name in parts]).sum(0)
+        return linker_loss(outputs, batch, spans=self.weights)
 
     def infer(self, network: TaskNetwork, batch: Batch) -> list[Found]:
         rows = zip(*(scores.float() for scores in network(batch)), batch["text"].tolist(), strict=True)

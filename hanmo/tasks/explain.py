@@ -28,7 +28,7 @@ from hanmo.tasks.pipeline import TaskPipeline
 from hanmo.tasks.rows import as_rows
 from hanmo.tasks.steps import evaluating
 from hanmo.tasks.task import Batch, Example, TaskNetwork
-from hanmo.tasks.windows import make_windows, merge_tokens, tokenize
+from hanmo.tasks.windows import merge_tokens, tokenize
 
 __all__ = ["Explanation", "explain", "path_gradients", "token_scores", "with_vectors"]
 
@@ -115,8 +115,7 @@ def explain(
     number, name, probability = _explained(pipeline, text, label)
     (row,) = as_rows([text])
     tokens = tuple(tokenize(task.tokenizer, each, offsets=True) for each in task.texts(row))
-    config = task.config
-    windows = make_windows(task.tokenizer, tokens, max_length=config.max_length or 512, stride=config.stride)
+    windows = task.windows(tokens)
     example = Example(row, tokens, windows)
     with evaluating(network):
         found = [token_scores(_attribute(network, example, place, number, points), by) for place in range(len(windows))]

@@ -136,7 +136,7 @@ def _in_transformers(pipeline: TaskPipeline) -> tuple[dict[str, str], dict[str, 
         return _layer("head.linear", "classifier"), {"architectures": [f"{classes.word}ForTokenClassification"]}
     if isinstance(task, Read):
         return _layer("head.linear", "qa_outputs"), {"architectures": [f"{classes.word}ForQuestionAnswering"]}
-    needed, pooling = classes.pool or config.main.activation, task.config.pooling
+    needed, pooling = classes.pool or config.main.activation, task.pooling
     if pooling != "pooler" or config.pool != needed:
         ours = f"the pooler's activation is {config.pool!r}" if pooling == "pooler" else f"pooling is {pooling!r}"
         raise CheckpointError(

@@ -11,7 +11,7 @@ that of the paper (Schick and Schütze 2021, arXiv 2001.07676), since what norma
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from hanmo.tasks.classify import Classify
 from hanmo.tasks.config import TaskConfig
 from hanmo.tasks.rows import Row
 from hanmo.tasks.task import Batch, Example
-from hanmo.tasks.windows import Part, Window, make_windows, tokenize
+from hanmo.tasks.windows import Part, Window, tokenize
 from hanmo.tokenizers.protocol import Tokenizer
 
 __all__ = ["Few"]
@@ -43,7 +43,7 @@ class Few(Classify):
     forms = ("single",)
     pooled = False
     output = "mlm"
-    options = ("class_weights", "loss", "template", "words")
+    options: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(("class_weights", "loss", "template", "words"), ())
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)
@@ -99,8 +99,7 @@ class Few(Classify):
 
     def encode(self, row: Row) -> Example:
         tokens = tokenize(self.tokenizer, self.texts(row)[0])
-        length = (self.config.max_length or 512) - len(self.before) - len(self.after)
-        windows = make_windows(self.tokenizer, [tokens], max_length=length, stride=self.config.stride)
+        windows = self.windows([tokens], spare=len(self.before) + len(self.after))
         return Example(row, (tokens,), [self._fill(window) for window in windows])
 
     def _fill(self, window: Window) -> Window:
@@ -115,8 +114,7 @@ class Few(Classify):
 
     def forward(self, backbone: Model, head: nn.Module, batch: Batch) -> Tensor:
         """Return the log-probability of each label's word [windows, labels], in float32."""
-        segments = batch["segments"] if backbone.config.main.segments else None
-        hidden = backbone(batch["ids"], segments=segments, mask=batch["mask"], logits="none").hidden
+        hidden = self.read(backbone, batch).hidden
         places = (batch["ids"] == self.mask).int().topk(len(self.words[0])).indices.sort().values  # [windows, masks]
         masked = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
         logs = backbone.logits(masked).float().log_softmax(-1)  # [windows, masks, vocab]

@@ -3,9 +3,11 @@
 rows ─► settle ─► examples ─► training.fit ─► OUT/best: a folder that `hanmo.load` opens
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from rich.console import Console
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from hanmo.errors import ConfigError
+from hanmo.errors import ConfigError, MissingFile
 from hanmo.loading import load
 from hanmo.model_pipeline import ModelPipeline
 from hanmo.tasks.batches import TaskBatches, predict
@@ -28,13 +30,16 @@ from hanmo.tasks.task import Example, Result, Task, TaskNetwork
 from hanmo.tasks.wrappers import Wrap, wrapped
 from hanmo.tokenizers.load import tokenizer_files
 from hanmo.training import distributed
-from hanmo.training.args import TrainArgs
+from hanmo.training.args import AUTO, TrainArgs
+from hanmo.training.checkpoints import newest, read_state
 from hanmo.training.loop import fit as run_loop
 from hanmo.training.lora import add_lora
 from hanmo.training.optim.schedule import parameter_groups
 from hanmo.training.step import make_optimizer as plain_optimizer
 
 __all__ = ["Data", "Fitted", "fit", "prepare", "task_loss"]
+
+_OF_TEXTS = ("sequence", "separator", "document", "pre_tokenize", "memory", "restore_slots")  # arguments
 
 
 @dataclass
@@ -96,21 +101,19 @@ def fit(
     """
     if (kind is None) == (config is None):
         raise ConfigError("give either kind, such as 'classify', or config=TaskConfig(…)")
-    config = config or TaskConfig(kind=str(kind))
-    args = args or TaskArgs()
+    config, args = config or TaskConfig(kind=str(kind)), _checked(args or TaskArgs())
     data = prepare(config, train, dev, held_out=args.held_out, seed=args.seed, format=format)
     loaded = model if isinstance(model, ModelPipeline) else load(model, device=device)
+    vocabulary = _vocabulary(loaded)
     task = make_task(_with_length(data.config, loaded), loaded._tokenizer())
-    network = build(loaded.model, task, seed=args.seed)
-    if args.lora is not None:
-        _adapt(network, args.lora, args.seed)
+    network = _adapted(build(loaded.model, task, seed=args.seed), args)
     examples = [task.encode(row) for row in data.train]
     batches = TaskBatches(task, examples, rows=args.batch, seed=args.seed)
     data.notes += [*_describe(examples, len(batches)), *task.notes(examples)]
     if console is not None and distributed.is_main():
         console.print(*data.notes, sep="\n", highlight=False, markup=False, soft_wrap=True)
-    args = _with_defaults(args, len(batches))
-    judge = _Judge(task, data, args.batch, loaded.path if loaded.path.is_dir() else loaded.path.parent)
+    args = _with_defaults(args, len(batches), newest(Path(out), "last") if resume else None)
+    judge = _Judge(task, data, args.batch, vocabulary)
     outcome = run_loop(
         network,
         batches,
@@ -121,6 +124,7 @@ def fit(
         evaluate=judge,
         save=judge.save,
         resume=resume,
+        same=_same(task.config, data, args.batch),
         console=console,
     )
     score = TaskConfig.read(outcome.folder / TASK_JSON).score
@@ -196,8 +200,8 @@ def make_optimizer(model: nn.Module, args: TrainArgs, *, layer_decay: float = 1.
 class _Judge:
     """Measures a network on dev rows, and saves it with what the last evaluation found."""
 
-    def __init__(self, task: Task, data: Data, batch: int, base: Path) -> None:
-        self.task, self.data, self.batch, self.base = task, data, batch, base
+    def __init__(self, task: Task, data: Data, batch: int, vocabulary: Sequence[Path]) -> None:
+        self.task, self.data, self.batch, self.vocabulary = task, data, batch, vocabulary
         self.config, self.examples = task.config, [task.encode(row) for row in data.dev]
 
     def __call__(self, network: TaskNetwork) -> dict[str, Any]:
@@ -208,16 +212,53 @@ class _Judge:
         return {**scores, "score": name, "higher_is_better": True}
 
     def save(self, network: TaskNetwork, folder: Path) -> None:
-        save_network(network, folder, self.config, tokenizer_files(self.base), overwrite=True)
+        save_network(network, folder, self.config, self.vocabulary, overwrite=True)
 
 
-def _adapt(network: TaskNetwork, rank: int, seed: int) -> None:
-    """Add adapters to the backbone. Its pooler is often new, so it is trained as the head is."""
+def _checked(args: TrainArgs) -> TrainArgs:
+    """Return arguments of the loop. Raises ConfigError for one that is of training on texts alone."""
+    default = TrainArgs()
+    for name in _OF_TEXTS:
+        if (value := getattr(args, name)) != getattr(default, name):
+            instead = "give max_length of TaskConfig" if name == "sequence" else "leave it out"
+            raise ConfigError(f"{name} is {value!r}, which has no effect on a task; {instead}")
+    if args.precision == "bfloat16":
+        raise ConfigError(
+            "precision is 'bfloat16', whose weights are too coarse for the small steps of fine-tuning; use 'mixed', "
+            "which computes in bfloat16 and keeps float32 weights"
+        )
+    return args
+
+
+def _same(config: TaskConfig, data: Data, batch: int) -> dict[str, str]:
+    """Return what a resumed run has to have again, as text or its digest."""
+
+    def digest(rows: Sequence[Row]) -> str:
+        text = json.dumps([dict(row.data) for row in rows], sort_keys=True, ensure_ascii=False, default=str)
+        return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    settings = replace(config, score=None).to_json()
+    return {"training data": digest(data.train), "dev data": digest(data.dev), "task": settings, "batch": str(batch)}
+
+
+def _adapted(network: TaskNetwork, args: TrainArgs) -> TaskNetwork:
+    """Add the adapters that arguments ask for. A pooler is often new, so it is trained as the head is."""
+    if args.lora is None:
+        return network
     if distributed.world() > 1:
-        raise ConfigError(f"LoRA of rank {rank} is trained in one process, not {distributed.world()}")
-    add_lora(network.backbone, rank, seed=seed)
+        raise ConfigError(f"LoRA of rank {args.lora} is trained in one process, not {distributed.world()}")
+    add_lora(network.backbone, args.lora, seed=args.seed)
     if network.backbone.pooler is not None:
         network.backbone.pooler.requires_grad_(True)
+    return network
+
+
+def _vocabulary(loaded: ModelPipeline) -> list[Path]:
+    """Return the tokenizer's files, which the task's folder takes along. Raises MissingFile if there are none."""
+    files = tokenizer_files(loaded.path if loaded.path.is_dir() else loaded.path.parent)
+    if not files:
+        raise MissingFile(f"no vocabulary beside {loaded.path}, which a task needs; put its vocab.txt or *.model there")
+    return files
 
 
 def _with_length(config: TaskConfig, loaded: ModelPipeline) -> TaskConfig:
@@ -228,8 +269,13 @@ def _with_length(config: TaskConfig, loaded: ModelPipeline) -> TaskConfig:
     return replace(config, max_length=config.max_length or min(512, context or 512))
 
 
-def _with_defaults(args: TrainArgs, batches: int) -> TrainArgs:
-    """Fill in what suits fine-tuning; batches: of an epoch."""
+def _with_defaults(args: TrainArgs, batches: int, last: Path | None) -> TrainArgs:
+    """Fill in what suits fine-tuning.
+
+    batches: of an epoch.   last: the checkpoint that is resumed; its run's warm-up stays, whatever its length is now.
+    """
+    if last is not None:
+        args = args.filled(warmup=read_state(last).get("settings", {}).get("warmup", AUTO))
     steps = args.steps
     if steps is None and args.minutes is None:
         steps = max(1, round((args.epochs or 3.0) * batches))

@@ -28,6 +28,7 @@ __all__ = [
     "Pair",
     "best_pairs",
     "decode_triples",
+    "linker_loss",
     "log_of_sum",
     "multilabel_loss",
     "pair_array",
@@ -145,19 +146,35 @@ def sparse_multilabel_loss(scores: Tensor, numbers: Tensor, *, padding: int | No
     return log_of_sum(scores.scatter(-1, numbers, float("-inf"))) + log_of_sum(right)
 
 
-def pointer_loss(scores: Tensor, pairs: Tensor, *, dense: bool = False) -> Tensor:
+def pointer_loss(
+    scores: Tensor, pairs: Tensor, *, dense: bool = False, weights: Sequence[float] | None = None
+) -> Tensor:
     """Return the multi-label loss of each row [b].
 
     scores: [b, heads, n, n].   pairs: [b, heads, any, 2], right pairs, filled up with (0, 0), which is never right.
     The sum over the heads without the pair (0, 0), as GPLinker is trained; or, dense, the mean with it.
+    weights: factor of the loss of each head.
     """
     numbers = pairs[..., 0] * scores.shape[-1] + pairs[..., 1]
     flat = scores.flatten(2)
+    factors = torch.ones_like(flat[0, :, 0]) if weights is None else torch.tensor(weights).to(flat)
     if not dense:
-        return sparse_multilabel_loss(flat, numbers, padding=0).sum(1)
+        return (sparse_multilabel_loss(flat, numbers, padding=0) * factors).sum(1)
     targets = torch.zeros_like(flat).scatter(-1, numbers, 1.0)
     targets[..., 0] = 0
-    return multilabel_loss(flat, targets).mean(1)
+    return (multilabel_loss(flat, targets) * factors).mean(1)
+
+
+def linker_loss(
+    outputs: Sequence[Tensor],
+    batch: Batch,
+    *,
+    spans: Sequence[float] | None = None,
+    links: Sequence[float] | None = None,
+) -> Tensor:
+    """Return the loss of a GPLinker's three pointers [b]; spans, links: factors of the loss of their heads."""
+    parts = zip(outputs, ("spans", "first", "last"), (spans, links, links), strict=True)
+    return torch.stack([pointer_loss(each.float(), batch[name], weights=w) for each, name, w in parts]).sum(0)
 
 
 def log_of_sum(x: Tensor) -> Tensor:

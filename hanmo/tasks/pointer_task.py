@@ -34,12 +34,13 @@ class PointerTask(Task):
     """A kind whose network scores pairs of places.
 
     noun: what the training data holds, for people.
-    Option "head_size": features of a pointer's query and key, 64 by default.
+    Options "head_size": features of a pointer's query and key, 64 by default; "class_weights": factors of the loss of
+    what has a label.
     """
 
     main_score = "f1"
     offsets = True
-    options: ClassVar[tuple[str, ...]] = ("head_size",)
+    options: ClassVar[dict[str, tuple[str, ...]]] = {"head_size": ("gplinker",), "class_weights": ()}
     noun: str
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
@@ -47,6 +48,7 @@ class PointerTask(Task):
         self.head_size = config.options.get("head_size", 64)
         if type(self.head_size) is not int or self.head_size < 2 or self.head_size % 2:
             raise ConfigError(f"head_size is {self.head_size!r}; expected an even number above 0")
+        self.weights = self.class_weights(config.labels)
         if tokenizer.special.start is None:
             raise ConfigError("the vocabulary has no start mark such as [CLS], which a task with pointers needs")
 

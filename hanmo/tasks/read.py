@@ -42,7 +42,8 @@ class Reading(Task):
 
     main_score = "f1"
     offsets = True
-    options: ClassVar[tuple[str, ...]] = ("max_answer", "unanswered")
+    labelled = False
+    options: ClassVar[dict[str, tuple[str, ...]]] = {"max_answer": (), "unanswered": ()}
     passage = 1
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:

@@ -20,7 +20,7 @@ from hanmo.tasks.extract import Match, vote
 from hanmo.tasks.read import Reading
 from hanmo.tasks.rows import Row
 from hanmo.tasks.task import Arrays, Batch, Example, Result, TaskNetwork
-from hanmo.tasks.windows import Window, make_windows, tokenize
+from hanmo.tasks.windows import Window, tokenize
 
 __all__ = ["Extractive", "Found", "ReadMlm"]
 
@@ -43,8 +43,7 @@ class Extractive(Reading):
 
     def encode(self, row: Row) -> Example:
         question, text = (tokenize(self.tokenizer, each, offsets=True) for each in self.texts(row))
-        length = (self.config.max_length or 512) - self.max_answer - 1
-        windows = make_windows(self.tokenizer, [text, question], max_length=length, stride=self.config.stride)
+        windows = self.windows([text, question], spare=self.max_answer + 1)
         return Example(row, (text, question), [self.with_room(window) for window in windows])
 
     def with_room(self, window: Window) -> Window:
@@ -103,8 +102,7 @@ class ReadMlm(Extractive):
         return Window(window.ids + masks, [0] * len(window) + [1] * len(masks), window.parts)
 
     def forward(self, backbone: Model, head: nn.Module, batch: Batch) -> Tensor:
-        segments = batch["segments"] if backbone.config.main.segments else None
-        hidden = backbone(batch["ids"], segments=segments, mask=batch["mask"], logits="none").hidden
+        hidden = self.read(backbone, batch).hidden
         count = self.max_answer + 1  # masks, at the end of each window
         places = batch["mask"].sum(1, keepdim=True) - count + torch.arange(count, device=hidden.device)
         return backbone.logits(hidden.gather(1, places.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])))

@@ -28,7 +28,7 @@ from hanmo.tasks.casrel import (
 )
 from hanmo.tasks.config import TaskConfig
 from hanmo.tasks.divergence import Logits
-from hanmo.tasks.pointer import GPLinker, Pair, decode_triples, pair_array, pointer_loss
+from hanmo.tasks.pointer import GPLinker, Pair, decode_triples, linker_loss, pair_array
 from hanmo.tasks.pointer_task import Item, ItemTask
 from hanmo.tasks.rows import Row, spans_of, texts_of
 from hanmo.tasks.task import Arrays, Batch, Example, Result, TaskNetwork
@@ -104,9 +104,8 @@ class Relate(ItemTask):
 
     def losses(self, outputs: Any, batch: Batch) -> Tensor:
         if self.casrel:
-            return casrel_loss(outputs[0].float(), outputs[1].float(), batch)
-        parts = zip(outputs, ("spans", "first", "last"), strict=True)
-        return torch.stack([pointer_loss(scores.float(), batch[name]) for scores, name in parts]).sum(0)
+            return casrel_loss(outputs[0].float(), outputs[1].float(), batch, weights=self.weights)
+        return linker_loss(outputs, batch, links=self.weights)
 
     def logits(self, outputs: Any, batch: Batch) -> Sequence[Logits]:
         if self.casrel:  # of the subjects: those of objects depend on which these are

@@ -1,25 +1,19 @@
-"""What an evaluation shows beside its scores: each label's, and a picture of what is taken for what.
+"""What an evaluation shows beside its scores: each label's, and what is taken for what.
 
-Knows rows and results with "label", "labels" or "spans". Matplotlib is optional.
+Knows rows and results with "label", "labels" or "spans".
 """
 
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
-from hanmo.checkpoint.staged import atomic_path
-from hanmo.errors import ConfigError, MissingExtra
+from hanmo.errors import ConfigError
 from hanmo.tasks.rows import Row
-from hanmo.tasks.scores import Counts, confusion, count_sets
+from hanmo.tasks.scores import Counts, count_sets
 
-__all__ = ["confused", "draw_confusion", "scores_by_label"]
+__all__ = ["NOTHING", "confused", "labels_of", "scores_by_label"]
 
 NOTHING = "–"
-_FONTS = (
-    "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "PingFang SC", "Microsoft YaHei",
-    "SimHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Noto Sans CJK JP", "Droid Sans Fallback", "Arial Unicode MS",
-)  # fmt: skip
 
 
 def scores_by_label(rows: Sequence[Row], results: Sequence[Mapping[str, Any]]) -> dict[str, Counts]:
@@ -52,40 +46,9 @@ def confused(rows: Sequence[Row], results: Sequence[Mapping[str, Any]]) -> tuple
     return [true for true, _ in pairs], [predicted for _, predicted in pairs]
 
 
-def draw_confusion(true: Sequence[str], predicted: Sequence[str], path: Path) -> list[str]:
-    """Draw a confusion matrix, rows true and columns predicted, as a PNG; return the labels in their order.
-
-    Where no installed font has Chinese characters, labels are shown as their numbers in this order, from 1.
-    Raises MissingExtra without matplotlib.
-    """
-    try:
-        from matplotlib import font_manager
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtra("a picture needs matplotlib; install it with: pip install 'hanmo[plots]'") from None
-    labels = sorted({*true, *predicted}, key=lambda label: (label == NOTHING, label))
-    counts = confusion(true, predicted, labels)
-    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    font = next((name for name in _FONTS if name in installed), None)
-    plain = font is not None or "".join(labels).replace(NOTHING, "").isascii()
-    names = labels if plain else [str(number) for number in range(1, len(labels) + 1)]
-    size = max(4.0, 1.5 + 0.45 * len(labels))
-    figure = Figure(figsize=(size + 0.5, size), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    how: dict[str, Any] = {} if font is None else {"fontfamily": [font, "sans-serif"]}
-    axes.set_xticks(range(len(names)), names, rotation=90, **how)
-    axes.set_yticks(range(len(names)), names, **how)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    for y, row in enumerate(counts):
-        for x, count in enumerate(row):
-            if count:
-                axes.text(x, y, f"{count:,}", ha="center", va="center", color="w" if shares[y][x] > 0.5 else "k")
-    with atomic_path(path) as made:
-        figure.savefig(made, format="png", dpi=120)
-    return labels
+def labels_of(data: Mapping[str, Any]) -> set[str]:
+    """Return the labels of a row or a result that has "labels", or one "label"."""
+    return {label for _, label in _items(data, "labels" if "labels" in data else "label")}
 
 
 def _key(rows: Sequence[Row], results: Sequence[Mapping[str, Any]]) -> str | None:

@@ -7,6 +7,7 @@ window at most four spans a token are. Options: "head_size"; "loss", "sparse" or
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -46,7 +47,7 @@ class Spans(ItemTask):
 
     heads = tuple(POINTERS)
     noun = "spans"
-    options = ("head_size", "loss")
+    options: ClassVar[dict[str, tuple[str, ...]]] = {"head_size": (), "class_weights": (), "loss": ()}
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)
@@ -79,7 +80,7 @@ class Spans(ItemTask):
         return SpansHead(self.config.head, config.main.hidden_size, len(self.config.labels), self.head_size)
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return pointer_loss(outputs.float(), batch["pairs"], dense=self.dense)
+        return pointer_loss(outputs.float(), batch["pairs"], dense=self.dense, weights=self.weights)
 
     def infer(self, network: TaskNetwork, batch: Batch) -> list[Found]:
         return [

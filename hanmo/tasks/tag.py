@@ -68,7 +68,7 @@ class Tag(Task):
     forms = tuple(SCHEMES)
     main_score = "f1"
     offsets = True
-    options = ("class_weights", "transitions_rate")
+    options: ClassVar[dict[str, tuple[str, ...]]] = {"class_weights": (), "transitions_rate": ("crf", "memm")}
     padding: ClassVar[dict[str, int]] = {"tags": -1}
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:

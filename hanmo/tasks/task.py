@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError
-from hanmo.model import Model
-from hanmo.tasks.config import TaskConfig, is_number
+from hanmo.model import Model, Output
+from hanmo.tasks.config import POOLINGS, TaskConfig, is_number
 from hanmo.tasks.divergence import Logits
 from hanmo.tasks.report import scores_by_label
 from hanmo.tasks.rows import Row, texts_of
@@ -51,7 +51,8 @@ class Task(ABC):
     main_score: name of the score in `measure` that the best weights have; higher is better.
     output: the language-model head of the backbone that the task uses: "none", "mlm" or "lm".
     offsets: whether tokens need offsets.   pooled: whether the head takes `Output.pooled` where pooling is "pooler".
-    padding: fill value of a target's padding, by its name; 0 by default.   options: names of `TaskConfig.options`.
+    padding: fill value of a target's padding, by its name; 0 by default.   labelled: whether there are labels.
+    options: names of `TaskConfig.options`, each with the heads or forms that use it; () for all.
     """
 
     heads: ClassVar[tuple[str, ...]] = ("linear",)
@@ -61,23 +62,32 @@ class Task(ABC):
     offsets: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
     padding: ClassVar[dict[str, int]] = {}
-    options: ClassVar[tuple[str, ...]] = ()
+    labelled: ClassVar[bool] = True
+    options: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
         """config: settled, or read from a task.json. Raises ConfigError as `check_config` does."""
         self.check_config(config)
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer, self.pooling = config, tokenizer, config.pooling or POOLINGS[0]
         self.number = {label: number for number, label in enumerate(config.labels)}
 
     @classmethod
     def check_config(cls, config: TaskConfig) -> None:
-        """Raise ConfigError for a head, a form or an option that the kind has not."""
+        """Raise ConfigError for a head or a form that the kind has not, and for a setting that it does not use."""
         for name, value, known in (("head", config.head, cls.heads), ("form", config.form, cls.forms)):
             if value not in known:
                 raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(known)} for kind {config.kind!r}")
         if unknown := sorted(set(config.options) - set(cls.options)):
             listed = ", ".join(cls.options) or "none"
             raise ConfigError(f"the option {unknown[0]!r} is unknown; kind {config.kind!r} has {listed}")
+        chosen = {config.head, config.form, config.pooling or POOLINGS[0]}
+        for name in config.options:
+            if cls.options[name] and chosen.isdisjoint(cls.options[name]):
+                users = " or ".join(map(repr, cls.options[name]))
+                raise ConfigError(f"the option {name!r} has no effect here, only with {users}; leave it out")
+        for name, used in (("pooling", cls.pooled), ("labels", cls.labelled)):
+            if (value := getattr(config, name)) and not used:
+                raise ConfigError(f"{name} is {value!r}, which kind {config.kind!r} does not use; leave {name} out")
 
     def number_of(self, option: str, default: float) -> float:
         """Return an option that is a number. Raises ConfigError for anything else."""
@@ -113,7 +123,8 @@ class Task(ABC):
 
         Labels are sorted. Raises DataError for a row that is wrong.
         """
-        config = replace(config, head=config.head or cls.heads[0], form=config.form or cls.forms[0])
+        pooling = config.pooling or POOLINGS[0] * cls.pooled
+        config = replace(config, head=config.head or cls.heads[0], form=config.form or cls.forms[0], pooling=pooling)
         if config.labels:
             cls.check_rows(rows, config, "the configuration")
             return config
@@ -142,8 +153,12 @@ class Task(ABC):
     def encode(self, row: Row) -> Example:
         """Tokenize a row's texts and cover them with windows."""
         tokens = tuple(tokenize(self.tokenizer, text, offsets=self.offsets) for text in self.texts(row))
-        length = self.config.max_length or 512
-        return Example(row, tokens, make_windows(self.tokenizer, tokens, max_length=length, stride=self.config.stride))
+        return Example(row, tokens, self.windows(tokens))
+
+    def windows(self, texts: Sequence[Tokens], *, spare: int = 0) -> list[Window]:
+        """Cover the texts of a row with windows; spare: ids of each that are left for what a kind adds."""
+        length = (self.config.max_length or 512) - spare
+        return make_windows(self.tokenizer, texts, max_length=length, stride=self.config.stride)
 
     def train_windows(self, example: Example) -> Sequence[Window]:
         """Return the windows of a row to train on: by default all."""
@@ -189,7 +204,7 @@ class Task(ABC):
                 f"output is {config.output!r}; a task of this kind needs a checkpoint with {self.output!r}"
             )
         pool = "none"
-        if self.pooled and self.config.pooling == "pooler":
+        if self.pooled and self.pooling == "pooler":
             pool = "tanh" if config.pool == "none" else config.pool
         return replace(config, output=self.output, pool=pool, nsp=False, discriminator=False)
 
@@ -203,8 +218,13 @@ class Task(ABC):
 
     def forward(self, backbone: Model, head: nn.Module, batch: Batch) -> Any:
         """Compute outputs of a batch: by default head(Output of the backbone, batch)."""
-        segments = batch["segments"] if backbone.config.main.segments else None
-        return head(backbone(batch["ids"], segments=segments, mask=batch["mask"], logits="none"), batch)
+        return head(self.read(backbone, batch), batch)
+
+    def read(self, backbone: Model, batch: Batch) -> Output:
+        """Compute the backbone's output without logits; one of a single segment reads both texts of a pair as that."""
+        segments = batch["segments"] if backbone.config.main.segments > 1 else None
+        found: Output = backbone(batch["ids"], segments=segments, mask=batch["mask"], logits="none")
+        return found
 
     @abstractmethod
     def losses(self, outputs: Any, batch: Batch) -> Tensor:

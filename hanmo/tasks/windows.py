@@ -109,13 +109,15 @@ def make_windows(
 
     Of a pair that is too long the shorter text is repeated in each window of the longer, up to half of a window; if
     both are longer, every window of one meets every window of the other.
-    stride: as in `TaskConfig`; of a window with less room it is at most that room.
-    Raises ConfigError if no token fits between the marks.
+    stride: as in `TaskConfig`; where a window has less room for the longer text of a pair, it is that room.
+    Raises ConfigError if no token fits between the marks, or a stride is longer than a window.
     """
     marks = _Marks(tokenizer, len(texts))
     room = max_length - marks.count
     if room < len(texts):
         raise ConfigError(f"max_length is {max_length}; {marks.count} marks leave no room for a text of each row")
+    if stride is not None and stride > room:
+        raise ConfigError(f"stride is {stride}; expected at most {room}, the tokens that a window has room for")
     rooms = _rooms([len(tokens) for tokens in texts], room)
     pieces = [_pieces(len(tokens), size, stride) for tokens, size in zip(texts, rooms, strict=True)]
     return [marks.join([t.ids[a:b] for t, (a, b) in zip(texts, each, strict=True)], each) for each in product(*pieces)]

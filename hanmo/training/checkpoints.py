@@ -16,11 +16,11 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import save_file
@@ -31,17 +31,19 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from hanmo.checkpoint.load import as_tensor
-from hanmo.checkpoint.open import ADAPTERS
+from hanmo.checkpoint.open import ADAPTERS, find_checkpoints
 from hanmo.checkpoint.safetensors import Safetensors
 from hanmo.checkpoint.save import save
 from hanmo.checkpoint.staged import atomic_folder, exclusive, is_disk_full
-from hanmo.errors import CheckpointError, CorruptFile, HanmoError, MissingFile, TensorMismatch
+from hanmo.errors import CheckpointError, ConfigError, CorruptFile, HanmoError, MissingFile, TensorMismatch
 from hanmo.files import errors_as, open_file
 from hanmo.model import Model
 from hanmo.training import distributed
 from hanmo.training.lora import has_lora, save_lora
 from hanmo.training.optim.adafactor import AdaFactor
 from hanmo.training.step import Updates
+
+Save: TypeAlias = Callable[[Any, Path], object]
 
 _OTHER = "; resume from another checkpoint"
 _SHARDS = "shards"
@@ -59,19 +61,20 @@ class Place:
     tokens: int = 0  # read
     skipped: int = 0  # batches whose gradient was not finite
     best: float | None = None
-    worse: int = 0  # evaluations since the best one
+    trained: float | None = None  # best score after step 0
+    worse: int = 0  # evaluations since then
     measured: int = -1  # step of the last evaluation
     samples: int | None = None  # bytes of samples.txt
 
 
 class Checkpoints:
-    """The last and the best checkpoint of one run, under `out`; save: as for `fit`."""
+    """The last and the best checkpoint of one run, under `out`; save, same: as for `fit`."""
 
     def __init__(
-        self, out: Path, updates: Updates, beside: list[Path], save: Callable[[Any, Path], object] | None = None
+        self, out: Path, updates: Updates, beside: list[Path], save: Save | None, same: Mapping[str, str] | None
     ) -> None:
         self._out, self._updates, self._model, self._beside = out, updates, updates.model, beside
-        self._save = save
+        self._save, self._same = save, dict(same or {})
 
     def save_best(self, step: int) -> None:
         """Save the weights as the best."""
@@ -96,7 +99,7 @@ class Checkpoints:
         """Save the weights and everything that resuming needs; place: the run's position, numbers by name."""
         updates = self._updates
         generators = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if updates.sum.is_cuda else [])]
-        state = {"place": place, "settings": asdict(updates.args), "generators": generators}
+        state = {"place": place, "settings": asdict(updates.args), "generators": generators, "same": self._same}
         tensors = None
         if distributed.world() > 1:
             found = _named(updates)
@@ -109,7 +112,7 @@ class Checkpoints:
     def restore(self, folder: Path) -> dict[str, Any]:
         """Restore what `save_last` saved; return the place.
 
-        Raises CheckpointError if the run's arguments differ.
+        Raises CheckpointError if the run's arguments differ, or what has to be the same.
         """
         state, updates = read_state(folder), self._updates
         with errors_as(CorruptFile, f"{folder} does not hold what training resumes from", advice=_OTHER):
@@ -117,6 +120,11 @@ class Checkpoints:
                 was, now = state["settings"].get(other[0]), getattr(updates.args, other[0])
                 raise CheckpointError(
                     f"{folder} was trained with {other[0]}={was}, now it is {now}; resume with the same"
+                )
+            before = state.get("same", {})
+            if changed := [name for name, value in self._same.items() if before.get(name, value) != value]:
+                raise CheckpointError(
+                    f"{folder} was trained with other {changed[0]}; resume with the same, or begin in another folder"
                 )
             if (shards := folder / _SHARDS).is_dir():
                 _restore_named(updates, state["numbers"], shards)
@@ -142,7 +150,7 @@ def save_checkpoint(
     *,
     state: dict[str, Any] | None = None,
     beside: Iterable[Path] = (),
-    write: Callable[[Any, Path], object] | None = None,
+    write: Save | None = None,
     shards: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write OUT/KIND-STEP and delete the older ones of this kind; every process calls it.
@@ -179,7 +187,7 @@ def save_checkpoint(
     return folder
 
 
-def _write_weights(model: nn.Module, folder: Path, write: Callable[[Any, Path], object] | None) -> None:
+def _write_weights(model: nn.Module, folder: Path, write: Save | None) -> None:
     if write is not None:
         write(model, folder)
     elif has_lora(model):
@@ -217,12 +225,16 @@ def recover(out: Path) -> None:
 def locked(out: Path) -> Iterator[None]:
     """Hold the lock of a run's folder; remove what a run that is refused before it begins has put there.
 
-    Raises DataError, naming the process that holds the lock.
+    Raises DataError, naming the process that holds the lock; ConfigError for a file, and a folder that holds a model.
     """
     if not distributed.is_main():
         yield
         return
-    fresh, lock = not out.exists(), out / ".lock"
+    fresh, lock, begun = not out.exists(), out / ".lock", [out / name for name in ("chosen.json", "log.jsonl")]
+    if not fresh and not out.is_dir():
+        raise ConfigError(f"out is {str(out)!r}, a file; expected a folder")
+    if not any(path.exists() for path in begun) and find_checkpoints(out) != [out]:
+        raise ConfigError(f"out is {str(out)!r}, which holds a model; expected a new folder, or that of a run")
     out.mkdir(parents=True, exist_ok=True)
     before = {*out.iterdir(), lock}
     try:
@@ -230,7 +242,7 @@ def locked(out: Path) -> Iterator[None]:
             try:
                 yield
             except HanmoError:
-                if not any((out / name).exists() for name in ("chosen.json", "log.jsonl")):
+                if not any(path.exists() for path in begun):
                     for path in set(out.iterdir()) - before:
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
                 raise

@@ -68,6 +68,7 @@ def fit(
     beside: Iterable[Path] = (),
     save: Callable[[Any, Path], object] | None = None,
     resume: bool = False,
+    same: Mapping[str, str] | None = None,
     console: Console | None = None,
 ) -> Outcome:
     """Train a module on its device (CPU or GPU) and keep its last and best weights under `out`.
@@ -80,9 +81,10 @@ def fit(
     watch: called with each record of OUT/log.jsonl.   beside: files to copy into each checkpoint: vocab.txt.
     save: (model, folder) → writes the best weights into a folder, heads included, instead of the default format.
     resume: continue from the newest checkpoint under `out`, with the same losses; without one, start.
-    Seeds torch's generators. SIGTERM and SIGINT end the run after the current step, saved.
-    Raises CheckpointError if `out` holds a run and resume is False, or a run with other settings, or the disk is full,
-    DataError while another process trains there, TrainingError when ten updates in a row are not finite.
+    same: what a resumed run has to have again, by its name for people: {"training data": a digest}.
+    Seeds torch's generators. SIGTERM and SIGINT save and end the run after the current step.
+    Raises ConfigError if `out` holds a model, CheckpointError if it holds a run and resume is False, or another run, or
+    the disk is full, DataError while another process trains there, TrainingError when ten updates are not finite.
     """
     out, settings = Path(out), settings.for_loop()
     if settings.steps is None and settings.minutes is None:
@@ -95,7 +97,7 @@ def fit(
         last = distributed.agree(newest(out, "last"))
         distributed.share(model)
         updates = Updates(model, settings, loss, optimizer)
-        run = _Run(out, updates, Checkpoints(out, updates, list(beside), save), evaluate, sample, watch)
+        run = _Run(out, updates, Checkpoints(out, updates, list(beside), save, same), evaluate, sample, watch)
         torch.manual_seed(settings.seed + distributed.rank())
         if last is not None:
             run.restore(last)
@@ -257,9 +259,12 @@ class _Run:
             self.tell({"step": at.step, "evaluation": found, "averaged": averaged})
             name, higher = score_of(found)
             self.log.say(f"step {at.step}: {found[name]:.4f} {name.replace('_', ' ')}{words}")
-            at.worse += 1
-            if at.best is None or (found[name] > at.best if higher else found[name] < at.best):
-                at.best, at.worse = found[name], 0
+            score, sign, better = found[name], 1 if higher else -1, True
+            if at.step:  # weights that are not trained yet end nothing, and equal ones that are replace them
+                better = at.trained is None or sign * score > sign * at.trained
+                at.trained, at.worse = (score, 0) if better else (at.trained, at.worse + 1)
+            if better and (at.best is None or sign * score >= sign * at.best):
+                at.best = score
                 self.checkpoints.save_best(at.step)
         if self.sample is not None:
             text = self.sample(model)

@@ -1,6 +1,7 @@
 """`hanmo task fit`, `predict` and `evaluate`, as a user types them, on a tiny model and tiny data."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -180,6 +181,25 @@ def test_evaluate_prints_scores_and_draws_the_confusion_matrix(work):
     assert {label: each["true"] for label, each in told["labels"].items()} == {"earth": 20, "sky": 20}
 
 
+def test_pictures_of_an_evaluation_are_drawn_into_a_folder(work):
+    result = run("evaluate", "dev.jsonl", "--model", "run", "--plots", "pictures")
+    assert result.exit_code == 0, result.stderr
+    names = ["confusion", "reliability", "precision_recall"]
+    assert result.stderr.splitlines() == [f"hanmo: picture: pictures/{name}.png" for name in names]
+    assert sorted(path.stem for path in Path("pictures").iterdir()) == sorted(names)
+
+
+def test_small_weights_compute_on_the_cpu(work, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(work / "cache"))
+    plain = json.loads(run("predict", "天地日玄", "--model", "run").stdout)
+    small = json.loads(run("predict", "天地日玄", "--model", "run", "--weights", "int8", "--threads", 1).stdout)
+    assert small["label"] == plain["label"] and 0 < abs(small["probability"] - plain["probability"]) < 0.1
+    scores = json.loads(run("evaluate", "dev.jsonl", "--model", "run", "--weights", "float32", "--json").stdout)
+    assert scores["scores"]["accuracy"] == hanmo.load("run").task.config.score.value
+    wrong = run("predict", "天", "--model", "run", "--weights", "int4")
+    assert wrong.exit_code == 2 and "--weights" in wrong.stderr
+
+
 def test_explain_shows_the_characters_that_decide(work):
     lines = run("explain", "天地日玄", "--model", "run").stdout.splitlines()
     label, probability = lines[0].split("\t")
@@ -255,8 +275,12 @@ def test_folds_measure_every_row_once(work):
     write("small.jsonl", sky_rows(30) + sky_rows(2))
     options = ("--model", "model", "--kind", "classify", "--train", "small.jsonl", "--device", "cpu", "--steps", 1)
     said = done("fit", *options, "--out", "folds", "--folds", 3)
-    assert sum(int(line.split()[2]) for line in said.splitlines() if line.startswith("dev rows: ")) == 32
+    measured = [re.fullmatch(r"fold-\d: accuracy [\d.]+ on its (\d+) rows", line) for line in said.splitlines()]
+    assert sum(int(found[1]) for found in measured if found) == 32
     assert "accuracy of 3 runs: " in said and Path("folds/fold-3/best").exists()
+    assert "chosen on a share of the training rows, not on the fold that the score is of" in said
+    told = json.loads(Path("folds/scores.json").read_text("utf-8"))
+    assert (told["chosen_on"], told["measured_on"]) == ("10% of a run's training rows", "a run's fold")
     assert "leave --dev out" in refused("fit", *options, "--dev", "dev.jsonl", "--folds", 3, "--out", "one")
     assert "--seeds is 3, --folds is 3; give one of them" in refused(
         "fit", *options, "--folds", 3, "--seeds", 3, "--out", "one"
@@ -284,6 +308,10 @@ def test_what_is_missing_is_wrong_usage(work, missing):
     ("words", "says"),
     [
         (("--kind", "sorcery"), "--kind is 'sorcery'; expected one of classify"),
+        (("--kind", "tag", "--pooling", "mean"), "--pooling is 'mean', which kind 'tag' does not use; leave"),
+        (("--stride", 63), "--stride is 63; expected at most 62, the tokens that a window has room for"),
+        (("--precision", "bfloat16"), "--precision is 'bfloat16', whose weights are too coarse"),
+        (("--model", "bare"), "no vocabulary beside "),
         (("--head", "hydra"), "--head is 'hydra'; expected one of linear for kind 'classify'"),
         (("--max-length", 65), "--max-length is 65; the model of "),
         (("--train", "empty.jsonl"), "empty.jsonl is empty; expected labelled rows"),
@@ -320,12 +348,36 @@ def test_bad_input_is_one_clear_error(work, words, says):
     write("inclusive.jsonl", [{"text": "天地", "spans": [{"start": 0, "stop": 1, "label": "A", "text": "天地"}]}])
     crossing = [{"start": 0, "stop": 2, "label": "A"}, {"start": 1, "stop": 3, "label": "B"}]
     write("crossing.jsonl", [{"text": "天地玄黄", "spans": crossing}])
+    shutil.copytree("model", "bare")
+    Path("bare/vocab.txt").unlink()
     if says is None:
         result = run("fit", *QUICK, *words, "--out", "one")
         assert result.exit_code == 2 and "--seeds" in result.stderr
     else:
         assert says in refused("fit", *QUICK, *words, "--out", "one")
     assert not Path("one").exists()
+
+
+def test_a_run_is_kept_apart_from_models_and_files(work):
+    assert "--out is 'model', which holds a model; expected a new folder" in refused("fit", *QUICK, "--out", "model")
+    assert not Path("model/options.json").exists()
+    assert "--out is 'dev.jsonl', a file; expected a folder" in refused("fit", *QUICK, "--out", "dev.jsonl")
+
+
+def test_a_run_is_not_resumed_with_changed_data(work):
+    done("fit", *QUICK, "--out", "one", "--steps", 2)
+    write("train.jsonl", sky_rows(399))
+    assert "one/last-00000002 was trained with other training data; resume with the same" in refused(
+        "fit", "--out", "one", "--resume", "--steps", 40
+    )
+    write("train.jsonl", sky_rows(400))
+    done("fit", "--out", "one", "--resume", "--steps", 40)
+
+
+def test_a_task_without_its_vocabulary_names_no_option_that_is_not_there(work):
+    Path("run/best/vocab.txt").unlink()
+    said = refused("predict", "--model", "run", "天")
+    assert "vocab.txt or *.model there" in said and "tokenizer" not in said
 
 
 def test_a_folder_that_is_no_task_or_lacks_the_head_is_refused(work):

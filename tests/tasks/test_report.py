@@ -3,11 +3,20 @@
 import random
 
 import pytest
+from toy_tasks import VOCABULARY
 
 from hanmo.errors import ConfigError, DataError
-from hanmo.tasks.report import confused, draw_confusion, scores_by_label
+from hanmo.tasks import TaskConfig
+from hanmo.tasks.classify import Classify
+from hanmo.tasks.plots import Ranked, draw_confusion, draw_plots, precision_recall, ranked, reliability
+from hanmo.tasks.relate import Relate
+from hanmo.tasks.report import confused, scores_by_label
 from hanmo.tasks.rows import Row, folds
 from hanmo.tasks.scores import Counts
+from hanmo.tasks.spans import Spans
+from hanmo.tokenizers import WordPiece
+
+TOKENIZER = WordPiece(VOCABULARY)
 
 
 def rows(*data: dict) -> list[Row]:
@@ -61,6 +70,51 @@ def test_a_confusion_matrix_is_drawn_in_any_script(tmp_path):
     labels = draw_confusion(["体育", "财经", "–"], ["体育", "体育", "财经"], tmp_path / "matrix.png")
     assert labels == ["体育", "财经", "–"]
     assert (tmp_path / "matrix.png").read_bytes().startswith(b"\x89PNG")
+
+
+SINGLE = Classify(TaskConfig(kind="classify", form="single", labels=("A", "B"), head="linear"), TOKENIZER)
+ODDS = [{"label": "B" if b > 0.5 else "A", "probabilities": {"A": 1 - b, "B": b}} for b in (0.9, 0.8, 0.3, 0.15)]
+
+
+def test_precision_and_recall_follow_the_scores():
+    found = ranked(SINGLE, rows({"label": "B"}, {"label": "A"}, {"label": "B"}, {"label": "A"}), ODDS)
+    assert found["B"] == Ranked([0.9, 0.8, 0.3, 0.15], [True, False, True, False], 2)
+    recall, precision, average = precision_recall(found["B"])
+    assert recall.tolist() == [0.5, 0.5, 1, 1] and precision.tolist() == [1, 0.5, pytest.approx(2 / 3), 0.5]
+    assert average == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    equal = precision_recall(Ranked([0.5, 0.5, 0.2], [True, False, True], 4))
+    assert equal[0].tolist() == [0.25, 0.5] and equal[1].tolist() == [0.5, pytest.approx(2 / 3)]
+    assert precision_recall(Ranked([], [], 3))[2] == 0
+
+
+def test_spans_and_relations_are_ranked_by_their_scores():
+    task = Spans(TaskConfig(kind="spans", labels=("A", "B"), head="global_pointer"), TOKENIZER)
+    found = spans((0, 2, "A"), (2, 3, "A"))
+    for span, score in zip(found["spans"], (3.0, 1.0), strict=True):
+        span["score"] = score
+    assert ranked(task, rows(spans((0, 2, "A"), (4, 5, "A"))), [found]) == {"A": Ranked([3.0, 1.0], [True, False], 2)}
+    relate = Relate(TaskConfig(kind="relate", labels=("R",), head="gplinker"), TOKENIZER)
+    true = rows({"text": "天地玄黄宇宙", "triples": [["天地", "R", "黄"]]})
+    relations = [{"subject": 0, "object": 1, "label": "R", "score": 2.0}]
+    result = {"spans": spans((0, 2, "e"), (3, 4, "e"))["spans"], "relations": relations}
+    assert ranked(relate, true, [result]) == {"R": Ranked([2.0], [True], 1)}
+
+
+def test_reliability_compares_probabilities_with_what_is_right():
+    odds, right, counts = reliability(rows({"label": "B"}, {"label": "A"}, {"label": "B"}, {"label": "A"}), ODDS)
+    assert counts.tolist() == [0] * 7 + [1, 2, 1]
+    assert odds[7:].tolist() == pytest.approx([0.7, 0.825, 0.9]) and right[7:].tolist() == [0, 0.5, 1]
+
+
+def test_the_pictures_that_results_allow_are_drawn(tmp_path):
+    true = rows({"label": "B"}, {"label": "A"}, {"label": "B"}, {"label": "A"})
+    drawn = draw_plots(SINGLE, true, ODDS, tmp_path / "all")
+    assert [path.name for path in drawn] == ["confusion.png", "reliability.png", "precision_recall.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+    number = Classify(TaskConfig(kind="classify", form="regression", head="linear"), TOKENIZER)
+    with pytest.raises(ConfigError, match="kind 'classify' predicts no labels and no spans, which pictures show"):
+        draw_plots(number, rows({"score": 1.0}), [{"score": 2.0}], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from toy_tasks import model_folder, sky_rows
 
 import hanmo
-from hanmo.errors import ConfigError, DataError, MissingFile
+from hanmo.errors import CheckpointError, ConfigError, DataError, MissingFile
 from hanmo.families import FAMILIES
 from hanmo.loading import load as load_model
 from hanmo.tasks import TaskArgs, TaskConfig, fit
@@ -20,6 +20,7 @@ from hanmo.tasks.pipeline import open_task
 from hanmo.tasks.rows import Row
 from hanmo.tasks.table import make_task
 from hanmo.training.args import TrainArgs
+from hanmo.training.checkpoints import read_state
 from hanmo.training.step import Updates
 
 ROWS, DEV = sky_rows(48), sky_rows(24, seed=1)
@@ -98,15 +99,83 @@ def test_a_decoder_is_refused(base, tmp_path):
 
 def test_training_ends_without_a_better_score_and_keeps_the_best(base, tmp_path):
     args = TrainArgs(batch=16, epochs=30, lr=2e-3, early_stopping=2)
-    fitted = fit(base, train=sky_rows(200), dev=DEV, kind="classify", out=tmp_path / "run", args=args)
+    config = TaskConfig(kind="classify", pooling="mean")
+    fitted = fit(base, train=sky_rows(200), dev=DEV, config=config, out=tmp_path / "run", args=args)
     found = evaluations(tmp_path / "run")
     scores = [record["evaluation"]["accuracy"] for record in found]
     best = scores.index(max(scores))
     assert fitted.steps < 30 * 13
-    assert len(scores) == best + 3
+    assert best > 0 and len(scores) == best + 3
     assert fitted.score.value == max(scores)
     assert fitted.folder.name == f"best-{found[best]['step']:08d}"
     assert open_task(tmp_path / "run").evaluate(DEV)["accuracy"] == max(scores)
+
+
+def test_the_score_before_training_neither_ends_a_run_nor_is_kept_for_an_equal_one(base, tmp_path):
+    args = TrainArgs(batch=16, epochs=9, lr=1e-12, early_stopping=1)
+    fitted = fit(base, train=ROWS, dev=DEV, kind="classify", out=tmp_path / "run", args=args)
+    found = [(record["step"], record["evaluation"]["accuracy"]) for record in evaluations(tmp_path / "run")]
+    assert [step for step, _ in found] == [0, 3, 6] and len({score for _, score in found}) == 1
+    assert fitted.folder.name == "best-00000003"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"train": [*ROWS[1:], ROWS[0]]}, "last-00000002 was trained with other training data; resume with the same"),
+        ({"dev": DEV[1:]}, "last-00000002 was trained with other dev data; resume with the same"),
+        ({"config": TaskConfig(kind="classify", options={"class_weights": {"sky": 2}})}, "with other task; resume"),
+        (
+            {"args": TaskArgs(batch=8, steps=4)},
+            "was trained with other batch; resume with the same, or begin in another",
+        ),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_data(base, tmp_path, change, says):
+    given = {"train": ROWS, "dev": DEV, "config": TaskConfig(kind="classify"), "args": TaskArgs(steps=2)}
+    fit(base, out=tmp_path, **given)
+    with pytest.raises(CheckpointError, match=says):
+        fit(base, out=tmp_path, resume=True, **{**given, "args": TaskArgs(steps=4), **change})
+    assert fit(base, out=tmp_path, resume=True, **{**given, "args": TaskArgs(steps=4)}).steps == 4
+
+
+def test_a_longer_run_keeps_the_warmup_that_it_began_with(base, tmp_path):
+    fit(base, train=ROWS, dev=DEV, kind="classify", out=tmp_path, args=TaskArgs(steps=20))
+    fit(base, train=ROWS, dev=DEV, kind="classify", out=tmp_path, args=TaskArgs(steps=40), resume=True)
+    assert read_state(next(tmp_path.glob("last-00000040")))["settings"]["warmup"] == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"precision": "bfloat16"}, "precision is 'bfloat16', whose weights are too coarse .* use 'mixed'"),
+        ({"sequence": 64}, "sequence is 64, which has no effect on a task; give max_length of TaskConfig"),
+        ({"restore_slots": True}, "restore_slots is True, which has no effect on a task; leave it out"),
+    ],
+)
+def test_an_argument_without_effect_on_a_task_is_refused(base, tmp_path, args, says):
+    with pytest.raises(ConfigError, match=says):
+        fit(base, train=ROWS, dev=DEV, kind="classify", out=tmp_path / "run", args=TaskArgs(steps=1, **args))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_mix_its_files_with_a_model_s(base, tmp_path):
+    before = sorted(path.name for path in base.iterdir())
+    with pytest.raises(
+        ConfigError, match=r"out is '.*model', which holds a model; expected a new folder, or that of a run"
+    ):
+        fit(base, train=ROWS, dev=DEV, kind="classify", out=base, args=TaskArgs(steps=1))
+    assert sorted(path.name for path in base.iterdir()) == before
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"out is '.*file', a file; expected a folder"):
+        fit(base, train=ROWS, dev=DEV, kind="classify", out=tmp_path / "file", args=TaskArgs(steps=1))
+
+
+def test_a_model_without_its_vocabulary_is_refused(base, tmp_path):
+    hanmo.save(load_model(base).model, tmp_path / "bare")
+    for model in (tmp_path / "bare", hanmo.load(tmp_path / "bare", tokenizer=base)):
+        with pytest.raises(MissingFile, match=r"no vocabulary beside .*, which a task needs; put its vocab\.txt or"):
+            fit(model, train=ROWS, dev=DEV, kind="classify", out=tmp_path / "run", args=TaskArgs(steps=1))
 
 
 @pytest.mark.parametrize("lora", [None, 4])
@@ -246,7 +315,22 @@ def test_results_of_a_stream_come_before_its_end(base, tmp_path):
         ({"options": {"class_weights": {"sea": 1}}}, "class_weights is .*; these are earth, sky"),
         ({"form": "BIO"}, "form is 'BIO'; expected one of single, multi, regression for kind 'classify'"),
         ({"kind": "embed", "options": {"scale": "x"}}, "scale is 'x'; expected a number"),
-        ({"kind": "embed", "options": {"margin": math.inf}}, "margin is 'inf'; expected a number"),
+        ({"kind": "embed", "options": {"scale": math.inf}}, "scale is 'inf'; expected a number"),
+        (
+            {"kind": "embed", "options": {"margin": 0.3}},
+            "the option 'margin' has no effect here, only with 'contrastive'",
+        ),
+        (
+            {"kind": "embed", "pooling": "mean", "options": {"pooler": "linear"}},
+            "'pooler' has no effect here, only with",
+        ),
+        (
+            {"kind": "embed", "labels": ("sky",)},
+            "labels is .*'sky'.*, which kind 'embed' does not use; leave labels out",
+        ),
+        ({"kind": "tag", "pooling": "mean"}, "pooling is 'mean', which kind 'tag' does not use; leave pooling out"),
+        ({"form": "regression", "labels": ("sky",)}, "form 'regression' predicts a number, leave labels out"),
+        ({"max_length": 10, "stride": 9}, "stride is 9; expected at most 8, the tokens that a window has room for"),
     ],
 )
 def test_a_setting_of_another_kind_or_a_wrong_one_is_refused(base, tmp_path, settings, message):
