@@ -183,22 +183,19 @@ def evaluate(
     from hanmo.tasks.report import confused
 
     rows, results = pipeline.predict_labelled(data, batch=batch, format=format)
-    scores, labels = pipeline.task.measure(rows, results), pipeline.task.label_counts(rows, results)
+    scores, counts = pipeline.task.measure(rows, results), pipeline.task.label_counts(rows, results)
+    names = ("precision", "recall", "f1", "true", "predicted")
+    labels = {label: {name: getattr(found, name) for name in names} for label, found in counts.items()}
     if as_json:
-        each = {
-            label: {"precision": n.precision, "recall": n.recall, "f1": n.f1, "true": n.true, "predicted": n.predicted}
-            for label, n in labels.items()
-        }
-        echo_json({"rows": len(rows), "scores": scores, "labels": each})
+        echo_json({"rows": len(rows), "scores": scores, "labels": labels})
     else:
         echo(aligned([(name, f"{value:.4f}") for name, value in scores.items()] + [("rows", f"{len(rows):,}")]))
         if labels:
-            head = ("precision", "recall", "f1", "true", "predicted", "label")
             table = [
-                (*(f"{value:.4f}" for value in (n.precision, n.recall, n.f1)), f"{n.true:,}", f"{n.predicted:,}", label)
-                for label, n in labels.items()
+                (*(f"{value:.4f}" if isinstance(value, float) else f"{value:,}" for value in each.values()), label)
+                for label, each in labels.items()
             ]
-            echo("\n" + aligned([head, *table], right=range(5)))
+            echo("\n" + aligned([(*names, "label"), *table], right=range(5)))
     if confusion is not None:
         shown = draw_confusion(*confused(rows, results), confusion)
         say(f"confusion matrix: {confusion}, labels {', '.join(shown)}")
