@@ -36,7 +36,7 @@ FORMS = ("huggingface", "onnx")
 OPSET = 18
 """Version of ONNX's operators; ONNX Runtime knows it since 1.14."""
 
-ONCE = ("classify", "tag", "spans", "relate", "events", "embed", "read", "few")
+ONCE = ("classify", "tag", "spans", "relate", "events", "embed", "read", "read_mlm", "few")
 """Kinds whose network runs once over each window."""
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")

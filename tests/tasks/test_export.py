@@ -152,16 +152,23 @@ def test_what_transformers_has_no_class_for_is_refused(tmp_path, family, config,
     assert not (tmp_path / "out").exists()
 
 
+FEW = {"words": {"sky": "天", "earth": "地"}}
+MASKS = [
+    (TaskConfig(kind="few", form="single", labels=("earth", "sky"), max_length=60, options=FEW), TEXTS),
+    (TaskConfig(kind="read_mlm", max_length=60), [{"text": text, "question": "天"} for text in TEXTS]),
+]
+
+
 @pytest.mark.slow
-def test_a_template_with_masks_equals_torch_in_onnx(tmp_path):
+@pytest.mark.parametrize(("config", "rows"), MASKS, ids=["few", "read_mlm"])
+def test_words_at_masks_equal_torch_in_onnx(tmp_path, config, rows):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    words = {"words": {"sky": "天", "earth": "地"}}
-    config = TaskConfig(kind="few", form="single", labels=("earth", "sky"), head="linear", max_length=60, options=words)
-    pipeline = untrained(tmp_path, config)
+    pipeline = untrained(tmp_path, replace(config, head="linear"))
     saved = export(pipeline, tmp_path / "out", form="onnx")
-    examples = [pipeline.task.encode(row) for row in as_rows(TEXTS)]
+    examples = [pipeline.task.encode(row) for row in as_rows(rows)]
     batch = pipeline.task.collate([(each, each.windows[0]) for each in examples], targets=False)
+    assert len({len(each.windows[0]) for each in examples}) > 3
     names = {"input_ids": "ids", "attention_mask": "mask", "token_type_ids": "segments"}
     session = onnxruntime.InferenceSession(saved.path / "model.onnx", providers=["CPUExecutionProvider"])
     given = {each.name: batch[names[each.name]].astype(np.int64) for each in session.get_inputs()}
