@@ -24,7 +24,7 @@ from hanmo.compat.bert4keras.configs import set_weights_dtype as set_weights_dty
 from hanmo.compat.bert4keras.graph import functions
 from hanmo.compat.bert4keras.graph.gradients import function, gradients, in_train_phase, learning_phase
 from hanmo.compat.bert4keras.graph.gradients import search_layer as search_layer
-from hanmo.compat.bert4keras.graph.lifting import FUNCTIONS, lift
+from hanmo.compat.bert4keras.graph.lifting import FUNCTIONS, lift, tensor
 from hanmo.errors import Unsupported
 from hanmo.nn import position
 
@@ -37,7 +37,7 @@ do_recompute = 0
 
 def eval(x: Any) -> Any:
     """Return a copy as a NumPy array."""
-    return keras.ops.convert_to_numpy(x)[()]
+    return keras.ops.convert_to_numpy(tensor(x))[()]
 
 
 def set_value(x: Any, value: Any) -> None:
@@ -93,10 +93,6 @@ def dtype(x: Any) -> str:
 
 
 # Of tensors
-
-
-def _sizes(tensor: Any) -> list[Any]:
-    return [-1 if size is None else size for size in tensor.shape]
 
 
 @lift

@@ -47,16 +47,35 @@ class Tap:
     shape: tuple[int | None, ...]
 
 
-def variables_of(network: nn.Module) -> dict[str, keras.Variable]:
-    """Wrap the parameters of a network as Keras's variables, by name, without copies; always the same ones."""
+def variables_of(network: nn.Module, layers: dict[str, KerasLayer]) -> dict[str, keras.Variable]:
+    """Wrap the parameters of a network as Keras's variables, by name, without copies; always the same ones.
+
+    Their paths are those of the original, such as "Transformer-0-FeedForward-Norm/gamma", which optimizers select by.
+    """
     if not hasattr(network, "keras_variables"):
         network.to(keras.src.backend.torch.core.get_device())
-        network.keras_variables = {  # type: ignore[assignment]
-            name: keras.Variable(parameter, name=name.replace(".", "_"), trainable=parameter.requires_grad)
-            for name, parameter in network.named_parameters()
-        }
-    found: dict[str, keras.Variable] = network.keras_variables  # type: ignore[assignment]
-    return found
+        scopes = {weight: (name, *_original(name, weight)) for name, layer in layers.items() for weight in layer.names}
+        found = {}
+        for name, parameter in network.named_parameters():
+            *scope, own = scopes.get(name, (name.replace(".", "_"),))
+            with ExitStack() as stack:
+                for each in scope:
+                    stack.enter_context(keras.name_scope(each))
+                found[name] = keras.Variable(parameter, name=own, trainable=parameter.requires_grad)
+        network.keras_variables = found  # type: ignore[assignment]
+    variables: dict[str, keras.Variable] = network.keras_variables  # type: ignore[assignment]
+    return variables
+
+
+def _original(layer: str, weight: str) -> tuple[str, ...]:
+    """Name a parameter of a layer as the original does, its projections as Hanmo does."""
+    *_, module, own = weight.split(".")
+    if "-Norm" in layer:
+        part = {"hidden": "hidden_dense", "condition_scale": "gamma_dense", "condition_bias": "beta_dense"}.get(module)
+        return (part, "kernel") if part else ({"weight": "gamma", "bias": "beta"}[own],)
+    if "Embedding-" in layer and own == "weight" and "Mapping" not in layer:
+        return ("embeddings",)
+    return (module, {"weight": "kernel"}.get(own, own))
 
 
 def taps_of(config: ModelConfig, settings: Settings, modules: dict[str, nn.Module]) -> list[Tap]:
@@ -122,14 +141,14 @@ class Network(keras.layers.Layer):
     def __init__(self, network: Model, settings: Settings, **options: Any) -> None:
         super().__init__(autocast=False, **options)  # ids are not to be cast
         self.supports_masking = True
-        variables = variables_of(network)
+        weighted = keras_layers(network, settings, lambda: network)
+        variables = variables_of(network, weighted)
         self._tracked = list(variables.values())
         # Keras would track what else is set as an attribute, and save it.
         modules = dict(network.named_modules())
         self._keep(network=network, settings=settings, variables_by_name=variables, modules=modules, asked=set())
         self._keep(taps=taps_of(network.config, settings, modules), kinds=outputs_of(network.config, settings))
         self._keep(slots=[(tap, i) for tap in self.taps for i in range(tap.times)], symbols=[])
-        weighted = keras_layers(network, settings, lambda: network)
         names = dict.fromkeys([tap.name for tap in self.taps] + list(weighted))
         self._keep(sublayers={name: Sublayer(self, name, weighted.get(name)) for name in names})
         self.built = True

@@ -1,0 +1,5 @@
+"""Keras computes with torch."""
+
+import os
+
+os.environ["KERAS_BACKEND"] = "torch"
