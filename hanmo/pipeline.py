@@ -10,6 +10,8 @@ from hanmo.checkpoint.open import locate
 from hanmo.checkpoint.recognise import SPARE
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingFile, TokenizerError
+from hanmo.generate.draw import fresh_seed
+from hanmo.generate.dynamic import is_dynamic
 from hanmo.generate.loop import Engine, Limits
 from hanmo.generate.options import Options, Request, generation_defaults, showing
 from hanmo.generate.rules import check_count, check_number
@@ -157,10 +159,14 @@ class Pipeline:
         **options: "Unpack[Options]",
     ) -> list[GeneratedText] | list[list[GeneratedText]]:
         """Do as `write`, and return each text with the reason for its end and without the prompt."""
-        if not isinstance(text, str):
-            return [self.write_detailed(each, n=n, seed=seed, beams=beams, **options) for each in as_texts(text)]
         tokenizer, config = self._tokenizer(), self.generation_config(**options)
         check_search(beams, n, seed, options)
+        if not isinstance(text, str):
+            texts = as_texts(text)
+            if beams is None and is_dynamic(self.engine):
+                seeds = [fresh_seed() if seed is None else seed for _ in texts]
+                return write(self.engine, tokenizer, texts, n=n, config=config, seed=seeds)
+            return [self.write_detailed(each, n=n, seed=seed, beams=beams, **options) for each in texts]
         if beams is None:
             return write(self.cached_engine, tokenizer, [text], n=n, config=config, seed=seed)[0]
         return search(self.cached_engine, tokenizer, text, beams, config=config)[:n]
@@ -182,7 +188,9 @@ class Pipeline:
         Raises PromptError for a text that cannot be continued, ConfigError for a setting out of range.
         """
         if not isinstance(text, str):
-            return [self.write(each, **options) for each in as_texts(text)]
+            texts = as_texts(text)
+            found = self.write_detailed(texts, **options)
+            return [[self.joined(text, each) for each in made] for text, made in zip(texts, found, strict=True)]
         return [self.joined(text, result) for result in self.write_detailed(text, **options)]
 
     @showing(generation_config)

@@ -169,9 +169,10 @@ class ContinuousBatch:
         vocab_size, sampling, limits = self._engine.vocab_size, request.sampling, request.limits
         if request.top_logprobs is not None:
             rules.check_count("top_logprobs", request.top_logprobs, least=0, most=vocab_size)
-        named = ("banned", sampling.banned), ("allowed", sampling.allowed or ()), ("end_ids", limits.end_ids)
-        for name, ids in named:
-            rules.check_ids(name, ids, vocab_size)
+        rules.check_ids("banned", sampling.banned, vocab_size)
+        rules.check_ids("allowed", sampling.allowed or (), vocab_size)
+        rules.check_ids("bias", [id for id, _ in sampling.bias], vocab_size)
+        rules.check_ids("end_ids", limits.end_ids, vocab_size)
         room = room_behind(self._engine, request.prompt, limits)
         return _Row(ticket, number, request, list(request.prompt) if request.history else [], room)
 

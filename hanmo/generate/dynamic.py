@@ -53,6 +53,11 @@ def dynamic_rows(engine: Engine) -> DynamicRows:
     return _RowsInTurn(engine) if found is None else found
 
 
+def is_dynamic(engine: Engine) -> bool:
+    """Tell whether an engine computes rows of different lengths together."""
+    return not isinstance(dynamic_rows(engine), _RowsInTurn)
+
+
 @dataclass(eq=False)
 class _Group:
     """The rows of one prompt.   numbers: of its rows, in the order of the cache.   pending: ids not yet read."""

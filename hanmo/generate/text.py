@@ -1,11 +1,15 @@
 """Text generation: joins a tokenizer, the loop and the stop rules. Results do not include the prompt."""
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from hanmo.errors import HanmoError
 from hanmo.generate import loop
 from hanmo.generate.beam import beam_search
+from hanmo.generate.continuous import ContinuousBatch, Event, Failed, RowRequest
 from hanmo.generate.draw import fresh_seed
+from hanmo.generate.dynamic import is_dynamic
 from hanmo.generate.loop import PLAIN, UNLIMITED, End, Engine, Limits, Token
 from hanmo.generate.rules import check_count
 from hanmo.generate.sampling import Sampling
@@ -38,6 +42,7 @@ class GenerationConfig:
 Writing = GenerationConfig  # the name in 0.1
 DEFAULT = GenerationConfig()
 _MAX_SAMPLES = 256  # per text at once, which bounds memory
+_AHEAD = 8  # texts that may be finished, or run, before the first one is: a multiple of the rows at once
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,9 @@ class Stream:
         self.text += piece
         return piece
 
+    def _written(self, sample: int) -> GeneratedText:
+        return GeneratedText(self.text, tuple(self.ids), self.reason or "", self.seed, sample)
+
     def _counted(self, piece: str) -> str:
         self.decoded += len(piece)
         return piece
@@ -160,6 +168,9 @@ def write(
     check_count("n", n)
     seeds = loop.seeds_of(fresh_seed() if seed is None else seed, texts)
     prompts = [read_prompt(engine, tokenizer, text, config) for text in texts] if prompts is None else prompts
+    if len(texts) > 1 and is_dynamic(engine):
+        items = zip(texts, prompts, seeds, strict=True)
+        return list(map(_raised, write_each(engine, tokenizer, items, n=n, config=config, first=first)))
     results: list[list[GeneratedText]] = [[] for _ in texts]
     for start in range(first, first + n, _MAX_SAMPLES):
         count = min(_MAX_SAMPLES, first + n - start)
@@ -168,10 +179,96 @@ def write(
             streams[event.row].receive(event)
         for row, made in enumerate(streams):
             place, number = divmod(row, count)
-            results[place].append(
-                GeneratedText(made.text, tuple(made.ids), made.reason or "", made.seed, start + number)
-            )
+            results[place].append(made._written(start + number))
     return results
+
+
+def write_each(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    items: Iterable[tuple[str, Sequence[int] | HanmoError, int]],
+    *,
+    n: int = 1,
+    config: GenerationConfig = DEFAULT,
+    first: int = 0,
+    max_rows: int = 32,
+) -> Iterator[list[GeneratedText] | HanmoError]:
+    """Continue texts as `write` does, the next one joining when a row ends, and yield the results in their order.
+
+    items: (text, prompt, seed), read as they are needed.   max_rows: rows that are generated at once.
+    A text that fails has its error as its result, as has one with an error in place of its prompt.
+    """
+    batch = ContinuousBatch(engine, max_rows=max_rows)
+    pending: deque[_Pending] = deque()
+    items = iter(items)
+    more = True
+    while more or pending:
+        while more and len(pending) < _AHEAD * max_rows and batch.stats.waiting < max_rows:
+            if item := next(items, None):
+                pending.append(_Pending(batch, tokenizer, *item, config=config, n=n, first=first))
+            else:
+                more = False
+        while pending and not pending[0].left:
+            yield pending.popleft().result()
+        batch.admit()
+        batch.step()
+
+
+class _Pending:
+    """The texts of one prompt, which is submitted.   left: rows that have not ended."""
+
+    def __init__(
+        self,
+        batch: ContinuousBatch,
+        tokenizer: Tokenizer,
+        text: str,
+        prompt: Sequence[int] | HanmoError,
+        seed: int,
+        *,
+        config: GenerationConfig,
+        n: int,
+        first: int,
+    ) -> None:
+        self.left, self._first = 0, first
+        self._error: BaseException | None = prompt if isinstance(prompt, HanmoError) else None
+        if isinstance(prompt, HanmoError):
+            return
+        self.left = n
+        self._streams = [Stream(tokenizer, text, prompt, config, seed) for _ in range(n)]
+        requests = [
+            RowRequest(
+                prompt=prompt,
+                seed=seed,
+                sample=first + number,
+                sampling=config.sampling,
+                limits=config.limits,
+                history=config.continues,
+                stop=stream.push,
+            )
+            for number, stream in enumerate(self._streams)
+        ]
+        batch.submit(requests, self._receive)
+
+    def _receive(self, event: Event) -> None:
+        if isinstance(event, Failed):
+            self._error, self.left = event.error, 0
+        elif isinstance(event, Token | End):
+            self._streams[event.row].receive(event)
+            self.left -= isinstance(event, End)
+
+    def result(self) -> list[GeneratedText] | HanmoError:
+        """Return the texts or the error. Raises what is no HanmoError."""
+        if isinstance(self._error, HanmoError):
+            return self._error
+        if self._error is not None:
+            raise self._error
+        return [stream._written(self._first + number) for number, stream in enumerate(self._streams)]
+
+
+def _raised(result: list[GeneratedText] | HanmoError) -> list[GeneratedText]:
+    if isinstance(result, HanmoError):
+        raise result
+    return result
 
 
 def search(

@@ -121,6 +121,20 @@ def test_texts_of_a_prompt_and_texts_at_once_make_no_difference(tmp_path):
     assert [len(record["texts"]) for record in results[0][0]] == [3] * 37
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_rows_that_join_when_others_end_have_the_same_lines_and_go_on_after_a_cut(tmp_path, n):
+    path = make(tmp_path / "prompts.jsonl", 60)
+    expected = written(path, tmp_path / "static" / "results.jsonl", n=n)
+    writer, out = ToyWriter(dynamic=True), tmp_path / "joined" / "results.jsonl"
+    assert written(path, out, writer=writer, n=n, batch=6) == expected
+    assert writer.toy.prefilled == [] and max(writer.toy.steps) <= 6
+    assert sum(writer.toy.steps) > 4 * len(writer.toy.steps)  # batches are nearly full to the end
+    cut = tmp_path / "cut" / "results.jsonl"
+    for limit in (1, 17, None):
+        result = written(path, cut, writer=ToyWriter(dynamic=True), n=n, batch=4, limit=limit)
+    assert result == expected and cut.read_bytes() == out.read_bytes()
+
+
 def test_a_search_takes_one_row_after_another_and_nothing_from_earlier_texts(tmp_path, monkeypatch):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "今天"}\n{"prompt": "明月", "seed": 3}\n', "utf-8")
@@ -174,7 +188,8 @@ def test_half_a_character_in_an_id_comes_back_as_it_was(tmp_path):
     assert good[0]["id"] == "\ud800"
 
 
-def test_a_row_that_fails_while_it_is_written_leaves_its_neighbours_alone(tmp_path):
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_row_that_fails_while_it_is_written_leaves_its_neighbours_alone(tmp_path, dynamic):
     path = make(tmp_path / "prompts.jsonl", 20)
     expected, bad = written(path, tmp_path / "a" / "results.jsonl")
     broken = next(record for record in expected if record["row"] == 6)["prompt"]
@@ -185,7 +200,8 @@ def test_a_row_that_fails_while_it_is_written_leaves_its_neighbours_alone(tmp_pa
         right = toy.toy.random_scores(ids)
         return right * math.nan if ids[: len(first)] == first else right
 
-    good, worse = written(path, tmp_path / "b" / "results.jsonl", writer=ToyWriter(scores=scores))
+    broken_writer = ToyWriter(scores=scores, dynamic=dynamic)
+    good, worse = written(path, tmp_path / "b" / "results.jsonl", writer=broken_writer)
     assert good == [record for record in expected if record["prompt"] != broken] and len(good) == len(expected) - 1
     assert [record["row"] for record in worse] == [6, 13] and "NaN" in worse[0]["error"] and worse[1:] == bad
 
@@ -199,21 +215,22 @@ def test_batches_hold_prompts_of_like_length(tmp_path):
     assert len(lengths) >= 7 and padding < 0.2 * sum(map(sum, lengths))
 
 
-def test_fifty_thousand_rows_are_never_held_at_once():
-    writer = ToyWriter(scores=lambda ids: np.zeros(len(WORDS), np.float32))
+@pytest.mark.parametrize(("dynamic", "count"), [(False, 50_000), (True, 5_000)])
+def test_many_rows_are_never_held_at_once(dynamic, count):
+    writer = ToyWriter(scores=lambda ids: np.zeros(len(WORDS), np.float32), dynamic=dynamic)
     read = given = ahead = 0
 
     def rows():
         nonlocal read
-        for read in range(1, 50_001):
+        for read in range(1, count + 1):
             yield Row(read, read, prompt="今天" * (1 + read % 9), error="bad" if read % 20 else None)
 
     for lines in BatchWriter(writer, seed=1, how={"max_tokens": 1}).write(rows()):
         assert [line.number for line in lines] == list(range(given + 1, given + 1 + len(lines)))
         given += len(lines)
         ahead = max(ahead, read - given)
-    assert given == 50_000 and ahead < window_rows(batch=8, n=1, beams=None) == 64
-    assert sum(map(len, writer.toy.prefilled)) == 2500
+    assert given == count and ahead < window_rows(batch=8, n=1, beams=None) == 64
+    assert sum(map(len, writer.toy.prefilled)) == (0 if dynamic else 2500)
 
 
 def lines_of(out):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "generate"))
 
-from toy_engine import ToyEngine
+from toy_engine import ToyDynamicEngine, ToyEngine
 
 from hanmo.families import FAMILIES
 from hanmo.pipeline import Pipeline
@@ -27,9 +27,9 @@ SIZES = {
 class ToyWriter(Pipeline):
     """Writes by the hash of a row's ids; `engine` is open to the test."""
 
-    def __init__(self, *, pause=0.0, **options):
+    def __init__(self, *, pause=0.0, dynamic=False, **options):
         super().__init__(FAMILIES["gpt2_ml"].tensorflow.config(SIZES), WordPiece(WORDS), Path("toy"))
-        self.toy = ToyEngine(vocab_size=len(WORDS), max_positions=64, **options)
+        self.toy = (ToyDynamicEngine if dynamic else ToyEngine)(vocab_size=len(WORDS), max_positions=64, **options)
         if pause:
             prefill = self.toy.prefill
             self.toy.prefill = lambda prompts, room: (time.sleep(pause), prefill(prompts, room=room))[1]

@@ -4,7 +4,7 @@ from queue import SimpleQueue
 
 import numpy as np
 import pytest
-from toy_engine import ToyEngine
+from toy_engine import ToyDynamicEngine, ToyEngine
 
 from hanmo.errors import CheckpointError, ConfigError, PromptError, QueueFull, SchedulerClosed
 from hanmo.generate import GREEDY, End, Limits, Sampling, Token, sample
@@ -84,9 +84,10 @@ class Gate(ToyEngine):
         return super().random_scores(ids)
 
 
-@pytest.mark.parametrize("max_rows", [1, 3, 32])
-def test_rows_with_settings_of_their_own_equal_sample_alone(scheduler_of, max_rows):
-    scheduler = scheduler_of(ToyEngine(max_positions=24), max_rows=max_rows)
+@pytest.mark.parametrize("kind", [ToyEngine, ToyDynamicEngine])
+@pytest.mark.parametrize("options", [{"max_rows": 1}, {"max_rows": 3, "prompt_ids": 2}, {}])
+def test_rows_with_settings_of_their_own_equal_sample_alone(scheduler_of, kind, options):
+    scheduler = scheduler_of(kind(max_positions=24), **options)
     requests = list(requests_of(ToyEngine()))
     inboxes = [Inbox() for _ in requests]
     for request, inbox in zip(requests, inboxes, strict=True):
@@ -114,6 +115,23 @@ def test_a_ticket_of_more_rows_than_run_at_once_is_finished_in_parts(scheduler_o
     assert max(engine.steps) == 3
     for row, request in enumerate(requests):
         assert [event for event in events if event.row == row] == alone(ToyEngine(), request, row)
+
+
+def test_a_step_reads_at_most_so_many_ids_of_prompts_beside_the_rows_that_run(scheduler_of):
+    engine, read = ToyDynamicEngine(), []
+    step, inbox = engine.dynamic_rows, Inbox()
+
+    def counted():
+        rows = step()
+        run = rows.step
+        rows.step = lambda work: read.append([len(piece.ids) for piece in work]) or run(work)
+        return rows
+
+    engine.dynamic_rows = counted
+    requests = [RowRequest(prompt=[n] * length, seed=n, limits=Limits(max_tokens=3)) for n, length in enumerate((3, 9))]
+    scheduler_of(engine, prompt_ids=4).submit(requests, inbox)
+    inbox.until_end(2)
+    assert read == [[3], [1, 4], [1, 4], [1], [1], [1]]
 
 
 def test_a_stop_is_asked_after_every_id_and_its_reason_is_the_rows(scheduler_of):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_engine import ToyEngine
+from toy_engine import ToyDynamicEngine, ToyEngine
 
 from hanmo.errors import CheckpointError, ConfigError, PromptError
 from hanmo.generate import GREEDY, Limits, Sampling, loop
 from hanmo.generate.stop import NEVER, Stopper, StopRules
-from hanmo.generate.text import GenerationConfig, read_prompt, search, stream, write
+from hanmo.generate.text import GenerationConfig, read_prompt, search, stream, write, write_each
 from hanmo.tokenizers import Encoding, SpecialIds, WordPiece
 from hanmo.tokenizers.protocol import check_text
 from hanmo.tokenizers.streams import BytesStream
@@ -102,6 +102,32 @@ def test_many_texts_are_written_so_many_at_once(monkeypatch):
     monkeypatch.setattr(loop, "sample", lambda *a, _sample=loop.sample, **k: rows.append(k["n"]) or _sample(*a, **k))
     assert write(ToyEngine(), Bytes(), ["天气不错", "a“"], **asked) == whole
     assert rows == [3, 3, 2]
+
+
+@settings(max_examples=12, deadline=None)
+@given(CONFIG, st.integers(1, 3), st.integers(1, 5))
+def test_texts_that_join_when_others_end_are_the_same_one_by_one(config, n, max_rows):
+    texts = ["天气不错", "。天气不错", "”天气不错", "天气不错天气不错", "a"]
+    engine = ToyDynamicEngine(max_positions=40)
+    items = ((text, read_prompt(engine, Bytes(), text, config), seed) for seed, text in enumerate(texts))
+    found = list(write_each(engine, Bytes(), items, n=n, first=2, config=config, max_rows=max_rows))
+    assert max(engine.steps) <= max_rows
+    for seed, text in enumerate(texts):
+        alone = write(ToyEngine(max_positions=40), Bytes(), [text], n=n, config=config, seed=seed, first=2)
+        assert found[seed] == alone[0]
+
+
+def test_several_texts_of_an_engine_with_dynamic_rows_are_refilled():
+    config = GenerationConfig(limits=Limits(max_tokens=14), stop=StopRules(max_chars=4))
+    seeds, texts = list(range(50)), ["天气不错"] * 50
+    engine = ToyDynamicEngine()
+    found = write(engine, Bytes(), texts, config=config, seed=seeds)
+    assert found == write(ToyEngine(), Bytes(), texts, config=config, seed=seeds)
+    assert engine.steps[0] == max(engine.steps) == 32
+    assert len(engine.steps) <= sum(engine.steps) / 32 + 14  # full until none waits, and then no longer than a text
+    broken = ToyDynamicEngine(scores=lambda ids: np.full(12, np.nan))
+    with pytest.raises(CheckpointError, match="NaN"):
+        write(broken, Bytes(), texts, config=config, seed=seeds)
 
 
 def test_each_text_may_have_a_seed_of_its_own():

@@ -41,3 +41,41 @@ class ToyRows:
 
     def reorder(self, rows):
         self.past = [list(self.past[row]) for row in rows]
+
+
+class ToyDynamicEngine(ToyEngine):
+    """The same as an engine whose rows join and leave a running batch; `steps` has the rows of each step."""
+
+    def dynamic_rows(self):
+        return ToyDynamicRows(self)
+
+
+class ToyDynamicRows:
+    def __init__(self, engine):
+        self.engine, self.past, self.made = engine, {}, 0
+
+    def add(self, room):
+        self.made += 1
+        self.past[self.made] = []
+        return self.made
+
+    def fork(self, row, count):
+        new = [self.add(0) for _ in range(count)]
+        self.past |= {number: list(self.past[row]) for number in new}
+        return new
+
+    def free(self, row):
+        del self.past[row]
+
+    def step(self, work):
+        assert len({piece.row for piece in work}) == len(work)
+        self.engine.steps.append(len(work))
+        return [self.append(piece) for piece in work]
+
+    def append(self, piece):
+        past, scores = self.past[piece.row], []
+        for id in piece.ids:
+            past.append(int(id))
+            scores.append(self.engine.scores(past))
+        kept = scores[len(scores) - piece.keep :]
+        return np.asarray(kept, np.float32).reshape(piece.keep, self.engine.vocab_size)
