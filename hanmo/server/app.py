@@ -3,14 +3,16 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hanmo.errors import HanmoError
@@ -23,6 +25,9 @@ from hanmo.server.security import Admission, RequireKey
 from hanmo.server.state import State, state_of
 
 __all__ = ["make_app"]
+
+PAGE = Path(__file__).parent / "page"
+_POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
 def make_app(
@@ -56,6 +61,8 @@ def make_app(
             Route("/health", health),
             Route("/metrics", metrics, middleware=[key]),
             Route("/openapi.json", partial(openapi, root_path)),
+            Route("/", page),
+            Mount("/static", StaticFiles(directory=PAGE)),
             Mount("/v1", routes=endpoints, middleware=[key, admission]),
         ],
         middleware=[
@@ -76,6 +83,11 @@ async def health(request: Request) -> Response:
     """Tell whether requests are taken."""
     draining = state_of(request).draining
     return JSONResponse({"status": "draining" if draining else "ok"}, 503 if draining else 200)
+
+
+async def page(request: Request) -> Response:
+    """Return the page to write with; its addresses are relative, and nothing comes from elsewhere."""
+    return FileResponse(PAGE / "index.html", headers={"content-security-policy": _POLICY})
 
 
 async def metrics(request: Request) -> Response:

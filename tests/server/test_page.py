@@ -1,0 +1,188 @@
+"""The page, driven in Chromium: it continues, stops, undoes, shades, fills and predicts, by mouse and by keyboard."""
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from test_model_pipeline import small
+from toy_server import byte_model, running, task_folder
+
+from hanmo.server.models import Served
+from hanmo.tasks import load as load_task
+
+pytestmark = pytest.mark.slow
+playwright = pytest.importorskip("playwright.sync_api")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
+if CHROMIUM is None:
+    pytest.skip(f"no browser: looked for {', '.join(NAMES)} on PATH", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page that fails the test for any error of its script and any request to another address."""
+    context, problems = browser.new_context(locale="zh-CN"), []
+    found = context.new_page()
+    found.set_default_timeout(20_000)
+    found.on("pageerror", lambda error: problems.append(str(error)))
+    found.on("request", lambda request: problems.append(request.url) if "//127.0.0.1:" not in request.url else None)
+    yield found
+    context.close()
+    assert problems == []
+
+
+def opened(page: Any, url: str, text: str = "") -> Any:
+    page.goto(f"{url}/")
+    page.locator("#model option").first.wait_for(state="attached")
+    page.fill("#text", text)
+    return page
+
+
+def written(page: Any) -> list[str]:
+    page.locator("#stop-button[disabled]").wait_for()
+    return page.locator("#cards p").all_inner_texts()
+
+
+def text_of(page: Any) -> str:
+    return page.locator("#text").input_value()
+
+
+def test_a_candidate_is_taken_by_a_key_shaded_and_undone(page: Any) -> None:
+    with running(byte_model({"春天": "来了，花都开了😀。"})) as url:
+        opened(page, url, "春天")
+        page.keyboard.press("Control+Enter")
+        assert written(page) == ["来了，花都开了😀。"] * 3
+        page.keyboard.press("Alt+2")
+        assert text_of(page) == "春天来了，花都开了😀。" and page.locator("#cards li").count() == 0
+        shades = page.locator("#shades .bits").all_inner_texts()
+        assert "".join(shades) == "来了，花都开了😀。"
+        page.locator("#shades .bits").first.hover(force=True)
+        assert "概率" in page.locator("#tip").inner_text()
+        page.keyboard.press("Control+Shift+Z")
+        assert text_of(page) == "春天" and page.locator("#undo-button").is_disabled()
+
+
+def test_escape_stops_what_is_running(page: Any) -> None:
+    model = byte_model({"go": "x" * 400}, pace=0.05)
+    with running(model) as url:
+        opened(page, url, "go").click("#continue-button")
+        page.locator("#cards p", has_text="xx").first.wait_for()
+        page.keyboard.press("Escape")
+        assert 0 < len(written(page)[0]) < 60 and page.locator("#cards footer span").first.inner_text() == "已停止"
+
+
+def test_a_kept_seed_writes_the_same_and_a_free_one_is_shown_and_changes(page: Any) -> None:
+    with running(byte_model()) as url:
+        opened(page, url, "abc")
+        texts, seeds = [], []
+        for kept in (False, True, False):
+            page.set_checked("#lock", kept)
+            page.click("#continue-button")
+            texts.append(written(page))
+            seeds.append(page.input_value("#seed"))
+        assert texts[0] == texts[1] != texts[2] and seeds[0] == seeds[1] != seeds[2] and len(set(texts[0])) == 3
+
+
+def test_a_text_of_one_s_own_is_scored_and_an_edit_keeps_what_is_before_it(page: Any) -> None:
+    with running(byte_model()) as url:
+        opened(page, url, "a😀bcd").click("#score-button")
+        page.locator("#reading", has_text="比特/字").wait_for()
+        page.locator("#text").press("End")
+        page.keyboard.press("Backspace")
+        assert page.locator("#shades .bits").all_inner_texts()[-1] == "c"
+
+
+def test_keys_of_an_input_method_are_left_to_it(page: Any) -> None:
+    with running(byte_model()) as url:
+        opened(page, url, "a")
+        page.focus("#text")
+        session = page.context.new_cdp_session(page)
+        session.send("Input.imeSetComposition", {"text": "tian", "selectionStart": 4, "selectionEnd": 4})
+        event = "new KeyboardEvent('keydown', {key: 'Enter', ctrlKey: true, isComposing: true, bubbles: true})"
+        page.locator("#text").evaluate(f"box => box.dispatchEvent({event})")
+        assert page.locator("#cards li").count() == 0
+        session.send("Input.insertText", {"text": "天"})
+        assert text_of(page).endswith("天")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_in_light_and_dark_and_both_languages(page: Any, scheme: str) -> None:
+    page.set_viewport_size({"width": 360, "height": 700})
+    page.emulate_media(color_scheme=scheme)
+    with running(byte_model({"春": "天" * 60})) as url:
+        opened(page, url, "春")
+        for word in ("续写", "Continue"):
+            assert page.locator("#continue-button").inner_text() == word
+            page.click("#continue-button")
+            assert written(page)[0].startswith("天")
+            assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
+            page.click("#language")
+
+
+def test_a_key_is_asked_for_and_a_path_prefix_is_kept(page: Any) -> None:
+    with running(byte_model({"春": "天。"}), keys=["secret"], root_path="/写作") as url:
+        page.goto(f"{url}/写作/")
+        page.fill("#key", "wrong")
+        page.press("#key", "Enter")
+        page.locator("#error", has_text="API 密钥").wait_for()
+        page.fill("#key", "secret")
+        page.press("#key", "Enter")
+        page.locator("#model option", has_text="字节").wait_for(state="attached")
+        page.fill("#text", "春")
+        page.keyboard.press("Control+Enter")
+        assert written(page)[0] == "天。"
+
+
+def test_a_refusal_is_shown_in_the_server_s_words(page: Any) -> None:
+    with running(byte_model(positions=16)) as url:
+        opened(page, url, "a" * 40).click("#continue-button")
+        page.locator("#error", has_text="16").wait_for()
+        assert page.locator("#cards li").count() == 0 and page.locator("#continue-button").is_enabled()
+
+
+def test_masks_are_filled_and_a_task_predicts(page: Any, tmp_path: Any) -> None:
+    encoder = Served("encoder", small("bert", tmp_path / "bert"), "toy")
+    task = Served("task", load_task(task_folder(tmp_path)), "toy")
+    with running(encoder, task) as url:
+        page.goto(f"{url}/")
+        page.locator("#tab-fill[aria-selected=true]").wait_for()
+        page.click("#mask-button")
+        page.click("#fill-button")
+        page.locator("#fills button").first.click()
+        assert "[MASK]" not in page.input_value("#fill-text")
+        page.keyboard.press("Tab")
+        page.focus("#tab-fill")
+        page.keyboard.press("ArrowRight")
+        assert page.locator("#tab-task").get_attribute("aria-selected") == "true"
+        page.fill("#task-text", "今天天气好")
+        page.keyboard.press("Control+Enter")
+        page.locator("#answer pre", has_text="label").wait_for()
+
+
+def test_the_spans_of_a_task_are_marked_in_the_text(page: Any) -> None:
+    class Spans:
+        """A task that finds a place within another."""
+
+        def predict(self, texts: list[str], batch: int) -> list[Any]:
+            spans = [{"start": 1, "stop": 6, "label": "机构"}, {"start": 1, "stop": 3, "label": "地点"}]
+            return [{"spans": spans} for _ in texts]
+
+    served = byte_model(name="spans")
+    served.pipeline.predict = Spans().predict
+    with running(served) as url:
+        opened(page, url)
+        page.click("#tab-task")
+        page.fill("#task-text", "😀北京大学的")
+        page.click("#task-button")
+        page.locator("#answer mark mark", has_text="北京").wait_for()
+        assert page.locator("#answer > p > mark").get_attribute("data-label") == "机构"
+        assert page.locator("#answer").inner_text() == "😀北京大学的"
