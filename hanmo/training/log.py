@@ -108,14 +108,16 @@ def draw_curves(out: Path, *, unit: str, loss: str = "training loss, nats a toke
     scores, averaged = ([(step, score) for step, score, a in found if a == kind] for kind in (False, True))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     left = figure.subplots()
-    left.plot(*_columns(losses), color="tab:blue", linewidth=1)
+    left.plot(*zip(*losses, strict=True), color="tab:blue", linewidth=1)
     left.set_xlabel("step")
     left.set_ylabel(loss, color="tab:blue")
     left.grid(alpha=0.3)
     right = left.twinx()
-    right.plot(*_columns(scores), color="tab:orange", marker="o", markersize=4)
+    right.plot(*zip(*scores, strict=True), color="tab:orange", marker="o", markersize=4)
     if averaged:
-        right.plot(*_columns(averaged), color="tab:red", marker="*", linestyle="none", label="averaged weights")
+        right.plot(
+            *zip(*averaged, strict=True), color="tab:red", marker="*", linestyle="none", label="averaged weights"
+        )
         right.legend(loc="upper right")
     right.set_ylabel(f"held out, {unit.replace('_', ' ')}", color="tab:orange")
     path = out / "curves.png"
@@ -143,10 +145,6 @@ def tensorboard(out: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
                     writer.add_scalar(tag, value, record["step"])
 
         yield show
-
-
-def _columns(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
-    return [step for step, _ in points], [value for _, value in points]
 
 
 def _line(record: dict[str, Any]) -> str:
