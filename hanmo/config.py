@@ -145,8 +145,8 @@ class StackConfig(_Renamed):
             f"buckets is {self.buckets}, bucket_distance is {self.bucket_distance}; "
             "expected at least 4 buckets, and a distance of more than half of them",
         )
-        untold = self.mask == "prefix" and not self.segments
-        _refuse(untold, "mask is 'prefix' but segments is 0; the prefix is told by segment ids")
+        untold = self.mask == "prefix" and self.segments < 2
+        _refuse(untold, f"mask is 'prefix' but segments is {self.segments}; the prefix is told by two segment ids")
 
     @property
     def scale(self) -> float:

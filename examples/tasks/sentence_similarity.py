@@ -9,16 +9,10 @@ classifies the same pairs: kind "classify" with the keys "a", "b" and "label".
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import hanmo
 from hanmo.tasks import TaskArgs, TaskConfig, fit
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Make a row of each line."""
-    lines = [line.split("\t") for line in path.read_text("utf-8").splitlines()]
-    return [{"a": a, "b": b, "score": int(label)} for a, b, label in lines]
+from hanmo.tasks.readers import read_data
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -34,14 +28,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=2e-5)
     given = parser.parse_args(arguments)
 
-    train, dev, test = (read(given.data / f"lcqmc.{part}.data") for part in ("train", "valid", "test"))
+    train, dev, test = (read_data(given.data / f"lcqmc.{part}.data") for part in ("train", "valid", "test"))
     config = TaskConfig(kind="embed", form="cosent", max_length=64, options={"pooler": given.pooler})
     args = TaskArgs(batch=given.batch, epochs=given.epochs, lr=given.lr)
     fit(given.model, train=train, dev=dev, config=config, out=given.out, args=args)
 
     task = hanmo.load(given.out)
     print(task.evaluate(test))
-    texts = list(dict.fromkeys(text for row in test for text in (row["a"], row["b"])))
+    texts = list(dict.fromkeys(text for row in test for text in (row.data["a"], row.data["b"])))
     for place, score in task.search(given.query, task.encode(texts), k=5)[0]:
         print(f"{score:.4f} {texts[place]}")
 

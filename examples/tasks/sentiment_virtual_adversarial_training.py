@@ -7,17 +7,11 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import hanmo
 from hanmo.tasks import TaskArgs, TaskConfig, fit
 from hanmo.tasks.adversarial import Vat
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Make a row of each line."""
-    lines = [line.rsplit("\t", 1) for line in path.read_text("utf-8").split("\n") if line]
-    return [{"text": text, "label": label} for text, label in lines]
+from hanmo.tasks.readers import read_data
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,9 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=2e-5)
     given = parser.parse_args(arguments)
 
-    train, dev, test = (read(given.data / f"sentiment.{part}.data") for part in ("train", "valid", "test"))
+    train, dev, test = (read_data(given.data / f"sentiment.{part}.data") for part in ("train", "valid", "test"))
     count = int(len(train) * given.labeled)
-    trick = Vat([row["text"] for row in train[count:]], epsilon=given.epsilon)
+    trick = Vat(train[count:], epsilon=given.epsilon)
     config = TaskConfig(kind="classify", pooling="first", max_length=128)
     args = TaskArgs(batch=given.batch, steps=given.steps, lr=given.lr, evaluate_every=30)
     fit(given.model, train=train[:count], dev=dev, config=config, out=given.out, args=args, wrap=trick)

@@ -52,6 +52,24 @@ def test_fine_tuning_gpt2_ml_on_ones_own_text(work, monkeypatch):
     assert len(scores) == 11 and scores[-1] < 0.8 * scores[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "model"), [("unilm_titles.py", "bert"), ("t5_titles.py", "t5_1.0")])
+def test_titles_are_learned_and_written(data, tmp_path, monkeypatch, name, model):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data / "goldens" / model, "model", ignore=shutil.ignore_patterns("cases.*"))
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(0x4E00 + number) for number in range(115))]
+    Path("model/vocab.txt").write_text("".join(token + "\n" for token in tokens), "utf-8")
+    texts = ["".join(chr(0x4E00 + (start * 7 + n) % 20) for n in range(6)) for start in range(40)]
+    lines = [json.dumps({"source": text, "target": text[0] * 2}, ensure_ascii=False) for text in texts]
+    Path("pairs.jsonl").write_text("\n".join(lines), "utf-8")
+    options = ("--model", "model", "--data", "pairs.jsonl", "--out", "out", "--steps", "300", "--rows", "16")
+    printed = run(monkeypatch, name, *options, "--lr", "3e-3", "--title-limit", "4", "--text", texts[3]).splitlines()
+    assert printed[0] == "40 pairs, of which 0 were cut" and len(printed) == 2
+    losses = [json.loads(line)["loss"] for line in Path("out/log.jsonl").read_text("utf-8").splitlines()]
+    assert losses[-1] < 0.5 * losses[0]
+    assert len(printed[1]) <= 4 and set(printed[1]) <= set("".join(texts))
+
+
 def test_continuing_the_pretraining_takes_the_moments_along(work, monkeypatch):
     with open_source("model") as source:
         items = [(name, source.read(name)) for name in source.tensors]

@@ -44,6 +44,15 @@ def test_the_loss_is_the_cross_entropy_of_powers_of_sigmoids():
     torch.testing.assert_close(loss, torch.stack([ours[0] + of_objects, ours[1]]))
 
 
+def test_class_weights_multiply_the_loss_of_objects():
+    batch = batch_of([(0, (1, 1), (3, 4)), (1, (1, 1), (2, 2))])
+    draw = torch.Generator().manual_seed(0)
+    subject, objects = (torch.randn(*shape, generator=draw) for shape in ((1, 6, 2), (1, 6, 2, 2)))
+    none, first, second = (casrel_loss(subject, objects, batch, weights=each) for each in ([0, 0], [1, 0], [0, 1]))
+    torch.testing.assert_close(first + second - none, casrel_loss(subject, objects, batch))
+    torch.testing.assert_close(casrel_loss(subject, objects, batch, weights=[3, 0]), none + 3 * (first - none))
+
+
 def test_sure_scores_have_a_finite_loss_and_gradient():
     batch = batch_of([(0, (1, 1), (3, 4))])
     subject = torch.full((1, 6, 2), 200.0, requires_grad=True)

@@ -1,10 +1,17 @@
 """Losses and results of pointers; the numbers of the original are in test_goldens.py."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from toy_tasks import model_folder
 
 from hanmo.compat.bert4keras.task_layers import sparse_multilabel_categorical_crossentropy
+from hanmo.errors import ConfigError
+from hanmo.loading import load
+from hanmo.tasks.config import TaskConfig
+from hanmo.tasks.network import build
 from hanmo.tasks.pointer import (
     POINTERS,
     best_pairs,
@@ -14,6 +21,9 @@ from hanmo.tasks.pointer import (
     pointer_loss,
     sparse_multilabel_loss,
 )
+from hanmo.tasks.rows import Row
+from hanmo.tasks.steps import task_loss
+from hanmo.tasks.table import make_task
 
 
 def random(*shape, seed=0, scale=3.0):
@@ -87,3 +97,40 @@ def test_a_triple_scores_the_least_of_its_four():
 def test_pairs_of_heads_are_filled_up():
     assert pair_array([[(2, 3), (1, 1)], []]).tolist() == [[[1, 1], [2, 3]], [[0, 0], [0, 0]]]
     assert pair_array([[]]).dtype == np.int64
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_class_weights_multiply_the_loss_of_their_label(dense):
+    scores = random(2, 3, 6, 6)
+    pairs = torch.from_numpy(np.stack([pair_array([{(1, 2)}, {(2, 4), (3, 3)}, set()])] * 2))
+    alone = [pointer_loss(scores[:, [head]], pairs[:, [head]], dense=dense) for head in range(3)]
+    found = pointer_loss(scores, pairs, dense=dense, weights=[2.0, 0.5, 0.0])
+    expected = 2 * alone[0] + 0.5 * alone[1]
+    torch.testing.assert_close(found, expected / 3 if dense else expected)
+
+
+SPANS = [{"start": 0, "stop": 1, "label": "A"}, {"start": 2, "stop": 4, "label": "B"}]
+EVENT = {"label": "A", "trigger": {"start": 0, "stop": 1}, "arguments": [{"start": 2, "stop": 4, "label": "r"}]}
+
+
+@pytest.mark.parametrize(
+    ("config", "row"),
+    [
+        (TaskConfig(kind="spans", head="global_pointer", labels=("A", "B")), {"spans": SPANS}),
+        (TaskConfig(kind="relate", head="gplinker", labels=("A", "B")), {"triples": [["天", "A", "玄黄"]]}),
+        (TaskConfig(kind="relate", head="casrel", labels=("A", "B")), {"triples": [["天", "A", "玄黄"]]}),
+        (TaskConfig(kind="events", head="gplinker", labels=("A", "A|r")), {"events": [EVENT]}),
+    ],
+    ids=["spans", "gplinker", "casrel", "events"],
+)
+def test_class_weights_change_the_loss_of_a_kind_with_pointers(tmp_path, config, row):
+    loaded, losses = load(model_folder(tmp_path / "model")), []
+    for weight in (1, 3):
+        task = make_task(replace(config, options={"class_weights": {"A": weight}}), loaded.tokenizer)
+        example = task.encode(Row("", {"text": "天地玄黄", **row}))
+        arrays = task.collate([(example, window) for window in example.windows])
+        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        losses.append(float(task_loss(build(loaded.model, task), batch).detach()))
+    assert losses[1] > 1.2 * losses[0]
+    with pytest.raises(ConfigError, match=r"class_weights is .*; expected labels of the task"):
+        make_task(replace(config, options={"class_weights": {"C": 1}}), loaded.tokenizer)

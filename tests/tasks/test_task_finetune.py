@@ -2,23 +2,28 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_tasks import model_folder, sky_rows
+from toy_pairs import question_rows
+from toy_tasks import model_folder, pair_rows, sky_rows
 
 import hanmo
+from hanmo.checkpoint.save import save
 from hanmo.errors import CheckpointError, ConfigError, DataError, MissingFile
 from hanmo.families import FAMILIES
 from hanmo.loading import load as load_model
+from hanmo.model import Model
 from hanmo.tasks import TaskArgs, TaskConfig, fit
 from hanmo.tasks.finetune import make_optimizer, prepare, task_loss
 from hanmo.tasks.network import build
 from hanmo.tasks.pipeline import open_task
 from hanmo.tasks.rows import Row
 from hanmo.tasks.table import make_task
+from hanmo.tokenizers.load import tokenizer_files
 from hanmo.training.args import TrainArgs
 from hanmo.training.checkpoints import read_state
 from hanmo.training.step import Updates
@@ -376,3 +381,16 @@ def test_a_changed_task_json_is_refused_by_its_name(base, tmp_path, change, mess
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **change}), "utf-8")
     with pytest.raises(ConfigError, match=message):
         hanmo.load(folder)
+
+
+def test_pairs_are_read_by_a_model_of_one_segment(tmp_path):
+    bert = load_model(model_folder(tmp_path / "bert"))
+    config = replace(bert.config, nsp=False, encoder=replace(bert.config.main, segments=1))
+    save(Model(config).initialize(0), tmp_path / "one", tokenizer=tokenizer_files(bert.path.parent))
+    rows = pair_rows(24)
+    args = TaskArgs(steps=2, batch=8)
+    fitted = fit(tmp_path / "one", train=rows, dev=rows[:8], kind="classify", out=tmp_path / "run", args=args)
+    found = hanmo.load(fitted.folder).predict([(row["a"], row["b"]) for row in rows[:2]])
+    assert [set(each["probabilities"]) for each in found] == [{"earth", "sky"}] * 2
+    with pytest.raises(ConfigError, match="mask is 'prefix' but segments is 1; the prefix is told by two segment ids"):
+        fit(tmp_path / "one", train=question_rows(4), kind="read_seq2seq", out=tmp_path / "other", args=args)
