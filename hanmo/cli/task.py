@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from hanmo.tasks.rows import Row
     from hanmo.tasks.steps import StepWrapper
 
-__all__ = ["evaluate", "explain", "export", "fit", "predict"]
-
 _OF_THE_LOOP = (
     "accumulate", "steps", "minutes", "epochs", "lr", "warmup", "schedule", "average", "precision", "early_stopping",
     "device", "threads", "seed", "resume",
@@ -66,6 +64,7 @@ _FITTING = {
     "evaluate_every": option(int, "Steps between evaluations; default: an epoch.", min=1),
     **{name: TRAINING[name] for name in _OF_THE_LOOP},
 }
+_PLOTS = "Folder for pictures: confusion matrix, reliability, precision and recall."
 Folder = Annotated[Path, Option("--model", help="Folder of a trained task.", show_default=False)]
 Weights = Annotated[
     Literal["float32", "bfloat16", "int8"] | None,
@@ -121,7 +120,9 @@ def predict(
     file: Annotated[
         Path | None, Option(help="A file of texts or JSON objects, one a line.", show_default=False)
     ] = None,
-    out: Annotated[Path | None, Option(help="The results, in place of standard output.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, Option(dir_okay=False, help="The results, in place of standard output.", show_default=False)
+    ] = None,
     batch: Windows = 32,
     weights: Weights = None,
     device: shared.Device = "auto",
@@ -141,9 +142,8 @@ def predict(
     from hanmo.checkpoint.staged import atomic_path
 
     alone = texts is not None and texts != ["-"]
-    rows = list(
-        _rows(((f"text {number}", text) for number, text in enumerate(texts or (), 1)) if alone else _lines(file))
-    )
+    given = ((f"text {number}", text) for number, text in enumerate(texts or (), 1)) if alone else _lines(file)
+    rows = list(_rows(given))
     if not rows:
         raise DataError(f"there is no text in {file or 'what was given'}; expected one on each line")
     results = pipeline.stream_results(rows, batch=batch)
@@ -163,11 +163,10 @@ def evaluate(
     *,
     model: Folder,
     format: Format = None,
-    confusion: Annotated[Path | None, Option(help="Draw a confusion matrix as a PNG.", show_default=False)] = None,
-    plots: Annotated[
-        Path | None,
-        Option(help="Folder for pictures: confusion matrix, reliability, precision and recall.", show_default=False),
+    confusion: Annotated[
+        Path | None, Option(dir_okay=False, help="Draw a confusion matrix as a PNG.", show_default=False)
     ] = None,
+    plots: Annotated[Path | None, Option(file_okay=False, show_default=False, help=_PLOTS)] = None,
     batch: Windows = 32,
     weights: Weights = None,
     device: shared.Device = "auto",
@@ -210,7 +209,9 @@ def explain(
     model: Folder,
     label: Annotated[str | None, Option(help="The label to explain.", show_default="the most probable one")] = None,
     points: Annotated[int, Option(min=2, help="Steps of the integral; more are more exact.")] = 20,
-    html: Annotated[Path | None, Option(help="Write the picture as a page for a browser.", show_default=False)] = None,
+    html: Annotated[
+        Path | None, Option(dir_okay=False, help="Write the picture as a page for a browser.", show_default=False)
+    ] = None,
     device: shared.Device = "auto",
     threads: shared.Threads = None,
     as_json: shared.Json = False,
@@ -333,8 +334,7 @@ def _report(out: Path, made: "Fitted | Repeats") -> None:
     runs, best = (made.fits, made.best) if isinstance(made, Repeats) else ([made], made)
     try:
         for each in runs:
-            curves = draw_curves(each.folder.parent, unit=each.score.name, loss="training loss")
-            say(f"curves: {curves}")
+            say(f"curves: {draw_curves(each.folder.parent, unit=each.score.name, loss='training loss')}")
     except MissingExtra as error:
         say(str(error))
     if isinstance(made, Repeats):

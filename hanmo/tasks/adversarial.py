@@ -27,8 +27,6 @@ from hanmo.training import distributed
 from hanmo.training.args import TrainArgs
 from hanmo.training.step import Loss
 
-__all__ = ["Fgm", "GradientPenalty", "Pgd", "Vat", "loss_at", "perturbation", "table_gradient", "virtual_loss"]
-
 _TABLE = "network.backbone.token.weight"
 
 

@@ -17,8 +17,6 @@ from typing import Any
 from hanmo.errors import DataError
 from hanmo.tasks.rows import Row
 
-__all__ = ["NAMES", "convert", "recognize"]
-
 Data = Mapping[str, Any]
 
 

@@ -12,8 +12,6 @@ import torch
 from hanmo.errors import DataError
 from hanmo.tasks.task import Arrays, Example, Result, Task, TaskNetwork
 
-__all__ = ["TaskBatches", "predict"]
-
 _POOL = 32  # batches whose windows are sorted by length together
 _IDS = 1024  # of a batch on a CPU, which gains nothing by more; smaller batches have less padding
 

@@ -6,8 +6,6 @@ Both are chosen on the rows that they are then measured on, so the score there i
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["best_threshold", "fit_temperature"]
-
 _LEAST, _MOST = 0.5, 10.0  # of temperatures: rows that are all right would ask for 0
 
 

@@ -20,8 +20,6 @@ from hanmo.nn.norm import Norm
 from hanmo.tasks.pointer import Pair
 from hanmo.tasks.task import Arrays, Batch
 
-__all__ = ["CasRel", "casrel_loss", "casrel_targets", "object_pairs", "subject_logits", "subject_pairs"]
-
 SUBJECT_POWER, OBJECT_POWER = 2, 4  # few places are right
 _FIRST, _LAST = 0.6, 0.5  # probabilities above which places begin and end something
 

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["align_left", "crf_losses", "log_partition", "memm_logits", "memm_losses", "path_score"]
-
 
 def crf_losses(scores: Tensor, labels: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
     """Return the negative log-likelihood [b] of the right labels in a CRF (Lafferty et al. 2001).

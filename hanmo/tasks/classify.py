@@ -31,8 +31,6 @@ from hanmo.tasks.task import Arrays, Batch, Example, Result, Task
 from hanmo.tasks.windows import Window
 from hanmo.tokenizers.protocol import Tokenizer
 
-__all__ = ["Classify", "LinearHead"]
-
 _KEYS = {"label": "single", "labels": "multi", "score": "regression"}
 
 

@@ -27,8 +27,6 @@ from hanmo.training import distributed
 from hanmo.training.args import TrainArgs
 from hanmo.training.step import Loss
 
-__all__ = ["Distill", "Theseus", "fewer_blocks"]
-
 
 def fewer_blocks(loaded: ModelPipeline, blocks: int | Sequence[int]) -> ModelPipeline:
     """Return a model of some of the blocks of another, with which it shares its weights.

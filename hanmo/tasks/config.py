@@ -14,8 +14,6 @@ from hanmo.errors import ConfigError
 from hanmo.files import parse_json, read_json
 from hanmo.training.args import TrainArgs
 
-__all__ = ["POOLINGS", "TASK_JSON", "Score", "TaskArgs", "TaskConfig", "is_number"]
-
 TASK_JSON = "task.json"
 POOLINGS = ("pooler", "mean", "first")
 

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Logits", "divergence"]
-
 _LOWEST = -1e4  # stands for -inf, whose differences are NaN
 
 

@@ -30,8 +30,6 @@ from hanmo.tasks.task import Arrays, Batch, Example, Result, Task, TaskNetwork, 
 from hanmo.tasks.windows import Part, Window, tokenize
 from hanmo.tokenizers.protocol import Tokenizer
 
-__all__ = ["Embed", "EmbedHead", "fit_whitening", "nearest", "score_of"]
-
 _QUERIES = 256  # compared with all vectors at once
 
 
@@ -211,7 +209,7 @@ def score_of(row: Row) -> float | None:
     value = row.data.get(key)
     if value is None:
         return None
-    if isinstance(value, str) and value.isdecimal():
+    if isinstance(value, str) and value.removeprefix("-").isdecimal():
         value = int(value)
     if not is_number(value):
         raise row.error(f"{key!r} is {str(value)[:100]!r}; expected a finite number")

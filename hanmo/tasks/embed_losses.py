@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["contrastive", "cosent", "cosines", "infonce"]
-
 
 def cosines(vectors: Tensor) -> Tensor:
     """Return the cosine of each pair [pairs]."""

@@ -22,8 +22,6 @@ from hanmo.tasks.scores import set_scores
 from hanmo.tasks.task import Arrays, Batch, Example, Result, TaskNetwork
 from hanmo.tasks.windows import Window
 
-__all__ = ["Event", "Events", "cliques", "events_of"]
-
 _ROLE = "|"
 
 Span = tuple[int, int, str]

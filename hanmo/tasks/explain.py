@@ -30,8 +30,6 @@ from hanmo.tasks.steps import evaluating
 from hanmo.tasks.task import Batch, Example, TaskNetwork
 from hanmo.tasks.windows import merge_tokens, tokenize
 
-__all__ = ["Explanation", "explain", "path_gradients", "token_scores", "with_vectors"]
-
 _BY = ("sum", "length", "largest")
 
 

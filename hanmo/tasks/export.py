@@ -29,8 +29,6 @@ from hanmo.tasks.tag import Tag
 from hanmo.tasks.task import Task, TaskNetwork
 from hanmo.tokenizers.load import tokenizer_files
 
-__all__ = ["FORMS", "export"]
-
 FORMS = ("huggingface", "onnx")
 
 OPSET = 18

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Match", "vote"]
-
 
 class Match:
     """A part of a passage's ids that grows by the likeliest id, of those that follow it in the passage and the end id.

@@ -27,8 +27,6 @@ from hanmo.tasks.task import Batch, Example
 from hanmo.tasks.windows import Part, Window, tokenize
 from hanmo.tokenizers.protocol import Tokenizer
 
-__all__ = ["Few"]
-
 _DEFAULT = "{label}：{text}"
 
 

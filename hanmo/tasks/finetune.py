@@ -37,8 +37,6 @@ from hanmo.training.lora import add_lora
 from hanmo.training.optim.schedule import parameter_groups
 from hanmo.training.step import make_optimizer as plain_optimizer
 
-__all__ = ["Data", "Fitted", "fit", "prepare", "task_loss"]
-
 _OF_TEXTS = ("sequence", "separator", "document", "pre_tokenize", "memory", "restore_slots")  # arguments
 
 

@@ -27,8 +27,6 @@ from hanmo.tasks.config import TASK_JSON, TaskConfig
 from hanmo.tasks.task import Task, TaskNetwork
 from hanmo.training.lora import has_lora, merge_lora
 
-__all__ = ["build", "read_head", "save_network"]
-
 
 def build(model: Model, task: Task, *, seed: int = 0) -> TaskNetwork:
     """Make the network of a task from a loaded model, whose weights are copied; what it lacks is initialized.

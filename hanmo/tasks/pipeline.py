@@ -32,8 +32,6 @@ from hanmo.tokenizers.load import tokenizer_files
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["EmbedPipeline", "TaskPipeline", "load", "open_task"]
-
 
 class TaskPipeline(ModelPipeline):
     """A pipeline with the head of a task; see `hanmo.load`.   task: its kind, with the configuration."""

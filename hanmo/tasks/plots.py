@@ -23,8 +23,6 @@ from hanmo.tasks.task import Task
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Ranked", "draw_confusion", "draw_plots", "precision_recall", "ranked", "reliability"]
-
 _BINS = 10
 _SHOWN = 10  # labels with a curve of their own, the most frequent ones
 _FONTS = (

@@ -20,22 +20,6 @@ from hanmo.nn.linear import Linear
 from hanmo.nn.position import sinusoidal
 from hanmo.tasks.task import Batch, pad
 
-__all__ = [
-    "POINTERS",
-    "EfficientGlobalPointer",
-    "GPLinker",
-    "GlobalPointer",
-    "Pair",
-    "best_pairs",
-    "decode_triples",
-    "linker_loss",
-    "log_of_sum",
-    "multilabel_loss",
-    "pair_array",
-    "pointer_loss",
-    "sparse_multilabel_loss",
-]
-
 Pair: TypeAlias = tuple[int, int]
 """Places of the first and of the last token of something."""
 

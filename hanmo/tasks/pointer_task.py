@@ -23,8 +23,6 @@ from hanmo.tasks.task import Arrays, Batch, Example, Result, Task
 from hanmo.tasks.windows import Window, deciding
 from hanmo.tokenizers.protocol import Tokenizer
 
-__all__ = ["Item", "ItemTask", "PointerTask"]
-
 Item: TypeAlias = tuple[Any, ...]
 
 _FLOOR = -4.0  # no threshold is chosen below it

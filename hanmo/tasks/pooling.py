@@ -5,8 +5,6 @@ from torch import Tensor
 from hanmo.errors import ConfigError
 from hanmo.model import Output
 
-__all__ = ["pool"]
-
 
 def pool(output: Output, mask: Tensor, how: str) -> Tensor:
     """Return [b, hidden_size]: what the pooler made, the mean of the real tokens, or the first token.

@@ -29,8 +29,6 @@ from hanmo.tasks.task import Arrays, Batch, Example, Result, Task
 from hanmo.tasks.windows import Tokens, Window, deciding
 from hanmo.tokenizers.protocol import Tokenizer, check_text
 
-__all__ = ["Read", "Reading"]
-
 MAX_ANSWER = 32
 
 

@@ -22,8 +22,6 @@ from hanmo.tasks.rows import Row
 from hanmo.tasks.task import Arrays, Batch, Example, Result, TaskNetwork
 from hanmo.tasks.windows import Window, tokenize
 
-__all__ = ["Extractive", "Found", "ReadMlm"]
-
 Found = tuple[tuple[int, int] | None, float]
 """A place in the passage's tokens of a window, and its score."""
 

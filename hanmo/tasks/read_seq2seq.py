@@ -21,8 +21,6 @@ from hanmo.tasks.read_mlm import Extractive, Found
 from hanmo.tasks.task import Batch, TaskNetwork
 from hanmo.tokenizers.prompt import marks_of
 
-__all__ = ["ReadSeq2seq"]
-
 
 class ReadSeq2seq(Extractive):
     """kind "read_seq2seq"."""

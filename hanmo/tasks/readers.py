@@ -19,8 +19,6 @@ from hanmo.files import MAX_BYTES, parse_json, read_bytes
 from hanmo.tasks import annotations
 from hanmo.tasks.rows import Row, read_rows, spans_of
 
-__all__ = ["FORMATS", "read_data", "read_text", "recognize"]
-
 Source: TypeAlias = str | Path | Iterable[Row | Mapping[str, Any]]
 
 _TAG = re.compile(r"O|([BIMESLU])(?:[-_](.+))?")
@@ -29,28 +27,42 @@ _KEYS = {
     "a": "a", "text_a": "a", "text1": "a", "sentence1": "a", "question1": "a",
     "b": "b", "text_b": "b", "text2": "b", "sentence2": "b", "question2": "b",
     "label": "label", "labels": "label", "class": "label", "score": "score",
+    "文本": "text", "句子": "text", "内容": "text", "评论": "text", "标签": "label", "类别": "label", "分类": "label",
+    "文本1": "a", "句子1": "a", "文本2": "b", "句子2": "b", "分数": "score", "得分": "score", "相似度": "score",
 }  # fmt: skip
 
 
 def read_data(source: Source, *, format: str | None = None) -> list[Row]:
     """Read labelled rows of a file, or of a folder with one folder of texts for each label; or take rows in memory.
 
-    format: key of FORMATS; None recognizes it.
+    format: key of FORMATS; None recognizes it. Labels that are whole numbers become strings.
     Raises DataError naming the line for what is not of the format, for a span whose text is another than the file says,
     and for a file without rows; ConfigError for an unknown format; MissingFile.
     """
     if not isinstance(source, str | Path):
-        return read_rows(source)
+        return [_with_names(row) for row in read_rows(source)]
     path = Path(source)
     if format is not None and format not in FORMATS:
         raise ConfigError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
     rows = list(FORMATS[format or recognize(path)](path))
+    if not rows and path.is_dir():
+        raise DataError(f"no file LABEL/NAME.txt is in {path}; expected a folder of texts for each label")
     if not rows:
         raise DataError(f"{path} is empty; expected labelled rows")
     for row in rows:
         if "spans" in row.data:
             spans_of(row)
-    return rows
+    return [_with_names(row) for row in rows]
+
+
+def _with_names(row: Row) -> Row:
+    """Return a row whose labels are strings, where they are whole numbers."""
+    label, labels = row.data.get("label"), row.data.get("labels")
+    if type(label) is int:
+        return Row(row.where, {**row.data, "label": str(label)})
+    if isinstance(labels, list) and any(type(each) is int for each in labels):
+        return Row(row.where, {**row.data, "labels": [str(each) if type(each) is int else each for each in labels]})
+    return row
 
 
 def recognize(path: Path) -> str:

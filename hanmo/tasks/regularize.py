@@ -10,8 +10,6 @@ from hanmo.tasks.steps import StepWrapper, observed, task_loss
 from hanmo.tasks.task import Batch, TaskNetwork, weighted_mean
 from hanmo.training.step import Loss
 
-__all__ = ["Focal", "RDrop"]
-
 
 class RDrop(StepWrapper):
     """Pass each batch twice, and bring the two predictions closer (Liang et al., arXiv 2106.14448).

@@ -35,8 +35,6 @@ from hanmo.tasks.task import Arrays, Batch, Example, Result, TaskNetwork
 from hanmo.tasks.windows import Window
 from hanmo.tokenizers.protocol import Tokenizer
 
-__all__ = ["Relate", "Relation", "relations_of", "triples_of"]
-
 _SUBJECTS = 64  # of CasRel, computed together
 
 Found = list[tuple[Pair, int, Pair, float]]

@@ -25,8 +25,6 @@ from hanmo.tasks.rows import folds as make_folds
 from hanmo.tasks.table import task_class
 from hanmo.training import distributed
 
-__all__ = ["Repeats", "repeat"]
-
 
 @dataclass(frozen=True)
 class Repeats:

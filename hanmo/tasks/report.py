@@ -11,8 +11,6 @@ from hanmo.errors import ConfigError
 from hanmo.tasks.rows import Row
 from hanmo.tasks.scores import Counts, count_sets
 
-__all__ = ["NOTHING", "confused", "labels_of", "scores_by_label"]
-
 NOTHING = "–"
 
 

@@ -16,7 +16,7 @@ from hanmo.errors import DataError
 from hanmo.files import open_file, parse_json
 from hanmo.tokenizers.protocol import check_text
 
-__all__ = ["Item", "Row", "as_rows", "count_duplicates", "folds", "read_rows", "spans_of", "split", "texts_of"]
+_KINDS = {str: "a string", list: "a list", dict: "an object", int: "a number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Row:
         value = self.data.get(key, default)
         kinds = kind if isinstance(kind, tuple) else (kind,)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            names = " or ".join(each.__name__ for each in kinds)
+            names = " or ".join(dict.fromkeys(_KINDS[each] for each in kinds))
             found = f"is {repr(value)[:100]}" if key in self.data else "is missing"
             raise self.error(f"{key!r} {found}; expected {names}")
         return value

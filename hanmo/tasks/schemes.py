@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SCHEMES", "Scheme", "viterbi"]
-
 Span = tuple[int, int, int]
 """Tokens start … stop - 1 and the number of the label."""
 

@@ -9,20 +9,6 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TypeAlias
 
-__all__ = [
-    "Counts",
-    "accuracy",
-    "answer_scores",
-    "confusion",
-    "count_sets",
-    "label_counts",
-    "macro_f1",
-    "micro_f1",
-    "pearson",
-    "set_scores",
-    "spearman",
-]
-
 Labels: TypeAlias = Sequence[str]
 
 

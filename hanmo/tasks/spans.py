@@ -22,8 +22,6 @@ from hanmo.tasks.task import Arrays, Batch, Example, Result, TaskNetwork
 from hanmo.tasks.windows import Window
 from hanmo.tokenizers.protocol import Tokenizer
 
-__all__ = ["Spans"]
-
 _MOST = 4  # spans of a window for each of its tokens
 
 Found = list[tuple[int, int, int, float]]

@@ -18,8 +18,6 @@ from hanmo.tasks.task import Batch, TaskNetwork, weighted_mean
 from hanmo.training.args import TrainArgs
 from hanmo.training.step import Loss
 
-__all__ = ["StepWrapper", "evaluating", "observed", "predicted", "task_loss"]
-
 
 class StepWrapper(ABC):
     """A training trick that any kind of task takes; called with a loss and the network, it returns a loss."""

@@ -15,8 +15,6 @@ from hanmo.tasks.tag import Tag
 from hanmo.tasks.task import Task
 from hanmo.tokenizers.protocol import Tokenizer
 
-__all__ = ["TASKS", "make_task", "task_class"]
-
 TASKS: dict[str, type[Task]] = {
     "classify": Classify,
     "tag": Tag,

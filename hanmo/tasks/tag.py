@@ -32,8 +32,6 @@ from hanmo.tasks.task import Arrays, Batch, Example, Result, Task, TaskNetwork
 from hanmo.tasks.windows import Window, merge_tokens
 from hanmo.tokenizers.protocol import Tokenizer
 
-__all__ = ["Tag", "TagHead", "TagScores"]
-
 WORD = "word"
 _TRANSITIONS_RATE = 100.0
 

@@ -27,8 +27,6 @@ from hanmo.tasks.scores import Counts
 from hanmo.tasks.windows import Tokens, Window, make_windows, tokenize
 from hanmo.tokenizers.protocol import Tokenizer
 
-__all__ = ["Arrays", "Batch", "Example", "Result", "Task", "TaskNetwork", "pad", "weighted_mean"]
-
 Arrays = dict[str, NDArray[Any]]
 Batch = Mapping[str, Tensor]
 Result = dict[str, Any]
@@ -84,7 +82,7 @@ class Task(ABC):
         for name in config.options:
             if cls.options[name] and chosen.isdisjoint(cls.options[name]):
                 users = " or ".join(map(repr, cls.options[name]))
-                raise ConfigError(f"the option {name!r} has no effect here, only with {users}; leave it out")
+                raise ConfigError(f"the option {name!r} has no effect here, only with head, form or pooling {users}")
         for name, used in (("pooling", cls.pooled), ("labels", cls.labelled)):
             if (value := getattr(config, name)) and not used:
                 raise ConfigError(f"{name} is {value!r}, which kind {config.kind!r} does not use; leave {name} out")

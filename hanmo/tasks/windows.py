@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 from hanmo.errors import ConfigError
 from hanmo.tokenizers.protocol import Tokenizer
 
-__all__ = ["Part", "Tokens", "Window", "deciding", "make_windows", "merge_tokens", "tokenize"]
-
 
 @dataclass(frozen=True)
 class Tokens:

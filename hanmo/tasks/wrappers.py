@@ -20,8 +20,6 @@ from hanmo.tasks.task import TaskNetwork
 from hanmo.training.args import TrainArgs
 from hanmo.training.step import Loss
 
-__all__ = ["WRAPPERS", "Wrap", "make_wrapper", "wrapped"]
-
 WRAPPERS: dict[str, type[StepWrapper]] = {
     "fgm": Fgm,
     "pgd": Pgd,

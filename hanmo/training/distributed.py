@@ -22,9 +22,12 @@ from hanmo.nn.stack import Stack
 def started(device: str | torch.device = "cpu") -> Iterator[torch.device]:
     """Join the process group that torchrun started, and leave it at the end; yield this process's device.
 
-    Does nothing without torchrun. GPUs, one a process, use NCCL; CPUs use gloo.
+    Does nothing without torchrun. GPUs, one a process, use NCCL; CPUs use gloo. Raises ConfigError for no device.
     """
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device is {str(device)!r}; expected cpu, cuda, cuda:0 …, mps or auto") from None
     if "RANK" not in os.environ or dist.is_initialized():
         yield device
         return

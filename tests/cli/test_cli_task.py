@@ -164,6 +164,8 @@ def test_a_wrong_line_is_named_and_nothing_is_half_written(work):
     assert "there is no text in in.txt" in refused("predict", "--model", "run", "--file", "in.txt")
     Path("in.txt").write_text('{"text": "天\u2028地"}\n天\u0085地\n', "utf-8")
     assert len(run("predict", "--model", "run", "--file", "in.txt").stdout.split("\n")) == 3
+    folder = run("predict", "--model", "run", "天", "--out", "run")
+    assert folder.exit_code == 2 and "is a directory" in folder.stderr
     both = run("predict", "--model", "run", "天", "--file", "in.txt")
     assert both.exit_code == 2 and "give texts or --file, not both" in both.stderr
 
@@ -324,7 +326,7 @@ def test_what_is_missing_is_wrong_usage(work, missing):
             ("--train", "strange.jsonl", "--label", "sky"),
             "strange.jsonl:2: the label 'sea' is not in the configuration",
         ),
-        (("--train", "spans.jsonl"), "spans.jsonl:1: 'label' is missing; expected str"),
+        (("--train", "spans.jsonl"), "spans.jsonl:1: 'label' is missing; expected a string"),
         (("--set", "class_weights"), "the setting 'class_weights' has no value; expected NAME=VALUE"),
         (("--set", "class_weights=3"), "class_weights is 3; expected labels of the task, each with a number"),
         (
@@ -335,6 +337,7 @@ def test_what_is_missing_is_wrong_usage(work, missing):
             ("--kind", "tag", "--train", "crossing.jsonl", "--dev", "crossing.jsonl"),
             "crossing.jsonl:1: the spans 0:2 A and 1:3 B overlap",
         ),
+        (("--device", "abacus"), "--device is 'abacus'; expected cpu, cuda, cuda:0 …, mps or auto"),
         (("--wrap", "luck"), "--wrap is 'luck'; expected one of fgm, pgd"),
         (("--wrap", "fgm:epsilon=much"), "wrap 'fgm': epsilon is 'much'; expected a number"),
         (("--wrap", "r_drop:beta=1"), "got an unexpected keyword argument 'beta'"),

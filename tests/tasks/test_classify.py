@@ -42,8 +42,8 @@ def test_the_data_tells_the_form_and_the_labels(row, other, form, labels):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "天"}, "'label' is missing; expected str"),
-        ({"text": "天", "label": 1}, "'label' is 1; expected str"),
+        ({"text": "天"}, "'label' is missing; expected a string"),
+        ({"text": "天", "label": 1}, "'label' is 1; expected a string"),
         ({"text": "天", "label": "z"}, "the label 'z' is not in the configuration, which has a, b"),
         ({"text": " ", "label": "a"}, "'text' is empty"),
         ({"label": "a"}, "'text' is missing"),
@@ -57,9 +57,9 @@ def test_a_wrong_row_is_named(row, message):
 @pytest.mark.parametrize(
     ("row", "form", "message"),
     [
-        ({"text": "天", "labels": "a"}, "multi", "'labels' is 'a'; expected list"),
+        ({"text": "天", "labels": "a"}, "multi", "'labels' is 'a'; expected a list"),
         ({"text": "天", "labels": [1]}, "multi", "expected a list of strings"),
-        ({"text": "天", "score": True}, "regression", "'score' is True; expected int or float"),
+        ({"text": "天", "score": True}, "regression", "'score' is True; expected a number"),
         ({"text": "天", "score": float("nan")}, "regression", "'score' is nan; expected a finite number"),
         ({"text": "天", "label": "a"}, "single", "the only label of the training data is .* expected two or more"),
     ],

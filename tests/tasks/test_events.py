@@ -159,7 +159,7 @@ def test_a_wrong_row_is_named(event, message):
 
 
 def test_rows_without_events_are_refused():
-    with pytest.raises(DataError, match="row 1: 'events' is missing; expected list"):
+    with pytest.raises(DataError, match="row 1: 'events' is missing; expected a list"):
         Events.settle(task().config, read_rows([{"text": "天"}]))
     assert events_of(row()) == []
 

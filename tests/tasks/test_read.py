@@ -49,9 +49,9 @@ def test_an_answer_is_at_its_place_or_wherever_its_text_is():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"text": "天地"}, "'question' is missing; expected str"),
+        ({"text": "天地"}, "'question' is missing; expected a string"),
         ({"text": "天地", "question": " ", "answers": []}, "'question' is empty"),
-        ({"text": "天地", "question": "天"}, "'answers' is missing; expected list"),
+        ({"text": "天地", "question": "天"}, "'answers' is missing; expected a list"),
         ({"text": "天地", "question": "天", "answers": ["玄"]}, "the answer '玄' is not in the text; leave"),
         ({"text": "天地", "question": "天", "answers": [3]}, "'answers' holds '3'; expected strings or"),
         ({"text": "天地", "question": "天", "answers": [{"start": 0}]}, "'answers' holds .*; expected"),

@@ -291,6 +291,16 @@ def test_a_folder_has_a_folder_of_texts_for_each_label(tmp_path):
     assert rows[0].where == "体育/0.txt"
 
 
+def test_a_folder_without_texts_says_what_was_expected(tmp_path):
+    with pytest.raises(DataError, match=r"no file LABEL/NAME\.txt is in .*; expected a folder of texts for each label"):
+        read_data(tmp_path)
+
+
+def test_a_first_line_may_name_the_columns_in_chinese(tmp_path):
+    path = write(tmp_path, "a.csv", "标签,文本\n甲,天地\n乙,玄黄\n")
+    assert [row.data for row in read_data(path)] == [{"label": "甲", "text": "天地"}, {"label": "乙", "text": "玄黄"}]
+
+
 def test_offsets_count_code_points_of_the_text(tmp_path):
     text = "😀　ＡＢé𠮷野"
     tags = ["O", "O", "B-X", "I-X", "O", *["O"] * (len(text) - 6), "B-Y"]

@@ -129,7 +129,7 @@ def test_casrel_has_no_thresholds_to_choose():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (read_rows([{"text": "天"}])[0], "'relations' is missing; expected list"),
+        (read_rows([{"text": "天"}])[0], "'relations' is missing; expected a list"),
         (row((0, 3, "a")), "'object' of a relation is 3; expected one of the 3 spans, counted from 0"),
         (row((True, 1, "a")), "'subject' of a relation is True"),
         (row(relations=[{"subject": 0, "object": 1}]), "'relations' holds .*; expected"),

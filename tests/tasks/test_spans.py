@@ -148,7 +148,7 @@ def test_a_text_without_tokens_has_no_span():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "天地"}, "'spans' is missing; expected list"),
+        ({"text": "天地"}, "'spans' is missing; expected a list"),
         ({"text": "天地", "spans": [span(1, 3)]}, "the span 1:3 is not in the text of 2 characters"),
         ({"text": "天地", "spans": [span(1, 1)]}, "the span 1:1 .*are its ends inclusive"),
         (

@@ -152,7 +152,7 @@ def test_training_rows_without_any_span_are_refused():
             "the spans 0:2 SKY and 1:3 SUN overlap; .*crossing spans",
         ),
         ({"text": "天地玄", "spans": [NESTED[0], {**NESTED[0], "label": "SUN"}]}, "the spans 0:3 SKY and 0:3 SUN"),
-        ({"text": "天地玄"}, "'spans' is missing; expected list"),
+        ({"text": "天地玄"}, "'spans' is missing; expected a list"),
         ({"text": "天地玄", "spans": [{"start": 1, "stop": 1, "label": "SKY"}]}, ".*are its ends inclusive"),
         ({"text": "天地玄", "spans": [span("地玄天", "地玄")]}, "the span 0:2 is '天地', but its text says '地玄'"),
         ({"text": "天 玄", "spans": [{"start": 1, "stop": 2, "label": "SKY"}]}, "the span 1:2 holds spaces only"),

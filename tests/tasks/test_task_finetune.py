@@ -283,6 +283,16 @@ def test_a_task_is_saved_in_one_form(base, tmp_path):
         hanmo.save(load_model(base).model, tmp_path / "out", form="tensorflow", head=torch.nn.Linear(1, 1))
 
 
+def test_labels_that_are_whole_numbers_become_strings(base, tmp_path):
+    rows = [{**row, "label": int(row["label"] == "sky")} for row in ROWS]
+    fitted = fit(base, train=rows, dev=rows[:8], kind="classify", out=tmp_path / "run", args=TaskArgs(steps=1))
+    loaded = open_task(fitted.folder)
+    assert loaded.labels == ("0", "1")
+    assert loaded.evaluate(lines(tmp_path / "dev.jsonl", rows[:8])) == fitted.score.scores
+    several = [{"text": row["text"], "labels": [row["label"]]} for row in rows]
+    assert prepare(TaskConfig(kind="classify"), several, several).config.labels == ("0", "1")
+
+
 def test_items_that_are_no_texts_are_named(base, tmp_path):
     fit(base, train=ROWS, dev=DEV, kind="classify", out=tmp_path / "run", args=TrainArgs(batch=16, steps=1))
     loaded = open_task(tmp_path / "run")
@@ -323,7 +333,7 @@ def test_results_of_a_stream_come_before_its_end(base, tmp_path):
         ({"kind": "embed", "options": {"scale": math.inf}}, "scale is 'inf'; expected a number"),
         (
             {"kind": "embed", "options": {"margin": 0.3}},
-            "the option 'margin' has no effect here, only with 'contrastive'",
+            "the option 'margin' has no effect here, only with head, form",
         ),
         (
             {"kind": "embed", "pooling": "mean", "options": {"pooler": "linear"}},

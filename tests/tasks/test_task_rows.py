@@ -81,8 +81,8 @@ def test_a_span_without_an_end_is_refused():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"txt": "一"}, "'text' is missing; expected str"),
-        ({"text": 1}, "'text' is 1; expected str"),
+        ({"txt": "一"}, "'text' is missing; expected a string"),
+        ({"text": 1}, "'text' is 1; expected a string"),
         ({"text": "　 \n"}, "'text' is empty"),
         ({"a": "一"}, "'b' is missing"),
     ],
