@@ -160,8 +160,8 @@ def write(
 ) -> list[list[GeneratedText]]:
     """Continue each text n times; return a list per text, with samples numbered from `first`.
 
-    If an engine's logits of a row do not depend on the batch, as in float32, neither do the samples; with narrower
-    weights sums are rounded differently in another batch.
+    If an engine's logits of a row do not depend on the batch, as in float32 and with the fused step, neither do the
+    samples; otherwise sums are rounded differently in another batch.
     seed: one for all texts, or one for each; None is a random one for all.   prompts: as from `read_prompt`, if known.
     Raises, before the first id, PromptError for a text that cannot be continued and ConfigError for a setting.
     """

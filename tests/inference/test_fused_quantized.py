@@ -15,6 +15,7 @@ import hanmo
 from hanmo.config import Sublayer
 from hanmo.families.gpt2_ml import gpt2_ml_config
 from hanmo.inference.fused import quantized, support, thread_pool
+from hanmo.inference.prefix_cache import PromptCache
 from hanmo.model import Model
 
 kernels = support.kernels("quantized")
@@ -227,6 +228,18 @@ def test_a_rows_logits_depend_on_its_ids_alone(opened, weights):
         rows[place] = rows[place].copy(rows[place].length)
     for one, other in zip(found, expected, strict=True):
         assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_text_after_a_cached_prefix_is_that_after_a_prompt_read_anew(opened, weights):
+    engine = opened(weights=weights)
+    cache = PromptCache(engine)
+    written(cache, 30, IDS)
+    prompt = [*PROMPT, *IDS[:30], 9, 8, 7]
+    (ours, logits), (theirs, expected) = (each.prefill([prompt], room=4) for each in (cache, engine))
+    assert ours._kept.rows.length == len(prompt) and cache._kept == []  # the kept text was continued
+    assert np.array_equal(logits, expected)
+    assert np.array_equal(ours.step([5]), theirs.step([5]))
 
 
 @pytest.mark.parametrize("length", [5, 100])
