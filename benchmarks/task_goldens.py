@@ -169,7 +169,7 @@ def memm(case: Case) -> None:
     scores = layer(x, case.tensor("mask") if "mask" in case else None)
     case.compare("masked_scores", scores)
     one_hot = F.one_hot(labels, x.shape[-1]).to(case.dtype)
-    both = {"loss": layer.losses(one_hot, scores), "accuracy": layer.accuracies(labels, scores)}
+    both = {"loss": layer.losses_each_way(one_hot, scores), "accuracy": layer.accuracies_each_way(labels, scores)}
     for name, (forward, backward) in both.items():
         case.compare(f"forward_{name}", forward)
         case.compare(f"backward_{name}", backward)

@@ -106,7 +106,7 @@ class MaximumEntropyMarkovModel(_ChainLoss):
             return self.lr_multiplier * self._trans
         return (self.lr_multiplier * self._l_trans) @ (self.lr_multiplier * self._r_trans).T
 
-    def losses(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+    def losses_each_way(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean cross-entropy over all real positions forwards and backwards; NaN without any.
 
         y_true: one-hot [b, n, labels].
@@ -118,7 +118,7 @@ class MaximumEntropyMarkovModel(_ChainLoss):
         )
         return forward, backward
 
-    def accuracies(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+    def accuracies_each_way(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
         """Return the shares of real positions that are right forwards and backwards, with the right neighbour known.
 
         y_true: numbers [b, n].
@@ -132,12 +132,12 @@ class MaximumEntropyMarkovModel(_ChainLoss):
         return forward, backward
 
     def dense_loss(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """Return the mean of both directions' losses, a scalar; arguments as in `losses`."""
-        return sum(self.losses(y_true, y_pred), torch.zeros((), dtype=y_pred.dtype, device=y_pred.device)) / 2
+        """Return the mean of both directions' losses, a scalar; arguments as in `losses_each_way`."""
+        return sum(self.losses_each_way(y_true, y_pred), torch.zeros((), dtype=y_pred.dtype, device=y_pred.device)) / 2
 
     def sparse_accuracy(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """Return the mean of `accuracies`."""
-        forward, backward = self.accuracies(y_true, y_pred)
+        """Return the mean of `accuracies_each_way`."""
+        forward, backward = self.accuracies_each_way(y_true, y_pred)
         return (forward + backward) / 2
 
 

@@ -251,6 +251,7 @@ def get_available_gpus() -> list[str]:
     return [f"/device:GPU:{index}" for index in range(torch.cuda.device_count())]
 
 
+@lift
 def pool1d(
     x: Any, pool_size: Any, strides: Any = 1, padding: str = "valid", data_format: Any = None, pool_mode: str = "max"
 ) -> Any:

@@ -139,7 +139,9 @@ class GatedAttentionUnit(Layer):
         size, units, key = shapes[0][-1], self.units, self.key_size
         if self.self_attention:
             self.i_dense = self._dense(2 * units + key, size, self.activation)
-            self.q_scaleoffset, self.k_scaleoffset = (ScaleOffset(offset=self.use_bias) for _ in range(2))
+            self.q_scaleoffset, self.k_scaleoffset = (
+                ScaleOffset(offset=self.use_bias, dtype=self.dtype_policy) for _ in range(2)
+            )
             for each in (self.q_scaleoffset, self.k_scaleoffset):
                 each.build((None, None, key))
         else:

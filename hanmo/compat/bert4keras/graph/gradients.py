@@ -89,8 +89,8 @@ def gradients(loss: Any, variables: Any) -> list[Any]:
 def _later(loss: Any, wanted: list[Any], values: Values) -> tuple[Tensor, ...]:
     with torch.enable_grad():
         if isinstance(loss, KerasTensor):
-            for each in wanted:
-                if id(each) in values:
+            for each in values.placeholders:
+                if isinstance(each, KerasTensor) and values[id(each)].is_floating_point():
                     values[id(each)].requires_grad_()
             total, *sources = run_graph([loss, *(each for each in wanted if isinstance(each, KerasTensor))], values)
         else:
@@ -293,7 +293,9 @@ class GraphModel(_Base):
         return Deferred(compute)
 
     def train_step(self, data: Any) -> Any:
+        data = keras.tree.map_structure(tensor, data)
         return run_step(self, lambda: super(GraphModel, self).train_step(data))
 
     def test_step(self, data: Any) -> Any:
+        data = keras.tree.map_structure(tensor, data)
         return run_step(self, lambda: super(GraphModel, self).test_step(data))

@@ -100,8 +100,8 @@ class MaximumEntropyMarkovModel(_ChainLoss):
     trans = task_layers.MaximumEntropyMarkovModel.trans
     dense_loss = task_layers.MaximumEntropyMarkovModel.dense_loss
     sparse_accuracy = task_layers.MaximumEntropyMarkovModel.sparse_accuracy
-    # Not `losses`, which is Keras's.
-    accuracies = task_layers.MaximumEntropyMarkovModel.accuracies
+    losses_each_way = task_layers.MaximumEntropyMarkovModel.losses_each_way
+    accuracies_each_way = task_layers.MaximumEntropyMarkovModel.accuracies_each_way
 
     def __init__(self, lr_multiplier: float = 1, hidden_dim: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)

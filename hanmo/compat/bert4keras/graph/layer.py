@@ -25,7 +25,7 @@ class Layer(keras.layers.Layer):
     def _dense(self, units: int, size: int, activation: Any = None, **options: Any) -> Any:
         """Build a Dense layer for vectors of a size."""
         own = {name: getattr(self, name) for name in ("use_bias", "kernel_initializer") if hasattr(self, name)}
-        dense = keras.layers.Dense(units, activation, **own | options)
+        dense = keras.layers.Dense(units, activation, dtype=self.dtype_policy, **own | options)
         dense.build((None, size))
         return dense
 
