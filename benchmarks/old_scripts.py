@@ -28,7 +28,7 @@ import old_scripts_data
 
 FALL = 0.02  # share of the first loss
 LIMIT = 300  # seconds a script may take
-EPOCHS, STEPS, BATCH = 3, 12, 8
+EPOCHS, STEPS, BATCH = 4, 12, 8
 SERVED = "/gen_synonyms?n=3&text=" + quote("今天天气不错")
 
 # What is replaced in every script, and in single ones: a pattern and its replacement.

@@ -10,6 +10,7 @@ from typing import Any
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, Unsupported
 from hanmo.families import FAMILIES
+from hanmo.families.keys import activation
 
 _BERT_VARIANTS = ("bert", "albert", "albert_unshared", "nezha", "roformer", "roformer_v2")
 _GPTS = ("gpt", "gpt2", "gpt2_ml")
@@ -178,7 +179,8 @@ def _stack_changes(data: dict[str, Any], family: str) -> dict[str, Any]:
     if condition is not None:
         changes["condition"] = int(getattr(condition, "hidden_size", condition))
         changes["condition_hidden"] = int(data.get("layer_norm_cond_hidden_size") or 0)
-        changes["condition_activation"] = data.get("layer_norm_cond_hidden_act") or "linear"
+        named = {"layer_norm_cond_hidden_act": data.get("layer_norm_cond_hidden_act") or "linear"}
+        changes["condition_activation"] = activation(named, f"gelu_{_gelu}", "layer_norm_cond_hidden_act")
     return changes
 
 
