@@ -313,12 +313,22 @@ def compare(cases: list[Callable[[], Case]]) -> int:
         loss = float(np.max(np.abs(losses - goldens) / np.abs(goldens)))
         if set(found) != set(expected):
             raise SystemExit(f"{name}: other weights: {sorted(set(found) ^ set(expected))}")
-        weight = max(float(np.max(np.abs(found[key] - expected[key]))) for key in expected)
+        weight = max(float(np.max(np.abs(found[key] - expected[key]))) for key in expected if compared(name, key))
         off = loss > TOLERANCE.get(name, 1e-4) or weight > 1e-4
         wrong += off
         print(f"{name}: losses {loss:.1e}, weights {weight:.1e}{', too far' if off else ''}")
     print(f"{len(cases) - wrong} of {len(cases)} cases")
     return wrong
+
+
+def compared(case: str, key: str) -> bool:
+    """Say whether a weight is told by the goldens.
+
+    The gradient of the keys' bias is 0, so that rounding alone changes it. Under tf.keras the averages of tables that
+    are looked up are updated twice a step, which Keras's own optimizers did not do.
+    """
+    twice = case == "averaged" and key in ("Embedding-Token/0", "Embedding-Segment/0")
+    return not twice and not key.endswith("MultiHeadSelfAttention/3")
 
 
 if __name__ == "__main__":

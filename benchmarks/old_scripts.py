@@ -36,6 +36,7 @@ SIZES = {
     r"\bepochs ?= ?\d+": f"epochs={EPOCHS}",
     r"\bsteps_per_epoch ?= ?\d+": f"steps_per_epoch={STEPS}",
     r"\bbatch_size = \d+": f"batch_size = {BATCH}",
+    r"\bnum_classes = 119": "num_classes = 4",
 }
 MORE = {
     "basic_gibbs_sampling_via_mlm": {
