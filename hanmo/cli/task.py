@@ -216,7 +216,7 @@ def explain(
     threads: shared.Threads = None,
     as_json: shared.Json = False,
 ) -> None:
-    """Show which characters a classification rests on, by integrated gradients.
+    """Show which characters a label or the spans found rest on, by integrated gradients.
 
     [bold]hanmo task explain 这是一本很好看的书 --model run --html picture.html[/bold]
 

@@ -63,6 +63,8 @@ def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, An
         found = {"tokenizer_class": "RoFormerTokenizer" if jieba else _RUST, "clean_up_tokenization_spaces": False}
         if isinstance(tokenizer, WordPiece):
             found["do_lower_case"] = tokenizer.lowercase
+        if config.main.segments:
+            found["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
         names = _TOKENS | ({"end": "eos_token"} if config.can_generate else {})
         for kind, name in names.items():
             if (number := getattr(tokenizer.special, kind)) is not None:

@@ -1,4 +1,4 @@
-"""Which characters a classification rests on: integrated gradients (Sundararajan et al., arXiv 1703.01365).
+"""Which characters a prediction rests on: integrated gradients (Sundararajan et al., arXiv 1703.01365).
 
     explanation = explain(hanmo.load("run"), "这是一本很好看的书")
     explanation.characters      [("这", 0.01), …]
@@ -6,14 +6,15 @@
     explanation.to_html()       the same picture for a browser
 
 The token vectors go from 0 to their values in `points` steps; the gradients of the label's probability along the way
-times the vectors are what each token adds to it. bert4keras's example multiplies each gradient by the vector of its
-step, not by the final one, so its sums do not add up to the change of the probability.
+times the vectors are what each token adds to it. Of spans it is the mean probability of those that were found.
+bert4keras's example multiplies each gradient by the vector of its step, not by the final one, so its sums do not add up
+to the change of the probability.
 """
 
 import html
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,13 +23,14 @@ from rich.style import Style
 from rich.text import Text
 from torch import Tensor
 
-from hanmo.errors import ConfigError
+from hanmo.errors import ConfigError, DataError
 from hanmo.tasks.classify import Classify
 from hanmo.tasks.pipeline import TaskPipeline
 from hanmo.tasks.rows import as_rows
-from hanmo.tasks.steps import evaluating
-from hanmo.tasks.task import Batch, Example, TaskNetwork
-from hanmo.tasks.windows import merge_tokens, tokenize
+from hanmo.tasks.spans import Spans
+from hanmo.tasks.tag import Tag
+from hanmo.tasks.task import Batch, Example, Result, TaskNetwork
+from hanmo.tasks.windows import deciding, merge_tokens, tokenize
 
 _BY = ("sum", "length", "largest")
 
@@ -37,7 +39,7 @@ _BY = ("sum", "length", "largest")
 class Explanation:
     """The characters of a text, or of two, with what each adds to the prediction.
 
-    label: what is explained; "score" for a regression.   probability: of it, or the score.
+    label: what is explained; "score" for a regression.   probability: of it, or the score; the mean of several spans.
     scores: of each character of each text; characters without a token have 0.
     """
 
@@ -95,70 +97,119 @@ def explain(
     points: int = 20,
     by: str = "sum",
 ) -> Explanation:
-    """Attribute a prediction of kind "classify" to the characters of its text.
+    """Attribute a prediction of kind "classify", "few", "tag" or "spans" to the characters of its text.
 
-    label: None explains the most probable one.   points: steps from 0 to the token vectors.
+    label: None explains the most probable one, or the spans of all labels.   points: steps from 0 to the token vectors.
     by: "sum", what a token adds to the probability, negative where it lowers it, shared by its characters; or as in
     bert4keras "length" (2-norm) or "largest" (largest absolute value) of its vector, scaled to 0 … 1.
     A long text is explained window by window.
-    Raises ConfigError for another kind, an unknown label or `by`, and fewer than 2 points.
+    Raises ConfigError for another kind, an unknown label or `by`, and fewer than 2 points; DataError for a text in
+    which no such span was found.
     """
-    task, network = pipeline.task, pipeline.network
-    if not isinstance(task, Classify):
-        raise ConfigError(f"the kind is {task.config.kind!r}; explain takes the folder of a task of kind 'classify'")
+    task, network = pipeline.task, pipeline.network.in_torch()
+    if not isinstance(task, Classify | Tag | Spans):
+        raise ConfigError(f"the kind is {task.config.kind!r}; explain takes the kinds classify, few, tag and spans")
     if points < 2:
         raise ConfigError(f"points is {points}; expected 2 or more")
     if by not in _BY:
         raise ConfigError(f"by is {by!r}; expected one of {', '.join(_BY)}")
-    number, name, probability = _explained(pipeline, text, label)
+    if label not in (None, *task.config.labels):
+        known = ", ".join(task.config.labels) or "none for a regression"
+        raise ConfigError(f"label is {label!r}; expected {'one of ' * bool(task.config.labels)}{known}")
     (row,) = as_rows([text])
+    example = task.encode(row)
     tokens = tuple(tokenize(task.tokenizer, each, offsets=True) for each in task.texts(row))
-    windows = task.windows(tokens)
-    example = Example(row, tokens, windows)
-    with evaluating(network):
-        found = [token_scores(_attribute(network, example, place, number, points), by) for place in range(len(windows))]
+    (result,) = pipeline.predict([text])
+    if isinstance(task, Classify):
+        explained = _of_class(task, result, label)
+    else:
+        explained = _of_spans(task, example, result, label)
+    numbers = range(len(example.windows))
+    found = [_attribute(network, example, number, explained.value, points) for number in numbers]
+    probability = sum(value for _, value in found) if explained.probability is None else explained.probability
+    reduced = [token_scores(attributions, by) for attributions, _ in found]
     scores = []
     for place, each in enumerate(tokens):
         characters = [0.0] * len(each.text)
-        for score, (start, stop) in zip(merge_tokens(windows, found, text=place), each.offsets, strict=True):
+        for score, (start, stop) in zip(merge_tokens(example.windows, reduced, text=place), each.offsets, strict=True):
             for at in range(start, stop):
                 characters[at] = float(score) / (stop - start if by == "sum" else 1)
         scores.append(characters)
-    return Explanation(tuple(each.text for each in tokens), name, probability, tuple(scores))
+    return Explanation(tuple(each.text for each in tokens), explained.name, probability, tuple(scores))
 
 
-def _explained(pipeline: TaskPipeline, text: Any, label: str | None) -> tuple[int, str, float]:
-    """Return the output to explain: its number, its name and its value."""
-    result = pipeline.predict(text if isinstance(text, str | Mapping) else [text])
-    result = result[0] if isinstance(result, list) else result
-    if pipeline.task.config.form == "regression":
-        return 0, "score", result["score"]
-    odds = result["probabilities"]
+class _Explained(NamedTuple):
+    """What is explained.
+
+    probability: None is the sum of the windows' values.   value: from the outputs of a window and its number.
+    """
+
+    name: str
+    probability: float | None
+    value: Callable[[Any, int], Tensor]
+
+
+def _of_class(task: Classify, result: Result, label: str | None) -> _Explained:
+    """Explain a label, or the score of a regression."""
+    form = task.config.form
+    odds = {"score": result["score"]} if form == "regression" else result["probabilities"]
     name = max(odds, key=odds.__getitem__) if label is None else label
-    if name not in odds:
-        raise ConfigError(f"label is {name!r}; expected one of {', '.join(odds)}")
-    return pipeline.labels.index(name), name, odds[name]
+    place = list(odds).index(name)
+
+    def value(outputs: Tensor, number: int) -> Tensor:
+        logits = outputs[0].float() / task.config.temperature
+        if form != "regression":
+            logits = logits.softmax(-1) if form == "single" else logits.sigmoid()
+        return logits[place]
+
+    return _Explained(name, odds[name], value)
 
 
-def _attribute(network: TaskNetwork, example: Example, place: int, number: int, points: int) -> NDArray[np.float64]:
-    """Return the attributions of one window [n, size]."""
+def _of_spans(task: Tag | Spans, example: Example, result: Result, label: str | None) -> _Explained:
+    """Explain the mean probability of the spans that were found, each in the window that decides about it."""
+    places = []
+    for span in result["spans"]:
+        tokens = example.tokens[0].find(span["start"], span["stop"])
+        decides = None if tokens is None else deciding(example.windows, *tokens)
+        if label in (None, span["label"]) and tokens is not None and decides is not None:
+            start, stop = example.windows[decides].parts[0].place(*tokens) or (0, 0)
+            places.append((decides, task.number[span["label"]], start, stop))
+    if not places:
+        of = "" if label is None else f" of label {label!r}"
+        raise DataError(f"no span{of} was found in the text; nothing is explained")
+
+    def value(outputs: Any, number: int) -> Tensor:
+        if isinstance(task, Tag):  # of a CRF by the scores before its transitions
+            tags = torch.from_numpy(task.scheme.label_of)
+            odds = outputs.scores[0].float().softmax(-1)
+            found = [odds[start:stop, tags == name].sum(-1).mean() for at, name, start, stop in places if at == number]
+        else:
+            odds = outputs[0].float().sigmoid()
+            found = [odds[name, start, stop - 1] for at, name, start, stop in places if at == number]
+        return torch.stack([odds.sum() * 0, *found]).sum() / len(places)
+
+    return _Explained(", ".join(dict.fromkeys(task.config.labels[name] for _, name, *_ in places)), None, value)
+
+
+def _attribute(
+    network: TaskNetwork, example: Example, number: int, value: Callable[[Any, int], Tensor], points: int
+) -> tuple[NDArray[np.float64], float]:
+    """Return the attributions of one window [n, size], and its value."""
     task, device = network.task, network.backbone.token.weight.device
-    arrays = task.collate([(example, example.windows[place])], targets=False)
+    arrays = task.collate([(example, example.windows[number])], targets=False)
     batch = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
-    def value(vectors: Tensor) -> Tensor:
-        logits: Tensor = with_vectors(network, batch, vectors)[0].float() / task.config.temperature
-        if task.config.form == "regression":
-            return logits[number]
-        return (logits.softmax(-1) if task.config.form == "single" else logits.sigmoid())[number]
+    def along(vectors: Tensor) -> Tensor:
+        return value(with_vectors(network, batch, vectors), number)
 
     vectors = network.backbone.token(batch["ids"]).detach()
-    gradients = path_gradients(value, vectors, points)[:, 0]
+    gradients = path_gradients(along, vectors, points)[:, 0]
     weights = torch.full((points,), 1 / (points - 1), dtype=gradients.dtype, device=gradients.device)
     weights[[0, -1]] /= 2  # trapezoids
     mean = torch.einsum("p,pnd->nd", weights, gradients)
     found: NDArray[np.float64] = (mean * vectors[0]).double().cpu().numpy()
-    return found
+    with torch.no_grad():
+        return found, float(along(vectors))
 
 
 def with_vectors(network: TaskNetwork, batch: Batch, vectors: Tensor) -> Any:

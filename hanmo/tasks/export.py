@@ -207,9 +207,7 @@ def _to_onnx(
             f"kind {task.config.kind!r}{' of CasRel' * (task.config.head == 'casrel')} runs its network more than once "
             f"for a text, which form 'onnx' does not hold; it is for {', '.join(ONCE)}"
         )
-    plain = pipeline.network.empty()  # computed by torch, whatever computes the encoder of the pipeline
-    plain.load_state_dict(pipeline.network.state_dict(), assign=True)
-    graph = _Graph(plain.float().cpu()).eval()
+    graph = _Graph(pipeline.network.in_torch().float().cpu()).eval()
     inputs = {name: torch.ones(2, 8, dtype=torch.long) for name in INPUTS}
     inputs["token_type_ids"] *= 0
     with torch.inference_mode():

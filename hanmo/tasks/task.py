@@ -272,6 +272,12 @@ class TaskNetwork(nn.Module):
         """batch: as `Task.collate` makes it, as tensors."""
         return self.task.forward(self.backbone, self.head, batch)
 
+    def in_torch(self) -> "TaskNetwork":
+        """Return a network with these weights that torch computes, whatever computes this one's encoder."""
+        network = self.empty()
+        network.load_state_dict(self.state_dict(), assign=True)
+        return network.eval()
+
     def empty(self) -> "TaskNetwork":
         """Return an equal network without weights, on "meta"."""
         with torch.device("meta"):

@@ -1,17 +1,20 @@
 """Integrated gradients: the sum of what tokens add, characters, windows, pictures, errors."""
 
 import io
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from toy_tasks import entity_rows, key_rows, model_folder, number_rows, pair_rows, sky_rows
+from toy_tasks import key_rows, model_folder, number_rows, pair_rows, sky_rows, texts
+from untrained import untrained
 
 import hanmo
-from hanmo.errors import ConfigError
+from hanmo.errors import ConfigError, DataError
 from hanmo.tasks import TaskArgs, TaskConfig, fit
-from hanmo.tasks.explain import Explanation, _attribute, explain, path_gradients
+from hanmo.tasks.explain import Explanation, _attribute, _of_class, _of_spans, explain, path_gradients, with_vectors
 from hanmo.tasks.rows import Row
 
 FORMS = {"single": sky_rows, "multi": key_rows, "regression": number_rows}
@@ -56,15 +59,17 @@ def test_tokens_add_up_to_the_change_of_the_prediction(trained, form):
         table.copy_(kept)
     nothing = {"single": logits.softmax(-1), "multi": logits.sigmoid(), "regression": logits}[form]
     number = 0 if form == "regression" else loaded.labels.index(found.label)
-    marks = sum(marks_add(loaded, text, number))
+    marks = sum(marks_add(loaded, text, found.label))
     change = found.probability - float(nothing[number])
     assert sum(score for _, score in found.characters) + marks == pytest.approx(change, rel=0.01, abs=1e-5)
     assert abs(change) > 1e-3
 
 
-def marks_add(loaded, text, number):
+def marks_add(loaded, text, label):
     """Return what [CLS] and [SEP] add, which are no characters."""
-    found = _attribute(loaded.network, loaded.task.encode(Row("", {"text": text})), 0, number, 100).sum(-1)
+    example = loaded.task.encode(Row("", {"text": text}))
+    explained = _of_class(loaded.task, loaded.predict(text), None if label == "score" else label)
+    found = _attribute(loaded.network, example, 0, explained.value, 100)[0].sum(-1)
     return float(found[0]), float(found[-1])
 
 
@@ -134,8 +139,62 @@ def test_wrong_options_are_named(trained, options, message):
         explain(trained["single"], "天日", **options)
 
 
+TAG = TaskConfig(kind="tag", form="BIO", labels=("LOC", "PER"), head="softmax", max_length=30)
+SPANS = TaskConfig(
+    kind="spans", labels=("LOC", "PER"), head="global_pointer", max_length=30, thresholds={"LOC": -1.0, "PER": -1.0}
+)
+
+
+@pytest.fixture(params=[TAG, SPANS], ids=["tag", "spans"])
+def finder(request, tmp_path):
+    return untrained(tmp_path, request.param)
+
+
+def test_spans_are_explained_by_what_adds_up_to_their_mean_probability(finder):
+    text = max(texts(30), key=lambda text: len(finder.predict(text)["spans"]))
+    result, example = finder.predict(text), finder.task.encode(Row("", {"text": text}))
+    explained = _of_spans(finder.task, example, result, None)
+    added, value = _attribute(finder.network, example, 0, explained.value, 200)
+    arrays = finder.task.collate([(example, example.windows[0])], targets=False)
+    batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    with torch.no_grad():
+        nothing = torch.zeros(1, len(example.windows[0]), finder.network.backbone.config.main.embedding_size)
+        start = float(explained.value(with_vectors(finder.network, batch, nothing), 0))
+    assert added.sum() == pytest.approx(value - start, rel=0.02, abs=1e-5)
+    assert abs(value - start) > 1e-4
+    every = explain(finder, text, points=200)
+    assert every.probability == pytest.approx(value)
+    characters = added.sum(-1)[1:-1]
+    np.testing.assert_allclose(every.scores[0], characters, rtol=0, atol=1e-6)
+    by_label = {label: explain(finder, text, label=label) for label in {span["label"] for span in result["spans"]}}
+    counts = Counter(span["label"] for span in result["spans"])
+    mean = sum(counts[label] * found.probability for label, found in by_label.items()) / sum(counts.values())
+    assert mean == pytest.approx(every.probability) and set(every.label.split(", ")) == set(by_label)
+
+
+def test_a_long_text_is_explained_to_its_end(finder):
+    text = max(texts(30), key=lambda text: len(finder.predict(text)["spans"])) * 8
+    found = explain(finder, text)
+    assert len(found.scores[0]) == len(text) > 30
+    assert any(found.scores[0][-20:])
+
+
+def test_a_text_without_spans_is_refused(tmp_path):
+    none = untrained(tmp_path, replace(SPANS, thresholds={"LOC": 1e6, "PER": 1e6}))
+    with pytest.raises(DataError, match="no span of label 'LOC' was found in the text; nothing is explained"):
+        explain(none, "天地", label="LOC")
+
+
+def test_torch_computes_whatever_predicts(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = TaskConfig(kind="classify", form="single", labels=("a", "b"), head="linear", max_length=40)
+    pipeline = untrained(tmp_path, config)
+    expected = explain(pipeline, "天地玄黄").scores[0]
+    found = explain(pipeline.use_openvino(threads=1), "天地玄黄").scores[0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
 def test_another_kind_is_refused(tmp_path):
-    rows, args = entity_rows(40), TaskArgs(batch=16, steps=1)
-    fitted = fit(model_folder(tmp_path / "model"), train=rows, dev=rows, kind="tag", out=tmp_path / "run", args=args)
-    with pytest.raises(ConfigError, match="the kind is 'tag'; explain takes the folder of a task of kind 'classify'"):
-        explain(hanmo.load(fitted.folder), "天")
+    pipeline = untrained(tmp_path, TaskConfig(kind="read", head="linear", max_length=40))
+    with pytest.raises(ConfigError, match="the kind is 'read'; explain takes the kinds classify, few, tag and spans"):
+        explain(pipeline, "天")
