@@ -194,6 +194,20 @@ class Names:
         return TRAINING | dict(self.dropped)
 
 
+def code_files(name: str) -> tuple[str, str]:
+    """Return the files of a network's code for transformers, for `Names.code`."""
+    return f"configuration_{name}.py", f"modeling_{name}.py"
+
+
+def auto_map(name: str, word: str, **classes: str) -> dict[str, dict[str, str]]:
+    """Tell transformers which class of such code each of its own stands for.
+
+    word: what the names of the classes begin with.   classes: transformers' class → the rest of ours.
+    """
+    found = {auto: f"modeling_{name}.{word}{ending}" for auto, ending in classes.items()}
+    return {"auto_map": {"AutoConfig": f"configuration_{name}.{word}Config", **found}}
+
+
 @dataclass(frozen=True)
 class Family:
     """A kind of network, in TensorFlow's names and, where there is one, Hugging Face's.

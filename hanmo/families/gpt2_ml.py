@@ -9,7 +9,7 @@ from typing import Any
 
 from hanmo.config import ModelConfig, Sublayer
 from hanmo.families import keys
-from hanmo.families.family import TENSORFLOW, TORCH, Config, Family, Names
+from hanmo.families.family import TENSORFLOW, TORCH, Config, Family, Names, auto_map, code_files
 from hanmo.families.gpt2 import DENSE, causal_config, hparams, huggingface_names
 
 ORDER = (Sublayer("attention"), Sublayer("feed_forward", pre=True, post=True))
@@ -100,11 +100,7 @@ def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
     return {key: value for key, value in written.items() if key not in unused} | {
         "model_type": "gpt2_ml",
         "architectures": ["GPT2MLForCausalLM"],
-        "auto_map": {
-            "AutoConfig": "configuration_gpt2_ml.GPT2MLConfig",
-            "AutoModel": "modeling_gpt2_ml.GPT2MLModel",
-            "AutoModelForCausalLM": "modeling_gpt2_ml.GPT2MLForCausalLM",
-        },
+        **auto_map("gpt2_ml", "GPT2ML", AutoModel="Model", AutoModelForCausalLM="ForCausalLM"),
         "layer_norm_eps": config.main.norm_eps,
         "tie_word_embeddings": True,
     }
@@ -122,7 +118,7 @@ GPT2_ML = Family(
         repeats={"lm_head.weight": "model.embed_tokens.weight"},
         model_type="gpt2_ml",
         prefix="model.",
-        code=("configuration_gpt2_ml.py", "modeling_gpt2_ml.py"),
+        code=code_files("gpt2_ml"),
     ),
     # As ghosthamlet/gpt2-ml-torch converts it (gpt2_ml_torch/modeling_gpt2.py), with a network of its own.
     republished=huggingface_names(

@@ -8,7 +8,7 @@ from typing import Any
 
 from hanmo.config import ModelConfig
 from hanmo.families import bert, keys
-from hanmo.families.family import TENSORFLOW, Config, Family, Names
+from hanmo.families.family import TENSORFLOW, Config, Family, Names, auto_map, code_files
 
 
 def _huggingface_config(data: Config) -> ModelConfig:
@@ -18,7 +18,8 @@ def _huggingface_config(data: Config) -> ModelConfig:
 
 def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
     clip = config.main.relative_clip
-    return bert.huggingface_original(config, model_type="nezha", word="Nezha", max_relative_position=clip)
+    data = bert.huggingface_original(config, model_type="nezha", word="Nezha", max_relative_position=clip)
+    return data | auto_map("nezha", "Nezha", AutoModel="Model", AutoModelForMaskedLM="ForMaskedLM")
 
 
 NEZHA = Family(
@@ -33,12 +34,14 @@ NEZHA = Family(
         dropped={r"^(bert/)?embeddings/position_embeddings$": "an absolute table that the code never reads"},
         prefix="bert/",
     ),
-    # transformers 4, models/nezha/modeling_nezha.py; older files (lonePatient/NeZha_Chinese_PyTorch) say "bert.".
+    # transformers 4, models/nezha/modeling_nezha.py, which release 5 does not have; older files
+    # (lonePatient/NeZha_Chinese_PyTorch) say "bert.".
     huggingface=bert.huggingface_names(
         "nezha",
         {**bert.names("nezha", position=False), "pooler.dense": "nezha.pooler.dense", **bert.NSP, **bert.MLM},
         config=_huggingface_config,
         original=_huggingface_original,
+        code=code_files("nezha"),
         absent=("nezha.embeddings.position_embeddings.weight",),
         dropped={r".*\.relative_positions_encoding\.position\w+$": "the table of relative positions, which is fixed"},
     ),

@@ -10,7 +10,7 @@ from typing import Any
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError
 from hanmo.families import bert, keys
-from hanmo.families.family import TENSORFLOW, Config, Family, Names
+from hanmo.families.family import TENSORFLOW, TORCH, Config, Family, Names, auto_map, code_files
 
 _HUGGINGFACE_NAMES = bert.names("roformer", project="embeddings_project", position=False)
 _HUGGINGFACE_NAMES |= {"pooler.dense": "roformer.pooler.dense", **bert.MLM}
@@ -43,6 +43,22 @@ def _huggingface_original(config: ModelConfig) -> dict[str, Any]:
     return bert.huggingface_original(config, **names, embedding_size=True, rotary_value=False, **pooler)
 
 
+def _v2_original(config: ModelConfig) -> dict[str, Any]:
+    stack = config.main
+    if stack.embedding_size != stack.hidden_size:
+        raise ConfigError(
+            f"embedding_size is {stack.embedding_size}; the code for transformers has {stack.hidden_size}"
+        )
+    return keys.write_model(config, gelu="gelu_erf") | {
+        "model_type": "roformer_v2",
+        "architectures": ["RoFormerV2ForMaskedLM" if config.output == "lm" else "RoFormerV2Model"],
+        **auto_map("roformer_v2", "RoFormerV2", AutoModel="Model", AutoModelForMaskedLM="ForMaskedLM"),
+        "layer_norm_eps": stack.norm_eps,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+    }
+
+
 ROFORMER = Family(
     "roformer",
     tensorflow=Names.of(
@@ -72,5 +88,17 @@ ROFORMER_V2 = Family(
         original=partial(keys.write_model, gelu="gelu_erf"),
         absent=("bert/encoder/layer_0/attention/self/query/bias",),
         prefix="bert/",
+    ),
+    # transformers has no such network; the names are those of hanmo/assets/transformers/modeling_roformer_v2.py.
+    huggingface=Names.of(
+        replace(TORCH, dense=(".weight",), norm=()),
+        bert.names("roformer", position=False),
+        config=_v2_config,
+        original=_v2_original,
+        absent=("roformer.encoder.layer.0.attention.self.query.bias",),
+        repeats={"lm_head.weight": "roformer.embeddings.word_embeddings.weight"},
+        model_type="roformer_v2",
+        prefix="roformer.",
+        code=code_files("roformer_v2"),
     ),
 )

@@ -17,9 +17,12 @@ from typer.testing import CliRunner
 import hanmo
 import hanmo.cli.screen
 from hanmo.checkpoint.open import open_source
+from hanmo.checkpoint.save import save
 from hanmo.checkpoint.tf.bundle import Bundle
 from hanmo.checkpoint.tf.writer import write_bundle
 from hanmo.cli.app import app
+from hanmo.families import FAMILIES
+from hanmo.model import Model
 
 KINDS = (
     "albert",
@@ -180,10 +183,13 @@ def test_a_target_that_looks_like_one_file_is_wrong_usage(folder, tmp_path, name
     assert result.exit_code == 2 and "give a folder" in " ".join(result.stderr.split())
 
 
-def test_a_form_that_the_family_has_not_is_one_line(data, tmp_path):
-    result = run(data / "goldens" / "roformer_v2", tmp_path / "out", "--to", "huggingface")
+def test_a_form_that_the_family_has_not_is_one_line(tmp_path):
+    sizes = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = FAMILIES["roberta"].huggingface.config(sizes | {"intermediate_size": 8, "max_position_embeddings": 8})
+    save(Model(config).initialize(0), tmp_path / "model")
+    result = run(tmp_path / "model", tmp_path / "out", "--to", "tensorflow")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "hanmo: roformer_v2 has no form 'huggingface'; its forms are safetensors, tensorflow\n"
+    assert result.stderr == "hanmo: roberta has no form 'tensorflow'; its forms are safetensors, huggingface\n"
 
 
 @pytest.mark.parametrize("form", ["safetensors", "tensorflow", "huggingface"])

@@ -44,6 +44,7 @@ CONFIGS = {
     ("roformer", "tensorflow"): BERT,
     ("roformer", "huggingface"): NARROW,
     ("roformer_v2", "tensorflow"): BERT,
+    ("roformer_v2", "huggingface"): BERT,
     ("gpt", "tensorflow"): BERT,
     ("gpt", "huggingface"): OPENAI,
     ("gpt2", "tensorflow"): BERT,
