@@ -69,10 +69,10 @@ class Bench:
         name = f"transformers {dtype}"
         return Worker(name, python, HERE / "run_transformers.py", options, self.log(name))
 
-    def llamacpp(self, peer: str, kind: str, flash: str) -> Worker:
+    def llamacpp(self, peer: str, kind: str, flash: str, **options: Any) -> Worker:
         """Open llama.cpp over a GGUF file, which is written first if need be."""
         script = "run_llamacpp.py" if peer == "llama.cpp" else "run_llamacpp_native.py"
-        options = {"model": str(self.gguf(kind)), "threads": self.threads, "flash": flash, **self.sizes}
+        options |= {"model": str(self.gguf(kind)), "threads": self.threads, "flash": flash, **self.sizes}
         log = self.log(f"{peer} {kind} flash {flash}")
         return Worker(f"{peer} {kind}", python_of(peer, self.envs), HERE / script, options, log)
 

@@ -27,7 +27,20 @@ def open_model(options: dict[str, Any]) -> dict[str, Any]:
         """Seconds to read a prompt."""
         return timed(lambda: engine.prefill([random_ids(tokens, engine.vocab_size)], room=1))
 
-    return {"decode": decode, "prompt": prompt, "info": lambda: {**info(), **memory()}}
+    def static(prompts: list[list[int]], tokens: list[int]) -> float:
+        """Seconds for one batch of unequal rows, which begin together and leave when they end."""
+        from hanmo.generate import GREEDY, Limits, sample
+
+        left = list(tokens)
+
+        def stop(row: int, id: int) -> str | None:
+            left[row] -= 1
+            return None if left[row] else "length"
+
+        limits = Limits(max_tokens=max(tokens))
+        return timed(lambda: list(sample(engine, prompts, seed=0, sampling=GREEDY, limits=limits, stop=stop)))
+
+    return {"decode": decode, "prompt": prompt, "static": static, "info": lambda: {**info(), **memory()}}
 
 
 def _openvino(options: dict[str, Any]) -> tuple[Any, Callable[[], dict[str, Any]]]:

@@ -1,6 +1,7 @@
 """Worker: llama.cpp through the wheel xllamacpp, timed by its own server's clock.
 
-Options: model (a GGUF file), threads, positions, vocab, flash (attention, "on" or "off"). Knows no other peer.
+Options: model (a GGUF file), threads, positions, vocab, flash (attention, "on" or "off"), slots (texts
+at once). Knows no other peer.
 """
 
 from pathlib import Path
@@ -16,8 +17,8 @@ def open_model(options: dict[str, Any]) -> dict[str, Any]:
     """Start its server inside this process."""
     params = xllamacpp.CommonParams()
     params.model.path = options["model"]
-    params.n_ctx = options["positions"]
-    params.n_parallel = 1
+    params.n_parallel = slots = options.get("slots", 1)
+    params.n_ctx = slots * options["positions"]
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options["threads"]
     flash = "ENABLED" if options["flash"] == "on" else "DISABLED"
     params.flash_attn_type = getattr(xllamacpp.llama_flash_attn_type, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
@@ -56,7 +57,7 @@ def open_model(options: dict[str, Any]) -> dict[str, Any]:
             **memory(),
         }
 
-    return {"decode": decode, "prompt": prompt, "info": info}
+    return {"decode": decode, "prompt": prompt, "info": info, "address": lambda: server.listening_address}
 
 
 if __name__ == "__main__":

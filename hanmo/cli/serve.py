@@ -13,8 +13,6 @@ from hanmo.cli.screen import say
 from hanmo.errors import ConfigError, MissingExtra
 from hanmo.files import read_bytes
 
-__all__ = ["serve"]
-
 
 def serve(
     *,

@@ -24,8 +24,6 @@ from hanmo.server.openapi import document
 from hanmo.server.security import Admission, RequireKey
 from hanmo.server.state import State, state_of
 
-__all__ = ["make_app"]
-
 PAGE = Path(__file__).parent / "page"
 _POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 

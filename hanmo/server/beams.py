@@ -12,8 +12,6 @@ from hanmo.server.errors import RequestError
 from hanmo.server.models import Served
 from hanmo.server.state import in_thread
 
-__all__ = ["search_beams"]
-
 
 async def search_beams(model: Served, text: str, beams: int, config: GenerationConfig) -> list[GeneratedText]:
     """Continue a text by beam search: up to `beams` texts, best first."""

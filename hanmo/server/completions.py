@@ -22,8 +22,6 @@ from hanmo.server.models import Served
 from hanmo.server.requests import Completion, parse
 from hanmo.server.state import State, read_body, state_of, unless_gone
 
-__all__ = ["completions"]
-
 _TOKENS = 16  # OpenAI's default of max_tokens
 _PAUSE = 15.0  # seconds after which a stream that waits sends a comment, for proxies
 _REASONS = {"end": "stop", "sentence": "stop", "string": "stop", "chars": "length", "length": "length"}

@@ -15,8 +15,6 @@ from hanmo.server.requests import Embeddings, Fill, Predict, parse
 from hanmo.server.requests import Request as Asked
 from hanmo.server.state import in_thread, read_body, state_of, unless_gone
 
-__all__ = ["embeddings", "fill", "tasks"]
-
 _BATCH = 32  # inputs after which a client that has left is noticed
 Kind = TypeVar("Kind", bound=Asked)
 

@@ -4,8 +4,6 @@ from typing import Any
 
 from hanmo.errors import CheckpointError, HanmoError, MemoryPlanError, QueueFull, SchedulerClosed
 
-__all__ = ["RequestError", "as_request_error"]
-
 
 class RequestError(HanmoError):
     """A request that is not answered.

@@ -13,8 +13,6 @@ from hanmo.generate.loop import End, LogProbs, Token
 from hanmo.generate.scheduler import Event, Failed, Prompt, Ticket
 from hanmo.generate.text import Stream
 
-__all__ = ["Echo", "Generation", "Piece", "Row", "Scored"]
-
 _HALF = "\ufffd"  # what decoders make of a character whose last bytes are missing
 
 

@@ -11,7 +11,6 @@ from prometheus_client.registry import Collector
 if TYPE_CHECKING:
     from hanmo.server.models import Served
 
-__all__ = ["Metrics"]
 
 _FIRST = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
 _BETWEEN = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from hanmo.model_pipeline import ModelPipeline
     from hanmo.tasks.pipeline import TaskPipeline
 
-__all__ = ["Models", "Served", "name_of", "open_served"]
-
 
 @dataclass(eq=False)
 class Served:

@@ -7,8 +7,6 @@ from pydantic.json_schema import models_json_schema
 from hanmo import __version__
 from hanmo.server.requests import Completion, Embeddings, Fill, Predict
 
-__all__ = ["document"]
-
 _POSTS = {
     "/v1/completions": (Completion, "Continue texts."),
     "/v1/embeddings": (Embeddings, "Encode texts as vectors."),

@@ -11,8 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hanmo.files import parse_json
 from hanmo.server.errors import RequestError
 
-__all__ = ["Completion", "Embeddings", "Fill", "Predict", "Request", "parse"]
-
 MAX_SAMPLES = 128  # of a prompt
 _MAX_STOPS = 16
 _LARGEST_ID = 2**31 - 1

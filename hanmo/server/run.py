@@ -10,8 +10,6 @@ from starlette.applications import Starlette
 
 from hanmo.server.state import State
 
-__all__ = ["Server"]
-
 
 class Server(uvicorn.Server):
     """A server that drains: after SIGTERM or Ctrl-C running requests end and new ones get 503.

@@ -12,8 +12,6 @@ from hanmo.errors import ConfigError
 from hanmo.server.errors import RequestError
 from hanmo.server.state import State
 
-__all__ = ["Admission", "RequireKey", "check_host"]
-
 
 class RequireKey:
     """Middleware: refuses requests without one of the keys; lets all pass if there are none."""

@@ -15,8 +15,6 @@ from hanmo.server.errors import RequestError
 from hanmo.server.metrics import Metrics
 from hanmo.server.models import Models
 
-__all__ = ["State", "read_body", "state_of", "unless_gone"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 _BODY_SECONDS = 60
