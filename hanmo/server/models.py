@@ -12,6 +12,7 @@ from hanmo import __version__
 from hanmo.checkpoint.inspect import inspect
 from hanmo.checkpoint.open import locate
 from hanmo.errors import ConfigError
+from hanmo.generate.dynamic import DynamicEngine
 from hanmo.generate.scheduler import Scheduler
 from hanmo.inference import store
 from hanmo.opening import open_model
@@ -140,11 +141,14 @@ def open_served(
     max_rows, max_queue: as for `Scheduler`.   Raises what `hanmo.load` raises.
     """
     found = locate(path)
-    generates = found.format == "adapters" or inspect(path).found.config.can_generate
-    if generates and not (found.folder / "task.json").is_file():
+    described = None if found.format == "adapters" else inspect(path).found
+    kind = weights or (described.dtype if described else "float32")
+    if (described is None or described.config.can_generate) and not (found.folder / "task.json").is_file():
         pipeline = open_model(path, weights=weights, device=device, threads=threads)
-        scheduler = Scheduler(pipeline.engine, max_rows=max_rows, max_queue=max_queue)
-        return Served(name, pipeline, _fingerprint(path, weights), scheduler)
+        engine = pipeline.engine
+        fixed = kind == "float32" or (isinstance(engine, DynamicEngine) and engine.dynamic_rows() is not None)
+        scheduler = Scheduler(engine, max_rows=max_rows, max_queue=max_queue)
+        return Served(name, pipeline, _fingerprint(path, kind, "fixed" if fixed else "batched"), scheduler)
     from hanmo.cores import set_torch_threads
     from hanmo.tasks.pipeline import load
 
@@ -154,10 +158,13 @@ def open_served(
     encoder = load(path, device="cpu" if device == "auto" else device)
     if weights is not None:
         encoder.use_openvino(weights=weights, threads=threads)
-    return Served(name, encoder, _fingerprint(path, weights))
+    return Served(name, encoder, _fingerprint(path, kind, "fixed"))
 
 
-def _fingerprint(path: Path, weights: str | None) -> str:
-    """Name what a text with a seed depends on: the checkpoint's files, the weights in memory, the version."""
+def _fingerprint(path: Path, weights: str, rounding: str) -> str:
+    """Name what a text with a seed depends on.
+
+    rounding: "fixed" if rows are computed as alone, "batched" if those of one prompt are computed together.
+    """
     digest = hashlib.blake2b(store.identity(path).encode(), digest_size=4).hexdigest()
-    return f"hanmo-{__version__}-{weights or 'own'}-{digest}"
+    return f"hanmo-{__version__}-{weights}-{rounding}-{digest}"
