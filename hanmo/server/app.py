@@ -1,6 +1,6 @@
 """The ASGI application: paths, errors, and who may ask."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -128,12 +128,14 @@ def _described(model: Served) -> dict[str, object]:
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
+    headers: Mapping[str, str] = {}
     if isinstance(error, HTTPException):
+        headers = error.headers or {}
         error = RequestError(f"{request.method} {request.url.path}: {error.detail}", status=error.status_code)
     elif not isinstance(error, HanmoError):  # a bug; Starlette raises it again for the log
         error = RequestError("the server failed; its log says why", status=500)
     told = as_request_error(error)
-    return JSONResponse(told.body(), told.status, told.headers())
+    return JSONResponse(told.body(), told.status, {**headers, **told.headers()})
 
 
 async def _left(request: Request, error: Exception) -> Response:

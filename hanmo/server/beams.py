@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from threading import Event
 from typing import Any
 
-from hanmo.generate.loop import Engine, Rows
+from hanmo.generate.loop import Engine, QueueingEngine, Rows
 from hanmo.generate.rules import Array
 from hanmo.generate.text import GeneratedText, GenerationConfig, search
 from hanmo.server.errors import RequestError
@@ -15,6 +15,8 @@ from hanmo.server.state import in_thread
 
 async def search_beams(model: Served, text: str, beams: int, config: GenerationConfig) -> list[GeneratedText]:
     """Continue a text by beam search: up to `beams` texts, best first."""
+    if isinstance(model.pipeline.engine, QueueingEngine):
+        raise RequestError("beams are for models on a CPU here; the scheduler alone uses the GPU", param="beams")
     engine = _Stoppable(model.pipeline.engine)
     try:
         return await in_thread(model.lane, search, engine, model.tokenizer, text, beams, config=config)

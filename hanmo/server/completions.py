@@ -1,5 +1,6 @@
 """POST /v1/completions: from a request to rows of the scheduler or a beam search, and from pieces to the answer."""
 
+import asyncio
 import json
 import time
 import uuid
@@ -71,11 +72,12 @@ async def completions(request: Request) -> Response:
     job = await state.run(_prepare, await read_body(request), state)
     if job.asked.beams is not None:
         return JSONResponse(await unless_gone(request.receive, _searched(job)))
-    generation = _start(job, state, begun)
+    generation = await state.run(_start, job, state, begun, asyncio.get_running_loop())
     if job.asked.stream:
         return _EventStream(generation, _events(job, generation))
     try:
-        return JSONResponse(await unless_gone(request.receive, _whole(job, generation)))
+        pieces = await unless_gone(request.receive, generation.whole())
+        return Response(await state.run(_answer, job, generation, pieces), media_type="application/json")
     except HanmoError as error:
         raise as_request_error(error, generating=True) from None
     finally:
@@ -167,8 +169,8 @@ def _echo(given: str | list[int], text: str, ids: Sequence[int], asked: Completi
     return Echo(text, ids, spans)
 
 
-def _start(job: _Job, state: State, begun: float) -> Generation:
-    """Submit the rows. Raises QueueFull, SchedulerClosed and ConfigError."""
+def _start(job: _Job, state: State, begun: float, loop: asyncio.AbstractEventLoop) -> Generation:
+    """Submit the rows; runs in a thread. Raises QueueFull, SchedulerClosed and ConfigError."""
     asked, rows, requests = job.asked, list[Row](), list[RowRequest]()
     scored = asked.logprobs is not None
     for prompt in job.prompts:
@@ -189,14 +191,13 @@ def _start(job: _Job, state: State, begun: float) -> Generation:
                     prompt_logprobs=scored and asked.echo,
                 )
             )
-    generation = Generation(rows, clock=state.metrics.clock(job.model.name, begun))
+    generation = Generation(rows, loop, clock=state.metrics.clock(job.model.name, begun))
     generation.ticket = job.model.generator.submit(requests, generation.emit)
     return generation
 
 
-async def _whole(job: _Job, generation: Generation) -> dict[str, Any]:
-    """Wait for the rows, and return the answer."""
-    pieces = await generation.whole()
+def _answer(job: _Job, generation: Generation, pieces: Sequence[Piece]) -> bytes:
+    """Return the JSON of the answer without a stream; runs in a thread."""
     kept: list[Piece] = []
     for start in range(0, len(pieces), job.candidates):
         rows = range(start, start + job.candidates)
@@ -204,8 +205,10 @@ async def _whole(job: _Job, generation: Generation) -> dict[str, Any]:
             sorted(rows, key=lambda row: -generation.rows[row].mean_logprob()) if job.candidates > job.asked.n else rows
         )
         kept += [pieces[row] for row in list(best)[: job.asked.n]]
-    choices = [_choice(job, index, piece) for index, piece in enumerate(kept)]
-    return {**job.frame(), "choices": choices, "usage": job.usage(_written(generation))}
+    # One choice at a time: a single call for all of them would keep other threads waiting.
+    choices = ",".join(_json(_choice(job, index, piece)) for index, piece in enumerate(kept))
+    frame = _json({**job.frame(), "usage": job.usage(_written(generation))})
+    return f'{frame[:-1]},"choices":[{choices}]}}'.encode()
 
 
 async def _events(job: _Job, generation: Generation) -> AsyncIterator[bytes]:
@@ -291,6 +294,9 @@ def _finite(number: float) -> float:
     return max(number, -9999.0)  # JSON has no infinity
 
 
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def _event(content: Mapping[str, Any]) -> bytes:
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return f"data: {text}\n\n".encode()
+    return f"data: {_json(content)}\n\n".encode()

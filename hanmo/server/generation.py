@@ -129,16 +129,18 @@ class Row:
 
 
 class Generation:
-    """The rows of one request; `emit` is called in the scheduler's thread, everything else in the event loop.
+    """The rows of one request; `emit` is called in the scheduler's thread, everything else in the loop's.
 
     clock: called with the event's row at each Token, in the scheduler's thread.
     What is not taken is joined, so that a slow reader holds each text once at most.
     """
 
-    def __init__(self, rows: Sequence[Row], *, clock: Callable[[int], None] = lambda row: None) -> None:
+    def __init__(
+        self, rows: Sequence[Row], loop: asyncio.AbstractEventLoop, *, clock: Callable[[int], None] = lambda row: None
+    ) -> None:
         self.rows, self.ticket = rows, Ticket(lambda event: None)
         self._clock = clock
-        self._loop, self._ready = asyncio.get_running_loop(), asyncio.Event()
+        self._loop, self._ready = loop, asyncio.Event()
         self._pieces: deque[Piece | BaseException] = deque()
 
     def emit(self, event: Event) -> None:

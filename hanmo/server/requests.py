@@ -17,6 +17,7 @@ _LARGEST_ID = 2**31 - 1
 
 Id = Annotated[int, Field(ge=0, le=_LARGEST_ID)]
 Text = Annotated[str, Field(min_length=1)]
+Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
 _shorten = Repr()
 _shorten.maxstring = _shorten.maxother = 60
@@ -62,10 +63,10 @@ class Completion(Request):
     )
     temperature: float | None = Field(None, ge=0, description="0 takes the likeliest token.")
     top_p: float | None = Field(None, gt=0, le=1)
-    stop: Text | Annotated[list[Text], Field(max_length=_MAX_STOPS)] = Field([], description="End before one of these.")
+    stop: Stop | Annotated[list[Stop], Field(max_length=_MAX_STOPS)] = Field([], description="End before one of these.")
     seed: int | None = Field(None, ge=0, lt=2**64)
     echo: bool = Field(False, description="Put the prompt before the text.")
-    logprobs: int | None = Field(None, ge=0, le=20, description="Log-probabilities, with so many likeliest tokens.")
+    logprobs: int | None = Field(None, ge=0, le=5, description="Log-probabilities, with so many likeliest tokens.")
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
         {}, max_length=1024, description="Number to add to the logit of a token, by its id."
     )
