@@ -22,8 +22,9 @@ def completion(**body):
 
 
 def test_sigterm_lets_a_stream_end_and_gives_new_requests_503():
-    program = [sys.executable, "-c", SERVER, os.path.dirname(__file__), json.dumps({"数：": TEXT})]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
+    program = [sys.executable, "-c", SERVER, json.dumps({"数：": TEXT})]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=env) as process:
         url = process.stdout.readline().strip()
         with httpx.stream("POST", f"{url}/v1/completions", json=completion(stream=True), timeout=60) as stream:
             lines = (line for line in stream.iter_lines() if line)
@@ -42,11 +43,10 @@ def test_sigterm_lets_a_stream_end_and_gives_new_requests_503():
 
 SERVER = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
 from toy_server import byte_model
 from hanmo.server.app import make_app
 from hanmo.server.run import Server
-model = byte_model(json.loads(sys.argv[2]), pace=0.05)
+model = byte_model(json.loads(sys.argv[1]), pace=0.05)
 Server(make_app([model]), host="127.0.0.1", port=0, ready=lambda url: print(url, flush=True)).run()
 """
 
