@@ -8,7 +8,6 @@ is free. If the process of a replica ends, only the requests that it was answeri
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,19 @@ from ray import serve
 from hanmo.pipeline import SMALL
 
 
-def build(model: Path, weights: str | None) -> Any:
-    """Make the application; runs in each replica."""
-    from hanmo.server.app import make_app
-    from hanmo.server.models import name_of, open_served
-
-    return make_app([open_served(name_of(model), model, weights=weights)])
-
-
 def deployment(model: Path, weights: str | None, *, replicas: int) -> Any:
     """Describe the deployment.
 
     At most 288 requests are with a replica at once: the rows that it generates and those that wait for them.
     """
-    asgi: Any = serve.ingress(partial(build, model, weights))()
+
+    def build() -> Any:  # runs in each replica
+        from hanmo.server.app import make_app
+        from hanmo.server.models import name_of, open_served
+
+        return make_app([open_served(name_of(model), model, weights=weights)])
+
+    asgi: Any = serve.ingress(build)()
     options = {"num_replicas": replicas, "max_ongoing_requests": 288, "health_check_period_s": 2}
     return serve.deployment(asgi, name="hanmo", graceful_shutdown_timeout_s=60, **options).bind()
 
