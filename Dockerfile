@@ -1,0 +1,11 @@
+# A server on a CPU; docs/serve.md shows how it is run.
+FROM python:3.12-slim
+COPY . /src
+RUN pip install --no-cache-dir -c /src/constraints.txt '/src[serve]' && rm -r /src && useradd --create-home hanmo
+USER hanmo
+# The weights are converted to the cache once.
+VOLUME /home/hanmo/.cache
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=120s \
+    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health')"]
+ENTRYPOINT ["hanmo", "serve", "--host", "0.0.0.0"]
