@@ -24,7 +24,6 @@ from hanmo.nn.linear import Linear
 from hanmo.tasks.calibration import best_threshold, fit_temperature
 from hanmo.tasks.config import TaskConfig, is_number
 from hanmo.tasks.divergence import Logits
-from hanmo.tasks.pooling import pool
 from hanmo.tasks.rows import Row, texts_of
 from hanmo.tasks.scores import accuracy, label_counts, macro_f1, micro_f1, pearson, spearman
 from hanmo.tasks.task import Arrays, Batch, Example, Result, Task
@@ -32,6 +31,21 @@ from hanmo.tasks.windows import Window
 from hanmo.tokenizers.protocol import Tokenizer
 
 _KEYS = {"label": "single", "labels": "multi", "score": "regression"}
+
+
+def pool(output: Output, mask: Tensor, how: str) -> Tensor:
+    """Return [b, hidden_size]: what the pooler made, the mean of the real tokens, or the first token.
+
+    mask: [b, n], True where a token is real.
+    """
+    if how == "mean":
+        weight = mask[..., None].to(output.hidden.dtype)
+        return (output.hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+    if how == "first":
+        return output.hidden[:, 0]
+    if output.pooled is None:
+        raise ConfigError("pooling is 'pooler', and the network has none; use 'mean' or 'first'")
+    return output.pooled
 
 
 class LinearHead(nn.Module):

@@ -5,7 +5,8 @@
     {"text": …}                      form "simcse"; dev rows are pairs with scores
     → {"vector"} of a text, {"score"} of a pair: the cosine
 
-The vector of a long text is the mean of its windows' vectors, by their length. The losses are in embed_losses.py.
+The vector of a long text is the mean of its windows' vectors, by their length. Losses take vectors [pairs, 2,
+features], not normalized, and return a number for each pair; real [pairs] is False where a row only fills a batch.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,14 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hanmo.config import ModelConfig
-from hanmo.errors import ConfigError, DataError
+from hanmo.errors import DataError
 from hanmo.model import Model, Output
+from hanmo.tasks.classify import pool
 from hanmo.tasks.config import TaskConfig, is_number
 from hanmo.tasks.divergence import Logits
-from hanmo.tasks.embed_losses import contrastive, cosent, infonce
-from hanmo.tasks.pooling import pool
 from hanmo.tasks.rows import Row, texts_of
 from hanmo.tasks.scores import pearson, spearman
 from hanmo.tasks.task import Arrays, Batch, Example, Result, Task, TaskNetwork, pad
@@ -80,14 +81,11 @@ class Embed(Task):
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)
-        options = config.options
         self.scale, self.margin, self.positive = (
             self.number_of(name, default) for name, default in (("scale", 20), ("margin", 0.5), ("positive", 1))
         )
         self.whitening = int(self.number_of("whitening", 0))
-        self.main_score = options.get("measure", "spearman")
-        if self.main_score not in ("spearman", "mrr"):
-            raise ConfigError(f"measure is {self.main_score!r}; expected 'spearman' or 'mrr'")
+        self.main_score = self.choice_of("measure", "spearman", "mrr")
 
     @classmethod
     def settle(cls, config: TaskConfig, rows: Sequence[Row]) -> TaskConfig:
@@ -201,6 +199,57 @@ class Embed(Task):
             cosines = [result["score"] for result in results]
             found |= {"spearman": spearman(true, cosines), "pearson": pearson(true, cosines)}
         return found
+
+
+# Losses
+
+
+def cosines(vectors: Tensor) -> Tensor:
+    """Return the cosine of each pair [pairs]."""
+    unit = F.normalize(vectors, dim=-1)
+    return (unit[:, 0] * unit[:, 1]).sum(-1)
+
+
+def cosent(vectors: Tensor, score: Tensor, real: Tensor, *, scale: float = 20.0) -> Tensor:
+    """Return log(1 + Σ exp(scale (cos_i - cos_j))) over all pairs i, j with score_i < score_j, at every place [pairs].
+
+    It depends on the order of the scores alone (kexue.fm/archives/8847).
+    """
+    cosine = scale * cosines(vectors)
+    ordered = (score[:, None] < score[None, :]) & real[:, None] & real[None, :]
+    differences = (cosine[:, None] - cosine[None, :])[ordered]
+    return torch.cat([cosine.new_zeros(1), differences]).logsumexp(0).expand(len(cosine))
+
+
+def contrastive(vectors: Tensor, similar: Tensor, *, margin: float = 0.5) -> Tensor:
+    """Return d² / 2 where a pair is similar, else max(0, margin - d)² / 2, with d = 1 - cos [pairs].
+
+    Hadsell et al. 2006, with the distance and margin of sentence-transformers.
+    """
+    distance = 1 - cosines(vectors)
+    return 0.5 * torch.where(similar, distance**2, (margin - distance).relu() ** 2)
+
+
+def infonce(vectors: Tensor, ids: Tensor, real: Tensor, *, scale: float = 20.0) -> Tensor:
+    """Return the mean cross entropy of finding each text of a pair by the other [pairs].
+
+    Candidates are all texts of the batch but the text itself, as in SimBERT (there with scale 30); texts with the same
+    ids [pairs, 2, n] as either of the pair are no negatives.
+    """
+    unit = F.normalize(vectors, dim=-1).flatten(0, 1)
+    texts, usable = ids.flatten(0, 1), real.repeat_interleave(2)
+    place = torch.arange(len(unit), device=unit.device)
+    other = place ^ 1
+    equal = (texts[:, None] == texts[None, :]).all(-1)
+    hidden = equal | equal[other] | ~usable[None, :]
+    hidden = hidden.index_put((place, other), torch.zeros_like(usable)).index_put(
+        (place, place), torch.ones_like(usable)
+    )
+    scores = (scale * unit @ unit.T).masked_fill(hidden, -torch.inf)
+    return F.cross_entropy(scores, other, reduction="none").view(-1, 2).mean(-1)
+
+
+# Rows and results
 
 
 def score_of(row: Row) -> float | None:

@@ -45,9 +45,7 @@ class Few(Classify):
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)
-        self.loss = config.options.get("loss", "labels")
-        if self.loss not in ("labels", "vocabulary"):
-            raise ConfigError(f"loss is {self.loss!r}; expected 'labels' or 'vocabulary'")
+        self.loss = self.choice_of("loss", "labels", "vocabulary")
         if tokenizer.special.mask is None:
             raise ConfigError("this vocabulary has no [MASK], in whose place a word is predicted")
         self.mask = tokenizer.special.mask

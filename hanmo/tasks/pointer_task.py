@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from hanmo.errors import ConfigError, DataError
+from hanmo.errors import ConfigError
 from hanmo.tasks.calibration import best_threshold
 from hanmo.tasks.config import TaskConfig
 from hanmo.tasks.divergence import Logits
@@ -31,7 +31,6 @@ _FLOOR = -4.0  # no threshold is chosen below it
 class PointerTask(Task):
     """A kind whose network scores pairs of places.
 
-    noun: what the training data holds, for people.
     Options "head_size": features of a pointer's query and key, 64 by default; "class_weights": factors of the loss of
     what has a label.
     """
@@ -39,7 +38,6 @@ class PointerTask(Task):
     main_score = "f1"
     offsets = True
     options: ClassVar[dict[str, tuple[str, ...]]] = {"head_size": ("gplinker",), "class_weights": ()}
-    noun: str
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)
@@ -49,13 +47,6 @@ class PointerTask(Task):
         self.weights = self.class_weights(config.labels)
         if tokenizer.special.start is None:
             raise ConfigError("the vocabulary has no start mark such as [CLS], which a task with pointers needs")
-
-    @classmethod
-    def settle(cls, config: TaskConfig, rows: Sequence[Row]) -> TaskConfig:
-        config = super().settle(config, rows)
-        if not config.labels:
-            raise DataError(f"none of the {len(rows):,} training rows has {cls.noun}; expected some")
-        return config
 
     def logits(self, outputs: Any, batch: Batch) -> Sequence[Logits]:
         scores = [outputs] if isinstance(outputs, Tensor) else outputs
@@ -163,6 +154,19 @@ class ItemTask(PointerTask):
     @abstractmethod
     def make_result(self, text: str, items: Mapping[Item, float]) -> Result:
         """Return the result that says these items, each with its score."""
+
+    @abstractmethod
+    def located(self, example: Example, number: int, found: Any) -> tuple[Item, float] | None:
+        """Return the item and the score of something that window `number` found; None if another window decides."""
+
+    def decode(self, example: Example, outputs: Sequence[Sequence[Any]]) -> Result:
+        items: dict[Item, float] = {}
+        for number, some in enumerate(outputs):
+            for found in some:
+                if located := self.located(example, number, found):
+                    item, score = located
+                    items[item] = max(score, items.get(item, score))
+        return self.result(example.row.data["text"], items)
 
     @property
     def floor(self) -> float:

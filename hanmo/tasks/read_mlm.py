@@ -6,17 +6,17 @@ As bert4keras's task_reading_comprehension_by_mlm.py. Rows and results are those
 "probability".
 """
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hanmo.errors import TokenizerError
 from hanmo.model import Model
-from hanmo.tasks.extract import Match, vote
 from hanmo.tasks.read import Reading
 from hanmo.tasks.rows import Row
 from hanmo.tasks.task import Arrays, Batch, Example, Result, TaskNetwork
@@ -24,6 +24,47 @@ from hanmo.tasks.windows import Window, tokenize
 
 Found = tuple[tuple[int, int] | None, float]
 """A place in the passage's tokens of a window, and its score."""
+
+
+class Match:
+    """A part of a passage's ids that grows by the likeliest id, of those that follow it in the passage and the end id.
+
+    As in bert4keras's task_reading_comprehension_by_mlm.py.   done: whether the end id was chosen.
+    """
+
+    def __init__(self, passage: Sequence[int], end: int) -> None:
+        self.passage, self.end = passage, end
+        self.starts = list(range(len(passage)))
+        self.length, self.steps, self.total = 0, 0, 0.0
+        self.done = False
+
+    def push(self, probabilities: NDArray[np.floating[Any]]) -> int:
+        """Choose the next id by the probabilities of all ids [vocab]; return it."""
+        following = {at: self.passage[at + self.length] for at in self.starts if at + self.length < len(self.passage)}
+        allowed = sorted({self.end, *following.values()})
+        chosen = allowed[int(np.argmax(probabilities[allowed]))]
+        self.total += float(probabilities[chosen])
+        self.steps += 1
+        self.done = chosen == self.end
+        if not self.done:
+            self.starts = [at for at, id in following.items() if id == chosen]
+            self.length += 1
+        return chosen
+
+    @property
+    def place(self) -> tuple[int, int] | None:
+        """The first place (start, stop) of the part in the passage; None if it is empty."""
+        return (self.starts[0], self.starts[0] + self.length) if self.length else None
+
+    @property
+    def score(self) -> float:
+        """Mean probability of the chosen ids."""
+        return self.total / max(1, self.steps)
+
+
+def vote(answers: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return the score of each answer by the scores s that windows give it: Σ s² / (Σ s + 1), as in bert4keras."""
+    return {answer: sum(s * s for s in scores) / (sum(scores) + 1) for answer, scores in answers.items()}
 
 
 class Extractive(Reading):

@@ -120,14 +120,10 @@ class Relate(ItemTask):
             for *scores, (start, stop) in rows
         ]
 
-    def decode(self, example: Example, outputs: Sequence[Found]) -> Result:
-        items: dict[Item, float] = {}
-        for number, found in enumerate(outputs):
-            for subject, predicate, other, score in found:
-                if spans := self.characters(example, number, [subject, other]):
-                    item = (self.config.labels[predicate], *spans[0], *spans[1])
-                    items[item] = max(score, items.get(item, score))
-        return self.result(example.row.data["text"], items)
+    def located(self, example: Example, number: int, found: tuple[Pair, int, Pair, float]) -> tuple[Item, float] | None:
+        subject, predicate, other, score = found
+        spans = self.characters(example, number, [subject, other])
+        return None if spans is None else ((self.config.labels[predicate], *spans[0], *spans[1]), score)
 
     @classmethod
     def true_items(cls, row: Row) -> set[Item]:

@@ -12,10 +12,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from hanmo.config import ModelConfig
-from hanmo.errors import ConfigError
-from hanmo.model import Output
+from hanmo.model import Model
 from hanmo.tasks.config import TaskConfig
-from hanmo.tasks.pointer import POINTERS, best_pairs, pair_array, pointer_loss
+from hanmo.tasks.pointer import POINTERS, GlobalPointer, best_pairs, pair_array, pointer_loss
 from hanmo.tasks.pointer_task import Item, ItemTask
 from hanmo.tasks.rows import Row, spans_of, texts_of
 from hanmo.tasks.task import Arrays, Batch, Example, Result, TaskNetwork
@@ -27,19 +26,6 @@ _MOST = 4  # spans of a window for each of its tokens
 Found = list[tuple[int, int, int, float]]
 
 
-class SpansHead(nn.Module):
-    """A pointer with a head for each label."""
-
-    def __init__(self, kind: str, size: int, labels: int, head_size: int) -> None:
-        super().__init__()
-        self.pointer = POINTERS[kind](size, labels, head_size=head_size)
-
-    def forward(self, output: Output, batch: Batch) -> Tensor:
-        """Return scores [windows, labels, n, n]."""
-        scores: Tensor = self.pointer(output.hidden, batch["mask"])
-        return scores
-
-
 class Spans(ItemTask):
     """kind "spans"."""
 
@@ -49,10 +35,7 @@ class Spans(ItemTask):
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)
-        loss = config.options.get("loss", "sparse")
-        if loss not in ("sparse", "dense"):
-            raise ConfigError(f"loss is {loss!r}; expected 'sparse' or 'dense'")
-        self.dense = loss == "dense"
+        self.dense = self.choice_of("loss", "sparse", "dense") == "dense"
 
     @classmethod
     def check(cls, row: Row, config: TaskConfig) -> None:
@@ -74,8 +57,13 @@ class Spans(ItemTask):
             pairs[self.number[label]].update(self.places(example, window, [(start, stop)]) or ())
         return {"pairs": pair_array(pairs)}
 
-    def head(self, config: ModelConfig) -> SpansHead:
-        return SpansHead(self.config.head, config.main.hidden_size, len(self.config.labels), self.head_size)
+    def head(self, config: ModelConfig) -> GlobalPointer:
+        return POINTERS[self.config.head](config.main.hidden_size, len(self.config.labels), head_size=self.head_size)
+
+    def forward(self, backbone: Model, head: nn.Module, batch: Batch) -> Tensor:
+        """Return scores [windows, labels, n, n]."""
+        scores: Tensor = head(self.read(backbone, batch).hidden, batch["mask"])
+        return scores
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         return pointer_loss(outputs.float(), batch["pairs"], dense=self.dense, weights=self.weights)
@@ -86,14 +74,10 @@ class Spans(ItemTask):
             for scores, (start, stop) in zip(network(batch).float(), batch["text"].tolist(), strict=True)
         ]
 
-    def decode(self, example: Example, outputs: Sequence[Found]) -> Result:
-        items: dict[Item, float] = {}
-        for number, found in enumerate(outputs):
-            for label, first, last, score in found:
-                if span := self.characters(example, number, [(first, last)]):
-                    item = (self.config.labels[label], *span[0])
-                    items[item] = max(score, items.get(item, score))
-        return self.result(example.row.data["text"], items)
+    def located(self, example: Example, number: int, found: tuple[int, int, int, float]) -> tuple[Item, float] | None:
+        label, first, last, score = found
+        spans = self.characters(example, number, [(first, last)])
+        return None if spans is None else ((self.config.labels[label], *spans[0]), score)
 
     @classmethod
     def true_items(cls, row: Row) -> set[Item]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hanmo.config import ModelConfig
-from hanmo.errors import ConfigError, DataError
+from hanmo.errors import ConfigError
 from hanmo.model import Output
 from hanmo.nn.linear import Linear
 from hanmo.tasks.chains import align_left, crf_losses, memm_losses
@@ -64,6 +64,7 @@ class Tag(Task):
 
     heads = ("crf", "softmax", "memm")
     forms = tuple(SCHEMES)
+    noun = "spans"
     main_score = "f1"
     offsets = True
     options: ClassVar[dict[str, tuple[str, ...]]] = {"class_weights": (), "transitions_rate": ("crf", "memm")}
@@ -89,10 +90,7 @@ class Tag(Task):
     def settle(cls, config: TaskConfig, rows: Sequence[Row]) -> TaskConfig:
         if not config.form and "words" in rows[0].data:
             config = replace(config, form="words")
-        config = super().settle(config, rows)
-        if not config.labels:
-            raise DataError(f"none of the {len(rows):,} training rows has spans; expected some")
-        return config
+        return super().settle(config, rows)
 
     @classmethod
     def texts(cls, row: Row) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hanmo.config import ModelConfig
-from hanmo.errors import ConfigError
+from hanmo.errors import ConfigError, DataError
 from hanmo.model import Model, Output
 from hanmo.tasks.config import POOLINGS, TaskConfig, is_number
 from hanmo.tasks.divergence import Logits
@@ -50,6 +50,7 @@ class Task(ABC):
     output: the language-model head of the backbone that the task uses: "none", "mlm" or "lm".
     offsets: whether tokens need offsets.   pooled: whether the head takes `Output.pooled` where pooling is "pooler".
     padding: fill value of a target's padding, by its name; 0 by default.   labelled: whether there are labels.
+    noun: what rows must have some of, if a label does not have to be in each.
     options: names of `TaskConfig.options`, each with the heads or forms that use it; () for all.
     """
 
@@ -61,6 +62,7 @@ class Task(ABC):
     pooled: ClassVar[bool] = False
     padding: ClassVar[dict[str, int]] = {}
     labelled: ClassVar[bool] = True
+    noun: ClassVar[str] = ""
     options: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
@@ -93,6 +95,13 @@ class Task(ABC):
         if not is_number(value):
             raise ConfigError(f"{option} is {str(value)[:100]!r}; expected a number")
         return float(value)
+
+    def choice_of(self, option: str, *choices: str) -> str:
+        """Return an option that is one of some names, the first by default. Raises ConfigError for another."""
+        value = self.config.options.get(option, choices[0])
+        if value not in choices:
+            raise ConfigError(f"{option} is {value!r}; expected {' or '.join(map(repr, choices))}")
+        return str(value)
 
     def class_weights(self, labels: Sequence[str]) -> list[float]:
         """Return the option "class_weights" of each label; 1 by default. Raises ConfigError for a wrong one."""
@@ -132,6 +141,8 @@ class Task(ABC):
             found |= set(cls.labels_of(row, config))
             if "" in found:
                 raise row.error("a label is empty; expected a name")
+        if cls.noun and not found:
+            raise DataError(f"none of the {len(rows):,} training rows has {cls.noun}; expected some")
         return replace(config, labels=tuple(sorted(found)))
 
     @classmethod

@@ -11,8 +11,7 @@ from toy_tasks import VOCABULARY, model_folder
 import hanmo
 from hanmo.errors import ConfigError, DataError
 from hanmo.tasks import TaskArgs, TaskConfig, fit
-from hanmo.tasks.embed import Embed, fit_whitening, nearest
-from hanmo.tasks.embed_losses import contrastive, cosent, infonce
+from hanmo.tasks.embed import Embed, contrastive, cosent, fit_whitening, infonce, nearest
 from hanmo.tasks.pipeline import EmbedPipeline
 from hanmo.tasks.rows import read_rows
 from hanmo.tasks.task import weighted_mean

@@ -14,10 +14,9 @@ from hanmo.errors import ConfigError, DataError
 from hanmo.families import FAMILIES
 from hanmo.model import Model
 from hanmo.tasks import TaskArgs, TaskConfig, fit
-from hanmo.tasks.extract import Match, vote
 from hanmo.tasks.network import build
 from hanmo.tasks.read import Read, places_of
-from hanmo.tasks.read_mlm import ReadMlm
+from hanmo.tasks.read_mlm import Match, ReadMlm, vote
 from hanmo.tasks.read_seq2seq import ReadSeq2seq
 from hanmo.tasks.rows import Row, read_rows
 from hanmo.tasks.task import weighted_mean
