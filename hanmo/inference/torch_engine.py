@@ -16,6 +16,7 @@ class TorchEngine:
     """Run a model that can generate: a decoder, a BERT-like stack with a causal or prefix mask, or an encoder-decoder.
 
     start: the id that a decoder with an encoder begins with (0 in T5).
+    joins: whether rows join others in one cache; only in float32, where that changes no text.
     Raises CheckpointError if the model cannot generate.
     """
 
@@ -26,6 +27,9 @@ class TorchEngine:
         self.start = start
         self.vocab_size, self.max_positions = model.config.vocab_size, model.config.main.context
         self.prefix = model.config.main.mask == "prefix"
+        weight = model.token.weight
+        plain = model.config.main.mask == "causal" and not model.config.is_encoder_decoder
+        self.joins = plain and weight.dtype == torch.float32 and weight.device.type == "cpu"
 
     def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple["TorchRows", Any]:
         """Read prompts, shorter ones padded on the left; see `Engine.prefill`."""
@@ -70,6 +74,11 @@ class TorchRows:
     def reorder(self, rows: Sequence[int]) -> None:
         """Make new row i a copy of old row rows[i]; see `Rows.reorder`."""
         self._cache.reorder(torch.tensor(rows, device=self._cache.keys[0].device))
+
+    @torch.inference_mode()
+    def join(self, other: "TorchRows") -> None:
+        """Append the rows of another `prefill`; see `JoinableRows.join`."""
+        self._cache.join(other._cache)
 
 
 def as_array(logits: Tensor) -> Any:

@@ -7,6 +7,7 @@ tokens         positions, orders and padding of the keys, so that a continued te
 """
 
 import torch
+from array_api_compat import torch as xp
 from torch import Tensor
 
 from hanmo.config import StackConfig
@@ -61,6 +62,22 @@ class Cache:
         self.memory = [pair and (pair[0][rows], pair[1][rows]) for pair in self.memory]
         self.memory_mask = None if self.memory_mask is None else self.memory_mask[rows]
         self.tokens = self.tokens.take(rows)
+
+    def join(self, other: "Cache") -> None:
+        """Append the rows of another cache, the shorter ones padded on the left; for causal masks, without memory."""
+        room = max(self.capacity - self.length, other.capacity - other.length)
+        starts = self.tokens.unused(), other.tokens.unused()
+        length = max(self.length - starts[0], other.length - starts[1])
+        rows = self.rows
+        for ours, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            for layer, (above, below) in enumerate(zip(ours, theirs, strict=True)):
+                above, below = above[:, :, starts[0] : self.length], below[:, :, starts[1] : other.length]
+                joined = above.new_zeros(rows + len(below), above.shape[1], length + room, above.shape[3])
+                joined[:rows, :, length - above.shape[2] : length] = above
+                joined[rows:, :, length - below.shape[2] : length] = below
+                ours[layer] = joined
+        self.tokens = self.tokens.join(other.tokens, rows, other.rows, xp)
+        self.capacity, self.length = length + room, length
 
     def cut(self, length: int) -> None:
         """Forget every token from `length` on."""

@@ -84,6 +84,27 @@ class Tokens:
         shared = {name for name, each in kept.items() if len(each) == 1 and name != "mask"}
         return Tokens(**{name: each if name in shared else each[rows] for name, each in kept.items()})
 
+    def unused(self) -> int:
+        """Count the first tokens that are padding in all rows."""
+        return 0 if self.mask is None else self.mask.any(0).tolist().index(True)
+
+    def join(self, other: "Tokens", rows: int, others: int, xp: Any) -> "Tokens":
+        """Put so many rows with a causal mask before those of others, padded on the left and without unused tokens."""
+        parts = [(self, rows, self.unused()), (other, others, other.unused())]
+        length = max(tokens.length - start for tokens, _, start in parts)
+        where = {"device": getattr(self.positions, "device", None)}
+        positions, masks = [], []
+        for tokens, count, start in parts:
+            padding = length - tokens.length + start
+            mask = xp.ones((count, tokens.length), dtype=xp.bool, **where) if tokens.mask is None else tokens.mask
+            masks += [xp.zeros((count, padding), dtype=xp.bool, **where), mask[:, start:]]
+            zeros = xp.zeros((count, padding), dtype=tokens.positions.dtype, **where)
+            positions += [zeros, xp.broadcast_to(tokens.positions, (count, tokens.length))[:, start:]]
+        position, mask = (
+            xp.concat((xp.concat(each[:2], axis=1), xp.concat(each[2:], axis=1))) for each in (positions, masks)
+        )
+        return Tokens(position, xp.arange(length, **where)[None], mask)
+
     def cut(self, length: int) -> "Tokens":
         """Forget every token from `length` on."""
         return Tokens(**{name: each[:, :length] for name, each in vars(self).items() if each is not None})

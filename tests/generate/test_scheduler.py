@@ -4,12 +4,13 @@ from queue import SimpleQueue
 
 import numpy as np
 import pytest
-from toy_engine import ToyDynamicEngine, ToyEngine
+from toy_engine import ToyDynamicEngine, ToyEngine, ToyJoiningEngine
 
 from hanmo.errors import CheckpointError, ConfigError, PromptError, QueueFull, SchedulerClosed
 from hanmo.generate import GREEDY, End, Limits, Sampling, Token, sample
 from hanmo.generate.scheduler import Failed, Prompt, RowRequest, Scheduler
 
+ENGINES = [ToyEngine, ToyJoiningEngine, ToyDynamicEngine]
 TIMEOUT = 20  # seconds, for what takes milliseconds
 SETTINGS = (
     {"sampling": GREEDY, "limits": Limits(max_tokens=9)},
@@ -84,7 +85,7 @@ class Gate(ToyEngine):
         return super().random_scores(ids)
 
 
-@pytest.mark.parametrize("kind", [ToyEngine, ToyDynamicEngine])
+@pytest.mark.parametrize("kind", ENGINES)
 @pytest.mark.parametrize("options", [{"max_rows": 1}, {"max_rows": 3, "prompt_ids": 2}, {}])
 def test_rows_with_settings_of_their_own_equal_sample_alone(scheduler_of, kind, options):
     scheduler = scheduler_of(kind(max_positions=24), **options)
@@ -97,8 +98,9 @@ def test_rows_with_settings_of_their_own_equal_sample_alone(scheduler_of, kind, 
     wait_for(lambda: scheduler.stats.running == scheduler.stats.cached_ids == 0)
 
 
-def test_rows_of_one_prompt_share_what_was_read_and_end_apart(scheduler_of):
-    engine, inbox = ToyEngine(), Inbox()
+@pytest.mark.parametrize("kind", [ToyEngine, ToyJoiningEngine])
+def test_rows_of_one_prompt_share_what_was_read_and_end_apart(scheduler_of, kind):
+    engine, inbox = kind(), Inbox()
     requests = [RowRequest(prompt=[1, 2, 3], seed=7, sample=n, limits=Limits(max_tokens=n + 1)) for n in range(5)]
     scheduler_of(engine).submit(requests, inbox)
     events = inbox.until_end(5)
@@ -107,9 +109,10 @@ def test_rows_of_one_prompt_share_what_was_read_and_end_apart(scheduler_of):
         assert [event for event in events if event.row == row] == alone(ToyEngine(), request, row)
 
 
-def test_a_ticket_of_more_rows_than_run_at_once_is_finished_in_parts(scheduler_of):
+@pytest.mark.parametrize("kind", ENGINES)
+def test_a_ticket_of_more_rows_than_run_at_once_is_finished_in_parts(scheduler_of, kind):
     requests = [RowRequest(prompt=[4], seed=1, sample=n, limits=Limits(max_tokens=3)) for n in range(7)]
-    inbox, engine = Inbox(), ToyEngine()
+    inbox, engine = Inbox(), kind()
     scheduler_of(engine, max_rows=3).submit(requests, inbox)
     events = inbox.until_end(7)
     assert max(engine.steps) == 3
@@ -134,6 +137,18 @@ def test_a_step_reads_at_most_so_many_ids_of_prompts_beside_the_rows_that_run(sc
     assert read == [[3], [1, 4], [1, 4], [1], [1], [1]]
 
 
+def test_rows_that_join_one_cache_run_together_and_short_prompts_are_read_together(scheduler_of):
+    engine, inboxes = ToyJoiningEngine(), [Inbox(), Inbox(), Inbox()]
+    scheduler = scheduler_of(engine)
+    requests = [RowRequest(prompt=[n] * (n + 1), seed=n, limits=Limits(max_tokens=5 + n)) for n in range(3)]
+    with scheduler._changed:  # so that all of them wait when the first step begins
+        for request, inbox in zip(requests, inboxes, strict=True):
+            scheduler.submit([request], inbox)
+    for request, inbox in zip(requests, inboxes, strict=True):
+        assert inbox.until_end() == alone(ToyEngine(), request)
+    assert engine.prefilled == [[[0], [1, 1], [2, 2, 2]]] and engine.steps == [3, 3, 3, 3, 2, 1]
+
+
 def test_a_stop_is_asked_after_every_id_and_its_reason_is_the_rows(scheduler_of):
     asked, inbox = [], Inbox()
 
@@ -146,11 +161,13 @@ def test_a_stop_is_asked_after_every_id_and_its_reason_is_the_rows(scheduler_of)
     assert [event.id for event in events[:-1]] == asked and events[-1] == End(0, "enough")
 
 
-def test_log_probabilities_are_those_of_the_model_for_text_and_prompt(scheduler_of):
-    engine, inbox, prompt = ToyEngine(), Inbox(), [5, 2, 9, 9]
+@pytest.mark.parametrize("prompt_ids", [1, 3, 8])
+@pytest.mark.parametrize("kind", ENGINES)
+def test_log_probabilities_are_those_of_the_model_for_text_and_prompt(scheduler_of, kind, prompt_ids):
+    engine, inbox, prompt = kind(), Inbox(), [5, 2, 9, 9]
     sampling, limits = Sampling(temperature=0.1, banned=(0,)), Limits(max_tokens=3)
     request = RowRequest(prompt=prompt, seed=3, sampling=sampling, limits=limits, top_logprobs=2, prompt_logprobs=True)
-    scheduler_of(engine, prompt_ids=3).submit([request], inbox)
+    scheduler_of(engine, prompt_ids=prompt_ids).submit([request], inbox)
     first, *tokens, end = inbox.until_end()
     assert isinstance(first, Prompt) and first.logprobs[0] is None and end == End(0, "length")
     assert [token.id for token in tokens] == [event.id for event in alone(ToyEngine(), request)[:-1]]

@@ -42,6 +42,15 @@ class ToyRows:
     def reorder(self, rows):
         self.past = [list(self.past[row]) for row in rows]
 
+    def join(self, other):
+        self.past += other.past
+
+
+class ToyJoiningEngine(ToyEngine):
+    """The same as an engine whose rows join others in one cache."""
+
+    joins = True
+
 
 class ToyDynamicEngine(ToyEngine):
     """The same as an engine whose rows join and leave a running batch; `steps` has the rows of each step."""

@@ -1,5 +1,6 @@
 """Rows that join and leave a running batch: each has the text that it has alone, on every engine."""
 
+from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
@@ -10,12 +11,14 @@ from opening import open_engine
 import hanmo
 from hanmo.families.gpt2_ml import gpt2_ml_config
 from hanmo.generate import GREEDY, End, Limits, Sampling, sample
+from hanmo.generate.dynamic import Piece, _JoinedRows, dynamic_rows
 from hanmo.generate.scheduler import RowRequest, Scheduler
 from hanmo.inference.fused import quantized, support
 from hanmo.inference.torch_engine import TorchEngine
 from hanmo.model import Model
 
 needs_vnni = pytest.mark.skipif(not support._has_vnni(), reason="AVX-512 VNNI is missing")
+GOLDENS = Path(__file__).parents[1] / "data" / "goldens"
 ENGINES = ["torch", "float32", pytest.param("int8", marks=needs_vnni), pytest.param("int4", marks=needs_vnni)]
 
 
@@ -66,3 +69,37 @@ def test_a_row_has_the_text_that_it_has_alone(open_kind, kind):
     found = [[inbox.get_nowait() for _ in range(inbox.qsize())] for inbox in inboxes]
     assert found == expected
     assert all(isinstance(events[-1], End) for events in found)
+
+
+@pytest.mark.parametrize("name", ["gpt", "gpt2", "nezha", "roformer"])
+@pytest.mark.parametrize("kind", ["torch", "float32"])
+def test_rows_of_every_kind_of_positions_join_one_cache(tmp_path_factory, kind, name):
+    mask = None if name.startswith("gpt") else "causal"
+    if kind == "torch":
+        engine = hanmo.load(GOLDENS / name / "model.ckpt", mask=mask).engine
+    else:
+        folder = tmp_path_factory.getbasetemp() / "built"
+        engine = open_engine(GOLDENS / name / "model.ckpt", weights=kind, mask=mask, threads=1, folder=folder)
+    rows = dynamic_rows(engine)
+    assert isinstance(rows, _JoinedRows)
+    random = np.random.default_rng(3)
+    texts = [random.integers(1, engine.vocab_size, length).tolist() for length in (9, 4, 13, 2)]
+    prompts, joins, leaves = (3, 1, 5, 1), (0, 0, 2, 4), (6, 3, 8, 1)  # ids, and steps after which rows come and go
+    numbers, found = {}, [[] for _ in texts]
+    for step in range(13):
+        work = [
+            Piece(number, texts[place][len(found[place]) + prompts[place] - 1 :][:1])
+            for place, number in numbers.items()
+        ]
+        for place in range(4):
+            if joins[place] == step:
+                numbers[place] = rows.add(len(texts[place]))
+                work.append(Piece(numbers[place], texts[place][: prompts[place]]))
+        for place, logits in zip(list(numbers), rows.step(work), strict=True):
+            found[place].append(logits[0])
+            if len(found[place]) > leaves[place]:
+                rows.free(numbers.pop(place))
+    for text, length, logits in zip(texts, prompts, found, strict=True):
+        alone, first = engine.prefill([text[:length]], room=10)
+        expected = [first[0], *(alone.step([id])[0] for id in text[length : length + len(logits) - 1])]
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5)

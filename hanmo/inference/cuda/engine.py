@@ -43,6 +43,7 @@ class StaticEngine(TorchEngine):
             if isinstance(layer, nn.Linear):  # [out, in], as the kernels read it; TensorFlow's is [in, out]
                 layer.weight.data = layer.weight.data.contiguous()
         self._free: list[Slots] = []
+        self.joins = False
         self._captures = self.device.type == "cuda"
 
     def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple[TorchRows, Any]:

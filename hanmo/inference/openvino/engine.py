@@ -93,6 +93,7 @@ class OpenVinoEngine:
 
     mask: "causal" or "prefix" lets a BERT-like encoder generate.   threads: None leaves it to OpenVINO.
     start: the id that a decoder with an encoder begins with (0 in T5).
+    joins: whether rows join others in one cache; only in float32, where that changes no text.
     Raises CheckpointError if the model cannot generate, ConfigError for an unsupported network.
     """
 
@@ -107,6 +108,7 @@ class OpenVinoEngine:
         self._encoder = (
             compile_graph(build_encoder(weights, config), weights.kind, threads) if config.is_encoder_decoder else None
         )
+        self.joins = weights.kind == "float32" and config.main.mask == "causal" and not config.is_encoder_decoder
         self._compiling = Lock()
         self._compiled: ov.CompiledModel | None = None
         self._fused = open_decoder(weights, config, threads)

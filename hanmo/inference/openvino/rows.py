@@ -61,6 +61,20 @@ class OpenVinoRows:
         self._tokens = self._tokens.take(kept)
         self._memory = {name: array[kept] for name, array in self._memory.items()}
 
+    def join(self, other: "OpenVinoRows") -> None:
+        """Append the rows of another `prefill`; see `JoinableRows.join`."""
+        rows, others = len(self._order), len(other._order)
+        tokens = self._tokens.join(other._tokens, rows, others, xp)
+        joined = {}
+        below = other._states(other._order, other.length)
+        for name, above in self._states(self._order, self.length).items():
+            joined[name] = np.zeros((rows + others, above.shape[1], tokens.length, above.shape[3]), above.dtype)
+            for part, place in ((above, slice(rows)), (below[name], slice(rows, None))):
+                columns = min(part.shape[2], tokens.length)  # all before them are padding
+                joined[name][place, :, tokens.length - columns :] = part[:, :, part.shape[2] - columns :]
+        self._fill(self._request, joined)
+        self._tokens, self._order = tokens, list(range(rows + others))
+
     def set_memory(self, memory: dict[str, Array], mask: Array) -> None:
         """Have all steps attend to the keys and values of an encoder's output; mask: [b, m], False for padding."""
         self._memory = {**memory, "memory_mask": _additive(mask)[:, None, None]}
