@@ -89,6 +89,10 @@ class Model(nn.Module):
             memory_mask=source_mask,
             cache=cache,
         )
+        return self.heads(hidden, condition, logits=logits)
+
+    def heads(self, hidden: Tensor, condition: Tensor | None = None, *, logits: str = "all") -> Output:
+        """Run the heads on the last hidden states [b, n, hidden_size]; for logits see `forward`."""
         output = Output(hidden)
         if self.output is not None and logits != "none":
             output.logits = self.logits(hidden[:, -1:] if logits == "last" else hidden, condition)

@@ -62,7 +62,7 @@ class Stack(nn.Module):
         # Tokens are counted instead of reading the largest position, which would stall a GPU at every step.
         if self.config.context is not None and count > self.config.context:
             raise ValueError(f"the text has {count} tokens; this model knows {self.config.context} positions")
-        inputs = {"attention": self._attention_inputs(tokens, count)}
+        inputs = {"attention": self.attention_inputs(tokens, count)}
         if self.config.has_cross:
             if cache is not None and memory_mask is None:
                 memory_mask = cache.memory_mask
@@ -87,7 +87,8 @@ class Stack(nn.Module):
             cache.length, cache.tokens, cache.memory_mask = tokens.length, tokens, memory_mask
         return x if self.norm is None else self.norm(x, condition)
 
-    def _attention_inputs(self, tokens: Tokens, count: int) -> AttentionInputs:
+    def attention_inputs(self, tokens: Tokens, count: int) -> AttentionInputs:
+        """Make the inputs of self-attention of the last `count` tokens."""
         inputs = AttentionInputs()
         # The kernel's own triangle does where nothing is masked, no bias is added, and all tokens are new, or one is.
         plain = self.config.mask == "causal" and tokens.mask is None and self.relative is None

@@ -60,7 +60,7 @@ def test_a_smaller_model_has_the_chosen_blocks(teacher, blocks, numbers):
         from hanmo.nn.position import Tokens
 
         tokens = Tokens().append("full", x, xp, segments=None, mask=None, positions=None)
-        inputs = {"attention": stack._attention_inputs(tokens, 5)}
+        inputs = {"attention": stack.attention_inputs(tokens, 5)}
         x = stack.embedding(x, tokens.positions, None, None)
         for number in numbers:
             x, _ = stack.blocks[number](x, inputs)

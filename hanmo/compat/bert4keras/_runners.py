@@ -24,7 +24,7 @@ from hanmo.compat.bert4keras.configs import Settings
 from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, PromptError, Unsupported
 from hanmo.inference.fused.float32 import fused_step
-from hanmo.model import Model
+from hanmo.model import Model, Output
 from hanmo.nn.activation import activate
 from hanmo.nn.cache import Cache
 
@@ -62,7 +62,7 @@ def key_mask(ids: Any) -> Any:
     return mask
 
 
-def _new_tokens(inputs: dict[str, Any], shared_segments: bool, start: int) -> dict[str, Any]:
+def new_tokens(inputs: dict[str, Any], shared_segments: bool, start: int = 0) -> dict[str, Any]:
     """Return the ids, mask, positions and segments, if there are any, of the tokens from `start` on."""
     ids = inputs["Input-Token" if "Input-Token" in inputs else "Decoder-Input-Token"]
     xp = array_namespace(ids)
@@ -107,20 +107,22 @@ def forward(
         if settings.part == "encoder":
             return [memory[:, -1:] if last else memory]
     output = network(
-        **_new_tokens(inputs, network.main.config.shared_segments, start),
+        **new_tokens(inputs, network.main.config.shared_segments, start),
         source_mask=source_mask,
         memory=memory,
         condition=condition,
         cache=kept,
         logits="none" if all(kind != "logits" for kind, _ in outputs) else "last" if last else "all",
     )
-    results = []
-    for kind, activation in outputs:
-        tensor: Tensor = getattr(output, kind)
-        if kind == "hidden":
-            tensor = (tensor[:, -1:] if last else tensor) * network.config.logit_scale
-        results.append(_finish(tensor.float(), activation))
-    return results
+    if last:
+        output.hidden = output.hidden[:, -1:]
+    return finish(network.config, settings, output)
+
+
+def finish(config: ModelConfig, settings: Settings, output: Output) -> list[Tensor]:
+    """Return the outputs that `outputs_of` lists, with their activations."""
+    output.hidden = output.hidden * config.logit_scale
+    return [_finish(getattr(output, kind).float(), activation) for kind, activation in outputs_of(config, settings)]
 
 
 class TorchRunner:
@@ -227,7 +229,7 @@ class QuantizedRunner:
         stack, (rows, count) = self._engine.config.main, inputs["Input-Token"].shape
         if stack.context is not None and count > stack.context:
             raise PromptError(f"the text has {count} tokens; this model knows {stack.context} positions")
-        tokens = _new_tokens(inputs, stack.shared_segments, start)
+        tokens = new_tokens(inputs, stack.shared_segments, start)
         logits = (self.new(rows, count) if kept is None else kept).run(
             tokens["ids"],
             segment=tokens.get("segments", 0),

@@ -11,6 +11,7 @@ from hanmo.compat.bert4keras._model import KerasModel
 from hanmo.compat.bert4keras.configs import Input as Condition
 from hanmo.compat.bert4keras.graph.model import Model
 from hanmo.compat.bert4keras.graph.network import Network
+from hanmo.compat.bert4keras.graph.parts import Block, Embeddings, Heads, Part
 
 __all__ = ["Model", "Transformer", "build_transformer_model", "keras"]
 
@@ -25,6 +26,7 @@ class Transformer:
         encoder: Model | None = None,
         decoder: Model | None = None,
     ) -> None:
+        self._given: list[KerasTensor] | None = None
         self._built, self.model, self.encoder, self.decoder = built, model, encoder, decoder
         config = built.model.config
         self.initializer = keras.initializers.TruncatedNormal(stddev=config.initializer)
@@ -50,6 +52,28 @@ class Transformer:
     @property
     def output(self) -> Any:
         return self.model.output
+
+    def call(self, inputs: Any) -> Any:
+        """Return the outputs for other symbolic inputs, as `model` computes them."""
+        return self.model(inputs)
+
+    def apply_embeddings(self, inputs: Any) -> KerasTensor:
+        """Return the vectors of the tokens of symbolic inputs, which the blocks and heads applied next take too."""
+        self._given = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+        return self._part(Embeddings, self._given[0])
+
+    def apply_main_layers(self, inputs: KerasTensor, index: int) -> KerasTensor:
+        """Apply the block of an index, from 0, to hidden states."""
+        return self._part(Block, inputs, index=index)
+
+    def apply_final_layers(self, inputs: KerasTensor) -> Any:
+        """Apply the heads of the model to hidden states: an output, or a list of them."""
+        found = self._part(Heads, inputs)
+        return found if len(found) > 1 else found[0]
+
+    def _part(self, kind: type[Part], hidden: KerasTensor, **options: Any) -> Any:
+        part = kind(self._built.model.network, self._built.model.settings, **options)
+        return part([hidden, *(self.model.inputs if self._given is None else self._given)])
 
     def load_weights_from_checkpoint(self, checkpoint: str, mapping: None = None) -> None:
         """Load a TensorFlow checkpoint with the original's names; mapping must be None."""

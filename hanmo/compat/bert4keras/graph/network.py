@@ -130,8 +130,60 @@ def _shape(path: str, config: ModelConfig, stack: Any) -> tuple[int | None, ...]
     return (None, stack.embedding_size if narrow and not path.endswith(".project") else stack.hidden_size)
 
 
+def output_shapes(config: ModelConfig, settings: Settings) -> list[tuple[int | None, ...]]:
+    """List the shapes of the outputs of a model, without the batch."""
+    shapes: dict[str, tuple[int | None, ...]] = {
+        "hidden": (None, config.main.hidden_size),
+        "logits": (None, config.vocab_size),
+        "pooled": (config.main.hidden_size,),
+        "nsp": (2,),
+        "discriminator": (None, 1),
+    }
+    return [shapes[kind] for kind, _ in outputs_of(config, settings)]
+
+
+class NetworkLayer(keras.layers.Layer):
+    """A layer that runs a network or a part of it.
+
+    prefixes: of the names of the parameters that it trains.
+    """
+
+    def __init__(self, network: Model, settings: Settings, prefixes: tuple[str, ...] = ("",), **options: Any) -> None:
+        super().__init__(autocast=False, **options)  # ids are not to be cast
+        self.supports_masking = True
+        weighted = keras_layers(network, settings, lambda: network)
+        variables = variables_of(network, weighted)
+        self._tracked = [variable for name, variable in variables.items() if name.startswith(prefixes)]
+        # Keras would track what else is set as an attribute, and save it.
+        self._keep(network=network, settings=settings, variables_by_name=variables, weighted=weighted)
+        self.built = True
+
+    def _keep(self, **attributes: Any) -> None:
+        for name, value in attributes.items():
+            object.__setattr__(self, name, value)
+
+    def _named(self, inputs: Any) -> dict[str, Tensor]:
+        """Name the inputs of the model; ids become integers."""
+        given = inputs if isinstance(inputs, list | tuple) else [inputs]
+        vectors = ("Input-Context", self.settings.condition)
+        return {
+            name: tensor if name in vectors or isinstance(tensor, KerasTensor) else tensor.long()
+            for name, tensor in zip(self.settings.inputs, given, strict=True)
+        }
+
+    @contextmanager
+    def _running(self, training: bool | None) -> Iterator[None]:
+        """Put the network into the mode and the precision of a call."""
+        if self.network.training != bool(training):
+            self.network.train(bool(training))
+        mixed = self.compute_dtype in ("float16", "bfloat16")
+        dtype = getattr(torch, self.compute_dtype) if mixed else None
+        with torch.autocast(self.network.token.weight.device.type, dtype, enabled=mixed):
+            yield
+
+
 @keras.saving.register_keras_serializable("hanmo")
-class Network(keras.layers.Layer):
+class Network(NetworkLayer):
     """A layer that runs a network.
 
     inputs: ids and what else `Settings.inputs` lists, in its order.
@@ -139,19 +191,13 @@ class Network(keras.layers.Layer):
     """
 
     def __init__(self, network: Model, settings: Settings, **options: Any) -> None:
-        super().__init__(autocast=False, **options)  # ids are not to be cast
-        self.supports_masking = True
-        weighted = keras_layers(network, settings, lambda: network)
-        variables = variables_of(network, weighted)
-        self._tracked = list(variables.values())
-        # Keras would track what else is set as an attribute, and save it.
+        super().__init__(network, settings, **options)
         modules = dict(network.named_modules())
-        self._keep(network=network, settings=settings, variables_by_name=variables, modules=modules, asked=set())
+        self._keep(modules=modules, asked=set())
         self._keep(taps=taps_of(network.config, settings, modules), kinds=outputs_of(network.config, settings))
         self._keep(slots=[(tap, i) for tap in self.taps for i in range(tap.times)], symbols=[])
-        names = dict.fromkeys([tap.name for tap in self.taps] + list(weighted))
-        self._keep(sublayers={name: Sublayer(self, name, weighted.get(name)) for name in names})
-        self.built = True
+        names = dict.fromkeys([tap.name for tap in self.taps] + list(self.weighted))
+        self._keep(sublayers={name: Sublayer(self, name, self.weighted.get(name)) for name in names})
         _made.append(weakref.ref(self))
 
     def get_config(self) -> dict[str, Any]:
@@ -166,10 +212,6 @@ class Network(keras.layers.Layer):
         made = cls(network, Settings(**config["settings"]), **options)
         made.asked.update(config["asked"])
         return made
-
-    def _keep(self, **attributes: Any) -> None:
-        for name, value in attributes.items():
-            object.__setattr__(self, name, value)
 
     def symbol(self, name: str, use: int) -> KerasTensor:
         """Return the symbolic output of a sub-layer, which the network computes from now on."""
@@ -187,24 +229,9 @@ class Network(keras.layers.Layer):
         named = self._named(inputs)
         if any(tensor.is_meta for tensor in named.values()):
             return self._shapes_alone(named)
-        if self.network.training != bool(training):
-            self.network.train(bool(training))
-        with self._recorded() as seen, torch.autocast(**self._autocast()):
+        with self._recorded() as seen, self._running(training):
             found = forward(self.network, self.settings, named)
         return [*found, *(self._seen(seen, slot) for slot in range(len(self.slots)))]
-
-    def _named(self, inputs: Any) -> dict[str, Tensor]:
-        given = inputs if isinstance(inputs, list | tuple) else [inputs]
-        vectors = ("Input-Context", self.settings.condition)
-        return {
-            name: tensor if name in vectors or isinstance(tensor, KerasTensor) else tensor.long()
-            for name, tensor in zip(self.settings.inputs, given, strict=True)
-        }
-
-    def _autocast(self) -> dict[str, Any]:
-        mixed = self.compute_dtype in ("float16", "bfloat16")
-        dtype = getattr(torch, self.compute_dtype) if mixed else None
-        return {"device_type": self.network.token.weight.device.type, "dtype": dtype, "enabled": mixed}
 
     @contextmanager
     def _recorded(self) -> Iterator[dict[tuple[str, bool], list[Tensor]]]:
@@ -230,15 +257,8 @@ class Network(keras.layers.Layer):
 
     def _specs(self) -> list[tuple[int | None, ...]]:
         """List the shapes of all outputs, without the batch."""
-        config = self.network.config
-        shapes: dict[str, tuple[int | None, ...]] = {
-            "hidden": (None, config.main.hidden_size),
-            "logits": (None, config.vocab_size),
-            "pooled": (config.main.hidden_size,),
-            "nsp": (2,),
-            "discriminator": (None, 1),
-        }
-        return [shapes[kind] for kind, _ in self.kinds] + [tap.shape for tap, _ in self.slots]
+        own = output_shapes(self.network.config, self.settings)
+        return own + [tap.shape for tap, _ in self.slots]
 
     def _shapes_alone(self, named: dict[str, Tensor]) -> list[Tensor | None]:
         rows, count = named[self.settings.inputs[-1 if "Decoder-Input-Token" in named else 0]].shape
