@@ -19,6 +19,7 @@ _BUILDERS = ("build_transformer_model", "load_model", "Model", "Sequential")
 # Attributes that models have and their classes do not.
 _OF_MODELS = """
     model encoder decoder network settings layer_map prefix trainable name input inputs output outputs input_names
+    output_names initializer num_hidden_layers hidden_size vocab_size optimizer
 """.split()
 _TRAINING = ("compile", "fit", "fit_generator", "train_on_batch", "add_loss", "add_metric")
 _MISSING = object()
@@ -189,7 +190,7 @@ class _Reader(ast.NodeVisitor):
 def _unknown(function: Any, keywords: list[str]) -> list[str]:
     """List the keywords that a function does not take."""
     try:
-        parameters = inspect.signature(function).parameters
+        parameters = inspect.signature(function, follow_wrapped=False).parameters
     except ValueError:  # a function of C
         return []
     if any(each.kind == each.VAR_KEYWORD for each in parameters.values()):
