@@ -30,14 +30,20 @@ _FRESH = r"\.(condition_scale|condition_bias|hidden)\.weight$"
 class Transformer:
     """What `build_transformer_model(…, return_keras_model=False)` returns: the model, and the two parts of a T5."""
 
-    def __init__(self, model: KerasModel, encoder: KerasModel | None, decoder: KerasModel | None) -> None:
-        self.model, self.encoder, self.decoder = model, encoder, decoder
+    def __init__(
+        self,
+        model: KerasModel,
+        encoder: KerasModel | None,
+        decoder: KerasModel | None,
+        edit: VocabularyEdit | None = None,
+    ) -> None:
+        self.model, self.encoder, self.decoder, self.edit = model, encoder, decoder, edit
         self.layers, self.inputs, self.outputs = model.layer_map, model.inputs, model.outputs
 
     def load_weights_from_checkpoint(self, checkpoint: str, mapping: None = None) -> None:
         """Load a TensorFlow checkpoint with the original's names; mapping must be None."""
         warn_unquantized(get_weights_dtype(), "the checkpoint was given after the model was built")
-        _fill(self.model.network, checkpoint, None)
+        fill_network(self.model.network, checkpoint, self.edit)
 
     def save_weights_as_checkpoint(self, filename: str, mapping: None = None, dtype: str | None = None) -> None:
         """Write a TensorFlow checkpoint with the original's names; mapping must be None."""
@@ -74,7 +80,7 @@ def build_transformer_model(
     else:
         with torch.device("meta"):
             network = Model(config)
-        load, dtype, runner = partial(_fill, network, checkpoint_path, edit), get_weights_dtype(), None
+        load, dtype, runner = partial(fill_network, network, checkpoint_path, edit), get_weights_dtype(), None
         if dtype is not None and dtype in QUANTIZED:
             runner = open_quantized(config, settings, checkpoint_path, dtype, edited=edit is not None)
         if runner is None:
@@ -87,10 +93,11 @@ def build_transformer_model(
         for i, part in enumerate(("encoder", "decoder")):
             of_part = Settings(settings.name, part, settings.lm, inputs=list(configs.T5_INPUTS[part]))
             parts[i] = KerasModel(made.network, of_part)
-    return Transformer(made, *parts)
+    return Transformer(made, *parts, edit)
 
 
-def _fill(network: Model, checkpoint: str, edit: VocabularyEdit | None) -> None:
+def fill_network(network: Model, checkpoint: str, edit: VocabularyEdit | None) -> None:
+    """Fill a network from a checkpoint in the original's names, whose vocabulary is edited first."""
     names = FAMILIES[network.config.family].tensorflow
     assert names is not None
     weights = get_weights_dtype()

@@ -108,7 +108,8 @@ class Habits(GraphModel):
 
     def _predicted(self, arrays: list[Array]) -> list[Array]:
         """Run one batch; with gradients only where a layer takes them."""
-        given = arrays if len(arrays) > 1 else arrays[0]
+        tensors = [keras.ops.convert_to_tensor(each) for each in arrays]
+        given = tensors if len(tensors) > 1 else tensors[0]
         with phase(training=False, predicting=True), torch.no_grad():
             found = run_step(self, lambda: self(given, training=False))
         return [each.detach().float().cpu().numpy() for each in keras.tree.flatten(found)]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import torch
 from keras import KerasTensor
 
 from hanmo.compat.bert4keras import models as plain
@@ -77,7 +78,12 @@ class Transformer:
 
     def load_weights_from_checkpoint(self, checkpoint: str, mapping: None = None) -> None:
         """Load a TensorFlow checkpoint with the original's names; mapping must be None."""
-        self._built.load_weights_from_checkpoint(checkpoint, mapping)
+        network = self._built.model.network
+        loaded = network.empty()
+        plain.fill_network(loaded, checkpoint, self._built.edit)
+        with torch.no_grad():  # into the parameters that Keras's variables hold
+            for parameter, new in zip(network.parameters(), loaded.parameters(), strict=True):
+                parameter.copy_(new)
 
     def save_weights_as_checkpoint(self, filename: str, mapping: None = None, dtype: str | None = None) -> None:
         """Write a TensorFlow checkpoint with the original's names; mapping must be None."""
