@@ -4,17 +4,17 @@ Reads no tensor, and imports torch only for files that torch alone can open.
 """
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hanmo.checkpoint.open import Location, locate, open_source
+from hanmo.checkpoint.open import Location, locate, open_source, read_own_config
 from hanmo.checkpoint.quantized import Quantized
 from hanmo.checkpoint.recognise import SPARE, Recognised, recognise, recognise_own
 from hanmo.checkpoint.renamed import Renamed
 from hanmo.checkpoint.source import Source
-from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingFile
 from hanmo.families.family import TRAINING
 from hanmo.files import open_file, read_bytes, read_json
@@ -146,9 +146,9 @@ def _recognise(source: Source, location: Location) -> tuple[Recognised, Path | N
     """Recognise by the configuration beside the checkpoint, or by shapes if it is none; return what is wrong too."""
     path = location.config
     if "token.weight" in source.tensors:
-        if (path := location.own_config) is None:
+        if (config := read_own_config(source)) is None:
             raise MissingFile(f"{source.path} has Hanmo's own names but no hanmo.json beside it; copy it there")
-        return recognise_own(source, ModelConfig.read(path)), path, read_json(path, error=ConfigError), []
+        return recognise_own(source, config), location.own_config, json.loads(config.to_json()), []
     problems = []
     if path is not None:
         try:

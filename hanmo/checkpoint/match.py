@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hanmo.checkpoint.names import check_repeats
-from hanmo.checkpoint.open import GENERATION_CONFIG, OWN_CONFIG, read_config
+from hanmo.checkpoint.open import GENERATION_CONFIG, read_config, read_own_config
 from hanmo.checkpoint.recognise import Recognised, check_family, recognise, recognise_own, rename
 from hanmo.checkpoint.shapes import bare
 from hanmo.checkpoint.source import Source
@@ -36,9 +36,8 @@ def plan(
     Raises ConfigError naming each field of config.json that does not fit, CheckpointError if nothing does or two
     tensors that should be equal are not.
     """
-    own = source.path.parent / OWN_CONFIG
-    if config is None and own.is_file():
-        config = ModelConfig.read(own)
+    if config is None:
+        config = read_own_config(source)
     if isinstance(config, ModelConfig):
         if family not in (None, config.family):
             raise ConfigError(f"family is {family!r}, the configuration's is {config.family!r}; leave family out")

@@ -16,8 +16,9 @@ from typing import Any
 
 from hanmo.checkpoint.quantized import MARK, Quantized
 from hanmo.checkpoint.renamed import with_known_names
-from hanmo.checkpoint.safetensors import Safetensors
+from hanmo.checkpoint.safetensors import Safetensors, is_safetensors
 from hanmo.checkpoint.source import Array, Source
+from hanmo.config import ModelConfig
 from hanmo.errors import CheckpointError, ConfigError, CorruptFile, MissingFile
 from hanmo.files import read_bytes, read_json
 
@@ -202,6 +203,8 @@ def locate(path: str | Path | Location) -> Location:
             return Location(path.with_name(name), "tensorflow")
     if not path.is_file():
         raise MissingFile(f"no checkpoint at {path}: there is no such file{_advice(path)}")
+    if not path.name.endswith(".json") and is_safetensors(path):
+        return Location(path, "adapters" if path.name == ADAPTERS else "safetensors")
     if not path.name.endswith(_ENDINGS):
         raise CheckpointError(
             f"{path} is not a checkpoint that Hanmo can read; expected a name that ends in "
@@ -210,6 +213,15 @@ def locate(path: str | Path | Location) -> Location:
     if path.name == ADAPTERS:
         return Location(path, "adapters")
     return Location(path, "safetensors" if ".safetensors" in path.name else "torch")
+
+
+def read_own_config(source: Source) -> ModelConfig | None:
+    """Read the configuration in Hanmo's own form: in a file's header, or in the hanmo.json beside it; None without."""
+    header = getattr(source, "metadata", {}).get("hanmo")
+    if header is not None:
+        return ModelConfig.from_json(header)
+    path = source.path.parent / OWN_CONFIG
+    return ModelConfig.read(path) if path.is_file() else None
 
 
 def find_config(folder: Path) -> Path | None:

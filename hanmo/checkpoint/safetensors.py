@@ -18,7 +18,7 @@ from safetensors import safe_open
 from hanmo.checkpoint.source import Array, Item, MappedFile, Source, TensorInfo, check_shape, describe, raw_chunks
 from hanmo.checkpoint.staged import Staged
 from hanmo.errors import CheckpointError, CorruptFile
-from hanmo.files import errors_as, parse_json
+from hanmo.files import errors_as, open_file, parse_json
 
 _DTYPES: Mapping[str, str] = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
@@ -64,6 +64,13 @@ class Safetensors(Source):
 
     def release(self, name: str) -> None:
         self._file.release(self._offsets[name], self.tensors[name].nbytes)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Tell by its first bytes whether a file, whatever its name, is of this format."""
+    with open_file(path) as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
 
 
 def write_safetensors(

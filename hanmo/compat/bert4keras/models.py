@@ -93,7 +93,7 @@ def build_transformer_model(
         for i, part in enumerate(("encoder", "decoder")):
             of_part = Settings(settings.name, part, settings.lm, inputs=list(configs.T5_INPUTS[part]))
             parts[i] = KerasModel(made.network, of_part)
-    return Transformer(made, *parts, edit)
+    return Transformer(made, parts[0], parts[1], edit)
 
 
 def fill_network(network: Model, checkpoint: str, edit: VocabularyEdit | None) -> None:

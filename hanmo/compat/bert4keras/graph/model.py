@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import keras
@@ -136,7 +137,8 @@ class Habits(GraphModel):
         if not symbols:
             super().add_loss(loss)
         for symbol in symbols:
-            self._extended([(symbol, super().add_loss)])
+            # A functional model refuses what every layer takes.
+            self._extended([(symbol, partial(keras.layers.Layer.add_loss, self))])
 
     def add_metric(self, value: Any, name: str | None = None, aggregation: str = "mean") -> None:
         """Report the mean of a symbolic tensor of the model's graph."""

@@ -103,10 +103,10 @@ def load_weights(model: Any, filepath: StrPath, by_name: bool = False, skip_mism
 
 def _key(name: str, by_name: bool) -> str:
     """Return what identifies a weight: its place in the model, or the names of its layer and itself."""
-    if not name.startswith(TASK_HEAD):
+    if not name.startswith(TASK_HEAD) or name.startswith(f"{TASK_HEAD}network"):
         return name
     place, _, path = name.removeprefix(TASK_HEAD).partition(".")
-    return path if by_name or place.startswith("network") else place
+    return path if by_name else place
 
 
 def load_model(
