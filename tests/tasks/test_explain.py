@@ -154,7 +154,7 @@ def test_spans_are_explained_by_what_adds_up_to_their_mean_probability(finder):
     text = max(texts(30), key=lambda text: len(finder.predict(text)["spans"]))
     result, example = finder.predict(text), finder.task.encode(Row("", {"text": text}))
     explained = _of_spans(finder.task, example, result, None)
-    added, value = _attribute(finder.network, example, 0, explained.value, 200)
+    added, value = _attribute(finder.network, example, 0, explained.value, 100)
     arrays = finder.task.collate([(example, example.windows[0])], targets=False)
     batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_spans_are_explained_by_what_adds_up_to_their_mean_probability(finder):
         start = float(explained.value(with_vectors(finder.network, batch, nothing), 0))
     assert added.sum() == pytest.approx(value - start, rel=0.02, abs=1e-5)
     assert abs(value - start) > 1e-4
-    every = explain(finder, text, points=200)
+    every = explain(finder, text, points=100)
     assert every.probability == pytest.approx(value)
     characters = added.sum(-1)[1:-1]
     np.testing.assert_allclose(every.scores[0], characters, rtol=0, atol=1e-6)
