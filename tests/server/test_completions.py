@@ -8,11 +8,13 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from test_model_pipeline import small
 from toy_server import byte_model, running
 
 import hanmo
+from hanmo.generate.scheduler import Scheduler
 from hanmo.pipeline import SMALL
-from hanmo.server.models import name_of, open_served
+from hanmo.server.models import Served, name_of, open_served
 
 TEXTS = {"第一：": "😀好，……”完。\n再来", "say ": "one two three"}
 SMALL_NAME = "hanmo-small"
@@ -175,6 +177,17 @@ def test_lengths_and_sentence_ends_are_those_of_the_library(url):
     assert text(stop_at_sentence=True, min_chars=6) == ("😀好，……”完。", "stop", "sentence")
     assert text(max_tokens=300) == (TEXTS["第一："], "stop", "end")
     assert text() == (TEXTS["第一："].encode()[:16].decode(errors="ignore"), "length", "length")
+
+
+def test_an_encoder_decoder_answers_its_source(tmp_path):
+    loaded = small("t5.1.1", tmp_path)
+    with running(Served("答", loaded, "toy", Scheduler(loaded.engine))) as url:
+        body = {"model": "答", "prompt": "今天天气", "max_tokens": 6, "seed": 5, "n": 2, "top_k": 100, "logprobs": 1}
+        choices = ask(url, **body).json()["choices"]
+        assert joined(streamed(url, **body)) == choices
+        expected = loaded.write_detailed("今天天气", max_tokens=6, max_chars=None, stop=None, seed=5, n=2, top_k=100)
+        assert [each["text"] for each in choices] == [each.text for each in expected]
+        assert "echo is for a text that continues its prompt" in ask(url, **body, echo=True).json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
