@@ -142,6 +142,8 @@ def _prompt(given: str | list[int], asked: Completion, model: Served, config: Ge
         text = tokenizer.decode(ids)
     most = engine.max_positions
     wanted = asked.max_tokens if asked.max_tokens is not None else 1
+    if most is not None and config.continues and asked.keep_last:
+        ids = ids[-max(most - wanted, (most + 1) // 2) :]
     if most is not None and config.continues and len(ids) + wanted > most:
         raise RequestError(
             f"the prompt has {len(ids)} tokens and max_tokens is {wanted}, the model knows {most} positions; "

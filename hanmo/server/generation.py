@@ -4,15 +4,19 @@ scheduler's thread: Token, End ──► Row: decode, cut ──► Piece ──
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from hanmo.errors import HanmoError
 from hanmo.generate.loop import End, LogProbs, Token
 from hanmo.generate.scheduler import Event, Failed, Prompt, Ticket
 from hanmo.generate.text import Stream
+from hanmo.server.errors import RequestError
 
+_LOG = logging.getLogger(__name__)
 _HALF = "\ufffd"  # what decoders make of a character whose last bytes are missing
 
 
@@ -160,7 +164,7 @@ class Generation:
     async def pieces(self, *, pause: float | None = None) -> AsyncIterator[list[Piece]]:
         """Yield what is new, a piece a row, until all rows have ended; an empty list after each `pause` in seconds.
 
-        Raises the error with which the rows failed.
+        Raises the HanmoError with which the rows failed; other errors are logged, and a RequestError is raised.
         """
         opened = len(self.rows)
         while opened:
@@ -173,8 +177,11 @@ class Generation:
             found: dict[int, Piece] = {}
             while self._pieces:
                 piece = self._pieces.popleft()
-                if isinstance(piece, BaseException):
+                if isinstance(piece, HanmoError):
                     raise piece
+                if isinstance(piece, BaseException):
+                    _LOG.error("the rows of a request failed", exc_info=piece)
+                    raise RequestError("the model failed; the server's log says why", status=500)
                 if piece.row in found:
                     found[piece.row].extend(piece)
                 else:

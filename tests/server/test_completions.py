@@ -179,6 +179,17 @@ def test_lengths_and_sentence_ends_are_those_of_the_library(url):
     assert text() == (TEXTS["第一："].encode()[:16].decode(errors="ignore"), "length", "length")
 
 
+def test_a_long_prompt_keeps_its_end_if_asked_so_that_the_text_fits(url):
+    def ask_long(count):
+        return ask(url, prompt="b" * count + "say ", max_tokens=60, keep_last=True, seed=1).json()
+
+    answer = ask_long(508)
+    assert answer["usage"] == {"prompt_tokens": 452, "completion_tokens": 60, "total_tokens": 512}
+    assert answer["choices"] == ask_long(9000)["choices"]
+    (short,) = ask(url, prompt="b" * 448 + "say ", max_tokens=60, seed=1).json()["choices"]
+    assert answer["choices"] == [short]
+
+
 def test_an_encoder_decoder_answers_its_source(tmp_path):
     loaded = small("t5.1.1", tmp_path)
     with running(Served("答", loaded, "toy", Scheduler(loaded.engine))) as url:
@@ -242,6 +253,11 @@ def test_a_model_that_fails_ends_a_stream_with_an_error_and_goes_on(monkeypatch)
         with pytest.raises(openai.APIError, match="257 of the model's 257 scores for the next id are NaN"):
             list(client.completions.create(model="字节", prompt="ab", stream=True))
         with pytest.raises(openai.InternalServerError, match="are NaN or infinite"):
+            client.completions.create(model="字节", prompt="ab")
+        monkeypatch.setattr(model.pipeline.engine, "scores", lambda ids: 1 // 0)
+        with pytest.raises(openai.APIError, match="the model failed; the server's log says why"):
+            list(client.completions.create(model="字节", prompt="ab", stream=True))
+        with pytest.raises(openai.InternalServerError, match="the model failed"):
             client.completions.create(model="字节", prompt="ab")
         monkeypatch.undo()
         assert client.completions.create(model="字节", prompt="say ", max_tokens=3).choices[0].text == "one"
