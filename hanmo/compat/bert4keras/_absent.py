@@ -4,6 +4,7 @@ from typing import Any, NoReturn
 
 from hanmo.errors import Unsupported
 
+TENSORFLOW_ALONE = "Hanmo computes with PyTorch; use torch on the tensors that a layer's call is given"
 NEEDS_KERAS = "it is Keras's; `hanmo run` runs the script once Keras is installed: pip install 'hanmo[keras]'"
 
 KERAS_LAYERS = """
@@ -17,29 +18,31 @@ KERAS_LAYERS = """
 # The names of bert4keras 0.11.5 that Hanmo does not support, by module.
 _NAMES = {
     "layers": """
-        AttentionPooling1D BatchConcat BatchSplit BiasAdd ConditionalRandomField Concatenate1D EfficientGlobalPointer
-        FeedForward GatedAttentionUnit GlobalPointer LayerNormalization Loss MaximumEntropyMarkovModel
-        MultiHeadAttention PositionEmbedding RelativePositionEmbedding RelativePositionEmbeddingT5
-        RotaryPositionEmbedding ScaleOffset SinusoidalPositionEmbedding K tf integerize_shape initializers activations
+        BatchConcat BatchSplit BiasAdd ConditionalRandomField Concatenate1D EfficientGlobalPointer FeedForward
+        GatedAttentionUnit GlobalPointer LayerNormalization Loss MaximumEntropyMarkovModel MultiHeadAttention
+        PositionEmbedding RelativePositionEmbedding RelativePositionEmbeddingT5 ScaleOffset SinusoidalPositionEmbedding
+        K tf activations align apply_rotary_position_embeddings attention_normalize custom_objects initializers
+        integerize_shape is_tf_keras recompute_grad sequence_masking sinusoidal_embeddings
     """,
     "models": """
         ALBERT ALBERT_Unshared BERT ELECTRA GAU_alpha GPT GPT2 GPT2_ML LM_Mask NEZHA RoFormer RoFormerV2 T5 T5_Base
         T5_Decoder T5_Encoder UniLM_Mask Model extend_with_language_model extend_with_unified_language_model K tf
     """,
     "optimizers": """
-        Adam AdaBelief AdaFactor AdaFactorV1 AdaFactorV2 AdaFactorBase Tiger Optimizer SGD RMSprop K tf
+        Adam AdaFactor AdaFactorV1 AdaFactorV2 AdaFactorBase Lion LionV2 K tf custom_objects export_to_custom_objects
         extend_with_weight_decay extend_with_weight_decay_v2 extend_with_layer_adaptation
         extend_with_layer_adaptation_v2 extend_with_piecewise_linear_lr extend_with_piecewise_linear_lr_v2
         extend_with_gradient_accumulation extend_with_gradient_accumulation_v2 extend_with_lookahead
         extend_with_lookahead_v2 extend_with_lazy_optimization extend_with_lazy_optimization_v2
         extend_with_exponential_moving_average extend_with_exponential_moving_average_v2 extend_with_parameter_wise_lr
-        extend_with_parameter_wise_lr_v2 extend_with_gradient_centralization
+        extend_with_parameter_wise_lr_v2 piecewise_linear
     """,
     "backend": """
         K tf Sinusoidal align apply_rotary_position_embeddings attention_normalize batch_gather custom_objects
-        divisible_temporal_padding flatten gelu_erf gelu_tanh get_available_gpus graph_mode_decorator infinity
+        divisible_temporal_padding do_recompute dtype flatten gelu_erf gelu_tanh get_available_gpus graph_mode_decorator
         leaky_relu multilabel_categorical_crossentropy piecewise_linear pool1d recompute_grad reshape root_mean_square
-        search_layer sequence_masking set_infinity sparse_multilabel_categorical_crossentropy swish symbolic
+        search_layer sequence_masking sinusoidal_embeddings sparse_multilabel_categorical_crossentropy swish symbolic
+        where
     """,
 }
 BERT4KERAS = {module: names.split() for module, names in _NAMES.items()}
@@ -63,7 +66,7 @@ class Absent:
         return Absent(f"{self.absent_name}.{name}", self.alternative)
 
 
-def absent(module: str, name: str) -> Absent:
+def absent(module: str, name: str, alternative: str = NEEDS_KERAS) -> Absent:
     """Stand in for a name of a module, such as "bert4keras.layers" or "keras.models".
 
     Raises AttributeError for a name that bert4keras does not have; any name of Keras is accepted.
@@ -71,4 +74,4 @@ def absent(module: str, name: str) -> Absent:
     root, _, part = module.partition(".")
     if name.startswith("__") or (root == "bert4keras" and name not in BERT4KERAS[part]):
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    return Absent(f"{module}.{name}")
+    return Absent(f"{module}.{name}", alternative)

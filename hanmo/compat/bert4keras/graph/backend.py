@@ -17,7 +17,7 @@ from keras import KerasTensor
 from torch.nn import functional as F
 
 from hanmo.compat.bert4keras import task_layers
-from hanmo.compat.bert4keras._absent import absent
+from hanmo.compat.bert4keras._absent import TENSORFLOW_ALONE, absent
 from hanmo.compat.bert4keras.configs import get_weights_dtype as get_weights_dtype
 from hanmo.compat.bert4keras.configs import set_gelu as set_gelu
 from hanmo.compat.bert4keras.configs import set_weights_dtype as set_weights_dtype
@@ -271,7 +271,7 @@ def _other(name: str) -> Any:
         for module in (keras.backend, keras.ops):
             if hasattr(module, name):
                 return getattr(module, name)
-        raise Unsupported(f"K.{name} is not supported; compute with torch on the tensors that a layer's call is given")
+        raise Unsupported(f"K.{name} is not supported: {TENSORFLOW_ALONE}")
     raise AttributeError(name)
 
 
@@ -321,4 +321,4 @@ custom_objects: dict[str, Any] = {
     "initializer": keras.initializers.GlorotUniform,
 }
 keras.utils.get_custom_objects().update(custom_objects)
-__getattr__ = partial(absent, "bert4keras.backend")
+__getattr__ = partial(absent, "bert4keras.backend", alternative=TENSORFLOW_ALONE)

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from hanmo.compat.bert4keras._absent import absent
+from hanmo.compat.bert4keras._absent import TENSORFLOW_ALONE, absent
 from hanmo.compat.bert4keras.graph import backend, blocks, heads, sequences
 from hanmo.compat.bert4keras.graph.layer import Layer
 
@@ -27,4 +27,4 @@ _NAMES: dict[str, Any] = {
 }
 globals().update(_NAMES)
 __all__ = list(_NAMES)
-__getattr__ = partial(absent, "bert4keras.layers")
+__getattr__ = partial(absent, "bert4keras.layers", alternative=TENSORFLOW_ALONE)

@@ -71,6 +71,15 @@ class Habits(GraphModel):
 
     fit_generator = fit
 
+    def train_on_batch(self, *arguments: Any, **options: Any) -> Any:
+        """Train on one batch; return its own loss and metrics."""
+        self.reset_metrics()  # Keras before 3.11 averages over the calls
+        return super().train_on_batch(*arguments, **options)
+
+    def test_on_batch(self, *arguments: Any, **options: Any) -> Any:
+        self.reset_metrics()
+        return super().test_on_batch(*arguments, **options)
+
     def evaluate(self, *arguments: Any, **options: Any) -> Any:
         for name in _OLD_OPTIONS:
             options.pop(name, None)

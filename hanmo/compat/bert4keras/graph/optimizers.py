@@ -1,12 +1,16 @@
 """bert4keras.optimizers as Keras 3 optimizers: the updates of 0.11.5 under tf.keras, all weights of a model at once."""
 
+from functools import partial
 from typing import Any
 
 import keras
 import torch
 from torch import Tensor
 
+from hanmo.compat.bert4keras._absent import TENSORFLOW_ALONE, absent
 from hanmo.compat.bert4keras.graph import extensions
+from hanmo.compat.bert4keras.graph.backend import K as K
+from hanmo.compat.bert4keras.graph.backend import piecewise_linear as piecewise_linear
 from hanmo.compat.bert4keras.graph.extensions import state_of
 from hanmo.compat.bert4keras.snippets import string_matching
 from hanmo.training.optim.adafactor_update import Blocks, Numbers, Rule, factored_axes, update_tensor
@@ -173,4 +177,6 @@ LionV2 = Lion
 AdaFactorBase = AdaFactorV1 = AdaFactorV2 = AdaFactor
 _EXTENSIONS = {name: value for name, value in vars(extensions).items() if name.startswith("extend_with_")}
 globals().update(_EXTENSIONS, **{f"{name}_v2": value for name, value in _EXTENSIONS.items()})
-keras.utils.get_custom_objects().update(Adam=Adam, AdaFactor=AdaFactor)
+custom_objects = {"Adam": Adam, "AdaFactor": AdaFactor}
+keras.utils.get_custom_objects().update(custom_objects)
+__getattr__ = partial(absent, "bert4keras.optimizers", alternative=TENSORFLOW_ALONE)
