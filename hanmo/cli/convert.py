@@ -23,16 +23,19 @@ _DTYPE = "Type of the parameters; default: each keeps its own."
 def convert(
     source: Annotated[Path, Argument(metavar="SRC", help="The checkpoint, as for inspect.")],
     target: Annotated[Path, Argument(metavar="DST", help=_DST)],
-    to: Annotated[Literal["safetensors", "tensorflow", "huggingface"], Option(help="The format.", show_default=False)],
-    dtype: Annotated[Literal["float32", "bfloat16", "float16", "int8"] | None, Option(help=_DTYPE)] = None,
+    to: Annotated[
+        Literal["safetensors", "tensorflow", "huggingface", "openvino"], Option(help="The format.", show_default=False)
+    ],
+    dtype: Annotated[Literal["float32", "bfloat16", "float16", "int8", "int4"] | None, Option(help=_DTYPE)] = None,
     config: shared.Config = None,
     family: shared.Family = None,
     overwrite: Annotated[bool, Option("--force", help="Replace what is at DST.")] = False,
 ) -> None:
     """Write a checkpoint in another format, bit for bit unless --dtype is given.
 
-    safetensors is Hanmo's own folder, tensorflow has the original's names, huggingface is what transformers loads.
-    Tokenizer files are copied. An interrupted run leaves no partial files. Prints the path to load.
+    safetensors is Hanmo's own folder, tensorflow has the original's names, huggingface is what transformers loads,
+    openvino what OpenVINO GenAI runs (decoders, in float32 or the --dtype). Tokenizer files are copied. An interrupted
+    run leaves no partial files. Prints the path to load.
 
     For example:
 
@@ -41,11 +44,17 @@ def convert(
       hanmo convert mega mega-tf --to tensorflow
 
       hanmo convert chinese_L-12_H-768_A-12 bert --to huggingface
+
+      hanmo convert mega mega-genai --to openvino --dtype int8
     """
     if target.suffix in (".safetensors", ".bin", ".index"):
         raise BadParameter(
             f"{target} ends in {target.suffix}; give a folder, or for tensorflow a prefix such as model.ckpt"
         )
+    if to == "openvino":
+        return _to_openvino(source, target, dtype, config, family, overwrite)
+    if dtype == "int4":
+        raise BadParameter("--dtype int4 is for --to openvino; expected float32, bfloat16, float16 or int8")
     from hanmo.checkpoint.load import FLOATS, as_dtype
     from hanmo.checkpoint.open import open_source
     from hanmo.checkpoint.save import save
@@ -72,6 +81,37 @@ def convert(
     for note in saved.notes:
         say(note)
     echo(str(saved.path))
+
+
+def _to_openvino(
+    source: Path, target: Path, dtype: str | None, config: Path | None, family: str | None, overwrite: bool
+) -> None:
+    if dtype == "float16":
+        raise BadParameter("--dtype float16 is not for --to openvino; expected float32, bfloat16, int8 or int4")
+    from hanmo.checkpoint.open import locate, open_source
+    from hanmo.export.openvino import export_openvino
+    from hanmo.tokenizers.load import tokenizer_files
+
+    found = locate(source)
+
+    def files(config: ModelConfig) -> Any:
+        made = _for_transformers(config, found.folder, tokenizer_files(found.folder))
+        return made if isinstance(made, dict) else {file.name: file for file in made}
+
+    with open_source(found) as opened:
+        total = sum(info.nbytes for info in opened.tensors.values())
+    with counted(f"writing {target.name}", total) as read:
+        path = export_openvino(
+            found,
+            target,
+            weights=dtype or "float32",
+            config=config,
+            family=family,
+            files=files,
+            overwrite=overwrite,
+            progress=read,
+        )
+    echo(str(path))
 
 
 def _for_transformers(config: ModelConfig, folder: Path, files: Sequence[Path]) -> Any:

@@ -19,7 +19,7 @@ from hanmo.errors import ConfigError
 from hanmo.inference.openvino.weights import Node, Weights
 from hanmo.nn.position import sinusoidal
 
-__all__ = ["build_decoder", "build_encoder"]
+__all__ = ["Graph", "build_decoder", "build_encoder"]
 
 F32 = ov.Type.f32
 
@@ -42,7 +42,7 @@ _ACTIVATIONS: dict[str, Callable[[Node], Node]] = {
 
 def build_decoder(weights: Weights, config: ModelConfig) -> ov.Model:
     """Build the graph of prompts and steps: ids [b, n] → "logits" [b, keep, vocab] of the last `keep` tokens."""
-    graph = _Graph(weights, config, config.main)
+    graph = Graph(weights, config, config.main)
     x = graph.stack_output("decoder" if config.decoder else "encoder", cached=True)
     x = op.slice(x, op.negative(graph.input("keep", [1])), [np.iinfo(np.int32).max], [1], [1])
     return graph.model({"logits": graph.logits(x)})
@@ -56,7 +56,7 @@ def build_encoder(weights: Weights, config: ModelConfig) -> ov.Model:
     indices into the flattened rows; "pooled" [b, hidden_size], "nsp" [b, 2], "discriminator" [b, n, 1].
     """
     assert config.encoder is not None
-    graph = _Graph(weights, config, config.encoder)
+    graph = Graph(weights, config, config.encoder)
     x = graph.stack_output("encoder", cached=False)
     results = {"hidden": x}
     if config.decoder is not None:
@@ -80,8 +80,11 @@ def build_encoder(weights: Weights, config: ModelConfig) -> ov.Model:
     return graph.model(results)
 
 
-class _Graph:
-    """A graph that is being built: its inputs by name, states to assign, scores for the next layer (RealFormer)."""
+class Graph:
+    """A graph that is being built: its inputs by name, states to assign, scores for the next layer (RealFormer).
+
+    Methods take nodes and return nodes; names are those of the weights.
+    """
 
     def __init__(self, weights: Weights, config: ModelConfig, stack: StackConfig) -> None:
         self.weights, self.config, self.stack = weights, config, stack
