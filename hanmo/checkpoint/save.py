@@ -93,7 +93,7 @@ def save(
     if form == "huggingface":
         data["dtype"] = _name(stored := kind or state["token.weight"].dtype)
         state |= {name: MADE[how](model.config).to(stored) for name, how in names.made.items()}
-        files |= {name: CODE / name for name in names.code}
+        files |= {name: CODE / file for name, file in names.code.items()}
         rows += [Row((name,), name) for name in names.made]
     items = rounded_items(state) if kind == torch.int8 else items_of(state, rows, kind, progress)
     metadata = MARK if kind == torch.int8 else {"format": "pt"} if form == "huggingface" else {}

@@ -55,6 +55,18 @@ def convert(
         return _to_openvino(source, target, dtype, config, family, overwrite)
     if dtype == "int4":
         raise BadParameter("--dtype int4 is for --to openvino; expected float32, bfloat16, float16 or int8")
+    _save(source, target, to, dtype, config, family, overwrite)
+
+
+def _save(
+    source: Path,
+    target: Path,
+    to: str,
+    dtype: str | None,
+    config: Path | None,
+    family: str | None,
+    overwrite: bool,
+) -> None:
     from hanmo.checkpoint.load import FLOATS, as_dtype
     from hanmo.checkpoint.open import open_source
     from hanmo.checkpoint.save import save

@@ -161,7 +161,7 @@ class Names:
     marks, absent: tensors that are there, and are not, in this family alone among those with the same names.
     model_type: what a Hugging Face config.json calls it.   prefix: what names lack where the bare network was saved.
     style: whose keys its config.json uses: "bert", "gpt2" or "t5".   read_only: no other program reads such files.
-    code: files of assets/transformers that transformers needs beside the weights, as it has no such network.
+    code: file beside the weights → file of assets/transformers, where transformers has no such network.
     """
 
     config: Callable[[Config], ModelConfig]
@@ -178,7 +178,7 @@ class Names:
     prefix: str = ""
     style: str = "bert"
     read_only: bool = False
-    code: tuple[str, ...] = ()
+    code: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, layout: Layout, names: Mapping[str, Any], **fields: Any) -> "Names":
@@ -194,9 +194,10 @@ class Names:
         return TRAINING | dict(self.dropped)
 
 
-def code_files(name: str) -> tuple[str, str]:
-    """Return the files of a network's code for transformers, for `Names.code`."""
-    return f"configuration_{name}.py", f"modeling_{name}.py"
+def code_files(name: str) -> dict[str, str]:
+    """Return the files of a network's code for transformers and its model card, for `Names.code`."""
+    code = (f"configuration_{name}.py", f"modeling_{name}.py")
+    return {"README.md": "MODEL_CARD.md", **dict(zip(code, code, strict=True))}
 
 
 def auto_map(name: str, word: str, **classes: str) -> dict[str, dict[str, str]]:
