@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -28,9 +28,15 @@ class Habits(GraphModel):
         """Configure training; the weights that are trainable now are those that this model will train."""
         options.pop("sample_weight_mode", None)
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **options)
+        self._freeze()
+
+    def _freeze(self) -> None:
         object.__setattr__(self, "trained", list(self.trainable_variables))  # Keras would track a list of variables
 
     def _symbolic_build(self, *arguments: Any, **options: Any) -> None:
+        if not all(layer.built for layer in self._flatten_layers()):
+            super()._symbolic_build(*arguments, **options)
+            self._freeze()
         # Metrics and losses are built by the first batch; Keras would run the model once more to build them.
         if self.optimizer is not None and not self.optimizer.built:
             self.optimizer.build(self.trained)
@@ -62,14 +68,15 @@ class Habits(GraphModel):
         for each in self.variables:
             each.value.grad = None
 
-    def fit(self, *arguments: Any, **options: Any) -> Any:
-        for name in _OLD_OPTIONS:
-            options.pop(name, None)
+    def fit(self, x: Any = None, *arguments: Any, **options: Any) -> Any:
+        """Train on arrays or on the batches of a generator, whose targets may be None."""
         options.setdefault("verbose", 1 if sys.stdout.isatty() else 2)
-        options.setdefault("shuffle", False if arguments and isinstance(arguments[0], Iterator) else True)
-        return super().fit(*arguments, **options)
+        options.setdefault("shuffle", not isinstance(x, Iterator))
+        options["validation_data"] = _batches(options.get("validation_data"))
+        return super().fit(_batches(x), *arguments, **_of_keras_3(options))
 
-    fit_generator = fit
+    def fit_generator(self, generator: Any, steps_per_epoch: int | None = None, epochs: int = 1, **options: Any) -> Any:
+        return self.fit(generator, steps_per_epoch=steps_per_epoch, epochs=epochs, **options)
 
     def train_on_batch(self, *arguments: Any, **options: Any) -> Any:
         """Train on one batch; return its own loss and metrics."""
@@ -80,30 +87,28 @@ class Habits(GraphModel):
         self.reset_metrics()
         return super().test_on_batch(*arguments, **options)
 
-    def evaluate(self, *arguments: Any, **options: Any) -> Any:
-        for name in _OLD_OPTIONS:
-            options.pop(name, None)
+    def evaluate(self, x: Any = None, *arguments: Any, **options: Any) -> Any:
         options.setdefault("verbose", 0)
-        return super().evaluate(*arguments, **options)
+        return super().evaluate(_batches(x), *arguments, **_of_keras_3(options))
 
-    evaluate_generator = evaluate
+    def evaluate_generator(self, generator: Any, steps: int | None = None, **options: Any) -> Any:
+        return self.evaluate(generator, steps=steps, **options)
 
     def predict(
         self, x: Any, batch_size: int | None = None, verbose: Any = 0, steps: int | None = None, **options: Any
     ) -> Any:
         """Compute the outputs of arrays or lists of them, or of the batches of an iterator."""
-        if isinstance(x, Iterator) or (isinstance(x, Iterable) and hasattr(x, "forfit")):
-            for name in _OLD_OPTIONS:
-                options.pop(name, None)
+        if isinstance(x, Iterator):
             with phase(training=False, predicting=True):
-                return super().predict(x, verbose=verbose, steps=steps, **options)
+                return super().predict(_batches(x), verbose=verbose, steps=steps, **_of_keras_3(options))
         arrays = self._arrays_of(x)
         rows, size = len(arrays[0]), batch_size or 32
         parts = [self._predicted([each[at : at + size] for each in arrays]) for at in range(0, rows, size)]
         outputs = [np.concatenate(part) for part in zip(*parts, strict=True)]
         return outputs if len(self.outputs) > 1 else outputs[0]
 
-    predict_generator = predict
+    def predict_generator(self, generator: Any, steps: int | None = None, **options: Any) -> Any:
+        return self.predict(generator, steps=steps, **options)
 
     def predict_on_batch(self, x: Any) -> Any:
         return self.predict(x, batch_size=sys.maxsize)
@@ -187,6 +192,17 @@ class Habits(GraphModel):
         print_fn(f"Non-trainable params: {counts[False]:,}")
 
     save, save_weights, load_weights = saving.save_model, saving.save_weights, saving.load_weights
+
+
+def _batches(x: Any) -> Any:
+    """Make a generator, which Keras 3 wants, of an iterator, without targets that are None."""
+    if not isinstance(x, Iterator):
+        return x
+    return (tuple(part for part in batch if part is not None) if isinstance(batch, tuple) else batch for batch in x)
+
+
+def _of_keras_3(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in _OLD_OPTIONS}
 
 
 @keras.saving.register_keras_serializable("hanmo")
