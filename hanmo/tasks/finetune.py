@@ -27,7 +27,7 @@ from hanmo.tasks.rows import Row, count_duplicates, split
 from hanmo.tasks.steps import task_loss
 from hanmo.tasks.table import make_task, task_class
 from hanmo.tasks.task import Example, Result, Task, TaskNetwork
-from hanmo.tasks.wrappers import Wrap, wrapped
+from hanmo.tasks.wrappers import Wrap, describe, wrapped
 from hanmo.tokenizers.load import tokenizer_files
 from hanmo.training import distributed
 from hanmo.training.args import AUTO, TrainArgs
@@ -122,7 +122,7 @@ def fit(
         evaluate=judge,
         save=judge.save,
         resume=resume,
-        same=_same(task.config, data, args.batch),
+        same=_same(task.config, data, batch=args.batch, layer_decay=layer_decay, head_lr=head_lr, wrap=describe(wrap)),
         console=console,
     )
     score = TaskConfig.read(outcome.folder / TASK_JSON).score
@@ -228,7 +228,7 @@ def _checked(args: TrainArgs) -> TrainArgs:
     return args
 
 
-def _same(config: TaskConfig, data: Data, batch: int) -> dict[str, str]:
+def _same(config: TaskConfig, data: Data, **arguments: object) -> dict[str, str]:
     """Return what a resumed run has to have again, as text or its digest."""
 
     def digest(rows: Sequence[Row]) -> str:
@@ -236,7 +236,8 @@ def _same(config: TaskConfig, data: Data, batch: int) -> dict[str, str]:
         return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     settings = replace(config, score=None).to_json()
-    return {"training data": digest(data.train), "dev data": digest(data.dev), "task": settings, "batch": str(batch)}
+    found = {"training data": digest(data.train), "dev data": digest(data.dev), "task": settings}
+    return found | {name: str(value) for name, value in arguments.items()}
 
 
 def _adapted(network: TaskNetwork, args: TrainArgs) -> TaskNetwork:

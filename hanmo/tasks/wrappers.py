@@ -56,8 +56,7 @@ def wrapped(loss: Loss, network: TaskNetwork, wrap: Wrap | Sequence[Wrap], args:
 
     Raises ConfigError for a name that is unknown, and where the network or the arguments exclude a wrapper.
     """
-    chosen = [wrap] if isinstance(wrap, str) or callable(wrap) else wrap
-    for each in chosen:
+    for each in _several(wrap):
         wrapper = make_wrapper(each) if isinstance(each, str) else each
         if isinstance(wrapper, StepWrapper):
             if args.compile:
@@ -65,3 +64,18 @@ def wrapped(loss: Loss, network: TaskNetwork, wrap: Wrap | Sequence[Wrap], args:
             wrapper.check(args)
         loss = wrapper(loss, network)
     return loss
+
+
+def describe(wrap: Wrap | Sequence[Wrap]) -> str:
+    """Return the names of wrappers, with the numbers of those that are objects."""
+    found = []
+    for each in _several(wrap):
+        name = each if isinstance(each, str) else getattr(each, "__name__", type(each).__name__)
+        parts = vars(each) if isinstance(each, StepWrapper) else {}
+        numbers = {option: value for option, value in parts.items() if is_number(value)}
+        found.append(f"{name} {numbers}")
+    return ", ".join(found)
+
+
+def _several(wrap: Wrap | Sequence[Wrap]) -> Sequence[Wrap]:
+    return [wrap] if isinstance(wrap, str) or callable(wrap) else wrap

@@ -128,6 +128,8 @@ def test_the_score_before_training_neither_ends_a_run_nor_is_kept_for_an_equal_o
     ("change", "says"),
     [
         ({"train": [*ROWS[1:], ROWS[0]]}, "last-00000002 was trained with other training data; resume with the same"),
+        ({"head_lr": 3.0}, "with other head_lr; resume with the same, or begin in another"),
+        ({"wrap": "fgm"}, "with other wrap; resume with the same, or begin in another"),
         ({"dev": DEV[1:]}, "last-00000002 was trained with other dev data; resume with the same"),
         ({"config": TaskConfig(kind="classify", options={"class_weights": {"sky": 2}})}, "with other task; resume"),
         (
