@@ -10,7 +10,7 @@ import array_api_compat
 import numpy as np
 
 from hanmo.errors import CheckpointError, ConfigError
-from hanmo.generate.rules import Array, exponentials
+from hanmo.generate.rules import Array, exponentials, few_columns
 
 
 def uniform(seed: int, sample: int, step: int) -> float:
@@ -42,6 +42,9 @@ def choose(logits: Array, numbers: Array) -> Array:
     logits: [rows, vocab_size], -inf where an id is ruled out.   numbers: [rows], in [0, 1); a sequence or an array.
     Returns ids [rows] on the device of the logits; negative codes for `checked` where no id can be chosen.
     """
+    if (columns := few_columns(logits)) is not None:  # the sums of the others are 0
+        ids = choose(logits[:, columns], numbers)
+        return np.where(ids < 0, ids, columns[ids])
     powers = exponentials(logits)
     xp = array_api_compat.array_namespace(powers)
     cumulated = xp.cumulative_sum(powers, axis=-1)

@@ -17,6 +17,7 @@ from hanmo.errors import ConfigError
 
 Array: TypeAlias = Any  # a NumPy array or a torch tensor
 Crossing: TypeAlias = Literal["keep", "drop"]
+_FEW = 1024  # ids that top-p keeps nearly always
 
 
 def temperature(logits: Array, t: float) -> Array:
@@ -42,7 +43,8 @@ def top_k(logits: Array, k: int) -> Array:
     xp, device = _library(logits)
     if k >= logits.shape[-1]:
         return xp.asarray(logits, copy=True)
-    return _keep_largest(logits, logits, xp.full((logits.shape[0], 1), k, dtype=xp.int64, device=device))
+    counts = xp.full((logits.shape[0], 1), k, dtype=xp.int64, device=device)
+    return _keep_largest(logits, logits, counts, _largest(logits, k))
 
 
 def top_p(logits: Array, p: float, *, crossing: Crossing = "keep") -> Array:
@@ -58,14 +60,21 @@ def top_p(logits: Array, p: float, *, crossing: Crossing = "keep") -> Array:
     xp, _ = _library(logits)
     if p == 1:
         return xp.asarray(logits, copy=True)
+    if (columns := few_columns(logits)) is not None:
+        kept = np.full_like(logits, -np.inf)
+        kept[:, columns] = top_p(logits[:, columns], p, crossing=crossing)
+        return kept
     probabilities = softmax(logits)
-    falling = xp.sort(probabilities, axis=-1, descending=True, stable=False)
     # Libraries differ in the last bit of an exponential: sums this near to p count as p.
-    slack = 1e-12 if falling.dtype == xp.float64 else 1e-6
+    slack = 1e-12 if probabilities.dtype == xp.float64 else 1e-6
+    falling = _largest(probabilities, _FEW)
     short = xp.cumulative_sum(falling, axis=-1) < p - slack  # true for a prefix of every row
+    if falling.shape[-1] < logits.shape[-1] and not (~short[:, -1]).all():
+        falling = _largest(probabilities, logits.shape[-1])
+        short = xp.cumulative_sum(falling, axis=-1) < p - slack
     counts = xp.sum(xp.astype(short, xp.int64), axis=-1, keepdims=True)
     counts = xp.clip(counts + 1 if crossing == "keep" else counts, 1, logits.shape[-1])
-    return _keep_largest(logits, probabilities, counts)
+    return _keep_largest(logits, probabilities, counts, falling)
 
 
 def repetition_penalty(logits: Array, history: Sequence[Sequence[int]], penalty: float) -> Array:
@@ -118,6 +127,14 @@ def add_bias(logits: Array, bias: Sequence[tuple[int, float]]) -> Array:
     for id, number in bias:
         added[id] += number
     return logits + xp.astype(xp.asarray(added, device=device), logits.dtype)
+
+
+def few_columns(logits: Array) -> Array | None:
+    """Return the ids that some row may choose if most are masked in all; None otherwise, and for other than NumPy."""
+    if not array_api_compat.is_numpy_array(logits):
+        return None
+    columns = np.flatnonzero((logits != -np.inf).any(axis=0))
+    return columns if 0 < 4 * len(columns) <= logits.shape[-1] else None
 
 
 def softmax(logits: Array) -> Array:
@@ -180,17 +197,27 @@ def _library(logits: Array) -> tuple[Any, Any]:
     return array_api_compat.array_namespace(logits), array_api_compat.device(logits)
 
 
-def _keep_largest(logits: Array, values: Array, counts: Array) -> Array:
+def _largest(values: Array, count: int) -> Array:
+    """Return the `count` largest of each row, falling; all of them for other than NumPy, which could not stop early."""
+    size = values.shape[-1]
+    if array_api_compat.is_numpy_array(values) and count < size:
+        return np.sort(np.partition(values, size - count)[:, size - count :])[:, ::-1]
+    return _library(values)[0].sort(values, axis=-1, descending=True, stable=False)
+
+
+def _keep_largest(logits: Array, values: Array, counts: Array, falling: Array) -> Array:
     """Mask all but the counts [rows, 1] largest of values, lower ids first among equal ones.
 
-    Sorting values and counting ties is several times faster than sorting ids by value. The conditions select what is
-    masked, so that NaN is kept and reported by `checked`.
+    falling: the largest values, as many as the counts or more. Sorting values and counting ties is several times faster
+    than sorting ids by value. The conditions select what is masked, so that NaN is kept and reported by `checked`.
     """
     xp, device = _library(logits)
-    falling = xp.sort(values, axis=-1, descending=True, stable=False)
-    within = xp.arange(logits.shape[-1], device=device) < counts
+    within = xp.arange(falling.shape[-1], device=device) < counts
     highest = xp.full((), xp.inf, dtype=falling.dtype, device=device)
     border = xp.min(xp.where(within, falling, highest), axis=-1, keepdims=True)
+    if array_api_compat.is_numpy_array(values):
+        if (np.count_nonzero(values >= border, axis=-1, keepdims=True) == counts).all():
+            return _mask(logits, values < border)  # no ties
     above = xp.sum(xp.astype(values > border, xp.int64), axis=-1, keepdims=True)
     tied = values == border
     nth = xp.cumulative_sum(xp.astype(tied, xp.int64), axis=-1)

@@ -83,3 +83,15 @@ def test_seeds_have_a_range_and_fresh_ones_are_in_it():
     for seed in (-1, 2**64, 1.5, None):
         with pytest.raises(ConfigError, match=f"seed is {seed}; expected a whole number from 0"):
             check_seed(seed)
+
+
+def test_a_few_ids_among_many_are_drawn_as_among_themselves():
+    logits = np.full((3, 4000), -INF, np.float32)
+    logits[:, [7, 900, 3999]] = [[0.5, 1.0, 0.2], [-INF, -INF, 3.0], [2.0, -INF, 1.0]]
+    for number in (0.0, 0.4, 0.9):
+        among = draw(logits[:, [7, 900, 3999]], [number] * 3)
+        assert draw(logits, [number] * 3) == [[7, 900, 3999][id] for id in among]
+    logits[1, 3999] = np.nan
+    assert choose(logits, [0.5] * 3).tolist()[1] == -2
+    logits[1, 3999] = -INF
+    assert choose(logits, [0.5] * 3).tolist()[1] == -1

@@ -7,6 +7,7 @@ from hypothesis.extra import numpy as hnp
 
 from hanmo.errors import ConfigError
 from hanmo.generate import rules
+from hanmo.generate.draw import choose
 from hanmo.generate.sampling import PRESETS, Sampling
 
 INF = float("inf")
@@ -124,6 +125,21 @@ def test_numpy_and_torch_give_the_same_result(sampling, logits, history):
     assert isinstance(by_torch, torch.Tensor)
     assert by_numpy.dtype == np.float32 and by_torch.dtype == torch.float32
     assert np.array_equal(by_numpy, by_torch.numpy())
+
+
+@pytest.mark.parametrize("spread", [0.1, 8.0])
+@pytest.mark.parametrize("equals", [False, True])
+@pytest.mark.parametrize("change", [{"top_k": 40}, {"top_p": 0.9}, {"top_k": 200, "top_p": 0.8}])
+def test_numpy_stops_early_in_a_large_vocabulary_and_chooses_what_torch_does(spread, equals, change):
+    random = np.random.default_rng(4)
+    logits = (random.standard_normal((5, 6000)) * spread).astype(np.float32)
+    logits = np.round(logits, 1) if equals else logits
+    logits[:, 100:900] = -INF
+    sampling = Sampling(temperature=0.9, **change)
+    by_numpy, by_torch = sampling.apply(logits, [[]] * 5), sampling.apply(torch.from_numpy(logits), [[]] * 5)
+    assert np.array_equal(by_numpy, by_torch.numpy())
+    for number in (0.0, 0.3, 0.999, 1 - 2**-53):
+        assert choose(by_numpy, [number] * 5).tolist() == choose(by_torch, [number] * 5).tolist()
 
 
 @settings(max_examples=150, deadline=None)
