@@ -55,7 +55,13 @@ def test_what_every_module_imports_is_a_runtime_dependency():
     known = {name.replace("-", "_") for name in re.findall(r'^ *"([\w-]+)', declared[1], re.MULTILINE)}
     # triton and llvmlite come with torch and numba; compat/bert4keras/graph is imported for scripts that need Keras
     optional = {"triton", "ray", "llvmlite", "keras"}
-    optional |= {"starlette", "uvicorn", "pydantic", "prometheus_client"}  # hanmo[serve], by hanmo.server alone
+    optional |= {
+        "starlette",
+        "uvicorn",
+        "pydantic",
+        "prometheus_client",
+        "jinja2",
+    }  # hanmo[serve], by hanmo.server alone
     found = {}
     for path in set(root.rglob("*.py")) - set((root / "assets").rglob("*.py")):
         for node in ast.parse(path.read_text("utf-8")).body:

@@ -4,14 +4,17 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import BadParameter, Option
 
 from hanmo.cli import options as shared
 from hanmo.cli.screen import say
 from hanmo.errors import ConfigError, MissingExtra
-from hanmo.files import read_bytes
+from hanmo.files import errors_as, read_bytes
+
+if TYPE_CHECKING:
+    from hanmo.server.chat import ChatTemplate
 
 
 def serve(
@@ -35,6 +38,9 @@ def serve(
         list[str] | None, Option(help="A web origin whose pages may ask, such as https://example.com; repeatable.")
     ] = None,
     root_path: Annotated[str, Option(help="Path prefix under which a proxy forwards requests.")] = "",
+    chat_template: Annotated[
+        Path | None, Option(help="A Jinja template of dialogues, for /v1/chat/completions.", show_default=False)
+    ] = None,
     max_rows: Annotated[int, Option(min=1, help="Texts generated at once.")] = 32,
     max_queue: Annotated[int, Option(min=1, help="Texts that wait; more are refused.")] = 256,
     max_body: Annotated[int, Option(min=1, help="Largest body of a request, in MiB.")] = 16,
@@ -57,8 +63,7 @@ def serve(
 
     keys = [*(api_key or ()), *(() if api_keys is None else _keys(api_keys))]
     check_host(host, keys, anonymous=anonymous)
-    if not model:
-        weights = weights or ("int8" if device in ("auto", "cpu") else None)
+    weights = weights or ("int8" if not model and device in ("auto", "cpu") else None)
     opening = partial(open_served, weights=weights, device=device, threads=threads)
     models = [opening(name, path, max_rows=max_rows, max_queue=max_queue) for name, path in _named(model or ()).items()]
     app = make_app(
@@ -68,6 +73,7 @@ def serve(
         root_path=root_path,
         max_requests=2 * (max_rows + max_queue),
         max_body=max_body << 20,
+        template=None if chat_template is None else _template(chat_template),
     )
     Server(app, host=host, port=port, grace=grace, ready=partial(_say_ready, begun)).run()
     say("all requests have ended")
@@ -75,6 +81,7 @@ def serve(
 
 def _check_extra() -> None:
     try:
+        import jinja2  # noqa: F401
         import prometheus_client  # noqa: F401
         import pydantic  # noqa: F401
         import starlette  # noqa: F401
@@ -97,6 +104,14 @@ def _named(given: Sequence[str]) -> dict[str, Path]:
             raise ConfigError(f"two models are named {name!r}; name them by --model NAME=PATH")
         found[name] = path
     return found
+
+
+def _template(path: Path) -> "ChatTemplate":
+    from hanmo.server.chat import ChatTemplate
+
+    with errors_as(ConfigError, f"{path} is not UTF-8"):
+        text = read_bytes(path, error=ConfigError, limit=1 << 20).decode("utf-8-sig")
+    return ChatTemplate(text)
 
 
 def _keys(path: Path) -> list[str]:

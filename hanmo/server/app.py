@@ -16,7 +16,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hanmo.errors import HanmoError
-from hanmo.server.completions import completions
+from hanmo.server.chat import ChatTemplate
+from hanmo.server.completions import chat_completions, completions
 from hanmo.server.encoders import embeddings, fill, tasks
 from hanmo.server.errors import RequestError, as_request_error
 from hanmo.server.models import Models, Served
@@ -36,14 +37,16 @@ def make_app(
     root_path: str = "",
     max_requests: int = 512,
     max_body: int = 16 << 20,
+    template: ChatTemplate | None = None,
 ) -> Starlette:
     """Make the application that serves these models, which are closed at its end.
 
     keys: API keys; without any, everyone may ask.   origins: that pages in a browser may ask from; "*" is every one.
     root_path: path prefix under which a proxy forwards requests, whether it removes the prefix or not.
-    max_requests: that are answered at once.   max_body: bytes of a request's body.
+    max_requests: that are answered at once.   max_body: bytes of a request's body.   template: of dialogues.
     """
-    state = State(Models({model.name: model for model in models}), max_requests=max_requests, max_body=max_body)
+    named = Models({model.name: model for model in models})
+    state = State(named, max_requests=max_requests, max_body=max_body, template=template)
     key, admission = Middleware(RequireKey, keys), Middleware(Admission, state)
     endpoints = [
         Route("/completions", completions, methods=["POST"]),
@@ -107,11 +110,6 @@ async def list_models(request: Request) -> Response:
 async def describe_model(request: Request) -> Response:
     """Describe one model."""
     return JSONResponse(_described(state_of(request).models.find(request.path_params["name"])))
-
-
-async def chat_completions(request: Request) -> Response:
-    """Refuse: the models continue texts and were not trained on dialogues."""
-    raise RequestError("these models continue texts and know no chat; use /v1/completions", code="no_chat_template")
 
 
 def _described(model: Served) -> dict[str, object]:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from hanmo.server.beams import search_beams
 from hanmo.server.errors import RequestError, as_request_error
 from hanmo.server.generation import Echo, Generation, Piece, Row, Scored
 from hanmo.server.models import Served
-from hanmo.server.requests import Completion, parse
+from hanmo.server.requests import Chat, Completion, parse
 from hanmo.server.state import State, read_body, state_of, unless_gone
 
 _TOKENS = 16  # OpenAI's default of max_tokens
@@ -38,13 +38,14 @@ class _Prompt:
 
 @dataclass(frozen=True)
 class _Job:
-    """A request that can be answered.   seed: of the texts, given or drawn."""
+    """A request that can be answered.   seed: of the texts, given or drawn.   chat: answers a dialogue."""
 
     asked: Completion
     model: Served
     prompts: list[_Prompt]
     config: GenerationConfig
     seed: int
+    chat: bool = False
 
     @property
     def candidates(self) -> int:
@@ -53,8 +54,8 @@ class _Job:
     def frame(self) -> dict[str, Any]:
         """Return the fields that every object of the answer has."""
         return {
-            "id": f"cmpl-{uuid.uuid4().hex}",
-            "object": "text_completion",
+            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "object": f"chat.completion{'.chunk' * self.asked.stream}" if self.chat else "text_completion",
             "created": int(time.time()),
             "model": self.model.name,
             "system_fingerprint": self.model.fingerprint,
@@ -68,8 +69,17 @@ class _Job:
 
 async def completions(request: Request) -> Response:
     """Continue texts."""
+    return await _answered(request, _prepare)
+
+
+async def chat_completions(request: Request) -> Response:
+    """Answer a dialogue."""
+    return await _answered(request, _prepare_chat)
+
+
+async def _answered(request: Request, prepare: Callable[[bytes, State], _Job]) -> Response:
     begun, state = time.monotonic(), state_of(request)
-    job = await state.run(_prepare, await read_body(request), state)
+    job = await state.run(prepare, await read_body(request), state)
     if job.asked.beams is not None:
         return JSONResponse(await unless_gone(request.receive, _searched(job)))
     generation = await state.run(_start, job, state, begun, asyncio.get_running_loop())
@@ -87,7 +97,21 @@ async def completions(request: Request) -> Response:
 def _prepare(body: bytes, state: State) -> _Job:
     """Parse and tokenize; runs in a thread. Raises RequestError and other HanmoErrors."""
     asked = parse(body, Completion)
+    return _job(asked, state.models.find(asked.model))
+
+
+def _prepare_chat(body: bytes, state: State) -> _Job:
+    """Do as `_prepare` for a dialogue."""
+    if state.template is None:
+        message = "these models continue texts and were given no chat template; use /v1/completions"
+        raise RequestError(message, code="no_chat_template")
+    asked = parse(body, Chat)
     model = state.models.find(asked.model)
+    messages = [message.model_dump() for message in asked.messages]
+    return replace(_job(asked.completion(state.template.render(messages, model.tokenizer)), model), chat=True)
+
+
+def _job(asked: Completion, model: Served) -> _Job:
     model.generator  # noqa: B018  raises
     config = _settings(asked, model)
     given = asked.prompt if isinstance(asked.prompt, list) and not isinstance(asked.prompt[0], int) else [asked.prompt]
@@ -264,9 +288,13 @@ def _written(generation: Generation) -> int:
 
 
 def _choice(job: _Job, index: int, piece: Piece) -> dict[str, Any]:
+    text: dict[str, Any] = {"text": piece.text}
+    if job.chat:
+        content = {"content": piece.text}
+        text = {"delta": content} if job.asked.stream else {"message": {"role": "assistant", **content}}
     return {
         "index": index,
-        "text": piece.text,
+        **text,
         "logprobs": None if job.asked.logprobs is None else _logprobs(job.model, piece.tokens),
         "finish_reason": None if piece.reason is None else _REASONS[piece.reason],
         "stop_reason": piece.reason,

@@ -5,10 +5,11 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from hanmo import __version__
-from hanmo.server.requests import Completion, Embeddings, Fill, Predict
+from hanmo.server.requests import Chat, Completion, Embeddings, Fill, Predict
 
 _POSTS = {
     "/v1/completions": (Completion, "Continue texts."),
+    "/v1/chat/completions": (Chat, "Answer a dialogue, if a chat template is given."),
     "/v1/embeddings": (Embeddings, "Encode texts as vectors."),
     "/v1/fill": (Fill, "Find tokens for the masks in a text."),
     "/v1/tasks/{name}": (Predict, "Predict with a task."),

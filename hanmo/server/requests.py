@@ -45,19 +45,10 @@ class StreamOptions(BaseModel):
     include_usage: bool = Field(False, description="Send the number of tokens before the end.")
 
 
-class Completion(Request):
-    """POST /v1/completions."""
+class Generating(Request):
+    """What completions and dialogues share."""
 
-    prompt: (
-        Annotated[list[Id], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[Annotated[list[Id], Field(min_length=1)]], Field(min_length=1)]
-        | str
-    ) = Field(description="A text, its ids, or a list of either.")
     n: int = Field(1, ge=1, le=MAX_SAMPLES, description="Texts for each prompt.")
-    best_of: int | None = Field(
-        None, ge=1, le=MAX_SAMPLES, description="Generate so many, return the n likeliest by mean log-probability."
-    )
     max_tokens: int | None = Field(
         None, ge=0, le=2**31, description="Default 16; no limit if max_chars or stop_at_sentence is given."
     )
@@ -65,14 +56,11 @@ class Completion(Request):
     top_p: float | None = Field(None, gt=0, le=1)
     stop: Stop | Annotated[list[Stop], Field(max_length=_MAX_STOPS)] = Field([], description="End before one of these.")
     seed: int | None = Field(None, ge=0, lt=2**64)
-    echo: bool = Field(False, description="Put the prompt before the text.")
-    logprobs: int | None = Field(None, ge=0, le=5, description="Log-probabilities, with so many likeliest tokens.")
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
         {}, max_length=1024, description="Number to add to the logit of a token, by its id."
     )
     stream: bool = False
     stream_options: StreamOptions | None = None
-    suffix: str | None = Field(None, description="Not supported.")
     presence_penalty: float = Field(0, description="Not supported; see repetition_penalty.")
     frequency_penalty: float = Field(0, description="Not supported; see repetition_penalty.")
     # What OpenAI's API does not have.
@@ -83,24 +71,46 @@ class Completion(Request):
     min_chars: int | None = Field(None, ge=0, le=2**31, description="Default 128, or max_chars if less.")
     max_chars: Count | None = None
     sample: int = Field(0, ge=0, le=2**63, description="Number of the first text among those of the seed.")
+    keep_last: bool = Field(False, description="Truncate a prompt that is too long on the left.")
+
+    @model_validator(mode="after")
+    def _effects(self) -> "Generating":
+        """Refuse fields that contradict each other, or would have no effect."""
+        penalty = self.presence_penalty or self.frequency_penalty
+        _require(not penalty, "presence_penalty and frequency_penalty are not supported; give repetition_penalty")
+        _require(self.stream or self.stream_options is None, "stream_options is for a stream; give stream=true")
+        _require(self.stop_at_sentence or self.min_chars is None, "min_chars is for stop_at_sentence; give it too")
+        fits = self.min_chars is None or self.max_chars is None or self.min_chars <= self.max_chars
+        _require(fits, f"min_chars is {self.min_chars}, max_chars {self.max_chars}; expected no more than max_chars")
+        return self
+
+
+class Completion(Generating):
+    """POST /v1/completions."""
+
+    prompt: (
+        Annotated[list[Id], Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[Annotated[list[Id], Field(min_length=1)]], Field(min_length=1)]
+        | str
+    ) = Field(description="A text, its ids, or a list of either.")
+    best_of: int | None = Field(
+        None, ge=1, le=MAX_SAMPLES, description="Generate so many, return the n likeliest by mean log-probability."
+    )
+    echo: bool = Field(False, description="Put the prompt before the text.")
+    logprobs: int | None = Field(None, ge=0, le=5, description="Log-probabilities, with so many likeliest tokens.")
+    suffix: str | None = Field(None, description="Not supported.")
     beams: int | None = Field(None, ge=1, le=64, description="Beam search instead of sampling.")
     length_penalty: float | None = Field(None, description="With beams.")
-    keep_last: bool = Field(False, description="Truncate a prompt that is too long on the left.")
     parse_special: bool = Field(False, description="Read [CLS] and its like in a prompt as special tokens.")
 
     @model_validator(mode="after")
     def _together(self) -> "Completion":
         """Refuse fields that contradict each other, or would have no effect."""
         _require(not self.suffix, "suffix is not supported: these models continue a text; leave it out")
-        penalty = self.presence_penalty or self.frequency_penalty
-        _require(not penalty, "presence_penalty and frequency_penalty are not supported; give repetition_penalty")
         candidates = self.n if self.best_of is None else self.best_of
         _require(candidates >= self.n, f"best_of is {self.best_of}, n is {self.n}; expected best_of of at least n")
         _require(not (self.stream and candidates > self.n), "best_of cannot be streamed; leave stream out, or best_of")
-        _require(self.stream or self.stream_options is None, "stream_options is for a stream; give stream=true")
-        _require(self.stop_at_sentence or self.min_chars is None, "min_chars is for stop_at_sentence; give it too")
-        fits = self.min_chars is None or self.max_chars is None or self.min_chars <= self.max_chars
-        _require(fits, f"min_chars is {self.min_chars}, max_chars {self.max_chars}; expected no more than max_chars")
         if self.beams is None:
             _require(self.length_penalty is None, "length_penalty is for beams; give beams too")
             return self
@@ -112,6 +122,31 @@ class Completion(Request):
         _require(self.max_tokens != 0, "max_tokens is 0, and beams generate; give 1 or more")
         _require(self.n <= self.beams, f"n is {self.n}, beams is {self.beams}; expected n of at most beams")
         return self
+
+
+class Message(BaseModel):
+    """A message of a dialogue."""
+
+    model_config = Request.model_config
+
+    role: Annotated[str, Field(min_length=1, max_length=100)]
+    content: str
+
+
+class Chat(Generating):
+    """POST /v1/chat/completions; max_tokens is without limit if it is not given."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: int | None = Field(None, ge=0, le=2**31, description="The same as max_tokens.")
+
+    def completion(self, prompt: str) -> Completion:
+        """Return the request that continues a prompt."""
+        given = {name: getattr(self, name) for name in Generating.model_fields if name in self.model_fields_set}
+        if self.max_completion_tokens is not None:
+            given["max_tokens"] = self.max_completion_tokens
+        if "max_tokens" not in given:
+            given.setdefault("max_chars", 2**31)  # no limit but the model's positions
+        return Completion(prompt=prompt, parse_special=True, **given)
 
 
 class Embeddings(Request):
@@ -164,11 +199,12 @@ def _explained(error: ValidationError, data: dict[str, Any], kind: type[Request]
     first, *others = error.errors(include_url=False, include_context=False)
     if not first["loc"]:
         return RequestError(first["msg"].removeprefix("Value error, "))
-    name = str(first["loc"][0])
+    name, where = str(first["loc"][0]), ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        return RequestError(f"{name!r} is no field of this request; it has {', '.join(kind.model_fields)}", param=name)
+        known = f"; it has {', '.join(kind.model_fields)}" if name == where else ""
+        return RequestError(f"{where!r} is no field of this request{known}", param=name)
     if first["type"] == "missing":
-        return RequestError(f"{name} is missing; {kind.model_fields[name].description or 'give it'}", param=name)
+        return RequestError(f"{where} is missing", param=name)
     told = dict.fromkeys(each["msg"] for each in (first, *others) if str(each["loc"][0]) == name)
     reasons = " or ".join(list(told)[:3]).replace("Input should", "input should")
     return RequestError(f"{name} is {_shorten.repr(data.get(name))}: {reasons}", param=name)

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
+from hanmo.server.chat import ChatTemplate
 from hanmo.server.errors import RequestError
 from hanmo.server.metrics import Metrics
 from hanmo.server.models import Models
@@ -25,12 +26,13 @@ class State:
     """Of one application.
 
     max_body: bytes of a request's body.   max_requests: that are answered at once.   draining: no new ones are taken.
-    active: requests that are being answered.   bodies: bytes of bodies that are being read.
+    template: of dialogues.   active: requests that are being answered.   bodies: bytes of bodies that are being read.
     """
 
     models: Models
     max_requests: int
     max_body: int = 16 << 20
+    template: ChatTemplate | None = None
     draining: bool = False
     active: int = 0
     bodies: int = 0

@@ -240,7 +240,7 @@ def test_what_is_wrong_is_named(url, body, param, message):
 def test_errors_are_those_of_the_openai_client(client):
     with pytest.raises(openai.NotFoundError, match="'gpt-4' is not served; served are 字节, hanmo-small"):
         client.completions.create(model="gpt-4", prompt="a")
-    with pytest.raises(openai.BadRequestError, match="these models continue texts and know no chat"):
+    with pytest.raises(openai.BadRequestError, match="these models continue texts and were given no chat template"):
         client.chat.completions.create(model="字节", messages=[{"role": "user", "content": "你好"}])
     with pytest.raises(openai.BadRequestError, match="is opened for generation alone"):
         client.embeddings.create(model="字节", input="a")

@@ -8,12 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_server import byte_model, running, task_folder
 
+from hanmo.server.chat import ChatTemplate
 from hanmo.server.models import open_served
 from hanmo.server.openapi import document
 
 PATHS = {path: at["post"] for path, at in document("")["paths"].items() if "post" in at}
 SCHEMAS = document("")["components"]["schemas"]
 
+GOOD = {
+    "/v1/completions": {"model": "字节", "prompt": "ab"},
+    "/v1/chat/completions": {"model": "字节", "messages": [{"role": "user", "content": "ab"}]},
+}
 TEXTS = st.text(max_size=8) | st.sampled_from(["今[MASK]气", "ab", "[MASK]", "<extra_id_0>", "天" * 60, "\0", " \n"])
 NUMBERS = st.integers(-3, 40) | st.floats(-2, 200) | st.sampled_from([2**31, 2**63, 2**64, -(2**70), 1e308])
 ANYTHING = st.recursive(
@@ -62,7 +67,10 @@ def bodies(draw, schema):
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     task = open_served("编", task_folder(tmp_path_factory.mktemp("task")))
-    with running(byte_model(positions=20), task) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with (
+        running(byte_model(positions=20), task, template=ChatTemplate("{{ messages[0].content }}")) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
         yield client
 
 
@@ -91,7 +99,7 @@ def test_no_request_makes_the_server_fail(client, path):
 
     run()
     assert len(codes) > 1
-    body = {"model": "编", "input": "今天"} if path != "/v1/completions" else {"model": "字节", "prompt": "ab"}
+    body = GOOD.get(path, {"model": "编", "input": "今天"})
     assert client.post(path.replace("{name}", "编"), json=body).status_code == (400 if path == "/v1/fill" else 200)
 
 
