@@ -84,6 +84,14 @@ def test_the_learning_rate_can_be_changed_while_training():
 
 
 @torch.no_grad()
+def test_arguments_of_keras_2_are_taken():
+    weight, optimizer = variable("a/kernel", np.zeros(1, np.float32)), optimizers.Lion(lr=1, decay=1.0)
+    optimizer.apply([torch.ones(1)], [weight])
+    optimizer.apply([torch.ones(1)], [weight])
+    assert weight.value.tolist() == [-1.5]
+
+
+@torch.no_grad()
 def test_the_state_of_an_optimizer_survives_saving():
     gradients = torch.tensor([[1.0, -2.0], [0.5, 3.0], [-1.0, 1.0]])
     make = optimizers.extend_with_gradient_accumulation(optimizers.Adam)

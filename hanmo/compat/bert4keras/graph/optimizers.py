@@ -17,9 +17,20 @@ from hanmo.training.optim.adafactor_update import Blocks, Numbers, Rule, factore
 
 
 class _Optimizer(keras.optimizers.Optimizer):
-    """What the optimizers here share. _arguments: names of the arguments that are attributes."""
+    """What the optimizers here share. _arguments: names of the arguments that are attributes.
+
+    lr: Keras 2's name of learning_rate.   decay: divides the rate by 1 + decay · step.
+    """
 
     _arguments: tuple[str, ...] = ()
+
+    def __init__(self, learning_rate: Any, lr: Any = None, decay: float = 0.0, **kwargs: Any) -> None:
+        rate = learning_rate if lr is None else lr
+        if isinstance(rate, int):
+            rate = float(rate)
+        if decay:
+            rate = keras.optimizers.schedules.InverseTimeDecay(rate, 1, decay)
+        super().__init__(rate, **kwargs)
 
     @property
     def lr(self) -> Any:

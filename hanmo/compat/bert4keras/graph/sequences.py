@@ -191,27 +191,26 @@ class BatchSplit(Layer):
     def __init__(self, parts: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._set(locals())
+        self.count = len(parts) if np.ndim(parts) else parts
 
     def call(self, inputs: Any) -> list[Tensor]:
         if isinstance(inputs, list):
             return [part for each in inputs for part in self.call(each)]
-        shares, size = np.ones(self.parts) if np.ndim(self.parts) == 0 else np.asarray(self.parts), len(inputs)
-        if np.ndim(self.parts) == 0:
-            stops = -(-size // self.parts) * np.arange(1, self.parts)
+        if np.ndim(self.parts):
+            stops = np.cumsum(self.parts)[:-1] * len(inputs) / np.sum(self.parts)
         else:
-            stops = (np.cumsum(shares)[:-1] * size / shares.sum()).astype(int)
-        return list(torch.tensor_split(inputs, [min(int(stop), size) for stop in stops]))
+            stops = np.arange(1, self.parts) * -(-len(inputs) // self.parts)
+        return list(torch.tensor_split(inputs, [min(int(stop), len(inputs)) for stop in stops]))
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         if isinstance(input_shape, list):
             return [part for each in input_shape for part in self.compute_output_shape(each)]
-        return [(None, *input_shape[1:])] * (self.parts if np.ndim(self.parts) == 0 else len(self.parts))
+        return [(None, *input_shape[1:])] * self.count
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
         if isinstance(mask, list):
             return [part for each in mask for part in self.compute_mask(inputs, each)]
-        count = self.parts if np.ndim(self.parts) == 0 else len(self.parts)
-        return [None] * count if mask is None or isinstance(mask, keras.KerasTensor) else self.call(mask)
+        return [None] * self.count if mask is None or isinstance(mask, keras.KerasTensor) else self.call(mask)
 
 
 class BatchConcat(Layer):
