@@ -220,6 +220,8 @@ def test_functions_of_graphs_take_inputs_apart():
     run = K.function([x, K.learning_phase(), y], [total, hidden, *gradients])
     found = run([np.full((1, 3), 2.0), 0, np.full((1, 3), 5.0), "more"])
     assert [each[0, 0] for each in found] == [19, 4, 5, 4 + 2 * 3 * 5]
+    product = K.function([x, y], K.gradients(K.sum(hidden**2), [hidden])[0] * hidden)
+    assert product([np.full((1, 3), 2.0), np.ones((1, 3))]).tolist() == [[32, 32, 32]]
     single = K.function([x, y], total)
     assert single([np.zeros((1, 3)), np.ones((1, 3))]).tolist() == [[3, 3, 3]]
 

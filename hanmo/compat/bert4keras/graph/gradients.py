@@ -90,7 +90,7 @@ def _later(loss: Any, wanted: list[Any], values: Values) -> tuple[Tensor, ...]:
             for each in values.placeholders:
                 if isinstance(each, KerasTensor) and values[id(each)].is_floating_point():
                     values[id(each)].requires_grad_()
-            total, *sources = run_graph([loss, *(each for each in wanted if isinstance(each, KerasTensor))], values)
+            total, *sources = values.of_graph([loss, *(each for each in wanted if isinstance(each, KerasTensor))])
         else:
             total, sources = loss.value(values), []
         inner = iter(sources)
@@ -131,12 +131,6 @@ def _lookups(loss: Tensor, table: Tensor) -> list[Node]:
     return found
 
 
-def run_graph(outputs: list[KerasTensor], values: Values) -> list[Tensor]:
-    """Compute symbolic tensors from the values of placeholders."""
-    inputs = [each for each in values.placeholders if isinstance(each, KerasTensor)]
-    return keras.Function(inputs, outputs)([values[id(each)] for each in inputs])
-
-
 def function(
     inputs: Sequence[Any], outputs: Any, updates: Any = None, **options: Any
 ) -> Callable[[Sequence[Any]], Any]:
@@ -154,7 +148,7 @@ def function(
         values.placeholders = list(inputs)
         graph = [each for each in wanted if isinstance(each, KerasTensor)]
         with torch.set_grad_enabled(phase.inner):
-            found = iter(run_graph(graph, values) if graph else [])
+            found = iter(values.of_graph(graph) if graph else [])
         results = [next(found) if isinstance(each, KerasTensor) else _value(each, values) for each in wanted]
         arrays = [keras.ops.convert_to_numpy(each) for each in results]
         return arrays if many else arrays[0]

@@ -21,6 +21,12 @@ class Values(dict[int, Any]):
 
     placeholders: list[Any]
 
+    def of_graph(self, outputs: list[KerasTensor]) -> list[Any]:
+        """Compute symbolic tensors, all in one run of the graph."""
+        inputs = [each for each in self.placeholders if isinstance(each, KerasTensor)]
+        found: list[Any] = keras.Function(inputs, outputs)([self[id(each)] for each in inputs])
+        return found
+
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 """Every lifted function, by its name."""
@@ -48,9 +54,12 @@ class Deferred:
         """Defer a call of a function."""
 
         def compute(values: Values) -> Any:
-            here, named = keras.tree.map_structure(
-                lambda each: each.value(values) if isinstance(each, Deferred) else each, (args, kwargs)
-            )
+            def known(each: Any) -> Any:
+                if isinstance(each, KerasTensor):
+                    return values.of_graph([each])[0]
+                return each.value(values) if isinstance(each, Deferred) else each
+
+            here, named = keras.tree.map_structure(known, (args, kwargs))
             return function(*here, **named)
 
         return cls(compute)
