@@ -203,6 +203,7 @@ def _train(
             watch=watch,
             beside=[*beside, *([] if args.lora is None else [run.out / ADAPTER_CONFIG])],
             resume=run.resume,
+            same=task.same,
             console=console,
         )
     if main:

@@ -3,11 +3,9 @@
 rows ─► settle ─► examples ─► training.fit ─► OUT/best: a folder that `hanmo.load` opens
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from hanmo.tokenizers.load import tokenizer_files
 from hanmo.training import distributed
 from hanmo.training.args import AUTO, TrainArgs
 from hanmo.training.checkpoints import newest, read_state
+from hanmo.training.data.epochs import digest
 from hanmo.training.loop import fit as run_loop
 from hanmo.training.lora import add_lora
 from hanmo.training.optim.schedule import parameter_groups
@@ -230,13 +229,8 @@ def _checked(args: TrainArgs) -> TrainArgs:
 
 def _same(config: TaskConfig, data: Data, **arguments: object) -> dict[str, str]:
     """Return what a resumed run has to have again, as text or its digest."""
-
-    def digest(rows: Sequence[Row]) -> str:
-        text = json.dumps([dict(row.data) for row in rows], sort_keys=True, ensure_ascii=False, default=str)
-        return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-    settings = replace(config, score=None).to_json()
-    found = {"training data": digest(data.train), "dev data": digest(data.dev), "task": settings}
+    train, dev = (digest(dict(row.data) for row in rows) for rows in (data.train, data.dev))
+    found = {"training data": train, "dev data": dev, "task": replace(config, score=None).to_json()}
     return found | {name: str(value) for name, value in arguments.items()}
 
 

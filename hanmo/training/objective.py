@@ -9,7 +9,7 @@ Knows files, tokenizers and losses. Knows no optimizer, no step and no command l
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from hanmo.model import Model
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.training import distributed
 from hanmo.training.args import TrainArgs
-from hanmo.training.data.epochs import Batches
+from hanmo.training.data.epochs import Batches, digest
 from hanmo.training.data.masked import MaskedData
 from hanmo.training.data.pack import TokenEncoder, pack
 from hanmo.training.data.packed import PackedData, PackedFile
@@ -45,6 +45,7 @@ class Task:
     """Data, loss and evaluation of a run.
 
     steps: epoch → number of its batches.   notes: what was done with the data, for people.
+    same: what a resumed run has to have again, by its name; packed data stays in the run's folder.
     """
 
     data: Batches
@@ -52,6 +53,7 @@ class Task:
     evaluate: Callable[[Model], dict[str, Any]]
     steps: Callable[[int], int]
     notes: list[str]
+    same: dict[str, str] = field(default_factory=dict)
 
 
 def kind_of(config: ModelConfig) -> str:
@@ -202,4 +204,5 @@ def _pairs_task(
         for some in (pairs, held)
     )
     notes.insert(0, f"training data: {len(data):,} pairs, of which {data.cut:,} were cut to {args.sequence} tokens")
-    return Task(data, targets_loss, _loss_of(asked, asked.steps, half), data.steps, notes)
+    same = {"training data": digest(pairs), "validation data": digest(held)}
+    return Task(data, targets_loss, _loss_of(asked, asked.steps, half), data.steps, notes, same)

@@ -160,6 +160,17 @@ def test_a_run_whose_files_are_damaged_says_which(finished, tmp_path, monkeypatc
     assert result.exit_code == 1 and says in result.stderr, result.stderr or result.exception
 
 
+def test_a_run_on_pairs_is_not_resumed_with_other_pairs(work, data):
+    copy(data, "bert")
+    done("finetune", "--model", "model", "--data", "pairs.jsonl", "--mask", "prefix", "--out", "run", *BRIEF)
+    pairs = Path("pairs.jsonl").read_text("utf-8").splitlines()
+    Path("pairs.jsonl").write_text("\n".join(pairs[1:]), "utf-8")
+    result = run("finetune", "--out", "run", "--resume", "--steps", 4)
+    assert result.exit_code == 1 and "run/last-00000002 was trained with other training data; resume" in result.stderr
+    Path("pairs.jsonl").write_text("\n".join(pairs), "utf-8")
+    done("finetune", "--out", "run", "--resume", "--steps", 4)
+
+
 def test_a_run_that_cuts_texts_into_words_makes_a_model_that_does(work):
     tokens = Path("model/vocab.txt").read_text("utf-8").split("\n")
     Path("model/vocab.txt").write_text("\n".join([*tokens[:-2], "明月光", ""]), "utf-8")

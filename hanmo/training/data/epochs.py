@@ -1,6 +1,8 @@
 """Data as numbered batches, epoch after epoch, the same every time: training resumes from any of them."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
 from typing import Any, Protocol
 
 from hanmo.errors import DataError
@@ -51,3 +53,11 @@ class Repeated(Epochs):
 
     def _batch(self, epoch: int, step: int) -> Any:
         return self._batches[step]
+
+
+def digest(items: Iterable[Any]) -> str:
+    """Return a digest of JSON values in their order, by which a resumed run knows its data."""
+    found = sha256()
+    for item in items:
+        found.update(json.dumps(item, sort_keys=True, default=str).encode() + b"\n")
+    return found.hexdigest()
