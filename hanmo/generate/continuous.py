@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 import array_api_compat
 import numpy as np
 
-from hanmo.errors import HanmoError
+from hanmo.errors import ConfigError, HanmoError
 from hanmo.generate import rules
 from hanmo.generate.draw import check_seed, checked, choose, uniform
 from hanmo.generate.dynamic import Piece, dynamic_rows
@@ -30,7 +30,7 @@ class RowRequest:
 
     history, stop: as for `sample`; stop is called with the id alone.
     top_logprobs: report the log-probability of each id, and so many of the likeliest; None does not.
-    prompt_logprobs: report them for the ids of the prompt too, with as many of the likeliest.
+    prompt_logprobs: report them for the ids of the prompt too, with as many of the likeliest; needs history.
     """
 
     prompt: Sequence[int]
@@ -79,8 +79,15 @@ class Ticket:
     """Rows that were submitted together."""
 
     def __init__(self, emit: Callable[[Event], None]) -> None:
-        self._emit = emit
+        self._receive = emit
         self._ended = False
+
+    def emit(self, event: Event) -> None:
+        """Pass an event on; a receiver that is gone, as a closed event loop, cancels the rows."""
+        try:
+            self._receive(event)
+        except RuntimeError:
+            self.cancel()
 
     def cancel(self) -> None:
         """End the rows without further events; they are freed within one step. From any thread, at any time."""
@@ -167,6 +174,8 @@ class ContinuousBatch:
         check_seed(request.seed)
         rules.check_count("sample", request.sample, least=0, most=2**64 - 1)
         vocab_size, sampling, limits = self._engine.vocab_size, request.sampling, request.limits
+        if request.prompt_logprobs and not request.history:
+            raise ConfigError("prompt_logprobs are those of a text that is continued, and this prompt is a source")
         if request.top_logprobs is not None:
             rules.check_count("top_logprobs", request.top_logprobs, least=0, most=vocab_size)
         rules.check_ids("banned", sampling.banned, vocab_size)
@@ -188,7 +197,7 @@ class ContinuousBatch:
             self._waiting.popleft()
             for row in first.rows:
                 if not row.room and not first.scored:
-                    row.ticket._emit(End(row.number, "context"))
+                    row.ticket.emit(End(row.number, "context"))
             first.rows = [row for row in first.rows if row.room or first.scored]
             if not first.rows:
                 continue
@@ -247,9 +256,9 @@ class ContinuousBatch:
         rows = [row for row in read.live() if row.room]
         for row in read.live():
             if row.request.prompt_logprobs:
-                row.ticket._emit(Prompt(row.number, tuple(read.logprobs)))
+                row.ticket.emit(Prompt(row.number, tuple(read.logprobs)))
             if not row.room:
-                row.ticket._emit(End(row.number, "context"))
+                row.ticket.emit(End(row.number, "context"))
         if not rows:
             self._rows.free(read.name)
             return []
@@ -292,11 +301,11 @@ class ContinuousBatch:
         self._tokens += 1
         top = request.top_logprobs
         found = None if top is None else log_probs(logits, [id], top)[0]
-        row.ticket._emit(Token(row.number, id, found))
+        row.ticket.emit(Token(row.number, id, found))
         if reason is not None:
             self._running.remove(row)
             self._rows.free(row.name)
-            row.ticket._emit(End(row.number, reason))
+            row.ticket.emit(End(row.number, reason))
 
     def _score_prompt(self, read: _Reading, ids: Sequence[int], logits: Array) -> None:
         following = read.prompt[read.done - len(ids) + 1 : read.done + 1]
@@ -306,7 +315,7 @@ class ContinuousBatch:
     def _fail(self, row: _Row, error: BaseException) -> None:
         if not row.ticket._ended:
             row.ticket._ended = True
-            row.ticket._emit(Failed(error))
+            row.ticket.emit(Failed(error))
 
     def _drop_ended(self) -> None:
         """Free the rows of tickets that have been cancelled or have failed."""
@@ -323,8 +332,9 @@ def log_probs(logits: Array, ids: Sequence[int], top: int) -> list[LogProbs]:
     scores = rules.to_numpy(logits).astype(np.float64)
     scores -= scores.max(axis=-1, keepdims=True)
     scores -= np.log(np.exp(scores).sum(axis=-1, keepdims=True))
-    best = np.argsort(-scores, axis=-1, kind="stable")[:, :top] if top else np.empty((len(scores), 0), np.int64)
-    return [
-        LogProbs(float(row[id]), tuple((int(other), float(row[other])) for other in likeliest))
-        for row, id, likeliest in zip(scores, ids, best, strict=True)
-    ]
+    found = []
+    for row, id in zip(scores, ids, strict=True):
+        least = np.partition(row, len(row) - top)[len(row) - top] if top else np.inf
+        best = sorted(np.flatnonzero(row >= least), key=lambda other: -row[other])[:top]
+        found.append(LogProbs(float(row[id]), tuple((int(other), float(row[other])) for other in best)))
+    return found

@@ -190,17 +190,17 @@ def check_prompt(engine: Engine, prompt: Sequence[int]) -> None:
     """Raise PromptError if the engine cannot continue this prompt."""
     if not len(prompt):
         raise PromptError("the prompt is empty; give at least one token to write on from")
+    if engine.max_positions is not None and len(prompt) > engine.max_positions:
+        raise PromptError(
+            f"the prompt has {len(prompt)} tokens, the model knows {engine.max_positions} positions; "
+            "shorten it, or keep only its end with keep_last=True"
+        )
     for place, id in enumerate(prompt):
         if not 0 <= id < engine.vocab_size:
             raise PromptError(
                 f"id {id} at position {place} of the prompt is outside the model's ids 0 to {engine.vocab_size - 1}; "
                 "the vocabulary file probably belongs to another model"
             )
-    if engine.max_positions is not None and len(prompt) > engine.max_positions:
-        raise PromptError(
-            f"the prompt has {len(prompt)} tokens, the model knows {engine.max_positions} positions; "
-            "shorten it, or keep only its end with keep_last=True"
-        )
 
 
 def room_behind(engine: Engine, prompt: Sequence[int], limits: Limits) -> int:

@@ -241,6 +241,22 @@ def test_an_engine_that_fails_ends_its_rows_and_the_scheduler_goes_on(scheduler_
     assert inbox.until_end() == alone(ToyEngine(), good)
 
 
+def test_a_receiver_that_is_gone_cancels_its_rows_alone(scheduler_of):
+    engine, inbox, seen = ToyDynamicEngine(), Inbox(), []
+    scheduler = scheduler_of(engine)
+
+    def closed(event):
+        seen.append(event)
+        raise RuntimeError("Event loop is closed")
+
+    request = RowRequest(prompt=[1], seed=0, limits=Limits(max_tokens=30))
+    with scheduler._changed:
+        scheduler.submit([request], closed)
+        scheduler.submit([request], inbox)
+    assert inbox.until_end() == alone(ToyEngine(), request)
+    assert len(seen) == 1 and engine.steps == [2] + [1] * 29
+
+
 def test_weights_of_nan_fail_their_ticket_alone(scheduler_of):
     def scores(ids):
         return np.full(12, np.nan) if ids[0] == 11 else ToyEngine().random_scores(ids)
@@ -289,6 +305,11 @@ def test_closing_without_drain_fails_the_rows_that_run_and_wait(scheduler_of):
         ({"prompt": [12]}, PromptError, "id 12 at position 0"),
         ({"seed": -1}, ConfigError, "seed is -1"),
         ({"sample": -1}, ConfigError, "sample is -1"),
+        (
+            {"prompt_logprobs": True, "history": False},
+            ConfigError,
+            "prompt_logprobs are those of a text that is continued",
+        ),
         ({"top_logprobs": 13}, ConfigError, "top_logprobs is 13; expected a whole number from 0 to 12"),
         ({"sampling": Sampling(banned=(12,))}, ConfigError, "banned holds id 12; the vocabulary has ids 0 to 11"),
         ({"limits": Limits(end_ids=(99,))}, ConfigError, "end_ids holds id 99"),
