@@ -50,6 +50,7 @@ MORE = {
         r"MobileNetV2\(include_top=False": "MobileNetV2(weights=None, alpha=0.35, include_top=False",
     },
     "task_language_model": {r"maxlen = 256": "maxlen = 96"},
+    "task_sentiment_albert": {r"1000: 1,": "10: 1,", r"2000: 0\.1": "100: 0.1"},
     "task_sentiment_virtual_adversarial_training": {r"train_frac = 0\.01": "train_frac = 0.5"},
 }
 # An example that imports another one.

@@ -71,7 +71,7 @@ def checkpoint(folder, sizes, **options):
     return files
 
 
-def fit(model, batches, epochs=4, **options):
+def fit(model, batches, epochs=8, **options):
     """Train, and return the loss of each epoch."""
     steps = {"steps_per_epoch": len(batches), "epochs": epochs, "verbose": 0}
     return model.fit_generator(batches.forfit(), **steps, **options).history["loss"]

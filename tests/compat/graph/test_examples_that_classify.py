@@ -101,10 +101,10 @@ def iflytek_gradient_penalty(tmp_path):
         wanted = K.one_hot(K.cast(K.reshape(y_true, K.shape(y_pred)[:-1]), "int32"), K.shape(y_pred)[-1])
         loss = K.mean(K.categorical_crossentropy(wanted, y_pred))
         table = search_layer(y_pred, "Embedding-Token").embeddings
-        return loss + 0.1 * K.sum(K.gradients(loss, [table])[0].values ** 2)
+        return loss + 0.01 * K.sum(K.gradients(loss, [table])[0].values ** 2)
 
     model = compiled(classifier()[1], penalized, ["sparse_categorical_accuracy"])
-    return fit(model, Batches(rows(), 8), callbacks=[saved(model, tmp_path)])
+    return fit(model, Batches(rows(), 8), epochs=10, callbacks=[saved(model, tmp_path)])
 
 
 def iflytek_multigpu(tmp_path):
@@ -129,7 +129,7 @@ def iflytek_multigpu(tmp_path):
         )
         for _ in range(2)
     )
-    steps = {"steps_per_epoch": len(batches), "validation_steps": len(batches), "epochs": 4, "verbose": 0}
+    steps = {"steps_per_epoch": len(batches), "validation_steps": len(batches), "epochs": 8, "verbose": 0}
     history = model.fit(train, validation_data=valid, callbacks=[saved(model, tmp_path)], **steps).history
     assert set(history) >= {"val_loss", "val_sparse_categorical_accuracy"}
     return history["loss"]
@@ -209,7 +209,7 @@ def sentiment_virtual_adversarial_training(tmp_path):
 
     _, model = classifier()
     smooth = keras.models.Model(model.input, model.output)
-    compiled(model, "kld", ["categorical_accuracy"]), compiled(smooth, "kld", ["categorical_accuracy"], rate=1e-3)
+    compiled(model, "kld", ["categorical_accuracy"]), compiled(smooth, "kld", ["categorical_accuracy"], rate=1e-4)
     smooth._make_train_function()
     train, table = smooth.train_function, search_layer(smooth.outputs[0], "Embedding-Token").embeddings
     gradient = K.zeros_like(table) + K.gradients(smooth.total_loss, [table])[0]

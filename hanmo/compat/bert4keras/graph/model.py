@@ -195,10 +195,11 @@ class Habits(GraphModel):
 
 
 def _batches(x: Any) -> Any:
-    """Make a generator, which Keras 3 wants, of an iterator, without targets that are None."""
+    """Make a generator of tuples, which Keras 3 wants, of an iterator, without targets that are None."""
     if not isinstance(x, Iterator):
         return x
-    return (tuple(part for part in batch if part is not None) if isinstance(batch, tuple) else batch for batch in x)
+    parts = (batch if isinstance(batch, tuple | list) else (batch,) for batch in x)
+    return (tuple(part for part in batch if part is not None) for batch in parts)
 
 
 def _of_keras_3(options: dict[str, Any]) -> dict[str, Any]:
