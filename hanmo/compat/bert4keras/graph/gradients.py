@@ -28,15 +28,15 @@ class _Again(Exception):
 
 def run_step(model: Any, step: Callable[[], Any]) -> Any:
     """Run a step of a model, where `gradients` may be called; the first time that it is, the step starts again."""
-    with phase(model=model):
-        if not phase.inner:
-            try:
+    if not getattr(model, "takes_gradients", False):
+        try:
+            with phase(model=model, inner=False):
                 return step()
-            except _Again:
-                pass
-        # Fused attention has no gradient of its gradient.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            return step()
+        except _Again:
+            object.__setattr__(model, "takes_gradients", True)
+    # Fused attention has no gradient of its gradient.
+    with phase(model=model, inner=True), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        return step()
 
 
 def learning_phase() -> int:
@@ -72,10 +72,8 @@ def gradients(loss: Any, variables: Any) -> list[Any]:
         return [every[index] for index in range(len(wanted))]
     sources = [tensor(each) for each in wanted]
     if phase.model is not None and not phase.inner:
-        phase.inner = True
         raise _Again
     if is_symbolic():
-        phase.inner = True
         return [_gradient(torch.zeros_like(source), loss, source) for source in sources]
     with torch.enable_grad():
         found = torch.autograd.grad(loss.sum(), sources, create_graph=True, allow_unused=True)
@@ -147,7 +145,7 @@ def function(
         values = Values({id(place): _as_input(place, array) for place, array in zip(inputs, arrays, strict=False)})
         values.placeholders = list(inputs)
         graph = [each for each in wanted if isinstance(each, KerasTensor)]
-        with torch.set_grad_enabled(phase.inner):
+        with torch.enable_grad():  # a layer may call `gradients`
             found = iter(values.of_graph(graph) if graph else [])
         results = [next(found) if isinstance(each, KerasTensor) else _value(each, values) for each in wanted]
         arrays = [keras.ops.convert_to_numpy(each) for each in results]

@@ -9,7 +9,7 @@ class Phase:
     """The state of the process.
 
     training: the model runs a training step.   predicting: it runs in `predict`, where losses are not needed.
-    model: the model whose step runs.   inner: whether a loss or a layer has taken gradients itself.
+    model: the model whose step runs.   inner: whether a loss or a layer may take gradients in it.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Phase:
         try:
             yield
         finally:
-            vars(self).update(before, inner=self.inner)
+            vars(self).update(before)
 
 
 phase = Phase()
