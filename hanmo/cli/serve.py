@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import BadParameter, Option
 
@@ -58,24 +58,24 @@ def serve(
     _check_extra()
     from hanmo.server.app import make_app
     from hanmo.server.models import open_served
-    from hanmo.server.run import Server
+    from hanmo.server.run import Server, bind
     from hanmo.server.security import check_host
 
     keys = [*(api_key or ()), *(() if api_keys is None else _keys(api_keys))]
     check_host(host, keys, anonymous=anonymous)
     weights = weights or ("int8" if not model and device in ("auto", "cpu") else None)
-    opening = partial(open_served, weights=weights, device=device, threads=threads)
-    models = [opening(name, path, max_rows=max_rows, max_queue=max_queue) for name, path in _named(model or ()).items()]
-    app = make_app(
-        models,
-        keys=keys,
-        origins=origin or (),
-        root_path=root_path,
-        max_requests=2 * (max_rows + max_queue),
-        max_body=max_body << 20,
-        template=None if chat_template is None else _template(chat_template),
-    )
-    Server(app, host=host, port=port, grace=grace, ready=partial(_say_ready, begun)).run()
+    how: dict[str, Any] = {"device": device, "threads": threads, "max_rows": max_rows, "max_queue": max_queue}
+    with bind(host, port) as listening:
+        app = make_app(
+            [open_served(name, path, weights=weights, **how) for name, path in _named(model or ()).items()],
+            keys=keys,
+            origins=origin or (),
+            root_path=root_path,
+            max_requests=2 * (max_rows + max_queue),
+            max_body=max_body << 20,
+            template=None if chat_template is None else _template(chat_template),
+        )
+        Server(app, grace=grace, ready=partial(_say_ready, begun)).run([listening])
     say("all requests have ended")
 
 

@@ -1,14 +1,30 @@
 """Run the application: uvicorn, and what SIGTERM does."""
 
+import socket
 import time
 from collections.abc import Callable
-from socket import socket
+from contextlib import ExitStack
 from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
 
+from hanmo.errors import ConfigError
 from hanmo.server.state import State
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket bound to an address, not yet listening. Raises ConfigError if that is not possible."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with ExitStack() as opened:
+            found = opened.enter_context(socket.socket(family, kind))
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(address)
+            opened.pop_all()
+    except OSError as error:
+        raise ConfigError(f"host is {host!r}, port {port}; cannot listen there: {error.strerror}") from None
+    return found
 
 
 class Server(uvicorn.Server):
@@ -22,16 +38,12 @@ class Server(uvicorn.Server):
         self,
         app: Starlette,
         *,
-        host: str,
-        port: int,
         grace: float = 60.0,
         ready: Callable[[str], None] = lambda url: None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                host=host,
-                port=port,
                 ws="none",
                 log_level="warning",
                 access_log=False,
@@ -43,7 +55,7 @@ class Server(uvicorn.Server):
         self._grace, self._ready = grace, ready
         self._limit = float("inf")
 
-    async def startup(self, sockets: list[socket] | None = None) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen. Called by uvicorn."""
         await super().startup(sockets)
         host, port = self.servers[0].sockets[0].getsockname()[:2]

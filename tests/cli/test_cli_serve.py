@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -51,14 +52,26 @@ def test_from_the_shell_to_the_first_answer_takes_two_seconds():
             "--host is '0.0.0.0', which other machines can reach, and there is no key; give --api-key",
         ),
         (["--root-path", "x"], "--root-path is 'x'; expected a path that begins with /"),
-        (["--model", "/nowhere/model.ckpt"], "no checkpoint at /nowhere/model.ckpt"),
+        (
+            ["--host", "no host", "--api-key", "x"],
+            "--host is 'no host', port 8000; cannot listen there: ",
+        ),
+        (["--model", "/nowhere/model.ckpt", "--port", "0"], "no checkpoint at /nowhere/model.ckpt"),
         (["--api-keys", "/nowhere/keys"], "/nowhere/keys is missing"),
-        (["--model", "x=/a/model.ckpt", "--model", "x=/b/model.ckpt"], "two models are named 'x'"),
+        (["--port", "0", "--model", "x=/a/model.ckpt", "--model", "x=/b/model.ckpt"], "two models are named 'x'"),
     ],
 )
 def test_what_it_does_not_start_with_is_one_line(arguments, message):
     result = run(*arguments)
     assert result.exit_code in (1, 2) and message in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_port_in_use_is_one_line_before_a_model_is_opened():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run("--port", str(port), "--model", "/nowhere/model.ckpt")
+    assert result.exit_code == 1
+    assert result.stderr == f"hanmo: --host is '127.0.0.1', port {port}; cannot listen there: Address already in use\n"
 
 
 def test_a_file_of_keys_is_read(tmp_path):

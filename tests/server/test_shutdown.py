@@ -45,9 +45,9 @@ SERVER = """
 import json, sys
 from toy_server import byte_model
 from hanmo.server.app import make_app
-from hanmo.server.run import Server
+from hanmo.server.run import Server, bind
 model = byte_model(json.loads(sys.argv[1]), pace=0.05)
-Server(make_app([model]), host="127.0.0.1", port=0, ready=lambda url: print(url, flush=True)).run()
+Server(make_app([model]), ready=lambda url: print(url, flush=True)).run([bind("127.0.0.1", 0)])
 """
 
 

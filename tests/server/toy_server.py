@@ -14,7 +14,7 @@ from hanmo.generate.scheduler import Scheduler
 from hanmo.pipeline import Pipeline
 from hanmo.server.app import make_app
 from hanmo.server.models import Served
-from hanmo.server.run import Server
+from hanmo.server.run import Server, bind
 from hanmo.tasks import TaskConfig
 from hanmo.tasks.network import build, save_network
 from hanmo.tasks.table import make_task
@@ -90,14 +90,13 @@ def task_folder(folder):
 @contextmanager
 def running(*models, grace=60.0, send_buffer=None, **options):
     """Run a server in a thread; gives its URL.   send_buffer: bytes that the system holds for a slow reader."""
-    ready, sockets = [], None
+    ready, listening = [], bind("127.0.0.1", 0)
     if send_buffer is not None:
-        sockets = [socket.create_server(("127.0.0.1", 0))]
-        sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     app = make_app(models, **options)
-    server = Server(app, host="127.0.0.1", port=0, ready=ready.append, grace=grace)
+    server = Server(app, ready=ready.append, grace=grace)
     running.server = server
-    thread = threading.Thread(target=server.run, args=(sockets,))
+    thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:
         wait_for(lambda: ready)
