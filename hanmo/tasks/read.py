@@ -23,11 +23,11 @@ from hanmo.model import Output
 from hanmo.nn.linear import Linear
 from hanmo.tasks.config import TaskConfig
 from hanmo.tasks.divergence import Logits
-from hanmo.tasks.rows import Row, spans_of
+from hanmo.tasks.rows import Row, spans_of, texts_of
 from hanmo.tasks.scores import answer_scores
 from hanmo.tasks.task import Arrays, Batch, Example, Result, Task
 from hanmo.tasks.windows import Tokens, Window, deciding
-from hanmo.tokenizers.protocol import Tokenizer, check_text
+from hanmo.tokenizers.protocol import Tokenizer
 
 MAX_ANSWER = 32
 
@@ -62,12 +62,7 @@ class Reading(Task):
 
     @classmethod
     def texts(cls, row: Row) -> tuple[str, ...]:
-        found = row.get("question", str), row.get("text", str)
-        for key, text in zip(("question", "text"), found, strict=True):
-            if not text.strip():
-                raise row.error(f"{key!r} is empty; expected a text")
-            check_text(text, name=f"{key!r} of {row.where}")
-        return found
+        return texts_of(row, ("question", "text"))
 
     def train_windows(self, example: Example) -> Sequence[Window]:
         for first, stop in self.answer_tokens(example):

@@ -45,9 +45,12 @@ Item: TypeAlias = str | tuple[str, str] | Mapping[str, Any] | Row
 Key: TypeAlias = Callable[[Row], tuple[str, ...]]
 
 
-def texts_of(row: Row) -> tuple[str, ...]:
-    """Return the row's text, or its two texts "a" and "b". Raises DataError if it has neither, or an empty one."""
-    keys = ("a", "b") if "a" in row.data and "text" not in row.data else ("text",)
+def texts_of(row: Row, keys: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the row's text, or its two texts "a" and "b"; or those of some keys.
+
+    Raises DataError if one is missing or empty.
+    """
+    keys = keys or (("a", "b") if "a" in row.data and "text" not in row.data else ("text",))
     texts = tuple(row.get(key, str) for key in keys)
     for key, text in zip(keys, texts, strict=True):
         if not text.strip():
