@@ -126,6 +126,7 @@ def test_a_loss_layer_is_trained_by_what_it_adds_and_predicts_its_input():
         -np.log(chances[row, place, batch[row, place + 1]]) for row, place in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
     ]
     assert losses[-1] < losses[0]
+    assert K.function(model.inputs, model.outputs)([batch[:, :1]])[0].shape == (2, 1, 5)
     assert model.evaluate(batch, verbose=0) == pytest.approx(np.mean(expected), rel=1e-5)
 
 

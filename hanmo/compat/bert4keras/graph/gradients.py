@@ -145,7 +145,7 @@ def function(
         values = Values({id(place): _as_input(place, array) for place, array in zip(inputs, arrays, strict=False)})
         values.placeholders = list(inputs)
         graph = [each for each in wanted if isinstance(each, KerasTensor)]
-        with torch.enable_grad():  # a layer may call `gradients`
+        with phase(predicting=True), torch.enable_grad():  # a layer may call `gradients`
             found = iter(values.of_graph(graph) if graph else [])
         results = [next(found) if isinstance(each, KerasTensor) else _value(each, values) for each in wanted]
         arrays = [keras.ops.convert_to_numpy(each) for each in results]

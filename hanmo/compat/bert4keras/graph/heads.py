@@ -46,13 +46,9 @@ class Loss(Layer):
         return None if mask is None else self._chosen(mask)
 
     def _chosen(self, inputs: Any) -> Any:
-        if self.output_axis is None:
-            return inputs
-        return (
-            [inputs[each] for each in self.output_axis]
-            if isinstance(self.output_axis, list)
-            else inputs[self.output_axis]
-        )
+        if isinstance(self.output_axis, list):
+            return [inputs[each] for each in self.output_axis]
+        return inputs if self.output_axis is None else inputs[self.output_axis]
 
 
 class _ChainLoss(Layer):
