@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hanmo import __version__
 from hanmo.checkpoint.inspect import inspect
 from hanmo.checkpoint.open import locate
-from hanmo.errors import ConfigError
+from hanmo.errors import ConfigError, MissingFile
 from hanmo.generate.dynamic import DynamicEngine
 from hanmo.generate.scheduler import Scheduler
 from hanmo.inference import store
@@ -23,6 +23,8 @@ from hanmo.tokenizers.protocol import Tokenizer
 if TYPE_CHECKING:
     from hanmo.model_pipeline import ModelPipeline
     from hanmo.tasks.pipeline import TaskPipeline
+
+Opened = TypeVar("Opened", bound=Pipeline)
 
 
 @dataclass(eq=False)
@@ -45,9 +47,8 @@ class Served:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer. Raises RequestError without one."""
-        if self.pipeline.tokenizer is None:
-            raise RequestError(f"the model {self.name!r} has no vocabulary", param="model")
+        """The tokenizer."""
+        assert self.pipeline.tokenizer is not None  # `open_served` checks it
         return self.pipeline.tokenizer
 
     @property
@@ -138,13 +139,13 @@ def open_served(
     """Open a checkpoint, an encoder or the folder of a task.
 
     weights, device, threads: as for `open_model`; an encoder takes "float32", "bfloat16" or "int8" by OpenVINO.
-    max_rows, max_queue: as for `Scheduler`.   Raises what `hanmo.load` raises.
+    max_rows, max_queue: as for `Scheduler`.   Raises what `hanmo.load` raises, and MissingFile without a vocabulary.
     """
     found = locate(path)
     described = None if found.format == "adapters" else inspect(path).found
     kind = weights or (described.dtype if described else "float32")
     if (described is None or described.config.can_generate) and not (found.folder / "task.json").is_file():
-        pipeline = open_model(path, weights=weights, device=device, threads=threads)
+        pipeline = _with_vocabulary(open_model(path, weights=weights, device=device, threads=threads))
         engine = pipeline.engine
         fixed = kind == "float32" or (isinstance(engine, DynamicEngine) and engine.dynamic_rows() is not None)
         scheduler = Scheduler(engine, max_rows=max_rows, max_queue=max_queue)
@@ -155,10 +156,16 @@ def open_served(
     if weights == "int4":
         raise ConfigError(f"weights is 'int4', and {path} is an encoder; expected float32, bfloat16 or int8")
     set_torch_threads(threads)
-    encoder = load(path, device="cpu" if device == "auto" else device)
+    encoder = _with_vocabulary(load(path, device="cpu" if device == "auto" else device))
     if weights is not None:
         encoder.use_openvino(weights=weights, threads=threads)
     return Served(name, encoder, _fingerprint(path, kind, "fixed"))
+
+
+def _with_vocabulary(pipeline: Opened) -> Opened:
+    if pipeline.tokenizer is None:
+        raise MissingFile(f"there is no vocabulary beside {pipeline.path}; put its vocab.txt or *.model there")
+    return pipeline
 
 
 def _fingerprint(path: Path, weights: str, rounding: str) -> str:

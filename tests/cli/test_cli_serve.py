@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from hanmo.cli.app import app
 
+GOLDEN = str(Path(__file__).resolve().parents[1] / "data" / "goldens" / "gpt2_ml_original")
 HANMO = [sys.executable, "-m", "hanmo.cli", "serve"]
 
 
@@ -57,6 +59,7 @@ def test_from_the_shell_to_the_first_answer_takes_two_seconds():
             "--host is 'no host', port 8000; cannot listen there: ",
         ),
         (["--model", "/nowhere/model.ckpt", "--port", "0"], "no checkpoint at /nowhere/model.ckpt"),
+        (["--model", GOLDEN, "--port", "0"], "model.ckpt; put its vocab.txt or *.model there"),
         (["--api-keys", "/nowhere/keys"], "/nowhere/keys is missing"),
         (["--port", "0", "--model", "x=/a/model.ckpt", "--model", "x=/b/model.ckpt"], "two models are named 'x'"),
     ],
