@@ -13,7 +13,6 @@ from hanmo.cli import options as shared
 from hanmo.cli.chinese import translate
 from hanmo.cli.screen import echo, say
 from hanmo.cores import set_torch_threads
-from hanmo.errors import HanmoError
 
 CONTEXT = {"allow_interspersed_args": False}  # options after SCRIPT are the script's
 _KERAS = "Build models with Keras; by default where the script needs it."
@@ -34,6 +33,7 @@ def run(
     """Run a script that was written for bert4keras, unchanged but for its paths.
 
     Its `import bert4keras` and `import keras` are served by Hanmo, even where those are installed.
+    A script that trains, or builds on models, needs Keras 3: pip install 'hanmo[keras]'.
     Options come before SCRIPT; what follows it is the script's.
 
     For example:
@@ -54,7 +54,7 @@ def run(
         say(f"{len(findings) - wrong} supported, {wrong} not" if findings else f"{script} uses nothing of bert4keras")
         raise typer.Exit(int(wrong > 0))
     from hanmo.compat.bert4keras import backend
-    from hanmo.compat.bert4keras._script import frames_of, line_of, run_script
+    from hanmo.compat.bert4keras._script import frames_of, line_of, own_error, run_script
 
     backend.set_weights_dtype(weights)
     if threads is not None:
@@ -65,9 +65,10 @@ def run(
         raise
     except Exception as error:  # the script's own, whatever it is: shown as Python shows it, without our frames
         trace = frames_of(script, error.__traceback__)
-        if isinstance(error, HanmoError) and not context.find_root().params.get("debug"):
+        own = own_error(script, error)
+        if own is not None and not context.find_root().params.get("debug"):
             line = line_of(script, trace)
-            say(("" if line is None else f"{script}:{line}: ") + translate(" ".join(str(error).split())))
+            say(("" if line is None else f"{script}:{line}: ") + translate(" ".join(str(own).split())))
         else:
             sys.excepthook(type(error), error.with_traceback(trace), trace)
         raise typer.Exit(1) from None

@@ -17,7 +17,7 @@ from typing import Any
 
 from hanmo.compat.bert4keras._check import Finding, find_uses, scripts_beside
 from hanmo.compat.bert4keras._modules import PLAIN, Face, read_script
-from hanmo.errors import MissingExtra, Unsupported
+from hanmo.errors import HanmoError, MissingExtra, Unsupported
 
 KERAS = ("keras>=3.10,<4", (3, 10), (4,))
 """The versions of Keras that `hanmo[keras]` installs: as a requirement, from, and below."""
@@ -95,6 +95,21 @@ def line_of(path: Path, trace: TracebackType | None) -> int | None:
     """Return the line of the innermost frame of a script."""
     lines = [frame.lineno for frame in traceback.extract_tb(trace) if frame.filename == str(path)]
     return lines[-1] if lines else None
+
+
+def own_error(path: Path, error: BaseException) -> HanmoError | None:
+    """Return the error of Hanmo's that a script met, also where Keras raised one of its own over it; None if none is.
+
+    An error that the script itself raised while it handled another is its own.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = bool(frames) and frames[-1].filename != str(path)
+    found = error if isinstance(error, HanmoError) else None
+    before = error.__cause__ or error.__context__
+    while before is not None and inside:
+        found = before if isinstance(before, HanmoError) else found
+        before = before.__cause__ or before.__context__
+    return found
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """bert4keras.models for scripts that need Keras: `build_transformer_model` and what it returns."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -8,6 +9,7 @@ import torch
 from keras import KerasTensor
 
 from hanmo.compat.bert4keras import models as plain
+from hanmo.compat.bert4keras._absent import absent
 from hanmo.compat.bert4keras._model import KerasModel
 from hanmo.compat.bert4keras.configs import Input as Condition
 from hanmo.compat.bert4keras.graph.model import Model
@@ -15,6 +17,12 @@ from hanmo.compat.bert4keras.graph.network import Network
 from hanmo.compat.bert4keras.graph.parts import Block, Embeddings, Heads, Part
 
 __all__ = ["Model", "Transformer", "build_transformer_model", "keras"]
+
+
+CLASSES = (
+    "classes of networks cannot be extended; build_transformer_model(…, return_keras_model=False) gives a Transformer, "
+    "whose apply_embeddings, apply_main_layers and apply_final_layers join its parts anew"
+)
 
 
 class Transformer:
@@ -130,3 +138,6 @@ def _wrap(part: KerasModel, condition: Any = None, extra: Sequence[KerasTensor] 
     outputs = network.symbols[: len(network.kinds)]
     inputs = [each for each in symbols if each is not condition]
     return Model([*inputs, *extra], outputs if len(outputs) > 1 else outputs[0])
+
+
+__getattr__ = partial(absent, "bert4keras.models", alternative=CLASSES)

@@ -18,7 +18,9 @@ from hanmo.errors import Unsupported
 # Keras asks whether TensorFlow is installed by importing it; within a script that would give the module below.
 keras.src.utils.module_utils.tensorflow._available = False
 
-TENSORFLOW = "Hanmo computes with PyTorch; to pretrain a model, use `hanmo pack` and `hanmo pretrain`"
+TENSORFLOW = (
+    "Hanmo computes with PyTorch; delete what sets TensorFlow up, and pretrain with `hanmo pack` and `hanmo pretrain`"
+)
 _MADE: dict[str, ModuleType] = {}
 # Imported here: within a script, `import keras` would give them the modules below.
 _PARTS: dict[str, ModuleType] = {
@@ -34,15 +36,8 @@ _MODELS = {
     "load_model": saving.load_model,
     "save_model": saving.save_model,
 }
-# Modules of Keras 2 → where Keras 3 has what they held.
-_OLD = {
-    "keras.engine": "keras.layers",
-    "keras.legacy": "keras.utils",
-    "keras.utils.np_utils": "keras.utils",
-    "keras.utils.vis_utils": "keras.utils",
-} | {
-    f"keras.layers.{name}": "keras.layers" for name in "core convolutional embeddings merge recurrent wrappers".split()
-}
+# Modules of Keras 2, with those inside them → where Keras 3 has what they held.
+_OLD = {"keras.engine": "keras.layers", "keras.layers.": "keras.layers", "keras.utils.": "keras.utils"}
 
 
 def find(name: str) -> ModuleType:
@@ -68,11 +63,12 @@ def _keras(name: str) -> ModuleType:
     if name == "keras.backend":
         return backend.K
     found: Any = keras
-    for part in _OLD.get(name, name).split(".")[1:]:
+    new = next((new for old, new in _OLD.items() if name.startswith(old)), name)
+    for part in new.split(".")[1:]:
         if not isinstance(found := getattr(found, part, None), ModuleType):
             raise Unsupported(f"Keras 3 has no module {name}; its own are those of keras.io, such as keras.layers")
     changes: dict[str, Any] = {}
-    if name in ("keras", "keras.models", "keras.engine"):
+    if name in ("keras", "keras.models") or name.startswith("keras.engine"):
         changes = dict(_MODELS)
     if name == "keras.callbacks":
         changes = {"ModelCheckpoint": saving.ModelCheckpoint}
@@ -82,11 +78,16 @@ def _keras(name: str) -> ModuleType:
 
 
 def _tensorflow(name: str) -> ModuleType:
-    if name != "tensorflow":
+    contents: dict[str, Any] = {
+        "tensorflow": {"keras": find("keras")},
+        "tensorflow.distribute": {"MirroredStrategy": strategy.OneDevice},
+    }
+    if name not in contents:
         raise Unsupported(f"the module {name} is not supported: {TENSORFLOW}")
     made = ModuleType(name, "What scripts for bert4keras use of TensorFlow.")
-    made.__dict__.update(strategy.NAMES, keras=find("keras"), __path__=[])
-    made.__dict__["__getattr__"] = partial(_absent_of_tensorflow, name)
+    made.__dict__.update(contents[name], __path__=[], __getattr__=partial(_absent_of_tensorflow, name))
+    if name == "tensorflow":
+        made.__dict__["distribute"] = find("tensorflow.distribute")
     return made
 
 

@@ -1,9 +1,8 @@
-"""The little of TensorFlow that scripts for bert4keras use: strategies, which are one device here, and old settings."""
+"""What scripts for bert4keras use of TensorFlow: the strategy for several devices, which is one device here."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 
@@ -21,6 +20,3 @@ class OneDevice:
     def scope(self) -> Iterator[None]:
         """Do nothing: variables are where they always are."""
         yield
-
-
-NAMES = {"distribute": SimpleNamespace(MirroredStrategy=OneDevice), "__version__": "1.15.0"}
