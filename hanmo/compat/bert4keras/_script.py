@@ -134,8 +134,7 @@ class _Importer(MetaPathFinder, Loader):
 
     def _serves(self, name: str) -> bool:
         # What Keras is made of stays: a second copy would be another Keras.
-        inside = self.face.keras and name.startswith(("keras.src", "keras.api"))
-        return name.split(".")[0] in self.face.served and not inside
+        return name.split(".")[0] in self.face.served and not name.startswith(("keras.src", "keras.api"))
 
     def remove(self) -> dict[str, ModuleType]:
         return {name: sys.modules.pop(name) for name in list(sys.modules) if self._serves(name)}

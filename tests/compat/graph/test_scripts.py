@@ -78,8 +78,8 @@ def test_keras_itself_stays_as_it_is(script):
 
 
 def test_a_script_needs_keras_where_one_in_its_folder_does(script):
-    script("from keras.layers import Dense\nlayer = Dense(2)", "beside.py")
-    path = script("from beside import *\nprint(type(layer).__module__)")
+    script("from keras.layers import Dense\nlayer = Dense(2)", "layer_beside.py")
+    path = script("from layer_beside import *\nprint(type(layer).__module__)")
     assert hanmo_run(path).stdout == "keras.src.layers.core.dense\n"
 
 
