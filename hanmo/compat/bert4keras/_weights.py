@@ -179,7 +179,7 @@ def save_checkpoint(network: Model, prefix: StrPath, dtype: str | None) -> None:
     """Write the weights as a TensorFlow checkpoint with the original's names; dtype: None keeps that of each weight."""
     names = FAMILIES[network.config.family].tensorflow
     assert names is not None
-    state = dict(network.named_parameters())
+    state = {name: parameter.detach().cpu() for name, parameter in network.named_parameters()}
     rows = rows_of(state, names.rows(network.config))
     write_bundle(Path(prefix), items_of(state, rows, getattr(torch, dtype) if dtype else None))
 

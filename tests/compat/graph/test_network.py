@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from hanmo.compat.bert4keras import configs
 from hanmo.compat.bert4keras import models as plain
 from hanmo.compat.bert4keras.graph.model import Model
 from hanmo.compat.bert4keras.graph.models import build_transformer_model
@@ -173,3 +174,16 @@ def test_ids_are_exact_in_mixed_precision(paths):
         assert np.isfinite(model.predict([ids, ids * 0])).all()
     finally:
         keras.config.set_dtype_policy("float32")
+
+
+def test_other_dtypes_of_weights_are_refused_aloud(paths, caplog):
+    configs.set_weights_dtype("int8")
+    try:
+        model = build_transformer_model(*paths("gpt"), model="gpt")
+        build_transformer_model(*paths("gpt"), model="gpt")
+    finally:
+        configs.set_weights_dtype(None)
+    assert {each.dtype for each in model.weights} == {"float32"}
+    assert [each.getMessage() for each in caplog.records] == [
+        "hanmo: computing in float32, not in int8: Keras trains the model"
+    ]

@@ -1,5 +1,6 @@
 """bert4keras.models for scripts that need Keras: `build_transformer_model` and what it returns."""
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from hanmo.compat.bert4keras import models as plain
 from hanmo.compat.bert4keras._absent import absent
 from hanmo.compat.bert4keras._model import KerasModel
 from hanmo.compat.bert4keras.configs import Input as Condition
+from hanmo.compat.bert4keras.configs import get_weights_dtype, set_weights_dtype
 from hanmo.compat.bert4keras.graph.model import Model
 from hanmo.compat.bert4keras.graph.network import Network
 from hanmo.compat.bert4keras.graph.parts import Block, Embeddings, Heads, Part
@@ -111,6 +113,9 @@ def build_transformer_model(
     layer_norm_cond, additional_input_layers: symbolic tensors of Keras.
     Returns a Model, or a Transformer that holds it.
     """
+    if (dtype := get_weights_dtype()) not in (None, "float32"):
+        logging.getLogger("hanmo").warning(f"hanmo: computing in float32, not in {dtype}: Keras trains the model")
+        set_weights_dtype(None)
     condition, additional = kwargs.get("layer_norm_cond"), kwargs.pop("additional_input_layers", None)
     if isinstance(condition, KerasTensor):
         kwargs["layer_norm_cond"] = Condition(tuple(condition.shape[1:]))

@@ -53,7 +53,7 @@ def variables_of(network: nn.Module, layers: dict[str, KerasLayer]) -> dict[str,
     Their paths are those of the original, such as "Transformer-0-FeedForward-Norm/gamma", which optimizers select by.
     """
     if not hasattr(network, "keras_variables"):
-        network.to(keras.src.backend.torch.core.get_device())
+        network.to(keras.src.backend.torch.core.get_device(), torch.float32)
         scopes = {weight: (name, *_original(name, weight)) for name, layer in layers.items() for weight in layer.names}
         found = {}
         for name, parameter in network.named_parameters():
