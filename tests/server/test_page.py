@@ -80,6 +80,28 @@ def test_escape_stops_what_is_running(page: Any) -> None:
         assert 0 < len(written(page)[0]) < 60 and page.locator("#cards footer span").first.inner_text() == "已停止"
 
 
+def focused(page: Any) -> str:
+    return str(page.evaluate("() => document.activeElement.id"))
+
+
+def test_the_focus_never_stays_on_a_disabled_button(page: Any) -> None:
+    with running(byte_model({"go": "x" * 400}, pace=0.05)) as url:
+        opened(page, url, "go").focus("#continue-button")
+        page.keyboard.press("Enter")
+        page.locator("#cards p", has_text="xx").first.wait_for()
+        assert focused(page) == "stop-button"
+        page.keyboard.press("Enter")
+        page.locator("#stop-button[disabled]").wait_for()
+        assert focused(page) == "continue-button"
+        page.keyboard.press("Enter")
+        page.locator("#cards p", has_text="xx").first.wait_for()
+        page.locator("#cards button").first.click()  # while the stream runs
+        assert focused(page) == "continue-button" and page.locator("#continue-button").is_enabled()
+        page.focus("#undo-button")
+        page.keyboard.press("Enter")
+        assert focused(page) == "text" and text_of(page) == "go"
+
+
 def test_a_kept_seed_writes_the_same_and_a_free_one_is_shown_and_changes(page: Any) -> None:
     with running(byte_model()) as url:
         opened(page, url, "abc")
@@ -137,6 +159,7 @@ def test_a_key_is_asked_for_and_a_path_prefix_is_kept(page: Any) -> None:
         page.fill("#key", "secret")
         page.press("#key", "Enter")
         page.locator("#model option", has_text="字节").wait_for(state="attached")
+        page.locator("#tab-write:focus").wait_for()
         page.fill("#text", "春")
         page.keyboard.press("Control+Enter")
         assert written(page)[0] == "天。"

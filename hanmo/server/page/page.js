@@ -69,7 +69,8 @@ function choose(name) {
     byId(`panel-${each}`).hidden = each !== name;
   }
   const fitting = models.filter((model) => fits(model, name));
-  byId("model").replaceChildren(...fitting.map((model) => new Option(model.id, model.id)));
+  const kept = byId("model").value;
+  byId("model").replaceChildren(...fitting.map((model) => new Option(model.id, model.id, false, model.id === kept)));
   if (models.length && !fitting.length) showError(new ApiError(404, words.noModel));
 }
 
@@ -114,7 +115,7 @@ function shaded(text, own) {
 
 const percent = (probability) => `${Number((100 * probability).toPrecision(2))} %`;
 const said = ({ bits }) => (bits === null ? "" : `${bits.toFixed(1)} ${words.bits} · ${words.probability} ${percent(2 ** -bits)}`);
-const others = ({ top }) => top.map(([text, probability]) => `${text.replace("\n", "↵")} ${percent(probability)}`);
+const others = ({ top }) => top.map(([text, probability]) => `${text.replaceAll("\n", "↵")} ${percent(probability)}`);
 
 function showTip(event) {
   const span = document.elementsFromPoint(event.clientX, event.clientY).find((each) => each.token);
@@ -173,13 +174,14 @@ function put(text, own) {
 function undo() {
   const last = undone.pop();
   if (last) put(last.text, last.tokens);
+  if (byId("undo-button").disabled && document.activeElement !== byId("text")) byId("text").focus();
 }
 
 // Candidates
 
 function card(number) {
   const item = document.createElement("li");
-  item.innerHTML = '<p lang="zh"></p><footer><span></span><button type="button"></button></footer>';
+  item.innerHTML = '<p lang="zh"></p><footer><span role="status"></span><button type="button"></button></footer>';
   item.text = "";
   item.tokens = [];
   const button = item.querySelector("button");
@@ -199,6 +201,7 @@ function grow(item, choice) {
 
 function take(item) {
   running?.abort();
+  setRunning(null);
   const text = byId("text").value;
   undone.push({ text, tokens });
   const moved = item.tokens.map((token) => ({ ...token, start: token.start + text.length, end: token.end + text.length }));
@@ -213,6 +216,16 @@ function nextSeed() {
   return Number(box.value);
 }
 
+/** Set the stream in progress, or null; the focus does not stay on a button that this disables. */
+function setRunning(controller) {
+  const [from, to] = controller ? ["continue-button", "stop-button"] : ["stop-button", "continue-button"];
+  const moves = document.activeElement === byId(from);
+  running = controller;
+  byId(to).disabled = false;
+  if (moves) byId(to).focus();
+  byId(from).disabled = true;
+}
+
 async function continueText() {
   if (running) return;
   const count = Number(byId("candidates").value);
@@ -223,11 +236,10 @@ async function continueText() {
     temperature: Number(byId("temperature").value), top_k: Number(byId("top-k").value),
     max_tokens: Number(byId("length").value), stop_at_sentence: byId("sentence").checked,
   };
-  running = new AbortController();
-  byId("stop-button").disabled = false;
-  byId("continue-button").disabled = true;
+  const controller = new AbortController();
+  setRunning(controller);
   try {
-    for await (const event of stream("v1/completions", body, running.signal)) {
+    for await (const event of stream("v1/completions", body, controller.signal)) {
       for (const choice of event.choices) grow(cards[choice.index], choice);
     }
   } catch (error) {
@@ -235,9 +247,7 @@ async function continueText() {
     throw error;
   } finally {
     for (const each of cards) each.querySelector("footer span").textContent ||= words.ends.cancelled;
-    running = null;
-    byId("stop-button").disabled = true;
-    byId("continue-button").disabled = false;
+    if (running === controller) setRunning(null);
   }
 }
 
@@ -328,7 +338,7 @@ function pressed(event) {
   if (control && event.key === "Enter") attempt(MAIN[tab]);
   else if (event.key === "Escape") running?.abort();
   else if (control && event.shiftKey && event.key.toLowerCase() === "z") undo();
-  else if (event.altKey && /^[1-4]$/.test(event.key)) byId("cards").children[Number(event.key) - 1]?.querySelector("button").click();
+  else if (event.altKey && /^Digit[1-4]$/.test(event.code)) byId("cards").children[Number(event.code.at(-1)) - 1]?.querySelector("button").click();
   else return;
   event.preventDefault();
 }
@@ -355,7 +365,7 @@ function listen() {
     event.preventDefault();
     sessionStorage.setItem("hanmo-key", byId("key").value);
     byId("key-form").hidden = true;
-    attempt(loadModels);
+    attempt(loadModels).then(() => byId(byId("key-form").hidden ? `tab-${tab}` : "key").focus());
   });
   on("language", "click", () => {
     language = language === "zh" ? "en" : "zh";

@@ -1,7 +1,7 @@
 /** The page's texts in English and Chinese. */
 export const WORDS = {
   en: {
-    other: "中文", model: "Model", tabWrite: "Continue", tabFill: "Fill in", tabTask: "Task",
+    other: "中文", model: "Model", tabWrite: "Continue", tabFill: "Fill in", tabTask: "Task", tabs: "What to do",
     text: "Text to continue", textPlaceholder: "Type a beginning, then continue it (Ctrl+Enter).",
     continue: "Continue", stop: "Stop", undo: "Undo", score: "Score this text", shade: "Shade by surprise",
     settings: "Settings", candidates: "Candidates", temperature: "Temperature", topK: "Top-k", length: "Length (tokens)",
@@ -14,7 +14,7 @@ export const WORDS = {
     ends: { end: "end of text", sentence: "end of sentence", length: "length reached", chars: "length reached", context: "last position", cancelled: "stopped" },
   },
   zh: {
-    other: "English", model: "模型", tabWrite: "续写", tabFill: "填空", tabTask: "任务",
+    other: "English", model: "模型", tabWrite: "续写", tabFill: "填空", tabTask: "任务", tabs: "功能",
     text: "要续写的文字", textPlaceholder: "写一个开头，再按 Ctrl+Enter 续写。",
     continue: "续写", stop: "停止", undo: "撤销", score: "给这段文字打分", shade: "按意外程度着色",
     settings: "设置", candidates: "候选数", temperature: "温度", topK: "Top-k", length: "长度（token）",
