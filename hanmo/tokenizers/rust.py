@@ -17,8 +17,8 @@ from hanmo.tokenizers.wordpiece import SPACED_AFTER, WordPiece
 
 __all__ = ["rust_tokenizer"]
 
-_BEGIN = "\ue000"  # of a private use area, in no vocabulary
-_IMPLIED = "\uffff"  # no character: a space that Lossless leaves out
+_BEGIN = "\ufdd0"  # a noncharacter, in no vocabulary
+_IMPLIED = "\uffff"  # a noncharacter: a space that Lossless leaves out
 _ALPHANUMERIC = "[0-9A-Za-z]"
 _CHINESE = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f"
 _WORD = rf"[^\p{{P}}$+<=>^`|~\s{_BEGIN}{_CHINESE.encode().decode('unicode_escape')}]"
@@ -29,6 +29,8 @@ def rust_tokenizer(config: ModelConfig, tokenizer: WordPiece | Lossless) -> Toke
     """Return the tokenizer with the marks that the model expects around texts; it cannot split texts by jieba."""
     made = _lossless(tokenizer) if isinstance(tokenizer, Lossless) else _word_piece(tokenizer)
     made.add_special_tokens([tokenizer.id_to_token(number) for number in sorted(tokenizer.special.known())])
+    if isinstance(tokenizer, WordPiece):
+        made.add_tokens(list(tokenizer.added.values()))
     marks = marks_of(config, tokenizer)
     before, after = marks.before, marks.after
     if not config.can_generate:

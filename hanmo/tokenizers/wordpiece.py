@@ -53,8 +53,9 @@ class WordPiece(Tokenizer):
         else:
             tokens, where = list(vocabulary), f"the vocabulary of {len(vocabulary)} tokens"
         self._ids = {token: number for number, token in enumerate(tokens)}
-        self._added_ids = {token.content: number for number, token in (added or {}).items()}
-        self.tokens = extended(tokens, added or {}, where)
+        self.added = dict(sorted((added or {}).items()))
+        self._added_ids = {token.content: number for number, token in self.added.items()}
+        self.tokens = extended(tokens, self.added, where)
         self.vocab_size = len(self.tokens)
         self._unk = self._needed("[UNK]", where)
         marks = [None if name is None else self._needed(name, where) for name in (start, end)]

@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+from tokenizers import AddedToken
 
 import hanmo
 from hanmo.families.gpt2_ml import gpt2_ml_config
@@ -25,17 +26,36 @@ WORDS = [
     "##ly",
     "Z",
 ]
+ADDED = {len(WORDS): AddedToken("<n>"), len(WORDS) + 1: AddedToken("new", normalized=True)}
 CONFIG = gpt2_ml_config(vocab_size=8000, num_layers=1, hidden_size=64, positions=32)
 
 
 @pytest.mark.parametrize(
     "tokenizer",
-    [WordPiece(WORDS), WordPiece(WORDS, lowercase=False), Lossless(SMALL)],
-    ids=["folds", "cased", "lossless"],
+    [WordPiece(WORDS), WordPiece(WORDS, lowercase=False), WordPiece(WORDS, added=ADDED), Lossless(SMALL)],
+    ids=["folds", "cased", "added", "lossless"],
 )
 def test_ids_and_decoded_texts_are_the_same(tokenizer: WordPiece | Lossless) -> None:
     made, draw = rust_tokenizer(CONFIG, tokenizer), random.Random(0)
-    parts = ["今天", "气", "好", "hello", "World", "hellos", "a", "Z", "é", "３", "3", "한", "ー", "😀", "[MASK"]
+    parts = [
+        "今天",
+        "气",
+        "好",
+        "hello",
+        "World",
+        "hellos",
+        "a",
+        "Z",
+        "é",
+        "３",
+        "3",
+        "한",
+        "ー",
+        "😀",
+        "[MASK",
+        "<n>",
+        "NEW",
+    ]
     parts += [*" \n\t，,!'“-", "  ", ". ", "\r\n", "\u3000", "\u200b", "\x07"]
     for _ in range(500):
         text = "".join(draw.choice(parts) for _ in range(draw.randrange(1, 12)))
