@@ -22,7 +22,9 @@ from hanmo.errors import CheckpointError, DataError, HanmoError
 # Files that belong to checkpoints, and so may be replaced with them.
 _PART = re.compile(
     r"\.(safetensors|bin|pt|pth|model|index|json)$|\.data-\d{5}-of-\d{5}$|^(checkpoint|vocab\.txt|merges\.txt|.*\.meta)$"
+    r"|^openvino_model\.xml$|^(configuration|modeling)_\w+\.py$"
 )
+_CARD = Path(__file__).parents[1] / "assets" / "transformers" / "MODEL_CARD.md"
 _LEFT = re.compile(r"\.(.+)\.[0-9a-f]{12}\.(?:partial|old)", re.DOTALL)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _held: dict[Path, int] = {}  # lock file → thread that holds it
@@ -137,7 +139,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     there = sorted(path.iterdir()) if path.is_dir() else []
     if there and not overwrite:
         raise CheckpointError(f"the folder {path} is not empty; give another, or replace it with overwrite=True")
-    if foreign := [file.name for file in there if file.is_dir() or not _PART.search(file.name)]:
+    if foreign := [file.name for file in there if not _is_part(file)]:
         raise CheckpointError(
             f"the folder {path} holds {foreign[0]}, which is no part of a checkpoint; give another folder"
         )
@@ -155,6 +157,13 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             if old.exists() and not path.exists():
                 old.rename(path)
             _remove(old)
+
+
+def _is_part(file: Path) -> bool:
+    """Tell whether a file belongs to a checkpoint; of model cards, only one that nobody changed does."""
+    if not file.is_file():
+        return False
+    return bool(_PART.search(file.name)) or (file.name == "README.md" and file.read_bytes() == _CARD.read_bytes())
 
 
 def clear_abandoned(folder: Path, name: str | None = None) -> None:

@@ -79,8 +79,7 @@ def _save(
     with open_source(source) as opened:
         origin = opened.path
         model, report = load_network(opened, config=config, family=family)
-    if path.resolve() in (origin.resolve(), origin.parent.resolve()):
-        raise CheckpointError(f"{target} is what is read; give another place to write to")
+    _check_apart(target, path, origin, origin.parent)
     tokenizer: Any = tokenizer_files(origin.parent)
     if to == "huggingface":
         tokenizer = _for_transformers(model.config, origin.parent, tokenizer)
@@ -105,6 +104,7 @@ def _to_openvino(
     from hanmo.tokenizers.load import tokenizer_files
 
     found = locate(source)
+    _check_apart(target, target, source, found.folder)
 
     def files(config: ModelConfig) -> Any:
         made = _for_transformers(config, found.folder, tokenizer_files(found.folder))
@@ -124,6 +124,12 @@ def _to_openvino(
             progress=read,
         )
     echo(str(path))
+
+
+def _check_apart(target: Path, path: Path, *read: Path) -> None:
+    """Raise CheckpointError if the path to write is one of those that are read."""
+    if path.resolve() in [each.resolve() for each in read]:
+        raise CheckpointError(f"{target} is what is read; give another place to write to")
 
 
 def _for_transformers(config: ModelConfig, folder: Path, files: Sequence[Path]) -> Any:

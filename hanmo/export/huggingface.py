@@ -46,9 +46,11 @@ def huggingface_files(
                 kept = {} if own is None else read_json(own, error=ConfigError)
                 drawing = {} if "do_sample" in kept or {"top_k", "top_p"} & set(kept) else {"top_k": TOP_K}
                 written["generation_config.json"] = {"do_sample": True} | drawing | ids | kept
-    described = {"tokenizer_config.json", "tokenizer.json"} & set(copied) or "tokenizer_class" in config.generation
+    own = copied.get("tokenizer_config.json")
+    said = {} if own is None else read_json(own, error=ConfigError)
+    described = "tokenizer.json" in copied or "tokenizer_class" in config.generation | said
     if not described and (found := _tokenizer_config(config, tokenizer)):
-        written["tokenizer_config.json"] = found
+        written["tokenizer_config.json"] = found | said
         if found["tokenizer_class"] == _RUST and isinstance(tokenizer, WordPiece | Lossless):
             written["tokenizer.json"] = json.loads(rust_tokenizer(config, tokenizer).to_str())
         if isinstance(tokenizer, SentencePiece):

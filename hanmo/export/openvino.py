@@ -44,15 +44,19 @@ def export_openvino(
     """Write openvino_model.xml and .bin, config.json and the given files into a new folder.
 
     weights: "float32", "bfloat16", "int8" or "int4".   config, family: as for `hanmo.load`.
-    files: gives what lies beside the graph, by name, as for `add_files`; "config.json" is added to the graph's.
+    files: gives the files beside the graph, by name, as for `add_files`; "config.json" is added to the graph's.
     Raises CheckpointError for a model that GenAI cannot run: one with an encoder, without learned positions, or whose
     tokens see later ones.
     """
-    with TemporaryDirectory(dir=Path(path).absolute().parent, prefix=".openvino-") as built:
-        kept = open_weights(
-            source, weights=weights, config=config, family=family, folder=Path(built), progress=progress
-        )
-        _check(kept.config)
+    with atomic_folder(Path(path), overwrite=overwrite) as folder:
+        with TemporaryDirectory(dir=folder) as built:
+            kept = open_weights(
+                source, weights=weights, config=config, family=family, folder=Path(built), progress=progress
+            )
+            _check(kept.config)
+            graph = _GenAI(kept, kept.config, kept.config.main)
+            model = graph.model({"logits": graph.logits(graph.stack_output("decoder", cached=True))})
+            ov.save_model(model, folder / MODEL, compress_to_fp16=False)
         found = dict(files(kept.config))
         added = found.pop("config.json", {})
         assert isinstance(added, dict)
@@ -61,12 +65,9 @@ def export_openvino(
             "vocab_size": kept.config.vocab_size,
             "max_position_embeddings": kept.config.main.positions,
         }
-        graph = _GenAI(kept, kept.config, kept.config.main)
-        model = graph.model({"logits": graph.logits(graph.stack_output("decoder", cached=True))})
-        with atomic_folder(Path(path), overwrite=overwrite) as folder:
-            ov.save_model(model, folder / MODEL, compress_to_fp16=False)
-            (folder / "config.json").write_text(json.dumps(sizes | added, indent=2) + os.linesep, "utf-8")
-            add_files(folder, found)
+        data = kept.config.generation | sizes | added
+        (folder / "config.json").write_text(json.dumps(data, indent=2) + os.linesep, "utf-8")
+        add_files(folder, found)
     return Path(path)
 
 
@@ -101,7 +102,7 @@ class _GenAI(Graph):
         return super().input(name, shape, dtype)
 
     def _mask(self) -> Node:
-        """Add what hides padding and later tokens, [b, 1, n, m]."""
+        """Return what is added to attention scores, [b, 1, n, m]: 0, or _HIDDEN for padding and later tokens."""
         if "visible" not in self.__dict__:
             given = super().input("attention_mask", [-1, -1], ov.Type.i64)
             all_of, new = (op.gather(op.shape_of(each, "i64"), 1, 0) for each in (given, self.inputs["ids"]))

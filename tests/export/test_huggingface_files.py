@@ -157,6 +157,30 @@ def test_an_original_s_folder_is_told_to_transformers(family: str, tmp_path: Pat
     assert found[0].tolist()[1 if loaded.config.is_encoder_decoder else len(ids) :] == list(answer.ids)
 
 
+def test_a_tokenizer_config_that_names_no_class_gets_one_and_keeps_the_rest(tmp_path: Path) -> None:
+    loaded = original("gpt2", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pre_tokenize": False, "model_max_length": 24}))
+    folder = convert(tmp_path / "model.ckpt", tmp_path / "converted")
+    tokenizer = tokenizer_of(folder)
+    assert loaded.tokenizer is not None and tokenizer.model_max_length == 24
+    assert tokenizer(TEXTS).input_ids == [loaded.tokenizer.encode(text, special=True, ends=False).ids for text in TEXTS]
+    assert json.loads((folder / "tokenizer_config.json").read_text())["pre_tokenize"] is False
+
+
+def test_force_replaces_what_convert_wrote_but_no_readme_that_was_changed(tmp_path: Path) -> None:
+    original("gpt2_ml", tmp_path)
+    folder, again = tmp_path / "converted", ["--to", "huggingface", "--force"]
+    convert(tmp_path / "model.ckpt", folder)
+    with pytest.raises(SystemExit) as ended:
+        app(["convert", str(tmp_path / "model.ckpt"), str(folder), *again])
+    assert not ended.value.code
+    with (folder / "README.md").open("a") as card:
+        card.write("Licence: mine")
+    with pytest.raises(SystemExit) as ended:
+        app(["convert", str(tmp_path / "model.ckpt"), str(folder), *again])
+    assert ended.value.code == 1 and "mine" in (folder / "README.md").read_text()
+
+
 def test_saving_in_python_tells_transformers_too(tmp_path: Path) -> None:
     loaded = original("bert", tmp_path)
     folder = loaded.save(tmp_path / "saved", form="huggingface")

@@ -1,15 +1,19 @@
 """A decoder written for OpenVINO GenAI: its inputs give the logits of ours, prompts padded and continued included."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import openvino as ov
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import hanmo
 from hanmo.checkpoint.open import locate
+from hanmo.checkpoint.save import save
+from hanmo.cli.app import app
 from hanmo.errors import CheckpointError
 from hanmo.export.openvino import MODEL, export_openvino
 from hanmo.pipeline import SMALL
@@ -64,6 +68,25 @@ def test_files_beside_the_graph_and_a_folder_that_exists(data: Path, tmp_path: P
     assert json.loads((made / "config.json").read_text())["eos_token_id"] == 3
     with pytest.raises(CheckpointError, match="is not empty"):
         export_openvino(source, made)
+
+
+def test_convert_makes_folders_above_keeps_special_ids_and_never_replaces_what_is_read(
+    data: Path, tmp_path: Path
+) -> None:
+    config = hanmo.load(data / "goldens" / "gpt2").config
+    said = {"eos_token_id": 3, "pad_token_id": 0, "tokenizer_class": "BertTokenizer"}
+    source = save(hanmo.load(data / "goldens" / "gpt2").model, tmp_path / "source", form="huggingface").path
+    described = json.loads((source / "config.json").read_text()) | said
+    (source / "config.json").write_text(json.dumps(described))
+    run = partial(CliRunner().invoke, app)
+    result = run(["convert", str(source), str(source), "--to", "openvino", "--force"])
+    assert result.exit_code == 1 and "is what is read; give another place" in result.stderr
+    made = tmp_path / "a" / "b" / "genai"
+    assert run(["convert", str(source), str(made), "--to", "openvino"]).exit_code == 0
+    written = json.loads((made / "config.json").read_text())
+    assert written["vocab_size"] == config.vocab_size and {key: written[key] for key in said} == said
+    assert run(["convert", str(source), str(made), "--to", "openvino", "--force"]).exit_code == 0
+    assert not [file for file in made.iterdir() if file.is_dir()]
 
 
 @pytest.mark.slow
