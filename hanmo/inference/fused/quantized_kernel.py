@@ -11,6 +11,7 @@ the step: its numbers are computed by the same instructions in the same order.
 import numpy as np
 from llvmlite import ir
 from numba import carray, njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from hanmo.inference.fused import functions as fn
@@ -63,11 +64,14 @@ def _build(builder, arguments, bits, rows, tokens):
     group.add_incoming(number(I64, 0), before)
     totals = [[builder.phi(FLOATS) for _ in range(tokens)] for _ in range(rows)]
 
-    def load(address, each, nbytes, start=0, kind=INTS):
-        """Load what this group has in array `each` of several, with so many bytes a group, from byte `start` on."""
+    def at(address, each, nbytes, start, kind):
+        """Point to what this group has in array `each` of several, with so many bytes a group, from byte `start` on."""
         place = builder.add(builder.mul(groups, number(I64, each)), group)
         offset = builder.add(builder.mul(place, number(I64, nbytes)), number(I64, start))
-        loaded = builder.load(builder.inttoptr(builder.add(address, offset), kind.as_pointer()))
+        return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
+
+    def load(address, each, nbytes, start=0, kind=INTS):
+        loaded = builder.load(at(address, each, nbytes, start, kind))
         loaded.align = 1
         return loaded
 
@@ -84,6 +88,13 @@ def _build(builder, arguments, bits, rows, tokens):
         both = builder.xor(load(weights, row, 64), number(INTS, [0x88888888 - (1 << 32)] * LANES))
         return [builder.and_(both, low), builder.and_(builder.lshr(both, number(INTS, [4] * LANES)), low)]
 
+    if rows == 4:  # memory would wait while a block is computed: fetch the weights of the next rows
+        fetch = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+        prefetch = cgutils.get_or_insert_function(builder.module, fetch, "llvm.prefetch.p0")
+        for row in range(rows, 2 * rows):
+            for start in range(0, GROUP * bits // 8, 64):
+                place = at(weights, row, GROUP * bits // 8, start, I8)
+                builder.call(prefetch, [place, number(I32, 0), number(I32, 2), number(I32, 1)])
     matrix = [unsigned(row) for row in range(rows)]
     for token in range(tokens):
         halves = [load(numbers, token, GROUP, start) for start in (0, 64)]
