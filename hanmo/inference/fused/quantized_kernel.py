@@ -89,12 +89,9 @@ def _build(builder, arguments, bits, rows, tokens):
         return [builder.and_(both, low), builder.and_(builder.lshr(both, number(INTS, [4] * LANES)), low)]
 
     if rows == 4:  # memory would wait while a block is computed: fetch the weights of the next rows
-        fetch = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-        prefetch = cgutils.get_or_insert_function(builder.module, fetch, "llvm.prefetch.p0")
         for row in range(rows, 2 * rows):
             for start in range(0, GROUP * bits // 8, 64):
-                place = at(weights, row, GROUP * bits // 8, start, I8)
-                builder.call(prefetch, [place, number(I32, 0), number(I32, 2), number(I32, 1)])
+                _prefetch(builder, at(weights, row, GROUP * bits // 8, start, I8))
     matrix = [unsigned(row) for row in range(rows)]
     for token in range(tokens):
         halves = [load(numbers, token, GROUP, start) for start in (0, 64)]
@@ -111,12 +108,24 @@ def _build(builder, arguments, bits, rows, tokens):
     group.add_incoming(following, loop)
     builder.cbranch(builder.icmp_signed("<", following, groups), loop, after)
     builder.position_at_end(after)
-    for row in range(rows):
-        for token in range(tokens):
-            place = builder.add(builder.add(out, number(I64, 4 * row)), builder.mul(stride, number(I64, token)))
-            total = _lanes_sum(builder, totals[row][token].incomings[1][0])
-            builder.store(total, builder.inttoptr(place, F32.as_pointer()))
+    _store_sums(builder, [[total.incomings[1][0] for total in row] for row in totals], out, stride)
     builder.ret_void()
+
+
+def _prefetch(builder, pointer):
+    """Fetch a cache line for reading, to the second level of the cache."""
+    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [pointer, *(ir.Constant(I32, number) for number in (0, 2, 1))])
+
+
+def _store_sums(builder, totals, out, stride):
+    """Store the sum of the lanes of each row's and token's total; stride: bytes between tokens."""
+    for row, own in enumerate(totals):
+        for token, total in enumerate(own):
+            place = builder.add(out, ir.Constant(I64, 4 * row))
+            place = builder.add(place, builder.mul(stride, ir.Constant(I64, token)))
+            builder.store(_lanes_sum(builder, total), builder.inttoptr(place, F32.as_pointer()))
 
 
 def _lanes_sum(builder, vector):
