@@ -65,7 +65,7 @@ def run(
         raise
     except Exception as error:  # the script's own, whatever it is: shown as Python shows it, without our frames
         trace = frames_of(script, error.__traceback__)
-        own = own_error(script, error)
+        own = own_error(error)
         if own is not None and not context.find_root().params.get("debug"):
             line = line_of(script, trace)
             say(("" if line is None else f"{script}:{line}: ") + translate(" ".join(str(own).split())))

@@ -97,13 +97,10 @@ def line_of(path: Path, trace: TracebackType | None) -> int | None:
     return lines[-1] if lines else None
 
 
-def own_error(path: Path, error: BaseException) -> HanmoError | None:
-    """Return the error of Hanmo's that a script met, also where Keras raised one of its own over it; None if none is.
-
-    An error that the script itself raised while it handled another is its own.
-    """
+def own_error(error: BaseException) -> HanmoError | None:
+    """Return the error of Hanmo's that a script met, also where Keras raised one of its own over it; else None."""
     frames = traceback.extract_tb(error.__traceback__)
-    inside = bool(frames) and frames[-1].filename != str(path)
+    inside = any("/keras/src/" in Path(frame.filename).as_posix() for frame in frames)
     found = error if isinstance(error, HanmoError) else None
     before = error.__cause__ or error.__context__
     while before is not None and inside:

@@ -139,8 +139,7 @@ def _wrap(part: KerasModel, condition: Any = None, extra: Sequence[KerasTensor] 
         else:
             symbols.append(keras.Input((None,), name=name, dtype="int32"))
     network = Network(part.network, part.settings)
-    network.symbols.extend(network(symbols if len(symbols) > 1 else symbols[0]))
-    outputs = network.symbols[: len(network.kinds)]
+    outputs = network(symbols if len(symbols) > 1 else symbols[0])[: len(network.kinds)]
     inputs = [each for each in symbols if each is not condition]
     return Model([*inputs, *extra], outputs if len(outputs) > 1 else outputs[0])
 

@@ -79,7 +79,7 @@ def _keras(name: str) -> ModuleType:
 
 def _tensorflow(name: str) -> ModuleType:
     contents: dict[str, Any] = {
-        "tensorflow": {"keras": find("keras")},
+        "tensorflow": {"keras": find("keras"), "__version__": "2.15.1"},  # the last that bert4keras runs on
         "tensorflow.distribute": {"MirroredStrategy": strategy.OneDevice},
     }
     if name not in contents:

@@ -195,7 +195,7 @@ class Network(NetworkLayer):
         modules = dict(network.named_modules())
         self._keep(modules=modules, asked=set())
         self._keep(taps=taps_of(network.config, settings, modules), kinds=outputs_of(network.config, settings))
-        self._keep(slots=[(tap, i) for tap in self.taps for i in range(tap.times)], symbols=[])
+        self._keep(slots=[(tap, i) for tap in self.taps for i in range(tap.times)])
         names = dict.fromkeys([tap.name for tap in self.taps] + list(self.weighted))
         self._keep(sublayers={name: Sublayer(self, name, self.weighted.get(name)) for name in names})
         _made.append(weakref.ref(self))
@@ -223,7 +223,8 @@ class Network(NetworkLayer):
                 + ", ".join(dict.fromkeys(tap.name for tap in self.taps))
             )
         self.asked.add(indices[use])
-        return self.symbols[len(self.kinds) + indices[use]]
+        outputs: list[KerasTensor] = self.output  # of its first use
+        return outputs[len(self.kinds) + indices[use]]
 
     def call(self, inputs: Any, training: bool | None = None) -> list[Tensor | None]:
         named = self._named(inputs)
