@@ -53,7 +53,7 @@ _OPENING: dict[str, tuple[Any, Any]] = {
     "pre_tokenize": (shared.PreTokenize, None),
     "mask": (shared.Mask, None),
 }
-_BATCH = "With --file: texts generated at once; int8, int4 and bfloat16 results depend on it."
+_BATCH = "With --file: texts generated at once; int8, int4 and bfloat16 results may depend on it."
 
 
 @with_options(_GENERATION | _OPENING)
