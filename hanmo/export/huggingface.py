@@ -59,7 +59,12 @@ def huggingface_files(
 
 
 def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return a tokenizer_config.json, or {} where transformers finds the class by model_type or has none.
+
+    RoBERTa, XLM-R and CamemBERT are found. `CpmTokenizer` splits no words by jieba, so that its ids are not CPM's.
+    """
     found: dict[str, Any] = {}
+    start = tokenizer.special.start
     if isinstance(tokenizer, WordPiece | Lossless):
         jieba = isinstance(tokenizer, WordPiece) and tokenizer.pre_tokenizes
         found = {"tokenizer_class": "RoFormerTokenizer" if jieba else _RUST, "clean_up_tokenization_spaces": False}
@@ -71,13 +76,11 @@ def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, An
         for kind, name in names.items():
             if (number := getattr(tokenizer.special, kind)) is not None:
                 found[name] = tokenizer.id_to_token(number)
-    elif isinstance(tokenizer, SentencePiece) and tokenizer.cpm:
-        found = {"tokenizer_class": "CpmTokenizer"}
-    elif isinstance(tokenizer, SentencePiece) and tokenizer.special.start is not None:
+    elif isinstance(tokenizer, SentencePiece) and start is not None and tokenizer.id_to_token(start) == "[CLS]":
         found = {"tokenizer_class": "AlbertTokenizer"}
-    elif isinstance(tokenizer, SentencePiece):
+    elif isinstance(tokenizer, SentencePiece) and start is None and not tokenizer.cpm:
         found = {"tokenizer_class": "T5Tokenizer", "extra_ids": tokenizer.extra_ids}
-    elif isinstance(tokenizer, ByteBPE):
+    elif isinstance(tokenizer, ByteBPE) and start is None:
         found = {"tokenizer_class": "GPT2Tokenizer"}
     if found and config.main.context is not None:
         found["model_max_length"] = config.main.context

@@ -1,18 +1,23 @@
 """Converted folders in transformers: its Auto classes load tokenizer and model, with equal ids, outputs and texts."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 
 import hanmo
 from hanmo.checkpoint.save import save
 from hanmo.cli.app import app
+from hanmo.export.huggingface import huggingface_files
 from hanmo.families import FAMILIES
 from hanmo.model import Model
 from hanmo.model_pipeline import ModelPipeline
+from hanmo.tokenizers.byte_bpe import _BYTES, ByteBPE
+from hanmo.tokenizers.sentence_piece import SentencePiece
 
 transformers = pytest.importorskip("transformers")
 transformers.utils.logging.set_verbosity_error()
@@ -179,6 +184,27 @@ def test_force_replaces_what_convert_wrote_but_no_readme_that_was_changed(tmp_pa
     with pytest.raises(SystemExit) as ended:
         app(["convert", str(tmp_path / "model.ckpt"), str(folder), *again])
     assert ended.value.code == 1 and "mine" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["cpm", "roberta"])
+def test_no_class_is_named_whose_ids_would_differ(kind: str, tmp_path: Path) -> None:
+    config = original("gpt2", tmp_path).config
+    if kind == "cpm":
+        (tmp_path / "cpm.model").write_bytes(cpm_model())
+        tokenizer: Any = SentencePiece(tmp_path / "cpm.model", end="</s>", ends=False, cpm=True)
+    else:
+        tokenizer = ByteBPE({**_BYTES, "<s>": 256, "</s>": 257}, [], start="<s>", end="</s>")
+    assert "tokenizer_config.json" not in huggingface_files(config, tokenizer, [])
+
+
+def cpm_model() -> bytes:
+    """Train a SentencePiece model with CPM's signs of a space and a line end."""
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["今天 ▂ 天气 ▃ 不错"] * 20), model_writer=written, vocab_size=20,
+        hard_vocab_limit=False, user_defined_symbols=["▂", "▃"], minloglevel=2,
+    )  # fmt: skip
+    return written.getvalue()
 
 
 def test_saving_in_python_tells_transformers_too(tmp_path: Path) -> None:
