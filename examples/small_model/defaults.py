@@ -9,7 +9,7 @@ setting writes one text for each (seed 0), and the document's own next tokens ar
     repeats   share of the 4-grams of a text that it has had before
     distinct  number of different bigrams of all texts, over the number of bigrams
 
-The distance of a setting is the sum of |log(measure / measure of the reference)|, 0.05 added to both repeats.
+The distance of a setting is the sum of |log(measure / measure of the reference)|, 0.01 added to both repeats.
 """
 
 import argparse
@@ -77,6 +77,8 @@ def held_out(data: Path, end: int) -> tuple[list[list[int]], list[list[int]]]:
                 prompts.append([end, *ids[:READ]])
                 following.append(ids[READ : READ + WRITTEN])
                 taken += 1
+    if not prompts:
+        sys.exit(f"{data} has no held-out document of {READ + WRITTEN} tokens in valid-*.json; make it with prepare.py")
     return prompts, following
 
 
