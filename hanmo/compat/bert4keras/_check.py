@@ -65,6 +65,12 @@ def scripts_beside(path: Path) -> list[Path]:
     return list(found)
 
 
+def line_of_import(path: Path, name: str) -> int:
+    """Return the line where a script imports a module; 1 where others do it."""
+    imports = ((getattr(node, "module", None) or alias.name, node.lineno) for node, alias in _imports(_parse(path)))
+    return next((line for module, line in imports if module == name), 1)
+
+
 def _parse(path: Path) -> ast.Module:
     try:
         return ast.parse(read_script(path), str(path))

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
-from hanmo.compat.bert4keras._check import Finding, find_uses, scripts_beside
+from hanmo.compat.bert4keras._check import Finding, find_uses, line_of_import, scripts_beside
 from hanmo.compat.bert4keras._modules import PLAIN, Face, read_script
 from hanmo.errors import HanmoError, MissingExtra, Unsupported
 
@@ -48,14 +48,21 @@ def run_script(path: Path, arguments: Sequence[str] = (), *, keras: bool | None 
 def check_script(path: Path, *, keras: bool | None = None) -> list[Finding]:
     """List what a script uses, by line, and whether it is supported; for keras and errors see `run_script`.
 
+    What is not supported in the files that it imports from its folder is listed at the line of the import.
     Raises Unsupported for what is not Python 3.
     """
-    if keras is None:
-        try:
-            return find_uses(path, choose_face(path))
-        except MissingExtra:
-            return find_uses(path, PLAIN)
-    return find_uses(path, keras_face() if keras else PLAIN)
+    try:
+        face = choose_face(path) if keras is None else keras_face() if keras else PLAIN
+    except MissingExtra:
+        if keras:
+            raise
+        face = PLAIN
+    found = find_uses(path, face)
+    for beside in scripts_beside(path)[1:]:
+        line = line_of_import(path, beside.stem)
+        uses = [each for each in find_uses(beside, face) if not each.supported]
+        found += [each._replace(line=line, text=f"{beside.name}:{each.line}: {each.text}") for each in uses]
+    return sorted(found)
 
 
 def choose_face(path: Path) -> Face:

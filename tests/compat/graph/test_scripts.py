@@ -83,6 +83,14 @@ def test_a_script_needs_keras_where_one_in_its_folder_does(script):
     assert hanmo_run(path).stdout == "keras.src.layers.core.dense\n"
 
 
+def test_check_lists_what_files_in_the_folder_lack(script):
+    script("import tensorflow as tf\ndef load(names):\n    return tf.data.TFRecordDataset(names)", "data_utils.py")
+    done = hanmo_run("--check", script("import numpy\nfrom data_utils import *\nload([])"))
+    assert (
+        done.exit_code == 1 and ":2: not supported: data_utils.py:3: tensorflow.data.TFRecordDataset: " in done.stdout
+    )
+
+
 def test_a_script_that_only_predicts_does_not_import_keras(script):
     text = "import sys, keras\nfrom bert4keras.layers import Loss\nprint('keras.src' in sys.modules, keras.__version__)"
     command = [sys.executable, "-m", "hanmo.cli", "run", str(script(text))]
