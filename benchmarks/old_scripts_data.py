@@ -54,9 +54,9 @@ class Maker:
     def __init__(self, folder: Path) -> None:
         self.folder, self.random = folder, random.Random(0)
 
-    def text(self, length: int) -> str:
-        """Draw common characters."""
-        return "".join(self.random.choices(COMMON, k=length))
+    def text(self, length: int, kinds: int = len(COMMON)) -> str:
+        """Draw from the first of the common characters."""
+        return "".join(self.random.choices(COMMON[:kinds], k=length))
 
     def write(self, path: str, text: str, encoding: str = "utf-8") -> Path:
         """Write a file below the folder."""
@@ -187,12 +187,12 @@ def relations(maker: Maker) -> None:
 
 
 def titles(maker: Maker) -> None:
-    """Titles are the first characters of their text."""
+    """Titles, of few kinds of characters, are the start of their text."""
     for i in range(32):
-        title = maker.text(6)
+        title = maker.text(6, 20)
         maker.write(f"root/thuctc/THUCNews/news/{i}.txt", f"{title}\n{title}{maker.text(20)}")
-    for part, rows in {"train": 64, "val": 2, "test": 2}.items():
-        texts = [maker.text(26) for _ in range(rows)]
+    for part, rows in {"train": 96, "val": 2, "test": 2}.items():
+        texts = [maker.text(6, 20) + maker.text(20) for _ in range(rows)]
         maker.lines(f"root/csl/{part}.tsv", [f"{text[:6]}\t{text}" for text in texts])
 
 
