@@ -7,7 +7,7 @@
 
 Only paths, sizes, numbers of steps and the weights of the image model are replaced in their texts; the data are in
 old_scripts_data.py. Each runs in a folder and a process of its own. A training script passes if every `fit` ends with a
-loss at least 2 % below its first batch's. Exits with 1 if one fails.
+mean loss of an epoch at least 2 % below that of the first. Exits with 1 if one fails.
 """
 
 import argparse
