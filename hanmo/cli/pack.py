@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 _Inputs = Annotated[
     list[Path],
-    Argument(metavar="INPUT", help="txt, jsonl, csv, tsv, also .xz .gz .bz2, or folders.", show_default=False),
+    Argument(
+        metavar="INPUT", help="txt, jsonl, csv, tsv, tfrecord, also .xz .gz .bz2, or folders.", show_default=False
+    ),
 ]
 _Force = Annotated[bool, Option("--force", help="Replace what is there.")]
 _TextKey = Annotated[str, Option(help="Field of jsonl, or column of csv, that holds the text.")]
@@ -114,8 +116,9 @@ def _summarise(report: "PackReport", encoder: "TokenEncoder", out: Path) -> None
     share = report.unknown / report.tokens
     most = " ".join(character for character, _ in report.outside.most_common(10))
     if report.unknown:
-        echo(f"unknown: {share:.2%} of the tokens; {report.distinct_unknown:,} characters, the most: {most}")
-    if share > 0.05:
+        characters = f"; {report.distinct_unknown:,} characters, the most: {most}" if most else ""
+        echo(f"unknown: {share:.2%} of the tokens{characters}")
+    if most and share > 0.05:
         say(f"{share:.1%} of the tokens are unknown, most of them {most}; is this the vocabulary for these texts?")
     if 0 not in (tokenizer.special.pad, tokenizer.special.unk):
         say(f"id 0 is {tokenizer.id_to_token(0)!r} in this vocabulary; training never has it predicted")

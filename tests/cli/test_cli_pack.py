@@ -30,6 +30,11 @@ LOSSLESS = [
     *"天地玄黄，",
 ]
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"天地玄黄，"]
+# [CLS] 天 地 [UNK] [SEP] and padding, with mask_ids, written by TensorFlow 2.15.1.
+RECORD = (
+    "3700000000000000e7e8ca590a350a180a086d61736b5f696473120c1a0a0a0800000500000000000a190a09746f6b656e5f69647312"
+    "0c1a0a0a0802050601030000005a49c50a"
+)
 PROGRAM = """
 import sys
 from hanmo.cli.app import app
@@ -85,6 +90,19 @@ def test_the_vocabulary_beside_a_checkpoint_is_taken(tmp_path: Path, data: Path)
         assert told.exit_code == 0, told.stderr
         assert f"after each document: {'[SEP]' if options else 'no mark'}\n" in told.stdout
         assert PackedFile(tmp_path / "d").ids.tolist() == ids
+
+
+def test_ids_of_bert4keras_are_packed_and_summed_up(tmp_path: Path) -> None:
+    vocabulary(tmp_path / "vocab.txt", BERT)
+    (tmp_path / "a.tfrecord").write_bytes(bytes.fromhex(RECORD))
+    told = run("pack", tmp_path / "a.tfrecord", "--out", tmp_path / "d", "--tokenizer", tmp_path / "vocab.txt")
+    assert told.exit_code == 0, told.stderr
+    assert told.stdout == (
+        f"{tmp_path / 'd'}.bin: 1 document, 3 characters, 3 tokens\n"
+        "after each document: no mark\n"
+        "unknown: 33.33% of the tokens\n"
+    )
+    assert PackedFile(tmp_path / "d").ids.tolist() == [5, 6, 1]
 
 
 def test_an_id_zero_that_is_a_word_is_mentioned(tmp_path: Path) -> None:

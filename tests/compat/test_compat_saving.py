@@ -149,6 +149,16 @@ def test_a_transformer_reads_another_checkpoint(build, data):
     close(made.model.predict(TOKENS), read.model.predict(TOKENS))
 
 
+def test_a_mapping_of_names_is_refused(tmp_path, build, data):
+    made = build(return_keras_model=False)
+    mapping = {"Embedding-Token": ["table"]}
+    with pytest.raises(Unsupported, match=r"a mapping of 1 layers was given; .* set_weights of model\.get_layer"):
+        made.load_weights_from_checkpoint(str(data / "goldens" / "bert" / "model.ckpt"), mapping=mapping)
+    with pytest.raises(Unsupported, match="a mapping of 1 layers was given"):
+        made.save_weights_as_checkpoint(str(tmp_path / "new.ckpt"), mapping)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_weights_can_be_loaded_as_bfloat16(build):
     expected = build("gpt2_ml", model="gpt2_ml").predict(TOKENS[0])
     backend.set_weights_dtype("bfloat16")

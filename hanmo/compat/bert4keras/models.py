@@ -16,7 +16,7 @@ from hanmo.compat.bert4keras._model import KerasModel
 from hanmo.compat.bert4keras._runners import QUANTIZED, open_quantized, warn_unquantized
 from hanmo.compat.bert4keras.configs import Input, Settings, get_weights_dtype
 from hanmo.compat.bert4keras.keras import keras
-from hanmo.errors import ConfigError, MissingFile
+from hanmo.errors import ConfigError, MissingFile, Unsupported
 from hanmo.families import FAMILIES
 from hanmo.files import read_json
 from hanmo.model import Model
@@ -40,13 +40,15 @@ class Transformer:
         self.model, self.encoder, self.decoder, self.edit = model, encoder, decoder, edit
         self.layers, self.inputs, self.outputs = model.layer_map, model.inputs, model.outputs
 
-    def load_weights_from_checkpoint(self, checkpoint: str, mapping: None = None) -> None:
-        """Load a TensorFlow checkpoint with the original's names; mapping must be None."""
+    def load_weights_from_checkpoint(self, checkpoint: str, mapping: Any = None) -> None:
+        """Load a TensorFlow checkpoint with the original's names; raises Unsupported for a mapping."""
+        refuse_mapping(mapping)
         warn_unquantized(get_weights_dtype(), "the checkpoint was given after the model was built")
         fill_network(self.model.network, checkpoint, self.edit)
 
-    def save_weights_as_checkpoint(self, filename: str, mapping: None = None, dtype: str | None = None) -> None:
-        """Write a TensorFlow checkpoint with the original's names; mapping must be None."""
+    def save_weights_as_checkpoint(self, filename: str, mapping: Any = None, dtype: str | None = None) -> None:
+        """Write a TensorFlow checkpoint with the original's names; raises Unsupported for a mapping."""
+        refuse_mapping(mapping)
         _weights.save_checkpoint(self.model.network, filename, dtype)
 
 
@@ -94,6 +96,15 @@ def build_transformer_model(
             of_part = Settings(settings.name, part, settings.lm, inputs=list(configs.T5_INPUTS[part]))
             parts[i] = KerasModel(made.network, of_part)
     return Transformer(made, parts[0], parts[1], edit)
+
+
+def refuse_mapping(mapping: Any) -> None:
+    """Raise Unsupported unless mapping is empty or None, which stand for the original's names in bert4keras too."""
+    if mapping:
+        raise Unsupported(
+            f"a mapping of {len(mapping)} layers was given; only the original's names of weights are supported; leave "
+            "mapping out, or move arrays under other names with get_weights and set_weights of model.get_layer(name)"
+        )
 
 
 def fill_network(network: Model, checkpoint: str, edit: VocabularyEdit | None) -> None:

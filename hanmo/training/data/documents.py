@@ -1,6 +1,6 @@
 """Documents and rows of txt, jsonl and csv files, also as .xz .gz .bz2, and of folders of these, in bounded memory.
 
-Knows compression, encodings (UTF-8, GB18030), the line of an error, and where a document ends; knows no ids. A long
+Knows compression, encodings (UTF-8, GB18030), the line of an error, and where a document ends; makes no ids. A long
 document of a text file comes in parts of about a million characters; one of a jsonl or csv file is read at once.
 """
 
@@ -12,7 +12,7 @@ import json
 import lzma
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -23,6 +23,7 @@ from hanmo.files import open_file
 
 JSON, TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
 _FORMS = (".txt", ".text", ".md", *JSON, *TABLES)
+_RECORDS = ".tfrecord"
 _COMPRESSED: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 _CHUNK = 1 << 20  # characters of a part; bytes read at once, and between two reports of progress
 _SNIFF = 1 << 16  # bytes examined after the first one that is not ASCII
@@ -31,11 +32,15 @@ _SEPARATORS = {"file": "", "line": "\n", "paragraph": "\n\n"}
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a document: text, the name of its source, and whether the document ends here."""
+    """A piece of a document: text, the name of its source, and whether the document ends here.
+
+    ids: of a document that is stored as ids; then text is empty.
+    """
 
     text: str
     source: str = ""
     ends: bool = True
+    ids: tuple[int, ...] = ()
 
     def pieces(self, size: int) -> Iterator["Part"]:
         """Yield the part in pieces of `size` to twice as many characters, cut between words."""
@@ -47,35 +52,45 @@ class Part:
         yield Part(self.text[at:], self.source, self.ends) if at else self
 
 
+RecordReader = Callable[[IO[bytes], Path, str], Iterator[Part]]
+
+
 def read_documents(
     paths: Iterable[str | Path],
     *,
     text_key: str = "text",
     source_key: str = "source",
     document: str = "file",
+    records: RecordReader | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Part]:
     """Yield the documents of all files as parts, in file order; empty documents are skipped.
 
     text_key, source_key: fields of jsonl and columns of csv; without a source, the file's name is taken.
     document: what one document of a text file is: "file", "line", or "paragraph" (separated by an empty line).
+    records: reads .tfrecord files, of which it is given the stream, the path and the source; None refuses them.
     progress: called about once a megabyte with the bytes read and the total.
     A long document is cut between words; only a word of 4,096 letters or more may be cut.
     Raises MissingFile, and DataError naming file and line for binary files, other encodings and unreadable lines.
     """
     if document not in _SEPARATORS:
         raise DataError(f"document is {document!r}, expected one of {', '.join(_SEPARATORS)}")
-    files = find_files(paths)
+    files = find_files(paths, _FORMS if records is None else (*_FORMS, _RECORDS))
     total = sum(path.stat().st_size for path in files)
     before = told = 0  # bytes of the files before this one; bytes last reported
     for path in files:
         name = path.name.removesuffix("".join(path.suffixes)) or path.name
         empty = True
-        with opened(path) as (file, raw):
-            if form(path) in JSON + TABLES:
-                parts = _structured(file, path, name, text_key, source_key)
+        with ExitStack() as stack:
+            if records is not None and form(path) == _RECORDS:
+                stream, raw = stack.enter_context(_unpacked(path))
+                parts = records(stream, path, name)
             else:
-                parts = _plain(file, name, _SEPARATORS[document])
+                file, raw = stack.enter_context(opened(path))
+                if form(path) in JSON + TABLES:
+                    parts = _structured(file, path, name, text_key, source_key)
+                else:
+                    parts = _plain(file, name, _SEPARATORS[document])
             for part in parts:
                 empty = False
                 yield part
@@ -87,7 +102,7 @@ def read_documents(
         before += path.stat().st_size
 
 
-def find_files(paths: Iterable[str | Path]) -> list[Path]:
+def find_files(paths: Iterable[str | Path], forms: tuple[str, ...] = _FORMS) -> list[Path]:
     """Return the data files that paths name, in the order given; folders are walked, sorted.
 
     Raises MissingFile for a path that does not exist, DataError for an unknown form or a folder without data files.
@@ -95,15 +110,15 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.is_file() and form(file) in _FORMS)
+            inside = sorted(file for file in path.rglob("*") if file.is_file() and form(file) in forms)
             if not inside:
-                raise DataError(f"the folder {path} holds no data file; expected files ending in {', '.join(_FORMS)}")
+                raise DataError(f"the folder {path} holds no data file; expected files ending in {', '.join(forms)}")
             found += inside
         elif not path.exists():
             raise MissingFile(f"{path} is not there; name a data file or a folder of them")
-        elif form(path) not in _FORMS:
+        elif form(path) not in forms:
             raise DataError(
-                f"{path} ends in {path.suffix!r}; expected one of {', '.join(_FORMS)}, or these with .xz .gz .bz2"
+                f"{path} ends in {path.suffix!r}; expected one of {', '.join(forms)}, or these with .xz .gz .bz2"
             )
         else:
             found.append(path)

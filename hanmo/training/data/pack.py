@@ -17,6 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from hashlib import sha256
 from itertools import chain, islice
 from multiprocessing import get_context
@@ -33,6 +34,7 @@ from hanmo.tokenizers.codes import codes_of
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.tokenizers.wordpiece import WordPiece
 from hanmo.training.data.documents import Part, read_documents
+from hanmo.training.data.tfrecord import read_records
 
 FORMAT = "hanmo-packed-1"
 DOCUMENT = np.dtype([("start", "<i8"), ("tokens", "<i8"), ("characters", "<i8"), ("title", "<u4"), ("source", "<u4")])
@@ -125,11 +127,14 @@ def pack(
     processes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PackReport:
-    """Pack txt, jsonl, csv (also .xz .gz .bz2) and folders of them into out.bin, out.documents and out.json.
+    """Pack txt, jsonl, csv, tfrecord (also .xz .gz .bz2) and folders of them into out.bin, out.documents and out.json.
 
     paths, text_key, source_key, document, progress: as in `read_documents`.   The rest: as in `pack_documents`.
     """
-    parts = read_documents(paths, text_key=text_key, source_key=source_key, document=document, progress=progress)
+    records = partial(read_records, tokenizer=encoder.tokenizer)
+    parts = read_documents(
+        paths, text_key=text_key, source_key=source_key, document=document, records=records, progress=progress
+    )
     return pack_documents(parts, out, encoder=encoder, processes=processes)
 
 
@@ -196,7 +201,7 @@ def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
     size = 0
     for piece in chain.from_iterable(part.pieces(_BATCH) for part in parts):
         held.append(piece)
-        size += len(piece.text) + 1
+        size += len(piece.text) + len(piece.ids) + 1
         if size >= _BATCH:
             yield held
             held, size = [], 0
@@ -248,16 +253,18 @@ def _encode_batch(batch: list[Part], encoder: TokenEncoder, titles: bool) -> _En
     rows = []
     lacking: list[str] = []
     for part in batch:
-        found = encoder.encode(part.text)
+        found = np.array(part.ids, encoder.dtype) if part.ids else encoder.encode(part.text)
         unknown = 0 if encoder.unknown is None else int((found == encoder.unknown).sum())
         if unknown:
             lacking.append(part.text)
+        # Of ids, each unknown one stands for a character.
+        characters = len(encoder.tokenizer.decode(part.ids)) + unknown if part.ids else len(part.text)
         line = part.text.find("\n", 0, _TITLE) if titles and part.text.startswith("《") else -1
         title = len(encoder.encode(part.text[: line + 1])) if line > 0 else 0
         ids.append(found)
         if part.ends and encoder.end is not None:
             ids.append(np.array([encoder.end], found.dtype))
-        rows.append((len(found), len(part.text), unknown, title, part.source, part.ends))
+        rows.append((len(found), characters, unknown, title, part.source, part.ends))
     return _Encoded(np.concatenate(ids), rows, encoder.outside("".join(lacking)))
 
 

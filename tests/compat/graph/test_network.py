@@ -153,6 +153,16 @@ def test_a_checkpoint_is_written_with_what_was_trained_and_a_smaller_vocabulary(
     np.testing.assert_array_equal(again.predict([IDS, SEGMENTS]), bert.model.predict([IDS, SEGMENTS]))
 
 
+def test_a_mapping_of_names_is_refused(tmp_path, paths):
+    made = build_transformer_model(*paths("bert"), return_keras_model=False)
+    mapping = {"Embedding-Token": ["table"]}
+    with pytest.raises(Unsupported, match=r"a mapping of 1 layers was given; .* set_weights of model\.get_layer"):
+        made.load_weights_from_checkpoint(paths("bert")[1], mapping=mapping)
+    with pytest.raises(Unsupported, match="a mapping of 1 layers was given"):
+        made.save_weights_as_checkpoint(str(tmp_path / "new.ckpt"), mapping)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_condition_is_a_symbolic_tensor_of_another_input(paths):
     number = keras.Input((1,))
     vector = keras.layers.Reshape((8,))(keras.layers.Embedding(2, 8)(number))

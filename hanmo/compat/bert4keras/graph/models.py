@@ -86,8 +86,9 @@ class Transformer:
         part = kind(self._built.model.network, self._built.model.settings, **options)
         return part([hidden, *(self.model.inputs if self._given is None else self._given)])
 
-    def load_weights_from_checkpoint(self, checkpoint: str, mapping: None = None) -> None:
-        """Load a TensorFlow checkpoint with the original's names; mapping must be None."""
+    def load_weights_from_checkpoint(self, checkpoint: str, mapping: Any = None) -> None:
+        """Load a TensorFlow checkpoint with the original's names; raises Unsupported for a mapping."""
+        plain.refuse_mapping(mapping)
         network = self._built.model.network
         loaded = network.empty()
         plain.fill_network(loaded, checkpoint, self._built.edit)
@@ -95,8 +96,8 @@ class Transformer:
             for parameter, new in zip(network.parameters(), loaded.parameters(), strict=True):
                 parameter.copy_(new)
 
-    def save_weights_as_checkpoint(self, filename: str, mapping: None = None, dtype: str | None = None) -> None:
-        """Write a TensorFlow checkpoint with the original's names; mapping must be None."""
+    def save_weights_as_checkpoint(self, filename: str, mapping: Any = None, dtype: str | None = None) -> None:
+        """Write a TensorFlow checkpoint with the original's names; raises Unsupported for a mapping."""
         self._built.save_weights_as_checkpoint(filename, mapping, dtype)
 
 
