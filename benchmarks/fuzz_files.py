@@ -33,6 +33,7 @@ import numpy as np
 import sentencepiece
 import tokenizers
 import torch
+from crc32c import crc32c
 
 import hanmo
 from hanmo.batch.files import Run
@@ -40,14 +41,14 @@ from hanmo.batch.rows import read_rows
 from hanmo.batch.work import BatchWriter
 from hanmo.checkpoint.open import open_source
 from hanmo.checkpoint.safetensors import write_safetensors
-from hanmo.checkpoint.tf.protobuf import fields, read_varint, varint
-from hanmo.checkpoint.tf.sstable import read_table, write_table
+from hanmo.checkpoint.tf.protobuf import encode_bytes, fields, read_varint, varint
+from hanmo.checkpoint.tf.sstable import masked, read_table, write_table
 from hanmo.errors import HanmoError
 from hanmo.tokenizers.load import load_tokenizer
 from hanmo.tokenizers.sentence_piece import jieba_words
 from hanmo.training.checkpoints import read_state
 from hanmo.training.data.documents import Part
-from hanmo.training.data.pack import TokenEncoder, pack_documents
+from hanmo.training.data.pack import TokenEncoder, pack, pack_documents
 from hanmo.training.data.packed import PackedData, PackedFile
 from hanmo.training.log import read_log
 
@@ -441,6 +442,23 @@ def packed(f: Fuzzer) -> Action:
     return read
 
 
+def tfrecord(f: Fuzzer) -> Action:
+    """Mutate a TFRecord file of ids: an example before its checksums are made, or the bytes."""
+    folder = f.copy("packed")
+    path = folder / "ids.tfrecord"
+    data = path.read_bytes()
+    example = data[12:-4]
+    path.write_bytes(record(f.message(example, 5)) if f.random.random() < 0.7 else f.bytes(data))
+    encoder = TokenEncoder(load_tokenizer(folder / "vocab.txt"))
+    return lambda: pack([path], folder / "new", encoder=encoder, processes=1)
+
+
+def record(example: bytes) -> bytes:
+    """Frame an example as in a TFRecord file."""
+    parts = len(example).to_bytes(8, "little"), example
+    return b"".join(part + masked(crc32c(part)).to_bytes(4, "little") for part in parts)
+
+
 def run_folder(f: Fuzzer) -> Action:
     """Mutate what a run over prompts, or a training run, keeps to go on with."""
     folder = f.copy("run")
@@ -462,7 +480,7 @@ def run_folder(f: Fuzzer) -> Action:
 
 KINDS = (
     *(tensorflow_index, tensorflow_data, safetensors, safetensors_index, torch_zip, torch_legacy, own_config, config),
-    *(vocabulary, tokenizer_json, sentencepiece_model, packed, run_folder),
+    *(vocabulary, tokenizer_json, sentencepiece_model, packed, tfrecord, run_folder),
 )
 
 
@@ -521,6 +539,10 @@ def make_seeds(folder: Path) -> None:
     tokenizer = load_tokenizer(folder / "tf_bert" / "vocab.txt")
     encoder = TokenEncoder(tokenizer)
     pack_documents(parts, folder / "packed" / "p", encoder=encoder, processes=1, marks={"a": "今天"})
+    ids = b"".join(map(varint, tokenizer.encode(TEXTS[0]).ids))
+    entry = encode_bytes(1, b"token_ids") + encode_bytes(2, encode_bytes(3, encode_bytes(1, ids)))
+    (folder / "packed" / "ids.tfrecord").write_bytes(record(encode_bytes(1, encode_bytes(1, entry))))
+    shutil.copy(folder / "tf_bert" / "vocab.txt", folder / "packed")
     make_run(folder / "run")
 
 

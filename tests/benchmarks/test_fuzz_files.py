@@ -18,8 +18,8 @@ print(json.dumps(found))
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
 def test_damaged_files_give_errors_of_ours_and_nothing_else():
-    words = [sys.executable, "-c", PROGRAM, str(ROOT / "benchmarks" / "fuzz_files.py"), "650"]
+    words = [sys.executable, "-c", PROGRAM, str(ROOT / "benchmarks" / "fuzz_files.py"), "700"]
     result = subprocess.run(words, capture_output=True, text=True, timeout=1800, check=True)
     found = json.loads(result.stdout.splitlines()[-1])
-    assert found["faults"] == {} and found["kinds"] == 13
-    assert found["counts"]["read"] > 30 and sum(found["counts"].values()) == 650
+    assert found["faults"] == {} and found["kinds"] == 14
+    assert found["counts"]["read"] > 30 and sum(found["counts"].values()) == 700
