@@ -40,9 +40,11 @@ def test_logits_and_hidden_states_are_ours(loaded: ModelPipeline, folder: Path) 
     with torch.no_grad():
         expected = loaded.model(ids, mask=mask, segments=segments)
         logits = theirs(folder, "AutoModelForMaskedLM")(ids, **given).logits
-        hidden = theirs(folder, "AutoModel")(ids, **given).last_hidden_state
+        found = theirs(folder, "AutoModel")(ids, output_hidden_states=True, **given)
     assert (logits - expected.logits)[mask].abs().max() < 1e-5 * max(1, expected.logits.abs().max())
-    assert (hidden - expected.hidden)[mask].abs().max() < 1e-5
+    assert (found.last_hidden_state - expected.hidden)[mask].abs().max() < 1e-5
+    assert len(found.hidden_states) == loaded.config.main.num_layers + 1
+    assert torch.equal(found.hidden_states[-1], found.last_hidden_state)
 
 
 def test_it_trains_and_comes_back_bit_for_bit(loaded: ModelPipeline, folder: Path, tmp_path: Path) -> None:

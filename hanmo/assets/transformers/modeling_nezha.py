@@ -13,11 +13,14 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput
 from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
+from transformers.utils import can_return_tuple
 
 from .configuration_nezha import NezhaConfig
 
 if Version(transformers.__version__) < Version("5.5"):
     raise ImportError(f"NEZHA needs transformers 5.5 or later, this is {transformers.__version__}; upgrade it")
+
+from transformers.utils.output_capturing import capture_outputs
 
 
 def relative_table(config: NezhaConfig, length: int, device) -> torch.Tensor:
@@ -100,6 +103,7 @@ class NezhaPreTrainedModel(PreTrainedModel):
     base_model_prefix = "nezha"
     supports_gradient_checkpointing = True
     _no_split_modules = ["NezhaLayer"]
+    _can_record_outputs = {"hidden_states": NezhaLayer}
 
 
 class NezhaModel(NezhaPreTrainedModel):
@@ -119,6 +123,7 @@ class NezhaModel(NezhaPreTrainedModel):
     def set_input_embeddings(self, value):
         self.embeddings.word_embeddings = value
 
+    @capture_outputs
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None, **kwargs):
         hidden_states = self.embeddings(input_ids, token_type_ids, inputs_embeds)
         mask = torch.zeros((), dtype=hidden_states.dtype, device=hidden_states.device)
@@ -165,11 +170,12 @@ class NezhaForMaskedLM(NezhaPreTrainedModel):
     def set_output_embeddings(self, value):
         self.cls["predictions"].decoder = value
 
+    @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, labels=None, **kwargs):
         out = self.nezha(input_ids, attention_mask, token_type_ids, **kwargs)
         logits = self.cls["predictions"](out.last_hidden_state)
         loss = None if labels is None else nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        return MaskedLMOutput(loss=loss, logits=logits)
+        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
 
 
 class NezhaForPreTraining(NezhaForMaskedLM):
@@ -179,11 +185,13 @@ class NezhaForPreTraining(NezhaForMaskedLM):
         self.cls["seq_relationship"] = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
+    @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, **kwargs):
         out = self.nezha(input_ids, attention_mask, token_type_ids, **kwargs)
         return BertForPreTrainingOutput(
             prediction_logits=self.cls["predictions"](out.last_hidden_state),
             seq_relationship_logits=self.cls["seq_relationship"](out.pooler_output),
+            hidden_states=out.hidden_states,
         )
 
 

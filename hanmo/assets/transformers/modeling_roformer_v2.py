@@ -12,11 +12,14 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
+from transformers.utils import can_return_tuple
 
 from .configuration_roformer_v2 import RoFormerV2Config
 
 if Version(transformers.__version__) < Version("5.5"):
     raise ImportError(f"RoFormerV2 needs transformers 5.5 or later, this is {transformers.__version__}; upgrade it")
+
+from transformers.utils.output_capturing import capture_outputs
 
 
 def rotate(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
@@ -69,6 +72,7 @@ class RoFormerV2PreTrainedModel(PreTrainedModel):
     base_model_prefix = "roformer"
     supports_gradient_checkpointing = True
     _no_split_modules = ["RoFormerV2Layer"]
+    _can_record_outputs = {"hidden_states": RoFormerV2Layer}
     _supports_sdpa = True
 
 
@@ -94,6 +98,7 @@ class RoFormerV2Model(RoFormerV2PreTrainedModel):
     def set_input_embeddings(self, value):
         self.embeddings["word_embeddings"] = value
 
+    @capture_outputs
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None, **kwargs):
         if inputs_embeds is None:
             inputs_embeds = self.embeddings["word_embeddings"](input_ids)
@@ -127,11 +132,12 @@ class RoFormerV2ForMaskedLM(RoFormerV2PreTrainedModel):
     def set_output_embeddings(self, value):
         self.lm_head = value
 
+    @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, labels=None, **kwargs):
         out = self.roformer(input_ids, attention_mask, token_type_ids, **kwargs)
         logits = self.lm_head(out.last_hidden_state)
         loss = None if labels is None else nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        return MaskedLMOutput(loss=loss, logits=logits)
+        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
 
 
 __all__ = ["RoFormerV2ForMaskedLM", "RoFormerV2Model", "RoFormerV2PreTrainedModel"]
