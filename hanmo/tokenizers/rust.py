@@ -4,6 +4,8 @@ Their decoders know single tokens only: every token gets a mark of where it begi
 expressions turn marks into the spaces that `WordStream` writes.
 """
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
@@ -18,6 +20,7 @@ from hanmo.tokenizers.wordpiece import SPACED_AFTER, WordPiece
 __all__ = ["rust_tokenizer"]
 
 _BEGIN = "\ufdd0"  # a noncharacter, in no vocabulary
+_REPEATED = "\ufdd1"  # a noncharacter: ends all but the last of a repeated token
 _IMPLIED = "\uffff"  # a noncharacter: a space that Lossless leaves out
 _ALPHANUMERIC = "[0-9A-Za-z]"
 _CHINESE = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f"
@@ -52,19 +55,21 @@ def _template(tokenizer: WordPiece | Lossless, before: tuple[int, ...], after: t
 
 
 def _word_piece(tokenizer: WordPiece) -> Tokenizer:
-    vocabulary = {token: number for number, token in enumerate(tokenizer.tokens)}
+    vocabulary = _vocabulary(tokenizer.tokens)
     made = Tokenizer(RustWordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=tokenizer.word_limit))
     folds = tokenizer.lowercase
     made.normalizer = normalizers.BertNormalizer(lowercase=folds, strip_accents=folds)
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     english = rf"({_AFTER_MARK}){_BEGIN}(?=[A-Za-z])"
-    made.decoder = _decoder(rf"(?<={_WORD}){_BEGIN}(?={_WORD})", english)
+    added = [token.content for token in tokenizer.added.values() if token.normalized]
+    written = {token: text for text in added if (token := made.normalizer.normalize_str(text)) not in vocabulary}
+    made.decoder = _decoder(rf"(?<={_WORD}){_BEGIN}(?={_WORD})", english, written=written)
     return made
 
 
 def _lossless(tokenizer: Lossless) -> Tokenizer:
     named = {NEWLINE: "\n", SPACE_TOKEN: " "}
-    vocabulary = {named.get(token, token): number for number, token in enumerate(tokenizer.tokens)}
+    vocabulary = _vocabulary([named.get(token, token) for token in tokenizer.tokens])
     made = Tokenizer(RustWordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=1 << 30))
     dropped = "".join(f"\\x{{{ord(character):x}}}" for character in sorted(DROPPED - {"\r"}))
     made.normalizer = normalizers.Sequence(
@@ -85,8 +90,24 @@ def _lossless(tokenizer: Lossless) -> Tokenizer:
     return made
 
 
-def _decoder(*spaced: str) -> Any:
-    """Make a decoder that writes a space at the marks that one of these expressions matches."""
+def _vocabulary(tokens: Sequence[str]) -> dict[str, int]:
+    """Return token → id: a repeated token's last, as texts have it; its earlier ids get other names, for decoding."""
+    found: dict[str, int] = {}
+    for number in reversed(range(len(tokens))):
+        token = tokens[number]
+        while token in found:
+            token += _REPEATED
+        found[token] = number
+    return found
+
+
+def _decoder(*spaced: str, written: Mapping[str, str] | None = None) -> Any:
+    """Make a decoder that writes a space at the marks that one of these expressions matches.
+
+    written: token → its text, for added tokens that `tokenizers` holds normalized.
+    """
+    texts = [decoders.Replace(Regex(f"^{re.escape(token)}$"), text) for token, text in (written or {}).items()]
     replaced = [decoders.Replace(Regex(pattern), " ") for pattern in spaced]
     begin = [decoders.Replace(Regex("^(?!##)"), _BEGIN), decoders.Replace(Regex("^##"), "")]
-    return decoders.Sequence([*begin, decoders.Fuse(), *replaced, decoders.Replace(_BEGIN, "")])
+    begin.append(decoders.Replace(_REPEATED, ""))
+    return decoders.Sequence([*texts, *begin, decoders.Fuse(), *replaced, decoders.Replace(_BEGIN, "")])

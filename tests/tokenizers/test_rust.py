@@ -25,8 +25,11 @@ WORDS = [
     "##s",
     "##ly",
     "Z",
+    *("今", "今", "##s", "##ly"),  # repeated
 ]
-ADDED = {len(WORDS): AddedToken("<n>"), len(WORDS) + 1: AddedToken("new", normalized=True)}
+ADDED = {
+    len(WORDS) + at: AddedToken(content, normalized=True) for at, content in enumerate(["<n>", "New", "气N.w", "B #x"])
+}
 CONFIG = gpt2_ml_config(vocab_size=8000, num_layers=1, hidden_size=64, positions=32)
 
 
@@ -55,6 +58,8 @@ def test_ids_and_decoded_texts_are_the_same(tokenizer: WordPiece | Lossless) -> 
         "[MASK",
         "<n>",
         "NEW",
+        "气n.W",
+        "b #x",
     ]
     parts += [*" \n\t，,!'“-", "  ", ". ", "\r\n", "\u3000", "\u200b", "\x07"]
     for _ in range(500):
@@ -62,3 +67,11 @@ def test_ids_and_decoded_texts_are_the_same(tokenizer: WordPiece | Lossless) -> 
         ids = tokenizer.encode(text, ends=False).ids
         assert made.encode(text, add_special_tokens=False).ids == ids, text
         assert made.decode(ids) == tokenizer.decode(ids), text
+
+
+def test_repeated_and_added_tokens_are_decoded_as_they_are_written() -> None:
+    tokenizer = WordPiece(WORDS, added=ADDED)
+    made = rust_tokenizer(CONFIG, tokenizer)
+    texts = [made.decode([number]) for number in range(tokenizer.vocab_size)]
+    assert texts == [tokenizer.decode([number]) for number in range(tokenizer.vocab_size)]
+    assert texts.count("今") == 3 and texts[-3:] == ["New", "气N.w", "B #x"]
