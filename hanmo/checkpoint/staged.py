@@ -22,7 +22,7 @@ from hanmo.errors import CheckpointError, DataError, HanmoError
 # Files that belong to checkpoints, and so may be replaced with them.
 _PART = re.compile(
     r"\.(safetensors|bin|pt|pth|model|index|json)$|\.data-\d{5}-of-\d{5}$|^(checkpoint|vocab\.txt|merges\.txt|.*\.meta)$"
-    r"|^openvino_model\.xml$|^(configuration|modeling)_\w+\.py$"
+    r"|^openvino_model\.xml$|^(configuration|modeling|tokenization)_\w+\.py$"
 )
 _CARD = Path(__file__).parents[1] / "assets" / "transformers" / "MODEL_CARD.md"
 _LEFT = re.compile(r"\.(.+)\.[0-9a-f]{12}\.(?:partial|old)", re.DOTALL)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hanmo.checkpoint.save import CODE
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError
 from hanmo.files import read_json
@@ -18,6 +19,8 @@ from hanmo.tokenizers.sentence_piece import SentencePiece
 from hanmo.tokenizers.wordpiece import WordPiece
 
 _RUST = "PreTrainedTokenizerFast"
+_CPM, _CPM_CODE = "CpmJiebaTokenizer", "tokenization_cpm"
+_CPM_MAP = {"AutoTokenizer": [f"{_CPM_CODE}.{_CPM}", None]}  # the class in Python, and none in Rust
 _TOKENS = {"pad": "pad_token", "unk": "unk_token", "start": "cls_token", "end": "sep_token", "mask": "mask_token"}
 
 
@@ -48,9 +51,14 @@ def huggingface_files(
                 written["generation_config.json"] = {"do_sample": True} | drawing | ids | kept
     own = copied.get("tokenizer_config.json")
     said = {} if own is None else read_json(own, error=ConfigError)
-    described = "tokenizer.json" in copied or "tokenizer_class" in config.generation | said
+    named = (config.generation | said).get("tokenizer_class")
+    cpm = isinstance(tokenizer, SentencePiece) and tokenizer.cpm
+    described = "tokenizer.json" in copied or named not in (("CpmTokenizer", _CPM, None) if cpm else (None,))
     if not described and (found := _tokenizer_config(config, tokenizer)):
-        written["tokenizer_config.json"] = found | said
+        written["tokenizer_config.json"] = content = found | said
+        content["tokenizer_class"] = named or found["tokenizer_class"]
+        if content.get("auto_map") == _CPM_MAP:
+            copied[f"{_CPM_CODE}.py"] = CODE / f"{_CPM_CODE}.py"
         if found["tokenizer_class"] == _RUST and isinstance(tokenizer, WordPiece | Lossless):
             written["tokenizer.json"] = json.loads(rust_tokenizer(config, tokenizer).to_str())
         if isinstance(tokenizer, SentencePiece):
@@ -61,7 +69,8 @@ def huggingface_files(
 def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return a tokenizer_config.json, or {} where transformers finds the class by model_type or has none.
 
-    RoBERTa, XLM-R and CamemBERT are found. `CpmTokenizer` splits no words by jieba, so that its ids are not CPM's.
+    RoBERTa, XLM-R and CamemBERT are found. `CpmTokenizer` splits no words by jieba, so that its ids are not CPM's; a
+    folder that names it gets our class in auto_map beside it.
     """
     found: dict[str, Any] = {}
     start = tokenizer.special.start
@@ -72,16 +81,22 @@ def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, An
             found["do_lower_case"] = tokenizer.lowercase
         if config.main.segments:
             found["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
-        names = _TOKENS | ({"end": "eos_token"} if config.can_generate else {})
-        for kind, name in names.items():
-            if (number := getattr(tokenizer.special, kind)) is not None:
-                found[name] = tokenizer.id_to_token(number)
+        found |= _special_tokens(config, tokenizer)
     elif isinstance(tokenizer, SentencePiece) and start is not None and tokenizer.id_to_token(start) == "[CLS]":
         found = {"tokenizer_class": "AlbertTokenizer"}
-    elif isinstance(tokenizer, SentencePiece) and start is None and not tokenizer.cpm:
+    elif isinstance(tokenizer, SentencePiece) and tokenizer.cpm:
+        if not marks_of(config, tokenizer).after:
+            found = {"tokenizer_class": _CPM, "auto_map": _CPM_MAP} | _special_tokens(config, tokenizer)
+    elif isinstance(tokenizer, SentencePiece) and start is None:
         found = {"tokenizer_class": "T5Tokenizer", "extra_ids": tokenizer.extra_ids}
     elif isinstance(tokenizer, ByteBPE) and start is None:
         found = {"tokenizer_class": "GPT2Tokenizer"}
     if found and config.main.context is not None:
         found["model_max_length"] = config.main.context
     return found
+
+
+def _special_tokens(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:
+    names = _TOKENS | ({"end": "eos_token"} if config.can_generate else {})
+    ids = {name: getattr(tokenizer.special, kind) for kind, name in names.items()}
+    return {name: tokenizer.id_to_token(number) for name, number in ids.items() if number is not None}

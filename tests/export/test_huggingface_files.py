@@ -1,7 +1,7 @@
 """Converted folders in transformers: its Auto classes load tokenizer and model, with equal ids, outputs and texts."""
 
-import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,16 @@ def randomise(model: Any) -> Any:
     return model.eval()
 
 
-def convert(source: Path, target: Path) -> Path:
+def convert(source: Path, target: Path, *more: str) -> Path:
     """Run `hanmo convert SOURCE TARGET --to huggingface` in this process."""
     with pytest.raises(SystemExit) as ended:
-        app(["convert", str(source), str(target), "--to", "huggingface"])
+        app(["convert", str(source), str(target), "--to", "huggingface", *more])
     assert not ended.value.code
     return target
 
 
 def tokenizer_of(folder: Path) -> Any:
-    return transformers.AutoTokenizer.from_pretrained(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 
 
 def greedy(model: Any, ids: list[int]) -> list[int]:
@@ -174,37 +174,82 @@ def test_a_tokenizer_config_that_names_no_class_gets_one_and_keeps_the_rest(tmp_
 
 def test_force_replaces_what_convert_wrote_but_no_readme_that_was_changed(tmp_path: Path) -> None:
     original("gpt2_ml", tmp_path)
-    folder, again = tmp_path / "converted", ["--to", "huggingface", "--force"]
+    folder = tmp_path / "converted"
     convert(tmp_path / "model.ckpt", folder)
-    with pytest.raises(SystemExit) as ended:
-        app(["convert", str(tmp_path / "model.ckpt"), str(folder), *again])
-    assert not ended.value.code
+    convert(tmp_path / "model.ckpt", folder, "--force")
     with (folder / "README.md").open("a") as card:
         card.write("Licence: mine")
     with pytest.raises(SystemExit) as ended:
-        app(["convert", str(tmp_path / "model.ckpt"), str(folder), *again])
+        app(["convert", str(tmp_path / "model.ckpt"), str(folder), "--to", "huggingface", "--force"])
     assert ended.value.code == 1 and "mine" in (folder / "README.md").read_text()
 
 
-@pytest.mark.parametrize("kind", ["cpm", "roberta"])
-def test_no_class_is_named_whose_ids_would_differ(kind: str, tmp_path: Path) -> None:
-    config = original("gpt2", tmp_path).config
-    if kind == "cpm":
-        (tmp_path / "cpm.model").write_bytes(cpm_model())
-        tokenizer: Any = SentencePiece(tmp_path / "cpm.model", end="</s>", ends=False, cpm=True)
-    else:
-        tokenizer = ByteBPE({**_BYTES, "<s>": 256, "</s>": 257}, [], start="<s>", end="</s>")
-    assert "tokenizer_config.json" not in huggingface_files(config, tokenizer, [])
+def test_no_class_is_named_whose_ids_would_differ(tmp_path: Path) -> None:
+    tokenizer = ByteBPE({**_BYTES, "<s>": 256, "</s>": 257}, [], start="<s>", end="</s>")
+    assert "tokenizer_config.json" not in huggingface_files(original("gpt2", tmp_path).config, tokenizer, [])
 
 
-def cpm_model() -> bytes:
-    """Train a SentencePiece model with CPM's signs of a space and a line end."""
-    written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["今天 ▂ 天气 ▃ 不错"] * 20), model_writer=written, vocab_size=20,
-        hard_vocab_limit=False, user_defined_symbols=["▂", "▃"], minloglevel=2,
-    )  # fmt: skip
-    return written.getvalue()
+def cpm(folder: Path, said: dict[str, Any] | None = None) -> ModelPipeline:
+    """Save a GPT-2 with a vocabulary of CPM's kind and, if given, a tokenizer_config.json; load it."""
+    original("gpt2", folder)
+    (folder / "vocab.txt").unlink()
+    with (folder / "chinese.model").open("wb") as written:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["今天 ▂ 天气 ▃ 不错"] * 20), model_writer=written, vocab_size=24,
+            hard_vocab_limit=False, control_symbols=["<cls>", "<pad>", "<mask>", "<eod>"],
+            user_defined_symbols=["<eop>", "▂", "▃"], minloglevel=2,
+        )  # fmt: skip
+    if said is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    return hanmo.load(folder / "model.ckpt", family="gpt2")
+
+
+def test_cpm_gets_a_class_with_its_words_spaces_and_line_ends(tmp_path: Path) -> None:
+    loaded, draw = cpm(tmp_path), random.Random(0)
+    ours = loaded.tokenizer
+    assert isinstance(ours, SentencePiece) and ours.cpm
+    parts = [*"今天气不错龘▂▃ \n", "  ", "今天天气", "hello", "<eod>", "<eop>", "<s>", "<mas"]
+    texts = ["", *("".join(draw.choices(parts, k=draw.randrange(1, 12))) for _ in range(200))]
+    expected = [ours.encode(text, special=True).ids for text in texts]
+    folder = convert(tmp_path / "model.ckpt", tmp_path / "converted")
+    convert(tmp_path / "model.ckpt", folder, "--force")
+    tokenizer_of(folder).save_pretrained(tmp_path / "saved")
+    for place in (folder, tmp_path / "saved", convert(folder, tmp_path / "again")):
+        tokenizer = tokenizer_of(place)
+        assert dict(tokenizer(texts)) == {
+            "input_ids": expected,
+            "attention_mask": [[1] * len(ids) for ids in expected],
+        }
+        for skipped in (True, False):
+            assert tokenizer.batch_decode(expected, skip_special_tokens=skipped) == [
+                ours.decode(ids, special=not skipped) for ids in expected
+            ]
+        assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (ours.special.pad, ours.special.end)
+        assert len(tokenizer) == ours.vocab_size and tokenizer.model_max_length == loaded.config.main.context
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert model.generation_config.eos_token_id == ours.token_to_id("<eod>")
+    (answer,) = loaded.write_detailed("今天", temperature=0, max_tokens=8, stop=None, max_chars=None)
+    ids = ours.encode("今天").ids
+    assert greedy(model, ids)[len(ids) :] == list(answer.ids)
+
+
+def test_what_a_cpm_folder_says_of_its_tokenizer_is_kept(tmp_path: Path) -> None:
+    said = {"tokenizer_class": "CpmTokenizer", "pad_token": "<cls>", "additional_special_tokens": ["<eop>"]}
+    loaded = cpm(tmp_path, said)
+    assert loaded.tokenizer is not None
+    expected = loaded.tokenizer.encode("今天 天气\n").ids
+    folder = convert(tmp_path / "model.ckpt", tmp_path / "converted")
+    assert json.loads((folder / "tokenizer_config.json").read_text()).items() >= said.items()
+    tokenizer = tokenizer_of(folder)
+    assert tokenizer("今天 天气\n").input_ids == expected and tokenizer.pad_token == "<cls>"
+    assert tokenizer.decode(tokenizer("<eop>今天<eod>").input_ids, skip_special_tokens=True) == "今天"
+
+
+def test_a_class_that_a_cpm_folder_names_gets_none_beside_it(tmp_path: Path) -> None:
+    cpm(tmp_path, {"tokenizer_class": "LlamaTokenizer"})
+    folder = convert(tmp_path / "model.ckpt", tmp_path / "converted")
+    assert json.loads((folder / "tokenizer_config.json").read_text()) == {"tokenizer_class": "LlamaTokenizer"}
+    assert not (folder / "tokenization_cpm.py").exists()
 
 
 def test_saving_in_python_tells_transformers_too(tmp_path: Path) -> None:
