@@ -222,6 +222,7 @@ def test_memory_is_read_and_told(monkeypatch):
     assert describe()["processor"] and describe()["memory_bytes"] is None
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_passes_its_error_on(monkeypatch):
     subject = Subject(GOLDENS / "gpt2_ml", weights="float32", mask="prefix")
     with pytest.raises(ConfigError, match="mask is 'prefix', but a gpt2_ml writes already"):

@@ -94,7 +94,7 @@ def test_texts_in_float32_are_equal_at_every_batch_size_and_alone(tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "weights", ["float32", "int8", *(pytest.param(each, marks=pytest.mark.slow) for each in ("bfloat16", "int4"))]
+    "weights", ["float32", *(pytest.param(each, marks=pytest.mark.slow) for each in ("bfloat16", "int8", "int4"))]
 )
 def test_a_run_cut_at_random_and_resumed_gives_the_same_bytes_in_all_weights(tmp_path, monkeypatch, weights):
     from hanmo import open_writer

@@ -21,6 +21,7 @@ def completion(**body):
     return {"prompt": "数：", "max_tokens": 300, **body}
 
 
+@pytest.mark.slow
 def test_sigterm_lets_a_stream_end_and_gives_new_requests_503():
     program = [sys.executable, "-c", SERVER, json.dumps({"数：": TEXT})]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
