@@ -6,7 +6,6 @@ It needs tensorflow-cpu 2.15.1 and bert4keras 0.11.5 (pip install --no-deps); te
 file has of each case the weights, in the order of get_weights(), and the results; inputs are drawn again.
 """
 
-import os
 import sys
 from typing import Any
 
@@ -184,19 +183,6 @@ FUNCTIONS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
 }
 
 
-def prepare_original() -> None:
-    """Give bert4keras the Keras it was written for: the concrete tf.keras, with legacy optimizers."""
-    os.environ |= {"TF_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    import tensorflow
-    from keras.api._v2 import keras as concrete
-
-    concrete.__version__ = tensorflow.__version__
-    concrete.optimizers.Optimizer = concrete.optimizers.legacy.Optimizer
-    tensorflow.keras = concrete
-    for part in ("backend", "layers", "models", "callbacks", "utils", "optimizers", "initializers", "activations"):
-        sys.modules[f"keras.{part}"] = getattr(concrete, part)
-
-
 def run_layer(layers: Any, name: str, tensor: Any, weights: list[Array] | None = None) -> tuple[list[Array], Any]:
     """Return a layer's weights and its outputs; weights: None draws them."""
     kind, options, inputs, call = LAYERS[name]
@@ -228,6 +214,8 @@ def run_function(backend: Any, name: str, tensor: Any) -> Any:
 
 
 def main() -> None:
+    from optimizer_goldens import prepare_original
+
     prepare_original()
     import tensorflow
     from bert4keras import backend, layers

@@ -6,6 +6,7 @@ input_ids, position_ids [b, n], attention_mask [b, m], beam_idx [b]  →  logits
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -98,21 +99,20 @@ class _GenAI(Graph):
         if name == "segments":
             return op.broadcast(np.int32(0), op.shape_of(self.inputs["ids"], "i64"))
         if name == "mask":
-            return self._mask()
+            return self._mask
         return super().input(name, shape, dtype)
 
+    @cached_property
     def _mask(self) -> Node:
         """Return what is added to attention scores, [b, 1, n, m]: 0, or _HIDDEN for padding and later tokens."""
-        if "visible" not in self.__dict__:
-            given = super().input("attention_mask", [-1, -1], ov.Type.i64)
-            all_of, new = (op.gather(op.shape_of(each, "i64"), 1, 0) for each in (given, self.inputs["ids"]))
-            keys = op.range(np.int64(0), all_of, np.int64(1), output_type="i64")
-            rows = op.range(op.subtract(all_of, new), all_of, np.int64(1), output_type="i64")
-            seen = op.less_equal(op.unsqueeze(keys, [0]), op.unsqueeze(rows, [1]))
-            real = op.unsqueeze(op.equal(given, np.int64(1)), [1, 2])
-            both = op.logical_and(op.unsqueeze(seen, [0, 1]), real)
-            self.visible = op.select(both, np.float32(0), _HIDDEN)
-        return self.visible
+        given = super().input("attention_mask", [-1, -1], ov.Type.i64)
+        all_of, new = (op.gather(op.shape_of(each, "i64"), 1, 0) for each in (given, self.inputs["ids"]))
+        keys = op.range(np.int64(0), all_of, np.int64(1), output_type="i64")
+        rows = op.range(op.subtract(all_of, new), all_of, np.int64(1), output_type="i64")
+        seen = op.less_equal(op.unsqueeze(keys, [0]), op.unsqueeze(rows, [1]))
+        real = op.unsqueeze(op.equal(given, np.int64(1)), [1, 2])
+        both = op.logical_and(op.unsqueeze(seen, [0, 1]), real)
+        return op.select(both, np.float32(0), _HIDDEN)
 
     def model(self, results: dict[str, Node]) -> ov.Model:
         self.inputs = {name: node for name, node in self.inputs.items() if name not in _NAMES}
