@@ -67,7 +67,7 @@ class Attention(nn.Module):
                 raise ValueError("memory is missing; cross-attention needs the encoder's output or a cache that has it")
             k, v = self._split(self.key(source)), self._split(self.value(source))
             if cross and cache is not None:
-                cache.memory[layer] = k, v
+                cache.memory[layer] = k, v = k.contiguous(), v.contiguous()
         if not cross:
             if inputs.rotary is not None:
                 q, k = rotate(q, inputs.rotary), rotate(k, inputs.rotary)

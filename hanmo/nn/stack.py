@@ -16,7 +16,7 @@ from hanmo.nn.embedding import Embedding, empty_table
 from hanmo.nn.norm import Norm
 from hanmo.nn.position import Tokens, bucket, distance, sinusoidal, visible
 
-FusedStep: TypeAlias = Callable[["Stack", Tensor, AttentionInputs, Cache], Tensor | None]
+FusedStep: TypeAlias = Callable[["Stack", Tensor, dict[str, AttentionInputs], Cache], Tensor | None]
 
 
 class Stack(nn.Module):
@@ -71,7 +71,7 @@ class Stack(nn.Module):
         scores: dict[str, Tensor | None] | None = None
         fused = None
         if self.fused_step is not None and cache is not None and condition is None:
-            fused = self.fused_step(self, x, inputs["attention"], cache)
+            fused = self.fused_step(self, x, inputs, cache)
         for layer in range(self.config.num_layers if fused is None else 0):
             block = self.blocks[0 if self.config.shared_layers else layer]
             if self.recompute and torch.is_grad_enabled() and cache is None:

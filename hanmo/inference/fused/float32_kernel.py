@@ -12,7 +12,7 @@ from hanmo.inference.fused import functions as fn
 
 __all__ = ["step"]
 
-_FUNCTIONS = "1724e853eec908ef"  # digest of functions.py: Numba's cache looks at changes of this file only
+_FUNCTIONS = "3706af98907d313f"  # digest of functions.py: Numba's cache looks at changes of this file only
 
 
 @njit(**fn.FAST)
@@ -63,66 +63,95 @@ def _sum_partials(layout, threads, partial, out):
             out[i] += b[i]
 
 
+@njit(**fn.FAST)
+def _attend(f, sizes, scale, rotary, relative, table, projected, first, last, attended):
+    """Attend with heads first to last: to the cache, with the token's own key and value, or to the encoder's output."""
+    _, size, value_size, _ = sizes
+    own, room, count, bias = f[17] > 0, f[26], f[27], f[28]
+    scores = np.empty(count, np.float32)
+    for head in range(first, last):
+        keys = carray(fn.pointer(f[24] + 4 * head * room * size), (room, size), np.float32)
+        values = carray(fn.pointer(f[25] + 4 * head * room * value_size), (room, value_size), np.float32)
+        q, k = projected[0, head * size : (head + 1) * size], projected[1, head * size : (head + 1) * size]
+        out = attended[head * value_size : (head + 1) * value_size]
+        if own:
+            fn.rotate(q, rotary)
+            fn.rotate(k, rotary)
+            keys[count - 1] = k
+            values[count - 1] = projected[2, head * value_size : (head + 1) * value_size]
+        fn.score(q, keys, scale, scores)
+        if bias:
+            added = fn.float_view(bias + 4 * head * count, count)
+            for place in range(count):
+                scores[place] += added[place]
+        by_distance = relative if own else relative[:0]
+        for place in range(len(by_distance)):
+            row = table[by_distance[place]]
+            for i in range(size):
+                scores[place] += scale * q[i] * row[i]
+        fn.softmax(scores)
+        fn.weigh(scores, values, out)
+        for place in range(len(by_distance)):
+            row = table[by_distance[place]]
+            for i in range(size):
+                out[i] += scores[place] * row[i]
+
+
 @njit(
-    "void(int64, int64, int64[::1], float32[::1], int64[:, ::1], UniTuple(int64, 5), float32, float32, int64, int64, "
-    "float32[::1], float32[::1])",
+    "void(int64, int64, int64[::1], float32[::1], int64[:, ::1], UniTuple(int64, 4), float32, float32, boolean, "
+    "float32[::1], int64[::1], float32[:, ::1], float32[::1], float32[::1])",
     **fn.FAST,
 )
-def step(thread, threads, counter, x, layers, sizes, scale, eps, capacity, at, shared, hidden):
+def step(thread, threads, counter, x, layers, sizes, scale, eps, rms, rotary, relative, table, shared, hidden):
     """Run one thread's share of a step.
 
     counter: int64 [1], 0 before any thread begins.   x: [hidden_size], input of the first block; unchanged.
-    layers: int64 [layer, 34], (address, row stride, 1 for layout [in, out], bias) of query, key, value, output, input,
-    output; (weight, bias) of the norms before and after attention, before and after the feed-forward; the cache's keys
-    and values, [heads, capacity, size] each. Addresses; 0 for what is missing.
-    sizes: (heads, key size, value size, intermediate size, activation).
-    capacity: of keys and values; the token's are written at index `at`.
-    shared: float32 [values + threads x (queries + keys + values + 2 hidden_size + feed-forward)], scratch.
+    layers: int64 [sub-layer, 29] of all blocks in order; addresses are 0 for what is missing.
+      0 … 15  matrices: (address, row stride, 1 for layout [in, out], bias) of three that multiply the input, and of the
+              output: query, key, value; query alone to attend to an encoder; or input and gate of a feed-forward
+      16 … 19 outputs of the first three, 0 for none, and inputs of the last
+      20 … 23 (weight, bias) of the norms before and after
+      24 … 28 keys and values, [heads, room, size] each, of which the token is the last in its own cache; room; their
+              number; what is added to the scores, [heads, number]; all 0 in a feed-forward
+    sizes: (heads, key size, value size, activation).   rms: whether norms are RMS norms.
+    rotary: [key size] of the token, or [0].   relative: [number] rows of table [rows, key size], or [0].
+    shared: float32 [values + threads x (the most of 16 … 18 together + hidden_size)], scratch.
     hidden: [hidden_size], output of the last block.
     """
-    heads, size, value_size, inner, kind = sizes
-    hidden_size, narrow, values = len(x), heads * size, heads * value_size
+    heads, _, value_size, kind = sizes
+    hidden_size, values = len(x), heads * value_size
     x = x.copy()
-    h, y, wide = np.empty(hidden_size, np.float32), np.empty(hidden_size, np.float32), np.empty(inner, np.float32)
-    q, k, v = np.empty(narrow, np.float32), np.empty(narrow, np.float32), np.empty(values, np.float32)
-    gathered, scores = np.empty(values, np.float32), np.empty(at + 1, np.float32)
-    attended, shared = shared[:values], shared[values:]
-    ends = np.cumsum(np.array([0, narrow, narrow, values, hidden_size, inner, hidden_size])) * threads
-    barriers = 0
+    h, y = np.empty(hidden_size, np.float32), np.empty(hidden_size, np.float32)
+    projected = np.empty((3, layers[:, 16:19].max()), np.float32)
+    mixed = np.empty(layers[:, 19].max(), np.float32)
+    attended, last_partial = shared[:values], shared[values : values + threads * hidden_size]
+    partial = shared[values + threads * hidden_size :]
     first, last = fn.share(heads, thread, threads)
-    for layer in range(len(layers)):
-        f = layers[layer]
-        fn.norm(x, f[24], f[25], eps, h)
-        _partial_product(fn.matrix(f, 0), h, hidden_size, narrow, thread, threads, shared[ends[0] : ends[1]])
-        _partial_product(fn.matrix(f, 1), h, hidden_size, narrow, thread, threads, shared[ends[1] : ends[2]])
-        _partial_product(fn.matrix(f, 2), h, hidden_size, values, thread, threads, shared[ends[2] : ends[3]])
+    barriers = 0
+    for number in range(len(layers)):
+        f = layers[number]
+        ends = np.cumsum(np.array([0, f[16], f[17], f[18]])) * threads
+        fn.norm(x, f[20], f[21], eps, h, rms)
+        for each in range(3):
+            own = partial[ends[each] : ends[each + 1]]
+            _partial_product(fn.matrix(f, each), h, hidden_size, f[16 + each], thread, threads, own)
         barriers = fn.barrier(counter, barriers, threads)
-        _sum_partials(fn.matrix(f, 0), threads, shared[ends[0] : ends[1]], q)
-        _sum_partials(fn.matrix(f, 1), threads, shared[ends[1] : ends[2]], k)
-        _sum_partials(fn.matrix(f, 2), threads, shared[ends[2] : ends[3]], v)
-        keys = carray(fn.pointer(f[32]), (heads, capacity, size), np.float32)
-        kept = carray(fn.pointer(f[33]), (heads, capacity, value_size), np.float32)
-        for head in range(first, last):
-            keys[head, at] = k[head * size : (head + 1) * size]
-            kept[head, at] = v[head * value_size : (head + 1) * value_size]
-            own = attended[head * value_size : (head + 1) * value_size]
-            fn.attend(q[head * size : (head + 1) * size], keys[head], kept[head], at + 1, scale, scores, own)
+        for each in range(3):
+            own = partial[ends[each] : ends[each + 1]]
+            _sum_partials(fn.matrix(f, each), threads, own, projected[each, : f[16 + each]])
+        if f[27]:
+            _attend(f, sizes, scale, rotary, relative, table, projected, first, last, attended)
+            barriers = fn.barrier(counter, barriers, threads)
+            mixed[:values] = attended
+        else:
+            for i in range(f[19]):
+                mixed[i] = fn.activate(projected[1 if f[17] else 0, i], kind)
+                if f[17]:
+                    mixed[i] *= projected[0, i]
+        _partial_product(fn.matrix(f, 3), mixed, f[19], hidden_size, thread, threads, last_partial)
         barriers = fn.barrier(counter, barriers, threads)
-        gathered[:] = attended
-        _partial_product(fn.matrix(f, 3), gathered, values, hidden_size, thread, threads, shared[ends[3] : ends[4]])
-        barriers = fn.barrier(counter, barriers, threads)
-        _sum_partials(fn.matrix(f, 3), threads, shared[ends[3] : ends[4]], y)
-        fn.add_norm(x, y, f[26], f[27], eps)
-        fn.norm(x, f[28], f[29], eps, h)
-        _partial_product(fn.matrix(f, 4), h, hidden_size, inner, thread, threads, shared[ends[4] : ends[5]])
-        barriers = fn.barrier(counter, barriers, threads)
-        _sum_partials(fn.matrix(f, 4), threads, shared[ends[4] : ends[5]], wide)
-        for i in range(inner):
-            wide[i] = fn.activate(wide[i], kind)
-        _partial_product(fn.matrix(f, 5), wide, inner, hidden_size, thread, threads, shared[ends[5] : ends[6]])
-        barriers = fn.barrier(counter, barriers, threads)
-        _sum_partials(fn.matrix(f, 5), threads, shared[ends[5] : ends[6]], y)
-        fn.add_norm(x, y, f[30], f[31], eps)
+        _sum_partials(fn.matrix(f, 3), threads, last_partial, y)
+        fn.add_norm(x, y, f[22], f[23], eps, rms)
     if thread == 0:
         hidden[:] = x
     fn.barrier(counter, barriers, threads)

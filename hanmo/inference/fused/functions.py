@@ -114,16 +114,17 @@ def float_view(address, count):
 
 
 @njit(**FAST)
-def norm(x, weight, bias, eps, out):
-    """Layer norm of x, or x itself if weight is 0; weight and bias are addresses, 0 for none."""
+def norm(x, weight, bias, eps, out, rms=False):
+    """Layer or RMS norm of x, or x itself if weight is 0; weight and bias are addresses, 0 for none."""
     if not weight:
         out[:] = x
         return
     count = len(x)
     mean = np.float32(0.0)
-    for i in range(count):
-        mean += x[i]
-    mean /= np.float32(count)
+    if not rms:
+        for i in range(count):
+            mean += x[i]
+        mean /= np.float32(count)
     square = np.float32(0.0)
     for i in range(count):
         square += (x[i] - mean) * (x[i] - mean)
@@ -140,12 +141,12 @@ def norm(x, weight, bias, eps, out):
 
 
 @njit(**FAST)
-def add_norm(x, y, weight, bias, eps):
+def add_norm(x, y, weight, bias, eps, rms=False):
     """Add a sub-layer's output y to x, and normalize x if weight is not 0."""
     for i in range(len(x)):
         x[i] += y[i]
     if weight:
-        norm(x, weight, bias, eps, x)
+        norm(x, weight, bias, eps, x, rms)
 
 
 @njit(**FAST)
@@ -166,25 +167,52 @@ def _number_of(kept):
 
 
 @njit(**FAST)
-def attend(q, keys, values, count, scale, scores, out):
-    """softmax(q kᵀ · scale) v over `count` keys and values [count, size], float32 or bfloat16."""
-    size = len(q)
-    most = np.float32(-np.inf)
-    for place in range(count):
+def rotate(x, table):
+    """Rotate the pairs (2i, 2i + 1) of x by a position's sines and cosines, interleaved; none for an empty table."""
+    for i in range(0, len(table), 2):
+        even, odd = x[i], x[i + 1]
+        x[i] = even * table[i + 1] - odd * table[i]
+        x[i + 1] = odd * table[i + 1] + even * table[i]
+
+
+@njit(**FAST)
+def score(q, keys, scale, scores):
+    """Score as many keys [count, size], float32 or bfloat16, as there are scores: q kᵀ · scale."""
+    for place in range(len(scores)):
         total = np.float32(0.0)
-        for i in range(size):
+        for i in range(len(q)):
             total += q[i] * _number(keys[place, i])
         scores[place] = total * scale
+
+
+@njit(**FAST)
+def softmax(scores):
+    """Replace scores by their softmax."""
+    most, total = np.float32(-np.inf), np.float32(0.0)
+    for place in range(len(scores)):
         most = max(most, scores[place])
-    total = np.float32(0.0)
-    for place in range(count):
+    for place in range(len(scores)):
         scores[place] = exp(scores[place] - most)
         total += scores[place]
+    for place in range(len(scores)):
+        scores[place] /= total
+
+
+@njit(**FAST)
+def weigh(weights, values, out):
+    """Add up values [count, size], float32 or bfloat16, with as many weights."""
     out[:] = np.float32(0.0)
-    for place in range(count):
-        share = scores[place] / total
+    for place in range(len(weights)):
         for i in range(len(out)):
-            out[i] += share * _number(values[place, i])
+            out[i] += weights[place] * _number(values[place, i])
+
+
+@njit(**FAST)
+def attend(q, keys, values, count, scale, scores, out):
+    """softmax(q kᵀ · scale) v over `count` keys and values [count, size], float32 or bfloat16."""
+    score(q, keys, scale, scores[:count])
+    softmax(scores[:count])
+    weigh(scores[:count], values, out)
 
 
 @njit(**FAST)

@@ -12,7 +12,7 @@ from types import ModuleType
 from hanmo.config import StackConfig
 from hanmo.cores import cores
 
-__all__ = ["ACTIVATIONS", "NORMS", "has_fused_step", "kernels", "most_threads"]
+__all__ = ["ACTIVATIONS", "NORMS", "SUPPORTED", "has_fused_step", "kernels", "most_threads"]
 
 ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
 """Those of the CPU kernels, by their numbers in `functions.activate`."""
@@ -21,28 +21,40 @@ NORMS = ("attention_pre", "attention_post", "feed_forward_pre", "feed_forward_po
 MOST_THREADS = 16  # more do not read memory faster
 
 
+SUPPORTED: dict[str, dict[str, tuple[object, ...]]] = {
+    "float32": {"activation": ACTIVATIONS},
+    "quantized": {
+        "activation": ACTIVATIONS,
+        "has_cross": (False,),
+        "gated": (False,),
+        "mask": ("causal",),
+        "position": ("learned",),
+        "hierarchical": (0.0,),
+        "position_offset": (0,),
+        "segments": (0,),
+        "norm": ("layer",),
+        "norm_scale": (True,),
+    },
+    "cuda": {"has_cross": (False,), "gated": (False,), "position": ("none", "learned", "sinusoidal")},
+}
+"""Of each kernel: the values of a stack's fields that it computes, where it does not compute all of them."""
+
+
 def has_fused_step(stack: StackConfig, kernel: str) -> bool:
     """Tell whether a stack's blocks have a fused decode step of this kernel: "cuda", "float32" or "quantized".
 
-    All need self-attention by scores alone, positions added to the embedding, and a feed-forward without a gate. The
-    CPU's also need layer norms and a known activation, the quantized one causal GPTs with sizes in groups of 128.
+    None adds scores of earlier blocks or has conditional norms. The quantized one needs sizes in groups of 128.
     """
-    if stack.score_residual != "none" or stack.gated or stack.condition or stack.has_cross:
+    if stack.score_residual != "none" or stack.condition:
         return False
-    if kernel == "cuda":
-        return stack.position in ("none", "learned", "sinusoidal") and stack.key_dim == stack.head_dim
-    plain = (
-        [sublayer.kind for sublayer in stack.order] == ["attention", "feed_forward"]
-        and stack.position in ("learned", "sinusoidal")
-        and (stack.norm == "layer" and stack.norm_scale and stack.activation in ACTIVATIONS)
-    )
+    if any(getattr(stack, field) not in values for field, values in SUPPORTED[kernel].items()):
+        return False
     if kernel == "float32":
-        return plain
+        return True
+    if kernel == "cuda":
+        return stack.key_dim == stack.head_dim
     return (
-        plain
-        and stack.mask == "causal"
-        and stack.position == "learned"
-        and not (stack.hierarchical or stack.position_offset or stack.segments)
+        [sublayer.kind for sublayer in stack.order] == ["attention", "feed_forward"]
         and stack.head_dim == stack.key_dim
         and stack.num_heads * stack.head_dim == stack.hidden_size == stack.embedding_size
         and stack.hidden_size % 128 == stack.feed_forward % 128 == 0
