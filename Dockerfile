@@ -2,6 +2,8 @@
 FROM python:3.12-slim
 COPY . /src
 RUN pip install --no-cache-dir -c /src/constraints.txt '/src[serve]' && rm -r /src && useradd --create-home hanmo
+# Compiled for processors like this one; on others the first start compiles into the cache.
+RUN hanmo cache --warm
 USER hanmo
 # The weights are converted to the cache once.
 VOLUME /home/hanmo/.cache

@@ -16,6 +16,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Hanmo needs Python 3.10 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e .
+	$(BIN)/hanmo cache --warm
 	@touch $@
 
 # What the tests and checks need as well.

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 an error of Hanmo or the system, 2 wrong usage, 130 Ctrl-C, 141 broken pipe, 143 SIGTERM.
 """
 
+import logging
 import os
 import re
 import signal
@@ -29,6 +30,16 @@ from hanmo.cli.task import evaluate, explain, export, fit, predict
 from hanmo.cli.train import finetune, pretrain
 from hanmo.cli.write import write
 from hanmo.errors import HanmoError
+
+
+class _Said(logging.Handler):
+    """Says what the library logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record).removeprefix("hanmo: "))
+
+
+_SAID = _Said()
 
 
 class _Commands(Translated, TyperGroup):
@@ -81,6 +92,8 @@ def _options(
 
     Results go to standard output, everything else to standard error.
     """
+    logging.getLogger("hanmo").addHandler(_SAID)
+    logging.getLogger("hanmo").setLevel(logging.INFO)
 
 
 for _command in (write, serve, inspect, convert, plan, cache, bench, finetune, pretrain, pack, vocab):

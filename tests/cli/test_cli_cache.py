@@ -1,10 +1,13 @@
 import json
+import logging
 from pathlib import Path
 
+import pytest
 from opening import open_engine
 from typer.testing import CliRunner
 
 from hanmo.cli.app import app
+from hanmo.inference.fused import compiled, support
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 
@@ -36,8 +39,42 @@ def test_what_is_kept_is_listed_with_its_model_and_cleared(tmp_path):
 
 
 def test_an_empty_cache_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "places", lambda: [tmp_path])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("sys.platform", "linux")
     out, err = run()
     assert out == "" and f"{tmp_path / 'hanmo'} holds 0 files of 0 bytes" in err
     assert run("--json")[0].strip() == "[]"
+
+
+def test_compiled_steps_are_listed_and_cleared(tmp_path):
+    made = tmp_path / "compiled" / "0123"
+    made.mkdir(parents=True)
+    about = {"kernel": "quantized", "processor": "haswell (avx2)", "seconds": 6.1, "files": {}}
+    (made / "about.json").write_text(json.dumps(about))
+    size = (made / "about.json").stat().st_size
+    out, _ = run("--cache-dir", tmp_path)
+    assert f"{size:,}  compiled    quantized step for haswell (avx2)  {made}" in out
+    (row,) = json.loads(run("--cache-dir", tmp_path, "--json")[0])
+    assert row == {"path": str(made), "bytes": size, "step": "quantized", "processor": "haswell (avx2)"}
+    assert f"deleted compiled steps of {size:,} bytes" in run("--cache-dir", tmp_path, "--clear")[1]
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_steps_are_compiled_ahead(tmp_path, monkeypatch, there):
+    def kernels(name):
+        logging.getLogger("hanmo.inference").info("compiling the fused step for this processor (about 6 s, once)")
+        return support if there else None
+
+    monkeypatch.setattr(support, "kernels", kernels)
+    monkeypatch.setattr(support, "processor", lambda: "haswell (avx2)")
+    _, err = run("--warm")
+    assert err.count("hanmo: compiling the fused step for this processor (about 6 s, once)\n") == 2
+    assert ("compiled for haswell (avx2): float32, quantized" if there else "this machine has no fused steps") in err
+
+
+def test_compiling_ahead_is_for_all_commands(tmp_path):
+    result = CliRunner().invoke(app, ["cache", "--warm", "--cache-dir", str(tmp_path)])
+    words = result.output.replace("│", "").split()
+    assert result.exit_code == 2 and "give it without --clear and --cache-dir" in " ".join(words)

@@ -17,7 +17,7 @@ from hanmo.inference.fused import quantized, support
 from hanmo.inference.torch_engine import TorchEngine
 from hanmo.model import Model
 
-needs_vnni = pytest.mark.skipif(not support._has_vnni(), reason="AVX-512 VNNI is missing")
+needs_vnni = pytest.mark.skipif(support.kernels("quantized") is None, reason="AVX-512 VNNI is missing")
 GOLDENS = Path(__file__).parents[1] / "data" / "goldens"
 ENGINES = ["torch", "float32", pytest.param("int8", marks=needs_vnni), pytest.param("int4", marks=needs_vnni)]
 

@@ -12,8 +12,6 @@ from hanmo.inference.fused import functions as fn
 
 __all__ = ["step"]
 
-_FUNCTIONS = "3706af98907d313f"  # digest of functions.py: Numba's cache looks at changes of this file only
-
 
 @njit(**fn.FAST)
 def _partial_product(layout, x, inputs, outputs, thread, threads, partial):
@@ -97,10 +95,9 @@ def _attend(f, sizes, scale, rotary, relative, table, projected, first, last, at
                 out[i] += scores[place] * row[i]
 
 
-@njit(
+@fn.kernel(
     "void(int64, int64, int64[::1], float32[::1], int64[:, ::1], UniTuple(int64, 4), float32, float32, boolean, "
-    "float32[::1], int64[::1], float32[:, ::1], float32[::1], float32[::1])",
-    **fn.FAST,
+    "float32[::1], int64[::1], float32[:, ::1], float32[::1], float32[::1])"
 )
 def step(thread, threads, counter, x, layers, sizes, scale, eps, rms, rotary, relative, table, shared, hidden):
     """Run one thread's share of a step.

@@ -1,16 +1,35 @@
 """The parts of the fused steps: conversions of numbers, norms, activations, attention, and the threads' barrier.
 
-Numba inlines these functions in their callers. They know arrays and addresses only.
+Numba inlines these functions in their callers. They know arrays and addresses only. `kernel` compiles a step.
 """
 
 import numpy as np
 from llvmlite import ir
 from numba import carray, njit, types
+from numba.core.caching import InTreeCacheLocator
 from numba.extending import intrinsic, overload
 
 I64 = ir.IntType(64)
-FAST = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz", "nnan"}, "error_model": "numpy"}
+FAST = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz", "nnan"}, "error_model": "numpy"}
 """Compiler options of all functions: sums in any order, and the GIL released."""
+
+
+class Locator(InTreeCacheLocator):
+    """Tells Numba where the compiled steps are kept: in `folder`, which may be read-only.   None: nowhere."""
+
+    folder: str | None = None
+
+    def get_cache_path(self):
+        """Give the folder."""
+        return self.folder
+
+    def ensure_cache_path(self):
+        """Leave it as it is; compiled.py makes it."""
+
+
+def kernel(signature):
+    """Compile a step when its module is imported, or read what was compiled before; see compiled.py."""
+    return njit(signature, cache=Locator.folder is not None, **FAST)
 
 
 @intrinsic

@@ -18,8 +18,6 @@ from hanmo.inference.fused import functions as fn
 
 __all__ = ["step"]
 
-_FUNCTIONS = "3706af98907d313f"  # digest of functions.py: Numba's cache looks at changes of this file only
-
 GROUP = 128  # inputs that share a scale
 I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 LANES = 16
@@ -141,7 +139,7 @@ def _rows(bits, rows):
     """Make the product of so many rows with any number of tokens, whose quantized x follow each other."""
     four, two, one = (_block(bits, rows, tokens) for tokens in (4, 2, 1))
 
-    @njit(**fn.FAST | {"cache": False})
+    @njit(**fn.FAST)
     def multiply(weights, scales, numbers, x_scales, shift, groups, out, stride, tokens):
         token = 0
         while token < tokens:
@@ -259,10 +257,9 @@ def _attend(tokens, layer, sizes, first, last, scale, scores, shared):
             fn.attend(q, cache[layer, 0, head], cache[layer, 1, head], at + 1, scale, scores, own)
 
 
-@njit(
+@fn.kernel(
     "void(int64, int64, int64[::1], float32[:, ::1], int64[:, ::1], int64[::1], int64[:, ::1], int64[::1], "
-    "UniTuple(int64, 4), float32, float32, float32[:, ::1], float32[:, ::1])",
-    **fn.FAST,
+    "UniTuple(int64, 4), float32, float32, float32[:, ::1], float32[:, ::1])"
 )
 def step(thread, threads, counter, x, tokens, kept, layers, output, sizes, scale, eps, shared, logits):
     """Run one thread's share of a step.

@@ -1,18 +1,42 @@
-"""Which stacks have a fused decode step, whether its kernel runs on this machine, and with how many threads.
+"""Which stacks have a fused decode step, which instructions its kernel uses on this machine, and how many threads.
 
 Importing a module of kernels compiles them, so this is asked before.
 """
 
+import os
 import platform
 import sys
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from hanmo.config import StackConfig
 from hanmo.cores import cores
+from hanmo.errors import ConfigError
 
-__all__ = ["ACTIVATIONS", "NORMS", "SUPPORTED", "has_fused_step", "kernels", "most_threads"]
+__all__ = [
+    "ACTIVATIONS",
+    "KERNELS",
+    "NORMS",
+    "SUPPORTED",
+    "has_fused_step",
+    "instructions",
+    "kernels",
+    "most_threads",
+    "processor",
+]
+
+KERNELS = ("float32", "quantized")
+"""The kernels of CPUs; each is a module that ends in _kernel."""
+
+INSTRUCTIONS = {
+    "avx2": ("avx2", "fma"),
+    "avx512": ("avx512f", "avx512bw"),
+    "vnni": ("avx512vnni",),
+    "amx": ("amx-tile", "amx-int8"),
+}
+"""The sets of instructions for quantized products, and what each needs besides the one before. Results are the same."""
 
 ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
 """Those of the CPU kernels, by their numbers in `functions.activate`."""
@@ -63,15 +87,42 @@ def has_fused_step(stack: StackConfig, kernel: str) -> bool:
 
 @cache
 def kernels(name: str) -> ModuleType | None:
-    """Import and so compile the "float32" or "quantized" kernel; None where it cannot run or Numba is missing."""
+    """Import the "float32" or "quantized" kernel, compiled; None where it cannot run or Numba is missing.
+
+    Raises what `instructions` raises.
+    """
     if platform.machine() not in ("x86_64", "AMD64") or sys.platform not in ("linux", "darwin"):
         return None
     try:
-        if name == "quantized" and not _has_vnni():
+        if name == "quantized" and instructions() not in ("vnni", "amx"):
             return None
-        return import_module(f"hanmo.inference.fused.{name}_kernel")
-    except (ImportError, RuntimeError):  # RuntimeError: Numba has no folder to cache what it compiles
+        from hanmo.inference.fused.compiled import load
+
+        return load(name, processor(), _target()[1])
+    except ImportError:
         return None
+
+
+def instructions() -> str | None:
+    """Give the last of INSTRUCTIONS that this machine has, or the one before it that HANMO_CPU asks for, if any.
+
+    Raises ConfigError if HANMO_CPU is none of these, ImportError without Numba.
+    """
+    present = {each[1:] for each in _target()[1].split(",") if each.startswith("+")}
+    found: list[str] = []
+    for name, needed in INSTRUCTIONS.items():
+        if not present.issuperset(needed):
+            break
+        found.append(name)
+    asked = os.environ.get("HANMO_CPU", "")
+    if asked and asked not in found:
+        raise ConfigError(f"HANMO_CPU is {asked!r}; this machine has {', '.join(found) or 'none of its values'}")
+    return asked or (found[-1] if found else None)
+
+
+def processor() -> str:
+    """Name the processor that is compiled for, and the chosen instructions. Raises what `instructions` raises."""
+    return f"{_target()[0]} ({instructions() or 'no AVX2'})"
 
 
 def most_threads() -> int:
@@ -79,8 +130,11 @@ def most_threads() -> int:
     return min(cores(), MOST_THREADS)
 
 
-def _has_vnni() -> bool:
-    from llvmlite import binding
-
-    features = binding.get_host_cpu_features()
-    return all(features.get(name) for name in ("avx512f", "avx512bw", "avx512vnni"))
+def _target() -> tuple[str, str]:
+    """Give the processor that Numba compiles for, which its own settings may change, and features as "+a,-b"."""
+    codegen: Any = import_module("numba.core.codegen")  # which has no types
+    cpu, features = codegen.config.CPU_NAME, codegen.config.CPU_FEATURES
+    return (
+        codegen.ll.get_host_cpu_name() if cpu is None else cpu,
+        codegen.get_host_cpu_features() if features is None else features,
+    )
