@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,16 @@ from peers.process import Turns, Worker, first_output, take_turns
 from peers.report import Row, compared, markdown, single
 
 from hanmo.bench.machine import describe
+from hanmo.inference.fused.support import processor
 
 HANMO = str(Path(sys.executable).with_name("hanmo"))
 PROMPT = "今天天气不错"
 FIRST, LAST = 128, 256  # the contexts of the time of a token
 TASTE = {"do": "decode", "context": FIRST, "tokens": 16}
 TRACED = 2  # steps in which TensorFlow traces bert4keras's graph: once for a length, once for any
-LLAMA = ("llama.cpp", "llama.cpp-native")
+LLAMA = {"llama.cpp": (1.3, 1.2, 3), "llama.cpp-native": (1.7, 1.9, 8), "llama.cpp-avx512": (1.7, 1.9, 8)}
+"""llama.cpp's builds, and the goals beside each: a token in int8 and in int4, a prompt."""
+COMPILED = ("llama.cpp-native", "llama.cpp-avx512")  # here, which takes a while
 PEERS = (*LLAMA, "transformers", "torch", "bert4keras")
 
 
@@ -42,26 +46,27 @@ def decode(bench: Bench) -> Iterator[Row]:
     each = (LAST - FIRST) // bench.rounds  # who is slow takes one slice of the range in a round
     slices = [{"context": FIRST + number * each, "tokens": each} for number in range(bench.rounds)]
     pairs: list[tuple[str, str, Callable[[], Worker], float | None, list[dict[str, int]]]] = []
-    for peer in LLAMA:
-        for ours, kind, goal in (("int8", "Q8_0", 1.3), ("int4", "Q4_0", 1.2)):
+    for peer, goals in LLAMA.items():
+        for ours, kind, goal in (("int8", "Q8_0", goals[0]), ("int4", "Q4_0", goals[1])):
             pairs.append((peer, ours, partial(bench.fastest_llamacpp, peer, kind, **TASTE), goal, whole))
     for dtype in ("float32", "bfloat16"):
         pairs.append(("transformers", "int8", partial(bench.transformers, dtype), 5, slices))
         pairs.append(("torch", "int8", partial(bench.hanmo, dtype, "torch"), None, slices))
     for peer, ours, opened, goal, rounds in pairs:
         if peer in bench.peers:
-            with opened() as theirs, bench.hanmo(ours) as mine:
+            with _left_out_if_it_dies(peer), opened() as theirs, bench.hanmo(ours) as mine:
                 yield _pair(f"A token at context {FIRST}–{LAST}", goal, mine, theirs, TASTE, rounds, unit="ms")
 
 
 def prompt(bench: Bench) -> Iterator[Row]:
     """Time a prompt of 512 tokens beside llama.cpp."""
     quarter = {"do": "prompt", "tokens": min(512, bench.sizes["positions"]) // 4}
-    for peer in LLAMA:
+    for peer, (*_, goal) in LLAMA.items():
         for ours, kind in (("int8", "Q8_0"), ("int4", "Q4_0")) if peer in bench.peers else ():
-            with bench.fastest_llamacpp(peer, kind, **quarter) as theirs, bench.hanmo(ours) as mine:
+            opened = partial(bench.fastest_llamacpp, peer, kind, **quarter)
+            with _left_out_if_it_dies(peer), opened() as theirs, bench.hanmo(ours) as mine:
                 request = {"do": "prompt", "tokens": 512}
-                yield _pair("A prompt of 512 tokens", 3, mine, theirs, request, [{}] * bench.rounds, unit="s")
+                yield _pair("A prompt of 512 tokens", goal, mine, theirs, request, [{}] * bench.rounds, unit="s")
 
 
 def engines(bench: Bench) -> Iterator[Row]:
@@ -135,11 +140,11 @@ def article(bench: Bench) -> Iterator[Row]:
         ("hanmo run article.py (float32)", 2, partial(_script, bench, run)),
     ]
     for name, rounds, do in ways:
-        try:
+        found = []
+        with _left_out_if_it_dies(name):
             do(8)  # converts the weights, and brings their file into memory
             found = [do(tokens) for _ in range(min(bench.rounds, rounds))]
-        except RuntimeError as error:
-            print(f"left out: {name}: {error}", file=sys.stderr)
+        if not found:
             continue
         exact = "float32" in name
         if exact:
@@ -164,6 +169,15 @@ def bandwidth(bench: Bench) -> float:
     """Measure how many GB/s this machine reads now."""
     command = [sys.executable, str(HERE / "bandwidth.py"), str(bench.threads)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@contextmanager
+def _left_out_if_it_dies(peer: str) -> Iterator[None]:
+    """Say why a peer was left out, such as a build whose instructions the processor refuses, and go on."""
+    try:
+        yield
+    except RuntimeError as error:
+        print(f"left out: {peer}: {error}", file=sys.stderr)
 
 
 def _pair(
@@ -257,7 +271,8 @@ def _parameters(bench: Bench) -> int:
 def _machine(bench: Bench, given: Sequence[str]) -> Row:
     found = describe()
     return {
-        "machine": f"{found['processor']}, {os.cpu_count()} processors, {found['memory_bytes'] / 2**30:.0f} GiB",
+        "processor": f"{found['processor']}, {processor()}",
+        "machine": f"{os.cpu_count()} processors, {found['memory_bytes'] / 2**30:.0f} GiB",
         "threads": bench.threads,
         "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
         "date": found["date"],
@@ -273,8 +288,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--envs", type=Path, required=True, help="folder for environments, GGUF files and logs")
     parser.add_argument("--checkpoint", type=Path, help="prefix of a GPT2_ML checkpoint; without it one is made up")
-    usual = [peer for peer in PEERS if peer != "llama.cpp-native"]
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=usual, help="default: all but llama.cpp-native")
+    usual = [peer for peer in PEERS if peer not in COMPILED]
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=usual, help=f"default: {', '.join(usual)}")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -301,6 +316,7 @@ def main() -> None:
     print("\n".join(f"- {name}: {value}" for name, value in found.items() if name != "rows") + "\n", flush=True)
     for part in options.parts:
         for row in PARTS[part](bench):
+            row["processor"] = found["processor"]
             found["rows"].append(row)
             print(markdown(row), flush=True)
             if options.json:

@@ -24,12 +24,19 @@ class Environment:
     variables: dict[str, str] = field(default_factory=dict)
 
 
+# pip would take a wheel that it built before, for other instructions.
+_COMPILED = (("--no-cache-dir", "--no-binary", "llama-cpp-python", "llama-cpp-python==0.3.36"),)
+_PARTS = "-DMTMD_BUILD=OFF -DLLAVA_BUILD=OFF"
+_AVX512 = ("AVX", "AVX2", "FMA", "F16C", "BMI2", "AVX512", "AVX512_VBMI", "AVX512_VNNI", "AVX512_BF16")
+
 ENVIRONMENTS = {
     "llama.cpp": Environment((("xllamacpp==2026.10.11549", "gguf==0.19.0", "numpy<3"),)),
-    # The wheel above is built for any x86-64 with AVX2; this is compiled here, for the very processor.
-    "llama.cpp-native": Environment(
-        (("llama-cpp-python==0.3.36",),),
-        variables={"CMAKE_ARGS": "-DGGML_NATIVE=ON -DMTMD_BUILD=OFF -DLLAVA_BUILD=OFF"},
+    # The wheel above is built for any x86-64 with AVX2; these two are compiled here: for all that the processor has,
+    # and without AMX, whose code ended by an illegal instruction on a virtual machine.
+    "llama.cpp-native": Environment(_COMPILED, variables={"CMAKE_ARGS": f"-DGGML_NATIVE=ON {_PARTS}"}),
+    "llama.cpp-avx512": Environment(
+        _COMPILED,
+        variables={"CMAKE_ARGS": " ".join(["-DGGML_NATIVE=OFF", *(f"-DGGML_{each}=ON" for each in _AVX512), _PARTS])},
     ),
     "transformers": Environment((("transformers==5.23.0", "torch==2.13.0", "numpy<3", "accelerate==1.15.0"),)),
     # bert4keras asks for a Keras that TensorFlow 2.15 does not have; run_bert4keras.py gives it TensorFlow's.

@@ -50,11 +50,11 @@ def single(
 
 
 def markdown(row: Row) -> str:
-    """Write a row as a table of its sides, the ratio and the goal below it."""
+    """Write a row as a table of its sides, the ratio and the goal below it; the corner names the processor."""
     out = [
         f"### {row['title']}",
         "",
-        f"| | median, {row['unit']} | of the rounds | bytes of the weights |",
+        f"| {row.get('processor', '')} | median, {row['unit']} | of the rounds | bytes of the weights |",
         "|---|---:|---:|---:|",
     ]
     for side in row["sides"]:

@@ -1,4 +1,4 @@
-"""Worker: llama.cpp as llama-cpp-python compiles it for the very processor, called through its C functions.
+"""Worker: llama.cpp as llama-cpp-python compiles it for chosen instructions, called through its C functions.
 
 Options as for run_llamacpp.py. There is no server: what is timed is the computation and the choice of the id.
 """

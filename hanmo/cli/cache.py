@@ -30,6 +30,7 @@ def cache(
         raise BadParameter("--warm compiles for all commands; give it without --clear and --cache-dir")
     if warm:
         _warm()
+        return
     place = cache_dir or store.default_folder()
     built, steps = store.entries(place), compiled.entries(cache_dir)
     plural = "" if len(built) == 1 else "s"

@@ -128,6 +128,27 @@ def test_a_goal_is_met_or_not(driver, goal, most, met):
     assert "| us | 5 | 5–5 | 1,234 |" in driver.markdown(row)
 
 
+def test_a_table_names_the_processor(driver):
+    row = {**driver.single("t", None, {"name": "us"}, [5.0], [1.5], unit="s"), "processor": "a Z80"}
+    assert "| a Z80 | median, s |" in driver.markdown(row)
+
+
+def test_a_peer_that_dies_is_left_out_with_its_last_words(driver, tmp_path, capsys):
+    died = "    import os, signal; os.kill(os.getpid(), signal.SIGILL)"
+    with driver._left_out_if_it_dies("llama.cpp-native"), worker(driver, tmp_path, "weak", died) as weak:
+        weak.ask("do")
+    assert "left out: llama.cpp-native: weak ended with -4" in capsys.readouterr().err
+
+
+def test_the_builds_of_llamacpp_differ_in_their_instructions(driver):
+    from peers.environments import ENVIRONMENTS
+
+    native, without_amx = (ENVIRONMENTS[peer] for peer in driver.COMPILED)
+    assert native.steps == without_amx.steps and "--no-cache-dir" in native.steps[0]
+    assert "GGML_NATIVE=ON" in native.variables["CMAKE_ARGS"]
+    assert "AMX" not in without_amx.variables["CMAKE_ARGS"] and "AVX512_VNNI=ON" in without_amx.variables["CMAKE_ARGS"]
+
+
 def test_without_a_goal_nothing_is_judged(driver):
     row = driver.single("t", None, {"name": "us"}, [5.0], [1.5], unit="s")
     assert row["met"] is None and "goal" not in driver.markdown(row)
