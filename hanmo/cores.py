@@ -1,7 +1,12 @@
-"""How many processor cores this process may use, and how many threads torch takes. Knows the system alone."""
+"""How many processor cores and how much memory this process may use, and how many threads torch takes.
+
+Knows the system alone.
+"""
 
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +32,26 @@ def set_torch_threads(threads: int | None) -> None:
 
     if threads is not None or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads or cores())
+
+
+def available_memory() -> int:
+    """Return the bytes still free for this process in the machine and its control group."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if hasattr(os, "sysconf") else [sys.maxsize]
+    if available := proc_bytes("/proc/meminfo", "MemAvailable"):
+        found.append(available)
+    limit, used = (Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current"))
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
+        found.append(max(0, int(text) - int(used.read_text())))
+    return min(found)
+
+
+def proc_bytes(path: str, name: str) -> int:
+    """Return a size that a file of /proc gives in KiB, in bytes; 0 where there is none."""
+    with suppress(OSError):
+        for line in Path(path).read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) << 10
+    return 0
 
 
 def _quotas(root: Path, own: Path) -> Iterator[int]:

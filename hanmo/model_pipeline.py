@@ -154,7 +154,6 @@ class ModelPipeline(Pipeline):
         logits = self.model(part).logits[0, :-1].float()
         return logits.log_softmax(-1).gather(-1, part[0, 1:, None])[:, 0].tolist()
 
-    @torch.inference_mode()
     def encode(self, texts: str | Sequence[str], *, pool: str = "mean", batch: int = 32) -> npt.NDArray[np.float32]:
         """Encode texts as vectors [texts, hidden_size]; one text counts as a list of one.
 
@@ -163,20 +162,34 @@ class ModelPipeline(Pipeline):
         Raises CheckpointError if the model lacks `pool`, ConfigError for another `pool`, PromptError for an item that
         is no text.
         """
+        encodings = self._tokenizer().encode_batch(as_texts(texts), limit=self.config.main.context)
+        return self.encode_ids([encoding.ids for encoding in encodings], pool=pool, batch=batch)
+
+    @torch.inference_mode()
+    def encode_ids(
+        self, texts: Sequence[Sequence[int]], *, pool: str = "mean", batch: int = 32
+    ) -> npt.NDArray[np.float32]:
+        """Encode texts that are given as their ids, marks such as [CLS] included; see `encode`.
+
+        Raises PromptError for a text without ids, with one that the model lacks, or with too many, else as `encode`.
+        """
         if pool not in ("mean", "first", "pooler"):
             raise ConfigError(f"pool is {pool!r}; expected 'mean', 'first' or 'pooler'")
         if pool == "pooler" and self.model.pooler is None:
             raise CheckpointError("this checkpoint has no pooler; use pool='mean' or 'first'")
-        texts = as_texts(texts)
         if self.config.main.mask == "prefix":
             raise CheckpointError("this model was loaded to write (mask='prefix'); load it without a mask for vectors")
-        tokenizer = self._tokenizer()
-        encodings = tokenizer.encode_batch(texts, limit=self.config.main.context)
+        context, vocab_size = self.config.main.context, self.config.vocab_size
+        for number, row in enumerate(texts):
+            if not row or (context is not None and len(row) > context):
+                raise PromptError(f"text {number} has {len(row)} ids; expected 1 to {context or 'any number'}")
+            if (wrong := next((id for id in row if not 0 <= id < vocab_size), None)) is not None:
+                raise PromptError(f"text {number} holds id {wrong}; the vocabulary has ids 0 to {vocab_size - 1}")
         vectors = np.zeros((len(texts), self.config.main.hidden_size), np.float32)
-        order = sorted(range(len(texts)), key=lambda place: -len(encodings[place]))
+        order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
         for start in range(0, len(order), batch):
             places = order[start : start + batch]
-            rows = [torch.tensor(encodings[place].ids, dtype=torch.long) for place in places]
+            rows = [torch.tensor(texts[place], dtype=torch.long) for place in places]
             lengths, device = torch.tensor([len(row) for row in rows]), self.model.token.weight.device
             ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
             mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)

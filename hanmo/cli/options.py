@@ -46,6 +46,16 @@ Document = Annotated[Literal["file", "line", "paragraph"], Option(help="What one
 Json = Annotated[bool, Option("--json", help="Print JSON.")]
 
 
+OPENING: dict[str, tuple[Any, Any]] = {
+    "config": (Config, None),
+    "family": (Family, None),
+    "tokenizer": (Tokenizer, None),
+    "pre_tokenize": (PreTokenize, None),
+    "mask": (Mask, None),
+}
+"""The arguments of `hanmo.load` that are options, for `with_options`."""
+
+
 def option(kind: Any, help: str, *names: str, default: Any = None, **how: Any) -> tuple[Any, Any]:
     """Declare an option of a table: (annotation, default).
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import BadParameter, Option
 
 from hanmo.cli import options as shared
+from hanmo.cli.options import OPENING, with_options
 from hanmo.cli.screen import say
+from hanmo.cores import available_memory
 from hanmo.errors import ConfigError, MissingExtra
 from hanmo.files import errors_as, read_bytes
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from hanmo.server.chat import ChatTemplate
 
 
+@with_options(OPENING)
 def serve(
     *,
     model: Annotated[
@@ -43,8 +46,16 @@ def serve(
     ] = None,
     max_rows: Annotated[int, Option(min=1, help="Texts generated at once.")] = 32,
     max_queue: Annotated[int, Option(min=1, help="Texts that wait; more are refused.")] = 256,
+    cache_memory: Annotated[
+        str | None,
+        Option(
+            help="Memory for the keys and values of all texts, such as 8GiB or 8G.",
+            show_default="half of what is free",
+        ),
+    ] = None,
     max_body: Annotated[int, Option(min=1, help="Largest body of a request, in MiB.")] = 16,
     grace: Annotated[float, Option(min=0, help="Seconds that running requests have after SIGTERM.")] = 60,
+    **reading: Any,
 ) -> None:
     """Serve models over HTTP, with OpenAI's interface.
 
@@ -64,10 +75,15 @@ def serve(
     keys = [*(api_key or ()), *(() if api_keys is None else _keys(api_keys))]
     check_host(host, keys, anonymous=anonymous)
     weights = weights or ("int8" if not model and device in ("auto", "cpu") else None)
-    how: dict[str, Any] = {"device": device, "threads": threads, "max_rows": max_rows, "max_queue": max_queue}
+    named = _named(model or ())
+    if len(named) > 1 and (given := [name for name, value in reading.items() if value is not None]):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise BadParameter(f"{names} would be for every model, and there are {len(named)}; start a server for each")
+    how: dict[str, Any] = {"weights": weights, "device": device, "threads": threads, **reading}
+    how |= {"max_rows": max_rows, "max_queue": max_queue, "cache_memory": _memory(cache_memory, len(named))}
     with bind(host, port) as listening:
         app = make_app(
-            [open_served(name, path, weights=weights, **how) for name, path in _named(model or ()).items()],
+            [open_served(name, path, **how) for name, path in named.items()],
             keys=keys,
             origins=origin or (),
             root_path=root_path,
@@ -77,6 +93,15 @@ def serve(
         )
         Server(app, grace=grace, ready=partial(_say_ready, begun)).run([listening])
     say("all requests have ended")
+
+
+def _memory(given: str | None, models: int) -> int | None:
+    """Return the bytes of each model's caches; None leaves them to the only one."""
+    if given is not None:
+        from hanmo.training.memory import parse_size
+
+        return parse_size(given) // models
+    return None if models == 1 else available_memory() // 2 // models
 
 
 def _check_extra() -> None:

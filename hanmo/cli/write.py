@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, BadParameter, Option
 
 from hanmo.cli import options as shared
-from hanmo.cli.options import option, with_options
+from hanmo.cli.options import OPENING, option, with_options
 from hanmo.cli.screen import counted, echo, on_screen, say
 from hanmo.errors import PromptError
 from hanmo.opening import on_cpu_engine, open_model
@@ -45,18 +45,10 @@ _GENERATION: dict[str, tuple[Any, Any]] = {
         bool, "Read [CLS] and other special tokens in a prompt as tokens, not as characters.", default=True
     ),
 }
-# The arguments of `hanmo.load` that are options.
-_OPENING: dict[str, tuple[Any, Any]] = {
-    "config": (shared.Config, None),
-    "family": (shared.Family, None),
-    "tokenizer": (shared.Tokenizer, None),
-    "pre_tokenize": (shared.PreTokenize, None),
-    "mask": (shared.Mask, None),
-}
 _BATCH = "With --file: texts generated at once; int8, int4 and bfloat16 results may depend on it."
 
 
-@with_options(_GENERATION | _OPENING)
+@with_options(_GENERATION | OPENING)
 def write(
     text: Annotated[
         list[str] | None, Argument(help="Texts to continue; none, or -, reads one from standard input.")
@@ -92,7 +84,7 @@ def write(
         from hanmo.pipeline import SMALL
 
         model, weights = SMALL, weights or ("int8" if device in ("auto", "cpu") else None)
-    reading = {"weights": weights, "device": device} | {name: options[name] for name in _OPENING}
+    reading = {"weights": weights, "device": device} | {name: options[name] for name in OPENING}
     how = {name: options[name] for name in _GENERATION}
     how |= {"stop": None if how["stop"] == "none" else how["stop"], "stop_strings": tuple(how["stop_strings"] or ())}
     opened = partial(_open, model, reading | {"threads": threads})

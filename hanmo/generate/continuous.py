@@ -5,93 +5,23 @@ Knows no threads and no text. What a row is given depends on its request alone, 
     submit ──► waiting ──admit──► reading, at most prompt_ids a step ──► running ──► Token, End ──► emit
 """
 
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby, islice
-from typing import NamedTuple, TypeAlias
+from itertools import groupby
 
 import array_api_compat
-import numpy as np
 
 from hanmo.errors import ConfigError, HanmoError
 from hanmo.generate import rules
 from hanmo.generate.draw import check_seed, checked, choose, uniform
-from hanmo.generate.dynamic import Piece, dynamic_rows
-from hanmo.generate.loop import PLAIN, UNLIMITED, End, Engine, Limits, LogProbs, Token, check_prompt, room_behind
+from hanmo.generate.dynamic import Piece, dynamic_rows, is_padded
+from hanmo.generate.loop import End, Engine, LogProbs, Token, check_prompt, log_probs, room_behind
 from hanmo.generate.rules import Array
 from hanmo.generate.sampling import Sampling
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowRequest:
-    """One row to generate, as by `sample(engine, [prompt], seed=seed, first=sample, …)`.
-
-    history, stop: as for `sample`; stop is called with the id alone.
-    top_logprobs: report the log-probability of each id, and so many of the likeliest; None does not.
-    prompt_logprobs: report them for the ids of the prompt too, with as many of the likeliest; needs history.
-    """
-
-    prompt: Sequence[int]
-    seed: int
-    sample: int = 0
-    sampling: Sampling = PLAIN
-    limits: Limits = UNLIMITED
-    history: bool = True
-    stop: Callable[[int], str | None] | None = None
-    top_logprobs: int | None = None
-    prompt_logprobs: bool = False
-
-
-class Prompt(NamedTuple):
-    """A row's prompt has been read; logprobs: of its ids, None for the first."""
-
-    row: int
-    logprobs: tuple[LogProbs | None, ...]
-
-
-class Failed(NamedTuple):
-    """All rows of a ticket have ended with an error."""
-
-    error: BaseException
-
-
-Event: TypeAlias = Prompt | Token | End | Failed
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Numbers of rows that wait and that run, of the ids in their caches, and counts since the start.
-
-    tokens: generated ids.   prompt_ids: ids of prompts that were read.   steps: of the engine.
-    """
-
-    waiting: int
-    running: int
-    cached_ids: int
-    tokens: int
-    prompt_ids: int
-    steps: int
-
-
-class Ticket:
-    """Rows that were submitted together."""
-
-    def __init__(self, emit: Callable[[Event], None]) -> None:
-        self._receive = emit
-        self._ended = False
-
-    def emit(self, event: Event) -> None:
-        """Pass an event on; a receiver that is gone, as a closed event loop, cancels the rows."""
-        try:
-            self._receive(event)
-        except RuntimeError:
-            self.cancel()
-
-    def cancel(self) -> None:
-        """End the rows without further events; they are freed within one step. From any thread, at any time."""
-        self._ended = True
+from hanmo.generate.ticket import Event, Failed, Prompt, RowRequest, Stats, Ticket
 
 
 @dataclass(eq=False)
@@ -103,6 +33,10 @@ class _Row:
     room: int  # maximum number of new ids
     name: int = -1  # of the engine's row
     written: int = 0
+
+    @property
+    def most_ids(self) -> int:
+        return len(self.request.prompt) + self.room
 
 
 @dataclass(eq=False)
@@ -123,20 +57,25 @@ class _Reading:
         return any(row.request.prompt_logprobs for row in self.rows)
 
     def live(self) -> list[_Row]:
-        return [row for row in self.rows if not row.ticket._ended]
+        return [row for row in self.rows if not row.ticket.ended]
 
 
 class ContinuousBatch:
     """The rows of one engine.
 
-    max_rows: that run at once.   prompt_ids: maximum number of ids of prompts that a step reads.
+    max_rows: that run at once.   cache_ids: ids for which the caches of these have room; None is no limit.
+    prompt_ids: maximum number of ids of prompts that a step reads.
     """
 
-    def __init__(self, engine: Engine, *, max_rows: int = 32, prompt_ids: int = 512) -> None:
+    def __init__(
+        self, engine: Engine, *, max_rows: int = 32, cache_ids: int | None = None, prompt_ids: int = 512
+    ) -> None:
         rules.check_count("max_rows", max_rows)
         rules.check_count("prompt_ids", prompt_ids)
         self._engine, self._max_rows, self._prompt_ids = engine, max_rows, prompt_ids
+        self._cache_ids = sys.maxsize if cache_ids is None else cache_ids
         self._rows = dynamic_rows(engine)
+        self._padded = is_padded(self._rows)
         self._waiting: deque[_Reading] = deque()
         self._reading: list[_Reading] = []
         self._running: list[_Row] = []
@@ -165,9 +104,18 @@ class ContinuousBatch:
         ticket = Ticket(emit)
         rows = [self._row(ticket, number, request) for number, request in enumerate(requests)]
         for _, same in groupby(rows, lambda row: tuple(row.request.prompt)):
-            while part := list(islice(same, self._max_rows)):
-                self._waiting.append(_Reading(part))
+            equal = list(same)
+            size = min(self._max_rows, self._cache_ids // max(row.most_ids for row in equal))
+            self._waiting += [_Reading(equal[first : first + size]) for first in range(0, len(equal), size)]
         return ticket
+
+    def check_fits(self, rows: int, ids: int) -> None:
+        """Raise ConfigError if the caches have no room for so many rows of so many ids each."""
+        if rows * ids > self._cache_ids:
+            raise ConfigError(
+                f"{rows} x {ids} tokens, prompt and text, do not fit the caches, which have room for "
+                f"{self._cache_ids}; ask for fewer tokens"
+            )
 
     def _row(self, ticket: Ticket, number: int, request: RowRequest) -> _Row:
         check_prompt(self._engine, request.prompt)
@@ -183,16 +131,19 @@ class ContinuousBatch:
         rules.check_ids("bias", [id for id, _ in sampling.bias], vocab_size)
         rules.check_ids("end_ids", limits.end_ids, vocab_size)
         room = room_behind(self._engine, request.prompt, limits)
+        self.check_fits(1, len(request.prompt) + room)
         return _Row(ticket, number, request, list(request.prompt) if request.history else [], room)
 
     def admit(self) -> None:
         """Free the rows of cancelled tickets, and let waiting rows join in their order while there is room."""
         self._drop_ended()
-        rows = len(self._running) + sum(len(each.rows) for each in self._reading)
+        sizes = [row.most_ids for row in (*self._running, *(row for each in self._reading for row in each.rows))]
         while self._waiting:
             first = self._waiting[0]
             first.rows = first.live()
-            if rows + len(first.rows) > self._max_rows:
+            joined = [*sizes, *(row.most_ids for row in first.rows)]
+            needed = len(joined) * max(joined, default=0) if self._padded else sum(joined)
+            if len(joined) > self._max_rows or needed > self._cache_ids:
                 return
             self._waiting.popleft()
             for row in first.rows:
@@ -207,7 +158,7 @@ class ContinuousBatch:
                 self._fail(first.rows[0], error)
                 continue
             self._reading.append(first)
-            rows += len(first.rows)
+            sizes += [row.most_ids for row in first.rows]
 
     def step(self) -> None:
         """Run the engine once and emit what follows. After an error, call `fail`."""
@@ -285,7 +236,7 @@ class ContinuousBatch:
             for place, id in zip(places, choose(scores, draws).tolist(), strict=True):
                 chosen[place] = id
         for row, id, scores in zip(rows, chosen, logits, strict=True):
-            if not row.ticket._ended:
+            if not row.ticket.ended:
                 self._append(row, id, scores)
 
     def _append(self, row: _Row, id: int, logits: Array) -> None:
@@ -313,28 +264,15 @@ class ContinuousBatch:
         read.logprobs += log_probs(logits[: len(following)], following, top)
 
     def _fail(self, row: _Row, error: BaseException) -> None:
-        if not row.ticket._ended:
-            row.ticket._ended = True
+        if not row.ticket.ended:
+            row.ticket.ended = True
             row.ticket.emit(Failed(error))
 
     def _drop_ended(self) -> None:
         """Free the rows of tickets that have been cancelled or have failed."""
-        for row in [row for row in self._running if row.ticket._ended]:
+        for row in [row for row in self._running if row.ticket.ended]:
             self._running.remove(row)
             self._rows.free(row.name)
         for each in [each for each in self._reading if not each.live()]:
             self._reading.remove(each)
             self._rows.free(each.name)
-
-
-def log_probs(logits: Array, ids: Sequence[int], top: int) -> list[LogProbs]:
-    """Return the log-probability of ids[i] by logits[i] [vocab_size], and the `top` likeliest ids with theirs."""
-    scores = rules.to_numpy(logits).astype(np.float64)
-    scores -= scores.max(axis=-1, keepdims=True)
-    scores -= np.log(np.exp(scores).sum(axis=-1, keepdims=True))
-    found = []
-    for row, id in zip(scores, ids, strict=True):
-        least = np.partition(row, len(row) - top)[len(row) - top] if top else np.inf
-        best = sorted(np.flatnonzero(row >= least), key=lambda other: -row[other])[:top]
-        found.append(LogProbs(float(row[id]), tuple((int(other), float(row[other])) for other in best)))
-    return found

@@ -69,6 +69,11 @@ def is_dynamic(engine: Engine) -> bool:
     return isinstance(engine, DynamicEngine) and engine.dynamic_rows() is not None
 
 
+def is_padded(rows: DynamicRows) -> bool:
+    """Tell whether every row takes as much of the cache as the longest."""
+    return isinstance(rows, _JoinedRows)
+
+
 def _read(engine: Engine, ids: list[int], keep: int, room: int) -> tuple[Rows, Array]:
     """Read a prompt, at once but for ids whose logits are wanted: its rows, and these logits [keep, vocab_size]."""
     first = len(ids) - keep + 1

@@ -13,6 +13,7 @@ from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import array_api_compat
+import numpy as np
 
 from hanmo.errors import ConfigError, PromptError
 from hanmo.generate import rules
@@ -287,3 +288,16 @@ def _generate(
         live = [live[place] for place in kept]
         if not queue:
             logits = cache.step([ids[place] for place in kept])
+
+
+def log_probs(logits: Array, ids: Sequence[int], top: int) -> list[LogProbs]:
+    """Return the log-probability of ids[i] by logits[i] [vocab_size], and the `top` likeliest ids with theirs."""
+    scores = rules.to_numpy(logits).astype(np.float64)
+    scores -= scores.max(axis=-1, keepdims=True)
+    scores -= np.log(np.exp(scores).sum(axis=-1, keepdims=True))
+    found = []
+    for row, id in zip(scores, ids, strict=True):
+        least = np.partition(row, len(row) - top)[len(row) - top] if top else np.inf
+        best = sorted(np.flatnonzero(row >= least), key=lambda other: -row[other])[:top]
+        found.append(LogProbs(float(row[id]), tuple((int(other), float(row[other])) for other in best)))
+    return found

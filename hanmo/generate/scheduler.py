@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from threading import Condition, Thread
 
 from hanmo.errors import ConfigError, QueueFull, SchedulerClosed
-from hanmo.generate.continuous import ContinuousBatch, Event, Failed, Prompt, RowRequest, Stats, Ticket
+from hanmo.generate.continuous import ContinuousBatch
 from hanmo.generate.loop import Engine
 from hanmo.generate.rules import check_count
+from hanmo.generate.ticket import Event, Failed, Prompt, RowRequest, Stats, Ticket
 
 __all__ = ["Event", "Failed", "Prompt", "RowRequest", "Scheduler", "Stats", "Ticket"]
 
@@ -15,11 +16,22 @@ class Scheduler:
     """Generates rows of one engine, which nothing else may use meanwhile.
 
     max_rows: rows that run at once.   max_queue: rows that wait.   prompt_ids: most ids of prompts read in a step.
+    cache_ids: ids for which the caches of rows that run have room, None without limit; each row has room for its prompt
+    and its longest text from the start, and waits until there is as much.
     """
 
-    def __init__(self, engine: Engine, *, max_rows: int = 32, max_queue: int = 256, prompt_ids: int = 512) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_rows: int = 32,
+        max_queue: int = 256,
+        cache_ids: int | None = None,
+        prompt_ids: int = 512,
+    ) -> None:
         check_count("max_queue", max_queue)
-        self._batch = ContinuousBatch(engine, max_rows=max_rows, prompt_ids=prompt_ids)
+        self._batch = ContinuousBatch(engine, max_rows=max_rows, cache_ids=cache_ids, prompt_ids=prompt_ids)
+        self.check_fits = self._batch.check_fits
         self._max_queue = max_queue
         self._changed = Condition()
         self._closed = self._aborted = False

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from hanmo.errors import HanmoError
 from hanmo.generate import loop
 from hanmo.generate.beam import beam_search
-from hanmo.generate.continuous import ContinuousBatch, Event, Failed, RowRequest
+from hanmo.generate.continuous import ContinuousBatch
 from hanmo.generate.draw import fresh_seed
 from hanmo.generate.dynamic import is_dynamic
 from hanmo.generate.loop import PLAIN, UNLIMITED, End, Engine, Limits, Token
 from hanmo.generate.rules import check_count
 from hanmo.generate.sampling import Sampling
 from hanmo.generate.stop import NEVER, Stopper, StopRules
+from hanmo.generate.ticket import Event, Failed, RowRequest
 from hanmo.tokenizers.prompt import encode_prompt
 from hanmo.tokenizers.protocol import Tokenizer
 

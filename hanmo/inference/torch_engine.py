@@ -31,6 +31,12 @@ class TorchEngine:
         plain = model.config.main.mask == "causal" and not model.config.is_encoder_decoder
         self.joins = plain and weight.dtype == torch.float32 and weight.device.type == "cpu"
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the keys and values of one token of a row."""
+        stack = self.model.main.config
+        return stack.num_layers * stack.num_heads * (stack.key_dim + stack.head_dim) * self.model.token.weight.itemsize
+
     def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple["TorchRows", Any]:
         """Read prompts, shorter ones padded on the left; see `Engine.prefill`."""
         cache, logits = self.read(prompts, room=max(room, 1))

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -26,7 +27,11 @@ from hanmo.server.security import Admission, RequireKey
 from hanmo.server.state import State, state_of
 
 PAGE = Path(__file__).parent / "page"
-_POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+}
 
 
 def make_app(
@@ -63,7 +68,7 @@ def make_app(
             Route("/metrics", metrics, middleware=[key]),
             Route("/openapi.json", partial(openapi, root_path)),
             Route("/", page),
-            Mount("/static", StaticFiles(directory=PAGE)),
+            Mount("/static", _Files(directory=PAGE)),
             Mount("/v1", routes=endpoints, middleware=[key, admission]),
         ],
         middleware=[
@@ -88,7 +93,7 @@ async def health(request: Request) -> Response:
 
 async def page(request: Request) -> Response:
     """Return the page to write with; its addresses are relative, and nothing comes from elsewhere."""
-    return FileResponse(PAGE / "index.html", headers={"content-security-policy": _POLICY})
+    return FileResponse(PAGE / "index.html", headers=_HEADERS)
 
 
 async def metrics(request: Request) -> Response:
@@ -138,6 +143,13 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 async def _left(request: Request, error: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it
+
+
+class _Files(StaticFiles):
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(_HEADERS)
+        return response
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from hanmo.errors import HanmoError
 from hanmo.generate.draw import fresh_seed
+from hanmo.generate.loop import room_behind
 from hanmo.generate.scheduler import RowRequest
 from hanmo.generate.text import GenerationConfig, Stream, read_prompt
 from hanmo.server.beams import search_beams
@@ -274,6 +275,8 @@ async def _searched(job: _Job) -> dict[str, Any]:
     """Search with beams, one prompt after the other, and return the answer."""
     choices, written = list[dict[str, Any]](), 0
     for prompt in job.prompts:
+        room = room_behind(job.model.pipeline.engine, prompt.ids, job.config.limits)
+        job.model.generator.check_fits(job.asked.beams or 1, len(prompt.ids) + room)
         found = await search_beams(job.model, prompt.text, job.asked.beams or 1, job.config)
         written += sum(len(each.ids) for each in found)
         for each in found[: job.asked.n]:

@@ -22,14 +22,16 @@ Kind = TypeVar("Kind", bound=Asked)
 async def embeddings(request: Request) -> Response:
     """Encode texts as vectors."""
     asked, model = await _read(request, Embeddings, _check_embeddings)
-    texts = [asked.input] if isinstance(asked.input, str) else asked.input
+    alone = isinstance(asked.input, str) or isinstance(asked.input[0], int)
+    texts: list[Any] = [asked.input] if alone else list(asked.input)
+    encode: Any = model.network.encode if isinstance(texts[0], str) else model.network.encode_ids
     options: dict[str, Any] = {} if asked.pool is None else {"pool": asked.pool}
     tokens, vectors = 0, list[Any]()
     for start in range(0, len(texts), _BATCH):
         part = texts[start : start + _BATCH]
         tokens += await unless_gone(request.receive, in_thread(model.lane, _count_tokens, model, part))
-        encode = in_thread(model.lane, model.network.encode, part, batch=_BATCH, **options)
-        vectors += list(await unless_gone(request.receive, encode))
+        work = in_thread(model.lane, encode, part, batch=_BATCH, **options)
+        vectors += list(await unless_gone(request.receive, work))
     size = len(vectors[0])
     if asked.dimensions not in (None, size):
         raise RequestError(f"dimensions is {asked.dimensions}; the model has {size}: leave it out", param="dimensions")
@@ -83,9 +85,13 @@ def _check_embeddings(asked: Embeddings, model: Served) -> None:
         raise RequestError(f"the model {model.name!r} has no vectors of texts", param="model")
 
 
-def _count_tokens(model: Served, texts: Sequence[str]) -> int:
-    """Count tokens. Raises RequestError for a text that the model would truncate; a task reads long ones in windows."""
-    lengths = [len(encoding) for encoding in model.tokenizer.encode_batch(texts)]
+def _count_tokens(model: Served, texts: Sequence[Any]) -> int:
+    """Count the tokens of texts, or of their ids.
+
+    Raises RequestError for a text that the model would truncate; a task reads long ones in windows.
+    """
+    found = model.tokenizer.encode_batch(texts) if isinstance(texts[0], str) else texts
+    lengths = [len(tokens) for tokens in found]
     most = model.pipeline.config.main.context
     if most is not None and max(lengths) > most and not hasattr(model.pipeline, "predict"):
         place = next(place for place, length in enumerate(lengths) if length > most)

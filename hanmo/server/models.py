@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hanmo import __version__
 from hanmo.checkpoint.inspect import inspect
 from hanmo.checkpoint.open import locate
+from hanmo.cores import available_memory
 from hanmo.errors import ConfigError, MissingFile
 from hanmo.generate.dynamic import DynamicEngine
 from hanmo.generate.scheduler import Scheduler
@@ -135,31 +137,41 @@ def open_served(
     threads: int | None = None,
     max_rows: int = 32,
     max_queue: int = 256,
+    cache_memory: int | None = None,
+    mask: str | None = None,
+    **reading: Any,
 ) -> Served:
     """Open a checkpoint, an encoder or the folder of a task.
 
     weights, device, threads: as for `open_model`; an encoder takes "float32", "bfloat16" or "int8" by OpenVINO.
-    max_rows, max_queue: as for `Scheduler`.   Raises what `hanmo.load` raises, and MissingFile without a vocabulary.
+    max_rows, max_queue: as for `Scheduler`.   cache_memory: bytes of the keys and values of texts that are generated;
+    None is half of what is free.   mask, reading: as for `hanmo.load`.
+    Raises what `hanmo.load` raises, ConfigError, and MissingFile without a vocabulary.
     """
     found = locate(path)
     described = None if found.format == "adapters" else inspect(path).found
-    kind = weights or (described.dtype if described else "float32")
-    if (described is None or described.config.can_generate) and not (found.folder / "task.json").is_file():
-        pipeline = _with_vocabulary(open_model(path, weights=weights, device=device, threads=threads))
+    kind, read = weights or (described.dtype if described else "float32"), {"mask": mask, **reading}
+    is_task = (found.folder / "task.json").is_file()
+    if (described is None or described.config.can_generate or mask is not None) and not is_task:
+        pipeline = _with_vocabulary(open_model(path, weights=weights, device=device, threads=threads, **read))
         engine = pipeline.engine
         fixed = kind == "float32" or (isinstance(engine, DynamicEngine) and engine.dynamic_rows() is not None)
-        scheduler = Scheduler(engine, max_rows=max_rows, max_queue=max_queue)
-        return Served(name, pipeline, _fingerprint(path, kind, "fixed" if fixed else "batched"), scheduler)
+        scheduler = Scheduler(
+            engine, max_rows=max_rows, max_queue=max_queue, cache_ids=_cache_ids(engine, cache_memory)
+        )
+        return Served(name, pipeline, _fingerprint(path, read, kind, "fixed" if fixed else "batched"), scheduler)
     from hanmo.cores import set_torch_threads
     from hanmo.tasks.pipeline import load
 
     if weights == "int4":
         raise ConfigError(f"weights is 'int4', and {path} is an encoder; expected float32, bfloat16 or int8")
     set_torch_threads(threads)
-    encoder = _with_vocabulary(load(path, device="cpu" if device == "auto" else device))
+    if mask is not None:
+        raise ConfigError(f"mask is {mask!r}, and {path} is the folder of a task, which writes no text; leave mask out")
+    encoder = _with_vocabulary(load(path, device="cpu" if device == "auto" else device, **reading))
     if weights is not None:
         encoder.use_openvino(weights=weights, threads=threads)
-    return Served(name, encoder, _fingerprint(path, kind, "fixed"))
+    return Served(name, encoder, _fingerprint(path, read, kind, "fixed"))
 
 
 def _with_vocabulary(pipeline: Opened) -> Opened:
@@ -168,10 +180,22 @@ def _with_vocabulary(pipeline: Opened) -> Opened:
     return pipeline
 
 
-def _fingerprint(path: Path, weights: str, rounding: str) -> str:
+def _cache_ids(engine: Any, memory: int | None) -> int:
+    """Return for how many ids' keys and values there is memory.   memory: bytes; None is half of what is free."""
+    if memory is None and (device := getattr(engine, "device", None)) is not None:  # a GPU
+        from hanmo.training.memory import free_memory
+
+        memory = free_memory(device) // 2
+    found: int = (available_memory() // 2 if memory is None else memory) // engine.token_bytes
+    return found
+
+
+def _fingerprint(path: Path, reading: Mapping[str, Any], weights: str, rounding: str) -> str:
     """Name what a text with a seed depends on.
 
+    reading: options of `hanmo.load`, None where not given.
     rounding: "fixed" if rows are computed as alone, "batched" if those of one prompt are computed together.
     """
-    digest = hashlib.blake2b(store.identity(path).encode(), digest_size=4).hexdigest()
+    told = {name: str(value) for name, value in sorted(reading.items()) if value is not None}
+    digest = hashlib.blake2b(f"{store.identity(path)}{told or ''}".encode(), digest_size=4).hexdigest()
     return f"hanmo-{__version__}-{weights}-{rounding}-{digest}"

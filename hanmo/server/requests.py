@@ -17,6 +17,8 @@ _LARGEST_ID = 2**31 - 1
 
 Id = Annotated[int, Field(ge=0, le=_LARGEST_ID)]
 Text = Annotated[str, Field(min_length=1)]
+Ids = Annotated[list[Id], Field(min_length=1)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=2048)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
 _shorten = Repr()
@@ -88,12 +90,9 @@ class Generating(Request):
 class Completion(Generating):
     """POST /v1/completions."""
 
-    prompt: (
-        Annotated[list[Id], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[Annotated[list[Id], Field(min_length=1)]], Field(min_length=1)]
-        | str
-    ) = Field(description="A text, its ids, or a list of either.")
+    prompt: Ids | Annotated[list[str], Field(min_length=1)] | Annotated[list[Ids], Field(min_length=1)] | str = Field(
+        description="A text, its ids, or a list of either."
+    )
     best_of: int | None = Field(
         None, ge=1, le=MAX_SAMPLES, description="Generate so many, return the n likeliest by mean log-probability."
     )
@@ -152,7 +151,9 @@ class Chat(Generating):
 class Embeddings(Request):
     """POST /v1/embeddings."""
 
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
+    input: Text | Texts | Ids | Annotated[list[Ids], Field(min_length=1, max_length=2048)] = Field(
+        description="A text, its ids with their marks, or a list of either."
+    )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, description="The model's own number of features.")
     pool: Literal["mean", "first", "pooler"] | None = Field(None, description="Default: the task's own, or mean.")

@@ -67,6 +67,7 @@ class Admission:
             raise
         finally:
             state.active -= 1
+            state.bodies -= scope.get("hanmo.body", 0)
             endpoint = getattr(scope.get("endpoint"), "__name__", "none")
             state.metrics.requests.labels(endpoint, str(status)).inc()
 

@@ -26,7 +26,7 @@ class State:
     """Of one application.
 
     max_body: bytes of a request's body.   max_requests: that are answered at once.   draining: no new ones are taken.
-    template: of dialogues.   active: requests that are being answered.   bodies: bytes of bodies that are being read.
+    template: of dialogues.   active: requests that are being answered.   bodies: bytes of their bodies.
     """
 
     models: Models
@@ -76,7 +76,7 @@ async def read_body(request: Request) -> bytes:
     too_large = RequestError(f"the body has more than {state.max_body:,} bytes; send a smaller one", status=413)
     if int(request.headers.get("content-length", "0")) > state.max_body:
         raise too_large
-    parts, size = list[bytes](), 0
+    parts, size = list[bytes](), 0  # `Admission` gives the size back when the request has been answered
     limit = time.monotonic() + _BODY_SECONDS
     try:
         chunks = request.stream()
@@ -86,6 +86,7 @@ async def read_body(request: Request) -> bytes:
                 return b"".join(parts)
             size += len(part)
             state.bodies += len(part)
+            request.scope["hanmo.body"] = size
             parts.append(part)
             if size > state.max_body:
                 raise too_large
@@ -93,8 +94,6 @@ async def read_body(request: Request) -> bytes:
                 raise RequestError("too many large requests at once; try again later", status=429, retry_after=1)
     except asyncio.TimeoutError:
         raise RequestError(f"the body did not arrive within {_BODY_SECONDS} seconds", status=408) from None
-    finally:
-        state.bodies -= size
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -114,6 +114,13 @@ class EmbedPipeline(TaskPipeline):
         found = [np.array(result["vector"], np.float32) for result in results]
         return np.array(found, np.float32).reshape(len(found), -1)
 
+    def encode_ids(
+        self, texts: Sequence[Sequence[int]], *, pool: str | None = None, batch: int = 32
+    ) -> NDArray[np.float32]:
+        if pool is None:
+            raise ConfigError("a task divides and encodes texts itself; give texts, or pool for the network alone")
+        return super().encode_ids(texts, pool=pool, batch=batch)
+
     def similarity(self, first: str | Sequence[str], second: str | Sequence[str]) -> NDArray[np.float32]:
         """Return the cosine of each of the first texts with each of the second [first, second]."""
         return self.encode(first) @ self.encode(second).T

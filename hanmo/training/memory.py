@@ -8,7 +8,6 @@ Importing it imports no torch. Tests compare the figures with what torch allocat
 """
 
 import ctypes
-import os
 import re
 import sys
 from contextlib import suppress
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanmo.config import ModelConfig
+from hanmo.cores import available_memory, proc_bytes
 from hanmo.errors import ConfigError, MemoryPlanError
 from hanmo.training.activations import Account, adapters, shapes
 from hanmo.training.args import AUTO, PRECISIONS, TrainArgs
@@ -234,27 +234,21 @@ def free_memory(device: "torch.device") -> int:
     """Return the bytes still free on the GPU, or for this process in the machine and its control group."""
     if device.type == "cuda":
         return int(_cuda().mem_get_info(device)[0])
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if hasattr(os, "sysconf") else [sys.maxsize]
-    if available := _proc("/proc/meminfo", "MemAvailable"):
-        found.append(available)
-    limit, used = (Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current"))
-    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
-        found.append(max(0, int(text) - int(used.read_text())))
-    return min(found)
+    return available_memory()
 
 
 def held_memory(device: "torch.device") -> int:
     """Return the bytes that this process holds now: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return int(_cuda().memory_allocated(device))
-    return _proc("/proc/self/status", "VmRSS") or peak_memory(device)
+    return proc_bytes("/proc/self/status", "VmRSS") or peak_memory(device)
 
 
 def peak_memory(device: "torch.device") -> int:
     """Return the most bytes that this process has held since `reset_peak`, or since its start."""
     if device.type == "cuda":
         return int(_cuda().max_memory_allocated(device))
-    if found := _proc("/proc/self/status", "VmHWM"):
+    if found := proc_bytes("/proc/self/status", "VmHWM"):
         return found
     try:
         import resource
@@ -277,12 +271,3 @@ def _cuda() -> Any:
     import torch
 
     return torch.cuda
-
-
-def _proc(path: str, name: str) -> int:
-    """Return a size that a file of /proc gives in KiB, in bytes; 0 where there is none."""
-    with suppress(OSError):
-        for line in Path(path).read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) << 10
-    return 0

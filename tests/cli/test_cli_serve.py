@@ -1,6 +1,7 @@
 """`hanmo serve` as a person starts it, and what it refuses to start."""
 
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from test_model_pipeline import small
 from typer.testing import CliRunner
 
+import hanmo
 from hanmo.cli.app import app
 
 GOLDEN = str(Path(__file__).resolve().parents[1] / "data" / "goldens" / "gpt2_ml_original")
@@ -31,6 +34,31 @@ def test_it_says_where_it_serves_answers_and_ends_by_sigterm():
         assert len(answer.json()["choices"][0]["text"]) == 5 and answer.json()["model"] == "hanmo-small"
         process.send_signal(signal.SIGTERM)
         assert process.stderr.read() == "hanmo: all requests have ended\n" and process.wait(30) == 0
+
+
+def test_a_bert_is_served_as_a_unilm_with_a_configuration_and_vocabulary_of_elsewhere(tmp_path):
+    small("bert", tmp_path)
+    for name in ("config.json", "vocab.txt"):
+        shutil.move(tmp_path / name, tmp_path / f"other-{name}") if (tmp_path / name).exists() else None
+    given = ["--model", f"标题={tmp_path / 'model.ckpt'}", "--mask", "prefix", "--cache-memory", "100kB", "--port", "0"]
+    given += ["--config", str(tmp_path / "other-config.json"), "--tokenizer", str(tmp_path / "other-vocab.txt")]
+    with subprocess.Popen([*HANMO, *given], stderr=subprocess.PIPE, text=True) as process:
+        line = process.stderr.readline()
+        found = re.search(r"http://\S+\d", line)
+        assert found, line + process.stderr.read()
+        body = {"prompt": "今天天气", "max_tokens": 5, "seed": 3, "top_k": 9}
+        answer = httpx.post(f"{found[0]}/v1/completions", json=body, timeout=60).json()
+        writer = hanmo.load(
+            tmp_path / "model.ckpt",
+            mask="prefix",
+            config=tmp_path / "other-config.json",
+            tokenizer=tmp_path / "other-vocab.txt",
+        )
+        assert answer["choices"][0]["text"] == writer.write("今天天气", max_tokens=5, seed=3, top_k=9, stop=None)[0]
+        beams = {"prompt": "今天", "beams": 60, "max_tokens": 30}
+        told = httpx.post(f"{found[0]}/v1/completions", json=beams, timeout=60).json()["error"]["message"]
+        assert "60 x 34 tokens, prompt and text, do not fit the caches, which have room for" in told
+        process.terminate()
 
 
 @pytest.mark.slow  # measures time
@@ -61,6 +89,12 @@ def test_from_the_shell_to_the_first_answer_takes_two_seconds():
         (["--model", "/nowhere/model.ckpt", "--port", "0"], "no checkpoint at /nowhere/model.ckpt"),
         (["--model", GOLDEN, "--port", "0"], "model.ckpt; put its vocab.txt or *.model there"),
         (["--api-keys", "/nowhere/keys"], "/nowhere/keys is missing"),
+        (["--cache-memory", "much", "--port", "0"], "memory is 'much'; expected a size such as 22GiB"),
+        (["--mask", "prefix", "--port", "0"], "mask is 'prefix'"),
+        (
+            ["--port", "0", "--model", "/a/b", "--model", "/c/d", "--family", "bert"],
+            "--family would be for every model",
+        ),
         (["--port", "0", "--model", "x=/a/model.ckpt", "--model", "x=/b/model.ckpt"], "two models are named 'x'"),
     ],
 )

@@ -137,6 +137,53 @@ def test_a_step_reads_at_most_so_many_ids_of_prompts_beside_the_rows_that_run(sc
     assert read == [[3], [1, 4], [1, 4], [1], [1], [1]]
 
 
+@pytest.mark.parametrize("length", [1, 4, 9, 30])
+def test_a_ninth_row_begins_within_the_parts_of_its_prompt_and_the_step_that_runs(scheduler_of, length):
+    scheduler = scheduler_of(ToyDynamicEngine(max_positions=100_000), prompt_ids=4)
+    first = SimpleQueue()
+    for seed in range(8):
+        scheduler.submit([RowRequest(prompt=[1], seed=seed)], lambda event: None)
+    wait_for(lambda: scheduler.stats.running == 8 and scheduler.stats.prompt_ids == 8)
+    with scheduler._changed:  # so that no step begins in between
+        before = scheduler.stats.steps
+        request = RowRequest(prompt=[2] * length, seed=9, limits=Limits(max_tokens=1))
+        scheduler.submit([request], lambda event: first.put((event, scheduler.stats)))
+    event, stats = first.get(timeout=TIMEOUT)
+    assert isinstance(event, Token) and stats.running >= 8
+    assert stats.steps - before <= -(-length // 4) + 1
+
+
+@pytest.mark.parametrize(("kind", "together"), [*zip(ENGINES, (3, 2, 3), strict=True)])
+def test_rows_wait_until_the_caches_have_room_for_their_longest_text(scheduler_of, kind, together):
+    """Where rows share a cache, each takes as much as the longest."""
+    scheduler, inboxes, running = scheduler_of(kind(), cache_ids=20), [], []
+    requests = [
+        RowRequest(prompt=[n, 3], seed=n, limits=Limits(max_tokens=8 if n == 0 else 3)) for n in range(5)
+    ]  # 10 ids, and 5
+    with scheduler._changed:
+        for request in requests:
+            inboxes.append(Inbox())
+            put = inboxes[-1].queue.put
+            scheduler.submit([request], lambda event, put=put: running.append(scheduler.stats.running) or put(event))
+    for request, inbox in zip(requests, inboxes, strict=True):
+        assert inbox.until_end() == alone(ToyEngine(), request)
+    assert max(running) == together
+
+
+def test_samples_that_do_not_fit_the_caches_together_are_generated_in_parts(scheduler_of):
+    scheduler, inbox = scheduler_of(ToyDynamicEngine(), cache_ids=20), Inbox()
+    requests = [RowRequest(prompt=[4], seed=1, sample=n, limits=Limits(max_tokens=5)) for n in range(7)]
+    scheduler.submit(requests, inbox)
+    events = inbox.until_end(7)
+    for row, request in enumerate(requests):
+        assert [event for event in events if event.row == row] == alone(ToyEngine(), request, row)
+    assert max(scheduler._batch._engine.steps) == 3
+    with pytest.raises(
+        ConfigError, match="1 x 21 tokens, prompt and text, do not fit the caches, which have room for 20"
+    ):
+        scheduler.submit([RowRequest(prompt=[4], seed=1, limits=Limits(max_tokens=20))], inbox)
+
+
 def test_rows_that_join_one_cache_run_together_and_short_prompts_are_read_together(scheduler_of):
     engine, inboxes = ToyJoiningEngine(), [Inbox(), Inbox(), Inbox()]
     scheduler = scheduler_of(engine)

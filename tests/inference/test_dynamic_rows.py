@@ -54,17 +54,19 @@ def requests(count, longest):
         yield RowRequest(prompt=prompt, seed=number, sampling=settings[number % 4], limits=limits)
 
 
+@pytest.mark.parametrize(("count", "max_rows"), [(10, 4), pytest.param(32, 32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ENGINES)
-def test_a_row_has_the_text_that_it_has_alone(open_kind, kind):
+def test_a_row_has_the_text_that_it_has_alone(open_kind, kind, count, max_rows):
     engine = open_kind(kind)
-    wanted = list(requests(10, 100))
+    wanted = list(requests(count, 100))
     expected = [
         list(sample(engine, [each.prompt], seed=each.seed, sampling=each.sampling, limits=each.limits))
         for each in wanted
     ]
-    scheduler, inboxes = Scheduler(open_kind(kind), max_rows=4), [SimpleQueue() for _ in wanted]
-    for each, inbox in zip(wanted, inboxes, strict=True):
-        scheduler.submit([each], inbox.put)
+    scheduler, inboxes = Scheduler(open_kind(kind), max_rows=max_rows), [SimpleQueue() for _ in wanted]
+    with scheduler._changed:  # so that as many as may run begin together
+        for each, inbox in zip(wanted, inboxes, strict=True):
+            scheduler.submit([each], inbox.put)
     scheduler.close(drain=True)
     found = [[inbox.get_nowait() for _ in range(inbox.qsize())] for inbox in inboxes]
     assert found == expected

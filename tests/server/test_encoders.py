@@ -35,6 +35,11 @@ def test_the_openai_client_gets_the_vectors_of_the_library(url, encoder):
         assert answer.usage.prompt_tokens == sum(len(encoder.tokenizer.encode(text)) for text in texts)
         plain = client.embeddings.create(model="编", input="今天天气", encoding_format="float")
         assert np.allclose(plain.data[0].embedding, encoder.encode("今天天气")[0], atol=1e-6)
+        ids = encoder.tokenizer.encode("今天天气").ids
+        for given in (ids, [ids, [2, 3]]):
+            answer = client.embeddings.create(model="编", input=given)
+            assert np.allclose(answer.data[0].embedding, plain.data[0].embedding, atol=1e-6)
+        assert (len(answer.data), answer.usage.prompt_tokens) == (2, len(ids) + 2)
     first = post(url, "embeddings", input="今天天气", pool="first").json()["data"][0]["embedding"]
     assert np.allclose(first, encoder.encode("今天天气", pool="first")[0], atol=1e-6)
 
@@ -63,7 +68,10 @@ def test_a_task_predicts_as_by_the_library(tmp_path):
     ("path", "body", "message"),
     [
         ("embeddings", {"input": "天" * 60}, "has 62 tokens, the model knows 40 positions"),
-        ("embeddings", {"input": [1, 2]}, "input should be a valid string"),
+        ("embeddings", {"input": [1, "天"]}, "input should be a valid string"),
+        ("embeddings", {"input": [1, 99]}, "text 0 holds id 99; the vocabulary has ids 0 to "),
+        ("embeddings", {"input": [[2] * 41]}, "has 41 tokens, the model knows 40 positions"),
+        ("embeddings", {"input": [[]]}, "at least 1 item"),
         ("embeddings", {"input": "天", "dimensions": 3}, "dimensions is 3; the model has 16"),
         ("embeddings", {"input": "天", "model": "字节"}, "is opened for generation alone"),
         ("fill", {"input": "今天"}, "has no [MASK]"),

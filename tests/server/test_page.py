@@ -71,6 +71,23 @@ def test_a_candidate_is_taken_by_a_key_shaded_and_undone(page: Any) -> None:
         assert text_of(page) == "春天" and page.locator("#undo-button").is_disabled()
 
 
+def test_undo_removes_the_candidate_and_keeps_what_was_typed_since(page: Any) -> None:
+    with running(byte_model({"春天": "来了，花都开了。", "春天到来了，花儿都开了。真好": "吗？"})) as url:
+        opened(page, url, "春天").click("#continue-button")
+        page.locator("#stop-button[disabled]").wait_for()
+        page.keyboard.press("Alt+1")
+        for text in ("春天到来了，花都开了。", "春天到来了，花儿都开了。", "春天到来了，花儿都开了。真好"):
+            page.fill("#text", text)  # typed before, in and behind the candidate
+        page.click("#continue-button")
+        page.locator("#stop-button[disabled]").wait_for()
+        page.keyboard.press("Alt+1")
+        assert text_of(page) == "春天到来了，花儿都开了。真好吗？"
+        page.click("#undo-button")
+        assert text_of(page) == "春天到来了，花儿都开了。真好"
+        page.click("#undo-button")
+        assert text_of(page) == "春天到儿真好" and page.locator("#undo-button").is_disabled()
+
+
 def test_escape_stops_what_is_running(page: Any) -> None:
     model = byte_model({"go": "x" * 400}, pace=0.05)
     with running(model) as url:

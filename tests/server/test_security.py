@@ -1,10 +1,11 @@
 """Keys, origins and sizes."""
 
 import hmac
+from contextlib import ExitStack
 
 import httpx
 import pytest
-from toy_server import byte_model, running
+from toy_server import byte_model, running, wait_for
 
 from hanmo.errors import ConfigError
 from hanmo.server.security import check_host
@@ -38,6 +39,13 @@ def test_each_key_opens(url, key):
         assert send(url, path, headers={"authorization": f"Bearer {key}".encode()}).status_code == 200
 
 
+def test_the_page_has_the_same_policy_at_both_of_its_addresses(url):
+    first, second = send(url, "/"), send(url, "/static/index.html")
+    assert first.text == second.text and "default-src 'self'" in first.headers["content-security-policy"]
+    for name in ("content-security-policy", "x-content-type-options"):
+        assert first.headers[name] == second.headers[name] == send(url, "/static/page.js").headers[name]
+
+
 def test_health_and_the_document_need_no_key(url):
     assert send(url, "/health").json() == {"status": "ok"}
     assert send(url, "/openapi.json").status_code == 200
@@ -60,6 +68,18 @@ def test_a_body_that_is_too_large_or_no_json_is_refused_before_it_is_read(url):
         assert answer.status_code == 413 and "more than 2,000 bytes" in answer.json()["error"]["message"]
     answer = send(url, "/v1/completions", "POST", data={"prompt": "a"}, headers=key)
     assert answer.status_code == 415 and "expected application/json" in answer.json()["error"]["message"]
+
+
+def test_bodies_of_requests_that_are_being_answered_are_bounded_together():
+    with running(byte_model({"ab": "x" * 300}, pace=0.02), max_body=2000) as url:
+        body = {"prompt": "ab", "user": "u" * 1900, "max_tokens": 300, "stream": True}
+        with httpx.Client(base_url=url) as client, ExitStack() as streams:
+            for _ in range(4):
+                streams.enter_context(client.stream("POST", "/v1/completions", json=body))
+            answer = client.post("/v1/completions", json=body)
+            assert answer.status_code == 429 and "too many large requests at once" in answer.text
+        wait_for(lambda: not running.server._state.bodies)
+        assert send(url, "/v1/completions", "POST", json={**body, "max_tokens": 1}).status_code == 200
 
 
 def test_pages_of_listed_origins_alone_may_ask(url):

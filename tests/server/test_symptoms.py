@@ -17,8 +17,7 @@ from test_model_pipeline import small
 from toy_server import byte_model, running, wait_for
 
 from hanmo.generate.scheduler import Scheduler
-from hanmo.pipeline import SMALL
-from hanmo.server.models import Served, open_served
+from hanmo.server.models import Served
 
 JSON = {"headers": {"content-type": "application/json"}, "timeout": 60}
 FAMILY = "👨‍👩‍👧"
@@ -137,17 +136,29 @@ def test_a_path_prefix_and_a_chinese_name():
         assert document["servers"] == [{"url": "/写作"}]
 
 
-def test_a_seed_gives_the_same_text_beside_others():
-    with running(open_served("小", SMALL, weights="float32")) as url:
-        body = {"model": "小", "prompt": "床前", "seed": 9, "max_tokens": 8}
-        alone = ask(url, **body).json()["choices"][0]["text"]
-        others = [
-            threading.Thread(target=ask, args=(url,), kwargs={**body, "seed": seed, "prompt": "话说" * (1 + seed)})
-            for seed in range(4)
-        ]
-        for thread in others:
-            thread.start()
-        beside = ask(url, **body).json()["choices"][0]["text"]
-        for thread in others:
+@pytest.mark.parametrize("name", ["gpt2_ml", "t5.1.1"])
+def test_a_seed_gives_the_same_text_alone_and_beside_31_others(tmp_path, name):
+    loaded = small(name, tmp_path)
+    model = Served("小", loaded, "toy", Scheduler(loaded.engine))
+    rows, gate, sizes = model.scheduler._batch._rows, threading.Event(), []
+    step = rows.step
+    rows.step = lambda work: sizes.append(len(work)) or (gate.wait(60) and step(work))
+    answers = {}
+
+    def get(name, **body):
+        answers[name] = ask(url, model="小", top_k=100, logit_bias={"3": -100}, **body).json()["choices"]
+
+    one = {"prompt": "床前明月", "seed": 9, "max_tokens": 12}
+    many = {"prompt": ["今天" * (1 + place % 9) for place in range(31)], "seed": 5, "max_tokens": 16}
+    with running(model) as url:
+        threads = []
+        for name, body, seen in (("others", many, "running"), ("beside", one, "waiting")):
+            threads.append(threading.Thread(target=get, args=(name,), kwargs=body))
+            threads[-1].start()
+            wait_for(lambda seen=seen: getattr(model.scheduler.stats, seen))
+        gate.set()
+        for thread in threads:
             thread.join()
-        assert beside == alone
+        get("alone", **one)
+    assert sizes.count(32) >= 12 and len({each["text"] for each in answers["others"]}) > 1
+    assert answers["beside"] == answers["alone"] and answers["alone"][0]["finish_reason"] == "length"

@@ -12,7 +12,7 @@ let models = [];
 let tab = "write";
 let running = null; // AbortController of the stream in progress
 let tokens = []; // of the editor's text: {start, end, bits, top: [[text, probability]]}, UTF-16 offsets
-const undone = []; // earlier {text, tokens}
+let taken = []; // of each candidate in the text that may be undone, its parts: [start, end], UTF-16 offsets
 
 // Texts and languages
 
@@ -148,7 +148,7 @@ function showEditor() {
   area.style.height = `${Math.min(area.scrollHeight + 2, innerHeight * 0.6)}px`;
   byId("shades").replaceChildren(...(byId("shade").checked ? shaded(area.value, tokens) : []), "\n");
   byId("shades").scrollTop = area.scrollTop;
-  byId("undo-button").disabled = !undone.length;
+  byId("undo-button").disabled = !taken.length;
   showCaret();
 }
 
@@ -157,11 +157,21 @@ let before = "";
 function edited(event) {
   if (event?.isComposing) return; // an input method is not done yet
   const text = byId("text").value;
-  let same = 0;
-  while (same < text.length && text[same] === before[same]) same += 1;
-  tokens = tokens.filter(({ end }) => end <= same);
+  const shorter = Math.min(text.length, before.length);
+  let same = 0, behind = 0;
+  while (same < shorter && text[same] === before[same]) same += 1;
+  while (behind < shorter - same && text.at(-1 - behind) === before.at(-1 - behind)) behind += 1;
+  replaced(same, before.length - behind, text.length - behind - same);
   before = text;
   showEditor();
+}
+
+/** Follow a change: the text from `at` to `end` was replaced by so many characters, which belong to no candidate. */
+function replaced(at, end, count) {
+  const shift = count - (end - at);
+  const parts = ([from, to]) => [[from, Math.min(to, at)], [Math.max(from, end) + shift, to + shift]].filter(([a, b]) => a < b);
+  taken = taken.map((each) => each.flatMap(parts)).filter((each) => each.length);
+  tokens = tokens.filter((token) => token.end <= at);
 }
 
 function put(text, own) {
@@ -171,9 +181,18 @@ function put(text, own) {
   byId("text").scrollTop = byId("text").scrollHeight;
 }
 
+/** Remove the candidate that was taken last; what was typed since, in it or behind it, stays. */
 function undo() {
-  const last = undone.pop();
-  if (last) put(last.text, last.tokens);
+  const last = taken.pop();
+  if (last) {
+    let text = byId("text").value;
+    for (const [from, to] of last.reverse()) {
+      text = text.slice(0, from) + text.slice(to);
+      replaced(from, to, 0);
+    }
+    put(text, tokens);
+    byId("text").setSelectionRange(last.at(-1)[0], last.at(-1)[0]);
+  }
   if (byId("undo-button").disabled && document.activeElement !== byId("text")) byId("text").focus();
 }
 
@@ -203,7 +222,7 @@ function take(item) {
   running?.abort();
   setRunning(null);
   const text = byId("text").value;
-  undone.push({ text, tokens });
+  if (item.text) taken.push([[text.length, text.length + item.text.length]]);
   const moved = item.tokens.map((token) => ({ ...token, start: token.start + text.length, end: token.end + text.length }));
   put(text + item.text, [...tokens, ...moved]);
   byId("cards").replaceChildren();
