@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import BadParameter, Option
 
 from hanmo.cli import options as shared
-from hanmo.cli.options import OPENING, with_options
+from hanmo.cli.options import OPENING, option, with_options
 from hanmo.cli.screen import say
 from hanmo.cores import available_memory
 from hanmo.errors import ConfigError, MissingExtra
@@ -19,7 +19,20 @@ if TYPE_CHECKING:
     from hanmo.server.chat import ChatTemplate
 
 
-@with_options(OPENING)
+_LIMITS: dict[str, tuple[Any, Any]] = {
+    "max_rows": option(int, "Texts generated at once.", default=32, min=1),
+    "max_queue": option(int, "Texts that wait; more are refused.", default=256, min=1),
+    "cache_memory": option(
+        str,
+        "Memory for the keys and values of all texts, such as 8GiB or 8G.",
+        show_default="half of what is free",
+    ),
+    "max_body": option(int, "Largest body of a request, in MiB.", default=16, min=1),
+    "grace": option(float, "Seconds that running requests have after SIGTERM.", default=60, min=0),
+}
+
+
+@with_options(_LIMITS | OPENING)
 def serve(
     *,
     model: Annotated[
@@ -44,18 +57,7 @@ def serve(
     chat_template: Annotated[
         Path | None, Option(help="A Jinja template of dialogues, for /v1/chat/completions.", show_default=False)
     ] = None,
-    max_rows: Annotated[int, Option(min=1, help="Texts generated at once.")] = 32,
-    max_queue: Annotated[int, Option(min=1, help="Texts that wait; more are refused.")] = 256,
-    cache_memory: Annotated[
-        str | None,
-        Option(
-            help="Memory for the keys and values of all texts, such as 8GiB or 8G.",
-            show_default="half of what is free",
-        ),
-    ] = None,
-    max_body: Annotated[int, Option(min=1, help="Largest body of a request, in MiB.")] = 16,
-    grace: Annotated[float, Option(min=0, help="Seconds that running requests have after SIGTERM.")] = 60,
-    **reading: Any,
+    **options: Any,
 ) -> None:
     """Serve models over HTTP, with OpenAI's interface.
 
@@ -76,32 +78,34 @@ def serve(
     check_host(host, keys, anonymous=anonymous)
     weights = weights or ("int8" if not model and device in ("auto", "cpu") else None)
     named = _named(model or ())
-    if len(named) > 1 and (given := [name for name, value in reading.items() if value is not None]):
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise BadParameter(f"{names} would be for every model, and there are {len(named)}; start a server for each")
-    how: dict[str, Any] = {"weights": weights, "device": device, "threads": threads, **reading}
-    how |= {"max_rows": max_rows, "max_queue": max_queue, "cache_memory": _memory(cache_memory, len(named))}
+    how = {"weights": weights, "device": device, "threads": threads, **_shared(options, len(named))}
     with bind(host, port) as listening:
         app = make_app(
             [open_served(name, path, **how) for name, path in named.items()],
             keys=keys,
             origins=origin or (),
             root_path=root_path,
-            max_requests=2 * (max_rows + max_queue),
-            max_body=max_body << 20,
+            max_requests=2 * (options["max_rows"] + options["max_queue"]),
+            max_body=options["max_body"] << 20,
             template=None if chat_template is None else _template(chat_template),
         )
-        Server(app, grace=grace, ready=partial(_say_ready, begun)).run([listening])
+        Server(app, grace=options["grace"], ready=partial(_say_ready, begun)).run([listening])
     say("all requests have ended")
 
 
-def _memory(given: str | None, models: int) -> int | None:
-    """Return the bytes of each model's caches; None leaves them to the only one."""
-    if given is not None:
+def _shared(options: dict[str, Any], models: int) -> dict[str, Any]:
+    """Return the options with which each of so many models is opened. Raises BadParameter for one of a single model."""
+    reading = {name: options[name] for name in OPENING}
+    if models > 1 and (given := [name for name, value in reading.items() if value is not None]):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise BadParameter(f"{names} would be for every model, and there are {models}; start a server for each")
+    memory = None if models == 1 else available_memory() // 2 // models
+    if options["cache_memory"] is not None:
         from hanmo.training.memory import parse_size
 
-        return parse_size(given) // models
-    return None if models == 1 else available_memory() // 2 // models
+        memory = parse_size(options["cache_memory"]) // models
+    limits = {name: options[name] for name in ("max_rows", "max_queue")}
+    return {**reading, **limits, "cache_memory": memory}
 
 
 def _check_extra() -> None:
