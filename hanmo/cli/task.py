@@ -47,7 +47,15 @@ _FITTING = {
     "format": option(str, "Format of the data, if it is not recognized."),
     "form": option(str, "Variant of the kind, such as multi.", show_default="by the data"),
     "head": option(str, "Head of the kind, such as crf.", show_default="the kind's first"),
-    "pooling": option(Literal["pooler", "mean", "first"], "How token vectors become one.", show_default="pooler"),
+    "pooling": option(
+        Literal["pooler", "mean", "first", "last"],
+        "How token vectors become one.",
+        show_default="pooler; last with --attention causal",
+    ),
+    "attention": option(
+        Literal["full", "causal"], "Read by a model that writes, such as a GPT-2: what its tokens see of the others."
+    ),
+    "dropout": option(float, "Dropout of the network.", show_default="the checkpoint's"),
     "labels": option(list[str], "A label; repeatable.", "--label", show_default="those of the data"),
     "max_length": option(int, "Tokens of a window.", min=8, show_default="512, or the model's positions if fewer"),
     "stride": option(int, "Tokens from a window to the next.", min=1, show_default="three quarters of a window"),
@@ -182,6 +190,7 @@ def evaluate(
     from hanmo.tasks.report import confused
 
     rows, results = pipeline.predict_labelled(data, batch=batch, format=format)
+    pairs = confused(rows, results) if confusion is not None else None
     scores, counts = pipeline.task.measure(rows, results), pipeline.task.label_counts(rows, results)
     names = ("precision", "recall", "f1", "true", "predicted")
     labels = {label: {name: getattr(found, name) for name in names} for label, found in counts.items()}
@@ -195,12 +204,15 @@ def evaluate(
                 for label, each in labels.items()
             ]
             echo("\n" + aligned([(*names, "label"), *table], right=range(5)))
-    if confusion is not None:
-        shown = draw_confusion(*confused(rows, results), confusion)
+    if confusion is not None and pairs is not None:
+        shown = draw_confusion(*pairs, confusion)
         say(f"confusion matrix: {confusion}, labels {', '.join(shown)}")
     if plots is not None:
-        for picture in draw_plots(pipeline.task, rows, results, plots):
+        drawn = draw_plots(pipeline.task, rows, results, plots)
+        for picture in drawn:
             say(f"picture: {picture}")
+        if not drawn:
+            say("no pictures: they show labels, spans and relations, which this task does not predict")
 
 
 def explain(

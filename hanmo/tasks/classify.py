@@ -34,7 +34,7 @@ _KEYS = {"label": "single", "labels": "multi", "score": "regression"}
 
 
 def pool(output: Output, mask: Tensor, how: str) -> Tensor:
-    """Return [b, hidden_size]: what the pooler made, the mean of the real tokens, or the first token.
+    """Return [b, hidden_size]: what the pooler made, the mean of the real tokens, the first or the last of them.
 
     mask: [b, n], True where a token is real.
     """
@@ -43,8 +43,12 @@ def pool(output: Output, mask: Tensor, how: str) -> Tensor:
         return (output.hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
     if how == "first":
         return output.hidden[:, 0]
+    if how == "last":
+        places = torch.arange(mask.shape[1], device=mask.device)
+        last = (mask * places).argmax(1)
+        return output.hidden[torch.arange(len(last), device=mask.device), last]
     if output.pooled is None:
-        raise ConfigError("pooling is 'pooler', and the network has none; use 'mean' or 'first'")
+        raise ConfigError("pooling is 'pooler', and the network has none; use 'mean', 'first' or 'last'")
     return output.pooled
 
 

@@ -15,7 +15,8 @@ from hanmo.files import parse_json, read_json
 from hanmo.training.args import TrainArgs
 
 TASK_JSON = "task.json"
-POOLINGS = ("pooler", "mean", "first")
+POOLINGS = ("pooler", "mean", "first", "last")
+ATTENTIONS = ("full", "causal")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ class TaskConfig:
 
     kind: key of `hanmo.tasks.TASKS`.   form: variant of the kind, such as "multi" of "classify".
     labels: in the order of the head's outputs.   head: name of the kind's head, such as "crf".
-    pooling: how token vectors become one vector, for kinds that need one: "pooler" (the default), "mean" or "first".
+    pooling: how token vectors become one vector, for kinds that need one: "pooler" (the default), "mean", "first" or
+        "last" (the default where attention is "causal").
+    attention: "full" or "causal" makes an encoder of a model that reads from left to right, such as a GPT-2: its tokens
+        see all others, or those before them.   dropout: of the network, in place of the checkpoint's.
     max_length: ids of a window, with the marks; None: the model's positions, at most 512.
     stride: tokens from the start of a window to that of the next; None: three quarters of the window's tokens.
     thresholds: label → probability or score from which it is predicted, where it is not the kind's default.
@@ -51,6 +55,8 @@ class TaskConfig:
     labels: tuple[str, ...] = ()
     head: str = ""
     pooling: str = ""
+    attention: str = ""
+    dropout: float | None = None
     max_length: int | None = None
     stride: int | None = None
     thresholds: dict[str, float] = field(default_factory=dict, hash=False)
@@ -59,10 +65,13 @@ class TaskConfig:
     score: Score | None = None
 
     def __post_init__(self) -> None:
-        for name in ("kind", "form", "head", "pooling"):
+        for name in ("kind", "form", "head", "pooling", "attention"):
             _expect(name, getattr(self, name), isinstance(getattr(self, name), str), "a string")
         _expect("kind", self.kind, self.kind != "", "the name of a kind")
         _expect("pooling", self.pooling, self.pooling in ("", *POOLINGS), f"one of {', '.join(POOLINGS)}")
+        _expect("attention", self.attention, self.attention in ("", *ATTENTIONS), f"one of {', '.join(ATTENTIONS)}")
+        dropout = 0 if self.dropout is None else self.dropout
+        _expect("dropout", dropout, is_number(dropout) and 0 <= dropout < 1, "a number from 0 up to 1")
         object.__setattr__(self, "labels", tuple(self.labels))
         _expect("labels", self.labels, all(isinstance(label, str) and label for label in self.labels), "strings")
         twice = {label for label in self.labels if self.labels.count(label) > 1}
@@ -76,6 +85,11 @@ class TaskConfig:
         _expect(
             "temperature", self.temperature, is_number(self.temperature) and self.temperature > 0, "a number above 0"
         )
+
+    @property
+    def pools_by(self) -> str:
+        """How token vectors become one vector: `pooling`, or its default."""
+        return self.pooling or ("last" if self.attention == "causal" else POOLINGS[0])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""

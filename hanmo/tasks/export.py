@@ -129,6 +129,10 @@ def _in_transformers(pipeline: TaskPipeline) -> tuple[dict[str, str], dict[str, 
         raise CheckpointError(
             f"transformers has no class of {config.family} with a head, only of {', '.join(_CLASSES)}; use form='onnx'"
         )
+    if config.main.mask != "full":
+        raise CheckpointError(
+            f"attention is {config.main.mask!r}, and 'full' in transformers' {config.family}; use form='onnx'"
+        )
     classes = _CLASSES[config.family]
     if isinstance(task, Tag):
         return _layer("head.linear", "classifier"), {"architectures": [f"{classes.word}ForTokenClassification"]}

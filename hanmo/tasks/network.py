@@ -8,8 +8,10 @@ Knows networks and folders. Knows no data and no training.
     vocab.txt …         the tokenizer
 """
 
+import re
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from hanmo.checkpoint.load import as_tensor
 from hanmo.checkpoint.open import Location, open_source
 from hanmo.checkpoint.save import save
 from hanmo.checkpoint.shapes import TASK_HEAD
+from hanmo.config import ModelConfig
 from hanmo.errors import TensorMismatch
 from hanmo.model import Model
 from hanmo.nn.norm import Norm
@@ -33,9 +36,11 @@ def build(model: Model, task: Task, *, seed: int = 0) -> TaskNetwork:
 
     Raises ConfigError if the task cannot use the model.
     """
-    config = task.network(model.config)
+    config = _with_dropout(task.network(model.config), task.config.dropout)
     backbone = Model(config).initialize(seed)
     state = {name: tensor.float() for name, tensor in model.state_dict().items()}
+    if config.decoder is None:  # a decoder that becomes an encoder
+        state = {re.sub(r"^decoder\.", "encoder.", name): tensor for name, tensor in state.items()}
     backbone.load_state_dict(state, strict=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -86,3 +91,11 @@ def read_head(location: Location, task: Task, model: Model) -> nn.Module:
         state = {name: as_tensor(source.read(info.name), info.dtype) for name, info in found.items()}
     head.load_state_dict(state)
     return head.to(model.token.weight.device).eval()
+
+
+def _with_dropout(config: ModelConfig, dropout: float | None) -> ModelConfig:
+    if dropout is None:
+        return config
+    stacks = {"encoder": config.encoder, "decoder": config.decoder}
+    changed = {side: replace(stack, dropout=float(dropout)) for side, stack in stacks.items() if stack is not None}
+    return replace(config, **changed)  # type: ignore[arg-type]

@@ -43,7 +43,7 @@ def draw_plots(task: Task, rows: Sequence[Row], results: Sequence[Mapping[str, A
     """Draw the pictures that results allow into a folder, and return their paths.
 
     confusion.png of single labels and spans; reliability.png of probabilities; precision_recall.png of labels with
-    scores. Raises ConfigError if results allow none, MissingExtra without matplotlib.
+    scores; none for kinds without them. Raises MissingExtra without matplotlib.
     """
     made: dict[str, Callable[[Path], object]] = {}
     with suppress(ConfigError):
@@ -52,9 +52,8 @@ def draw_plots(task: Task, rows: Sequence[Row], results: Sequence[Mapping[str, A
         made["reliability.png"] = partial(_draw_reliability, *reliability(rows, results))
     if found := ranked(task, rows, results):
         made["precision_recall.png"] = partial(_draw_precision_recall, found)
-    if not made:
-        raise ConfigError(f"kind {task.config.kind!r} predicts no labels and no spans, which pictures show")
-    folder.mkdir(parents=True, exist_ok=True)
+    if made:
+        folder.mkdir(parents=True, exist_ok=True)
     for name, draw in made.items():
         draw(folder / name)
     return [folder / name for name in made]

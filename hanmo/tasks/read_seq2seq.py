@@ -25,6 +25,8 @@ from hanmo.tokenizers.prompt import marks_of
 class ReadSeq2seq(Extractive):
     """kind "read_seq2seq"."""
 
+    encodes = False
+
     def network(self, config: ModelConfig) -> ModelConfig:
         if config.output == "none":
             raise ConfigError(f"this {config.family} has no output onto its vocabulary, which writing an answer needs")

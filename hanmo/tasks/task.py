@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, DataError
 from hanmo.model import Model, Output
-from hanmo.tasks.config import POOLINGS, TaskConfig, is_number
+from hanmo.tasks.config import TaskConfig, is_number
 from hanmo.tasks.divergence import Logits
 from hanmo.tasks.report import scores_by_label
 from hanmo.tasks.rows import Row, texts_of
@@ -50,6 +50,7 @@ class Task(ABC):
     output: the language-model head of the backbone that the task uses: "none", "mlm" or "lm".
     offsets: whether tokens need offsets.   pooled: whether the head takes `Output.pooled` where pooling is "pooler".
     padding: fill value of a target's padding, by its name; 0 by default.   labelled: whether there are labels.
+    encodes: whether it reads by an encoder, whose attention may be chosen.
     noun: what rows must have some of, if a label does not have to be in each.
     options: names of `TaskConfig.options`, each with the heads or forms that use it; () for all.
     """
@@ -62,13 +63,14 @@ class Task(ABC):
     pooled: ClassVar[bool] = False
     padding: ClassVar[dict[str, int]] = {}
     labelled: ClassVar[bool] = True
+    encodes: ClassVar[bool] = True
     noun: ClassVar[str] = ""
     options: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
         """config: settled, or read from a task.json. Raises ConfigError as `check_config` does."""
         self.check_config(config)
-        self.config, self.tokenizer, self.pooling = config, tokenizer, config.pooling or POOLINGS[0]
+        self.config, self.tokenizer, self.pooling = config, tokenizer, config.pools_by
         self.number = {label: number for number, label in enumerate(config.labels)}
 
     @classmethod
@@ -80,14 +82,19 @@ class Task(ABC):
         if unknown := sorted(set(config.options) - set(cls.options)):
             listed = ", ".join(cls.options) or "none"
             raise ConfigError(f"the option {unknown[0]!r} is unknown; kind {config.kind!r} has {listed}")
-        chosen = {config.head, config.form, config.pooling or POOLINGS[0]}
+        chosen = {config.head, config.form, config.pools_by}
         for name in config.options:
             if cls.options[name] and chosen.isdisjoint(cls.options[name]):
                 users = " or ".join(map(repr, cls.options[name]))
                 raise ConfigError(f"the option {name!r} has no effect here, only with head, form or pooling {users}")
-        for name, used in (("pooling", cls.pooled), ("labels", cls.labelled)):
+        for name, used in (("pooling", cls.pooled), ("labels", cls.labelled), ("attention", cls.encodes)):
             if (value := getattr(config, name)) and not used:
                 raise ConfigError(f"{name} is {value!r}, which kind {config.kind!r} does not use; leave {name} out")
+        if config.attention == "causal" and config.pooling in ("pooler", "first"):
+            raise ConfigError(
+                f"pooling is {config.pooling!r} and attention is 'causal', by which the first token sees no other; use "
+                "'last' or 'mean'"
+            )
 
     def number_of(self, option: str, default: float) -> float:
         """Return an option that is a number. Raises ConfigError for anything else."""
@@ -130,7 +137,7 @@ class Task(ABC):
 
         Labels are sorted. Raises DataError for a row that is wrong.
         """
-        pooling = config.pooling or POOLINGS[0] * cls.pooled
+        pooling = config.pools_by if cls.pooled else config.pooling
         config = replace(config, head=config.head or cls.heads[0], form=config.form or cls.forms[0], pooling=pooling)
         if config.labels:
             cls.check_rows(rows, config, "the configuration")
@@ -202,12 +209,20 @@ class Task(ABC):
     # Network
 
     def network(self, config: ModelConfig) -> ModelConfig:
-        """Return the configuration of the backbone: the checkpoint's, with the heads that the task uses.
+        """Return the configuration of the backbone: the checkpoint's as an encoder, with the heads that the task uses.
 
-        Raises ConfigError for a network that is no encoder, or lacks the output.
+        Raises ConfigError for a network that is no encoder and cannot be one, or lacks the output.
         """
-        if config.decoder is not None or config.main.mask != "full":
-            raise ConfigError(f"this {config.family} reads from left to right; a task of this kind needs an encoder")
+        if config.is_encoder_decoder:
+            raise ConfigError(
+                f"this {config.family} has an encoder and a decoder; a task of this kind needs an encoder"
+            )
+        main, attention = config.main, self.config.attention
+        if not attention and (config.decoder is not None or main.mask != "full"):
+            raise ConfigError(
+                f"this {config.family} reads from left to right; a task of this kind needs an encoder, which attention "
+                "'full' or 'causal' makes of it"
+            )
         if self.output not in ("none", config.output):
             raise ConfigError(
                 f"output is {config.output!r}; a task of this kind needs a checkpoint with {self.output!r}"
@@ -215,7 +230,9 @@ class Task(ABC):
         pool = "none"
         if self.pooled and self.pooling == "pooler":
             pool = "tanh" if config.pool == "none" else config.pool
-        return replace(config, output=self.output, pool=pool, nsp=False, discriminator=False)
+        encoder = replace(main, mask=attention or main.mask)
+        heads = {"output": self.output, "pool": pool}
+        return replace(config, encoder=encoder, decoder=None, **heads, nsp=False, discriminator=False)
 
     @abstractmethod
     def head(self, config: ModelConfig) -> nn.Module:

@@ -15,7 +15,7 @@ from hanmo.training.log import read_log
 
 sys.path.append(str(Path(__file__).parent.parent / "tasks"))
 
-from toy_tasks import model_folder, sky_rows
+from toy_tasks import model_folder, number_rows, sky_rows
 
 QUICK = ("--model", "model", "--kind", "classify", "--train", "train.jsonl", "--dev", "dev.jsonl", "--device", "cpu")
 SETTINGS = """
@@ -189,6 +189,19 @@ def test_pictures_of_an_evaluation_are_drawn_into_a_folder(work):
     names = ["confusion", "reliability", "precision_recall"]
     assert result.stderr.splitlines() == [f"hanmo: picture: pictures/{name}.png" for name in names]
     assert sorted(path.stem for path in Path("pictures").iterdir()) == sorted(names)
+
+
+def test_a_kind_without_pictures_prints_its_scores_and_says_so(work):
+    write("numbers.jsonl", number_rows(40))
+    data = ("--train", "numbers.jsonl", "--dev", "numbers.jsonl", "--device", "cpu")
+    done("fit", "--model", "model", "--kind", "classify", *data, "--out", "numbers", "--steps", 2)
+    result = run("evaluate", "numbers.jsonl", "--model", "numbers", "--plots", "pictures")
+    assert result.exit_code == 0 and "spearman" in result.stdout
+    assert "no pictures: they show labels, spans and relations" in result.stderr
+    assert not Path("pictures").exists()
+    refused = run("evaluate", "numbers.jsonl", "--model", "numbers", "--confusion", "matrix.png")
+    assert refused.exit_code == 1 and refused.stdout == ""
+    assert "a confusion matrix is of tasks with one label a text, or spans" in refused.stderr
 
 
 def test_small_weights_compute_on_the_cpu(work, monkeypatch):

@@ -142,6 +142,11 @@ def test_transitions_are_left_out_on_request_alone(tmp_path, config):
             SINGLE,
             r"activation is 'tanh', and RoFormerForSequenceClassification has a pooler with 'gelu_erf'",
         ),
+        (
+            "bert",
+            replace(TAG, attention="causal"),
+            r"attention is 'causal', and 'full' in transformers' bert; use form='onnx'",
+        ),
         ("nezha", SINGLE, r"transformers has no class of nezha with a head, only of bert, albert, "),
         ("bert", SPANS, r"transformers has no class for kind 'spans', only for 'classify', 'tag' and 'read'; use"),
     ],
@@ -206,6 +211,8 @@ ONNX = [
         )
     ),
     *((family, SINGLE) for family in ("albert", "roberta", "electra", "nezha", "roformer")),
+    ("gpt2_ml", replace(SINGLE, attention="causal", pooling="last")),
+    ("gpt2_ml", replace(CRF, attention="full")),
 ]
 
 

@@ -98,8 +98,39 @@ def test_a_decoder_is_refused(base, tmp_path):
         {"vocab_size": loaded.config.vocab_size, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
          "intermediate_size": 64, "max_position_embeddings": 16, "hidden_act": "gelu"}
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="reads from left to right"):
+    with pytest.raises(ConfigError, match=r"this gpt2_ml reads from left to right; .* attention 'full' or 'causal'"):
         make_task(CONFIG, loaded.tokenizer).network(config)
+
+
+@pytest.mark.parametrize("attention", ["full", "causal"])
+def test_a_decoder_becomes_an_encoder_with_the_attention_that_is_chosen(tmp_path, attention):
+    decoder = model_folder(tmp_path / "gpt2_ml", family="gpt2_ml")
+    config = TaskConfig(kind="classify", attention=attention, dropout=0.25)
+    fitted = fit(decoder, train=ROWS, dev=DEV, config=config, out=tmp_path / "run", args=TrainArgs(batch=16, steps=2))
+    task = open_task(fitted.folder)
+    assert (task.config.main.mask, task.config.main.dropout) == (attention, 0.25)
+    assert task.task.pooling == ("last" if attention == "causal" else "pooler")
+    ids = torch.tensor([[5, 6, 7], [5, 6, 8]])
+    of_first = task.model(ids).hidden[:, 0]
+    assert torch.equal(*of_first) == (attention == "causal")
+    loaded = load_model(decoder)
+    started = build(loaded.model, make_task(task.task.config, loaded.tokenizer)).backbone.eval()
+    assert torch.equal(started(ids).hidden, loaded.model(ids).hidden) == (attention == "causal")
+
+
+@pytest.mark.parametrize("pooling", ["pooler", "first"])
+def test_the_first_of_tokens_that_see_no_later_one_is_refused(base, tmp_path, pooling):
+    config = TaskConfig(kind="classify", attention="causal", pooling=pooling)
+    with pytest.raises(ConfigError, match=f"pooling is '{pooling}' and attention is 'causal'"):
+        fit(base, train=ROWS, dev=DEV, config=config, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"attention": "none"}, "attention"), ({"dropout": 1}, "dropout is '1'")]
+)
+def test_an_unknown_attention_or_dropout_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        TaskConfig(kind="classify", **settings)
 
 
 def test_training_ends_without_a_better_score_and_keeps_the_best(base, tmp_path):
