@@ -231,8 +231,9 @@ class Task(ABC):
         if self.pooled and self.pooling == "pooler":
             pool = "tanh" if config.pool == "none" else config.pool
         encoder = replace(main, mask=attention or main.mask)
-        heads = {"output": self.output, "pool": pool}
-        return replace(config, encoder=encoder, decoder=None, **heads, nsp=False, discriminator=False)
+        return replace(
+            config, encoder=encoder, decoder=None, output=self.output, pool=pool, nsp=False, discriminator=False
+        )
 
     @abstractmethod
     def head(self, config: ModelConfig) -> nn.Module:
