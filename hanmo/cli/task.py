@@ -5,7 +5,6 @@ Knows options and how results are printed. `hanmo.tasks` does the work. Messages
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 from inspect import Parameter
 from pathlib import Path
@@ -17,16 +16,14 @@ from typer import Argument, Option
 from hanmo.cli import options as shared
 from hanmo.cli.options import keep_options, option, read_options, run_options, with_options
 from hanmo.cli.screen import aligned, echo, echo_json, on_screen, say, translating_console
+from hanmo.cli.task_input import read_lines, read_rows, read_settings, read_wrapper
 from hanmo.cli.train import TRAINING, train_args
-from hanmo.errors import ConfigError, DataError, MissingExtra
-from hanmo.files import parse_json
+from hanmo.errors import DataError, MissingExtra
 
 if TYPE_CHECKING:
     from hanmo.tasks.finetune import Fitted
     from hanmo.tasks.pipeline import TaskPipeline
     from hanmo.tasks.repeat import Repeats
-    from hanmo.tasks.rows import Row
-    from hanmo.tasks.steps import StepWrapper
 
 _OF_THE_LOOP = (
     "accumulate", "steps", "minutes", "epochs", "lr", "warmup", "schedule", "average", "precision", "early_stopping",
@@ -103,11 +100,11 @@ def fit(context: typer.Context, **options: Any) -> None:
     args, out = train_args(given, TaskArgs), Path(given["out"])
     names = {field.name for field in fields(TaskConfig)} & set(given) - {"options"}
     settings = {name: given[name] for name in names if given[name] is not None}
-    config = TaskConfig(**settings, options=_settings(given["options"] or ()))
+    config = TaskConfig(**settings, options=read_settings(given["options"] or ()))
     several = {name: given[name] for name in ("seeds", "folds") if given[name] is not None}
     with distributed.started(given["device"]) as device, locked(out):
         how = {name: given[name] for name in ("dev", "format", "layer_decay", "head_lr", "resume")}
-        how["wrap"] = [_wrapper(each) for each in given["wrap"] or ()]
+        how["wrap"] = [read_wrapper(each) for each in given["wrap"] or ()]
         how |= {"device": device, "console": translating_console(quiet=not distributed.is_main())}
         if distributed.is_main() and not given["resume"]:
             keep_options(out, given)
@@ -150,8 +147,8 @@ def predict(
     from hanmo.checkpoint.staged import atomic_path
 
     alone = texts is not None and texts != ["-"]
-    given = ((f"text {number}", text) for number, text in enumerate(texts or (), 1)) if alone else _lines(file)
-    rows = list(_rows(given))
+    given = ((f"text {number}", text) for number, text in enumerate(texts or (), 1)) if alone else read_lines(file)
+    rows = list(read_rows(given))
     if not rows:
         raise DataError(f"there is no text in {file or 'what was given'}; expected one on each line")
     results = pipeline.stream_results(rows, batch=batch)
@@ -240,7 +237,7 @@ def explain(
     from hanmo.checkpoint.staged import atomic_path
     from hanmo.tasks.explain import explain as attribute
 
-    (row,) = _rows([("the text", text)])
+    (row,) = read_rows([("the text", text)])
     found = attribute(pipeline, row.data, label=label, points=points)
     if html is not None:
         with atomic_path(html) as made:
@@ -293,50 +290,6 @@ def _open(model: Path, device: str, threads: int | None, weights: str | None = N
         device = "cuda" if weights is None and torch.cuda.is_available() else "cpu"
     pipeline = open_task(model, device=device)
     return pipeline if weights is None else pipeline.use_openvino(weights=weights, threads=threads)
-
-
-def _lines(path: Path | None) -> "Iterator[tuple[str, str]]":
-    """Yield the lines of a file, or of standard input, that are not empty, each after its place."""
-    from hanmo.tasks.readers import read_text
-
-    name = "standard input" if path is None else path.name
-    text = sys.stdin.read() if path is None else read_text(path)
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield f"{name}:{number}", line.rstrip("\r")
-
-
-def _rows(lines: "Iterable[tuple[str, str]]") -> "Iterator[Row]":
-    """Yield a row of each text and of each JSON object."""
-    from hanmo.tasks.rows import Row
-
-    for where, line in lines:
-        if line.lstrip().startswith("{"):
-            yield Row(where, parse_json(line, where, error=DataError, unique=True))
-        else:
-            yield Row(where, {"text": line})
-
-
-def _settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read NAME=VALUE pairs; a value that is JSON becomes what it says."""
-    found = {}
-    for pair in pairs:
-        name, sign, value = pair.partition("=")
-        if not sign or not name:
-            raise ConfigError(f"the setting {pair!r} has no value; expected NAME=VALUE")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
-
-
-def _wrapper(text: str) -> "StepWrapper":
-    """Make a step wrapper of NAME, or NAME:OPTION=VALUE with commas between several options."""
-    from hanmo.tasks.wrappers import make_wrapper
-
-    name, _, options = text.partition(":")
-    return make_wrapper(name, **_settings(options.split(",") if options else []))
 
 
 def _report(out: Path, made: "Fitted | Repeats") -> None:
