@@ -1,5 +1,9 @@
-"""Worker: Hanmo's engines. Options: checkpoint, weights, threads, and engine: "openvino", or "torch" as a baseline."""
+"""Worker: Hanmo's engines. Options: checkpoint, weights, threads, and engine: "openvino", or "torch" as a baseline.
 
+mask: lets an encoder generate.   source: the folder of another checkout, whose package runs instead.
+"""
+
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,8 @@ from worker import memory, random_ids, serve, steps, timed
 
 def open_model(options: dict[str, Any]) -> dict[str, Any]:
     """Open the checkpoint; the first time of all, its weights are converted and kept."""
+    if "source" in options:
+        sys.path.insert(0, options["source"])
     engine, info = (_openvino if options["engine"] == "openvino" else _torch)(options)
 
     def decode(context: int, tokens: int, rows: int = 1) -> list[float]:
@@ -50,7 +56,7 @@ def _openvino(options: dict[str, Any]) -> tuple[Any, Callable[[], dict[str, Any]
     from hanmo.inference.openvino.engine import OpenVinoEngine, open_weights
 
     weights = open_weights(options["checkpoint"], weights=options["weights"])
-    engine = OpenVinoEngine(weights, threads=options["threads"])
+    engine = OpenVinoEngine(weights, mask=options.get("mask"), threads=options["threads"])
     name = f"Hanmo {__version__} {options['weights']} (OpenVINO {openvino.__version__})"
     return engine, lambda: {"name": name, "bytes": Path(weights.path).stat().st_size}
 
@@ -63,7 +69,7 @@ def _torch(options: dict[str, Any]) -> tuple[Any, Callable[[], dict[str, Any]]]:
     from hanmo.loading import load
 
     torch.set_num_threads(options["threads"])
-    model = load(options["checkpoint"], dtype=getattr(torch, options["weights"])).model
+    model = load(options["checkpoint"], dtype=getattr(torch, options["weights"]), mask=options.get("mask")).model
     size = sum(parameter.nbytes for parameter in model.parameters())
     name = f"Hanmo {__version__} {options['weights']} (torch {torch.__version__})"
     return TorchEngine(model), lambda: {"name": name, "bytes": size}
