@@ -1,6 +1,5 @@
 """The generation pipeline: an engine and a tokenizer. Imports torch only if the engine does."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,11 @@ from hanmo.errors import ConfigError, MissingFile, TokenizerError
 from hanmo.generate.draw import fresh_seed
 from hanmo.generate.dynamic import is_dynamic
 from hanmo.generate.loop import Engine, Limits
-from hanmo.generate.options import Options, Request, generation_defaults, showing
-from hanmo.generate.rules import check_count, check_number
+from hanmo.generate.options import GenerationConfig, Options, Request, Speculation, generation_defaults, showing
+from hanmo.generate.rules import check_count
 from hanmo.generate.sampling import GREEDY, PRESETS, TOP_K, Sampling
 from hanmo.generate.stop import StopRules
-from hanmo.generate.text import GeneratedText, GenerationConfig, Stream, search, stream, write
+from hanmo.generate.text import GeneratedText, Stream, search, stream, write
 from hanmo.tokenizers.bert_rules import PreTokenize
 from hanmo.tokenizers.load import load_tokenizer
 from hanmo.tokenizers.prompt import Marks, as_texts, marks_of
@@ -99,6 +98,7 @@ class Pipeline:
         stop_strings: Sequence[str] = (),
         keep_last: bool = False,
         parse_special: bool = True,
+        speculation: Speculation = "auto",
     ) -> GenerationConfig:
         """Make the settings of generation.
 
@@ -113,6 +113,7 @@ class Pipeline:
         max_tokens: maximum number of tokens; None is up to the model's last position.
         allow_unknown: allow [UNK].   keep_last: truncate a prompt that is too long on the left.
         parse_special: read "[CLS]" and its like in a prompt as tokens; use False for untrusted prompts.
+        speculation: "auto" drafts ids by prompt lookup where no text changes (the fused step of int8 and int4); "off".
         Raises ConfigError for a setting out of range.
         """
         sampling = self._sampling(
@@ -124,22 +125,20 @@ class Pipeline:
             repetition_penalty=repetition_penalty,
             no_repeat_ngram=no_repeat_ngram,
         )
-        _check_ends(stop, min_chars, max_chars)
-        check_number("length_penalty", length_penalty, above=-math.inf)
-        least = min(128, max_chars or 128) if min_chars is None else min_chars
         if max_tokens is None and self.config.main.context is None:
             max_tokens = 4 * (max_chars or 1024)  # a limit for models without a last position
         marks = self.marks
         return GenerationConfig(
             sampling=sampling,
             limits=Limits(max_tokens=max_tokens, end_ids=marks.ends),
-            stop=StopRules(sentence_after=least if stop else None, strings=tuple(stop_strings), max_chars=max_chars),
+            stop=_stop_rules(stop, stop_strings, min_chars, max_chars),
             length_penalty=length_penalty,
             keep_last=keep_last,
             special=parse_special,
             continues=not self.config.is_encoder_decoder and self.config.main.mask == "causal",
             before=marks.before,
             after=marks.after,
+            speculation=speculation,
         )
 
     writing = generation_config  # the name in 0.1
@@ -250,13 +249,15 @@ class Pipeline:
 Writer = Pipeline  # the name in 0.1
 
 
-def _check_ends(stop: str | None, min_chars: int | None, max_chars: int | None) -> None:
+def _stop_rules(stop: str | None, strings: Sequence[str], min_chars: int | None, max_chars: int | None) -> StopRules:
     if stop not in ("sentence", None):
         raise ConfigError(f"stop is {stop!r}; expected 'sentence' or None (and see stop_strings)")
     if max_chars is not None:
         check_count("max_chars", max_chars)
     if min_chars is not None and not 0 <= min_chars <= (max_chars or min_chars):
         raise ConfigError(f"min_chars is {min_chars}; expected 0 or more, and no more than max_chars ({max_chars})")
+    least = min(128, max_chars or 128) if min_chars is None else min_chars
+    return StopRules(sentence_after=least if stop else None, strings=tuple(strings), max_chars=max_chars)
 
 
 def check_search(beams: int | None, n: int, seed: int | None, options: Mapping[str, Any]) -> None:

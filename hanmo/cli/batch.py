@@ -46,6 +46,7 @@ def write_file(
     check_search(beams, n, seed, how)
     files = {name: plain(value.resolve()) if isinstance(value, Path) else value for name, value in reading.items()}
     settings = {"model": str(model.resolve()), "files": identity(model), **files, "n": n, "beams": beams, **how}
+    del settings["speculation"]  # no result depends on it
     with Run(file, out, settings=settings, seed=seed) as run:
         if run.finished:
             say(f"nothing left to do: {_summary(run)}")

@@ -41,6 +41,9 @@ _GENERATION: dict[str, tuple[Any, Any]] = {
     "stop": option(Literal["sentence", "none"], "Where a text may end.", default="sentence"),
     "stop_strings": option(list[str], "Stop before this string; repeatable.", "--stop-string"),
     "keep_last": option(bool, "Truncate a prompt that is too long on the left.", "--keep-last", default=False),
+    "speculation": option(
+        Literal["auto", "off"], "Draft repeated tokens and verify several in a step; no text changes.", default="auto"
+    ),
     "parse_special": option(
         bool, "Read [CLS] and other special tokens in a prompt as tokens, not as characters.", default=True
     ),

@@ -10,17 +10,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
+from itertools import count, groupby
 
 import array_api_compat
 
 from hanmo.errors import ConfigError, HanmoError
 from hanmo.generate import rules
 from hanmo.generate.draw import check_seed, checked, choose, uniform
-from hanmo.generate.dynamic import Piece, dynamic_rows, is_padded
+from hanmo.generate.dynamic import ExactRows, Piece, dynamic_rows, is_padded
 from hanmo.generate.loop import End, Engine, LogProbs, Token, check_prompt, log_probs, room_behind
 from hanmo.generate.rules import Array
 from hanmo.generate.sampling import Sampling
+from hanmo.generate.speculation import MAX_TOKENS, PromptLookup
 from hanmo.generate.ticket import Event, Failed, Prompt, RowRequest, Stats, Ticket
 
 
@@ -33,6 +34,8 @@ class _Row:
     room: int  # maximum number of new ids
     name: int = -1  # of the engine's row
     written: int = 0
+    lookup: PromptLookup | None = None
+    draft: Sequence[int] = ()
 
     @property
     def most_ids(self) -> int:
@@ -74,8 +77,9 @@ class ContinuousBatch:
         rules.check_count("prompt_ids", prompt_ids)
         self._engine, self._max_rows, self._prompt_ids = engine, max_rows, prompt_ids
         self._cache_ids = sys.maxsize if cache_ids is None else cache_ids
-        self._rows = dynamic_rows(engine)
-        self._padded = is_padded(self._rows)
+        self._rows = rows = dynamic_rows(engine)
+        self._exact = rows if isinstance(rows, ExactRows) else None  # the same, where drafts change no text
+        self._padded = is_padded(rows)
         self._waiting: deque[_Reading] = deque()
         self._reading: list[_Reading] = []
         self._running: list[_Row] = []
@@ -162,7 +166,8 @@ class ContinuousBatch:
 
     def step(self) -> None:
         """Run the engine once and emit what follows. After an error, call `fail`."""
-        work = [Piece(row.name, row.past[-1:]) for row in self._running]
+        self._draft()
+        work = [Piece(row.name, [*row.past[-1:], *row.draft], 1 + len(row.draft)) for row in self._running]
         budget, read = self._prompt_ids, []
         for each in self._reading:
             # Where a prompt is divided depends on itself alone, as the division may change how sums are rounded.
@@ -188,7 +193,7 @@ class ContinuousBatch:
                 running += started
                 scores += [found[-1:]] * len(started)
         self._running = list(running)
-        self._choose(running, scores)
+        self._verify(running, scores)
         self._drop_ended()
 
     def fail(self, error: BaseException, *, waiting: bool = False) -> None:
@@ -214,9 +219,36 @@ class ContinuousBatch:
             self._rows.free(read.name)
             return []
         names = [read.name, *(self._rows.fork(read.name, len(rows) - 1) if len(rows) > 1 else ())]
+        lookup = None if self._exact is None else PromptLookup(read.prompt)
         for row, name in zip(rows, names, strict=True):
             row.name = name
+            row.lookup = lookup.copy() if lookup and row.request.speculate else None
         return rows
+
+    def _draft(self) -> None:
+        """Draft the ids that follow each running row, unless the step also reads prompts."""
+        rows = len(self._running)
+        for row in self._running:
+            most = 0 if self._reading else min(MAX_TOKENS // rows, row.room - row.written) - 1
+            row.draft = row.lookup.draft(most, rows=rows) if row.lookup else ()
+
+    def _verify(self, rows: Sequence[_Row], logits: Sequence[Array]) -> None:
+        """Choose an id for every row, and the next one while a row's ids are those of its draft.
+
+        logits: of each row, behind its last id and behind those of the draft.
+        """
+        for place in count():
+            self._choose(rows, [each[place : place + 1] for each in logits])
+            going = []
+            for row, each in zip(rows, logits, strict=True):
+                if place < len(row.draft) and row in self._running and not row.ticket.ended:
+                    if row.draft[place] == row.past[-1]:
+                        going.append((row, each))
+                    elif self._exact is not None:
+                        self._exact.drop(row.name, len(row.draft) - place)
+            if not going:
+                return
+            rows, logits = [row for row, _ in going], [each for _, each in going]
 
     def _choose(self, rows: Sequence[_Row], logits: Sequence[Array]) -> None:
         """Choose an id for every row; rows with equal settings are computed together."""
@@ -245,6 +277,8 @@ class ContinuousBatch:
             checked([id], self._engine.vocab_size)
             row.past.append(id)
             row.written += 1
+            if row.lookup:
+                row.lookup.append(id)
             reason = request.limits.reason(row.written, id, row.room, request.stop and partial(request.stop, id))
         except HanmoError as error:
             self._fail(row, error)

@@ -40,11 +40,19 @@ class DynamicRows(Protocol):
 
 
 @runtime_checkable
+class ExactRows(DynamicRows, Protocol):
+    """Rows whose logits are the same bits in any company and however their ids are divided into pieces."""
+
+    def drop(self, row: int, count: int) -> None:
+        """Forget the last ids of a row."""
+
+
+@runtime_checkable
 class DynamicEngine(Engine, Protocol):
     """An engine with rows that join and leave."""
 
-    def dynamic_rows(self) -> DynamicRows | None:
-        """Return `DynamicRows` without a row, or None where its rows only run in turn."""
+    def dynamic_rows(self) -> ExactRows | None:
+        """Return `ExactRows` without a row, or None where its rows only run in turn."""
 
 
 class JoinableRows(Rows, Protocol):

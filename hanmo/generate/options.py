@@ -1,18 +1,24 @@
-"""The keyword arguments of generation, and a model's defaults for them from generation_config.json."""
+"""The settings of generation, their keyword arguments, and a model's defaults from generation_config.json."""
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, ParamSpec, TypedDict, TypeVar
+from typing import Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar
 
 from hanmo.errors import ConfigError
 from hanmo.files import read_json
+from hanmo.generate.loop import PLAIN, UNLIMITED, Limits
+from hanmo.generate.rules import check_number
 from hanmo.generate.sampling import Sampling
+from hanmo.generate.stop import NEVER, StopRules
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Speculation: TypeAlias = Literal["auto", "off"]
 
 # transformers' names in generation_config.json → ours.
 _GENERATION = {
@@ -22,6 +28,35 @@ _GENERATION = {
     "repetition_penalty": "repetition_penalty",
     "no_repeat_ngram_size": "no_repeat_ngram",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """The settings of generation.
+
+    length_penalty: of `search`; see `beam_search`.   keep_last: truncate a prompt that is too long on the left.
+    continues: the text continues the prompt, which then counts for the repetition rules, quotes and the first space;
+        False if the prompt is the source of an encoder.
+    special: encode the prompt with special=True.   before, after: ids around the prompt.
+    speculation: "auto" drafts ids by prompt lookup where this changes no text (see speculation.py); "off" does not.
+    Raises ConfigError for a length_penalty that is not finite and for another speculation.
+    """
+
+    sampling: Sampling = PLAIN
+    limits: Limits = UNLIMITED
+    stop: StopRules = NEVER
+    length_penalty: float = 0.0
+    keep_last: bool = False
+    continues: bool = True
+    special: bool = False
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    speculation: Speculation = "auto"
+
+    def __post_init__(self) -> None:
+        check_number("length_penalty", self.length_penalty, above=-math.inf)
+        if self.speculation not in ("auto", "off"):
+            raise ConfigError(f"speculation is {self.speculation!r}; expected 'auto' or 'off'")
 
 
 class Options(TypedDict, total=False):
@@ -42,6 +77,7 @@ class Options(TypedDict, total=False):
     stop_strings: Sequence[str]
     keep_last: bool
     parse_special: bool
+    speculation: Speculation
 
 
 class Request(Options, total=False):

@@ -10,35 +10,14 @@ from hanmo.generate.beam import beam_search
 from hanmo.generate.continuous import ContinuousBatch
 from hanmo.generate.draw import fresh_seed
 from hanmo.generate.dynamic import is_dynamic
-from hanmo.generate.loop import PLAIN, UNLIMITED, End, Engine, Limits, Token
+from hanmo.generate.loop import End, Engine, Token
+from hanmo.generate.options import GenerationConfig
 from hanmo.generate.rules import check_count
-from hanmo.generate.sampling import Sampling
-from hanmo.generate.stop import NEVER, Stopper, StopRules
+from hanmo.generate.speculation import speculative
+from hanmo.generate.stop import NEVER, Stopper
 from hanmo.generate.ticket import Event, Failed, RowRequest
 from hanmo.tokenizers.prompt import encode_prompt
 from hanmo.tokenizers.protocol import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationConfig:
-    """The settings of generation.
-
-    length_penalty: of `search`; see `beam_search`.   keep_last: truncate a prompt that is too long on the left.
-    continues: the text continues the prompt, which then counts for the repetition rules, quotes and the first space;
-        False if the prompt is the source of an encoder.
-    special: encode the prompt with special=True.   before, after: ids around the prompt.
-    """
-
-    sampling: Sampling = PLAIN
-    limits: Limits = UNLIMITED
-    stop: StopRules = NEVER
-    length_penalty: float = 0.0
-    keep_last: bool = False
-    continues: bool = True
-    special: bool = False
-    before: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
-
 
 Writing = GenerationConfig  # the name in 0.1
 DEFAULT = GenerationConfig()
@@ -71,8 +50,8 @@ class Stream:
 
     seed: reproduces the text.   text, ids: the pieces and the ids so far.   reason: None until the text is finished.
     starts: for each id but an end id, the characters that were decoded before it; more than `text` has after a cut.
-    Generation stops when iteration does; no id is computed ahead, except one by a QueueingEngine. Without an engine,
-    `push` and `receive` take the ids of a row and the events of the loop.
+    Generation stops when iteration does; no id is computed ahead, except drafts and one by a QueueingEngine. Without an
+    engine, `push` and `receive` take the ids of a row and the events of the loop.
     """
 
     def __init__(
@@ -245,6 +224,7 @@ class _Pending:
                 limits=config.limits,
                 history=config.continues,
                 stop=stream.push,
+                speculate=config.speculation == "auto",
             )
             for number, stream in enumerate(self._streams)
         ]
@@ -337,7 +317,7 @@ def _start(
         for _ in range(n)
     ]
     events = loop.sample(
-        engine,
+        speculative(engine) if config.speculation == "auto" else engine,
         prompts,
         seed=seeds,
         n=n,

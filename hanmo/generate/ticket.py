@@ -13,6 +13,7 @@ class RowRequest:
     """One row to generate, as by `sample(engine, [prompt], seed=seed, first=sample, …)`.
 
     history, stop: as for `sample`; stop is called with the id alone.
+    speculate: draft ids by prompt lookup where this changes no text; see speculation.py.
     top_logprobs: report the log-probability of each id, and so many of the likeliest; None does not.
     prompt_logprobs: report them for the ids of the prompt too, with as many of the likeliest; needs history.
     """
@@ -24,6 +25,7 @@ class RowRequest:
     limits: Limits = UNLIMITED
     history: bool = True
     stop: Callable[[int], str | None] | None = None
+    speculate: bool = True
     top_logprobs: int | None = None
     prompt_logprobs: bool = False
 

@@ -9,7 +9,8 @@ Rows in use are never changed, so streams may alternate or run in threads. `shar
 
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -156,15 +157,28 @@ class _Rows:
 
     def step(self, ids: Sequence[int]) -> Array:
         """Append one id to every row; see `Rows.step`."""
-        texts, self._kept.texts = self._kept.texts, None  # an interrupted step leaves rows in an unknown state
-        logits = self._kept.rows.step(ids)
-        if texts is not None:
-            self._kept.texts = np.column_stack([texts, ids])
-        return logits
+        with self._changing(lambda texts: np.column_stack([texts, ids])):
+            return self._kept.rows.step(ids)
+
+    def extend(self, ids: Sequence[int]) -> Array:
+        """Append ids to the only row; see `ExtendableRows.extend`."""
+        with self._changing(lambda texts: np.column_stack([texts, [ids]])):
+            return self._kept.rows.extend(ids)
+
+    def drop(self, count: int) -> None:
+        """Forget the last ids of every row; see `ExtendableRows.drop`."""
+        with self._changing(lambda texts: texts[:, : texts.shape[1] - count]):
+            self._kept.rows.drop(count)
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Keep these rows in this order; see `Rows.reorder`."""
+        with self._changing(lambda texts: texts[list(rows)]):
+            self._kept.rows.reorder(rows)
+
+    @contextmanager
+    def _changing(self, record: Callable[[Array], Array]) -> Iterator[None]:
+        """Record what a change makes of the texts; an interrupted one leaves the rows in an unknown state."""
         texts, self._kept.texts = self._kept.texts, None
-        self._kept.rows.reorder(rows)
+        yield
         if texts is not None:
-            self._kept.texts = texts[list(rows)]
+            self._kept.texts = record(texts)

@@ -6,8 +6,9 @@ from threading import Event
 from typing import Any
 
 from hanmo.generate.loop import Engine, QueueingEngine, Rows
+from hanmo.generate.options import GenerationConfig
 from hanmo.generate.rules import Array
-from hanmo.generate.text import GeneratedText, GenerationConfig, search
+from hanmo.generate.text import GeneratedText, search
 from hanmo.server.errors import RequestError
 from hanmo.server.models import Served
 from hanmo.server.state import in_thread

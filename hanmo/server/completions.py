@@ -15,8 +15,9 @@ from starlette.types import Receive, Scope, Send
 from hanmo.errors import HanmoError
 from hanmo.generate.draw import fresh_seed
 from hanmo.generate.loop import room_behind
+from hanmo.generate.options import GenerationConfig
 from hanmo.generate.scheduler import RowRequest
-from hanmo.generate.text import GenerationConfig, Stream, read_prompt
+from hanmo.generate.text import Stream, read_prompt
 from hanmo.server.beams import search_beams
 from hanmo.server.errors import RequestError, as_request_error
 from hanmo.server.generation import Echo, Generation, Piece, Row, Scored

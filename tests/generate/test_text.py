@@ -8,8 +8,9 @@ from toy_engine import ToyDynamicEngine, ToyEngine
 
 from hanmo.errors import CheckpointError, ConfigError, PromptError
 from hanmo.generate import GREEDY, Limits, Sampling, loop
+from hanmo.generate.options import GenerationConfig
 from hanmo.generate.stop import NEVER, Stopper, StopRules
-from hanmo.generate.text import GenerationConfig, read_prompt, search, stream, write, write_each
+from hanmo.generate.text import read_prompt, search, stream, write, write_each
 from hanmo.tokenizers import Encoding, SpecialIds, WordPiece
 from hanmo.tokenizers.protocol import check_text
 from hanmo.tokenizers.streams import BytesStream

@@ -42,6 +42,14 @@ class ToyRows:
     def reorder(self, rows):
         self.past = [list(self.past[row]) for row in rows]
 
+    def extend(self, ids):
+        logits = [self.step([id]) for id in ids]
+        self.engine.steps[len(self.engine.steps) - len(ids) :] = [1]
+        return np.concatenate(logits)
+
+    def drop(self, count):
+        self.past = [row[: len(row) - count] for row in self.past]
+
     def join(self, other):
         self.past += other.past
 
@@ -75,6 +83,9 @@ class ToyDynamicRows:
 
     def free(self, row):
         del self.past[row]
+
+    def drop(self, row, count):
+        del self.past[row][len(self.past[row]) - count :]
 
     def step(self, work):
         assert len({piece.row for piece in work}) == len(work)

@@ -1,5 +1,6 @@
 """Rows that join and leave a running batch: each has the text that it has alone, on every engine."""
 
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -13,7 +14,9 @@ from hanmo.families.gpt2_ml import gpt2_ml_config
 from hanmo.generate import GREEDY, End, Limits, Sampling, sample
 from hanmo.generate.dynamic import Piece, _JoinedRows, dynamic_rows
 from hanmo.generate.scheduler import RowRequest, Scheduler
+from hanmo.generate.speculation import SpeculativeEngine
 from hanmo.inference.fused import quantized, support
+from hanmo.inference.prefix_cache import PromptCache
 from hanmo.inference.torch_engine import TorchEngine
 from hanmo.model import Model
 
@@ -105,3 +108,80 @@ def test_rows_of_every_kind_of_positions_join_one_cache(tmp_path_factory, kind, 
         alone, first = engine.prefill([text[:length]], room=10)
         expected = [first[0], *(alone.step([id])[0] for id in text[length : length + len(logits) - 1])]
         np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5)
+
+
+class Steps:
+    """Counts the steps of a fused decoder and the ids that they compute."""
+
+    def __init__(self, engine, monkeypatch):
+        self.count = self.ids = 0
+        self._step = engine._fused.step
+        monkeypatch.setattr(engine._fused, "step", self)
+
+    def __call__(self, work):
+        self.count += 1
+        self.ids += sum(len(ids) for _, ids, _ in work)
+        return self._step(work)
+
+
+DRAFTING = (
+    Sampling(temperature=0.1),
+    Sampling(top_k=5, temperature=0.3, repetition_penalty=1.1),
+    Sampling(top_k=20),
+    Sampling(temperature=0.1, no_repeat_ngram=6),
+)
+
+
+@needs_vnni
+@pytest.mark.parametrize(("seeds", "cached"), [(4, True), pytest.param(48, False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_drafts_change_no_text_of_one_row_and_save_steps(open_kind, kind, seeds, cached, monkeypatch):
+    engine = open_kind(kind)
+    steps, used = Steps(engine, monkeypatch), {True: 0, False: 0}
+    for seed in range(seeds):
+        prompt = np.random.default_rng(seed).integers(1, 301, (2, 7, 40, 20, 90)[seed % 5]).tolist()
+        limits = Limits(max_tokens=50, min_tokens=seed, end_ids=(8, 9))
+        texts = []
+        for drafting in (True, False):
+            row = PromptCache(engine) if cached else engine
+            row = SpeculativeEngine(row) if drafting else row
+            steps.count = 0
+            given = {"seed": seed, "n": 1 + seed % 2, "sampling": DRAFTING[seed % 4], "limits": limits}
+            texts.append(list(sample(row, [prompt], **given)))
+            used[drafting] += steps.count
+        assert texts[0] == texts[1]
+    assert used[True] < 0.8 * used[False]
+
+
+@needs_vnni
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_drafts_change_no_text_of_rows_of_a_batch_and_save_steps(open_kind, kind, monkeypatch):
+    engine = open_kind(kind)
+    steps, found, used = Steps(engine, monkeypatch), [], []
+    for drafting in (True, False):
+        steps.count, inboxes = 0, [SimpleQueue() for _ in range(6)]
+        scheduler = Scheduler(engine, max_rows=2)
+        for number, inbox in enumerate(inboxes):
+            request = next(requests(2, 9))
+            limits = Limits(max_tokens=40 + number, end_ids=(8, 9))
+            how = {"seed": number, "sampling": DRAFTING[number % 4], "limits": limits, "speculate": drafting}
+            scheduler.submit([replace(request, **how)], inbox.put)
+        scheduler.close(drain=True)
+        found.append([[inbox.get() for _ in range(inbox.qsize())] for inbox in inboxes])
+        used.append(steps.count)
+    assert found[0] == found[1]
+    assert used[0] < 0.9 * used[1]
+
+
+@needs_vnni
+def test_a_cached_row_that_is_left_amid_a_draft_is_continued_as_any_other(open_kind):
+    engine = open_kind("int8")
+    cache, prompt = PromptCache(engine), [5, 6, 7] * 4
+    events = sample(SpeculativeEngine(cache), [prompt], seed=1, sampling=GREEDY)
+    ids = [next(events).id for _ in range(10)]
+    events.close()
+    del events
+    following = [*prompt, *ids, 9, 8]
+    (rows, logits), (others, expected) = (each.prefill([following], room=4) for each in (cache, engine))
+    assert np.array_equal(logits, expected)
+    assert np.array_equal(rows.step([5]), others.step([5]))

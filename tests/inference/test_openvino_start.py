@@ -14,7 +14,8 @@ from pathlib import Path
 from hanmo.inference.openvino.engine import OpenVinoEngine, open_weights
 from hanmo.generate import GREEDY, Limits
 from hanmo.generate.stop import NEVER
-from hanmo.generate.text import GenerationConfig, write
+from hanmo.generate.options import GenerationConfig
+from hanmo.generate.text import write
 from hanmo.tokenizers import WordPiece
 
 words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(0x4E00 + i) for i in range(115))]

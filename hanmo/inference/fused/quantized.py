@@ -210,6 +210,10 @@ class FusedDynamicRows:
         del self.rows[row]
         self._pending.pop(row, None)
 
+    def drop(self, row: int, count: int) -> None:
+        """Forget the last ids of a row."""
+        self.rows[row].length -= count
+
     def step(self, work: Sequence[tuple[int, Sequence[int], int]]) -> list[Array]:
         """Append pieces, (row, ids, keep); see `DynamicRows.step`."""
         logits: dict[int, Array] = {}

@@ -50,6 +50,14 @@ class OpenVinoRows:
         """Append one id to every row and return the logits [rows, vocab]; see `Rows.step`."""
         return self.run(np.array(ids)[:, None], segment=int(self._stack.mask == "prefix"))[:, -1]
 
+    def extend(self, ids: Sequence[int]) -> Array:
+        """Append ids to the only row and return the logits [ids, vocab] behind each; see `ExtendableRows.extend`."""
+        return self.run(np.array([ids]), segment=int(self._stack.mask == "prefix"), keep=len(ids))[0]
+
+    def drop(self, count: int) -> None:
+        """Forget the last ids of every row; see `ExtendableRows.drop`."""
+        self.cut(self.length - count)
+
     def reorder(self, rows: Sequence[int]) -> None:
         """Make new row i a copy of old row rows[i], in the request's state at the next step; see `Rows.reorder`."""
         kept = list(rows)
