@@ -110,6 +110,7 @@ def _shared(options: dict[str, Any], models: int) -> dict[str, Any]:
 
 def _check_extra() -> None:
     try:
+        import httptools  # noqa: F401
         import jinja2  # noqa: F401
         import prometheus_client  # noqa: F401
         import pydantic  # noqa: F401

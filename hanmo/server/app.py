@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -69,7 +69,7 @@ def make_app(
             Route("/openapi.json", partial(openapi, root_path)),
             Route("/", page),
             Mount("/static", _Files(directory=PAGE)),
-            Mount("/v1", routes=endpoints, middleware=[key, admission]),
+            Mount("/v1", Router(endpoints, redirect_slashes=False), middleware=[key, admission]),
         ],
         middleware=[
             Middleware(_RootPath, root_path.rstrip("/")),
@@ -81,6 +81,7 @@ def make_app(
         exception_handlers={HanmoError: _refuse, HTTPException: _refuse, ClientDisconnect: _left, Exception: _refuse},
         lifespan=_closing,
     )
+    app.router.redirect_slashes = False  # to addresses that a proxy may not know
     app.state.hanmo = state
     return app
 
@@ -159,7 +160,10 @@ async def _closing(app: Starlette) -> AsyncIterator[None]:
 
 
 class _RootPath:
-    """Middleware: gives every path the prefix, which a proxy may have removed, as ASGI has it."""
+    """Middleware: gives every path the prefix, which a proxy may have removed, as ASGI has it.
+
+    The prefix alone is sent on to that of the page, to which the page's addresses are relative.
+    """
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
         self._app, self._root_path = app, root_path
@@ -167,6 +171,9 @@ class _RootPath:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._root_path and scope["type"] == "http":
             path = scope["path"]
+            if path == self._root_path:
+                await RedirectResponse(f"{self._root_path}/")(scope, receive, send)
+                return
             path = path if path.startswith(f"{self._root_path}/") else self._root_path + path
             scope = {**scope, "root_path": self._root_path, "path": path}
         await self._app(scope, receive, send)

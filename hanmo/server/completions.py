@@ -149,7 +149,7 @@ def _settings(asked: Completion, model: Served) -> GenerationConfig:
 
 def _bias_id(name: str, model: Served) -> int:
     size = model.pipeline.config.vocab_size
-    if not (name.isascii() and name.isdecimal() and len(name) < 10 and int(name) < size):
+    if not (name.isascii() and name.isdecimal() and len(name) < 10 and int(name) < size and str(int(name)) == name):
         raise RequestError(f"logit_bias holds {name[:20]!r}; expected ids from 0 to {size - 1}", param="logit_bias")
     return int(name)
 

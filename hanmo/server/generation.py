@@ -168,9 +168,7 @@ class Generation:
         """
         opened = len(self.rows)
         while opened:
-            try:
-                await asyncio.wait_for(self._ready.wait(), pause)
-            except asyncio.TimeoutError:
+            if not await self._wait(pause):
                 yield []
                 continue
             self._ready.clear()
@@ -189,6 +187,14 @@ class Generation:
                 opened -= piece.reason is not None
             if found:
                 yield list(found.values())
+
+    async def _wait(self, pause: float | None) -> bool:
+        """Wait for news; returns whether there are any. `asyncio.wait_for` forgets to be cancelled if there are."""
+        waiting = asyncio.ensure_future(self._ready.wait())
+        try:
+            return bool((await asyncio.wait({waiting}, timeout=pause))[0])
+        finally:
+            waiting.cancel()
 
     async def whole(self) -> list[Piece]:
         """Wait for the end, and return the whole of each row."""

@@ -67,7 +67,7 @@ class Generating(Request):
     frequency_penalty: float = Field(0, description="Not supported; see repetition_penalty.")
     # What OpenAI's API does not have.
     top_k: Count | None = Field(None, description="Sample from the k likeliest tokens.")
-    repetition_penalty: float | None = Field(None, gt=0)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     no_repeat_ngram: int | None = Field(None, ge=0, le=2**31, description="Never repeat a run of so many tokens.")
     stop_at_sentence: bool = Field(False, description="End with the first sentence after min_chars.")
     min_chars: int | None = Field(None, ge=0, le=2**31, description="Default 128, or max_chars if less.")
@@ -184,7 +184,7 @@ Kind = TypeVar("Kind", bound=Request)
 
 def parse(body: bytes, kind: type[Kind]) -> Kind:
     """Read the body of a request. Raises RequestError naming the field that is wrong."""
-    data = parse_json(body, "the body", error=RequestError)
+    data = parse_json(body, "the body", error=RequestError, unique=True)
     try:
         return kind.model_validate(data)
     except ValidationError as error:

@@ -10,6 +10,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from hanmo.errors import ConfigError
+from hanmo.server.protocol import Protocol
 from hanmo.server.state import State
 
 
@@ -44,6 +45,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=Protocol,
                 ws="none",
                 log_level="warning",
                 access_log=False,

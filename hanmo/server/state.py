@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from email.message import Message
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -70,9 +71,15 @@ async def read_body(request: Request) -> bytes:
     Raises RequestError if it is no JSON by its header, too large, or too slow, or if all bodies are too much together.
     """
     state = state_of(request)
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    told = Message()
+    told["content-type"] = request.headers.get("content-type", "").strip() or "none"
+    kind, charset = told.get_content_type(), told.get_content_charset("utf-8")
     if kind != "application/json":  # which a page of another origin cannot send without asking first
-        raise RequestError(f"Content-Type is {kind[:80]!r}; expected application/json", status=415)
+        raise RequestError(f"Content-Type is {told['content-type'][:80]!r}; expected application/json", status=415)
+    if charset not in ("utf-8", "utf8"):
+        raise RequestError(f"charset is {charset[:80]!r}; expected UTF-8", status=415)
+    if (coding := request.headers.get("content-encoding", "identity").lower()) != "identity":
+        raise RequestError(f"Content-Encoding is {coding[:80]!r}; send the body as it is", status=415)
     too_large = RequestError(f"the body has more than {state.max_body:,} bytes; send a smaller one", status=413)
     if int(request.headers.get("content-length", "0")) > state.max_body:
         raise too_large

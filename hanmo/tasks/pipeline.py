@@ -182,9 +182,10 @@ def open_task(path: str | Path, **options: Any) -> TaskPipeline:
     loaded = loading.load(path, **options)
     context = loaded.config.main.context
     try:
-        task = make_task(config, loaded._tokenizer())
         if context is not None and (config.max_length or 0) > context:
             raise ConfigError(f"max_length is {config.max_length}; the model knows {context} positions")
+        config = replace(config, max_length=config.max_length or min(512, context or 512))
+        task = make_task(config, loaded._tokenizer())
     except ConfigError as error:
         raise ConfigError(f"{described}: {error}") from None
     kind = EmbedPipeline if isinstance(task, Embed) else TaskPipeline

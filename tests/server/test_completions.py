@@ -222,6 +222,8 @@ def test_an_encoder_decoder_answers_its_source(tmp_path):
         ({"prompt": "a", "top_p": 0}, "top_p", "top_p is 0"),
         ({"prompt": "a", "logit_bias": {"257": 1}}, "logit_bias", "logit_bias holds '257'; expected ids from 0 to 256"),
         ({"prompt": "a", "logit_bias": {"1": 101}}, "logit_bias", "less than or equal to 100"),
+        ({"prompt": "a", "logit_bias": {"01": 1}}, "logit_bias", "logit_bias holds '01'; expected ids from 0 to 256"),
+        ({"prompt": "a", "repetition_penalty": 1e-300}, "repetition_penalty", "greater than or equal to 0.01"),
         ({"prompt": "a", "stop": ""}, "stop", "stop is ''"),
         ({"prompt": "a", "stream_options": {}}, None, "stream_options is for a stream"),
         ({"prompt": "a", "min_chars": 3}, None, "min_chars is for stop_at_sentence"),
@@ -235,6 +237,12 @@ def test_what_is_wrong_is_named(url, body, param, message):
     told = answer.json()["error"]
     assert answer.status_code == 400 and told["type"] == "invalid_request_error"
     assert message in told["message"] and told["param"] == param
+
+
+def test_a_field_that_is_given_twice_is_refused(url):
+    for body in (b'{"prompt": "a", "prompt": "b"}', b'{"prompt": "a", "logit_bias": {"1": 1, "1": 2}}'):
+        answer = httpx.post(f"{url}/v1/completions", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 400 and "twice" in answer.json()["error"]["message"]
 
 
 def test_errors_are_those_of_the_openai_client(client):

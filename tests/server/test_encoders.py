@@ -59,6 +59,8 @@ def test_a_task_predicts_as_by_the_library(tmp_path):
         answer = httpx.post(f"{url}/v1/tasks/分类", json={"input": texts}).json()
         assert answer["results"] == task.predict(["今天天气", ("床前", "明月光")])
         assert model.abilities == ["embeddings", "tasks"]
+        long = httpx.post(f"{url}/v1/tasks/分类", json={"input": "天" * 60})  # in windows of the model's positions
+        assert long.json()["results"] == [task.predict("天" * 60)]
         wrong = httpx.post(f"{url}/v1/tasks/分类", json={"input": [{"x": 1}]})
         assert wrong.status_code == 400
         assert httpx.post(f"{url}/v1/tasks/别", json={"input": "今"}).status_code == 404

@@ -1,6 +1,7 @@
 """Requests made from the OpenAPI document, right and wrong: the answer is never a failure of the server."""
 
 import json
+import math
 
 import httpx
 import pytest
@@ -20,7 +21,12 @@ GOOD = {
     "/v1/chat/completions": {"model": "字节", "messages": [{"role": "user", "content": "ab"}]},
 }
 TEXTS = st.text(max_size=8) | st.sampled_from(["今[MASK]气", "ab", "[MASK]", "<extra_id_0>", "天" * 60, "\0", " \n"])
-NUMBERS = st.integers(-3, 40) | st.floats(-2, 200) | st.sampled_from([2**31, 2**63, 2**64, -(2**70), 1e308])
+LARGE = [2**31, 2**63, 2**64, -(2**70), 1e308, 5e-324, math.nan, math.inf]
+NUMBERS = st.integers(-3, 40) | st.floats(-2, 200) | st.sampled_from(LARGE)
+BODIES = [
+    *(b'{"prompt"', b"[1]", b'"x"', b"null", b'{"prompt": NaN}', b"[" * 5000, b'{"input":' * 5000, b"\xff\xfe{\0}\0"),
+    *(b'{"model": "\xe7\xbc\x96", "input": %b}' % each for each in (b"1e999", b"9" * 5000, b'"a", "input": "b"')),
+]
 ANYTHING = st.recursive(
     st.none() | st.booleans() | NUMBERS | TEXTS,
     lambda each: st.lists(each, max_size=3) | st.dictionaries(TEXTS, each, max_size=3),
@@ -107,15 +113,20 @@ def test_no_request_makes_the_server_fail(client, path):
 
 @settings(max_examples=40)
 @given(
-    st.sampled_from(
-        ["/v1/completions", "/v1/embeddings", "/v1/models", "/v1/tasks/x", "/health", "/v1", "/", "/v1/%ff"]
-    ),
+    st.sampled_from([*document("")["paths"], "/openapi.json", "/static/page.js", "/v1", "/", "/v1/%ff", "/v1/fill/"]),
     st.sampled_from(["GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD"]),
-    st.binary(max_size=30) | st.sampled_from([b'{"prompt"', b"[1]", b'"x"', b"null", b'{"prompt": NaN}', b"[" * 5000]),
-    st.sampled_from(["application/json", "application/json; charset=utf-8", "text/plain", "", "a" * 300]),
+    st.binary(max_size=30) | st.sampled_from(BODIES),
+    st.sampled_from(["application/json", "application/json; charset=utf-8", "text/plain", "", "a" * 300])
+    | st.text("abcjnopsu-/;=*\"' ", max_size=20).map("application/json; charset={}".format),
+    st.dictionaries(
+        st.sampled_from(["authorization", "content-encoding", "accept", "origin", "range", "if-none-match", "expect"]),
+        st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20).map(str.strip),
+        max_size=3,
+    ),
 )
-def test_no_bytes_make_the_server_fail(client, path, method, content, kind):
-    answer = client.request(method, path, content=content, headers={"content-type": kind})
+def test_no_bytes_make_the_server_fail(client, path, method, content, kind, others):
+    headers = {**others, "content-type": kind.strip()}
+    answer = client.request(method, path.replace("{name}", "编"), content=content, headers=headers)
     assert answer.status_code < 500, answer.text
     if answer.status_code >= 400 and method != "HEAD":
         check(answer)

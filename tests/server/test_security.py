@@ -1,13 +1,16 @@
 """Keys, origins and sizes."""
 
 import hmac
-from contextlib import ExitStack
+import socket
+from contextlib import ExitStack, suppress
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from toy_server import byte_model, running, wait_for
 
 from hanmo.errors import ConfigError
+from hanmo.server import protocol
 from hanmo.server.security import check_host
 
 KEYS = ["sk-one", "钥匙"]
@@ -68,6 +71,45 @@ def test_a_body_that_is_too_large_or_no_json_is_refused_before_it_is_read(url):
         assert answer.status_code == 413 and "more than 2,000 bytes" in answer.json()["error"]["message"]
     answer = send(url, "/v1/completions", "POST", data={"prompt": "a"}, headers=key)
     assert answer.status_code == 415 and "expected application/json" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("flood", [b"X: " + b"a" * 1000 + b"\r\n", b"a" * 1000])
+def test_headers_are_bounded(url, flood):
+    place, sent = urlsplit(url), 0
+    with socket.create_connection((place.hostname, place.port), timeout=20) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nX: ")
+        with suppress(OSError):
+            while sent < 5_000_000:
+                connection.sendall(flood)
+                sent += len(flood)
+    assert sent < 5_000_000
+
+
+def test_headers_that_do_not_come_end_the_connection(url, monkeypatch):
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
+    place = urlsplit(url)
+    with httpx.Client(base_url=url) as client, socket.create_connection((place.hostname, place.port)) as connection:
+        assert client.get("/health").status_code == 200
+        connection.settimeout(20)
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        assert connection.recv(100) == b""
+        assert client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({"content-type": "application/json; charset=utf-16"}, "charset is 'utf-16'; expected UTF-8"),
+        ({"content-type": "application/json", "content-encoding": "gzip"}, "Content-Encoding is 'gzip'; send"),
+        ({"content-type": "text/json"}, "Content-Type is 'text/json'; expected application/json"),
+    ],
+)
+def test_a_body_that_would_be_read_otherwise_than_it_was_meant_is_refused(url, headers, message):
+    key = {"authorization": "Bearer sk-one"}
+    answer = send(url, "/v1/completions", "POST", content=b'{"prompt": "a"}', headers={**key, **headers})
+    assert answer.status_code == 415 and message in answer.json()["error"]["message"]
+    plain = {**key, "content-type": 'Application/JSON; charset="UTF-8"'}
+    assert send(url, "/v1/completions", "POST", content=b'{"prompt": "a"}', headers=plain).status_code == 200
 
 
 def test_bodies_of_requests_that_are_being_answered_are_bounded_together():

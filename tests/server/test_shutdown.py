@@ -4,9 +4,11 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -96,6 +98,27 @@ def test_a_client_that_leaves_frees_its_rows_within_a_step(stream):
         assert model.pipeline.engine.steps - steps <= 4 < len(TEXT.encode())
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_at_any_moment_frees_its_rows(stream):
+    model = byte_model({"数：": "x" * 450}, pace=0.02)
+    with running(model) as url:
+        for delay in range(20):
+            with leaving(url, completion(stream=stream, n=2, max_tokens=450), reset=delay % 2 == 0):
+                time.sleep(0.002 * delay)
+            wait_for(lambda: not running.server._state.active)
+        wait_for(lambda: not model.scheduler.stats.running)
+        assert model.pipeline.engine.steps < 300  # no text was generated to its end
+
+
+def test_all_requests_of_a_connection_end_when_the_client_leaves():
+    model = byte_model({"数：": "x" * 450}, pace=0.02)
+    with running(model) as url:
+        with leaving(url, completion(stream=True, max_tokens=450), times=3, reset=True):
+            wait_for(lambda: model.scheduler.stats.running == 1)
+        wait_for(lambda: not running.server._state.active)
+        assert model.pipeline.engine.steps < 300
+
+
 def test_a_beam_search_ends_within_a_step_when_its_client_leaves():
     model = byte_model({"数：": TEXT}, pace=0.1)
     engine = model.pipeline.engine
@@ -108,10 +131,15 @@ def test_a_beam_search_ends_within_a_step_when_its_client_leaves():
 
 
 @contextmanager
-def leaving(url, body):
-    """Send a request, and close the connection at the end of the block without reading the answer."""
+def leaving(url, body, *, times=1, reset=False):
+    """Send requests, and close the connection at the end of the block without reading the answers.
+
+    reset: at once, by RST.
+    """
     place, content = urlsplit(url), json.dumps(body).encode()
     with socket.create_connection((place.hostname, place.port)) as connection:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
-        connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        connection.sendall((f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content) * times)
         yield
+        if reset:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

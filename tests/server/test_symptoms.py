@@ -132,6 +132,8 @@ def test_a_path_prefix_and_a_chinese_name():
             assert httpx.get(f"{base}/v1/models/{quote('春/晓')}").json()["id"] == "春/晓"
             answer = ask(base, model="春/晓", prompt="笑：", max_tokens=4)
             assert answer.json()["choices"][0]["text"] == "😀"
+        assert httpx.get(url + quote("/写作")).headers["location"] == quote("/写作/")
+        assert ask(f"{url}/v1/", prompt="笑：").status_code == 404
         document = httpx.get(f"{url}/openapi.json").json()
         assert document["servers"] == [{"url": "/写作"}]
 
