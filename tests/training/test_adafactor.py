@@ -13,7 +13,7 @@ import torch._dynamo
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hanmo.errors import ConfigError
-from hanmo.training.optim import adafactor_update
+from hanmo.training.optim import adafactor_on_cpu, adafactor_update
 from hanmo.training.optim.adafactor import RECIPES, AdaFactor, Recipe
 from hanmo.training.optim.adafactor_update import Blocks, factored_axes
 from hanmo.training.optim.schedule import parameter_groups, warmup_linear
@@ -190,6 +190,36 @@ def test_blocks_give_what_one_whole_tensor_gives(monkeypatch, name, shape):
     assert len(Blocks(start)) > 1
     assert not torch.equal(results[0], start)
     torch.testing.assert_close(*results, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", RECIPES)
+def test_one_loop_a_pass_gives_what_blocks_give(monkeypatch, name, dtype, transposed):
+    """In two threads, whose bounds are not those of the blocks; the third gradient is not finite."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    torch.manual_seed(0)
+    start, grads = torch.randn(1031, 517), torch.randn(3, 1031, 517) * torch.rand(1031, 1)
+    grads[2, 7, 7] = torch.nan
+    results, norms, fused = [], [], []
+    original = adafactor_on_cpu.fused_update
+    counted = lambda *args, **options: fused.append(1) or original(*args, **options)  # noqa: E731
+    monkeypatch.setattr("hanmo.training.optim.adafactor.fused_update", counted)
+    for compiled in (True, False):
+        parameter = torch.nn.Parameter((start.T.contiguous().T if transposed else start.clone()).to(dtype))
+        optimizer = AdaFactor([parameter], name, lr=1e-2, compile=compiled)
+        for grad in grads:
+            parameter.grad = torch.empty_like(parameter).copy_(grad)
+            norms.append(float(optimizer.update_one(parameter, optimizer.param_groups[0], guarded=True)))
+        results.append(parameter.detach().float())
+    assert len(fused) == 3
+    assert norms[:2] == pytest.approx(norms[3:5], rel=1e-5) and math.isnan(norms[2]) and math.isnan(norms[5])
+    if dtype == torch.float32:
+        torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6)
+        return
+    # Sums in another order change a float32 by some of its steps, and one of 65,536 steps decides the rounding.
+    torch.testing.assert_close(*results, rtol=2**-7, atol=1e-6)
+    assert (results[0] != results[1]).float().mean() < 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from hanmo.errors import ConfigError, TensorMismatch
 from hanmo.training.distributed import local, shard_place, zeros
+from hanmo.training.optim.adafactor_on_cpu import can_fuse, fused_update
 from hanmo.training.optim.adafactor_update import (
     Blocks,
     Numbers,
@@ -105,7 +106,7 @@ class AdaFactor(Optimizer):
         """Take parameters or groups of them.
 
         recipe: a key of RECIPES, or a Recipe (`dataclasses.replace` makes variants).   lr: in place of the recipe's.
-        seed: of the stochastic rounding.   compile: compile the update, on GPUs that support it.
+        seed: of the stochastic rounding.   compile: compile the update, on GPUs that support it, and for matrices on a CPU.
         Raises ConfigError for an unknown recipe or a parameter that is neither float32 nor bfloat16.
         """
         if isinstance(recipe, str):
@@ -182,6 +183,7 @@ class AdaFactor(Optimizer):
         state = self.start(parameter, group)
         state["step"] += 1
         grad = cast(Tensor, parameter.grad)
+        grad = grad.to_dense() if grad.is_sparse else grad
         weight = local(parameter)
         compiled = group["compile"] and can_compile(parameter)
         blocks = Blocks(weight, whole=compiled)
@@ -202,9 +204,12 @@ class AdaFactor(Optimizer):
             kept=_number(1 - lr * group["weight_decay"], weight.device),
             keys=tuple(torch.full((), key, dtype=torch.int32, device=weight.device) for key in keys),
         )
-        return (compiled_update if compiled else update_tensor)(
+        update = compiled_update if compiled else update_tensor
+        if group["compile"] and can_fuse(parameter, grad, rule, blocks):
+            update = fused_update
+        return update(
             parameter,
-            grad.to_dense() if grad.is_sparse else grad,
+            grad,
             (state["rows"], state["columns"]) if rule.axes else (state["v"],),
             state.get("m"),
             numbers,

@@ -4,7 +4,8 @@ Knows tensors only; recipes, counters and parameter groups are `adafactor`'s.
 
 Passes over a factored tensor, in blocks that fit the CPU's cache: read the gradient for the moments; read it for the
 size of the update; read it, and read and write the weight. Parameter scaling reads the weight once more. No temporary
-is as large as the tensor. On a GPU torch.compile makes one kernel of each pass, without temporaries.
+is as large as the tensor. On a GPU torch.compile makes one kernel of each pass, without temporaries; for matrices on a
+CPU adafactor_on_cpu.py runs one loop a pass.
 
 Rounding: a bfloat16 weight of 1 moves in steps of 1/128, so rounding to nearest loses every smaller update; rounding up
 or down at random preserves the mean. The noise is a hash of a key and the position in the tensor: no generator, hence
@@ -88,7 +89,8 @@ def update_tensor(
             norm = sums[0].sum().sqrt()
             read = _guard(read, norm)
             sums = [torch.where(norm.isfinite(), total, 0) for total in sums]
-        direction = _factored(parameter, read, sums, moments, numbers.beta2, rule, blocks)
+        factors = update_factors(parameter, sums, moments, numbers.beta2, rule)
+        direction = _factored(read, *factors, rule, blocks)
     if len(blocks) == 1:
         direction = _constant(direction(0))  # computed once, used by both passes
 
@@ -175,6 +177,11 @@ class Blocks:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def length(self) -> int:
+        """Size of a block along the axis; 0 if there is one block."""
+        return self._length
+
     def cut(self, tensor: Tensor, index: int) -> Tensor:
         """Return block `index` of a tensor, or all of it if its size along the axis is 1."""
         if self._count == 1 or tensor.shape[self._axis] == 1:
@@ -233,16 +240,10 @@ def _axis_sums(read: Block, moments: tuple[Tensor, ...], axes: tuple[int, int], 
     return sums
 
 
-def _factored(
-    parameter: Tensor,
-    read: Block,
-    sums: list[Tensor],
-    moments: tuple[Tensor, ...],
-    beta2: Tensor,
-    rule: Rule,
-    blocks: Blocks,
-) -> Block:
-    """Update rows and columns; return the function from a block's number to its unclipped update."""
+def update_factors(
+    parameter: Tensor, sums: list[Tensor], moments: tuple[Tensor, ...], beta2: Tensor, rule: Rule
+) -> tuple[Tensor, Tensor]:
+    """Update rows and columns; return factors of the second moment, or if not rule.joint_eps of the gradient."""
     assert rule.axes is not None
     first, second = rule.axes
     rows, columns = (local(moment) for moment in moments)
@@ -252,6 +253,11 @@ def _factored(
     # Both vectors have the same mean; take that of the one that is not sharded.
     level = columns.mean(second, keepdim=True) if is_sharded(parameter, first) else rows.mean(first, keepdim=True)
     rows = rows / level
+    return (rows, columns) if rule.joint_eps else ((rows + rule.eps1).rsqrt_(), (columns + rule.eps1).rsqrt_())
+
+
+def _factored(read: Block, rows: Tensor, columns: Tensor, rule: Rule, blocks: Blocks) -> Block:
+    """Return the function from a block's number to its unclipped update, by what `update_factors` returned."""
 
     def joint(index: int) -> Tensor:
         block = read(index)
@@ -260,12 +266,9 @@ def _factored(
         return moment.add_(rule.eps1).rsqrt_().mul_(block)
 
     def apart(index: int) -> Tensor:
-        return (read(index) * blocks.cut(by_row, index)).mul_(blocks.cut(by_column, index))
+        return (read(index) * blocks.cut(rows, index)).mul_(blocks.cut(columns, index))
 
-    if rule.joint_eps:
-        return joint
-    by_row, by_column = (rows + rule.eps1).rsqrt_(), (columns + rule.eps1).rsqrt_()
-    return apart
+    return joint if rule.joint_eps else apart
 
 
 def _plain(read: Block, v: Tensor, beta2: Tensor, rule: Rule, blocks: Blocks) -> Block:
