@@ -1,4 +1,4 @@
-"""How many processor cores and how much memory this process may use, and how many threads torch takes.
+"""How many cores, how much memory and which fast arithmetic this process may use, and how many threads torch takes.
 
 Knows the system alone.
 """
@@ -24,6 +24,17 @@ def cores() -> int:
         siblings = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
         found.add(siblings.read_text() if siblings.is_file() else str(number))
     return max(1, min([len(found), *_quotas(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))]))
+
+
+@cache
+def has_fast_bfloat16() -> bool:
+    """Whether the processor multiplies matrices faster in bfloat16 than in float32: with AVX-512 BF16 or AMX."""
+    try:
+        from llvmlite import binding
+    except ImportError:  # Hanmo needs it on x86 only
+        return False
+    features = binding.get_host_cpu_features()
+    return bool(features.get("avx512bf16") or features.get("amx-bf16"))
 
 
 def set_torch_threads(threads: int | None) -> None:

@@ -23,6 +23,7 @@ from hanmo.checkpoint.save import save
 from hanmo.checkpoint.source import Source
 from hanmo.checkpoint.staged import atomic_path
 from hanmo.config import ModelConfig
+from hanmo.cores import has_fast_bfloat16
 from hanmo.errors import ConfigError, MissingExtra, MissingFile
 from hanmo.families.family import Row
 from hanmo.files import errors_as, read_json
@@ -142,7 +143,7 @@ def _choose(
         alone = args.accumulate == 1 and args.lora is None and distributed.world() == 1
         args = args.filled(in_backward=args.optimizer != "muon" and unclipped and alone)
         available = args.memory or free_memory(device)
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        half = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_fast_bfloat16()
         memory = choose(config, args, available, first="mixed" if half else "float32")
         if distributed.world() == 1:
             refuse_unless_fits(memory, available)

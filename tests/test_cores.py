@@ -101,3 +101,10 @@ def test_the_threads_of_a_command_reach_the_cpu_engine(monkeypatch):
     monkeypatch.setattr("hanmo.pipeline.open_writer", refuse)
     result = CliRunner().invoke(app, ["write", "今天", "--threads", "3"])
     assert result.exit_code == 1 and result.stderr == "hanmo: asked for 3 threads\n"
+
+
+@pytest.mark.parametrize(("feature", "fast"), [("avx512bf16", True), ("amx-bf16", True), ("avx512f", False)])
+def test_bfloat16_is_fast_where_the_processor_multiplies_it(monkeypatch, feature, fast):
+    binding = pytest.importorskip("llvmlite.binding")
+    monkeypatch.setattr(binding, "get_host_cpu_features", lambda: {feature: True})
+    assert cores.has_fast_bfloat16.__wrapped__() is fast

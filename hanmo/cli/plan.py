@@ -38,6 +38,7 @@ def plan(
       hanmo plan --model model.ckpt-100000.index --memory 8G --sequence 512 --json
     """
     from hanmo.checkpoint.inspect import inspect
+    from hanmo.cores import has_fast_bfloat16
     from hanmo.training.args import TrainArgs
     from hanmo.training.memory import choose, gib, largest_batch, parse_size, table
 
@@ -51,7 +52,7 @@ def plan(
         sequence=sequence or min(1024, context or 512), lora=lora, device=device,
     )  # fmt: skip
     rows = table(config, base)
-    best = choose(config, base, there, first="mixed" if device == "cuda" else "float32")
+    best = choose(config, base, there, first="mixed" if device == "cuda" or has_fast_bfloat16() else "float32")
     fits = best.needed <= there
     lengths = sorted({max(1, base.sequence // part) for part in (4, 2, 1)})
     batches = {n: largest_batch(config, replace(best.choice, sequence=n), there) for n in lengths} if fits else {}

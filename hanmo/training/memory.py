@@ -128,11 +128,12 @@ def choose(config: ModelConfig, args: TrainArgs, available: int, *, first: str =
     """Plan the fastest way to train that fits into `available` bytes, or the smallest one if none does.
 
     Tried in this order: no recomputation, recomputation, then both with bfloat16 weights, which need AdaFactor's
-    stochastic rounding.   first: the precision to try first. What `args` sets stays as it is.
+    stochastic rounding, or with another optimizer in float32, which has no bfloat16 copies of the weights.
+    first: the precision to try first, which the device computes fastest. What `args` sets stays as it is.
     """
     precisions = [args.precision]
     if args.precision == AUTO:
-        precisions = [first, "bfloat16"] if args.uses_adafactor and first != "bfloat16" else [first]
+        precisions = list(dict.fromkeys([first, "bfloat16" if args.uses_adafactor else "float32"]))
     plans = [
         plan(config, replace(args, precision=precision, recompute=recompute))
         for precision in precisions
@@ -152,7 +153,6 @@ def table(config: ModelConfig, base: TrainArgs) -> list[Memory]:
         plan(config, replace(base, optimizer=name, precision=precision, recompute=recompute, in_backward=in_backward))
         for name in ("adafactor-gpt2-ml", "adamw")
         for precision in PRECISIONS
-        if precision != "mixed" or base.device != "cpu"
         for recompute in switches
         for in_backward in switches
     ]

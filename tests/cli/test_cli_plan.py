@@ -33,11 +33,13 @@ def of(told, **wanted):
     return found[0]
 
 
-def test_json_tells_every_way_and_recommends_one(indexes):
+@pytest.mark.parametrize("first", ["float32", "mixed"])
+def test_json_tells_every_way_and_recommends_one(indexes, monkeypatch, first):
+    monkeypatch.setattr("hanmo.cores.has_fast_bfloat16", lambda: first == "mixed")
     result = run("--model", indexes / INDEX, "--memory", "22GiB", "--json")
     assert (result.exit_code, result.stderr) == (0, "")
     told = json.loads(result.stdout)
-    assert (told["parameters"], told["memory"], len(told["plans"])) == (1_393_944_576, 22 * 2**30, 16)
+    assert (told["parameters"], told["memory"], len(told["plans"])) == (1_393_944_576, 22 * 2**30, 24)
     plain = of(told, optimizer="adamw", precision="float32", in_backward=False, recompute=False)
     assert not plain["fits"]
     assert round(plain["static"] / 2**30, 2) == 20.77
@@ -47,7 +49,7 @@ def test_json_tells_every_way_and_recommends_one(indexes):
     assert round(freed["static"] / 2**30, 2) == 15.58
     small = of(told, optimizer="adafactor-gpt2-ml", precision="bfloat16", in_backward=True, recompute=True)
     assert small["static"] < 2.7 * 2**30
-    assert told["recommended"]["choice"]["precision"] == "float32"
+    assert told["recommended"]["choice"]["precision"] == first
     assert told["recommended"]["needed"] < 22 * 2**30
     assert list(told["largest_batch"]) == ["256", "512", "1024"]
 
@@ -65,8 +67,12 @@ def test_plain_adam_is_said_not_to_fit_in_numbers(indexes):
     assert "Adam fits" in run("--model", indexes / INDEX, "--memory", "40GiB").stdout
 
 
-@pytest.mark.parametrize(("memory", "wanted"), [("8GiB", "float32"), ("4.5GiB", "bfloat16")])
-def test_small_memories_are_recommended_update_in_backward(indexes, memory, wanted):
+@pytest.mark.parametrize(
+    ("first", "memory", "wanted"),
+    [("float32", "8GiB", "float32"), ("float32", "4.5GiB", "bfloat16"), ("mixed", "9GiB", "mixed")],
+)
+def test_small_memories_are_recommended_update_in_backward(indexes, monkeypatch, first, memory, wanted):
+    monkeypatch.setattr("hanmo.cores.has_fast_bfloat16", lambda: first == "mixed")
     choice = f"Recommended: adafactor-gpt2-ml, {wanted}, update in backward, recomputation, sequence 1,024, batch 1;"
     assert choice in run("--model", indexes / INDEX, "--memory", memory).stdout
 

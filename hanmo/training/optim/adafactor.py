@@ -106,7 +106,7 @@ class AdaFactor(Optimizer):
         """Take parameters or groups of them.
 
         recipe: a key of RECIPES, or a Recipe (`dataclasses.replace` makes variants).   lr: in place of the recipe's.
-        seed: of the stochastic rounding.   compile: compile the update, on GPUs that support it, and for matrices on a CPU.
+        seed: of the stochastic rounding.   compile: on GPUs that support it, and for matrices on a CPU.
         Raises ConfigError for an unknown recipe or a parameter that is neither float32 nor bfloat16.
         """
         if isinstance(recipe, str):

@@ -1,9 +1,10 @@
 """One AdaFactor update of one large matrix on a CPU, each pass one compiled loop, divided among torch's threads.
 
-`update_tensor` starts some forty operations for each block of a matrix: with bfloat16 weights, whose noise takes most of
-them, they took longer than the products of a training step.
+`update_tensor` starts some forty operations for each block of a matrix, most of them for the noise of bfloat16 weights;
+one loop takes a sixth of their time.
 """
 
+import itertools
 import math
 import sys
 from collections.abc import Callable
@@ -94,7 +95,7 @@ def _share(loop: Callable[..., Any], matrix: NDArray[Any], *rest: Any) -> list[A
     """Call a loop for equal ranges of a matrix's rows, one for each thread of torch; return the results in order."""
     threads = min(torch.get_num_threads(), len(matrix))
     bounds = [len(matrix) * number // threads for number in range(threads + 1)]
-    ranges = list(zip(bounds, bounds[1:], strict=False))
+    ranges = list(itertools.pairwise(bounds))
     if threads == 1:
         return [loop(matrix, *ranges[0], *rest)]
     return list(_pool(threads).map(lambda some: loop(matrix, *some, *rest), ranges))
