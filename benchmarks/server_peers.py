@@ -93,14 +93,9 @@ class Side:
 
 @contextmanager
 def hanmo(bench: Bench, weights: str) -> Iterator[Side]:
-    """Start `hanmo serve` on the checkpoint, with the vocabulary beside it."""
-    folder = bench.envs.resolve() / "served"
-    folder.mkdir(exist_ok=True)
-    for path in (*bench.checkpoint.parent.glob(f"{bench.checkpoint.name}.*"), bench.checkpoint.parent / "config.json"):
-        _link(folder / path.name, path)
-    _link(folder / "vocab.txt", bench.vocabulary)
+    """Start `hanmo serve` on the checkpoint."""
     options = ["--weights", weights, "--threads", str(bench.threads), "--port", "0", "--max-rows", "9"]
-    command = [sys.executable, "-m", "hanmo.cli", "serve", "--model", str(folder / bench.checkpoint.name), *options]
+    command = [sys.executable, "-m", "hanmo.cli", "serve", "--model", str(bench.checkpoint), *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
@@ -108,7 +103,7 @@ def hanmo(bench: Bench, weights: str) -> Iterator[Side]:
             raise SystemExit(f"the server does not start: {line}{process.stderr.read()}")
         from hanmo.inference.openvino.engine import open_weights
 
-        size = open_weights(folder / bench.checkpoint.name, weights=weights).path.stat().st_size
+        size = open_weights(bench.checkpoint, weights=weights).path.stat().st_size
         try:
             ends = {
                 str(id): -100 for id in range(min(110, bench.sizes["vocab_size"] // 2))
@@ -169,6 +164,16 @@ def first_token(bench: Bench, side: Side, work: Any, prompt: Sequence[int]) -> R
     return single(title, 1.0, info, [each["ninth"] for each in found], ratios, unit="s", most=True, **notes)
 
 
+def with_vocabulary(checkpoint: Path, envs: Path) -> Path:
+    """Link a checkpoint's files and its vocabulary into a folder; returns its prefix there."""
+    folder = envs.resolve() / "served"
+    folder.mkdir(exist_ok=True)
+    for path in (*checkpoint.parent.glob(f"{checkpoint.name}.*"), checkpoint.parent / "config.json"):
+        _link(folder / path.name, path)
+    _link(folder / "vocab.txt", find_vocabulary(checkpoint, envs))
+    return folder / checkpoint.name
+
+
 def _link(place: Path, target: Path) -> None:
     place.unlink(missing_ok=True)
     place.symlink_to(target.resolve())
@@ -189,10 +194,10 @@ def main() -> None:
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     given.envs.mkdir(parents=True, exist_ok=True)
-    checkpoint = find_checkpoint(given.checkpoint, given.envs)
+    checkpoint = with_vocabulary(find_checkpoint(given.checkpoint, given.envs), given.envs)
     bench = Bench(
         checkpoint=checkpoint,
-        vocabulary=find_vocabulary(checkpoint, given.envs),
+        vocabulary=checkpoint.parent / "vocab.txt",
         envs=given.envs,
         threads=given.threads,
         rounds=given.rounds,
