@@ -5,7 +5,8 @@ RUN pip install --no-cache-dir -c /src/constraints.txt '/src[serve]' && rm -r /s
 # Compiled for processors like this one; on others the first start compiles into the cache.
 RUN hanmo cache --warm
 USER hanmo
-# The weights are converted to the cache once.
+# The weights are converted to the cache once; a volume takes the owner of the folder that is there.
+RUN mkdir -p /home/hanmo/.cache
 VOLUME /home/hanmo/.cache
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s \
