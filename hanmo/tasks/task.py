@@ -220,8 +220,8 @@ class Task(ABC):
         main, attention = config.main, self.config.attention
         if not attention and (config.decoder is not None or main.mask != "full"):
             raise ConfigError(
-                f"this {config.family} reads from left to right; a task of this kind needs an encoder; choose attention "
-                "'full' or 'causal' to use it as one"
+                f"this {config.family} reads from left to right; a task of this kind needs an encoder; choose "
+                "attention 'full' or 'causal' to use it as one"
             )
         if self.output not in ("none", config.output):
             raise ConfigError(
