@@ -150,7 +150,7 @@ def test_drafts_change_no_text_of_one_row_and_save_steps(open_kind, kind, seeds,
             texts.append(list(sample(row, [prompt], **given)))
             used[drafting] += steps.count
         assert texts[0] == texts[1]
-    assert used[True] < 0.8 * used[False]
+    assert used[True] < 0.9 * used[False]  # half of the texts are two at once, which have no drafts
 
 
 @needs_vnni
