@@ -1,170 +1,36 @@
 """Some tokens, of one row or several, through a decoder of int8 or int4 weights, which are read once.
 
-For x86 processors with AVX-512 VNNI. Knows addresses and sizes. Numba compiles it once for a machine and caches the
-result beside this file. All threads run `step`, with four barriers in a layer; each computes its rows of every product,
-its heads of attention, and all norms. A token's results depend neither on the number of threads nor on other tokens of
-the step: its numbers are computed by the same instructions in the same order.
+Knows addresses and sizes; quantized_blocks.py says how weights, keys and values are stored. All threads run `step` with
+four barriers in a layer; each computes its outputs of every product, its heads of attention, and all norms. A token's
+results depend neither on the number of threads nor on other tokens of the step.
 
-    x ─ in groups of 128 to 8 bits, a scale each ─► 64 products an instruction with rows of int8 or int4 ─► float32
+    x ─ in groups of 128 to 8 bits, a scale each ─► products with int8 or int4 ─► float32
 """
 
 import numpy as np
-from llvmlite import ir
-from numba import carray, njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import carray, njit
 
 from hanmo.inference.fused import functions as fn
+from hanmo.inference.fused import quantized_blocks as blocks
+from hanmo.inference.fused.quantized_blocks import GROUP, LANES
 
 __all__ = ["step"]
 
-GROUP = 128  # inputs that share a scale
-I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
-LANES = 16
-INTS, FLOATS = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
-
-
-def _block(bits, rows, tokens):
-    """Make the product of so many rows of weights [in] with so many quantized tokens, all given by their addresses.
-
-    The instruction multiplies unsigned by signed bytes: flipping the highest bit adds 128 (or 8) to the weights, and
-    `shift` holds what that adds to a group's sum, negated, in its first lane. Every number of the result is computed
-    by the same operations in the same order, however large the block.
-    """
-
-    def generate(context, builder, signature, args):
-        name, kind = f"hanmo_block_{bits}_{rows}_{tokens}", ir.FunctionType(ir.VoidType(), [I64] * 8)
-        function = builder.module.globals.get(name)
-        if function is None:
-            function = ir.Function(builder.module, kind, name)
-            function.linkage = "linkonce_odr"
-            function.attributes.add("noinline")
-            _build(ir.IRBuilder(function.append_basic_block()), function.args, bits, rows, tokens)
-        builder.call(function, args)
-        return context.get_dummy_value()
-
-    def block(context, weights, scales, numbers, x_scales, shift, groups, out, stride):
-        return types.void(*[types.int64] * 8), generate
-
-    return intrinsic(block)
-
-
-def _build(builder, arguments, bits, rows, tokens):
-    """Write the function of a block: a loop over the groups, with a sum for each row and token."""
-    weights, scales, numbers, x_scales, shift, groups, out, stride = arguments
-    number, declare = ir.Constant, builder.module.declare_intrinsic
-    dot = declare("llvm.x86.avx512.vpdpbusd.512", (), ir.FunctionType(INTS, [INTS] * 3))
-    fma = declare("llvm.fma.v16f32", (), ir.FunctionType(FLOATS, [FLOATS] * 3))
-    before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    group = builder.phi(I64)
-    group.add_incoming(number(I64, 0), before)
-    totals = [[builder.phi(FLOATS) for _ in range(tokens)] for _ in range(rows)]
-
-    def at(address, each, nbytes, start, kind):
-        """Point to what this group has in array `each` of several, with so many bytes a group, from byte `start` on."""
-        place = builder.add(builder.mul(groups, number(I64, each)), group)
-        offset = builder.add(builder.mul(place, number(I64, nbytes)), number(I64, start))
-        return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
-
-    def load(address, each, nbytes, start=0, kind=INTS):
-        loaded = builder.load(at(address, each, nbytes, start, kind))
-        loaded.align = 1
-        return loaded
-
-    def spread(scale):
-        vector = builder.insert_element(number(FLOATS, ir.Undefined), scale, number(I32, 0))
-        return builder.shuffle_vector(vector, number(FLOATS, ir.Undefined), number(INTS, [0] * LANES))
-
-    def unsigned(row):
-        """Load a row's weights as two vectors of unsigned bytes."""
-        if bits == 8:
-            parts = [load(weights, row, GROUP, start) for start in (0, 64)]
-            return [builder.xor(part, number(INTS, [0x80808080 - (1 << 32)] * LANES)) for part in parts]
-        low = number(INTS, [0x0F0F0F0F] * LANES)
-        both = builder.xor(load(weights, row, 64), number(INTS, [0x88888888 - (1 << 32)] * LANES))
-        return [builder.and_(both, low), builder.and_(builder.lshr(both, number(INTS, [4] * LANES)), low)]
-
-    if rows == 4:  # memory would wait while a block is computed: fetch the weights of the next rows
-        for row in range(rows, 2 * rows):
-            for start in range(0, GROUP * bits // 8, 64):
-                _prefetch(builder, at(weights, row, GROUP * bits // 8, start, I8))
-    matrix = [unsigned(row) for row in range(rows)]
-    for token in range(tokens):
-        halves = [load(numbers, token, GROUP, start) for start in (0, 64)]
-        start, scale = load(shift, token, 4 * LANES), spread(load(x_scales, token, 4, kind=F32))
-        for row in range(rows):
-            sums = start
-            for part, half in zip(matrix[row], halves, strict=True):
-                sums = builder.call(dot, [sums, part, half])
-            factor = scale if bits == 8 else builder.fmul(scale, spread(load(scales, row, 4, kind=F32)))
-            total = totals[row][token]
-            total.add_incoming(number(FLOATS, [0.0] * LANES), before)
-            total.add_incoming(builder.call(fma, [builder.sitofp(sums, FLOATS), factor, total]), loop)
-    following = builder.add(group, number(I64, 1))
-    group.add_incoming(following, loop)
-    builder.cbranch(builder.icmp_signed("<", following, groups), loop, after)
-    builder.position_at_end(after)
-    _store_sums(builder, [[total.incomings[1][0] for total in row] for row in totals], out, stride)
-    builder.ret_void()
-
-
-def _prefetch(builder, pointer):
-    """Fetch a cache line for reading, to the second level of the cache."""
-    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [pointer, *(ir.Constant(I32, number) for number in (0, 2, 1))])
-
-
-def _store_sums(builder, totals, out, stride):
-    """Store the sum of the lanes of each row's and token's total; stride: bytes between tokens."""
-    for row, own in enumerate(totals):
-        for token, total in enumerate(own):
-            place = builder.add(out, ir.Constant(I64, 4 * row))
-            place = builder.add(place, builder.mul(stride, ir.Constant(I64, token)))
-            builder.store(_lanes_sum(builder, total), builder.inttoptr(place, F32.as_pointer()))
-
-
-def _lanes_sum(builder, vector):
-    """Add the lanes of a vector, halves first."""
-    for lanes in (8, 4, 2, 1):
-        halves = [ir.Constant(ir.VectorType(I32, lanes), [*range(first, first + lanes)]) for first in (0, lanes)]
-        low, high = (builder.shuffle_vector(vector, vector, half) for half in halves)
-        vector = builder.fadd(low, high)
-    return builder.extract_element(vector, ir.Constant(I32, 0))
-
-
-def _rows(bits, rows):
-    """Make the product of so many rows with any number of tokens, whose quantized x follow each other."""
-    four, two, one = (_block(bits, rows, tokens) for tokens in (4, 2, 1))
-
-    @njit(**fn.FAST)
-    def multiply(weights, scales, numbers, x_scales, shift, groups, out, stride, tokens):
-        token = 0
-        while token < tokens:
-            place = token * groups
-            x, own, added = numbers + place * GROUP, x_scales + place * 4, shift + place * 4 * LANES
-            to = out + token * stride
-            if tokens - token >= 4:
-                four(weights, scales, x, own, added, groups, to, stride)
-                token += 4
-            elif tokens - token >= 2:
-                two(weights, scales, x, own, added, groups, to, stride)
-                token += 2
-            else:
-                one(weights, scales, x, own, added, groups, to, stride)
-                token += 1
-
-    return multiply
-
-
-_four8, _one8, _four4, _one4 = _rows(8, 4), _rows(8, 1), _rows(4, 4), _rows(4, 1)
+TILE_TOKENS = 16
+(_amx4_8, _amx8_8, _amx16_8), (_amx4_4, _amx8_4, _amx16_4) = (
+    [blocks.amx(bits, tokens) for tokens in (4, 8, 16)] for bits in (8, 4)
+)
+(_vnni1_8, _vnni2_8, _vnni4_8), (_vnni1_4, _vnni2_4, _vnni4_4) = (
+    [blocks.vnni(bits, tokens) for tokens in (1, 2, 4)] for bits in (8, 4)
+)
+_configure, _release = blocks.tiles
+_scores1, _scores4 = blocks.scores(1), blocks.scores(4)
+_mix1, _mix4, _mix1_wide, _mix4_wide = (blocks.mix(tokens, vectors) for vectors in (1, 4) for tokens in (1, 4))
 
 
 @njit(**fn.FAST)
 def _quantize(x, bits, numbers, scales, shift):
-    """Quantize x to 8 bits for `_product`; for 4-bit weights the even numbers of a group come before the odd."""
+    """Quantize x to 8 bits in groups; shift: what makes the weights unsigned, times the sum of a group, negated."""
     zero = np.float32(128.0 if bits == 8 else 8.0)
     for group in range(len(x) // GROUP):
         own = x[group * GROUP : (group + 1) * GROUP]
@@ -175,17 +41,11 @@ def _quantize(x, bits, numbers, scales, shift):
         factor = np.float32(127.0) / most if most > np.float32(0.0) else np.float32(0.0)
         total = np.float32(0.0)
         to = numbers[group * GROUP : (group + 1) * GROUP]
-        if bits == 8:
-            for i in range(GROUP):
-                near = np.rint(own[i] * factor)
-                total += near
-                to[i] = np.int8(near)
-        else:
-            for i in range(GROUP // 2):
-                even, odd = np.rint(own[2 * i] * factor), np.rint(own[2 * i + 1] * factor)
-                total += even + odd
-                to[i], to[i + GROUP // 2] = np.int8(even), np.int8(odd)
-        shift[group, 0] = np.int32(-zero * total)
+        for i in range(GROUP):
+            near = np.rint(own[i] * factor)
+            total += near
+            to[i] = np.int8(near)
+        shift[group] = np.int32(-zero * total)
 
 
 @njit(**fn.FAST)
@@ -199,96 +59,201 @@ def _quantize_all(x, start, count, bits, numbers, scales, shift):
 
 
 @njit(**fn.FAST)
-def _product(layout, first, last, numbers, scales, shift, groups, out, stride, tokens):
-    """Multiply rows first to last of a matrix, (bits, weights, scales, bias), by the quantized x of all tokens.
-
-    out: the address of the first token's results, of which first to last are written.   stride: bytes between tokens.
-    """
-    bits, weights, row_scales, bias = layout
-    x, x_scales, shifts = fn.address_of(numbers), fn.address_of(scales), fn.address_of(shift)
-    row = first
-    while row < last:
-        to = out + row * 4
-        if bits == 8:
-            at = weights + row * groups * GROUP
-            if row + 4 <= last:
-                _four8(at, np.int64(0), x, x_scales, shifts, groups, to, stride, tokens)
-            else:
-                _one8(at, np.int64(0), x, x_scales, shifts, groups, to, stride, tokens)
-        else:
-            at, own = weights + row * groups * (GROUP // 2), row_scales + row * groups * 4
-            if row + 4 <= last:
-                _four4(at, own, x, x_scales, shifts, groups, to, stride, tokens)
-            else:
-                _one4(at, own, x, x_scales, shifts, groups, to, stride, tokens)
-        row += 4 if row + 4 <= last else 1
-    for token in range(tokens):
-        own = fn.float_view(out + token * stride, last)
-        if bits == 8:
-            factors = fn.float_view(row_scales, last)
-            for row in range(first, last):
-                own[row] *= factors[row]
-        if bias:
-            b = fn.float_view(bias, last)
-            for row in range(first, last):
-                own[row] += b[row]
+def _tiled(bits, rest, given):
+    """Multiply a block by the next 4, 8 or 16 tokens in tiles, of which `rest` count; return their number."""
+    if rest > 8:
+        _amx16_8(given) if bits == 8 else _amx16_4(given)
+        return 16
+    if rest > 4:
+        _amx8_8(given) if bits == 8 else _amx8_4(given)
+        return 8
+    _amx4_8(given) if bits == 8 else _amx4_4(given)
+    return 4
 
 
 @njit(**fn.FAST)
-def _attend(tokens, layer, sizes, first, last, scale, scores, shared):
+def _untiled(bits, rest, given):
+    """Multiply a block by the next 1, 2 or 4 tokens; return their number."""
+    if rest >= 4:
+        _vnni4_8(given) if bits == 8 else _vnni4_4(given)
+        return 4
+    if rest >= 2:
+        _vnni2_8(given) if bits == 8 else _vnni2_4(given)
+        return 2
+    _vnni1_8(given) if bits == 8 else _vnni1_4(given)
+    return 1
+
+
+@njit(**fn.FAST)
+def _product(layout, first, last, numbers, scales, shift, groups, out, stride, tokens, tiles, scratch):
+    """Multiply blocks of 16 outputs of a matrix, (bits, weights, scales, bias), by the quantized x of all tokens.
+
+    out: the address of the first token's results.   stride: bytes between tokens.
+    tiles: whether they are configured; then results of up to 12 tokens behind the last are written too, if there are 4.
+    scratch: address of 8 KiB, and of the bytes of a block behind it.
+    """
+    bits, weights, row_scales, bias = layout
+    size = groups * GROUP * LANES * bits // 8
+    scales_size = 4 * LANES * (1 if bits == 8 else groups)
+    x, x_scales, x_shift = fn.address_of(numbers), fn.address_of(scales), fn.address_of(shift)
+    for block in range(first, last):
+        own, scale, added = weights + block * size, row_scales + block * scales_size, bias + block * 4 * LANES
+        to, wide = out + block * 4 * LANES, own
+        if tiles and bits == 4 and tokens >= 4:
+            wide = scratch + 8192
+            blocks.unpack((own, size, wide, size))
+        token = 0
+        while token < tokens:
+            at = token * groups
+            given = (
+                scale,
+                added,
+                x + at * GROUP,
+                x_scales + at * 4,
+                x_shift + at * 4,
+                groups,
+                to + token * stride,
+                stride,
+            )
+            if tiles and tokens - token >= 4:
+                ahead = size if token == 0 and bits == 8 else 0
+                token += _tiled(bits, tokens - token, (wide, *given, scratch, ahead))
+            else:
+                token += _untiled(bits, tokens - token, (own, *given))
+
+
+@njit(**fn.FAST)
+def _append(cache, at, size, keys, values):
+    """Write a token's keys and values, float32 [size] each, to one layer's and head's cache [2, blocks, 16 size]."""
+    block, place = at // LANES, at % LANES
+    for i in range(size):
+        cache[0, block, i // 2 * 2 * LANES + place * 2 + i % 2] = fn.to_bfloat16(keys[i])
+        cache[1, block, place // 2 * 2 * size + 2 * i + place % 2] = fn.to_bfloat16(values[i])
+
+
+@njit(**fn.FAST)
+def _attend(keys, values, first, count, at, size, scale, shared, start, out_start, scores):
+    """Attend from so many tokens of one row, the first at index `at`, to the keys up to each: softmax(q kᵀ · scale) v.
+
+    keys, values: addresses.   shared: [tokens, width]; queries begin at `start`, results at `out_start`.
+    scores: scratch, [16, keys].
+    """
+    stride, width = shared.shape[1] * 4, scores.shape[1] * 4
+    q, out = fn.address_of(shared) + first * stride + start * 4, fn.address_of(shared) + first * stride + out_start * 4
+    s = fn.address_of(scores)
+    last = (at + count - 1) // LANES + 1
+    token = 0
+    while token < count:
+        given = keys, q + token * stride, stride, size // 2, last, s + token * width, width
+        if count - token >= 4:
+            _scores4(given)
+            token += 4
+        else:
+            _scores1(given)
+            token += 1
+    for token in range(count):
+        own, seen = scores[token], at + token + 1
+        padded = (seen + LANES - 1) // LANES * LANES
+        most = np.float32(-np.inf)
+        for i in range(seen):
+            most = max(most, own[i] * scale)
+        for i in range(padded):
+            own[i] = fn.exp(own[i] * scale - most)
+        own[seen : last * LANES] = np.float32(0.0)
+        total = np.float32(0.0)
+        for i in range(padded):
+            total += own[i]
+        for i in range(padded):
+            own[i] /= total
+    token = 0
+    while token < count:
+        rows = 4 if count - token >= 4 else 1
+        dim = 0
+        while dim < size:
+            given = (
+                values + 4 * dim, s + token * width, width, 4 * size, last * LANES // 2,
+                out + token * stride + 4 * dim, stride,
+            )  # fmt: skip
+            if size - dim >= 4 * LANES:
+                if rows == 4:
+                    _mix4_wide(given)
+                else:
+                    _mix1_wide(given)
+                dim += 4 * LANES
+            else:
+                if rows == 4:
+                    _mix4(given)
+                else:
+                    _mix1(given)
+                dim += LANES
+        token += rows
+
+
+@njit(**fn.FAST)
+def _attend_all(tokens, layer, sizes, first, last, scale, scores, shared):
     """Write the keys and values of heads first to last of all tokens to their caches, then attend."""
     layers, heads, size = sizes
-    hidden_size = heads * size
-    for token in range(len(tokens)):
+    hidden_size, count = heads * size, len(tokens)
+    for token in range(count):
         address, room, at = tokens[token]
-        cache = carray(fn.pointer(address), (layers, 2, heads, room, size), np.uint16)
-        own = shared[token][2 * hidden_size :]
+        cache = carray(fn.pointer(address), (layers, 2, heads, room // LANES, LANES * size), np.uint16)
+        own = shared[token][3 * hidden_size :]
         for head in range(first, last):
-            for word in range(2):
-                start = (word + 1) * hidden_size + head * size
-                for i in range(size):
-                    cache[layer, word, head, at, i] = fn.to_bfloat16(own[start + i])
-    for token in range(len(tokens)):
-        address, room, at = tokens[token]
-        cache = carray(fn.pointer(address), (layers, 2, heads, room, size), np.uint16)
+            keys, values = own[head * size : (head + 1) * size], own[hidden_size + head * size :]
+            _append(cache[layer, :, head], at, size, keys, values)
+    begin = 0
+    while begin < count:
+        address, room, at = tokens[begin]
+        run = 1
+        while run < TILE_TOKENS and begin + run < count and tokens[begin + run, 0] == address:
+            run += 1
         for head in range(first, last):
-            q = shared[token][2 * hidden_size + head * size : 2 * hidden_size + (head + 1) * size]
-            own = shared[token][head * size : (head + 1) * size]
-            fn.attend(q, cache[layer, 0, head], cache[layer, 1, head], at + 1, scale, scores, own)
+            nbytes = 2 * room * size
+            keys = address + ((2 * layer) * heads + head) * nbytes
+            values = address + ((2 * layer + 1) * heads + head) * nbytes
+            start = 2 * hidden_size + head * size
+            _attend(keys, values, begin, run, at, size, scale, shared, start, head * size, scores)
+        begin += run
 
 
 @fn.kernel(
     "void(int64, int64, int64[::1], float32[:, ::1], int64[:, ::1], int64[::1], int64[:, ::1], int64[::1], "
-    "UniTuple(int64, 4), float32, float32, float32[:, ::1], float32[:, ::1])"
+    "UniTuple(int64, 4), float32, float32, uint8[::1], float32[:, ::1], float32[:, ::1])"
 )
-def step(thread, threads, counter, x, tokens, kept, layers, output, sizes, scale, eps, shared, logits):
+def step(thread, threads, counter, x, tokens, kept, layers, output, sizes, scale, eps, tiles, shared, logits):
     """Run one thread's share of a step.
 
     counter: int64 [1], 0 before any thread begins.   x: [tokens, hidden_size], embedded; unchanged.
     tokens: int64 [tokens, 3], of each (address of its row's cache, room, index). A cache is bfloat16 as uint16
-    [layer, 2, heads, room, size]; keys and values are written at the index, and those up to it are attended to. Tokens
-    of one row have indices that follow each other.
+    [layer, 2, heads, room / 16, 16 size]; keys and values are written at the index, and those up to it are attended to.
+    Tokens of one row have indices that follow each other.
     kept: int64 [kept], the tokens whose logits are wanted.
     layers: int64 [layer, 24], (bits, weights, scales, bias) of query_key_value, output, input, output; (weight, bias)
-    of the norms before and after attention, before and after the feed-forward. Addresses; 0 for what is missing.
+    of the norms before and after attention, before and after the feed-forward. Addresses; 0 for missing norms.
     output: int64 [6], the same of the projection onto the vocabulary and of the last norm.
     sizes: (heads, size of a head, intermediate size, kind of activation as in `activate`).
-    shared: float32 [tokens, 2 hidden_size + max(3 hidden_size, feed-forward)], shared by threads.
-    logits: float32 [kept, vocab].
+    tiles: the configuration of the processor's tiles, [64], or [0] without.
+    shared: float32 [tokens, 2 hidden_size + max(3 hidden_size, feed-forward)], shared by threads; with tiles, of a
+    multiple of 16 tokens, as logits.
+    logits: float32 [kept, vocab], the vocabulary's size being a multiple of 16.
     """
     heads, size, inner, kind = sizes
-    hidden_size, count = heads * size, len(x)
+    hidden_size, count, tiled = heads * size, len(x), len(tiles) > 0
+    if tiled:
+        _configure((fn.address_of(tiles),))
     x = x.copy()
+    most, room = max(hidden_size, inner), (count + TILE_TOKENS - 1) // TILE_TOKENS * TILE_TOKENS
     h = np.empty((count, hidden_size), np.float32)
-    most = max(hidden_size, inner)
-    numbers = np.empty(count * most, np.int8)
-    scales = np.empty(count * most // GROUP, np.float32)
-    shift = np.zeros((count * most // GROUP, LANES), np.int32)
-    scores = np.empty(tokens[:, 2].max() + 1, np.float32)
+    numbers = np.empty(room * most, np.int8)
+    scales = np.zeros(room * most // GROUP, np.float32)
+    shift = np.zeros(room * most // GROUP, np.int32)
+    scores = np.empty((min(count, TILE_TOKENS), (tokens[:, 2].max() // LANES + 1) * LANES), np.float32)
+    buffer = np.empty(2 * 8192 + most * LANES, np.uint8)
+    scratch = (fn.address_of(buffer) + 4095) // 4096 * 4096
     # Of each token in `shared`: attended, y, wide.
     stride = shared.shape[1] * 4
     y_at, wide_at = fn.address_of(shared) + hidden_size * 4, fn.address_of(shared) + 2 * hidden_size * 4
-    groups = hidden_size // GROUP
+    groups, head_blocks = hidden_size // GROUP, size // LANES
     barriers = 0
     for layer in range(len(layers)):
         f = layers[layer]
@@ -298,36 +263,42 @@ def step(thread, threads, counter, x, tokens, kept, layers, output, sizes, scale
         _quantize_all(h, np.int64(0), hidden_size, f[0], numbers, scales, shift)
         first, last = fn.share(heads, thread, threads)
         for word in range(3):
-            rows = word * hidden_size + first * size, word * hidden_size + last * size
-            _product(fn.matrix(f, 0), rows[0], rows[1], numbers, scales, shift, groups, wide_at, stride, count)
-        _attend(tokens, layer, (len(layers), heads, size), first, last, scale, scores, shared)
+            start, stop = (word * heads + first) * head_blocks, (word * heads + last) * head_blocks
+            _product(
+                fn.matrix(f, 0), start, stop, numbers, scales, shift, groups, wide_at, stride, count, tiled, scratch
+            )
+        _attend_all(tokens, layer, (len(layers), heads, size), first, last, scale, scores, shared)
         barriers = fn.barrier(counter, barriers, threads)
-        _quantize_all(shared, np.int64(0), hidden_size, f[4], numbers, scales, shift)
-        first, last = fn.share(hidden_size, thread, threads)
-        _product(fn.matrix(f, 1), first, last, numbers, scales, shift, groups, y_at, stride, count)
+        _quantize_all(shared[:count], np.int64(0), hidden_size, f[4], numbers, scales, shift)
+        first, last = fn.share(hidden_size // LANES, thread, threads)
+        _product(fn.matrix(f, 1), first, last, numbers, scales, shift, groups, y_at, stride, count, tiled, scratch)
         barriers = fn.barrier(counter, barriers, threads)
         for token in range(count):
             fn.add_norm(x[token], shared[token][hidden_size : 2 * hidden_size], f[18], f[19], eps)
             # Feed-forward.
             fn.norm(x[token], f[20], f[21], eps, h[token])
         _quantize_all(h, np.int64(0), hidden_size, f[8], numbers, scales, shift)
-        first, last = fn.share(inner, thread, threads)
-        _product(fn.matrix(f, 2), first, last, numbers, scales, shift, groups, wide_at, stride, count)
+        first, last = fn.share(inner // LANES, thread, threads)
+        _product(fn.matrix(f, 2), first, last, numbers, scales, shift, groups, wide_at, stride, count, tiled, scratch)
         for token in range(count):
-            wide = shared[token][2 * hidden_size :]
-            for i in range(first, last):
+            wide = shared[token][2 * hidden_size + first * LANES : 2 * hidden_size + last * LANES]
+            for i in range(len(wide)):
                 wide[i] = fn.activate(wide[i], kind)
         barriers = fn.barrier(counter, barriers, threads)
-        _quantize_all(shared, 2 * hidden_size, inner, f[12], numbers, scales, shift)
-        first, last = fn.share(hidden_size, thread, threads)
-        _product(fn.matrix(f, 3), first, last, numbers, scales, shift, inner // GROUP, y_at, stride, count)
+        _quantize_all(shared[:count], 2 * hidden_size, inner, f[12], numbers, scales, shift)
+        first, last = fn.share(hidden_size // LANES, thread, threads)
+        _product(
+            fn.matrix(f, 3), first, last, numbers, scales, shift, inner // GROUP, y_at, stride, count, tiled, scratch
+        )
         barriers = fn.barrier(counter, barriers, threads)
         for token in range(count):
             fn.add_norm(x[token], shared[token][hidden_size : 2 * hidden_size], f[22], f[23], eps)
     for place in range(len(kept)):
         fn.norm(x[kept[place]], output[4], output[5], eps, h[place])
     _quantize_all(h[: len(kept)], np.int64(0), hidden_size, output[0], numbers, scales, shift)
-    first, last = fn.share(logits.shape[1], thread, threads)
+    first, last = fn.share(logits.shape[1] // LANES, thread, threads)
     out, stride = fn.address_of(logits), logits.shape[1] * 4
-    _product(fn.matrix(output, 0), first, last, numbers, scales, shift, groups, out, stride, len(kept))
+    _product(fn.matrix(output, 0), first, last, numbers, scales, shift, groups, out, stride, len(kept), tiled, scratch)
+    if tiled:
+        _release((np.int64(0),))
     fn.barrier(counter, barriers, threads)

@@ -3,6 +3,7 @@
 Importing a module of kernels compiles them, so this is asked before.
 """
 
+import ctypes
 import os
 import platform
 import sys
@@ -20,6 +21,7 @@ __all__ = [
     "KERNELS",
     "NORMS",
     "SUPPORTED",
+    "allow_tiles",
     "has_fused_step",
     "instructions",
     "kernels",
@@ -118,6 +120,15 @@ def instructions() -> str | None:
     if asked and asked not in found:
         raise ConfigError(f"HANMO_CPU is {asked!r}; this machine has {', '.join(found) or 'none of its values'}")
     return asked or (found[-1] if found else None)
+
+
+@cache
+def allow_tiles() -> bool:
+    """Ask the system to allow AMX tiles in this process: False where they are missing, refused or not wanted."""
+    if sys.platform != "linux" or instructions() != "amx":
+        return False
+    request, permission, data = 158, 0x1023, 18  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+    return ctypes.CDLL(None).syscall(request, permission, data) == 0
 
 
 def processor() -> str:

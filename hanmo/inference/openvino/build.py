@@ -19,10 +19,12 @@ from hanmo.checkpoint.open import Location, open_source
 from hanmo.checkpoint.quantized import nonzero, round_int8, scales_int8
 from hanmo.checkpoint.safetensors import write_safetensors
 from hanmo.checkpoint.shapes import TASK_HEAD
-from hanmo.checkpoint.source import Item, Source, TensorInfo, storage_bytes
+from hanmo.checkpoint.source import Array, Item, Source, TensorInfo, storage_bytes
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, TensorMismatch
 from hanmo.families import Row
+from hanmo.inference.fused.packing import LANES, pack_int4, pack_int8, pack_scales
+from hanmo.inference.fused.support import has_fused_step
 from hanmo.inference.openvino.weights import FORMAT
 from hanmo.model import Model
 
@@ -67,7 +69,10 @@ def build(
                     f"{name} of {source.path} is {list(reader.shapes[name])}; the configuration makes it {list(shape)}"
                 )
         words = {"format": FORMAT, "weights": weights, "config": found.config.to_json(), "source": str(source.path)}
-        items = [item for name, parts in _joined(reader.shapes) for item in _items(reader, name, parts, weights)]
+        packed = weights in ("int8", "int4") and has_fused_step(found.config.main, "quantized")
+        items = [
+            item for name, parts in _joined(reader.shapes) for item in _items(reader, name, parts, weights, packed)
+        ]
         write_safetensors(path, items, metadata=words)
 
 
@@ -140,17 +145,18 @@ class _Reader:
                     self._counted.add(row.theirs)
                     self._progress(info.nbytes)
             parameter = self._kept[1][number]
-            for piece in torch.split(parameter, max(1, PIECE // max(1, parameter[:1].numel()))):
+            for piece in torch.split(parameter, max(1, PIECE // max(1, parameter[:1].numel()) // LANES) * LANES):
                 yield piece.float().contiguous()
 
 
-def _items(reader: _Reader, name: str, parts: tuple[str, ...], weights: str) -> list[Item]:
+def _items(reader: _Reader, name: str, parts: tuple[str, ...], weights: str, packed: bool) -> list[Item]:
     shapes = [reader.shapes[part] for part in parts]
     shape = (sum(each[0] for each in shapes), *shapes[0][1:])
 
-    def item(dtype: str, shape: tuple[int, ...], made: Iterator[Tensor], suffix: str = "") -> Item:
+    def item(dtype: str, shape: tuple[int, ...], made: Iterator[Tensor | Array], suffix: str = "") -> Item:
         info = TensorInfo(name + suffix, dtype, shape, storage_bytes(dtype, shape))
-        return name + suffix, (info, (piece.contiguous().numpy() for piece in made))
+        arrays = (piece.contiguous().numpy() if isinstance(piece, Tensor) else piece for piece in made)
+        return name + suffix, (info, arrays)
 
     if len(shape) != 2 or name.endswith(TABLES) or weights == "float32":
         return [item("float32", shape, reader.pieces(parts))]
@@ -171,6 +177,15 @@ def _items(reader: _Reader, name: str, parts: tuple[str, ...], weights: str) -> 
 
     chosen = (own.copy_(scales_int4(piece, group) if group else scales_int8(piece)) for piece, own in with_scales())
     rounded = ((round_int4 if group else round_int8)(piece, own) for piece, own in with_scales())
+    if packed:
+        blocks = -(-shape[0] // LANES)
+        pack, dtype, inputs = (pack_int4, "uint8", 8) if group else (pack_int8, "int8", 4)
+        return [
+            item(
+                "float32", (blocks, scales.shape[1], LANES), (pack_scales(piece.numpy()) for piece in chosen), ".scale"
+            ),
+            item(dtype, (blocks, shape[1] // inputs, LANES, 4), (pack(piece.numpy()) for piece in rounded)),
+        ]
     return [
         item("float32", tuple(scales.shape), chosen, ".scale"),
         item("uint8", (shape[0], shape[1] // 2), rounded) if group else item("int8", shape, rounded),

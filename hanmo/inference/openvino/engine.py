@@ -1,4 +1,4 @@
-"""The CPU engine: OpenVINO for prompts, batches and encoders, the fused step for single rows, over mapped weights.
+"""The CPU engine over mapped weights: the fused step where a model has it, OpenVINO elsewhere.
 
 Knows requests, rows and caches. Imports torch only to convert weights; knows no text and no sampling.
 """
@@ -18,9 +18,9 @@ from hanmo.checkpoint.staged import clear_abandoned
 from hanmo.config import ModelConfig, StackConfig
 from hanmo.errors import ConfigError, MissingFile
 from hanmo.inference import store
-from hanmo.inference.fused.quantized import FusedDynamicRows, FusedRow, FusedRows, open_decoder
+from hanmo.inference.fused.quantized import FusedDynamicRows, FusedRows, open_decoder
 from hanmo.inference.openvino.graph import build_decoder, build_encoder
-from hanmo.inference.openvino.rows import SHORT, OpenVinoRows, append_tokens
+from hanmo.inference.openvino.rows import OpenVinoRows, append_tokens
 from hanmo.inference.openvino.weights import FORMAT, KINDS, Weights
 from hanmo.inference.prompts import check_can_generate, padded
 from hanmo.nn.position import Tokens
@@ -129,7 +129,7 @@ class OpenVinoEngine:
         With the fused step a prompt is read as it is alone, so that a row's logits do not depend on the others.
         """
         if self._fused is not None and len(prompts) > 1:
-            dynamic = FusedDynamicRows(self._fused, SHORT, self._read_long)
+            dynamic = FusedDynamicRows(self._fused)
             read = dynamic.step([(dynamic.add(len(prompt) + room), prompt, 1) for prompt in prompts])
             return FusedRows(self._fused, list(dynamic.rows.values())), np.concatenate(read)
         ids, mask = padded(prompts, left=True)
@@ -143,12 +143,7 @@ class OpenVinoEngine:
 
     def dynamic_rows(self) -> FusedDynamicRows | None:
         """Return rows that join and leave, None without the fused step; see `DynamicEngine`."""
-        return None if self._fused is None else FusedDynamicRows(self._fused, SHORT, self._read_long)
-
-    def _read_long(self, ids: Sequence[int], keep: int) -> tuple[FusedRow, Array]:
-        rows = self.new_rows(1)
-        logits = rows.run(np.array([ids]), keep=keep)[0]
-        return rows.fused_rows(len(ids))[0], logits
+        return None if self._fused is None else FusedDynamicRows(self._fused)
 
     def logits(self, ids: Sequence[int]) -> Array:
         """Score what comes after each id of one text: [ids, vocab]."""
@@ -159,7 +154,7 @@ class OpenVinoEngine:
         return OpenVinoRows(lambda: self._decoder().create_infer_request(), self.config.main, count, self._fused)
 
     def _decoder(self) -> ov.CompiledModel:
-        """Compile the graph when it is first needed, which a short text of a single row never does."""
+        """Compile the graph when it is first needed, which the fused step never does."""
         with self._compiling:
             if self._compiled is None:
                 graph = build_decoder(self._weights, self.config)

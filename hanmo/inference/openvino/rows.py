@@ -14,14 +14,12 @@ from hanmo.nn.position import Tokens, bucket, distance, sinusoidal
 
 __all__ = ["OpenVinoRows", "append_tokens"]
 
-SHORT = 80  # ids of a prompt up to which the fused step reads them, so that no graph is needed
-
 
 class OpenVinoRows:
     """The rows of one `prefill`.
 
-    The cache is the request's state. That of rows that go on by a few ids is moved to `FusedRows`, and back when the
-    request is needed again.
+    With the fused step the cache is that of `FusedRows`, until padded or moved tokens need the graph. Then, and without
+    it, the cache is the request's state.
     """
 
     def __init__(
@@ -33,7 +31,7 @@ class OpenVinoRows:
     ) -> None:
         self._new_request, self._stack, self._decoder = new_request, stack, decoder
         self._tokens = Tokens()
-        self._fused: FusedRows | None = None
+        self._fused = None if decoder is None else FusedRows(decoder, [FusedRow(stack) for _ in range(rows)])
         self._order = list(range(rows))  # the row of the request's state that each row continues
         self._memory: dict[str, Array] = {}
 
@@ -102,19 +100,12 @@ class OpenVinoRows:
         """Copy one row with its first `length` tokens."""
         new = OpenVinoRows(self._new_request, self._stack, 1, self._decoder)
         new._tokens = self._tokens.take([row]).cut(length)
+        new._fused = None
         if self._fused is not None and self._decoder is not None:
             new._fused = FusedRows(self._decoder, [self._fused.rows[row].copy(length)])
         else:
             self._fill(new._request, self._states([self._order[row]], length))
         return new
-
-    def fused_rows(self, length: int) -> list[FusedRow]:
-        """Copy the first `length` tokens of every row, none of them padding, for the fused step."""
-        states = self._states(self._order, length)
-        return [
-            FusedRow(self._stack, {name: state[row : row + 1] for name, state in states.items()}, length)
-            for row in range(len(self._order))
-        ]
 
     def run(
         self,
@@ -133,13 +124,9 @@ class OpenVinoRows:
         self._tokens, feed = append_tokens(
             self._stack, self._tokens, ids, segment=segment, mask=mask, positions=positions
         )
-        unpadded = self._tokens.mask is None or bool(self._tokens.mask.all())
-        unmoved = bool((self._tokens.positions == np.arange(self.length)).all())
-        if self._decoder is not None and ids.shape[1] <= SHORT and unpadded and unmoved:
-            if self._fused is None:
-                self._fused = FusedRows(self._decoder, self.fused_rows(length))
-                self._order = list(range(len(ids)))
-                self.__dict__.pop("_request", None)  # and its copy of the cache
+        plain = self._tokens.mask is None or bool(self._tokens.mask.all())
+        plain = plain and bool((self._tokens.positions == np.arange(self.length)).all())
+        if self._fused is not None and self._decoder is not None and plain:
             work = [(row, new, keep) for row, new in zip(self._fused.rows, ids.tolist(), strict=True)]
             return self._decoder.step(work).reshape(len(ids), keep, -1)
         self._leave_fused(length)
@@ -157,8 +144,9 @@ class OpenVinoRows:
     def _leave_fused(self, length: int) -> None:
         """Move the cache of so many tokens from the fused step's row to the request."""
         if self._fused is not None:
-            self._fill(self._request, self._states(self._order, length))
+            states = self._states(self._order, length)
             self._fused = None
+            self._fill(self._request, states)
 
     def _states(self, rows: list[int], length: int) -> dict[str, Array]:
         """Give the first tokens' keys and values of these rows, [b, heads, length, size] each, by name.
