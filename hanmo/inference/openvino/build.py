@@ -3,7 +3,7 @@
 Knows how names are joined and how int4 is rounded. The one part of the engine that needs torch, and only to build.
 
     int8   a scale for each output:                  w ≈ scale · q,  -127 ≤ q ≤ 127
-    int4   a scale for each 128 inputs of an output: w ≈ scale · q,    -8 ≤ q ≤ 7    (64 or 32 where 128 do not divide)
+    int4   a scale for each 128 inputs of an output: w ≈ scale · q,    -8 ≤ q ≤ 7    (of 32 where 128 do not divide)
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -91,7 +91,8 @@ def _joined(names: Collection[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
 def scales_int4(weights: Tensor, group: int) -> Tensor:
     """Choose a scale for each group of inputs of [out, in]: [out, in / group].
 
-    Each group takes the one with the least squared error of several near that at which its largest number just fits.
+    Each group takes the one with the least squared error of several near that at which its largest number just fits,
+    and then the one that fits the levels found best.
     """
     grouped = weights.view(len(weights), -1, group)
     place = grouped.abs().argmax(-1, keepdim=True)
@@ -103,7 +104,9 @@ def scales_int4(weights: Tensor, group: int) -> Tensor:
         error = (_levels(grouped, tried) * tried - grouped).square_().sum(-1, keepdim=True)
         scales = torch.where(error < best, tried, scales)
         best = torch.minimum(error, best)
-    return scales[..., 0]
+    levels = _levels(grouped, scales)
+    fitted = (levels * grouped).sum(-1) / levels.square_().sum(-1).clamp_(min=1)
+    return nonzero(fitted)
 
 
 def round_int4(weights: Tensor, scales: Tensor) -> Tensor:
@@ -113,7 +116,7 @@ def round_int4(weights: Tensor, scales: Tensor) -> Tensor:
     return levels[:, 0::2] | levels[:, 1::2] << 4
 
 
-FACTORS = (1.0, 0.93, 0.86, -1.0, -0.93)
+FACTORS = (1.0, 0.95, 0.9, 0.85, 0.8, -1.0, -0.95, -0.9)
 
 
 def _levels(weights: Tensor, scales: Tensor) -> Tensor:
@@ -164,7 +167,7 @@ def _items(reader: _Reader, name: str, parts: tuple[str, ...], weights: str, pac
         return [item("bfloat16", shape, (piece.bfloat16().view(torch.int16) for piece in reader.pieces(parts)))]
     # The token embedding is looked up as well as multiplied, and keeps 8 bits.
     small = weights == "int4" and name != "token.weight"
-    group = next((size for size in (128, 64, 32) if small and shape[1] % size == 0), 0)
+    group = next((size for size in (128, 32) if small and shape[1] % size == 0), 0)
     # The file has wider numbers first, so scales are computed before the weights. They are allocated before anything
     # else: small blocks that outlive the large ones between them would keep the heap from shrinking.
     scales = torch.empty(shape[0], shape[1] // group if group else 1)
