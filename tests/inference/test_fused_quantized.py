@@ -8,6 +8,7 @@ import pytest
 import torch
 from opening import open_engine
 from rounding import assert_near
+from test_model import config_of
 
 import hanmo
 from hanmo.config import Sublayer
@@ -19,7 +20,12 @@ from hanmo.model import Model
 kernels = support.kernels("quantized")
 pytestmark = pytest.mark.skipif(kernels is None, reason="AVX-512 VNNI is missing")
 
-OTHERS = ({"position": "rotary"}, {"gated": True}, {"activation": "silu"}, {"norm": "rms"}, {"norm_scale": False})
+OTHERS = (
+    {"position": "relative"},
+    {"activation": "silu"},
+    {"score_residual": "previous"},
+    {"head_dim": 24, "key_dim": 24},
+)
 PROMPT = [5, 17, 99, 250, 3, 42, 42]
 
 
@@ -46,11 +52,32 @@ def like_gpt():
 KINDS = {"gpt2_ml": gpt2_ml, "gpt2": like_gpt2, "gpt": like_gpt}
 
 
+def of_family(family, **changes):
+    config = config_of(family)
+    sizes = {"hidden_size": 256, "embedding_size": 256, "num_heads": 8, "head_dim": 32, "key_dim": 32}
+    sizes |= {"feed_forward": 384, **changes}
+    stacks = {
+        side: stack and replace(stack, **sizes) for side in ("encoder", "decoder") for stack in [getattr(config, side)]
+    }
+    return replace(config, vocab_size=301, **stacks)
+
+
+FAMILIES = {
+    "bert": (of_family("bert", positions=160), "prefix"),
+    "roberta": (of_family("bert", positions=162, position_offset=2), "causal"),
+    "roformer": (of_family("roformer"), "prefix"),
+    "roformer_v2": (of_family("roformer_v2"), "prefix"),
+    "t5.1.0": (of_family("t5.1.0"), None),
+    "t5.1.1": (of_family("t5.1.1"), None),
+}
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    for name, make in KINDS.items():
-        model = Model(make()).initialize(3)
+    configs = {name: make() for name, make in KINDS.items()} | {name: config for name, (config, _) in FAMILIES.items()}
+    for name, config in configs.items():
+        model = Model(config).initialize(3)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
@@ -64,7 +91,8 @@ def opened(models, monkeypatch, tmp_path_factory):
     cache = tmp_path_factory.getbasetemp() / "built"
 
     def get(name="gpt2_ml", weights="int8", threads=2):
-        engine = open_engine(models / name, weights=weights, threads=threads, folder=cache)
+        mask = FAMILIES[name][1] if name in FAMILIES else None
+        engine = open_engine(models / name, weights=weights, mask=mask, threads=threads, folder=cache)
         assert engine._fused is not None
         return engine
 
@@ -98,6 +126,23 @@ def test_logits_are_near_those_of_openvino_over_a_whole_text(opened, name, weigh
     assert rows._fused is not None and rows.length == 87 and not compiled(opened(name, weights))
     assert_near(ours, theirs, KINDS[name](), weights)
     assert not np.array_equal(ours[1:], theirs[1:])  # it was not OpenVINO that made them
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_near_openvino_and_the_same_alone_and_in_a_batch(opened, name, weights):
+    engine = opened(name, weights)
+    ours, rows = written(engine, 40, IDS)
+    theirs, _ = written(without_steps(opened(name, weights)), 40, IDS)
+    assert rows._fused is not None and not compiled(engine)
+    assert_near(ours, theirs, engine.config, weights)
+    assert not np.array_equal(ours[1:], theirs[1:])  # it was not OpenVINO that made them
+    if not engine.config.is_encoder_decoder:
+        together, logits = engine.prefill([PROMPT, PROMPT[:3]], room=2)
+        np.testing.assert_array_equal(logits[0], ours[0])
+        np.testing.assert_array_equal(together.step([IDS[0], 5])[0], ours[1])
+        first, changed = engine.logits(PROMPT)[0], engine.logits([*PROMPT[:-1], 9])[0]
+        assert np.array_equal(first, changed) == (FAMILIES[name][1] == "causal")
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 16, 37])
@@ -337,13 +382,7 @@ def test_elsewhere_the_libraries_do_it(monkeypatch, change, value):
 def test_small_models_and_other_kinds_are_left_to_openvino(models, opened, monkeypatch, tmp_path):
     assert open_engine(models / "gpt2_ml", weights="float32", folder=tmp_path)._fused is None
     weights, config = opened()._weights, opened().config
-    for change in (
-        {"position": "rotary"},
-        {"gated": True},
-        {"activation": "silu"},
-        {"norm": "rms"},
-        {"norm_scale": False},
-    ):
+    for change in OTHERS:
         assert not quantized.supported(weights, replace(config, decoder=replace(config.decoder, **change)))
     monkeypatch.undo()
     assert not quantized.supported(weights, config)  # too small

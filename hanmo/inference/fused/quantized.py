@@ -8,13 +8,15 @@ from functools import cache
 from itertools import count
 
 import numpy as np
+from array_api_compat import numpy as xp
 
 from hanmo.checkpoint.source import Array
 from hanmo.config import ModelConfig, StackConfig
-from hanmo.inference.fused.packing import LANES
-from hanmo.inference.fused.support import ACTIVATIONS, NORMS, allow_tiles, has_fused_step, kernels, most_threads
+from hanmo.inference.fused.packing import LANES, pack_int4, pack_int8, pack_scales
+from hanmo.inference.fused.support import ACTIVATIONS, allow_tiles, has_fused_step, kernels, most_threads
 from hanmo.inference.fused.thread_pool import run_step
 from hanmo.inference.openvino.weights import Weights
+from hanmo.nn.position import bucket, sinusoidal
 
 __all__ = ["FusedDynamicRows", "FusedRow", "FusedRows", "QuantizedDecoder", "open_decoder"]
 
@@ -23,7 +25,8 @@ LEAST_BYTES = 64 << 20
 
 MOST_TOKENS = 128  # of a step, whose numbers then fit the processor's cache
 WORDS = "key", "value"
-MATRICES = ("attention.query_key_value", "attention.output", "feed_forward.input", "feed_forward.output")
+INPUTS = {"attention": "query_key_value", "cross": "query", "feed_forward": "input"}
+"""Of each kind of sub-layer, by its number in the kernel: the matrix that multiplies its input."""
 
 
 def open_decoder(weights: Weights, config: ModelConfig, threads: int | None) -> "QuantizedDecoder | None":
@@ -37,9 +40,10 @@ def open_decoder(weights: Weights, config: ModelConfig, threads: int | None) -> 
 
 
 def supported(weights: Weights, config: ModelConfig) -> bool:
-    """Tell whether a model is a large causal decoder, in int8 or int4, whose blocks have the fused step."""
-    writes = config.output == "lm" and config.logit_scale == 1.0 and not config.is_encoder_decoder
-    large = weights.packed and weights.path.stat().st_size >= LEAST_BYTES
+    """Tell whether a model is a large decoder, in int8 or int4, whose blocks and output have the fused step."""
+    writes = config.output == "lm" or (config.output == "mlm" and config.head_activation in ACTIVATIONS)
+    writes = writes and (config.logit_scale == 1.0 or config.main.final_norm)
+    large = weights.kind in ("int8", "int4") and weights.path.stat().st_size >= LEAST_BYTES
     return writes and large and has_fused_step(config.main, "quantized")
 
 
@@ -51,41 +55,81 @@ class QuantizedDecoder:
 
         self._kernel = quantized_kernel.step
         self.stack, self.threads = stack, _ = config.main, threads
+        self._weights, self._config = weights, config
         self._vocab_size, self._padded = config.vocab_size, -(-config.vocab_size // LANES) * LANES
-        self._sizes = stack.num_heads, stack.head_dim, stack.feed_forward, ACTIVATIONS.index(stack.activation)
+        kinds = [ACTIVATIONS.index(stack.activation)]
+        kinds += [ACTIVATIONS.index(config.head_activation) if config.output == "mlm" else 0]
+        self._sizes = stack.num_heads, stack.head_dim, stack.feed_forward, 1 + stack.gated, *kinds
         self._tiles = tiles() if allow_tiles() else np.empty(0, np.uint8)
-        self._read = read = cache(weights.array)  # keeps what the addresses point to
-        self._no_bias = np.zeros(max(3 * stack.hidden_size, stack.feed_forward, self._padded), np.float32)
-
-        def address(name: str) -> int:
-            return read(name).ctypes.data if name in weights else 0
-
-        def matrix(name: str, bias: str) -> list[int]:
-            bits = 4 if read(name).dtype == np.uint8 else 8
-            return [bits, address(name), address(f"{name}.scale"), address(bias) or self._no_bias.ctypes.data]
-
-        def norm(name: str) -> list[str]:
-            return [f"{name}.weight", f"{name}.bias"]
-
+        self._read = cache(self._packed)  # keeps what the addresses point to
+        self._ones = np.full(stack.hidden_size, 1, np.float32)
+        self._no_bias = np.zeros(max(3 * stack.hidden_size, 2 * stack.feed_forward, self._padded), np.float32)
         side = "decoder" if config.decoder else "encoder"
-        blocks = [f"{side}.blocks.{0 if stack.shared_layers else layer}" for layer in range(stack.num_layers)]
         self._layers = np.array(
             [
-                [field for name in MATRICES for field in matrix(f"{block}.{name}.weight", f"{block}.{name}.bias")]
-                + [address(name) for sublayer in NORMS for name in norm(f"{block}.{sublayer}")]
-                for block in blocks
+                self._row(f"{side}.blocks.{0 if stack.shared_layers else layer}.{sublayer.kind}", layer)
+                for layer in range(stack.num_layers)
+                for sublayer in stack.order
             ],
             np.int64,
         )
-        last = map(address, norm(f"{side}.norm")) if stack.final_norm else (0, 0)
-        output = "token.weight" if config.tied else "output.weight"
-        self._output = np.array([*matrix(output, "output.bias"), *last], np.int64)
-        if "output.bias" in weights:
-            self._bias = np.pad(read("output.bias"), (0, self._padded - config.vocab_size))
-            self._output[3] = self._bias.ctypes.data
-        self._table, self._scales = read("token.weight"), read("token.weight.scale")
-        self._positions = read(f"{side}.embedding.position.weight")
-        self._norm = [read(name) if name in weights else None for name in norm(f"{side}.embedding.norm")]
+        self._output = np.array(self._output_row(f"{side}.norm"), np.int64)
+        self._table, self._scales = self._read("token.weight"), self._read("token.weight.scale")
+        names = [f"{side}.embedding.{table}.weight" for table in ("position", "segment")]
+        self._positions, self._segments = [self._read(name) if name in weights else None for name in names]
+        self._norm = [
+            self._read(name) if name in weights else None
+            for name in (f"{side}.embedding.norm.weight", f"{side}.embedding.norm.bias")
+        ]
+        self._relative = self._read(f"{side}.relative.weight") if stack.position == "buckets" else None
+        self._biases = np.empty((stack.num_heads, 0), np.float32)
+
+    def _packed(self, name: str) -> Array:
+        """Read a tensor in the order of the fused step."""
+        array, matrix = self._weights.array(name), name.removesuffix(".scale")
+        if self._weights.packed or f"{matrix}.scale" not in self._weights:
+            return array
+        if matrix != name:
+            return pack_scales(array)
+        return pack_int8(array) if array.dtype == np.int8 else pack_int4(array)
+
+    def _address(self, name: str) -> int:
+        return self._read(name).ctypes.data if name in self._weights else 0
+
+    def _matrix(self, name: str, bias: str | None = None) -> list[int]:
+        bits = 4 if self._read(f"{name}.weight").dtype == np.uint8 else 8
+        addresses = [self._address(f"{name}.weight"), self._address(f"{name}.weight.scale")]
+        return [bits, *addresses, self._address(bias or f"{name}.bias") or self._no_bias.ctypes.data]
+
+    def _norm_of(self, name: str) -> list[int]:
+        """Give weight and bias of a norm, whose weight is 1 if it has none."""
+        return [self._address(f"{name}.weight") or self._ones.ctypes.data, self._address(f"{name}.bias")]
+
+    def _row(self, name: str, layer: int) -> list[int]:
+        """Make a sub-layer's row of `quantized_kernel.step`."""
+        kind = name.rpartition(".")[2]
+        sublayer = next(each for each in self.stack.order if each.kind == kind)
+        gate = "gate_" if kind == "feed_forward" and self.stack.gated else ""
+        matrices = [*self._matrix(f"{name}.{gate}{INPUTS[kind]}"), *self._matrix(f"{name}.output")]
+        pre = self._norm_of(f"{name}_pre") if sublayer.pre else [0, 0]
+        post = self._norm_of(f"{name}_post") if sublayer.post else [0, 0]
+        return [*matrices, *pre, *post, [*INPUTS].index(kind), layer]
+
+    def _output_row(self, norm: str) -> list[int]:
+        """Make `output` of `quantized_kernel.step`."""
+        config = self._config
+        row = self._matrix("token" if config.tied else "output", "output.bias")
+        if "output.bias" in self._weights:
+            self._bias = np.pad(self._read("output.bias"), (0, self._padded - config.vocab_size))
+            row[3] = self._bias.ctypes.data
+        last = self._norm_of(norm) if self.stack.final_norm else [0, 0]
+        if config.logit_scale != 1.0:
+            own = self._read(f"{norm}.weight") if f"{norm}.weight" in self._weights else self._ones
+            self._scaled = own * np.float32(config.logit_scale)
+            last[0] = self._scaled.ctypes.data
+        if config.output != "mlm":
+            return [*row, *[0] * 4, *last, 0, 0]
+        return [*row, *self._matrix("output.dense"), *last, *self._norm_of("output.norm")]
 
     def step(self, work: Sequence[tuple["FusedRow", Sequence[int], int]]) -> Array:
         """Append ids to rows, weights read once for each `MOST_TOKENS` of them.
@@ -95,38 +139,64 @@ class QuantizedDecoder:
         """
         for row, ids, _ in work:
             row.reserve(len(ids))
+            if self.stack.mask == "prefix" and not row.length:
+                row.prefix = len(ids)
         tokens = [(row, id, row.length + place) for row, ids, _ in work for place, id in enumerate(ids)]
         wanted = [place >= len(ids) - keep for _, ids, keep in work for place in range(len(ids))]
         logits = []
-        for first in range(0, len(tokens), MOST_TOKENS):
-            kept = np.flatnonzero(wanted[first : first + MOST_TOKENS])
-            logits.append(self._run(tokens[first : first + MOST_TOKENS], kept))
+        most = MOST_TOKENS if self.stack.mask == "causal" else len(tokens)  # a prefix sees all of itself
+        for first in range(0, len(tokens), most):
+            kept = np.flatnonzero(wanted[first : first + most])
+            logits.append(self._run(tokens[first : first + most], kept))
         for row, ids, _ in work:
             row.length += len(ids)
         return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
     def _run(self, tokens: Sequence[tuple["FusedRow", int, int]], kept: Array) -> Array:
         stack = self.stack
-        x = self._embed(np.array([id for _, id, _ in tokens]), [at for _, _, at in tokens])
-        places = np.array([[row.cache.ctypes.data, row.room, at] for row, _, at in tokens], np.int64)
-        width = 2 * stack.hidden_size + max(3 * stack.hidden_size, stack.feed_forward)
-        shared = np.zeros((self._rows(len(tokens)), width), np.float32)
+        positions, prefixes = np.array([at for _, _, at in tokens]), np.array([row.prefix for row, _, _ in tokens])
+        segments = (positions >= prefixes) & (stack.mask == "prefix")
+        x = self._embed(np.array([id for _, id, _ in tokens]), positions, segments.astype(int))
+        given = [
+            [row.cache.ctypes.data, row.room, at, max(at + 1, row.prefix), *row.memory_at] for row, _, at in tokens
+        ]
+        wide = max(3 * stack.hidden_size, (1 + stack.gated) * stack.feed_forward)
+        shared = np.zeros((self._rows(len(tokens)), 2 * stack.hidden_size + wide), np.float32)
         logits = np.zeros((self._rows(len(kept)), self._padded), np.float32)
-        scale, eps = np.float32(stack.scale), np.float32(stack.norm_eps)
-        given = (x, places, kept, self._layers, self._output, self._sizes, scale, eps, self._tiles, shared, logits)
-        run_step(self._kernel, self.threads, *given)
+        numbers = [np.float32(each) for each in (stack.scale, stack.norm_eps, self._config.head_norm_eps)]
+        rotary = np.empty((0, 0), np.float32)
+        if stack.position == "rotary":
+            rotary = sinusoidal(positions, stack.key_dim, xp)
+        biases = self._biases_of(int(positions.max()) + 1)
+        run_step(
+            self._kernel, self.threads, x, np.array(given, np.int64), kept, self._layers, self._output, self._sizes,
+            *numbers, stack.norm == "rms", rotary, biases, self._tiles, shared, logits,
+        )  # fmt: skip
         return logits[: len(kept), : self._vocab_size]
+
+    def _biases_of(self, length: int) -> Array:
+        """Look up T5's biases of so many distances to the left, and of some more: [heads, distances]."""
+        biases = self._biases
+        if self._relative is not None and biases.shape[1] < length:
+            stack, distances = self.stack, -np.arange(length * 5 // 4 + 32)
+            rows = bucket(distances, xp, both_ways=False, buckets=stack.buckets, limit=stack.bucket_distance)
+            self._biases = biases = np.ascontiguousarray(self._relative[:, rows])
+        return biases
 
     def _rows(self, tokens: int) -> int:
         """Round up to what tiles write."""
         return -(-tokens // 16) * 16 if len(self._tiles) and tokens > 3 else tokens
 
-    def _embed(self, ids: Array, positions: Sequence[int]) -> Array:
+    def _embed(self, ids: Array, positions: Array, segments: Array) -> Array:
         blocks, lanes = ids // LANES, ids % LANES
         x = self._table[blocks, :, lanes].view(np.uint8).reshape(len(ids), -1).astype(np.float32) - np.float32(128)
-        x = x * self._scales[blocks, 0, lanes][:, None] + self._positions[positions]
+        x = x * self._scales[blocks, 0, lanes][:, None]
+        if self._segments is not None:
+            x = x + self._segments[segments]
+        if self._positions is not None:
+            x = x + self._positions[positions + self.stack.position_offset]
         if self.stack.embedding_norm:
-            x = x - x.mean(-1, keepdims=True)
+            x = x if self.stack.norm == "rms" else x - x.mean(-1, keepdims=True)
             x /= np.sqrt(np.square(x).mean(-1, keepdims=True) + np.float32(self.stack.embedding_norm_eps))
             weight, bias = self._norm
             x = x if weight is None else x * weight
@@ -144,11 +214,15 @@ def tiles() -> Array:
 
 
 class FusedRow:
-    """One row's keys and values in bfloat16, as quantized_blocks.py says.   length: number of its tokens."""
+    """One row's keys and values in bfloat16, as quantized_blocks.py says.   length: number of its tokens.
+
+    prefix: number of its first tokens that see each other, with a prefix mask.
+    """
 
     def __init__(self, stack: StackConfig) -> None:
-        self._stack, self.length = stack, 0
+        self._stack, self.length, self.prefix = stack, 0, 0
         self.cache = self._empty(1)
+        self._memory, self.memory_at = np.empty(0, np.uint16), (0, 0, 0)
 
     @property
     def room(self) -> int:
@@ -164,9 +238,28 @@ class FusedRow:
     def copy(self, length: int) -> "FusedRow":
         """Return a new row with the first `length` tokens."""
         new = FusedRow(self._stack)
-        new.length, new.cache = length, new._empty(length + 1)
+        new.length, new.prefix, new.cache = length, self.prefix, new._empty(length + 1)
+        new._memory, new.memory_at = self._memory, self.memory_at
         new._fill(self.cache)
         return new
+
+    def set_memory(self, keys: Array, values: Array) -> None:
+        """Attend to keys and values of an encoder's output, [layer, heads, tokens, size] each, float32."""
+        layers, heads, count, size = keys.shape
+        blocks = -(-count // LANES)
+        self._memory = np.zeros((layers, 2, heads, blocks, LANES * size), np.uint16)
+        for word, (state, shape, order) in enumerate(
+            (
+                (keys, (blocks, LANES, size // 2, 2), (0, 1, 2, 4, 3, 5)),
+                (values, (blocks, LANES // 2, 2, size), (0, 1, 2, 3, 5, 4)),
+            )
+        ):
+            padded = np.pad(state, ((0, 0), (0, 0), (0, blocks * LANES - count), (0, 0)))
+            bits = np.ascontiguousarray(padded, np.float32).view(np.uint32)
+            halves = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # to the nearest, ties to even
+            ordered = halves.reshape(layers, heads, *shape).transpose(order)
+            self._memory[:, word] = ordered.reshape(layers, heads, blocks, -1)
+        self.memory_at = self._memory.ctypes.data, blocks * LANES, count
 
     def states(self, length: int) -> dict[str, Array]:
         """Give the first tokens' keys and values as OpenVINO's states, [1, heads, length, size], float32, by name."""

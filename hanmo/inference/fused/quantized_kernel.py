@@ -1,22 +1,23 @@
 """Some tokens, of one row or several, through a decoder of int8 or int4 weights, which are read once.
 
 Knows addresses and sizes; quantized_blocks.py says how weights, keys and values are stored. All threads run `step` with
-four barriers in a layer; each computes its outputs of every product, its heads of attention, and all norms. A token's
-results depend neither on the number of threads nor on other tokens of the step.
+two barriers in a sub-layer; each computes its outputs of every product, its heads of attention, and all norms. A
+token's results depend neither on the number of threads nor on other tokens of the step.
 
     x ─ in groups of 128 to 8 bits, a scale each ─► products with int8 or int4 ─► float32
 """
 
 import numpy as np
-from numba import carray, njit
+from numba import njit
 
 from hanmo.inference.fused import functions as fn
 from hanmo.inference.fused import quantized_blocks as blocks
+from hanmo.inference.fused.quantized_attention import TILE_TOKENS, attend_all
 from hanmo.inference.fused.quantized_blocks import GROUP, LANES
 
 __all__ = ["step"]
 
-TILE_TOKENS = 16
+CROSS, FEED_FORWARD = 1, 2
 (_amx4_8, _amx8_8, _amx16_8), (_amx4_4, _amx8_4, _amx16_4) = (
     [blocks.amx(bits, tokens) for tokens in (4, 8, 16)] for bits in (8, 4)
 )
@@ -24,8 +25,6 @@ TILE_TOKENS = 16
     [blocks.vnni(bits, tokens) for tokens in (1, 2, 4)] for bits in (8, 4)
 )
 _configure, _release = blocks.tiles
-_scores1, _scores4 = blocks.scores(1), blocks.scores(4)
-_mix1, _mix4, _mix1_wide, _mix4_wide = (blocks.mix(tokens, vectors) for vectors in (1, 4) for tokens in (1, 4))
 
 
 @njit(**fn.FAST)
@@ -123,121 +122,46 @@ def _product(layout, first, last, numbers, scales, shift, groups, out, stride, t
 
 
 @njit(**fn.FAST)
-def _append(cache, at, size, keys, values):
-    """Write a token's keys and values, float32 [size] each, to one layer's and head's cache [2, blocks, 16 size]."""
-    block, place = at // LANES, at % LANES
-    for i in range(size):
-        cache[0, block, i // 2 * 2 * LANES + place * 2 + i % 2] = fn.to_bfloat16(keys[i])
-        cache[1, block, place // 2 * 2 * size + 2 * i + place % 2] = fn.to_bfloat16(values[i])
-
-
-@njit(**fn.FAST)
-def _attend(keys, values, first, count, at, size, scale, shared, start, out_start, scores):
-    """Attend from so many tokens of one row, the first at index `at`, to the keys up to each: softmax(q kᵀ · scale) v.
-
-    keys, values: addresses.   shared: [tokens, width]; queries begin at `start`, results at `out_start`.
-    scores: scratch, [16, keys].
-    """
-    stride, width = shared.shape[1] * 4, scores.shape[1] * 4
-    q, out = fn.address_of(shared) + first * stride + start * 4, fn.address_of(shared) + first * stride + out_start * 4
-    s = fn.address_of(scores)
-    last = (at + count - 1) // LANES + 1
-    token = 0
-    while token < count:
-        given = keys, q + token * stride, stride, size // 2, last, s + token * width, width
-        if count - token >= 4:
-            _scores4(given)
-            token += 4
-        else:
-            _scores1(given)
-            token += 1
-    for token in range(count):
-        own, seen = scores[token], at + token + 1
-        padded = (seen + LANES - 1) // LANES * LANES
-        most = np.float32(-np.inf)
-        for i in range(seen):
-            most = max(most, own[i] * scale)
-        for i in range(padded):
-            own[i] = fn.exp(own[i] * scale - most)
-        own[seen : last * LANES] = np.float32(0.0)
-        total = np.float32(0.0)
-        for i in range(padded):
-            total += own[i]
-        for i in range(padded):
-            own[i] /= total
-    token = 0
-    while token < count:
-        rows = 4 if count - token >= 4 else 1
-        dim = 0
-        while dim < size:
-            given = (
-                values + 4 * dim, s + token * width, width, 4 * size, last * LANES // 2,
-                out + token * stride + 4 * dim, stride,
-            )  # fmt: skip
-            if size - dim >= 4 * LANES:
-                if rows == 4:
-                    _mix4_wide(given)
-                else:
-                    _mix1_wide(given)
-                dim += 4 * LANES
-            else:
-                if rows == 4:
-                    _mix4(given)
-                else:
-                    _mix1(given)
-                dim += LANES
-        token += rows
-
-
-@njit(**fn.FAST)
-def _attend_all(tokens, layer, sizes, first, last, scale, scores, shared):
-    """Write the keys and values of heads first to last of all tokens to their caches, then attend."""
-    layers, heads, size = sizes
-    hidden_size, count = heads * size, len(tokens)
-    for token in range(count):
-        address, room, at = tokens[token]
-        cache = carray(fn.pointer(address), (layers, 2, heads, room // LANES, LANES * size), np.uint16)
-        own = shared[token][3 * hidden_size :]
-        for head in range(first, last):
-            keys, values = own[head * size : (head + 1) * size], own[hidden_size + head * size :]
-            _append(cache[layer, :, head], at, size, keys, values)
-    begin = 0
-    while begin < count:
-        address, room, at = tokens[begin]
-        run = 1
-        while run < TILE_TOKENS and begin + run < count and tokens[begin + run, 0] == address:
-            run += 1
-        for head in range(first, last):
-            nbytes = 2 * room * size
-            keys = address + ((2 * layer) * heads + head) * nbytes
-            values = address + ((2 * layer + 1) * heads + head) * nbytes
-            start = 2 * hidden_size + head * size
-            _attend(keys, values, begin, run, at, size, scale, shared, start, head * size, scores)
-        begin += run
+def _activate(wide, first, last, gated, inner, kind):
+    """Apply the activation to some outputs of one token; those of the gate come `inner` before the input's."""
+    for i in range(first, last):
+        wide[i] = fn.activate(wide[i], kind)
+        if gated:
+            wide[i] *= wide[inner + i]
 
 
 @fn.kernel(
     "void(int64, int64, int64[::1], float32[:, ::1], int64[:, ::1], int64[::1], int64[:, ::1], int64[::1], "
-    "UniTuple(int64, 4), float32, float32, uint8[::1], float32[:, ::1], float32[:, ::1])"
+    "UniTuple(int64, 6), float32, float32, float32, boolean, float32[:, ::1], float32[:, ::1], uint8[::1], "
+    "float32[:, ::1], float32[:, ::1])"
 )
-def step(thread, threads, counter, x, tokens, kept, layers, output, sizes, scale, eps, tiles, shared, logits):
+def step(
+    thread, threads, counter, x, tokens, kept, layers, output, sizes, scale, eps, head_eps, rms, rotary, biases, tiles,
+    shared, logits,
+):  # fmt: skip
     """Run one thread's share of a step.
 
     counter: int64 [1], 0 before any thread begins.   x: [tokens, hidden_size], embedded; unchanged.
-    tokens: int64 [tokens, 3], of each (address of its row's cache, room, index). A cache is bfloat16 as uint16
-    [layer, 2, heads, room / 16, 16 size]; keys and values are written at the index, and those up to it are attended to.
-    Tokens of one row have indices that follow each other.
+    tokens: int64 [tokens, 7], of each (address of its row's cache, room, index, number of keys that it attends to;
+    address of an encoder's keys and values, room, number). A cache is bfloat16 as uint16
+    [layer, 2, heads, room / 16, 16 size]; keys and values are written at the index. Tokens of one row have indices that
+    follow each other.
     kept: int64 [kept], the tokens whose logits are wanted.
-    layers: int64 [layer, 24], (bits, weights, scales, bias) of query_key_value, output, input, output; (weight, bias)
-    of the norms before and after attention, before and after the feed-forward. Addresses; 0 for missing norms.
-    output: int64 [6], the same of the projection onto the vocabulary and of the last norm.
-    sizes: (heads, size of a head, intermediate size, kind of activation as in `activate`).
+    layers: int64 [sub-layer, 14], (bits, weights, scales, bias) of the matrix of its input (query_key_value; query;
+    input or gate_input) and of its output; (weight, bias) of the norms before and after; kind (0 attention, 1 to
+    an encoder's output, 2 feed-forward); layer.
+    Addresses; 0 for missing norms.
+    output: int64 [12], the same of the projection onto the vocabulary, of the transformation before it with 0 bits for
+    none, of the last norm and of the transformation's.
+    sizes: (heads, size of a head, intermediate size, 2 if gated, activation, that of the transformation).
+    head_eps: of the transformation's norm.   rms: whether norms are RMS norms.
+    rotary: [tokens, size of a head], or [0, 0].   biases: [heads, distances to the left], or [heads, 0].
     tiles: the configuration of the processor's tiles, [64], or [0] without.
-    shared: float32 [tokens, 2 hidden_size + max(3 hidden_size, feed-forward)], shared by threads; with tiles, of a
-    multiple of 16 tokens, as logits.
+    shared: float32 [tokens, 2 hidden_size + max(3 hidden_size, feed-forward, twice if gated)], shared by threads; with
+    tiles, of a multiple of 16 tokens, as logits.
     logits: float32 [kept, vocab], the vocabulary's size being a multiple of 16.
     """
-    heads, size, inner, kind = sizes
+    heads, size, inner, words, kind, head_kind = sizes
     hidden_size, count, tiled = heads * size, len(x), len(tiles) > 0
     if tiled:
         _configure((fn.address_of(tiles),))
@@ -247,7 +171,8 @@ def step(thread, threads, counter, x, tokens, kept, layers, output, sizes, scale
     numbers = np.empty(room * most, np.int8)
     scales = np.zeros(room * most // GROUP, np.float32)
     shift = np.zeros(room * most // GROUP, np.int32)
-    scores = np.empty((min(count, TILE_TOKENS), (tokens[:, 2].max() // LANES + 1) * LANES), np.float32)
+    seen = max(tokens[:, 3].max(), tokens[:, 6].max())
+    scores = np.empty((min(count, TILE_TOKENS), (seen + LANES - 1) // LANES * LANES), np.float32)
     buffer = np.empty(2 * 8192 + most * LANES, np.uint8)
     scratch = (fn.address_of(buffer) + 4095) // 4096 * 4096
     # Of each token in `shared`: attended, y, wide.
@@ -255,46 +180,50 @@ def step(thread, threads, counter, x, tokens, kept, layers, output, sizes, scale
     y_at, wide_at = fn.address_of(shared) + hidden_size * 4, fn.address_of(shared) + 2 * hidden_size * 4
     groups, head_blocks = hidden_size // GROUP, size // LANES
     barriers = 0
-    for layer in range(len(layers)):
-        f = layers[layer]
-        # Attention: queries, keys and values of this thread's heads, which no other thread needs.
+    for number in range(len(layers)):
+        f = layers[number]
         for token in range(count):
-            fn.norm(x[token], f[16], f[17], eps, h[token])
+            fn.norm(x[token], f[8], f[9], eps, h[token], rms)
         _quantize_all(h, np.int64(0), hidden_size, f[0], numbers, scales, shift)
-        first, last = fn.share(heads, thread, threads)
-        for word in range(3):
-            start, stop = (word * heads + first) * head_blocks, (word * heads + last) * head_blocks
+        # A thread computes what it needs of the input's product: its heads, or its part of the feed-forward.
+        feeds = f[12] == FEED_FORWARD
+        first, last = fn.share(inner // LANES if feeds else heads, thread, threads)
+        each = np.int64(1) if feeds else head_blocks
+        for word in range(words if feeds else 1 if f[12] == CROSS else 3):
+            offset = word * (inner // LANES if feeds else heads)
+            start, stop = (offset + first) * each, (offset + last) * each
             _product(
                 fn.matrix(f, 0), start, stop, numbers, scales, shift, groups, wide_at, stride, count, tiled, scratch
             )
-        _attend_all(tokens, layer, (len(layers), heads, size), first, last, scale, scores, shared)
+        if feeds:
+            for token in range(count):
+                _activate(shared[token][2 * hidden_size :], first * LANES, last * LANES, words > 1, inner, kind)
+        else:
+            shape = layers[:, 13].max() + 1, heads, size
+            attend_all(tokens, f[13], f[12] == CROSS, shape, first, last, scale, rotary, biases, scores, shared)
         barriers = fn.barrier(counter, barriers, threads)
-        _quantize_all(shared[:count], np.int64(0), hidden_size, f[4], numbers, scales, shift)
-        first, last = fn.share(hidden_size // LANES, thread, threads)
-        _product(fn.matrix(f, 1), first, last, numbers, scales, shift, groups, y_at, stride, count, tiled, scratch)
-        barriers = fn.barrier(counter, barriers, threads)
-        for token in range(count):
-            fn.add_norm(x[token], shared[token][hidden_size : 2 * hidden_size], f[18], f[19], eps)
-            # Feed-forward.
-            fn.norm(x[token], f[20], f[21], eps, h[token])
-        _quantize_all(h, np.int64(0), hidden_size, f[8], numbers, scales, shift)
-        first, last = fn.share(inner // LANES, thread, threads)
-        _product(fn.matrix(f, 2), first, last, numbers, scales, shift, groups, wide_at, stride, count, tiled, scratch)
-        for token in range(count):
-            wide = shared[token][2 * hidden_size + first * LANES : 2 * hidden_size + last * LANES]
-            for i in range(len(wide)):
-                wide[i] = fn.activate(wide[i], kind)
-        barriers = fn.barrier(counter, barriers, threads)
-        _quantize_all(shared[:count], 2 * hidden_size, inner, f[12], numbers, scales, shift)
+        inputs = inner if feeds else hidden_size
+        _quantize_all(shared[:count], 2 * hidden_size if feeds else np.int64(0), inputs, f[4], numbers, scales, shift)
         first, last = fn.share(hidden_size // LANES, thread, threads)
         _product(
-            fn.matrix(f, 3), first, last, numbers, scales, shift, inner // GROUP, y_at, stride, count, tiled, scratch
+            fn.matrix(f, 1), first, last, numbers, scales, shift, inputs // GROUP, y_at, stride, count, tiled, scratch
         )
         barriers = fn.barrier(counter, barriers, threads)
         for token in range(count):
-            fn.add_norm(x[token], shared[token][hidden_size : 2 * hidden_size], f[22], f[23], eps)
+            fn.add_norm(x[token], shared[token][hidden_size : 2 * hidden_size], f[10], f[11], eps, rms)
     for place in range(len(kept)):
-        fn.norm(x[kept[place]], output[4], output[5], eps, h[place])
+        fn.norm(x[kept[place]], output[8], output[9], eps, h[place], rms)
+    if output[4]:
+        _quantize_all(h[: len(kept)], np.int64(0), hidden_size, output[4], numbers, scales, shift)
+        first, last = fn.share(hidden_size // LANES, thread, threads)
+        matrix = fn.matrix(output, 1)
+        _product(matrix, first, last, numbers, scales, shift, groups, wide_at, stride, len(kept), tiled, scratch)
+        barriers = fn.barrier(counter, barriers, threads)
+        for place in range(len(kept)):
+            wide = shared[place][2 * hidden_size : 3 * hidden_size]
+            for i in range(hidden_size):
+                h[place, i] = fn.activate(wide[i], head_kind)
+            fn.norm(h[place], output[10], output[11], head_eps, h[place])
     _quantize_all(h[: len(kept)], np.int64(0), hidden_size, output[0], numbers, scales, shift)
     first, last = fn.share(logits.shape[1] // LANES, thread, threads)
     out, stride = fn.address_of(logits), logits.shape[1] * 4

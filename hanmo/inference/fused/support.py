@@ -19,7 +19,6 @@ from hanmo.errors import ConfigError
 __all__ = [
     "ACTIVATIONS",
     "KERNELS",
-    "NORMS",
     "SUPPORTED",
     "allow_tiles",
     "has_fused_step",
@@ -43,7 +42,6 @@ INSTRUCTIONS = {
 ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
 """Those of the CPU kernels, by their numbers in `functions.activate`."""
 
-NORMS = ("attention_pre", "attention_post", "feed_forward_pre", "feed_forward_post")
 MOST_THREADS = 16  # more do not read memory faster
 
 
@@ -51,15 +49,11 @@ SUPPORTED: dict[str, dict[str, tuple[object, ...]]] = {
     "float32": {"activation": ACTIVATIONS},
     "quantized": {
         "activation": ACTIVATIONS,
-        "has_cross": (False,),
-        "gated": (False,),
-        "mask": ("causal",),
-        "position": ("learned",),
+        "mask": ("causal", "prefix"),
+        "position": ("none", "learned", "rotary", "buckets"),
         "hierarchical": (0.0,),
-        "position_offset": (0,),
-        "segments": (0,),
-        "norm": ("layer",),
-        "norm_scale": (True,),
+        "shared_segments": (False,),
+        "cross_positions": (False,),
     },
     "cuda": {"has_cross": (False,), "gated": (False,), "position": ("none", "learned", "sinusoidal")},
 }
@@ -69,7 +63,8 @@ SUPPORTED: dict[str, dict[str, tuple[object, ...]]] = {
 def has_fused_step(stack: StackConfig, kernel: str) -> bool:
     """Tell whether a stack's blocks have a fused decode step of this kernel: "cuda", "float32" or "quantized".
 
-    None adds scores of earlier blocks or has conditional norms. The quantized one needs sizes in groups of 128.
+    None adds scores of earlier blocks or has conditional norms. The quantized one needs sizes in groups of 128, and
+    heads in blocks of 16.
     """
     if stack.score_residual != "none" or stack.condition:
         return False
@@ -80,10 +75,9 @@ def has_fused_step(stack: StackConfig, kernel: str) -> bool:
     if kernel == "cuda":
         return stack.key_dim == stack.head_dim
     return (
-        [sublayer.kind for sublayer in stack.order] == ["attention", "feed_forward"]
-        and stack.head_dim == stack.key_dim
+        stack.head_dim == stack.key_dim
         and stack.num_heads * stack.head_dim == stack.hidden_size == stack.embedding_size
-        and stack.hidden_size % 128 == stack.feed_forward % 128 == 0
+        and stack.hidden_size % 128 == stack.feed_forward % 128 == stack.head_dim % 16 == 0
     )
 
 

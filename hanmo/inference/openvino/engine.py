@@ -128,7 +128,7 @@ class OpenVinoEngine:
 
         With the fused step a prompt is read as it is alone, so that a row's logits do not depend on the others.
         """
-        if self._fused is not None and len(prompts) > 1:
+        if self._fused is not None and self._encoder is None and len(prompts) > 1:
             dynamic = FusedDynamicRows(self._fused)
             read = dynamic.step([(dynamic.add(len(prompt) + room), prompt, 1) for prompt in prompts])
             return FusedRows(self._fused, list(dynamic.rows.values())), np.concatenate(read)
@@ -143,7 +143,8 @@ class OpenVinoEngine:
 
     def dynamic_rows(self) -> FusedDynamicRows | None:
         """Return rows that join and leave, None without the fused step; see `DynamicEngine`."""
-        return None if self._fused is None else FusedDynamicRows(self._fused)
+        joins = self._encoder is None and self.config.main.mask == "causal"
+        return FusedDynamicRows(self._fused) if self._fused is not None and joins else None
 
     def logits(self, ids: Sequence[int]) -> Array:
         """Score what comes after each id of one text: [ids, vocab]."""

@@ -84,6 +84,17 @@ class OpenVinoRows:
     def set_memory(self, memory: dict[str, Array], mask: Array) -> None:
         """Have all steps attend to the keys and values of an encoder's output; mask: [b, m], False for padding."""
         self._memory = {**memory, "memory_mask": _additive(mask)[:, None, None]}
+        for number, row in enumerate(self._fused.rows if self._fused is not None else ()):
+            keys, values = (
+                np.stack(
+                    [
+                        memory[f"memory.{layer}.{word}"][number][:, mask[number]]
+                        for layer in range(self._stack.num_layers)
+                    ]
+                )
+                for word in ("key", "value")
+            )
+            row.set_memory(keys, values)
 
     def cut(self, length: int) -> None:
         """Forget every token from `length` on."""
