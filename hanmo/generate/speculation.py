@@ -13,7 +13,7 @@ from hanmo.generate.dynamic import is_dynamic
 from hanmo.generate.loop import Engine, Rows
 from hanmo.generate.rules import Array
 
-MAX_TOKENS = 16  # of a step, over all rows: as many as the fused step computes for one reading of the weights
+MAX_TOKENS = 16  # of a step, over all rows: so many cost the fused step little more than one
 _SIZE = 2  # of the n-grams
 _START = 0.25  # chance of agreement before any is counted
 _PACE = 0.125  # weight of the last id in that chance
