@@ -27,6 +27,28 @@ def _append(cache, at, size, keys, values):
 
 
 @njit(**fn.FAST)
+def _softmax(scores, seen, at, scale, bias):
+    """Turn a token's products with keys into weights, of which those from `seen` on are 0; the rest as in `_attend`."""
+    padded = (seen + LANES - 1) // LANES * LANES
+    for i in range(padded):
+        scores[i] *= scale
+    if len(bias):
+        for i in range(seen):
+            scores[i] += bias[max(at - i, 0)]
+    most = np.float32(-np.inf)
+    for i in range(seen):
+        most = max(most, scores[i])
+    for i in range(padded):
+        scores[i] = fn.exp(scores[i] - most)
+    scores[seen:] = np.float32(0.0)
+    total = np.float32(0.0)
+    for i in range(padded):
+        total += scores[i]
+    for i in range(padded):
+        scores[i] /= total
+
+
+@njit(**fn.FAST)
 def _attend(keys, values, first, seen, at, size, scale, bias, shared, start, out_start, scores):
     """Attend from tokens of one row, the first at index `at`, to so many keys each: softmax(q kᵀ · scale + bias) v.
 
@@ -48,24 +70,7 @@ def _attend(keys, values, first, seen, at, size, scale, bias, shared, start, out
             _scores1(given)
             token += 1
     for token in range(count):
-        own, keys_seen = scores[token], seen[token]
-        padded = (keys_seen + LANES - 1) // LANES * LANES
-        for i in range(padded):
-            own[i] *= scale
-        if len(bias):
-            for i in range(keys_seen):
-                own[i] += bias[max(at + token - i, 0)]
-        most = np.float32(-np.inf)
-        for i in range(keys_seen):
-            most = max(most, own[i])
-        for i in range(padded):
-            own[i] = fn.exp(own[i] - most)
-        own[keys_seen : last * LANES] = np.float32(0.0)
-        total = np.float32(0.0)
-        for i in range(padded):
-            total += own[i]
-        for i in range(padded):
-            own[i] /= total
+        _softmax(scores[token, : last * LANES], seen[token], at + token, scale, bias)
     token = 0
     while token < count:
         rows = 4 if count - token >= 4 else 1
