@@ -154,7 +154,7 @@ def test_a_product_is_that_of_the_rounded_numbers(bits, tokens):
     padded = -(-tokens // 16) * 16
     numbers, scales = np.zeros(padded * 384, np.int8), np.zeros(padded * 3, np.float32)
     shift = np.zeros(padded * 3, np.int32)
-    kernels._quantize_all(x, 0, 384, bits, numbers, scales, shift)
+    kernels._quantize_all(x, np.int64(0), np.int64(384), bits, numbers, scales, shift)
     own = scales[: tokens * 3].reshape(tokens, 3, 1)
     rounded = (np.rint(x.reshape(tokens, 3, 128) / own) * own).reshape(tokens, 384)
     assert np.abs(rounded - x).max() <= scales.max() / 2 * 1.001

@@ -10,13 +10,13 @@ LANES = 16  # outputs side by side; the last block of a matrix is padded with ze
 
 
 def pack_int8(weights: Array) -> Array:
-    """int8 [out, in] → int8 [out / 16, in / 4, 16, 4], as unsigned bytes that are 128 more."""
-    return _blocks(weights, 4).view(np.uint8).__xor__(np.uint8(128)).view(np.int8)
+    """int8 [out, in] → int8 [out / 16, in / 4, 16, 4]."""
+    return _blocks(weights, 4)
 
 
 def unpack_int8(packed: Array, rows: int) -> Array:
     """Invert `pack_int8`."""
-    return _rows(packed.view(np.uint8) ^ np.uint8(128), rows).view(np.int8)
+    return _rows(packed, rows)
 
 
 def pack_int4(weights: Array) -> Array:

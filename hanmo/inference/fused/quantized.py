@@ -189,7 +189,7 @@ class QuantizedDecoder:
 
     def _embed(self, ids: Array, positions: Array, segments: Array) -> Array:
         blocks, lanes = ids // LANES, ids % LANES
-        x = self._table[blocks, :, lanes].view(np.uint8).reshape(len(ids), -1).astype(np.float32) - np.float32(128)
+        x = self._table[blocks, :, lanes].reshape(len(ids), -1).astype(np.float32)
         x = x * self._scales[blocks, 0, lanes][:, None]
         if self._segments is not None:
             x = x + self._segments[segments]

@@ -3,8 +3,8 @@
 For x86 processors. Knows addresses and numbers of bytes. A product's sums of integers are exact, and its sums of floats
 are added in the order of the groups, so its results depend neither on the instructions nor on the number of tokens.
 
-    weights   [outputs / 16, inputs / 4, 16, 4]: unsigned bytes, 128 more than the int8 number. Of int4, 8 more than the
-              number, two in a byte: of each 8 inputs the first 4 in the low halves, the others in the high halves
+    weights   int8 [outputs / 16, inputs / 4, 16, 4], or int4 [outputs / 16, inputs / 8, 16, 4], 8 added, two in a byte:
+              of each 8 inputs the first 4 in the low halves, the others in the high halves
     scales    float32 [outputs / 16, groups or 1, 16]
     bias      float32 [outputs / 16, 16]
     keys      bfloat16 [tokens / 16, size / 2, 16, 2]
@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 from hanmo.inference.fused.packing import LANES
 from hanmo.inference.fused.support import instructions
 
-__all__ = ["GROUP", "LANES", "amx", "mix", "scores", "tiles", "unpack", "vnni"]
+__all__ = ["GROUP", "LANES", "amx", "mix", "quantize", "scores", "tiles", "unpack", "vnni"]
 
 GROUP = 128  # inputs that share a scale
 I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -65,6 +65,18 @@ class _Code:
         kind = ir.VectorType(scalar.type, LANES)
         vector = self.builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(I32, 0))
         return self.builder.shuffle_vector(vector, vector, ir.Constant(INTS, [0] * LANES))
+
+    def across(self, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
+        """Combine all lanes of a vector, halves first."""
+        for lanes in (8, 4, 2, 1):
+            low, high = (
+                self.builder.shuffle_vector(
+                    vector, vector, ir.Constant(ir.VectorType(I32, lanes), [*range(at, at + lanes)])
+                )
+                for at in (0, lanes)
+            )
+            vector = combine(low, high)
+        return self.builder.extract_element(vector, ir.Constant(I32, 0))
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         return self.call_intrinsic("llvm.fma.v16f32", FLOATS, a, b, c)
@@ -176,13 +188,13 @@ AHEAD = 4096  # bytes from what is multiplied to what is fetched
 
 
 def amx(bits: int, tokens: int) -> Any:
-    """Multiply 16 outputs by so many tokens, at most 16, in tiles; 4-bit weights are given as bytes.
+    """Multiply 16 outputs by so many tokens, at most 16, in tiles; 4-bit weights are given as int8.
 
     Called as `vnni`, with the address of 8 KiB of scratch and the bytes to weights that are prefetched, or 0, behind.
     16 tokens are read. Sums are stored at the weights' place in a page: a load from there would wait for the store.
     """
 
-    def build(code, weights, scales, bias, numbers, x_scales, shift, groups, out, stride, scratch, ahead):
+    def build(code, weights, scales, bias, numbers, x_scales, _, groups, out, stride, scratch, ahead):
         totals = code.variables(tokens)
         row = code.builder.mul(groups, code.number(GROUP))
         void, pointer = ir.VoidType(), lambda address: code.inttoptr(address, BYTES)
@@ -200,32 +212,33 @@ def amx(bits: int, tokens: int) -> Any:
                 code.call_intrinsic("llvm.x86.tileloadd64", void, x, read, row)
                 read = pointer(code.at(own, TILE * half))
                 code.call_intrinsic("llvm.x86.tileloadd64", void, w, read, code.number(64))
-                code.call_intrinsic("llvm.x86.tdpbsud", void, sums, x, w)
+                code.call_intrinsic("llvm.x86.tdpbssd", void, sums, x, w)
             code.call_intrinsic("llvm.x86.tilestored64", void, sums, pointer(kept), code.number(64))
             weight_scales = code.load(FLOATS, code.at(scales, (group, SCALES))) if bits == 4 else None
             for token in range(tokens):
-                added = code.spread(code.load(I32, code.at(shift, (groups, 4 * token), (group, 4))))
-                total = code.builder.add(code.load(INTS, code.at(kept, 64 * token)), added)
                 scale = code.at(x_scales, (groups, 4 * token), (group, 4))
-                _add(code, totals[token], total, scale, weight_scales)
+                _add(code, totals[token], code.load(INTS, code.at(kept, 64 * token)), scale, weight_scales)
         _finish(code, totals, bits, scales, bias, out, stride)
 
     return _function(f"hanmo_amx_{bits}_{tokens}", build, tiles=True)
 
 
 def _unpack(code, packed, size, out, ahead):
-    """Convert so many bytes of two 4-bit numbers to bytes of one, and prefetch as many behind them."""
+    """Convert so many bytes of two 4-bit numbers to int8, and prefetch as many behind them."""
     with cgutils.for_range(code.builder, code.udiv(size, code.number(64))) as loop:
         code.prefetch(code.at(packed, (loop.index, 64), ahead))
         for half, numbers in enumerate(_numbers(code, 4, code.at(packed, (loop.index, 64)))):
-            code.store(numbers, code.at(out, (loop.index, 128), 64 * half))
+            own = code.builder.sub(
+                code.bitcast(numbers, ir.VectorType(I8, 64)), ir.Constant(ir.VectorType(I8, 64), [8] * 64)
+            )
+            code.store(own, code.at(out, (loop.index, 128), 64 * half))
 
 
 def _numbers(code: _Code, bits: int, address: Any) -> list[Any]:
-    """Load a cache line of weights: vectors of unsigned bytes."""
+    """Load a cache line of weights: vectors of unsigned bytes, 128 or 8 more than the numbers."""
     line = code.load(INTS, address)
     if bits == 8:
-        return [line]
+        return [code.xor(line, ir.Constant(INTS, [0x80808080 - (1 << 32)] * LANES))]
     low = ir.Constant(INTS, [0x0F0F0F0F] * LANES)
     return [code.and_(line, low), code.and_(code.lshr(line, ir.Constant(INTS, [4] * LANES)), low)]
 
@@ -241,6 +254,32 @@ def _release(code, _):
     code.call_intrinsic("llvm.x86.tilerelease", ir.VoidType())
 
 
+def _quantize(code, x, groups, zero, numbers, scales, shift):
+    """Quantize float32 to int8 in groups.   shift: what unsigned weights add, `zero` times a group's sum, negated."""
+    vectors = GROUP // LANES
+    top = ir.Constant(F32, 127.0)
+    with cgutils.for_range(code.builder, groups) as loop:
+        parts = [code.load(FLOATS, code.at(x, (loop.index, 4 * GROUP), 4 * LANES * part)) for part in range(vectors)]
+        most = [code.call_intrinsic("llvm.fabs.v16f32", FLOATS, part) for part in parts]
+        while len(most) > 1:
+            most = [
+                code.call_intrinsic("llvm.maxnum.v16f32", FLOATS, *pair) for pair in zip(*[iter(most)] * 2, strict=True)
+            ]
+        largest = code.across(most[0], lambda a, b: code.select(code.fcmp_ordered(">", a, b), a, b))
+        code.store(code.fdiv(largest, top), code.at(scales, (loop.index, 4)))
+        nothing = code.fcmp_ordered("==", largest, ir.Constant(F32, 0.0))
+        factor = code.spread(code.select(nothing, ir.Constant(F32, 0.0), code.fdiv(top, largest)))
+        total = ir.Constant(INTS, None)
+        for part, own in enumerate(parts):
+            near = code.fptosi(code.call_intrinsic("llvm.rint.v16f32", FLOATS, code.fmul(own, factor)), INTS)
+            total = code.builder.add(total, near)
+            place = code.at(numbers, (loop.index, GROUP), LANES * part)
+            code.store(code.trunc(near, ir.VectorType(I8, LANES)), place)
+        total = code.sext(code.across(total, code.builder.add), I64)
+        code.store(code.trunc(code.builder.mul(total, zero), I32), code.at(shift, (loop.index, 4)))
+
+
+quantize = _function("hanmo_quantize", _quantize)
 tiles = tuple(_function(f"hanmo{build.__name__}", build, tiles=True) for build in (_configure, _release))
 
 

@@ -28,33 +28,12 @@ _configure, _release = blocks.tiles
 
 
 @njit(**fn.FAST)
-def _quantize(x, bits, numbers, scales, shift):
-    """Quantize x to 8 bits in groups; shift: what makes the weights unsigned, times the sum of a group, negated."""
-    zero = np.float32(128.0 if bits == 8 else 8.0)
-    for group in range(len(x) // GROUP):
-        own = x[group * GROUP : (group + 1) * GROUP]
-        most = np.float32(0.0)
-        for i in range(GROUP):
-            most = max(most, abs(own[i]))
-        scales[group] = most / np.float32(127.0)
-        factor = np.float32(127.0) / most if most > np.float32(0.0) else np.float32(0.0)
-        total = np.float32(0.0)
-        to = numbers[group * GROUP : (group + 1) * GROUP]
-        for i in range(GROUP):
-            near = np.rint(own[i] * factor)
-            total += near
-            to[i] = np.int8(near)
-        shift[group] = np.int32(-zero * total)
-
-
-@njit(**fn.FAST)
 def _quantize_all(x, start, count, bits, numbers, scales, shift):
-    """Quantize so many numbers of each token of x from `start` on, one token behind the other."""
-    groups = count // GROUP
+    """Quantize so many numbers of each token of x from `start` on, one token behind the other, in groups."""
+    groups, zero = count // GROUP, np.int64(-128 if bits == 8 else -8)
     for token in range(len(x)):
-        first, last = token * groups, (token + 1) * groups
-        own = x[token][start : start + count]
-        _quantize(own, bits, numbers[first * GROUP : last * GROUP], scales[first:last], shift[first:last])
+        own, to, at = fn.address_of(x[token]) + 4 * start, fn.address_of(numbers) + token * count, 4 * token * groups
+        blocks.quantize((own, groups, zero, to, fn.address_of(scales) + at, fn.address_of(shift) + at))
 
 
 @njit(**fn.FAST)
