@@ -101,7 +101,7 @@ def scales_int4(weights: Tensor, group: int) -> Tensor:
     best, scales = torch.full_like(full, torch.inf), full
     for factor in FACTORS:
         tried = nonzero(full * factor)
-        error = (_levels(grouped, tried) * tried - grouped).square_().sum(-1, keepdim=True)
+        error = _levels(grouped, tried).mul_(tried).sub_(grouped).square_().sum(-1, keepdim=True)
         scales = torch.where(error < best, tried, scales)
         best = torch.minimum(error, best)
     levels = _levels(grouped, scales)
