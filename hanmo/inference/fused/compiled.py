@@ -121,13 +121,13 @@ def _import(name: str, folder: Path | None) -> ModuleType:
 
 
 def _sources(name: str) -> list[bytes]:
-    """Read the modules here that Numba compiles, without those of other kernels."""
+    """Read the modules here that are compiled, without those of other kernels."""
     own = f"{name}_kernel"
     paths = [
         path for path in Path(__file__).parent.glob("*.py") if path.stem == own or not path.stem.endswith("_kernel")
     ]
     read = [path.read_bytes() for path in sorted(paths)]
-    return [source for source in read if re.search(rb"^(from|import) numba", source, re.MULTILINE)]
+    return [source for source in read if re.search(rb"^(from|import) (numba|llvmlite)", source, re.MULTILINE)]
 
 
 def _versions() -> list[str]:

@@ -19,10 +19,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from hanmo.inference.fused.dot import dot
 from hanmo.inference.fused.packing import LANES
 from hanmo.inference.fused.support import instructions
 
-__all__ = ["GROUP", "LANES", "amx", "mix", "quantize", "scores", "tiles", "unpack", "vnni"]
+__all__ = ["GROUP", "LANES", "amx", "mix", "product", "quantize", "scores", "tiles", "unpack"]
 
 GROUP = 128  # inputs that share a scale
 I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -139,13 +140,16 @@ def _add(code: _Code, total: Any, sums: Any, scale: Any, weight_scales: Any | No
     code.builder.store(code.fma(code.sitofp(sums, FLOATS), factor, code.builder.load(total)), total)
 
 
-def vnni(bits: int, tokens: int) -> Any:
+def product(bits: int, tokens: int, chosen: str | None = None) -> Any:
     """Multiply 16 outputs by so many tokens, in registers.
 
+    chosen: the instructions, see `dot`; None takes the best that may be used.
     Called with addresses (weights, scales, bias, numbers, x_scales, shift), the number of groups, the address of the
     first token's results, and the bytes from one token's results to the next one's.
     numbers: int8 [tokens, inputs].   x_scales: float32 [tokens, groups].   shift: int32 [tokens, groups].
     """
+    best = chosen or instructions() or "avx2"
+    name = "vnni" if best == "amx" else best
     chains = max(1, 4 // tokens)  # sums that do not wait for each other
 
     def build(code, weights, scales, bias, numbers, x_scales, shift, groups, out, stride):
@@ -165,13 +169,8 @@ def vnni(bits: int, tokens: int) -> Any:
                     for token in range(tokens):
                         x = code.at(numbers, (groups, GROUP * token), (group, GROUP), 4 * number)
                         chain = number % chains
-                        sums[token][chain] = code.call_intrinsic(
-                            "llvm.x86.avx512.vpdpbusd.512",
-                            INTS,
-                            sums[token][chain],
-                            quad,
-                            code.spread(code.load(I32, x)),
-                        )
+                        spread = code.spread(code.load(I32, x))
+                        sums[token][chain] = dot(code, name, bits, sums[token][chain], quad, spread)
             weight_scales = code.load(FLOATS, code.at(scales, (group, SCALES))) if bits == 4 else None
             for token in range(tokens):
                 total = sums[token][0]
@@ -181,7 +180,7 @@ def vnni(bits: int, tokens: int) -> Any:
                 _add(code, totals[token], total, scale, weight_scales)
         _finish(code, totals, bits, scales, bias, out, stride)
 
-    return _function(f"hanmo_vnni_{bits}_{tokens}", build)
+    return _function(f"hanmo_{name}_{bits}_{tokens}", build)
 
 
 AHEAD = 4096  # bytes from what is multiplied to what is fetched
@@ -190,7 +189,7 @@ AHEAD = 4096  # bytes from what is multiplied to what is fetched
 def amx(bits: int, tokens: int) -> Any:
     """Multiply 16 outputs by so many tokens, at most 16, in tiles; 4-bit weights are given as int8.
 
-    Called as `vnni`, with the address of 8 KiB of scratch and the bytes to weights that are prefetched, or 0, behind.
+    Called as `product`, with the address of 8 KiB of scratch, and the bytes to weights that are prefetched, or 0.
     16 tokens are read. Sums are stored at the weights' place in a page: a load from there would wait for the store.
     """
 

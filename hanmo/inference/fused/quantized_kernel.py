@@ -21,8 +21,8 @@ CROSS, FEED_FORWARD = 1, 2
 (_amx4_8, _amx8_8, _amx16_8), (_amx4_4, _amx8_4, _amx16_4) = (
     [blocks.amx(bits, tokens) for tokens in (4, 8, 16)] for bits in (8, 4)
 )
-(_vnni1_8, _vnni2_8, _vnni4_8), (_vnni1_4, _vnni2_4, _vnni4_4) = (
-    [blocks.vnni(bits, tokens) for tokens in (1, 2, 4)] for bits in (8, 4)
+(_product1_8, _product2_8, _product4_8), (_product1_4, _product2_4, _product4_4) = (
+    [blocks.product(bits, tokens) for tokens in (1, 2, 4)] for bits in (8, 4)
 )
 _configure, _release = blocks.tiles
 
@@ -53,12 +53,12 @@ def _tiled(bits, rest, given):
 def _untiled(bits, rest, given):
     """Multiply a block by the next 1, 2 or 4 tokens; return their number."""
     if rest >= 4:
-        _vnni4_8(given) if bits == 8 else _vnni4_4(given)
+        _product4_8(given) if bits == 8 else _product4_4(given)
         return 4
     if rest >= 2:
-        _vnni2_8(given) if bits == 8 else _vnni2_4(given)
+        _product2_8(given) if bits == 8 else _product2_4(given)
         return 2
-    _vnni1_8(given) if bits == 8 else _vnni1_4(given)
+    _product1_8(given) if bits == 8 else _product1_4(given)
     return 1
 
 
