@@ -64,13 +64,13 @@ def test_compiled_steps_are_listed_and_cleared(tmp_path):
 @pytest.mark.parametrize("there", [True, False])
 def test_the_steps_are_compiled_ahead(tmp_path, monkeypatch, there):
     def kernels(name):
-        logging.getLogger("hanmo.inference").info("compiling the fused step for this processor (about 6 s, once)")
+        logging.getLogger("hanmo.inference").info("compiling the fused step for this processor (about 10 s, once)")
         return support if there else None
 
     monkeypatch.setattr(support, "kernels", kernels)
     monkeypatch.setattr(support, "processor", lambda: "haswell (avx2)")
     _, err = run("--warm")
-    assert err.count("hanmo: compiling the fused step for this processor (about 6 s, once)\n") == 2
+    assert err.count("hanmo: compiling the fused step for this processor (about 10 s, once)\n") == 2
     assert ("compiled for haswell (avx2): float32, quantized" if there else "this machine has no fused steps") in err
 
 

@@ -69,7 +69,7 @@ def load(name: str, processor: str, features: str) -> ModuleType:
                 return _import(name, place / key)
         for place in places():
             with suppress(OSError), partial_folder(place / key) as made:
-                _LOG.info("compiling the fused step for this processor (about 6 s, once)")
+                _LOG.info("compiling the fused step for this processor (about 10 s, once)")
                 begun = time.perf_counter()
                 module = _import(name, made)
                 about = {"kernel": name, "processor": processor, "seconds": round(time.perf_counter() - begun, 1)}
@@ -79,7 +79,7 @@ def load(name: str, processor: str, features: str) -> ModuleType:
                     made.rename(place / key)
                 return module
         _LOG.warning(
-            f"compiling the fused step, which takes about 6 s in every process: neither {places()[0].parent} nor "
+            f"compiling the fused step, which takes about 10 s in every process: neither {places()[0].parent} nor "
             f"{places()[-1].parent} can be written to; set XDG_CACHE_HOME to a folder that can"
         )
         return _import(name, None)
