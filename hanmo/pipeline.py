@@ -180,8 +180,8 @@ class Pipeline:
 
         text: one, or a list of texts, which gives a list for each.
         seed: reproduces the draws, which depend only on it and the number of the sample. In float32 it reproduces the
-        texts; so it does in int8 and int4 with the fused step (large models, AVX2). Otherwise they may change with n and
-        after a cached prefix, as logits are then rounded differently.
+        texts; so it does in int8 and int4 with the fused step (large models, AVX2). Otherwise they may change with n
+        and after a cached prefix, as logits are then rounded differently.
         beams: beam search with this many beams instead of sampling, returning the n best.
         The other arguments: see `generation_config`.
         Raises PromptError for a text that cannot be continued, ConfigError for a setting out of range.

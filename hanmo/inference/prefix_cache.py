@@ -61,8 +61,8 @@ class _Kept:
 class PromptCache:
     """An `Engine` that keeps the last texts of another, and computes only the new tokens of a prompt.
 
-    In float32, logits differ from the engine's own by less than 1e-5. With the fused step they are equal. Otherwise they
-    differ by rounding, as between batches, which may change a text, sampled or greedy. A prompt given a second time gets
+    With the fused step, logits are the engine's own; in float32 they differ by less than 1e-5. Otherwise they differ by
+    rounding, as between batches, which may change a text, sampled or greedy. A prompt given a second time gets
     identical logits.
     most: texts to keep.   most_bytes: memory limit of these.
     Only single prompts to models with a causal mask are cached.

@@ -113,7 +113,11 @@ def test_options_come_from_a_file_and_the_command_line_goes_first(work):
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("a.toml", "kindd = 'classify'", "a.toml: the key 'kindd' is unknown; known are accumulate, average, "),
+        (
+            "a.toml",
+            "kindd = 'classify'",
+            "a.toml: the key 'kindd' is unknown; known are accumulate, attention, average, ",
+        ),
         ("a.toml", "kind = ", "a.toml is no TOML file: "),
         ("a.json", "[]", "a.json holds a list; expected a JSON object"),
         ("a.json", '{"resume": true}', "a.json: the key 'resume' is unknown"),

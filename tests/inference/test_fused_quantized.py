@@ -173,7 +173,7 @@ def test_a_product_is_that_of_the_rounded_numbers(bits, tokens):
     matrix = (bits, kept.ctypes.data, factors.ctypes.data, bias.ctypes.data)
     out = np.zeros((padded, 60), np.float32)
     for first, last in ((0, 1), (1, 3)):
-        given = numbers, scales, shift, 3, out.ctypes.data, 240, tokens, False, scratch.ctypes.data
+        given = numbers, scales, shift, 3, out.ctypes.data, 240, tokens, False, scratch
         kernels._product(matrix, first, last, *given)
     expected = rounded @ wide.astype(np.float64).T + bias
     assert np.abs(out[:tokens, :48] - expected).max() < 1e-5 * np.abs(expected).max()

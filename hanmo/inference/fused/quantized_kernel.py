@@ -68,17 +68,18 @@ def _product(layout, first, last, numbers, scales, shift, groups, out, stride, t
 
     out: the address of the first token's results.   stride: bytes between tokens.
     tiles: whether they are configured; then results of up to 12 tokens behind the last are written too, if there are 4.
-    scratch: address of 8 KiB, and of the bytes of a block behind it.
+    scratch: 16 KiB, and the bytes of a block behind them.
     """
     bits, weights, row_scales, bias = layout
     size = groups * GROUP * LANES * bits // 8
     scales_size = 4 * LANES * (1 if bits == 8 else groups)
+    page = (fn.address_of(scratch) + 4095) // 4096 * 4096
     x, x_scales, x_shift = fn.address_of(numbers), fn.address_of(scales), fn.address_of(shift)
     for block in range(first, last):
         own, scale, added = weights + block * size, row_scales + block * scales_size, bias + block * 4 * LANES
         to, wide = out + block * 4 * LANES, own
         if tiles and bits == 4 and tokens >= 4:
-            wide = scratch + 8192
+            wide = page + 8192
             blocks.unpack((own, size, wide, size))
         token = 0
         while token < tokens:
@@ -95,7 +96,7 @@ def _product(layout, first, last, numbers, scales, shift, groups, out, stride, t
             )
             if tiles and tokens - token >= 4:
                 ahead = size if token == 0 and bits == 8 else 0
-                token += _tiled(bits, tokens - token, (wide, *given, scratch, ahead))
+                token += _tiled(bits, tokens - token, (wide, *given, page, ahead))
             else:
                 token += _untiled(bits, tokens - token, (own, *given))
 
@@ -152,8 +153,7 @@ def step(
     shift = np.zeros(room * most // GROUP, np.int32)
     seen = max(tokens[:, 3].max(), tokens[:, 6].max())
     scores = np.empty((min(count, TILE_TOKENS), (seen + LANES - 1) // LANES * LANES), np.float32)
-    buffer = np.empty(2 * 8192 + most * LANES, np.uint8)
-    scratch = (fn.address_of(buffer) + 4095) // 4096 * 4096
+    scratch = np.empty(2 * 8192 + most * LANES, np.uint8)  # an array, as addresses alone do not keep it
     # Of each token in `shared`: attended, y, wide.
     stride = shared.shape[1] * 4
     y_at, wide_at = fn.address_of(shared) + hidden_size * 4, fn.address_of(shared) + 2 * hidden_size * 4
