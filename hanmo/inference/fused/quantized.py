@@ -91,7 +91,11 @@ class QuantizedDecoder:
             return array
         if matrix != name:
             return pack_scales(array)
-        return pack_int8(array) if array.dtype == np.int8 else pack_int4(array)
+        packed = pack_int8(array) if array.dtype == np.int8 else pack_int4(array)
+        room = np.empty(packed.nbytes + 64, np.uint8)
+        aligned = room[-room.ctypes.data % 64 :][: packed.nbytes].view(packed.dtype).reshape(packed.shape)
+        aligned[:] = packed  # as weights in a file are
+        return aligned
 
     def _address(self, name: str) -> int:
         return self._read(name).ctypes.data if name in self._weights else 0

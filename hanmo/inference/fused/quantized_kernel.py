@@ -148,7 +148,9 @@ def step(
     x = x.copy()
     most, room = max(hidden_size, inner), (count + TILE_TOKENS - 1) // TILE_TOKENS * TILE_TOKENS
     h = np.empty((count, hidden_size), np.float32)
-    numbers = np.empty(room * most, np.int8)
+    unaligned = np.empty(room * most + 64, np.int8)
+    offset = -fn.address_of(unaligned) % 64  # tiles are read from cache lines
+    numbers = unaligned[offset : offset + room * most]
     scales = np.zeros(room * most // GROUP, np.float32)
     shift = np.zeros(room * most // GROUP, np.int32)
     seen = max(tokens[:, 3].max(), tokens[:, 6].max())
