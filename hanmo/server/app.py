@@ -52,7 +52,7 @@ def make_app(
     """
     named = Models({model.name: model for model in models})
     state = State(named, max_requests=max_requests, max_body=max_body, template=template)
-    key, admission = Middleware(RequireKey, keys), Middleware(Admission, state)
+    key, admission, complete = Middleware(RequireKey, keys), Middleware(Admission, state), Middleware(_WithoutRanges)
     endpoints = [
         Route("/completions", completions, methods=["POST"]),
         Route("/chat/completions", chat_completions, methods=["POST"]),
@@ -67,8 +67,8 @@ def make_app(
             Route("/health", health),
             Route("/metrics", metrics, middleware=[key]),
             Route("/openapi.json", partial(openapi, root_path)),
-            Route("/", page),
-            Mount("/static", _Files(directory=PAGE)),
+            Route("/", page, middleware=[complete]),
+            Mount("/static", _Files(directory=PAGE), middleware=[complete]),
             Mount("/v1", Router(endpoints, redirect_slashes=False), middleware=[key, admission]),
         ],
         middleware=[
@@ -151,6 +151,17 @@ class _Files(StaticFiles):
         response = super().file_response(*args, **kwargs)
         response.headers.update(_HEADERS)
         return response
+
+
+class _WithoutRanges:
+    """Middleware: ignores Range, as servers may; files would answer a malformed one with plain text."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [header for header in scope.get("headers", ()) if header[0] != b"range"]
+        await self._app({**scope, "headers": headers}, receive, send)
 
 
 @asynccontextmanager

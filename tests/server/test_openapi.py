@@ -132,6 +132,12 @@ def test_no_bytes_make_the_server_fail(client, path, method, content, kind, othe
         check(answer)
 
 
+@pytest.mark.parametrize("path", ["/", "/static/page.js"])
+def test_a_malformed_range_of_the_page_gives_all_of_it(client, path):
+    answer = client.get(path, headers={"range": "x"})
+    assert answer.status_code == 200 and answer.content == client.get(path).content
+
+
 def test_the_document_names_every_path_and_its_fields(client):
     found = client.get("/openapi.json").json()
     assert found == document("") and found["openapi"] == "3.1.0"
