@@ -7,7 +7,7 @@ import numpy as np
 from llvmlite import ir
 from numba import carray, njit, types
 from numba.core.caching import InTreeCacheLocator
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 I64 = ir.IntType(64)
 FAST = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz", "nnan"}, "error_model": "numpy"}
@@ -174,17 +174,6 @@ def matrix(layout, number):
     return layout[4 * number], layout[4 * number + 1], layout[4 * number + 2], layout[4 * number + 3]
 
 
-def _number(kept):
-    """Give a float32, or a bfloat16 as uint16, as float32."""
-
-
-@overload(_number)
-def _number_of(kept):
-    if kept == types.uint16:
-        return lambda kept: np.uint32(np.uint32(kept) << 16).view(np.float32)
-    return lambda kept: kept
-
-
 @njit(**FAST)
 def rotate(x, table):
     """Rotate the pairs (2i, 2i + 1) of x by a position's sines and cosines, interleaved; none for an empty table."""
@@ -196,11 +185,11 @@ def rotate(x, table):
 
 @njit(**FAST)
 def score(q, keys, scale, scores):
-    """Score as many keys [count, size], float32 or bfloat16, as there are scores: q kᵀ · scale."""
+    """Score as many keys [count, size] as there are scores: q kᵀ · scale."""
     for place in range(len(scores)):
         total = np.float32(0.0)
         for i in range(len(q)):
-            total += q[i] * _number(keys[place, i])
+            total += q[i] * keys[place, i]
         scores[place] = total * scale
 
 
@@ -219,19 +208,11 @@ def softmax(scores):
 
 @njit(**FAST)
 def weigh(weights, values, out):
-    """Add up values [count, size], float32 or bfloat16, with as many weights."""
+    """Add up values [count, size] with as many weights."""
     out[:] = np.float32(0.0)
     for place in range(len(weights)):
         for i in range(len(out)):
-            out[i] += weights[place] * _number(values[place, i])
-
-
-@njit(**FAST)
-def attend(q, keys, values, count, scale, scores, out):
-    """softmax(q kᵀ · scale) v over `count` keys and values [count, size], float32 or bfloat16."""
-    score(q, keys, scale, scores[:count])
-    softmax(scores[:count])
-    weigh(scores[:count], values, out)
+            out[i] += weights[place] * values[place, i]
 
 
 @njit(**FAST)
