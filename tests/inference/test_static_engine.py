@@ -19,7 +19,8 @@ from hanmo.generate.beam import beam_search
 from hanmo.generate.draw import choose
 from hanmo.generate.loop import End, Token, sample
 from hanmo.inference.cuda.blocks import Int8Linear, quantized
-from hanmo.inference.cuda.engine import BUCKET, StaticEngine, column_bucket, row_bucket
+from hanmo.inference.cuda.engine import StaticEngine
+from hanmo.inference.cuda.slots import BUCKET, column_bucket, row_bucket
 from hanmo.inference.torch_engine import TorchEngine
 from hanmo.model import Model
 from hanmo.nn.activation import activate
@@ -341,18 +342,18 @@ def test_the_kernel_of_linear_layers_computes_the_formula(kernels, rows, count, 
 
 
 @pytest.mark.parametrize("d", [64, 24])
-def test_the_kernel_of_attention_writes_one_key_and_sees_all_real_ones(kernels, d):
-    rows, heads, slot = 3, 2, 150
+def test_the_kernel_of_attention_writes_a_key_at_each_rows_slot_and_sees_those_before_it(kernels, d):
+    rows, heads, slots = 3, 2, (150, 0, 64)
     keys, values = (torch.randn(4, heads, 256, d).to(kernels.place)[:rows] for _ in "kv")
     query, key, value = (torch.randn(rows, heads * d).to(kernels.place) for _ in "qkv")
-    pad = torch.tensor([[0], [70], [149]], device=kernels.place)
     expected_keys, expected_values = keys.clone(), values.clone()
-    expected_keys[:, :, slot], expected_values[:, :, slot] = key.view(rows, heads, d), value.view(rows, heads, d)
-    place = torch.tensor([slot], device=kernels.place)
-    found = kernels.module.attend(query, key, value, keys, values, place, pad, scale=d**-0.5)
+    for row, slot in enumerate(slots):
+        expected_keys[row, :, slot], expected_values[row, :, slot] = key[row].view(heads, d), value[row].view(heads, d)
+    slot = torch.tensor(slots, device=kernels.place)
+    found = kernels.module.attend(query, key, value, keys, values, slot, scale=d**-0.5)
     assert torch.equal(keys, expected_keys) and torch.equal(values, expected_values)
     columns = torch.arange(256, device=kernels.place)
-    mask = ((columns >= pad) & (columns <= slot))[:, None, None]
+    mask = (columns <= slot[:, None])[:, None, None]
     query = query.view(rows, heads, 1, d)
     expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
     torch.testing.assert_close(found, expected.flatten(1), rtol=1e-4, atol=1e-4)

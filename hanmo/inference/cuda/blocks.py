@@ -47,12 +47,10 @@ def quantized(model: Model) -> Model:
     return copy.deepcopy(model, shared | layers)
 
 
-def step(
-    block: Block, x: Tensor, inputs: AttentionInputs, cache: Cache, *, layer: int, slot: Tensor, pad: Tensor
-) -> Tensor:
+def step(block: Block, x: Tensor, inputs: AttentionInputs, cache: Cache, *, layer: int, slot: Tensor) -> Tensor:
     """Run a block over one new token of each row, as its `forward` does: x [rows, hidden_size] → the same shape.
 
-    slot, pad: as in `kernels.attend`.
+    slot: as in `kernels.attend`.
     """
     for sublayer in block.order:
         module = getattr(block, sublayer.kind)
@@ -63,7 +61,7 @@ def step(
             query, key, value = _linear(h, [module.query, module.key, module.value])
             keys, values = cache.keys[layer], cache.values[layer]
             if (kernels := _kernels(x)) is not None:
-                h = kernels.attend(query, key, value, keys, values, slot, pad, scale=module.scale)
+                h = kernels.attend(query, key, value, keys, values, slot, scale=module.scale)
             else:
                 query, key, value = (each.view(len(x), module.num_heads, 1, -1) for each in (query, key, value))
                 keys, values = cache.append(layer, key, value)

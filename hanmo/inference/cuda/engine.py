@@ -3,11 +3,9 @@
 Without a GPU the same steps run one kernel at a time, which is how they are tested. Knows no text and no sampling.
 
     prefill ──► Cache ──first step──► Slots, acquired from the engine until the rows are freed
-    columns of a row     padding │ prompt │ written │ slot: the new token │ free          bucket ≥ slot + 1
     one graph for each   (rows rounded up to a power of two, bucket of columns), shared by all texts
 """
 
-import copy
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from hanmo.inference.cuda.blocks import step
+from hanmo.inference.cuda.slots import Slots, column_bucket, row_bucket
 from hanmo.inference.fused.support import has_fused_step
 from hanmo.inference.torch_engine import TorchEngine, TorchRows
 from hanmo.model import Model
 from hanmo.nn.attention import AttentionInputs
 from hanmo.nn.cache import Cache
 
-BUCKET = 128  # the fewest columns of a step
-LARGE = 1024  # buckets double up to here, and then grow by this
 WARM_UP = 3  # runs before a capture, in which libraries choose kernels and allocate memory
 
 
@@ -73,7 +70,7 @@ class StaticEngine(TorchEngine):
 
         return wait
 
-    def acquire(self, rows: int, capacity: int, memory: int) -> "Slots":
+    def acquire(self, rows: int, capacity: int, memory: int) -> Slots:
         """Take free or new memory for so many rows, columns, and columns of an encoder's output."""
         rows, capacity, memory = row_bucket(rows), column_bucket(capacity), memory and column_bucket(memory)
         for slots in self._free:
@@ -83,7 +80,7 @@ class StaticEngine(TorchEngine):
         self._free.clear()  # too small now; their graphs are freed with them
         return Slots(self.model, rows, capacity, memory)
 
-    def run(self, slots: "Slots", rows: int, columns: int) -> Tensor:
+    def run(self, slots: Slots, rows: int, columns: int) -> Tensor:
         """Step the first rows over the columns in use: logits [rows, vocab], valid until the next step."""
         shape = row_bucket(rows), column_bucket(columns)
         if not self._captures:
@@ -99,7 +96,7 @@ class StaticEngine(TorchEngine):
         """Make the model's GPU the current device."""
         return torch.cuda.device(self.device) if self._captures else nullcontext()
 
-    def _capture(self, slots: "Slots", window: "Slots") -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _capture(self, slots: Slots, window: Slots) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         if slots.stream is None:
             # torch refuses a pool whose graphs are all freed, and cuBLAS keeps a workspace for each stream: the runs
             # before a capture must be on the stream of the capture.
@@ -116,16 +113,16 @@ class StaticEngine(TorchEngine):
             logits = self._forward(window)
         return graph, logits
 
-    def _forward(self, window: "Slots") -> Tensor:
+    def _forward(self, window: Slots) -> Tensor:
         """Compute a step from the window's tensors alone, without host synchronisation: [rows, vocab]."""
         model, stack = self.model, self.model.main
         limit = stack.config.context
         # A finished row may run one extra step, whose result is discarded.
-        new = (window.slot - window.pad).clamp(0, None if limit is None else limit - 1)
+        new = window.slot[:, None].clamp(0, None if limit is None else limit - 1)
         columns = torch.arange(window.capacity, device=self.device)[None]
-        real = ((columns >= window.pad) & (columns <= window.slot))[:, None, None]
+        real = (columns <= window.slot[:, None])[:, None, None]
         inputs = AttentionInputs()
-        stack.place(inputs, new, (columns - window.pad).clamp(min=0))
+        stack.place(inputs, new, columns)
         # A bias, which the fused kernel takes as it is; it would convert a boolean mask in every block.
         bias = window.keys[0].new_zeros(1) if inputs.bias is None else inputs.bias
         inputs.bias = bias.masked_fill(~real, float("-inf"))
@@ -141,7 +138,7 @@ class StaticEngine(TorchEngine):
         for layer in range(stack.config.num_layers):
             block: Any = stack.blocks[0 if stack.config.shared_layers else layer]
             if fused:
-                x = step(block, x, inputs, window, layer=layer, slot=window.slot, pad=window.pad)
+                x = step(block, x, inputs, window, layer=layer, slot=window.slot)
             else:
                 x, scores = block(x, inputs_by_kind, cache=window, layer=layer, scores=scores)
         x = x[:, None] if fused else x
@@ -171,13 +168,14 @@ class StaticRows(TorchRows):
         if (slots := self._slots) is None:  # copied only now, when a prompt's n samples are n rows already
             memory = self._cache.memory[0]
             slots = self._engine.acquire(self._rows, self._capacity, memory[0].shape[2] if memory else 0)
-            slots.fill(self._cache)
+            slots.fill(self._cache, range(self._rows))
             self._hold(slots)
             del self._cache
         slots.ids[: self._rows] = torch.as_tensor(ids).clamp(min=0)
-        slots.slot.fill_(self._length)
+        logits = self._engine.run(slots, self._rows, self._length + 1).to(torch.float32, copy=True)
+        slots.slot[: self._rows] += 1
         self._length += 1
-        return self._engine.run(slots, self._rows, self._length).to(torch.float32, copy=True)
+        return logits
 
     @torch.inference_mode()
     def reorder(self, rows: Sequence[int]) -> None:
@@ -185,104 +183,16 @@ class StaticRows(TorchRows):
         if (slots := self._slots) is None:
             super().reorder(rows)
         elif len(rows) <= slots.rows:
-            slots.take(slots, rows, self._length)
+            slots.take(slots, [pair for pair in enumerate(rows) if pair[0] != pair[1]], self._length)
         else:
             larger = self._engine.acquire(len(rows), self._capacity, slots.memory_capacity)
-            larger.take(slots, rows, self._length)
+            larger.take(slots, list(enumerate(rows)), self._length)
             self._hold(larger)
         self._rows = len(rows)
 
-    def _hold(self, slots: "Slots") -> None:
+    def _hold(self, slots: Slots) -> None:
         """Keep slots until they are replaced or these rows are freed."""
         self._return()
         self._slots = slots
         self._return = finalizer = weakref.finalize(self, self._engine._free.append, slots)
         finalizer.atexit = False
-
-
-class Slots(Cache):
-    """Memory of rows and the inputs of their steps, at addresses that never change.
-
-    ids: [rows] to append.   slot: [1], the column they go to.   pad: [rows, 1], number of columns of padding.
-    memory_mask: [rows, memory], False for padding.   graphs: by (rows, columns), captured on `stream` in `pool`.
-    """
-
-    def __init__(self, model: Model, rows: int, capacity: int, memory: int) -> None:
-        stack, weight = model.main.config, model.token.weight
-        super().__init__(stack, rows=rows, capacity=capacity, dtype=weight.dtype, device=weight.device)
-        self.memory_capacity = memory
-        if memory:
-            other = Cache(stack, rows=rows, capacity=memory, dtype=weight.dtype, device=weight.device)
-            self.memory = list(zip(other.keys, other.values, strict=True))
-            self.memory_mask = torch.zeros(rows, memory, dtype=torch.bool, device=weight.device)
-        self.ids = torch.zeros(rows, dtype=torch.long, device=weight.device)
-        self.slot = torch.zeros(1, dtype=torch.long, device=weight.device)
-        self.pad = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)
-        self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self.stream: Any = None  # of the captures; it and the pool live as long as the graphs
-        self.pool: Any = None
-        self.cleared()
-
-    def cleared(self) -> "Slots":
-        """Zero all keys and values: a masked NaN would still spoil a sum."""
-        for kept in _kept(self, self.capacity):
-            kept.zero_()
-        return self
-
-    def fill(self, cache: Cache) -> None:
-        """Copy the cache of a prefill."""
-        rows = cache.rows
-        self.pad[:rows] = 0 if cache.tokens.mask is None else (~cache.tokens.mask).sum(1, keepdim=True)
-        for ours, theirs in zip(_kept(self, cache.length), _kept(cache, cache.length), strict=True):
-            ours[:rows, :, : theirs.shape[2]] = theirs
-        if self.memory_mask is not None and (first := cache.memory[0]) is not None:
-            self.memory_mask[:rows] = False
-            real = True if cache.memory_mask is None else cache.memory_mask
-            self.memory_mask[:rows, : first[0].shape[2]] = real
-
-    def take(self, other: "Slots", rows: Sequence[int], length: int) -> None:
-        """Make row i a copy of row rows[i] of other slots, or of these; length: columns in use."""
-        moved = [(place, row) for place, row in enumerate(rows) if place != row or other is not self]
-        if not moved:
-            return
-        to, of = torch.tensor(moved, device=self.ids.device).unbind(1)
-        pairs = [*zip(_kept(self, length), _kept(other, length), strict=True), (self.pad, other.pad)]
-        if self.memory_mask is not None and other.memory_mask is not None:
-            pairs.append((self.memory_mask, other.memory_mask))
-        for ours, theirs in pairs:
-            ours[to] = theirs[of]
-
-    def window(self, rows: int, capacity: int) -> "Slots":
-        """View the first rows and columns, as the cache of a step."""
-        view = copy.copy(self)
-        view.capacity = capacity
-        view.keys = [keys[:rows, :, :capacity] for keys in self.keys]
-        view.values = [values[:rows, :, :capacity] for values in self.values]
-        view.memory = [pair and (pair[0][:rows], pair[1][:rows]) for pair in self.memory]
-        view.memory_mask = None if self.memory_mask is None else self.memory_mask[:rows]
-        view.ids, view.pad = self.ids[:rows], self.pad[:rows]
-        return view
-
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one new key and value of each row to the slot and return all columns: [b, heads, capacity, …]."""
-        self.keys[layer].index_copy_(2, self.slot, keys)
-        self.values[layer].index_copy_(2, self.slot, values)
-        return self.keys[layer], self.values[layer]
-
-
-def _kept(cache: Cache, length: int) -> list[Tensor]:
-    """List the first `length` columns of a cache's keys and values, and its memory's keys and values."""
-    memory = [each for pair in cache.memory if pair for each in pair]
-    return [each[:, :, :length] for each in (*cache.keys, *cache.values)] + memory
-
-
-def row_bucket(rows: int) -> int:
-    """Round a number of rows up to a power of two: idle rows cost less than a graph for each number."""
-    return 1 << (rows - 1).bit_length()
-
-
-def column_bucket(columns: int) -> int:
-    """Round a number of columns up, so that short texts read short buffers and long ones need few graphs."""
-    if columns > LARGE:
-        return -(-columns // LARGE) * LARGE
-    return max(BUCKET, 1 << (columns - 1).bit_length())

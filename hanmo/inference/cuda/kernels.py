@@ -48,16 +48,16 @@ def linear(
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, slot: Tensor, pad: Tensor, *, scale: float
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, slot: Tensor, *, scale: float
 ) -> Tensor:
-    """Write a new key and value of each row to the cache and attend to all columns from `pad` up to them.
+    """Write a new key and value of each row to the cache and attend to all columns up to them.
 
     query, key, value: [rows, heads * d].   keys, values: [rows, heads, columns, d], views of one layout.
-    slot: [1], the column of the new ones.   pad: [rows, 1], number of padding columns.   Returns [rows, heads * d].
+    slot: [rows], the columns of the new ones.   Returns [rows, heads * d].
     """
     rows, heads, _, d = keys.shape
     out = torch.empty_like(query)
-    tensors = query, key, value, keys, values, out, slot, pad
+    tensors = query, key, value, keys, values, out, slot
     options = {"DIM": triton.next_power_of_2(d), "BLOCK": 64, "num_warps": 4, "enable_fp_fusion": True}
     _attend[rows, heads](*tensors, scale, keys.stride(0), keys.stride(1), d, **options)
     return out
@@ -142,10 +142,10 @@ def _activate(x, ACTIVATION: constexpr):
 
 @triton.jit
 def _attend(
-    query, key, value, keys, values, out, slot, pad, scale, row_stride, head_stride, d, DIM: constexpr, BLOCK: constexpr
+    query, key, value, keys, values, out, slot, scale, row_stride, head_stride, d, DIM: constexpr, BLOCK: constexpr
 ):
     row, head = tl.program_id(0), tl.program_id(1)
-    end, begin = tl.load(slot).to(tl.int32), tl.load(pad + row).to(tl.int32)
+    end = tl.load(slot + row).to(tl.int32)
     e = tl.arange(0, DIM)
     here = (row * tl.num_programs(1) + head) * d + e
     keys += row.to(tl.int64) * row_stride + head * head_stride
@@ -159,7 +159,7 @@ def _attend(
     highest = tl.sum(q * new_key.to(tl.float32), 0)
     weight = highest * 0 + 1
     total = new_value.to(tl.float32)
-    for start in range(begin, end, BLOCK):
+    for start in range(0, end, BLOCK):
         at = start + tl.arange(0, BLOCK)
         place, inside = at[:, None] * d + e[None, :], (at < end)[:, None] & (e < d)[None, :]
         scores = tl.sum(tl.load(keys + place, inside, other=0).to(tl.float32) * q[None, :], 1)
