@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from hanmo.errors import (
 from hanmo.families import FAMILIES
 from hanmo.loading import load
 from hanmo.model import Model
-from hanmo.training import Settings
+from hanmo.training import Settings, loop
 from hanmo.training.checkpoints import fill_from, locked, newest, read_state, save_checkpoint
 from hanmo.training.data.stream import count_predicted, cut
 from hanmo.training.loop import Outcome, fit
@@ -191,13 +192,25 @@ def test_average_is_evaluated_at_the_end_and_kept_if_better(tmp_path: Path) -> N
     assert not torch.equal(best.token.weight, trained.token.weight)
 
 
-def test_minutes_fix_the_number_of_steps_and_the_schedule_ends_with_them(tmp_path: Path) -> None:
-    outcome = fit(
-        model(), Counting(), out=tmp_path, settings=settings(steps=None, minutes=0.03, log_every=10, save_every=1000)
-    )
+@pytest.mark.parametrize(("slower_from", "steps"), [(1000, 120), (60, 90)])
+def test_minutes_fix_the_number_of_steps_and_the_schedule_ends_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slower_from: int, steps: int
+) -> None:
+    calls, seconds = 0, 0.0
+
+    def timed(model: Model, ids: torch.Tensor) -> torch.Tensor:
+        nonlocal calls, seconds
+        calls += 1
+        seconds += 1 / 64 if calls <= slower_from else 1 / 32
+        return next_token_loss(model, ids)
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: seconds))
+    chosen = settings(steps=None, minutes=120 / 64 / 60, log_every=10, save_every=1000)
+    outcome = fit(model(), Counting(), out=tmp_path, settings=chosen, loss=timed)
     found = [record for record in records(tmp_path) if "loss" in record]
-    assert outcome.steps > 50 and found[-1]["lr"] < 0.2 * 3e-3
-    assert 0.5 * 1.8 < outcome.seconds < 2 * 1.8
+    assert outcome.steps == steps
+    assert outcome.seconds == pytest.approx(120 / 64)
+    assert found[-1]["lr"] < 0.2 * 3e-3
 
 
 def test_a_gradient_that_is_not_finite_is_left_out_and_said(tmp_path: Path) -> None:
