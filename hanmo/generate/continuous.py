@@ -17,7 +17,7 @@ import array_api_compat
 from hanmo.errors import ConfigError, HanmoError
 from hanmo.generate import rules
 from hanmo.generate.draw import check_seed, checked, choose, uniform
-from hanmo.generate.dynamic import ExactRows, Piece, dynamic_rows, is_padded
+from hanmo.generate.dynamic import ExactRows, Piece, dynamic_rows, needed_ids
 from hanmo.generate.loop import End, Engine, LogProbs, Token, check_prompt, log_probs, room_behind
 from hanmo.generate.rules import Array
 from hanmo.generate.sampling import Sampling
@@ -79,7 +79,6 @@ class ContinuousBatch:
         self._cache_ids = sys.maxsize if cache_ids is None else cache_ids
         self._rows = rows = dynamic_rows(engine)
         self._exact = rows if isinstance(rows, ExactRows) else None  # the same, where drafts change no text
-        self._padded = is_padded(rows)
         self._waiting: deque[_Reading] = deque()
         self._reading: list[_Reading] = []
         self._running: list[_Row] = []
@@ -109,17 +108,21 @@ class ContinuousBatch:
         rows = [self._row(ticket, number, request) for number, request in enumerate(requests)]
         for _, same in groupby(rows, lambda row: tuple(row.request.prompt)):
             equal = list(same)
-            size = min(self._max_rows, self._cache_ids // max(row.most_ids for row in equal))
+            longest = max(row.most_ids for row in equal)
+            size = next(count for count in range(self._max_rows, 0, -1) if self._fits([longest] * count))
             self._waiting += [_Reading(equal[first : first + size]) for first in range(0, len(equal), size)]
         return ticket
 
     def check_fits(self, rows: int, ids: int) -> None:
         """Raise ConfigError if the caches have no room for so many rows of so many ids each."""
-        if rows * ids > self._cache_ids:
+        if not self._fits([ids] * rows):
             raise ConfigError(
                 f"{rows} x {ids} tokens, prompt and text, do not fit the caches, which have room for "
                 f"{self._cache_ids}; ask for fewer tokens"
             )
+
+    def _fits(self, lengths: Sequence[int]) -> bool:
+        return needed_ids(self._rows, lengths) <= self._cache_ids
 
     def _row(self, ticket: Ticket, number: int, request: RowRequest) -> _Row:
         check_prompt(self._engine, request.prompt)
@@ -146,8 +149,7 @@ class ContinuousBatch:
             first = self._waiting[0]
             first.rows = first.live()
             joined = [*sizes, *(row.most_ids for row in first.rows)]
-            needed = len(joined) * max(joined, default=0) if self._padded else sum(joined)
-            if len(joined) > self._max_rows or needed > self._cache_ids:
+            if len(joined) > self._max_rows or not self._fits(joined):
                 return
             self._waiting.popleft()
             for row in first.rows:

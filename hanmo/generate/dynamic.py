@@ -48,11 +48,19 @@ class ExactRows(DynamicRows, Protocol):
 
 
 @runtime_checkable
+class SharedRows(DynamicRows, Protocol):
+    """Rows in one memory, of which each takes as much as the longest."""
+
+    def size(self, rows: int, longest: int) -> int:
+        """Return for how many ids there is memory when so many rows are in it.   longest: maximum ids of one."""
+
+
+@runtime_checkable
 class DynamicEngine(Engine, Protocol):
     """An engine with rows that join and leave."""
 
-    def dynamic_rows(self) -> ExactRows | None:
-        """Return `ExactRows` without a row, or None where its rows only run in turn."""
+    def dynamic_rows(self) -> DynamicRows | None:
+        """Return `DynamicRows` without a row, or None where its rows only run in turn."""
 
 
 class JoinableRows(Rows, Protocol):
@@ -74,12 +82,12 @@ def dynamic_rows(engine: Engine) -> DynamicRows:
 
 def is_dynamic(engine: Engine) -> bool:
     """Tell whether an engine computes rows of different lengths together, each as it would alone, bit for bit."""
-    return isinstance(engine, DynamicEngine) and engine.dynamic_rows() is not None
+    return isinstance(engine, DynamicEngine) and isinstance(engine.dynamic_rows(), ExactRows)
 
 
-def is_padded(rows: DynamicRows) -> bool:
-    """Tell whether every row takes as much of the cache as the longest."""
-    return isinstance(rows, _JoinedRows)
+def needed_ids(rows: DynamicRows, lengths: Sequence[int]) -> int:
+    """Return for how many ids rows of these maximum lengths take memory."""
+    return rows.size(len(lengths), max(lengths)) if lengths and isinstance(rows, SharedRows) else sum(lengths)
 
 
 def _read(engine: Engine, ids: list[int], keep: int, room: int) -> tuple[Rows, Array]:
@@ -179,6 +187,9 @@ class _JoinedRows:
         self._rows: Any = None
         self._names: list[int] = []
         self._numbers = count()
+
+    def size(self, rows: int, longest: int) -> int:
+        return rows * longest
 
     def add(self, room: int) -> int:
         number = next(self._numbers)

@@ -14,7 +14,7 @@ from hanmo.checkpoint.inspect import inspect
 from hanmo.checkpoint.open import locate
 from hanmo.cores import available_memory
 from hanmo.errors import ConfigError, MissingFile
-from hanmo.generate.dynamic import DynamicEngine
+from hanmo.generate.dynamic import DynamicEngine, is_dynamic
 from hanmo.generate.scheduler import Scheduler
 from hanmo.inference import store
 from hanmo.opening import open_model
@@ -155,11 +155,12 @@ def open_served(
     if (described is None or described.config.can_generate or mask is not None) and not is_task:
         pipeline = _with_vocabulary(open_model(path, weights=weights, device=device, threads=threads, **read))
         engine = pipeline.engine
-        fixed = kind == "float32" or (isinstance(engine, DynamicEngine) and engine.dynamic_rows() is not None)
+        rounding = "joined" if isinstance(engine, DynamicEngine) and engine.dynamic_rows() is not None else "batched"
+        rounding = "fixed" if kind == "float32" or is_dynamic(engine) else rounding
         scheduler = Scheduler(
             engine, max_rows=max_rows, max_queue=max_queue, cache_ids=_cache_ids(engine, cache_memory)
         )
-        return Served(name, pipeline, _fingerprint(path, read, kind, "fixed" if fixed else "batched"), scheduler)
+        return Served(name, pipeline, _fingerprint(path, read, kind, rounding), scheduler)
     from hanmo.cores import set_torch_threads
     from hanmo.tasks.pipeline import load
 
@@ -194,7 +195,8 @@ def _fingerprint(path: Path, reading: Mapping[str, Any], weights: str, rounding:
     """Name what a text with a seed depends on.
 
     reading: options of `hanmo.load`, None where not given.
-    rounding: "fixed" if rows are computed as alone, "batched" if those of one prompt are computed together.
+    rounding: "fixed" if rows are computed as alone, "batched" if those of one prompt are computed together, "joined" if
+    those of all prompts are.
     """
     told = {name: str(value) for name, value in sorted(reading.items()) if value is not None}
     digest = hashlib.blake2b(f"{store.identity(path)}{told or ''}".encode(), digest_size=4).hexdigest()

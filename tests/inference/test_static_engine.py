@@ -5,8 +5,10 @@ import gc
 import os
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,7 +19,9 @@ from hanmo.errors import CheckpointError, ConfigError
 from hanmo.generate import GREEDY, Limits, Sampling
 from hanmo.generate.beam import beam_search
 from hanmo.generate.draw import choose
+from hanmo.generate.dynamic import ExactRows, SharedRows, is_dynamic
 from hanmo.generate.loop import End, Token, sample
+from hanmo.generate.scheduler import RowRequest, Scheduler
 from hanmo.inference.cuda.blocks import Int8Linear, quantized
 from hanmo.inference.cuda.engine import StaticEngine
 from hanmo.inference.cuda.slots import BUCKET, column_bucket, row_bucket
@@ -374,3 +378,182 @@ def test_steps_by_the_kernels_stay_near_those_of_float32(kernels, engines, monke
     largest = float(abs(torch.as_tensor(plain.prefill(PROMPTS, room=1)[1])).max())
     assert 1e-4 < difference(plain, StaticEngine(model), [[2, 0, 2, 1]], steps=2) < 0.08 * largest
     assert len(launched) > 0
+
+
+class Texts:
+    """Random texts as rows that join and leave, and their logits against the plain engine's."""
+
+    def __init__(self, plain, static):
+        self.plain, self.rows = plain, static.dynamic_rows()
+        self.random = np.random.default_rng(3)
+        self.texts, self.found, self.prompts = {}, {}, {}
+
+    def read(self, *lengths, room=20, keep=1, pieces=1):
+        """Let prompts join in one step while the others go on; returns their numbers."""
+        joined = []
+        for length in lengths:
+            number = self.rows.add(length + room)
+            self.texts[number] = self.random.integers(5, 100, length).tolist()
+            self.found[number], self.prompts[number] = [], length
+            joined.append(number)
+        running = [number for number in self.texts if number not in joined]
+        for piece in range(pieces):
+            last = piece == pieces - 1
+            work = [self.next(number) for number in running]
+            for number in joined:
+                ids = self.texts[number][piece * self.prompts[number] // pieces :][: self.prompts[number] // pieces]
+                work.append((number, ids, keep if last or keep > 1 else 0))
+            self.step(work)
+        return joined
+
+    def next(self, number):
+        self.texts[number].append(int(self.random.integers(5, 100)))
+        return number, self.texts[number][-1:], 1
+
+    def steps(self, count=1):
+        for _ in range(count):
+            self.step([self.next(number) for number in self.texts])
+
+    def step(self, work):
+        for (number, _, keep), logits in zip(work, self.rows.step(work), strict=True):
+            assert logits.shape == (keep, self.plain.vocab_size)
+            self.found[number] += logits.clone().unbind()
+
+    def fork(self, number, count):
+        for new in self.rows.fork(number, count):
+            self.texts[new], self.found[new] = list(self.texts[number]), list(self.found[number])
+            self.prompts[new] = self.prompts[number]
+
+    def leave(self, number, *, least=0, within=1e-4):
+        """Free a row and compare its logits with those of its text alone."""
+        self.rows.free(number)
+        text, found = self.texts.pop(number), self.found.pop(number)
+        first = len(text) - len(found) + 1
+        alone, logits = self.plain.prefill([text[:first]], room=40)
+        expected = [logits, *(alone.step([id]) for id in text[first:])]
+        assert len(found) == len(expected) > least
+        for ours, theirs in zip(found, expected, strict=True):
+            assert float((ours - torch.as_tensor(theirs)[0]).abs().max()) < within
+
+
+@pytest.mark.parametrize(("name", "mask"), ALL)
+def test_rows_of_every_kind_join_and_leave_and_have_the_logits_that_they_have_alone(engines, name, mask):
+    texts = Texts(*engines(name, mask))
+    first, second = texts.read(7, 3)
+    texts.steps(2)
+    (third,) = texts.read(12, pieces=3)
+    texts.fork(third, 3)
+    texts.steps(2)
+    texts.leave(first, least=4)
+    (fourth,) = texts.read(1)
+    texts.steps()
+    texts.leave(second, least=6)
+    for number in list(texts.texts)[1:-1]:
+        texts.leave(number)
+    texts.steps(3)
+    for number in list(texts.texts):
+        texts.leave(number, least=3)
+    assert fourth != first and texts.rows._slots.rows == 8
+    (last,) = texts.read(5)
+    texts.steps()
+    texts.leave(last, least=1)
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+def test_rows_that_join_in_bfloat16_stay_near_those_of_float32(engines, quantize):
+    for name, mask in SOME:
+        plain, _ = engines(name, mask)
+        model = copy.deepcopy(plain.model).to(torch.bfloat16)
+        texts = Texts(plain, StaticEngine(quantized(model) if quantize else model))
+        within = 0.08 * float(abs(torch.as_tensor(plain.prefill(PROMPTS, room=1)[1])).max())
+        first, _ = texts.read(7, 3)
+        texts.steps(2)
+        (third,) = texts.read(30)
+        texts.fork(third, 2)
+        texts.steps(2)
+        texts.leave(first, least=4, within=within)
+        texts.steps()
+        for number in list(texts.texts):
+            texts.leave(number, least=3, within=within)
+
+
+def test_the_logits_of_a_whole_prompt_of_a_row_that_joins_are_those_of_its_ids(engines):
+    for name, mask in SOME[:3]:
+        texts = Texts(*engines(name, mask))
+        (first,) = texts.read(4)
+        (scored,) = texts.read(8, keep=4, pieces=2)
+        texts.steps()
+        texts.leave(scored, least=8)
+        texts.leave(first, least=3)
+
+
+@torch.inference_mode()
+def spoil(slots, row):
+    for kept in (*slots.keys, *slots.values):
+        kept[row] = float("nan")
+
+
+def test_rows_that_join_move_to_larger_memory_and_what_a_row_left_there_spoils_no_other(engines):
+    for name, mask in SOME:
+        texts = Texts(*engines(name, mask))
+        (first,) = texts.read(5)
+        texts.steps()
+        small = texts.rows._slots
+        (second,) = texts.read(9, room=150)
+        texts.steps()
+        large = texts.rows._slots
+        assert (small.rows, small.capacity, large.rows, large.capacity) == (1, 128, 2, 256)
+        texts.leave(second, least=1)
+        spoil(large, 1)
+        (third,) = texts.read(6)  # where the second was
+        texts.steps()
+        texts.leave(first, least=4)
+        spoil(large, 0)
+        texts.steps()  # moves to where the first was
+        assert texts.rows._slots is large and texts.rows._rows[third].place == 0
+        texts.leave(third, least=2)
+
+
+def test_memory_of_rows_that_join_is_as_large_as_was_promised(engines):
+    static = engines("gpt2_ml")[1]
+    rows = static.dynamic_rows()
+    assert isinstance(rows, SharedRows) and not isinstance(rows, ExactRows) and not is_dynamic(static)
+    assert [rows.size(*each) for each in [(1, 5), (3, 129), (9, 700)]] == [128, 4 * 256, 16 * 1024]
+    assert engines("t5_1.1")[1].dynamic_rows().size(3, 129) == 2 * 4 * 256
+    texts = Texts(*engines("t5_1.1"))
+    for lengths, room in [((3, 4, 5), 20), ((200,), 20), ((3,), 300), ((2, 2), 3)]:
+        numbers = texts.read(*lengths, room=room)
+        slots, promised = texts.rows._slots, texts.rows.size(len(lengths), max(lengths) + room)
+        largest = max(promised, 4 * 128 * 2, 512 * 2)
+        assert slots.rows * (slots.capacity + slots.memory_capacity) <= largest
+        texts.steps()
+        for number in numbers:
+            texts.leave(number, least=1)
+
+
+def test_a_scheduler_gives_texts_of_several_prompts_as_alone(engines):
+    for name, mask in SOME:
+        plain, static = engines(name, mask)
+        inboxes, history = [SimpleQueue() for _ in range(9)], not plain.model.config.is_encoder_decoder
+        wanted = [
+            RowRequest(
+                prompt=PROMPTS[number % 3],
+                seed=number,
+                sampling=(Sampling(top_k=8), GREEDY, Sampling(no_repeat_ngram=2))[number % 3],
+                limits=Limits(max_tokens=2 + number, end_ids=(7, 9)),
+                history=history,
+            )
+            for number in range(9)
+        ]
+        scheduler = Scheduler(static, max_rows=5, prompt_ids=8)
+        with scheduler._changed:  # so that they begin together
+            for each, inbox in zip(wanted, inboxes, strict=True):
+                scheduler.submit([each, replace(each, sample=1)], inbox.put)
+        scheduler.close(drain=True)
+        assert scheduler.stats.steps < 9 * 7
+        for each, inbox in zip(wanted, inboxes, strict=True):
+            found = [inbox.get_nowait() for _ in range(inbox.qsize())]
+            expected = sample(
+                plain, [each.prompt], seed=each.seed, n=2, sampling=each.sampling, limits=each.limits, history=history
+            )
+            assert sorted(found, key=lambda event: event.row) == sorted(expected, key=lambda event: event.row)

@@ -3,6 +3,7 @@
 Without a GPU the same steps run one kernel at a time, which is how they are tested. Knows no text and no sampling.
 
     prefill ──► Cache ──first step──► Slots, acquired from the engine until the rows are freed
+    dynamic_rows ──► Slots of rows that join and leave
     one graph for each   (rows rounded up to a power of two, bucket of columns), shared by all texts
 """
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hanmo.inference.cuda.blocks import step
+from hanmo.inference.cuda.rows import StaticDynamicRows
 from hanmo.inference.cuda.slots import Slots, column_bucket, row_bucket
 from hanmo.inference.fused.support import has_fused_step
 from hanmo.inference.torch_engine import TorchEngine, TorchRows
@@ -40,14 +42,21 @@ class StaticEngine(TorchEngine):
             if isinstance(layer, nn.Linear):  # [out, in], as the kernels read it; TensorFlow's is [in, out]
                 layer.weight.data = layer.weight.data.contiguous()
         self._free: list[Slots] = []
-        self.joins = False
         self._captures = self.device.type == "cuda"
 
     def prefill(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple[TorchRows, Any]:
         """Read prompts, shorter ones padded on the left; see `Engine.prefill`."""
-        with self._here():
-            cache, logits = self.read(prompts, room=0)
+        cache, logits = self.read(prompts, room=0)
         return StaticRows(self, cache, cache.length + max(room, 1)), torch.as_tensor(logits)
+
+    def read(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple[Cache, Any]:
+        """Run prompts through the model; see `TorchEngine.read`."""
+        with self._here():
+            return super().read(prompts, room=room)
+
+    def dynamic_rows(self) -> StaticDynamicRows:
+        """Return rows that join and leave; see `DynamicEngine`."""
+        return StaticDynamicRows(self)
 
     def send(self, numbers: Sequence[float]) -> Tensor:
         """Copy numbers to the device without waiting for its queue; see `QueueingEngine.send`."""
