@@ -64,6 +64,11 @@ def option(kind: Any, help: str, *names: str, default: Any = None, **how: Any) -
     return Annotated[kind | None if default is None else kind, Option(*names, help=help, **how)], default
 
 
+SPECULATION = option(
+    Literal["auto", "off"], "Draft repeated tokens and verify several in a step; no text changes.", default="auto"
+)
+
+
 def with_options(table: Mapping[str, tuple[Any, Any]], **defaults: Any) -> Callable[[Command], Command]:
     """Give a command with `**options` the options of a table, {name: (annotation, default)}.
 

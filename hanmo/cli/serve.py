@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import BadParameter, Option
 
 from hanmo.cli import options as shared
-from hanmo.cli.options import OPENING, option, with_options
+from hanmo.cli.options import OPENING, SPECULATION, option, with_options
 from hanmo.cli.screen import say
 from hanmo.cores import available_memory
 from hanmo.errors import ConfigError, MissingExtra
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _LIMITS: dict[str, tuple[Any, Any]] = {
+    "speculation": SPECULATION,
     "max_rows": option(int, "Texts generated at once.", default=32, min=1),
     "max_queue": option(int, "Texts that wait; more are refused.", default=256, min=1),
     "cache_memory": option(
@@ -104,7 +105,7 @@ def _shared(options: dict[str, Any], models: int) -> dict[str, Any]:
         from hanmo.training.memory import parse_size
 
         memory = parse_size(options["cache_memory"]) // models
-    limits = {name: options[name] for name in ("max_rows", "max_queue")}
+    limits = {name: options[name] for name in ("speculation", "max_rows", "max_queue")}
     return {**reading, **limits, "cache_memory": memory}
 
 

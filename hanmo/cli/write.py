@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, BadParameter, Option
 
 from hanmo.cli import options as shared
-from hanmo.cli.options import OPENING, option, with_options
+from hanmo.cli.options import OPENING, SPECULATION, option, with_options
 from hanmo.cli.screen import counted, echo, on_screen, say
 from hanmo.errors import PromptError
 from hanmo.opening import on_cpu_engine, open_model
@@ -41,9 +41,7 @@ _GENERATION: dict[str, tuple[Any, Any]] = {
     "stop": option(Literal["sentence", "none"], "Where a text may end.", default="sentence"),
     "stop_strings": option(list[str], "Stop before this string; repeatable.", "--stop-string"),
     "keep_last": option(bool, "Truncate a prompt that is too long on the left.", "--keep-last", default=False),
-    "speculation": option(
-        Literal["auto", "off"], "Draft repeated tokens and verify several in a step; no text changes.", default="auto"
-    ),
+    "speculation": SPECULATION,
     "parse_special": option(
         bool, "Read [CLS] and other special tokens in a prompt as tokens, not as characters.", default=True
     ),

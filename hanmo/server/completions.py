@@ -142,6 +142,7 @@ def _settings(asked: Completion, model: Served) -> GenerationConfig:
         stop_strings=[asked.stop] if isinstance(asked.stop, str) else asked.stop,
         keep_last=asked.keep_last,
         parse_special=asked.parse_special,
+        speculation=model.speculation,
     )
     bias = tuple((_bias_id(name, model), number) for name, number in asked.logit_bias.items())
     return replace(config, sampling=replace(config.sampling, bias=bias))
@@ -215,6 +216,7 @@ def _start(job: _Job, state: State, begun: float, loop: asyncio.AbstractEventLoo
                     limits=job.config.limits,
                     history=job.config.continues,
                     stop=row.stop,
+                    speculate=job.config.speculation == "auto",
                     top_logprobs=asked.logprobs if scored else 0 if job.candidates > asked.n else None,
                     prompt_logprobs=scored and asked.echo,
                 )

@@ -15,6 +15,7 @@ from hanmo.checkpoint.open import locate
 from hanmo.cores import available_memory
 from hanmo.errors import ConfigError, MissingFile
 from hanmo.generate.dynamic import DynamicEngine, is_dynamic
+from hanmo.generate.options import Speculation
 from hanmo.generate.scheduler import Scheduler
 from hanmo.inference import store
 from hanmo.opening import open_model
@@ -34,6 +35,7 @@ class Served:
     """One model.
 
     scheduler: None for a model that does not generate.   fingerprint: of the weights and of what computes them.
+    speculation: whether its rows draft ids; see `GenerationConfig`.
     lane: the thread of requests that are no rows of the scheduler: beams, vectors, masks, tasks.
     """
 
@@ -41,6 +43,7 @@ class Served:
     pipeline: Pipeline
     fingerprint: str
     scheduler: Scheduler | None = None
+    speculation: Speculation = "auto"
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
@@ -135,6 +138,7 @@ def open_served(
     weights: str | None = None,
     device: str = "auto",
     threads: int | None = None,
+    speculation: Speculation = "auto",
     max_rows: int = 32,
     max_queue: int = 256,
     cache_memory: int | None = None,
@@ -144,8 +148,9 @@ def open_served(
     """Open a checkpoint, an encoder or the folder of a task.
 
     weights, device, threads: as for `open_model`; an encoder takes "float32", "bfloat16" or "int8" by OpenVINO.
-    max_rows, max_queue: as for `Scheduler`.   cache_memory: bytes of the keys and values of texts that are generated;
-    None is half of what is free.   mask, reading: as for `hanmo.load`.
+    speculation: as for `GenerationConfig`.   max_rows, max_queue: as for `Scheduler`.
+    cache_memory: bytes of the keys and values of texts that are generated; None is half of what is free.
+    mask, reading: as for `hanmo.load`.
     Raises what `hanmo.load` raises, ConfigError, and MissingFile without a vocabulary.
     """
     found = locate(path)
@@ -160,7 +165,7 @@ def open_served(
         scheduler = Scheduler(
             engine, max_rows=max_rows, max_queue=max_queue, cache_ids=_cache_ids(engine, cache_memory)
         )
-        return Served(name, pipeline, _fingerprint(path, read, kind, rounding), scheduler)
+        return Served(name, pipeline, _fingerprint(path, read, kind, rounding), scheduler, speculation)
     from hanmo.cores import set_torch_threads
     from hanmo.tasks.pipeline import load
 

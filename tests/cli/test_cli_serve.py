@@ -1,5 +1,6 @@
 """`hanmo serve` as a person starts it, and what it refuses to start."""
 
+import asyncio
 import re
 import shutil
 import signal
@@ -16,6 +17,8 @@ from typer.testing import CliRunner
 
 import hanmo
 from hanmo.cli.app import app
+from hanmo.generate.scheduler import Scheduler
+from hanmo.server.run import Server
 
 GOLDEN = str(Path(__file__).resolve().parents[1] / "data" / "goldens" / "gpt2_ml_original")
 HANMO = [sys.executable, "-m", "hanmo.cli", "serve"]
@@ -59,6 +62,23 @@ def test_a_bert_is_served_as_a_unilm_with_a_configuration_and_vocabulary_of_else
         told = httpx.post(f"{found[0]}/v1/completions", json=beams, timeout=60).json()["error"]["message"]
         assert "60 x 34 tokens, prompt and text, do not fit the caches, which have room for" in told
         process.terminate()
+
+
+@pytest.mark.parametrize(("given", "speculate"), [((), True), (("--speculation", "off"), False)])
+def test_rows_draft_unless_speculation_is_off(monkeypatch, given, speculate):
+    rows, submit = [], Scheduler.submit
+
+    async def ask(server):
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(server.config.app), base_url="http://test"
+        ) as client:
+            answer = await client.post("/v1/completions", json={"prompt": "床前", "max_tokens": 1})
+            assert answer.status_code == 200
+
+    monkeypatch.setattr(Scheduler, "submit", lambda self, new, emit: rows.extend(new) or submit(self, new, emit))
+    monkeypatch.setattr(Server, "run", lambda server, sockets: asyncio.run(ask(server)))
+    assert run("--port", "0", *given).exit_code == 0
+    assert [row.speculate for row in rows] == [speculate]
 
 
 @pytest.mark.slow  # measures time
