@@ -58,9 +58,8 @@ def free_port():
 def keep_asking(url, answers, ended):
     while not ended.is_set():
         try:
-            answers.append(
-                httpx.post(f"{url}/v1/completions", json={"prompt": "话说", "max_tokens": 8}, timeout=60).status_code
-            )
+            body = {"prompt": "话说", "max_tokens": 100}
+            answers.append(httpx.post(f"{url}/v1/completions", json=body, timeout=60).status_code)
         except httpx.HTTPError as error:
             answers.append(type(error).__name__)
 
