@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import stat
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -144,3 +145,14 @@ def errors_as(error: type[HanmoError], message: str, *, advice: str = "") -> Ite
 
 def _open(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def cache_folder() -> Path:
+    """Give the platform's cache folder: $XDG_CACHE_HOME/hanmo, by default ~/.cache/hanmo."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "hanmo"

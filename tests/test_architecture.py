@@ -23,6 +23,7 @@ STREET = [
     ["nn"],
     ["model"],
     ["checkpoint"],
+    ["kernels"],
     ["tokenizers"],
     ["generate", "training", "train", "inference"],
     ["export"],

@@ -1,10 +1,12 @@
 import os
 import socket
+import sys
+from pathlib import Path
 
 import pytest
 
 from hanmo.errors import ConfigError, CorruptFile, DataError, MemoryPlanError, MissingFile, TokenizerError
-from hanmo.files import errors_as, open_file, parse_json, read_bytes, read_json
+from hanmo.files import cache_folder, errors_as, open_file, parse_json, read_bytes, read_json
 
 
 def test_a_file_is_read_whole(tmp_path):
@@ -84,3 +86,16 @@ def test_memory_that_ran_out_is_said_so(error):
     with pytest.raises(MemoryPlanError, match="a is broken: it takes more memory than there is"):
         with errors_as(CorruptFile, "a is broken"):
             raise error
+
+
+def test_the_cache_folder_follows_the_platform(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "hanmo"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "hanmo"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert cache_folder() == Path.home() / "Library" / "Caches" / "hanmo"
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
+    assert cache_folder() == tmp_path / "hanmo"

@@ -8,8 +8,6 @@ Files are written under another name and renamed when complete. Of their content
 
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from hanmo.checkpoint.staged import atomic_path
 from hanmo.errors import CheckpointError, HanmoError
 from hanmo.files import read_json
 
-__all__ = ["Built", "built_path", "clear", "default_folder", "entries", "identity", "is_whole", "seal"]
+__all__ = ["Built", "built_path", "clear", "entries", "identity", "is_whole", "seal"]
 
 SUFFIX = ".safetensors"
 _BLOCK = 4096
@@ -40,17 +38,6 @@ class Built:
     nbytes: int
     finished: bool
     words: Mapping[str, str]
-
-
-def default_folder() -> Path:
-    """Give the platform's cache folder: $XDG_CACHE_HOME/hanmo, by default ~/.cache/hanmo."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "hanmo"
 
 
 def built_path(folder: Path, checkpoint: Path | Location, options: Mapping[str, str | None]) -> Path:

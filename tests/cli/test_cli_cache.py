@@ -7,7 +7,9 @@ from opening import open_engine
 from typer.testing import CliRunner
 
 from hanmo.cli.app import app
-from hanmo.inference.fused import compiled, support
+from hanmo.inference.fused import support
+from hanmo.kernels import cache
+from hanmo.training.optim import adafactor_on_cpu
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 
@@ -39,7 +41,7 @@ def test_what_is_kept_is_listed_with_its_model_and_cleared(tmp_path):
 
 
 def test_an_empty_cache_is_no_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(compiled, "places", lambda: [tmp_path])
+    monkeypatch.setattr(cache, "places", lambda: [tmp_path])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("sys.platform", "linux")
     out, err = run()
@@ -47,31 +49,33 @@ def test_an_empty_cache_is_no_error(tmp_path, monkeypatch):
     assert run("--json")[0].strip() == "[]"
 
 
-def test_compiled_steps_are_listed_and_cleared(tmp_path):
+def test_compiled_kernels_are_listed_and_cleared(tmp_path):
     made = tmp_path / "compiled" / "0123"
     made.mkdir(parents=True)
     about = {"kernel": "quantized", "processor": "haswell (avx2)", "seconds": 6.1, "files": {}}
     (made / "about.json").write_text(json.dumps(about))
     size = (made / "about.json").stat().st_size
     out, _ = run("--cache-dir", tmp_path)
-    assert f"{size:,}  compiled    quantized step for haswell (avx2)  {made}" in out
+    assert f"{size:,}  compiled    quantized for haswell (avx2)  {made}" in out
     (row,) = json.loads(run("--cache-dir", tmp_path, "--json")[0])
-    assert row == {"path": str(made), "bytes": size, "step": "quantized", "processor": "haswell (avx2)"}
-    assert f"deleted compiled steps of {size:,} bytes" in run("--cache-dir", tmp_path, "--clear")[1]
+    assert row == {"path": str(made), "bytes": size, "kernel": "quantized", "processor": "haswell (avx2)"}
+    assert f"deleted compiled kernels of {size:,} bytes" in run("--cache-dir", tmp_path, "--clear")[1]
     assert not made.exists()
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_the_steps_are_compiled_ahead(tmp_path, monkeypatch, there):
-    def kernels(name):
-        logging.getLogger("hanmo.inference").info("compiling the fused step for this processor (about 10 s, once)")
+def test_the_kernels_are_compiled_ahead(tmp_path, monkeypatch, there):
+    def load(name="adafactor"):
+        logging.getLogger("hanmo.kernels").info("compiling kernels for this processor (about 10 s, once)")
         return support if there else None
 
-    monkeypatch.setattr(support, "kernels", kernels)
+    monkeypatch.setattr(support, "kernels", load)
+    monkeypatch.setattr(adafactor_on_cpu, "loops", load)
     monkeypatch.setattr(support, "processor", lambda: "haswell (avx2)")
     _, err = run("--warm")
-    assert err.count("hanmo: compiling the fused step for this processor (about 10 s, once)\n") == 2
-    assert ("compiled for haswell (avx2): float32, quantized" if there else "this machine has no fused steps") in err
+    assert err.count("hanmo: compiling kernels for this processor (about 10 s, once)\n") == 3
+    made = "compiled for haswell (avx2): float32, quantized, adafactor"
+    assert (made if there else "this machine has no fused steps") in err
 
 
 def test_compiling_ahead_is_for_all_commands(tmp_path):

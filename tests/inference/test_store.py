@@ -1,7 +1,6 @@
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +19,6 @@ OPTIONS = {"weights": "int8"}
 @pytest.fixture
 def checkpoint(tmp_path):
     return shutil.copytree(GOLDENS / "gpt2_ml", tmp_path / "model") / "model.ckpt"
-
-
-def test_the_folder_follows_the_platform(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert store.default_folder() == tmp_path / "hanmo"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert store.default_folder() == Path.home() / ".cache" / "hanmo"
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert store.default_folder() == Path.home() / "Library" / "Caches" / "hanmo"
-    monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
-    assert store.default_folder() == tmp_path / "hanmo"
 
 
 def test_a_checkpoint_that_changes_gets_another_file(tmp_path, checkpoint):

@@ -5,6 +5,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch._dynamo
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hanmo.errors import ConfigError
+from hanmo.kernels.cache import entries, places
 from hanmo.training.optim import adafactor_on_cpu, adafactor_update
 from hanmo.training.optim.adafactor import RECIPES, AdaFactor, Recipe
 from hanmo.training.optim.adafactor_update import Blocks, factored_axes
@@ -220,6 +222,25 @@ def test_one_loop_a_pass_gives_what_blocks_give(monkeypatch, name, dtype, transp
     # Sums in another order change a float32 by some of its steps, and one of 65,536 steps decides the rounding.
     torch.testing.assert_close(*results, rtol=2**-7, atol=1e-6)
     assert (results[0] != results[1]).float().mean() < 1e-3
+
+
+def test_the_compiled_loops_are_kept_with_the_other_kernels():
+    compiled = adafactor_on_cpu.loops()
+    kept = {Path(loop.stats.cache_path).parent for loop in (compiled.sums_of_squares, compiled.update)}
+    assert kept <= set(places()) and len(kept) == 1
+    assert "adafactor" in {each.kernel for each in entries()}
+
+
+def test_a_matrix_at_an_odd_address_is_updated_all_the_same():
+    results = []
+    for offset in (0, 1):
+        memory = torch.frombuffer(bytearray(4 * 600 * 600 + 1), dtype=torch.float32, offset=offset, count=600 * 600)
+        parameter = torch.nn.Parameter(memory.view(600, 600).fill_(1))
+        assert parameter.data_ptr() % 4 == offset
+        parameter.grad = torch.arange(600.0).expand(600, 600).contiguous()
+        AdaFactor([parameter], lr=1e-2).step()
+        results.append(parameter.detach())
+    torch.testing.assert_close(*results, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,30 +6,18 @@ Numba inlines these functions in their callers. They know arrays and addresses o
 import numpy as np
 from llvmlite import ir
 from numba import carray, njit, types
-from numba.core.caching import InTreeCacheLocator
 from numba.extending import intrinsic
+
+from hanmo.kernels import locator
 
 I64 = ir.IntType(64)
 FAST = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz", "nnan"}, "error_model": "numpy"}
 """Compiler options of all functions: sums in any order, and the GIL released."""
 
 
-class Locator(InTreeCacheLocator):
-    """Tells Numba where the compiled steps are kept: in `folder`, which may be read-only.   None: nowhere."""
-
-    folder: str | None = None
-
-    def get_cache_path(self):
-        """Give the folder."""
-        return self.folder
-
-    def ensure_cache_path(self):
-        """Leave it as it is; compiled.py makes it."""
-
-
 def kernel(signature):
-    """Compile a step when its module is imported, or read what was compiled before; see compiled.py."""
-    return njit(signature, cache=Locator.folder is not None, **FAST)
+    """Compile a step when its module is imported, or read what was compiled before."""
+    return locator.kernel(signature, **FAST)
 
 
 @intrinsic

@@ -8,13 +8,12 @@ import os
 import platform
 import sys
 from functools import cache
-from importlib import import_module
 from types import ModuleType
-from typing import Any
 
 from hanmo.config import StackConfig
 from hanmo.cores import cores
 from hanmo.errors import ConfigError
+from hanmo.kernels.cache import load, target
 
 __all__ = [
     "ACTIVATIONS",
@@ -92,9 +91,7 @@ def kernels(name: str) -> ModuleType | None:
     try:
         if name == "quantized" and instructions() is None:
             return None
-        from hanmo.inference.fused.compiled import load
-
-        return load(name, processor(), _target()[1])
+        return load(f"hanmo.inference.fused.{name}_kernel", processor())
     except ImportError:
         return None
 
@@ -104,7 +101,7 @@ def instructions() -> str | None:
 
     Raises ConfigError if HANMO_CPU is none of these, ImportError without Numba.
     """
-    present = {each[1:] for each in _target()[1].split(",") if each.startswith("+")}
+    present = {each[1:] for each in target()[1].split(",") if each.startswith("+")}
     found: list[str] = []
     for name, needed in INSTRUCTIONS.items():
         if not present.issuperset(needed):
@@ -127,19 +124,9 @@ def allow_tiles() -> bool:
 
 def processor() -> str:
     """Name the processor that is compiled for, and the chosen instructions. Raises what `instructions` raises."""
-    return f"{_target()[0]} ({instructions() or 'no AVX2'})"
+    return f"{target()[0]} ({instructions() or 'no AVX2'})"
 
 
 def most_threads() -> int:
     """Give the number of threads that saturates the memory: one for each core, at most 16."""
     return min(cores(), MOST_THREADS)
-
-
-def _target() -> tuple[str, str]:
-    """Give the processor that Numba compiles for, which its own settings may change, and features as "+a,-b"."""
-    codegen: Any = import_module("numba.core.codegen")  # which has no types
-    cpu, features = codegen.config.CPU_NAME, codegen.config.CPU_FEATURES
-    return (
-        codegen.ll.get_host_cpu_name() if cpu is None else cpu,
-        codegen.get_host_cpu_features() if features is None else features,
-    )

@@ -17,6 +17,7 @@ from hanmo.checkpoint.source import Array
 from hanmo.checkpoint.staged import clear_abandoned
 from hanmo.config import ModelConfig, StackConfig
 from hanmo.errors import ConfigError, MissingFile
+from hanmo.files import cache_folder
 from hanmo.inference import store
 from hanmo.inference.fused.quantized import FusedDynamicRows, FusedRows, open_decoder
 from hanmo.inference.openvino.graph import build_decoder, build_encoder
@@ -43,7 +44,7 @@ def open_weights(
     """Map a checkpoint's weights from the folder of built files, built first if they are missing or damaged.
 
     weights: "float32", "bfloat16", "int8" (a scale for each output) or "int4" (a scale for each group of inputs).
-    config, family: as for `hanmo.load`.   folder: of built files; None is `store.default_folder()`.
+    config, family: as for `hanmo.load`.   folder: of built files; None is `files.cache_folder()`.
     progress: called with the bytes of each tensor that is read, while building.
     Raises ConfigError for an option out of range; MissingFile, CheckpointError or ConfigError as loading does.
     """
@@ -55,7 +56,7 @@ def open_weights(
             raise MissingFile(f"no configuration at {config}; give the config.json that belongs to the checkpoint")
         text = Path(config).read_text("utf-8")
     options = {"format": FORMAT, "weights": weights, "family": family, "config": text}
-    built = store.built_path(folder or store.default_folder(), found := locate(path), options)
+    built = store.built_path(folder or cache_folder(), found := locate(path), options)
     if not store.is_whole(built):
         from hanmo.inference.openvino.build import build
 

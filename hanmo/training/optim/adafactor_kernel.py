@@ -1,15 +1,23 @@
 """AdaFactor's passes over a matrix on a CPU, each one loop compiled by Numba, for rows that a thread owns.
 
-Importing it compiles. Matrices are float32, or bfloat16 as their bits in uint16. The formulas are `adafactor_update`'s.
+Importing it compiles, so it is imported by `hanmo.kernels.cache`. Matrices are float32, or bfloat16 as their bits in
+uint16. The formulas are `adafactor_update`'s.
 """
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
-FAST = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+from hanmo.kernels.locator import kernel
+
+FAST = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 _TOGETHER = 64  # rows whose squares are summed before they are added to a column's sum, so that it loses no digits
 _FIRST, _SECOND = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77)
+
+
+def compiled(arguments):
+    """Compile a function for matrices of both types.   arguments: Numba's types, {0} the matrices'."""
+    return kernel([f"({arguments.format(kind)})" for kind in ("float32", "uint16")], **FAST)
 
 
 def _number(x):
@@ -41,7 +49,7 @@ def _rounded_of(x, place, key, like):
     return rounded
 
 
-@njit(**FAST)
+@compiled("{0}[:,::1], int64, int64, float32[::1]")
 def sums_of_squares(grad, first, last, row_sums):
     """Write the sums of the squares of rows first … last - 1; return those of the columns over these rows."""
     column_sums, some = np.zeros(grad.shape[1], np.float32), np.empty(grad.shape[1], np.float32)
@@ -58,7 +66,7 @@ def sums_of_squares(grad, first, last, row_sums):
     return column_sums
 
 
-@njit(**FAST)
+@compiled("{0}[:,::1], int64, int64")
 def sum_of_squares(weight, first, last):
     """Sum the squares of rows first … last - 1."""
     total = 0.0
@@ -70,7 +78,7 @@ def sum_of_squares(weight, first, last):
     return total
 
 
-@njit(**FAST)
+@compiled("{0}[:,::1], int64, int64, float32[::1], float32[::1], float32")
 def sum_of_squared_updates(grad, first, last, by_row, by_column, joint_eps):
     """Sum the squares of the updates of rows first … last - 1 before clipping; joint_eps: see `update`."""
     total = 0.0
@@ -88,7 +96,9 @@ def sum_of_squared_updates(grad, first, last, by_row, by_column, joint_eps):
     return total
 
 
-@njit(**FAST)
+@compiled(
+    "{0}[:,::1], int64, int64, {0}[:,::1], float32[::1], float32[::1], float32, float32, float32, uint32[::1], int64"
+)
 def update(grad, first, last, weight, by_row, by_column, joint_eps, kept, factor, keys, block):
     """Write weight * kept - factor * update into rows first … last - 1.
 

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hanmo.kernels.cache import load
 from hanmo.training.distributed import is_sharded
 from hanmo.training.optim.adafactor_update import Blocks, Numbers, Rule, update_factors, update_tensor
 
@@ -35,7 +35,8 @@ def can_fuse(parameter: Tensor, grad: Tensor, rule: Rule, blocks: Blocks) -> boo
         and grad.dtype == parameter.dtype
         and grad.stride() == parameter.stride()
         and (parameter.is_contiguous() or parameter.T.is_contiguous())
-        and _kernel() is not None
+        and not (parameter.data_ptr() | grad.data_ptr()) % parameter.itemsize
+        and loops() is not None
     )
 
 
@@ -50,7 +51,7 @@ def fused_update(
     blocks: Blocks,
 ) -> Tensor | None:
     """Do what `update_tensor` does, up to the order of its sums; the noise of bfloat16 weights is the same."""
-    kernel = _kernel()
+    kernel = loops()
     assert kernel is not None
     transposed = not parameter.is_contiguous()
     weight_rows, grad_rows = (_rows(tensor.T if transposed else tensor) for tensor in (parameter, grad))
@@ -76,13 +77,13 @@ def fused_update(
 
 
 @cache
-def _kernel() -> ModuleType | None:
-    """Import and so compile the loops; None where Numba is missing or has no folder to cache what it compiles."""
+def loops() -> ModuleType | None:
+    """Import the loops, compiled; None where Numba is missing."""
     if sys.byteorder != "little":
         return None
     try:
-        return import_module("hanmo.training.optim.adafactor_kernel")
-    except (ImportError, RuntimeError):
+        return load("hanmo.training.optim.adafactor_kernel")
+    except ImportError:
         return None
 
 

@@ -1,40 +1,37 @@
-"""Compiled kernels are kept where they can be, read by the next process, and chosen by the processor's instructions."""
+"""Compiled kernels are kept where they can be and read by the next process."""
 
 import logging
 import sys
 
-import numba
 import pytest
 
-import hanmo.inference.fused
-from hanmo.errors import ConfigError
-from hanmo.inference.fused import compiled, support
+import hanmo.kernels
+from hanmo.kernels import cache
 
 TINY = """
-from hanmo.inference.fused import functions as fn
+from hanmo.kernels.locator import kernel
 
-@fn.kernel("int64(int64)")
+@kernel("int64(int64)")
 def step(x):
     return x + 1
 """
-AVX2, AVX512 = "+avx2,+fma,-avx512f", "+avx2,+fma,+avx512f,+avx512bw"
 
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
     """Load a kernel of one line as a new process would, and tell whether Numba found it compiled."""
     (tmp_path / "tiny_kernel.py").write_text(TINY)
-    monkeypatch.setattr(hanmo.inference.fused, "__path__", [*hanmo.inference.fused.__path__, str(tmp_path)])
-    monkeypatch.setattr(compiled, "places", lambda: [tmp_path / "first", tmp_path / "second"])
+    monkeypatch.setattr(hanmo.kernels, "__path__", [*hanmo.kernels.__path__, str(tmp_path)])
+    monkeypatch.setattr(cache, "places", lambda: [tmp_path / "first", tmp_path / "second"])
 
     def load(processor="here"):
-        sys.modules.pop("hanmo.inference.fused.tiny_kernel", None)
-        step = compiled.load("tiny", processor, "").step
+        sys.modules.pop("hanmo.kernels.tiny_kernel", None)
+        step = cache.load("hanmo.kernels.tiny_kernel", processor).step
         assert step(1) == 2
         return sum(step.stats.cache_hits.values()) == 1
 
     yield load
-    sys.modules.pop("hanmo.inference.fused.tiny_kernel", None)
+    sys.modules.pop("hanmo.kernels.tiny_kernel", None)
 
 
 def only(folder):
@@ -45,7 +42,7 @@ def only(folder):
 def test_a_kernel_is_compiled_once_and_says_so(load, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     assert not load()
-    assert caplog.messages == ["compiling the fused step for this processor (about 10 s, once)"]
+    assert caplog.messages == ["compiling kernels for this processor (about 10 s, once)"]
     before = [(path, path.stat().st_mtime_ns) for path in sorted((tmp_path / "first").rglob("*"))]
     assert load()
     assert len(caplog.messages) == 1
@@ -56,8 +53,8 @@ def test_a_kernel_is_compiled_once_and_says_so(load, tmp_path, caplog):
 def test_each_processor_has_its_own(load, tmp_path):
     assert [load("one"), load("other"), load("one"), load("other")] == [False, False, True, True]
     (tmp_path / "first").rename(tmp_path / "compiled")
-    assert sorted(each.processor for each in compiled.entries(tmp_path)) == ["one", "other"]
-    assert all(each.kernel == "tiny" and each.nbytes > 0 for each in compiled.entries(tmp_path))
+    assert sorted(each.processor for each in cache.entries(tmp_path)) == ["one", "other"]
+    assert all(each.kernel == "tiny" and each.nbytes > 0 for each in cache.entries(tmp_path))
 
 
 def test_where_the_package_cannot_be_written_to_the_cache_folder_keeps_it(load, tmp_path):
@@ -107,35 +104,5 @@ def test_all_that_is_kept_is_cleared(load, tmp_path):
     load()
     (tmp_path / "first").rename(tmp_path / "compiled")
     total = sum(path.stat().st_size for path in (tmp_path / "compiled").rglob("*") if path.is_file())
-    assert compiled.clear(tmp_path) == total > 0
-    assert compiled.entries(tmp_path) == [] and compiled.clear(tmp_path) == 0
-
-
-@pytest.mark.parametrize(
-    ("features", "best"),
-    [
-        ("+sse2,-avx2", None),
-        (AVX2, "avx2"),
-        (AVX512, "avx512"),
-        (f"{AVX512},+avx512vnni", "vnni"),
-        (f"{AVX512},+amx-tile,+amx-int8", "avx512"),
-        (f"{AVX512},+avx512vnni,+amx-tile,+amx-int8", "amx"),
-    ],
-)
-def test_the_best_instructions_are_chosen(features, best, monkeypatch):
-    monkeypatch.delenv("HANMO_CPU", raising=False)
-    monkeypatch.setattr(numba.config, "CPU_FEATURES", features)
-    assert support.instructions() == best
-
-
-def test_lower_instructions_can_be_asked_for_and_no_others(monkeypatch):
-    monkeypatch.setattr(numba.config, "CPU_FEATURES", AVX512)
-    monkeypatch.setenv("HANMO_CPU", "avx2")
-    assert support.instructions() == "avx2"
-    for wrong in ("vnni", "sse9"):
-        monkeypatch.setenv("HANMO_CPU", wrong)
-        with pytest.raises(ConfigError, match=rf"HANMO_CPU is '{wrong}'; this machine has avx2, avx512$"):
-            support.instructions()
-    monkeypatch.setattr(numba.config, "CPU_FEATURES", "")
-    with pytest.raises(ConfigError, match="this machine has none of its values"):
-        support.instructions()
+    assert cache.clear(tmp_path) == total > 0
+    assert cache.entries(tmp_path) == [] and cache.clear(tmp_path) == 0

@@ -4,7 +4,7 @@
     PLACE/KEY/about.json        the kernel, the processor, the seconds it took, and the files' checksums
 
 The first place is __pycache__ of this package, so that what was compiled while an image was built serves all its users.
-Where it cannot be written to, it is the folder of built files; where that cannot either, nothing is kept.
+Where it cannot be written to, it is the cache folder; where that cannot either, nothing is kept.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from types import ModuleType
@@ -25,10 +26,9 @@ from typing import Any
 
 from hanmo.checkpoint.staged import partial_folder
 from hanmo.errors import HanmoError
-from hanmo.files import read_json
-from hanmo.inference.store import default_folder
+from hanmo.files import cache_folder, read_json
 
-__all__ = ["Compiled", "clear", "entries", "load", "places"]
+__all__ = ["Compiled", "clear", "entries", "load", "places", "target"]
 
 NAME, ABOUT = "compiled", "about.json"
 _LOCK = Lock()
@@ -50,39 +50,42 @@ def places() -> list[Path]:
     """Give the folders of compiled kernels, the first choice first."""
     found = [Path(__file__).with_name("__pycache__")]
     with suppress(RuntimeError):  # there is no home directory
-        found.append(default_folder())
+        found.append(cache_folder())
     return [place / NAME for place in found]
 
 
-def load(name: str, processor: str, features: str) -> ModuleType:
-    """Import a kernel's module, which reads what was compiled for this processor, or compiles it and keeps that.
+def load(module: str, processor: str | None = None) -> ModuleType:
+    """Import a module of kernels, which reads what was compiled for this processor, or compiles it and keeps that.
 
-    processor, features: what is compiled for; Numba has its own settings for them.
+    module: whose name ends in _kernel.   processor: what is compiled for, if not only Numba's target.
+    Raises ImportError without Numba.
     """
+    cpu, features = target()
+    name, processor = module.rpartition(".")[2].removesuffix("_kernel"), processor or cpu
     digest = hashlib.sha256("\n".join([name, processor, features, *_versions()]).encode())
-    for source in _sources(name):
+    for source in _sources(module):
         digest.update(source)
     key = digest.hexdigest()[:32]
     with _LOCK:
         for place in places():
             if _is_whole(place / key):
-                return _import(name, place / key)
+                return _import(module, place / key)
         for place in places():
             with suppress(OSError), partial_folder(place / key) as made:
-                _LOG.info("compiling the fused step for this processor (about 10 s, once)")
+                _LOG.info("compiling kernels for this processor (about 10 s, once)")
                 begun = time.perf_counter()
-                module = _import(name, made)
+                loaded = _import(module, made)
                 about = {"kernel": name, "processor": processor, "seconds": round(time.perf_counter() - begun, 1)}
                 with suppress(OSError):  # the disk is full, or another process was faster
                     (made / ABOUT).write_text(json.dumps({**about, "files": _checksums(made)}) + "\n", "utf-8")
                     shutil.rmtree(place / key, ignore_errors=True)  # damaged
                     made.rename(place / key)
-                return module
+                return loaded
         _LOG.warning(
-            f"compiling the fused step, which takes about 10 s in every process: neither {places()[0].parent} nor "
+            f"compiling kernels, which takes about 10 s in every process: neither {places()[0].parent} nor "
             f"{places()[-1].parent} can be written to; set XDG_CACHE_HOME to a folder that can"
         )
-        return _import(name, None)
+        return _import(module, None)
 
 
 def entries(folder: Path | None = None) -> list[Compiled]:
@@ -106,26 +109,39 @@ def clear(folder: Path | None = None) -> int:
     return sum(size for path, size in before if not path.exists())
 
 
-def _import(name: str, folder: Path | None) -> ModuleType:
-    """Import a kernel's module while Numba looks for compiled code in a folder."""
-    from hanmo.inference.fused.functions import Locator
+def target() -> tuple[str, str]:
+    """Give the processor that Numba compiles for, which its own settings may change, and features as "+a,-b".
+
+    Raises ImportError without Numba.
+    """
+    codegen: Any = import_module("numba.core.codegen")  # which has no types
+    cpu, features = codegen.config.CPU_NAME, codegen.config.CPU_FEATURES
+    return (
+        codegen.ll.get_host_cpu_name() if cpu is None else cpu,
+        codegen.get_host_cpu_features() if features is None else features,
+    )
+
+
+def _import(module: str, folder: Path | None) -> ModuleType:
+    """Import a module while Numba looks for compiled code in a folder."""
+    from hanmo.kernels.locator import Locator
 
     config: Any = import_module("numba.core.config")  # which has no types
     before = config.CACHE_LOCATOR_CLASSES
     config.CACHE_LOCATOR_CLASSES = f"{Locator.__module__}.{Locator.__qualname__}"
     Locator.folder = None if folder is None else str(folder)
     try:
-        return import_module(f"hanmo.inference.fused.{name}_kernel")
+        return import_module(module)
     finally:
         config.CACHE_LOCATOR_CLASSES = before
 
 
-def _sources(name: str) -> list[bytes]:
-    """Read the modules here that are compiled, without those of other kernels."""
-    own = f"{name}_kernel"
-    paths = [
-        path for path in Path(__file__).parent.glob("*.py") if path.stem == own or not path.stem.endswith("_kernel")
-    ]
+def _sources(module: str) -> list[bytes]:
+    """Read the module and those beside it that are compiled, without other kernels."""
+    spec = find_spec(module)
+    assert spec is not None and spec.origin is not None
+    own = Path(spec.origin)
+    paths = [path for path in own.parent.glob("*.py") if path == own or not path.stem.endswith("_kernel")]
     read = [path.read_bytes() for path in sorted(paths)]
     return [source for source in read if re.search(rb"^(from|import) (numba|llvmlite)", source, re.MULTILINE)]
 
