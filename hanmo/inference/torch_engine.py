@@ -28,8 +28,7 @@ class TorchEngine:
         self.vocab_size, self.max_positions = model.config.vocab_size, model.config.main.context
         self.prefix = model.config.main.mask == "prefix"
         weight = model.token.weight
-        plain = model.config.main.mask == "causal" and not model.config.is_encoder_decoder
-        self.joins = plain and weight.dtype == torch.float32 and weight.device.type == "cpu"
+        self.joins = weight.dtype == torch.float32 and weight.device.type == "cpu"
 
     @property
     def token_bytes(self) -> int:

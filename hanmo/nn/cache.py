@@ -9,6 +9,7 @@ tokens         positions, orders and padding of the keys, so that a continued te
 import torch
 from array_api_compat import torch as xp
 from torch import Tensor
+from torch.nn import functional as F
 
 from hanmo.config import StackConfig
 from hanmo.nn.position import Tokens
@@ -64,7 +65,7 @@ class Cache:
         self.tokens = self.tokens.take(rows)
 
     def join(self, other: "Cache") -> None:
-        """Append the rows of another cache, the shorter ones padded on the left; for causal masks, without memory."""
+        """Append the rows of another cache, the shorter ones padded on the left; shorter memory, on the right."""
         room = max(self.capacity - self.length, other.capacity - other.length)
         starts = self.tokens.unused(), other.tokens.unused()
         length = max(self.length - starts[0], other.length - starts[1])
@@ -76,10 +77,29 @@ class Cache:
                 joined[:rows, :, length - above.shape[2] : length] = above
                 joined[rows:, :, length - below.shape[2] : length] = below
                 ours[layer] = joined
+        masks = self.real_memory(), other.real_memory()
+        for layer, pairs in enumerate(zip(self.memory, other.memory, strict=True)):
+            if pairs[0] and pairs[1]:
+                self.memory[layer] = _stacked(pairs[0][0], pairs[1][0]), _stacked(pairs[0][1], pairs[1][1])
+        if masks[0] is not None and masks[1] is not None:
+            self.memory_mask = _stacked(masks[0][..., None], masks[1][..., None])[..., 0]
         self.tokens = self.tokens.join(other.tokens, rows, other.rows, xp)
         self.capacity, self.length = length + room, length
+
+    def real_memory(self) -> Tensor | None:
+        """Tell which tokens of the memory are real: [b, m]; None without memory."""
+        first = self.memory[0]
+        if first is None or self.memory_mask is not None:
+            return self.memory_mask
+        return first[0].new_ones(first[0].shape[0], first[0].shape[2], dtype=torch.bool)
 
     def cut(self, length: int) -> None:
         """Forget every token from `length` on."""
         self.length = min(self.length, length)
         self.tokens = self.tokens.cut(self.length)
+
+
+def _stacked(above: Tensor, below: Tensor) -> Tensor:
+    """Put rows [b, …, m, d] above others, the shorter ones padded on the right."""
+    longest = max(above.shape[-2], below.shape[-2])
+    return torch.cat([F.pad(each, (0, 0, 0, longest - each.shape[-2])) for each in (above, below)])

@@ -89,21 +89,18 @@ class Tokens:
         return 0 if self.mask is None else self.mask.any(0).tolist().index(True)
 
     def join(self, other: "Tokens", rows: int, others: int, xp: Any) -> "Tokens":
-        """Put so many rows with a causal mask before those of others, padded on the left and without unused tokens."""
+        """Put so many rows before those of others, padded on the left and without unused tokens."""
         parts = [(self, rows, self.unused()), (other, others, other.unused())]
         length = max(tokens.length - start for tokens, _, start in parts)
         where = {"device": getattr(self.positions, "device", None)}
-        positions, masks = [], []
+        joined: dict[str, list[Array]] = {"positions": [], "order": [], "mask": []}
         for tokens, count, start in parts:
-            padding = length - tokens.length + start
             mask = xp.ones((count, tokens.length), dtype=xp.bool, **where) if tokens.mask is None else tokens.mask
-            masks += [xp.zeros((count, padding), dtype=xp.bool, **where), mask[:, start:]]
-            zeros = xp.zeros((count, padding), dtype=tokens.positions.dtype, **where)
-            positions += [zeros, xp.broadcast_to(tokens.positions, (count, tokens.length))[:, start:]]
-        position, mask = (
-            xp.concat((xp.concat(each[:2], axis=1), xp.concat(each[2:], axis=1))) for each in (positions, masks)
-        )
-        return Tokens(position, xp.arange(length, **where)[None], mask)
+            for name, found in (("positions", tokens.positions), ("order", tokens.order), ("mask", mask)):
+                kept = xp.broadcast_to(found, (count, tokens.length))[:, start:]
+                padding = xp.zeros((count, length - tokens.length + start), dtype=kept.dtype, **where)
+                joined[name].append(xp.concat((padding, kept), axis=1))
+        return Tokens(**{name: xp.concat(each) for name, each in joined.items()})
 
     def cut(self, length: int) -> "Tokens":
         """Forget every token from `length` on."""

@@ -76,10 +76,16 @@ def test_a_row_has_the_text_that_it_has_alone(open_kind, kind, count, max_rows):
     assert all(isinstance(events[-1], End) for events in found)
 
 
-@pytest.mark.parametrize("name", ["gpt", "gpt2", "nezha", "roformer"])
-@pytest.mark.parametrize("kind", ["torch", "float32"])
-def test_rows_of_every_kind_of_positions_join_one_cache(tmp_path_factory, kind, name):
-    mask = None if name.startswith("gpt") else "causal"
+@pytest.mark.parametrize(
+    ("kind", "name", "mask"),
+    [
+        *[(kind, name, None) for kind in ("torch", "float32") for name in ("gpt", "gpt2")],
+        *[(kind, name, "causal") for kind in ("torch", "float32") for name in ("nezha", "roformer")],
+        *[("torch", name, "prefix") for name in ("bert", "nezha")],
+        *[("torch", name, None) for name in ("t5_1.0", "t5_1.1")],
+    ],
+)
+def test_rows_of_every_kind_of_positions_join_one_cache(tmp_path_factory, kind, name, mask):
     if kind == "torch":
         engine = hanmo.load(GOLDENS / name / "model.ckpt", mask=mask).engine
     else:

@@ -385,6 +385,7 @@ class Texts:
 
     def __init__(self, plain, static):
         self.plain, self.rows = plain, static.dynamic_rows()
+        static._free.clear()
         self.random = np.random.default_rng(3)
         self.texts, self.found, self.prompts = {}, {}, {}
 
@@ -529,6 +530,23 @@ def test_memory_of_rows_that_join_is_as_large_as_was_promised(engines):
         texts.steps()
         for number in numbers:
             texts.leave(number, least=1)
+
+
+def test_as_many_rows_run_as_their_rounded_memory_allows(engines):
+    static = engines("gpt2_ml")[1]
+    static._free.clear()
+    scheduler, inbox = Scheduler(static, cache_ids=600), SimpleQueue()
+    scheduler.submit(
+        [RowRequest(prompt=PROMPTS[0], seed=7, limits=Limits(max_tokens=3), sample=n) for n in range(7)], inbox.put
+    )
+    scheduler.check_fits(4, 30)
+    with pytest.raises(
+        ConfigError, match="5 x 30 tokens, prompt and text, do not fit the caches, which have room for 600"
+    ):
+        scheduler.check_fits(5, 30)
+    scheduler.close(drain=True)
+    ended = [event.row for event in (inbox.get_nowait() for _ in range(inbox.qsize())) if isinstance(event, End)]
+    assert sorted(ended) == list(range(7)) and scheduler._batch._rows._slots.rows == 4
 
 
 def test_a_scheduler_gives_texts_of_several_prompts_as_alone(engines):

@@ -59,6 +59,20 @@ def joined(chunks):
     return [found[index] for index in sorted(found)]
 
 
+@pytest.mark.parametrize(("weights", "rounding"), [("float32", "fixed"), ("bfloat16", "joined")])
+def test_requests_to_the_engine_of_a_gpu_are_computed_together(monkeypatch, weights, rounding):
+    monkeypatch.setattr("hanmo.model_pipeline.QUEUED", ("cpu",))
+    model = open_served("古诗", SMALL, weights=weights, device="cpu", cache_memory=1 << 26)
+    assert f"-{weights}-{rounding}-" in model.fingerprint
+    prompts = ["床前明月光，", "我", "白日依山尽，黄河入海流，"]
+    with running(model) as url:
+        found = ask(url, model="古诗", prompt=prompts, n=2, max_tokens=9, seed=5).json()
+        assert found["usage"]["completion_tokens"] > 9 and model.scheduler.stats.steps <= 9
+        if rounding == "fixed":
+            alone = [ask(url, model="古诗", prompt=each, n=2, max_tokens=9, seed=5).json() for each in prompts]
+            assert [c["text"] for c in found["choices"]] == [c["text"] for each in alone for c in each["choices"]]
+
+
 def test_the_openai_client_gets_texts_pieces_and_models(client):
     assert [model.id for model in client.models.list()] == ["字节", SMALL_NAME]
     assert client.models.retrieve("字节").owned_by == "hanmo"

@@ -61,11 +61,9 @@ class Slots(Cache):
         for ours, theirs in zip(_memory(self), _memory(cache), strict=True):
             ours.index_fill_(0, to, 0)
             ours[to, :, : theirs.shape[2]] = theirs
-        if self.memory_mask is not None and (first := cache.memory[0]) is not None:
-            width = first[0].shape[2]
-            real = cache.memory_mask
+        if self.memory_mask is not None and (real := cache.real_memory()) is not None:
             self.memory_mask[to] = False
-            self.memory_mask[to, :width] = self.ids.new_ones(1, width, dtype=torch.bool) if real is None else real
+            self.memory_mask[to, : real.shape[1]] = real
 
     def take(self, other: "Slots", rows: Sequence[tuple[int, int]], length: int) -> None:
         """Copy rows (to, from) of other slots, or of these.   length: columns to copy; those behind them stay."""
