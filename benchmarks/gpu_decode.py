@@ -2,11 +2,14 @@
 
     python benchmarks/gpu_decode.py --out gpu_decode.json
     python benchmarks/gpu_decode.py --weights int8 --rows 1 --no-peer
+    python benchmarks/gpu_decode.py --weights bfloat16 --rows 32 --no-peer --requests 128
 
 The default is GPT2_ML's shape, 1.39 B parameters. Both sides draw from the five likeliest ids, and every id comes to
 the processor: (time of all tokens - time of the first) / (tokens - 1), medians of the rounds. The peer is
 GPT2LMHeadModel of the same sizes in bfloat16 (`generate`, its defaults). `share_of_bandwidth` counts the bytes of
 weights that a step reads, nothing of the cache, against the faster of copying and summing 1 GiB in this run.
+
+--requests: so many unequal prompts and ends by the scheduler too, `rows` at once: joined in one step, and in turn.
 """
 
 import argparse
@@ -16,13 +19,17 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from hanmo.families.gpt2_ml import gpt2_ml_config
 from hanmo.generate import Limits, Sampling, sample
+from hanmo.generate.scheduler import Event, Failed, RowRequest, Scheduler
 from hanmo.inference.cuda.blocks import Int8Linear, quantized
 from hanmo.inference.cuda.engine import StaticEngine
 from hanmo.model import Model
@@ -36,6 +43,7 @@ TINY = {
     "tokens": 6,
     "rounds": 2,
     "rows": [1, 2],
+    "requests": 4,
 }
 
 
@@ -50,6 +58,7 @@ def main() -> None:
         "prompt": 128,
         "tokens": 128,
         "rounds": 5,
+        "requests": 0,
     }
     for name, default in sizes.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
@@ -114,6 +123,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "first_use_seconds": began,
         "peak_bytes": torch.cuda.max_memory_allocated(given.device) if cuda else None,
         "cases": cases,
+        "requests": [scheduled(engines[kind], rows, given) | {"side": kind} for kind in engines for rows in given.rows]
+        if given.requests
+        else [],
     }
 
 
@@ -139,6 +151,38 @@ def steps_alone(engine: StaticEngine, count: int, given: argparse.Namespace) -> 
         took = seconds(lambda rows=rows, ids=ids: [rows.step(ids) for _ in range(given.tokens - 1)], given.device)
         found.append(took / (given.tokens - 1))
     return statistics.median(found)
+
+
+def scheduled(engine: StaticEngine, rows: int, given: argparse.Namespace) -> dict[str, float]:
+    """Time requests of different prompts, from an eighth of `prompt` and of `tokens` ids up, joined and in turn."""
+    in_turn = SimpleNamespace(vocab_size=engine.vocab_size, max_positions=engine.max_positions, prefill=engine.prefill)
+    random = np.random.default_rng(0)
+    requests = [
+        RowRequest(
+            prompt=random.integers(1, given.vocab_size, random.integers(given.prompt // 8, given.prompt + 1)).tolist(),
+            seed=seed,
+            sampling=Sampling(top_k=5),
+            limits=Limits(max_tokens=int(random.integers(-(-given.tokens // 8), given.tokens + 1))),
+        )
+        for seed in range(given.requests)
+    ]
+    count = sum(each.limits.max_tokens or 0 for each in requests)
+
+    def run(scheduler: Scheduler) -> None:
+        inbox: SimpleQueue[Event] = SimpleQueue()
+        for each in requests:
+            scheduler.submit([each], inbox.put)
+        events = [inbox.get(timeout=300) for _ in range(count + len(requests))]  # ids and ends
+        assert not any(isinstance(each, Failed) for each in events), "a request has failed"
+
+    found = {}
+    for way, side in (("joined", engine), ("in_turn", in_turn)):
+        scheduler = Scheduler(side, max_rows=rows, max_queue=len(requests))
+        times = [seconds(partial(run, scheduler), given.device) for _ in range(1 + given.rounds)]
+        scheduler.close(drain=True)
+        found[f"tokens_per_second_{way}"] = count / statistics.median(times[1:])
+        found[f"first_use_seconds_{way}"] = times[0]
+    return {"rows": rows, **found}
 
 
 def peer(given: argparse.Namespace) -> Callable[[int, int], None]:

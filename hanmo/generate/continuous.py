@@ -115,9 +115,10 @@ class ContinuousBatch:
 
     def check_fits(self, rows: int, ids: int) -> None:
         """Raise ConfigError if the caches have no room for so many rows of so many ids each."""
-        if not self._fits([ids] * rows):
+        if (needed := needed_ids(self._rows, [ids] * rows)) > self._cache_ids:
+            rounded = f" (rounded up to {needed})" if needed > rows * ids else ""
             raise ConfigError(
-                f"{rows} x {ids} tokens, prompt and text, do not fit the caches, which have room for "
+                f"{rows} x {ids} tokens{rounded}, prompt and text, do not fit the caches, which have room for "
                 f"{self._cache_ids}; ask for fewer tokens"
             )
 

@@ -31,6 +31,8 @@ def test_the_script_measures_every_side_at_every_number_of_rows(script, tmp_path
         assert ("share_of_bandwidth" in case) == (case["side"] != "transformers")
         assert ("ms_per_step_without_choosing" in case) == (case["side"] != "transformers")
         assert case["times_faster_than_peer"] > 0
+    assert [(case["side"], case["rows"]) for case in found["requests"]] == sorted(expected)[:4]
+    assert all(value > 0 for case in found["requests"] for key, value in case.items() if key != "side")
     # 2 blocks of hidden_size 64 and a vocabulary of 100: 12 matrices' worth of 64 x 64 each, biases, and the output.
     assert found["weight_bytes_read"]["bfloat16"] == 2 * (2 * (12 * 64 * 64 + 9 * 64) + 100 * 64)
     assert found["weight_bytes_read"]["int8"] == 2 * (12 * 64 * 64 + (4 + 2) * 9 * 64) + 2 * 100 * 64

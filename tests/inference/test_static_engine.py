@@ -541,7 +541,8 @@ def test_as_many_rows_run_as_their_rounded_memory_allows(engines):
     )
     scheduler.check_fits(4, 30)
     with pytest.raises(
-        ConfigError, match="5 x 30 tokens, prompt and text, do not fit the caches, which have room for 600"
+        ConfigError,
+        match=r"5 x 30 tokens \(rounded up to 1024\), prompt and text, do not fit the caches, which have room for 600",
     ):
         scheduler.check_fits(5, 30)
     scheduler.close(drain=True)
