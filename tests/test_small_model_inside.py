@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 import hanmo
 from hanmo.cli.app import app
+from hanmo.generate.dynamic import is_dynamic
+from hanmo.inference.fused.support import kernels
 from hanmo.pipeline import SMALL
 
 ROOT = Path(hanmo.__file__).parent
@@ -57,6 +59,8 @@ def test_it_predicts_chinese_far_better_than_chance():
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_the_cpu_engine_takes_it(tmp_path, monkeypatch, weights):
+def test_the_cpu_engine_takes_it_and_steps_its_rows_together(tmp_path, monkeypatch, weights):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert hanmo.open_writer(weights=weights).write("话说", seed=0, max_chars=20, stop=None)[0].startswith("话说")
+    writer = hanmo.open_writer(weights=weights)
+    assert writer.write("话说", seed=0, max_chars=20, stop=None)[0].startswith("话说")
+    assert is_dynamic(writer.engine) == (kernels("quantized") is not None)

@@ -49,7 +49,12 @@ def like_gpt():
     return replace(config, decoder=stack)
 
 
-KINDS = {"gpt2_ml": gpt2_ml, "gpt2": like_gpt2, "gpt": like_gpt}
+def narrow():
+    """A hidden size in groups of 32, as the package's model has, and an intermediate size in groups of 128."""
+    return gpt2_ml_config(vocab_size=301, num_layers=3, hidden_size=192, positions=160)
+
+
+KINDS = {"gpt2_ml": gpt2_ml, "gpt2": like_gpt2, "gpt": like_gpt, "narrow": narrow}
 
 
 def of_family(family, **changes):
@@ -147,33 +152,34 @@ def test_every_family_is_near_openvino_and_the_same_alone_and_in_a_batch(opened,
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 16, 37])
 @pytest.mark.parametrize("bits", [8, 4])
-def test_a_product_is_that_of_the_rounded_numbers(bits, tokens):
-    random = np.random.default_rng(bits)
-    x = random.standard_normal((tokens, 384)).astype(np.float32)
-    x[:, 130] = 40  # its group has a scale of its own
+@pytest.mark.parametrize("group", [128, 32])
+def test_a_product_is_that_of_the_rounded_numbers(group, bits, tokens):
+    random, inputs = np.random.default_rng(bits), 3 * group
+    x = random.standard_normal((tokens, inputs)).astype(np.float32)
+    x[:, group + 2] = 40  # its group has a scale of its own
     padded = -(-tokens // 16) * 16
-    numbers, scales = np.zeros(padded * 384, np.int8), np.zeros(padded * 3, np.float32)
+    numbers, scales = np.zeros(padded * inputs, np.int8), np.zeros(padded * 3, np.float32)
     shift = np.zeros(padded * 3, np.int32)
-    kernels._quantize_all(x, np.int64(0), np.int64(384), bits, numbers, scales, shift)
+    kernels._quantize_all(x, np.int64(0), np.int64(inputs), bits, numbers, scales, shift)
     own = scales[: tokens * 3].reshape(tokens, 3, 1)
-    rounded = (np.rint(x.reshape(tokens, 3, 128) / own) * own).reshape(tokens, 384)
+    rounded = (np.rint(x.reshape(tokens, 3, group) / own) * own).reshape(tokens, inputs)
     assert np.abs(rounded - x).max() <= scales.max() / 2 * 1.001
     bias = random.standard_normal(48).astype(np.float32)
     if bits == 8:
-        levels = random.integers(-127, 128, (48, 384), dtype=np.int8)
+        levels = random.integers(-127, 128, (48, inputs), dtype=np.int8)
         rows = random.random((48, 1)).astype(np.float32)
         wide, kept = levels * rows, packing.pack_int8(levels)
     else:
-        levels = random.integers(-8, 8, (48, 384))
+        levels = random.integers(-8, 8, (48, inputs))
         rows = random.random((48, 3)).astype(np.float32)
-        wide = (levels.reshape(48, 3, 128) * rows[..., None]).reshape(48, 384)
+        wide = (levels.reshape(48, 3, group) * rows[..., None]).reshape(48, inputs)
         halves = (levels & 15).astype(np.uint8)
         kept = packing.pack_int4(halves[:, 0::2] | halves[:, 1::2] << 4)
-    factors, scratch = packing.pack_scales(rows), np.zeros(16384 + 384 * 16, np.uint8)
+    factors, scratch = packing.pack_scales(rows), np.zeros(16384 + inputs * 16, np.uint8)
     matrix = (bits, kept.ctypes.data, factors.ctypes.data, bias.ctypes.data)
     out = np.zeros((padded, 60), np.float32)
     for first, last in ((0, 1), (1, 3)):
-        given = numbers, scales, shift, 3, out.ctypes.data, 240, tokens, False, scratch
+        given = numbers, scales, shift, inputs, out.ctypes.data, 240, tokens, False, scratch
         kernels._product(matrix, first, last, *given)
     expected = rounded @ wide.astype(np.float64).T + bias
     assert np.abs(out[:tokens, :48] - expected).max() < 1e-5 * np.abs(expected).max()
@@ -269,9 +275,10 @@ def test_rows_are_copied_cut_and_reordered(opened):
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_a_rows_logits_depend_on_its_ids_alone(opened, weights):
+@pytest.mark.parametrize("name", ["gpt2_ml", "narrow"])
+def test_a_rows_logits_depend_on_its_ids_alone(opened, name, weights):
     """However its prompt is divided, in whatever company, and while others join and leave."""
-    decoder = opened(weights=weights)._fused
+    decoder = opened(name, weights)._fused
     random = np.random.default_rng(2)
     texts = [random.integers(1, 301, length).tolist() for length in (1, 3, 16, 17, 40, 75, 90)]
 

@@ -4,9 +4,28 @@ import numpy as np
 
 from hanmo.checkpoint.source import Array
 
-__all__ = ["LANES", "pack_int4", "pack_int8", "pack_scales", "unpack_int4", "unpack_int8", "unpack_scales"]
+__all__ = [
+    "GROUP",
+    "LANES",
+    "NARROW",
+    "group_size",
+    "pack_int4",
+    "pack_int8",
+    "pack_scales",
+    "unpack_int4",
+    "unpack_int8",
+    "unpack_scales",
+]
 
 LANES = 16  # outputs side by side; the last block of a matrix is padded with zeros
+GROUP, NARROW = 128, 32
+
+
+def group_size(inputs: int) -> int:
+    """Give the number of inputs of a matrix that share a scale: 128, or 32 where these divide them, or else 0."""
+    if inputs % GROUP == 0:
+        return GROUP
+    return NARROW if inputs % NARROW == 0 else 0
 
 
 def pack_int8(weights: Array) -> Array:

@@ -20,8 +20,8 @@ from hanmo.nn.position import bucket, sinusoidal
 
 __all__ = ["FusedDynamicRows", "FusedRow", "FusedRows", "QuantizedDecoder", "open_decoder"]
 
-LEAST_BYTES = 64 << 20
-"""Smaller weights fit the processor's cache, where OpenVINO is as fast and compiling takes longer."""
+LEAST_BYTES = 8 << 20
+"""Smaller weights are read fast enough by OpenVINO, and compiling takes longer."""
 
 MOST_TOKENS = 128  # of a step, whose numbers then fit the processor's cache
 WORDS = "key", "value"
@@ -40,7 +40,7 @@ def open_decoder(weights: Weights, config: ModelConfig, threads: int | None) -> 
 
 
 def supported(weights: Weights, config: ModelConfig) -> bool:
-    """Tell whether a model is a large decoder, in int8 or int4, whose blocks and output have the fused step."""
+    """Tell whether a model is a decoder of some size, in int8 or int4, whose blocks and output have the fused step."""
     writes = config.output == "lm" or (config.output == "mlm" and config.head_activation in ACTIVATIONS)
     writes = writes and (config.logit_scale == 1.0 or config.main.final_norm)
     large = weights.kind in ("int8", "int4") and weights.path.stat().st_size >= LEAST_BYTES

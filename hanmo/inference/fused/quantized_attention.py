@@ -8,7 +8,7 @@ from numba import carray, njit
 
 from hanmo.inference.fused import functions as fn
 from hanmo.inference.fused import quantized_blocks as blocks
-from hanmo.inference.fused.quantized_blocks import LANES
+from hanmo.inference.fused.packing import LANES
 
 __all__ = ["TILE_TOKENS", "attend_all"]
 

@@ -12,6 +12,7 @@ are added in the order of the groups, so its results depend neither on the instr
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -20,12 +21,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from hanmo.inference.fused.dot import dot
-from hanmo.inference.fused.packing import LANES
+from hanmo.inference.fused.packing import GROUP, LANES, NARROW
 from hanmo.inference.fused.support import instructions
 
-__all__ = ["GROUP", "LANES", "amx", "mix", "product", "quantize", "scores", "tiles", "unpack"]
+__all__ = ["amx", "mix", "product", "quantize", "quantize_narrow", "scores", "tiles", "unpack"]
 
-GROUP = 128  # inputs that share a scale
 I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 INTS, FLOATS = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
 BYTES = I8.as_pointer()
@@ -140,7 +140,7 @@ def _add(code: _Code, total: Any, sums: Any, scale: Any, weight_scales: Any | No
     code.builder.store(code.fma(code.sitofp(sums, FLOATS), factor, code.builder.load(total)), total)
 
 
-def product(bits: int, tokens: int, chosen: str | None = None) -> Any:
+def product(bits: int, tokens: int, group_size: int, chosen: str | None = None) -> Any:
     """Multiply 16 outputs by so many tokens, in registers.
 
     chosen: the instructions, see `dot`; None takes the best that may be used.
@@ -154,7 +154,7 @@ def product(bits: int, tokens: int, chosen: str | None = None) -> Any:
 
     def build(code, weights, scales, bias, numbers, x_scales, shift, groups, out, stride):
         totals = code.variables(tokens)
-        size = GROUP * LANES * bits // 8
+        size = group_size * LANES * bits // 8
         with cgutils.for_range(code.builder, groups) as loop:
             group = loop.index
             own = code.at(weights, (group, size))
@@ -167,7 +167,7 @@ def product(bits: int, tokens: int, chosen: str | None = None) -> Any:
                 for each, quad in enumerate(quads):
                     number = place // 64 * len(quads) + each
                     for token in range(tokens):
-                        x = code.at(numbers, (groups, GROUP * token), (group, GROUP), 4 * number)
+                        x = code.at(numbers, (groups, group_size * token), (group, group_size), 4 * number)
                         chain = number % chains
                         spread = code.spread(code.load(I32, x))
                         sums[token][chain] = dot(code, name, bits, sums[token][chain], quad, spread)
@@ -180,7 +180,7 @@ def product(bits: int, tokens: int, chosen: str | None = None) -> Any:
                 _add(code, totals[token], total, scale, weight_scales)
         _finish(code, totals, bits, scales, bias, out, stride)
 
-    return _function(f"hanmo_{name}_{bits}_{tokens}", build)
+    return _function(f"hanmo_{name}_{bits}_{tokens}_{group_size}", build)
 
 
 AHEAD = 4096  # bytes from what is multiplied to what is fetched
@@ -253,12 +253,12 @@ def _release(code, _):
     code.call_intrinsic("llvm.x86.tilerelease", ir.VoidType())
 
 
-def _quantize(code, x, groups, zero, numbers, scales, shift):
-    """Quantize float32 to int8 in groups.   shift: what unsigned weights add, `zero` times a group's sum, negated."""
-    vectors = GROUP // LANES
+def _quantize(size, code, x, groups, zero, numbers, scales, shift):
+    """Quantize float32 to int8 in groups of a size.   shift: what unsigned weights add, -`zero` times a group's sum."""
+    vectors = size // LANES
     top = ir.Constant(F32, 127.0)
     with cgutils.for_range(code.builder, groups) as loop:
-        parts = [code.load(FLOATS, code.at(x, (loop.index, 4 * GROUP), 4 * LANES * part)) for part in range(vectors)]
+        parts = [code.load(FLOATS, code.at(x, (loop.index, 4 * size), 4 * LANES * part)) for part in range(vectors)]
         most = [code.call_intrinsic("llvm.fabs.v16f32", FLOATS, part) for part in parts]
         while len(most) > 1:
             most = [
@@ -272,13 +272,13 @@ def _quantize(code, x, groups, zero, numbers, scales, shift):
         for part, own in enumerate(parts):
             near = code.fptosi(code.call_intrinsic("llvm.rint.v16f32", FLOATS, code.fmul(own, factor)), INTS)
             total = code.builder.add(total, near)
-            place = code.at(numbers, (loop.index, GROUP), LANES * part)
+            place = code.at(numbers, (loop.index, size), LANES * part)
             code.store(code.trunc(near, ir.VectorType(I8, LANES)), place)
         total = code.sext(code.across(total, code.builder.add), I64)
         code.store(code.trunc(code.builder.mul(total, zero), I32), code.at(shift, (loop.index, 4)))
 
 
-quantize = _function("hanmo_quantize", _quantize)
+quantize, quantize_narrow = (_function(f"hanmo_quantize_{size}", partial(_quantize, size)) for size in (GROUP, NARROW))
 tiles = tuple(_function(f"hanmo{build.__name__}", build, tiles=True) for build in (_configure, _release))
 
 

@@ -4,7 +4,7 @@ Knows addresses and sizes; quantized_blocks.py says how weights, keys and values
 two barriers in a sub-layer; each computes its outputs of every product, its heads of attention, and all norms. A
 token's results depend neither on the number of threads nor on other tokens of the step.
 
-    x ─ in groups of 128 to 8 bits, a scale each ─► products with int8 or int4 ─► float32
+    x ─ in groups of 128 or 32 to 8 bits, a scale each ─► products with int8 or int4 ─► float32
 """
 
 import numpy as np
@@ -12,8 +12,8 @@ from numba import njit
 
 from hanmo.inference.fused import functions as fn
 from hanmo.inference.fused import quantized_blocks as blocks
+from hanmo.inference.fused.packing import GROUP, LANES, NARROW, group_size
 from hanmo.inference.fused.quantized_attention import TILE_TOKENS, attend_all
-from hanmo.inference.fused.quantized_blocks import GROUP, LANES
 
 __all__ = ["step"]
 
@@ -21,19 +21,19 @@ CROSS, FEED_FORWARD = 1, 2
 (_amx4_8, _amx8_8, _amx16_8), (_amx4_4, _amx8_4, _amx16_4) = (
     [blocks.amx(bits, tokens) for tokens in (4, 8, 16)] for bits in (8, 4)
 )
-(_product1_8, _product2_8, _product4_8), (_product1_4, _product2_4, _product4_4) = (
-    [blocks.product(bits, tokens) for tokens in (1, 2, 4)] for bits in (8, 4)
-)
 _configure, _release = blocks.tiles
+_group_size = njit(**fn.FAST)(group_size)
 
 
 @njit(**fn.FAST)
 def _quantize_all(x, start, count, bits, numbers, scales, shift):
     """Quantize so many numbers of each token of x from `start` on, one token behind the other, in groups."""
-    groups, zero = count // GROUP, np.int64(-128 if bits == 8 else -8)
+    size, zero = _group_size(count), np.int64(-128 if bits == 8 else -8)
+    groups = count // size
     for token in range(len(x)):
         own, to, at = fn.address_of(x[token]) + 4 * start, fn.address_of(numbers) + token * count, 4 * token * groups
-        blocks.quantize((own, groups, zero, to, fn.address_of(scales) + at, fn.address_of(shift) + at))
+        given = own, groups, zero, to, fn.address_of(scales) + at, fn.address_of(shift) + at
+        blocks.quantize(given) if size == GROUP else blocks.quantize_narrow(given)
 
 
 @njit(**fn.FAST)
@@ -49,21 +49,31 @@ def _tiled(bits, rest, given):
     return 4
 
 
-@njit(**fn.FAST)
-def _untiled(bits, rest, given):
-    """Multiply a block by the next 1, 2 or 4 tokens; return their number."""
-    if rest >= 4:
-        _product4_8(given) if bits == 8 else _product4_4(given)
-        return 4
-    if rest >= 2:
-        _product2_8(given) if bits == 8 else _product2_4(given)
-        return 2
-    _product1_8(given) if bits == 8 else _product1_4(given)
-    return 1
+def _untiled(group):
+    (one_8, two_8, four_8), (one_4, two_4, four_4) = (
+        [blocks.product(bits, tokens, group) for tokens in (1, 2, 4)] for bits in (8, 4)
+    )
+
+    @njit(**fn.FAST)
+    def multiply(bits, rest, given):
+        """Multiply a block by the next 1, 2 or 4 tokens; return their number."""
+        if rest >= 4:
+            four_8(given) if bits == 8 else four_4(given)
+            return 4
+        if rest >= 2:
+            two_8(given) if bits == 8 else two_4(given)
+            return 2
+        one_8(given) if bits == 8 else one_4(given)
+        return 1
+
+    return multiply
+
+
+_multiply, _multiply_narrow = _untiled(GROUP), _untiled(NARROW)
 
 
 @njit(**fn.FAST)
-def _product(layout, first, last, numbers, scales, shift, groups, out, stride, tokens, tiles, scratch):
+def _product(layout, first, last, numbers, scales, shift, inputs, out, stride, tokens, tiles, scratch):
     """Multiply blocks of 16 outputs of a matrix, (bits, weights, scales, bias), by the quantized x of all tokens.
 
     out: the address of the first token's results.   stride: bytes between tokens.
@@ -71,7 +81,8 @@ def _product(layout, first, last, numbers, scales, shift, groups, out, stride, t
     scratch: 16 KiB, and the bytes of a block behind them.
     """
     bits, weights, row_scales, bias = layout
-    size = groups * GROUP * LANES * bits // 8
+    group, size = _group_size(inputs), inputs * LANES * bits // 8
+    groups, tiles = inputs // group, tiles and group == GROUP
     scales_size = 4 * LANES * (1 if bits == 8 else groups)
     page = (fn.address_of(scratch) + 4095) // 4096 * 4096
     x, x_scales, x_shift = fn.address_of(numbers), fn.address_of(scales), fn.address_of(shift)
@@ -87,7 +98,7 @@ def _product(layout, first, last, numbers, scales, shift, groups, out, stride, t
             given = (
                 scale,
                 added,
-                x + at * GROUP,
+                x + token * inputs,
                 x_scales + at * 4,
                 x_shift + at * 4,
                 groups,
@@ -97,8 +108,10 @@ def _product(layout, first, last, numbers, scales, shift, groups, out, stride, t
             if tiles and tokens - token >= 4:
                 ahead = size if token == 0 and bits == 8 else 0
                 token += _tiled(bits, tokens - token, (wide, *given, page, ahead))
+            elif group == GROUP:
+                token += _multiply(bits, tokens - token, (own, *given))
             else:
-                token += _untiled(bits, tokens - token, (own, *given))
+                token += _multiply_narrow(bits, tokens - token, (own, *given))
 
 
 @njit(**fn.FAST)
@@ -151,16 +164,15 @@ def step(
     unaligned = np.empty(room * most + 64, np.int8)
     offset = -fn.address_of(unaligned) % 64  # tiles are read from cache lines
     numbers = unaligned[offset : offset + room * most]
-    scales = np.zeros(room * most // GROUP, np.float32)
-    shift = np.zeros(room * most // GROUP, np.int32)
+    groups = max(hidden_size // _group_size(hidden_size), inner // _group_size(inner))
+    scales, shift = np.zeros(room * groups, np.float32), np.zeros(room * groups, np.int32)
     seen = max(tokens[:, 3].max(), tokens[:, 6].max())
     scores = np.empty((min(count, TILE_TOKENS), (seen + LANES - 1) // LANES * LANES), np.float32)
     scratch = np.empty(2 * 8192 + most * LANES, np.uint8)  # an array, as addresses alone do not keep it
     # Of each token in `shared`: attended, y, wide.
     stride = shared.shape[1] * 4
     y_at, wide_at = fn.address_of(shared) + hidden_size * 4, fn.address_of(shared) + 2 * hidden_size * 4
-    groups, head_blocks = hidden_size // GROUP, size // LANES
-    barriers = 0
+    head_blocks, barriers = size // LANES, 0
     for number in range(len(layers)):
         f = layers[number]
         for token in range(count):
@@ -174,8 +186,9 @@ def step(
             offset = word * (inner // LANES if feeds else heads)
             start, stop = (offset + first) * each, (offset + last) * each
             _product(
-                fn.matrix(f, 0), start, stop, numbers, scales, shift, groups, wide_at, stride, count, tiled, scratch
-            )
+                fn.matrix(f, 0), start, stop, numbers, scales, shift, hidden_size, wide_at, stride, count, tiled,
+                scratch,
+            )  # fmt: skip
         if feeds:
             for token in range(count):
                 _activate(shared[token][2 * hidden_size :], first * LANES, last * LANES, words > 1, inner, kind)
@@ -186,9 +199,7 @@ def step(
         inputs = inner if feeds else hidden_size
         _quantize_all(shared[:count], 2 * hidden_size if feeds else np.int64(0), inputs, f[4], numbers, scales, shift)
         first, last = fn.share(hidden_size // LANES, thread, threads)
-        _product(
-            fn.matrix(f, 1), first, last, numbers, scales, shift, inputs // GROUP, y_at, stride, count, tiled, scratch
-        )
+        _product(fn.matrix(f, 1), first, last, numbers, scales, shift, inputs, y_at, stride, count, tiled, scratch)
         barriers = fn.barrier(counter, barriers, threads)
         for token in range(count):
             fn.add_norm(x[token], shared[token][hidden_size : 2 * hidden_size], f[10], f[11], eps, rms)
@@ -198,7 +209,7 @@ def step(
         _quantize_all(h[: len(kept)], np.int64(0), hidden_size, output[4], numbers, scales, shift)
         first, last = fn.share(hidden_size // LANES, thread, threads)
         matrix = fn.matrix(output, 1)
-        _product(matrix, first, last, numbers, scales, shift, groups, wide_at, stride, len(kept), tiled, scratch)
+        _product(matrix, first, last, numbers, scales, shift, hidden_size, wide_at, stride, len(kept), tiled, scratch)
         barriers = fn.barrier(counter, barriers, threads)
         for place in range(len(kept)):
             wide = shared[place][2 * hidden_size : 3 * hidden_size]
@@ -207,8 +218,8 @@ def step(
             fn.norm(h[place], output[10], output[11], head_eps, h[place])
     _quantize_all(h[: len(kept)], np.int64(0), hidden_size, output[0], numbers, scales, shift)
     first, last = fn.share(logits.shape[1] // LANES, thread, threads)
-    out, stride = fn.address_of(logits), logits.shape[1] * 4
-    _product(fn.matrix(output, 0), first, last, numbers, scales, shift, groups, out, stride, len(kept), tiled, scratch)
+    out, stride, matrix = fn.address_of(logits), logits.shape[1] * 4, fn.matrix(output, 0)
+    _product(matrix, first, last, numbers, scales, shift, hidden_size, out, stride, len(kept), tiled, scratch)
     if tiled:
         _release((np.int64(0),))
     fn.barrier(counter, barriers, threads)

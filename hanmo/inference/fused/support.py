@@ -13,6 +13,7 @@ from types import ModuleType
 from hanmo.config import StackConfig
 from hanmo.cores import cores
 from hanmo.errors import ConfigError
+from hanmo.inference.fused.packing import LANES, group_size
 from hanmo.kernels.cache import load, target
 
 __all__ = [
@@ -62,8 +63,8 @@ SUPPORTED: dict[str, dict[str, tuple[object, ...]]] = {
 def has_fused_step(stack: StackConfig, kernel: str) -> bool:
     """Tell whether a stack's blocks have a fused decode step of this kernel: "cuda", "float32" or "quantized".
 
-    None adds scores of earlier blocks or has conditional norms. The quantized one needs sizes in groups of 128, and
-    heads in blocks of 16.
+    None adds scores of earlier blocks or has conditional norms. The quantized one needs sizes in groups of 128 or 32,
+    and heads in blocks of 16.
     """
     if stack.score_residual != "none" or stack.condition:
         return False
@@ -76,7 +77,8 @@ def has_fused_step(stack: StackConfig, kernel: str) -> bool:
     return (
         stack.head_dim == stack.key_dim
         and stack.num_heads * stack.head_dim == stack.hidden_size == stack.embedding_size
-        and stack.hidden_size % 128 == stack.feed_forward % 128 == stack.head_dim % 16 == 0
+        and all(group_size(inputs) for inputs in (stack.hidden_size, stack.feed_forward))
+        and stack.head_dim % LANES == 0
     )
 
 

@@ -23,7 +23,7 @@ from hanmo.checkpoint.source import Array, Item, Source, TensorInfo, storage_byt
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, TensorMismatch
 from hanmo.families import Row
-from hanmo.inference.fused.packing import LANES, pack_int4, pack_int8, pack_scales
+from hanmo.inference.fused.packing import LANES, group_size, pack_int4, pack_int8, pack_scales
 from hanmo.inference.fused.support import has_fused_step
 from hanmo.inference.openvino.weights import FORMAT
 from hanmo.model import Model
@@ -167,7 +167,7 @@ def _items(reader: _Reader, name: str, parts: tuple[str, ...], weights: str, pac
         return [item("bfloat16", shape, (piece.bfloat16().view(torch.int16) for piece in reader.pieces(parts)))]
     # The token embedding is looked up as well as multiplied, and keeps 8 bits.
     small = weights == "int4" and name != "token.weight"
-    group = next((size for size in (128, 32) if small and shape[1] % size == 0), 0)
+    group = group_size(shape[1]) if small else 0
     # The file has wider numbers first, so scales are computed before the weights. They are allocated before anything
     # else: small blocks that outlive the large ones between them would keep the heap from shrinking.
     scales = torch.empty(shape[0], shape[1] // group if group else 1)
