@@ -1,6 +1,6 @@
 """The fused step over int8 or int4 weights: some tokens of one row or several through the decoder, without OpenVINO.
 
-Knows which models have it, and the rows' keys and values. quantized_kernel.py computes.
+Knows which models have it. quantized_kernel.py computes.
 """
 
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ import numpy as np
 from array_api_compat import numpy as xp
 
 from hanmo.checkpoint.source import Array
-from hanmo.config import ModelConfig, StackConfig
+from hanmo.config import ModelConfig
 from hanmo.inference.fused.packing import LANES, pack_int4, pack_int8, pack_scales
+from hanmo.inference.fused.quantized_row import FusedRow
 from hanmo.inference.fused.support import ACTIVATIONS, allow_tiles, has_fused_step, kernels, most_threads
 from hanmo.inference.fused.thread_pool import run_step
 from hanmo.inference.openvino.weights import Weights
-from hanmo.nn.position import bucket, sinusoidal
+from hanmo.nn.position import bucket, hierarchical, sinusoidal
 
-__all__ = ["FusedDynamicRows", "FusedRow", "FusedRows", "QuantizedDecoder", "open_decoder"]
+__all__ = ["FusedDynamicRows", "FusedRows", "QuantizedDecoder", "open_decoder"]
 
 LEAST_BYTES = 8 << 20
 """Smaller weights are read fast enough by OpenVINO, and compiling takes longer."""
 
 MOST_TOKENS = 128  # of a step, whose numbers then fit the processor's cache
-WORDS = "key", "value"
 INPUTS = {"attention": "query_key_value", "cross": "query", "feed_forward": "input"}
 """Of each kind of sub-layer, by its number in the kernel: the matrix that multiplies its input."""
 
@@ -83,6 +83,9 @@ class QuantizedDecoder:
         ]
         self._relative = self._read(f"{side}.relative.weight") if stack.position == "buckets" else None
         self._biases = np.empty((stack.num_heads, 0), np.float32)
+        self._distances = np.empty((0, 0), np.float32)
+        if stack.position == "relative":
+            self._distances = sinusoidal(np.arange(2 * stack.relative_clip, -1, -1), stack.key_dim, xp)
 
     def _packed(self, name: str) -> Array:
         """Read a tensor in the order of the fused step."""
@@ -135,7 +138,7 @@ class QuantizedDecoder:
             return [*row, *[0] * 4, *last, 0, 0]
         return [*row, *self._matrix("output.dense"), *last, *self._norm_of("output.norm")]
 
-    def step(self, work: Sequence[tuple["FusedRow", Sequence[int], int]]) -> Array:
+    def step(self, work: Sequence[tuple[FusedRow, Sequence[int], int]]) -> Array:
         """Append ids to rows, weights read once for each `MOST_TOKENS` of them.
 
         work: (row, ids, how many of the last ids' logits are wanted).   Returns these logits, [wanted, vocab].
@@ -156,7 +159,7 @@ class QuantizedDecoder:
             row.length += len(ids)
         return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
-    def _run(self, tokens: Sequence[tuple["FusedRow", int, int]], kept: Array) -> Array:
+    def _run(self, tokens: Sequence[tuple[FusedRow, int, int]], kept: Array) -> Array:
         stack = self.stack
         positions, prefixes = np.array([at for _, _, at in tokens]), np.array([row.prefix for row, _, _ in tokens])
         segments = (positions >= prefixes) & (stack.mask == "prefix")
@@ -174,7 +177,7 @@ class QuantizedDecoder:
         biases = self._biases_of(int(positions.max()) + 1)
         run_step(
             self._kernel, self.threads, x, np.array(given, np.int64), kept, self._layers, self._output, self._sizes,
-            *numbers, stack.norm == "rms", rotary, biases, self._tiles, shared, logits,
+            *numbers, stack.norm == "rms", rotary, biases, self._distances, self._tiles, shared, logits,
         )  # fmt: skip
         return logits[: len(kept), : self._vocab_size]
 
@@ -197,11 +200,16 @@ class QuantizedDecoder:
         x = x * self._scales[blocks, 0, lanes][:, None]
         if self._segments is not None:
             x = x + self._segments[segments]
-        if self._positions is not None:
-            x = x + self._positions[positions + self.stack.position_offset]
-        if self.stack.embedding_norm:
-            x = x if self.stack.norm == "rms" else x - x.mean(-1, keepdims=True)
-            x /= np.sqrt(np.square(x).mean(-1, keepdims=True) + np.float32(self.stack.embedding_norm_eps))
+        stack = self.stack
+        if stack.hierarchical:
+            x = x + hierarchical(self._positions, positions, stack.hierarchical)
+        elif self._positions is not None:
+            x = x + self._positions[positions + stack.position_offset]
+        if stack.position == "sinusoidal":
+            x = x + sinusoidal(positions, stack.embedding_size, xp)
+        if stack.embedding_norm:
+            x = x if stack.norm == "rms" else x - x.mean(-1, keepdims=True)
+            x /= np.sqrt(np.square(x).mean(-1, keepdims=True) + np.float32(stack.embedding_norm_eps))
             weight, bias = self._norm
             x = x if weight is None else x * weight
             x = x if bias is None else x + bias
@@ -215,79 +223,6 @@ def tiles() -> Array:
     made.view(np.uint16)[8:16] = 64
     made[48:56] = 16
     return made
-
-
-class FusedRow:
-    """One row's keys and values in bfloat16, as quantized_blocks.py says.   length: number of its tokens.
-
-    prefix: number of its first tokens that see each other, with a prefix mask.
-    """
-
-    def __init__(self, stack: StackConfig) -> None:
-        self._stack, self.length, self.prefix = stack, 0, 0
-        self.cache = self._empty(1)
-        self._memory, self.memory_at = np.empty(0, np.uint16), (0, 0, 0)
-
-    @property
-    def room(self) -> int:
-        """Number of tokens that the cache can hold."""
-        return self.cache.shape[3] * LANES
-
-    def reserve(self, count: int) -> None:
-        """Make room for so many tokens more."""
-        if self.length + count > self.room:
-            old, self.cache = self.cache, self._empty(self.length + count)
-            self._fill(old)
-
-    def copy(self, length: int) -> "FusedRow":
-        """Return a new row with the first `length` tokens."""
-        new = FusedRow(self._stack)
-        new.length, new.prefix, new.cache = length, self.prefix, new._empty(length + 1)
-        new._memory, new.memory_at = self._memory, self.memory_at
-        new._fill(self.cache)
-        return new
-
-    def set_memory(self, keys: Array, values: Array) -> None:
-        """Attend to keys and values of an encoder's output, [layer, heads, tokens, size] each, float32."""
-        layers, heads, count, size = keys.shape
-        blocks = -(-count // LANES)
-        self._memory = np.zeros((layers, 2, heads, blocks, LANES * size), np.uint16)
-        for word, (state, shape, order) in enumerate(
-            (
-                (keys, (blocks, LANES, size // 2, 2), (0, 1, 2, 4, 3, 5)),
-                (values, (blocks, LANES // 2, 2, size), (0, 1, 2, 3, 5, 4)),
-            )
-        ):
-            padded = np.pad(state, ((0, 0), (0, 0), (0, blocks * LANES - count), (0, 0)))
-            bits = np.ascontiguousarray(padded, np.float32).view(np.uint32)
-            halves = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # to the nearest, ties to even
-            ordered = halves.reshape(layers, heads, *shape).transpose(order)
-            self._memory[:, word] = ordered.reshape(layers, heads, blocks, -1)
-        self.memory_at = self._memory.ctypes.data, blocks * LANES, count
-
-    def states(self, length: int) -> dict[str, Array]:
-        """Give the first tokens' keys and values as OpenVINO's states, [1, heads, length, size], float32, by name."""
-        layers, _, heads, blocks, _ = self.cache.shape
-        size = self._stack.head_dim
-        wide = (self.cache.astype(np.uint32) << 16).view(np.float32)
-        keys = wide[:, 0].reshape(layers, heads, blocks, size // 2, LANES, 2).transpose(0, 1, 2, 4, 3, 5)
-        values = wide[:, 1].reshape(layers, heads, blocks, LANES // 2, size, 2).transpose(0, 1, 2, 3, 5, 4)
-        return {
-            f"cache.{layer}.{word}": np.ascontiguousarray(state[layer].reshape(1, heads, -1, size)[:, :, :length])
-            for word, state in zip(WORDS, (keys, values), strict=True)
-            for layer in range(layers)
-        }
-
-    def _fill(self, old: Array) -> None:
-        used = -(-self.length // LANES)
-        self.cache[:, :, :, :used] = old[:, :, :, :used]
-
-    def _empty(self, least: int) -> Array:
-        """Make room for a quarter more than is needed, and no more: memory counts before it is used."""
-        stack = self._stack
-        room = min(max(least, stack.positions or least), 32 + least * 5 // 4)
-        blocks = -(-room // LANES)
-        return np.zeros((stack.num_layers, 2, stack.num_heads, blocks, LANES * stack.head_dim), np.uint16)
 
 
 class FusedRows:

@@ -27,14 +27,17 @@ def _append(cache, at, size, keys, values):
 
 
 @njit(**fn.FAST)
-def _softmax(scores, seen, at, scale, bias):
-    """Turn a token's products with keys into weights, of which those from `seen` on are 0; the rest as in `_attend`."""
+def _softmax(scores, seen, at, scale, bias, right):
+    """Turn a token's products with keys into weights, of which those from `seen` on are 0.
+
+    bias: by distance to the left, from -`right` on, or [0]; farther keys have the last one's.
+    """
     padded = (seen + LANES - 1) // LANES * LANES
     for i in range(padded):
         scores[i] *= scale
     if len(bias):
         for i in range(seen):
-            scores[i] += bias[max(at - i, 0)]
+            scores[i] += bias[min(max(at - i + right, 0), len(bias) - 1)]
     most = np.float32(-np.inf)
     for i in range(seen):
         most = max(most, scores[i])
@@ -49,12 +52,21 @@ def _softmax(scores, seen, at, scale, bias):
 
 
 @njit(**fn.FAST)
-def _attend(keys, values, first, seen, at, size, scale, bias, shared, start, out_start, scores):
+def _sum_by_distance(weights, at, right, sums):
+    """Sum a token's weights by distance, as `_softmax` has them."""
+    sums[:] = np.float32(0.0)
+    for i in range(len(weights)):
+        sums[min(max(at - i + right, 0), len(sums) - 1)] += weights[i]
+
+
+@njit(**fn.FAST)
+def _attend(keys, values, first, seen, at, size, scale, bias, table, shared, start, out_start, scores, by_distance):
     """Attend from tokens of one row, the first at index `at`, to so many keys each: softmax(q kᵀ · scale + bias) v.
 
-    keys, values: addresses.   seen: [tokens].   bias: by distance to the left, or [0].
+    keys, values: addresses.   seen: [tokens].   bias: T5's by distance to the left, or [0].
+    table: NEZHA's, [distances, size], which is added to keys and values, or [0, 0].
     shared: [tokens, width]; queries begin at `start`, results at `out_start`.
-    scores: scratch, [16, keys].
+    scores, by_distance: scratch, [16, keys] and [16, distances].
     """
     stride, width = shared.shape[1] * 4, scores.shape[1] * 4
     q, out = fn.address_of(shared) + first * stride + start * 4, fn.address_of(shared) + first * stride + out_start * 4
@@ -69,8 +81,15 @@ def _attend(keys, values, first, seen, at, size, scale, bias, shared, start, out
         else:
             _scores1(given)
             token += 1
+    right = len(table) // 2
     for token in range(count):
-        _softmax(scores[token, : last * LANES], seen[token], at + token, scale, bias)
+        own, sums = scores[token, : last * LANES], by_distance[token]
+        if len(table):
+            fn.score(shared[first + token, start : start + size], table, scale, sums)
+            _softmax(own, seen[token], at + token, scale, sums, right)
+            _sum_by_distance(own[: seen[token]], at + token, right, sums)
+        else:
+            _softmax(own, seen[token], at + token, scale, bias, right)
     token = 0
     while token < count:
         rows = 4 if count - token >= 4 else 1
@@ -93,10 +112,15 @@ def _attend(keys, values, first, seen, at, size, scale, bias, shared, start, out
                     _mix1(given)
                 dim += LANES
         token += rows
+    for token in range(count):
+        result = shared[first + token, out_start : out_start + size]
+        for distance in range(len(table)):
+            for i in range(size):
+                result[i] += by_distance[token, distance] * table[distance, i]
 
 
 @njit(**fn.FAST)
-def attend_all(tokens, layer, cross, sizes, first, last, scale, rotary, biases, scores, shared):
+def attend_all(tokens, layer, cross, sizes, first, last, scale, rotary, biases, table, scores, shared):
     """Attend with heads first to last of all tokens, whose keys and values are written to their caches before.
 
     cross: whether to an encoder's output instead.
@@ -115,6 +139,8 @@ def attend_all(tokens, layer, cross, sizes, first, last, scale, rotary, biases, 
                 fn.rotate(keys, rotary[token])
             _append(cache[layer, :, head], at, size, keys, own[2 * hidden_size + start :])
     column = 4 if cross else 0
+    table = table[: 0 if cross else len(table)]
+    by_distance = np.empty((TILE_TOKENS, len(table)), np.float32)
     begin = 0
     while begin < count:
         address, room = tokens[begin, column], tokens[begin, column + 1]
@@ -127,5 +153,8 @@ def attend_all(tokens, layer, cross, sizes, first, last, scale, rotary, biases, 
             keys = address + ((2 * layer) * heads + head) * nbytes
             values = address + ((2 * layer + 1) * heads + head) * nbytes
             start, bias = 2 * hidden_size + head * size, biases[head, : 0 if cross else biases.shape[1]]
-            _attend(keys, values, begin, seen, tokens[begin, 2], size, scale, bias, shared, start, head * size, scores)
+            _attend(
+                keys, values, begin, seen, tokens[begin, 2], size, scale, bias, table, shared, start, head * size,
+                scores, by_distance,
+            )  # fmt: skip
         begin += run

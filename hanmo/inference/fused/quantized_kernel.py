@@ -125,12 +125,12 @@ def _activate(wide, first, last, gated, inner, kind):
 
 @fn.kernel(
     "void(int64, int64, int64[::1], float32[:, ::1], int64[:, ::1], int64[::1], int64[:, ::1], int64[::1], "
-    "UniTuple(int64, 6), float32, float32, float32, boolean, float32[:, ::1], float32[:, ::1], uint8[::1], "
-    "float32[:, ::1], float32[:, ::1])"
+    "UniTuple(int64, 6), float32, float32, float32, boolean, float32[:, ::1], float32[:, ::1], float32[:, ::1], "
+    "uint8[::1], float32[:, ::1], float32[:, ::1])"
 )
 def step(
-    thread, threads, counter, x, tokens, kept, layers, output, sizes, scale, eps, head_eps, rms, rotary, biases, tiles,
-    shared, logits,
+    thread, threads, counter, x, tokens, kept, layers, output, sizes, scale, eps, head_eps, rms, rotary, biases, table,
+    tiles, shared, logits,
 ):  # fmt: skip
     """Run one thread's share of a step.
 
@@ -148,7 +148,8 @@ def step(
     none, of the last norm and of the transformation's.
     sizes: (heads, size of a head, intermediate size, 2 if gated, activation, that of the transformation).
     head_eps: of the transformation's norm.   rms: whether norms are RMS norms.
-    rotary: [tokens, size of a head], or [0, 0].   biases: [heads, distances to the left], or [heads, 0].
+    rotary: [tokens, size of a head], or [0, 0].   biases: T5's, [heads, distances to the left], or [heads, 0].
+    table: NEZHA's, [distances, size of a head], that of the farthest key to the right first, or [0, 0].
     tiles: the configuration of the processor's tiles, [64], or [0] without.
     shared: float32 [tokens, 2 hidden_size + max(3 hidden_size, feed-forward, twice if gated)], shared by threads; with
     tiles, of a multiple of 16 tokens, as logits.
@@ -194,7 +195,7 @@ def step(
                 _activate(shared[token][2 * hidden_size :], first * LANES, last * LANES, words > 1, inner, kind)
         else:
             shape = layers[:, 13].max() + 1, heads, size
-            attend_all(tokens, f[13], f[12] == CROSS, shape, first, last, scale, rotary, biases, scores, shared)
+            attend_all(tokens, f[13], f[12] == CROSS, shape, first, last, scale, rotary, biases, table, scores, shared)
         barriers = fn.barrier(counter, barriers, threads)
         inputs = inner if feeds else hidden_size
         _quantize_all(shared[:count], 2 * hidden_size if feeds else np.int64(0), inputs, f[4], numbers, scales, shift)

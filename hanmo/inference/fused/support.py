@@ -50,8 +50,6 @@ SUPPORTED: dict[str, dict[str, tuple[object, ...]]] = {
     "quantized": {
         "activation": ACTIVATIONS,
         "mask": ("causal", "prefix"),
-        "position": ("none", "learned", "rotary", "buckets"),
-        "hierarchical": (0.0,),
         "shared_segments": (False,),
         "cross_positions": (False,),
     },

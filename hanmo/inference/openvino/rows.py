@@ -9,7 +9,8 @@ from array_api_compat import numpy as xp
 
 from hanmo.checkpoint.source import Array
 from hanmo.config import StackConfig
-from hanmo.inference.fused.quantized import FusedRow, FusedRows, QuantizedDecoder
+from hanmo.inference.fused.quantized import FusedRows, QuantizedDecoder
+from hanmo.inference.fused.quantized_row import FusedRow
 from hanmo.nn.position import Tokens, bucket, distance, sinusoidal
 
 __all__ = ["OpenVinoRows", "append_tokens"]
