@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from opening import open_engine
+from test_fused_quantized import of_family
 
 import hanmo
 from hanmo.families.gpt2_ml import gpt2_ml_config
 from hanmo.generate import GREEDY, End, Limits, Sampling, sample
-from hanmo.generate.dynamic import Piece, _JoinedRows, dynamic_rows
+from hanmo.generate.dynamic import ExactRows, Piece, _JoinedRows, dynamic_rows
 from hanmo.generate.scheduler import RowRequest, Scheduler
 from hanmo.generate.speculation import SpeculativeEngine
 from hanmo.inference.fused import quantized, support
@@ -74,6 +75,27 @@ def test_a_row_has_the_text_that_it_has_alone(open_kind, kind, count, max_rows):
     found = [[inbox.get_nowait() for _ in range(inbox.qsize())] for inbox in inboxes]
     assert found == expected
     assert all(isinstance(events[-1], End) for events in found)
+
+
+@needs_kernel
+@pytest.mark.parametrize(("family", "mask"), [("t5.1.1", None), ("nezha", "prefix")])
+def test_rows_whose_prompts_are_read_at_once_join_as_if_in_turn(tmp_path, monkeypatch, family, mask):
+    monkeypatch.setattr(quantized, "LEAST_BYTES", 0)
+    hanmo.save(Model(of_family(family)).initialize(3), tmp_path / "model")
+    engine = open_engine(tmp_path / "model", mask=mask, threads=2, folder=tmp_path)
+    assert isinstance(dynamic_rows(engine), ExactRows)
+    found = []
+    for _ in range(2):
+        scheduler, inboxes = Scheduler(engine, max_rows=4, prompt_ids=16), [SimpleQueue() for _ in range(6)]
+        with scheduler._changed:
+            for number, (each, inbox) in enumerate(zip(requests(6, 40), inboxes, strict=True)):
+                scored = mask == "prefix" and number % 2 == 1
+                scheduler.submit([replace(each, history=mask is not None, prompt_logprobs=scored)], inbox.put)
+        scheduler.close(drain=True)
+        found.append([[inbox.get_nowait() for _ in range(inbox.qsize())] for inbox in inboxes])
+        monkeypatch.setattr(engine, "dynamic_rows", lambda: None)
+    assert found[0] == found[1]
+    assert all(isinstance(events[-1], End) for events in found[0])
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 Knows which models have it. quantized_kernel.py computes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import count
 
@@ -56,7 +56,7 @@ class QuantizedDecoder:
         self._kernel = quantized_kernel.step
         self.stack, self.threads = stack, _ = config.main, threads
         self._weights, self._config = weights, config
-        self._vocab_size, self._padded = config.vocab_size, -(-config.vocab_size // LANES) * LANES
+        self.vocab_size, self._padded = config.vocab_size, -(-config.vocab_size // LANES) * LANES
         kinds = [ACTIVATIONS.index(stack.activation)]
         kinds += [ACTIVATIONS.index(config.head_activation) if config.output == "mlm" else 0]
         self._sizes = stack.num_heads, stack.head_dim, stack.feed_forward, 1 + stack.gated, *kinds
@@ -179,7 +179,7 @@ class QuantizedDecoder:
             self._kernel, self.threads, x, np.array(given, np.int64), kept, self._layers, self._output, self._sizes,
             *numbers, stack.norm == "rms", rotary, biases, self._distances, self._tiles, shared, logits,
         )  # fmt: skip
-        return logits[: len(kept), : self._vocab_size]
+        return logits[: len(kept), : self.vocab_size]
 
     def _biases_of(self, length: int) -> Array:
         """Look up T5's biases of so many distances to the left, and of some more: [heads, distances]."""
@@ -245,16 +245,25 @@ class FusedRows:
 
 
 class FusedDynamicRows:
-    """Rows that join and leave; see `DynamicRows`."""
+    """Rows that join and leave; see `DynamicRows`.
 
-    def __init__(self, decoder: QuantizedDecoder) -> None:
-        self._decoder = decoder
+    read: gives the row of a prompt that must not be divided, and the logits [1, vocab] behind it; None: none is such.
+    """
+
+    def __init__(
+        self, decoder: QuantizedDecoder, read: Callable[[Sequence[int]], tuple[FusedRow, Array]] | None = None
+    ) -> None:
+        self._decoder, self._read = decoder, read
         self.rows: dict[int, FusedRow] = {}
+        self._pending: dict[int, list[int]] = {}  # ids of prompts that `read` has not been given
         self._numbers = count()
 
     def add(self, room: int) -> int:
         """Return the number of a new row; see `DynamicRows.add`."""
-        return self._new(FusedRow(self._decoder.stack))
+        number = self._new(FusedRow(self._decoder.stack))
+        if self._read is not None:
+            self._pending[number] = []
+        return number
 
     def fork(self, row: int, count: int) -> list[int]:
         """Return the numbers of copies; see `DynamicRows.fork`."""
@@ -264,6 +273,7 @@ class FusedDynamicRows:
     def free(self, row: int) -> None:
         """Forget a row."""
         del self.rows[row]
+        self._pending.pop(row, None)
 
     def drop(self, row: int, count: int) -> None:
         """Forget the last ids of a row."""
@@ -271,8 +281,25 @@ class FusedDynamicRows:
 
     def step(self, work: Sequence[tuple[int, Sequence[int], int]]) -> list[Array]:
         """Append pieces, (row, ids, keep); see `DynamicRows.step`."""
-        logits = self._decoder.step([(self.rows[number], ids, keep) for number, ids, keep in work])
-        return np.split(logits, np.cumsum([keep for _, _, keep in work])[:-1])
+        found = {number: self._begin(number, ids, keep) for number, ids, keep in work if number in self._pending}
+        if going := [piece for piece in work if piece[0] not in found]:
+            logits = self._decoder.step([(self.rows[number], ids, keep) for number, ids, keep in going])
+            parts = np.split(logits, np.cumsum([keep for _, _, keep in going])[:-1])
+            found |= zip([number for number, _, _ in going], parts, strict=True)
+        return [found[number] for number, _, _ in work]
+
+    def _begin(self, number: int, ids: Sequence[int], keep: int) -> Array:
+        """Read a prompt that must not be divided once all its ids are there; of those after the first logits, each."""
+        pending = self._pending[number]
+        pending += ids
+        if not keep or self._read is None:
+            return np.empty((0, self._decoder.vocab_size), np.float32)
+        del self._pending[number]
+        first = len(pending) - keep + 1
+        self.rows[number], logits = self._read(pending[:first])
+        if keep == 1:
+            return logits
+        return np.concatenate([logits, self._decoder.step([(self.rows[number], pending[first:], keep - 1)])])
 
     def _new(self, row: FusedRow) -> int:
         number = next(self._numbers)

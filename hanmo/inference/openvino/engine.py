@@ -20,6 +20,7 @@ from hanmo.errors import ConfigError, MissingFile
 from hanmo.files import cache_folder
 from hanmo.inference import store
 from hanmo.inference.fused.quantized import FusedDynamicRows, FusedRows, open_decoder
+from hanmo.inference.fused.quantized_row import FusedRow
 from hanmo.inference.openvino.graph import build_decoder, build_encoder
 from hanmo.inference.openvino.rows import OpenVinoRows, append_tokens
 from hanmo.inference.openvino.weights import FORMAT, KINDS, Weights
@@ -144,8 +145,14 @@ class OpenVinoEngine:
 
     def dynamic_rows(self) -> FusedDynamicRows | None:
         """Return rows that join and leave, None without the fused step; see `DynamicEngine`."""
-        joins = self._encoder is None and self.config.main.mask == "causal"
-        return FusedDynamicRows(self._fused) if self._fused is not None and joins else None
+        if self._fused is None:
+            return None
+        divides = self._encoder is None and self.config.main.mask == "causal"
+        return FusedDynamicRows(self._fused, None if divides else self._read_alone)
+
+    def _read_alone(self, prompt: Sequence[int]) -> tuple[FusedRow, Array]:
+        rows, logits = self.prefill([prompt], room=0)
+        return rows.fused[0], logits
 
     def logits(self, ids: Sequence[int]) -> Array:
         """Score what comes after each id of one text: [ids, vocab]."""

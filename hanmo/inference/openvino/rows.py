@@ -45,6 +45,11 @@ class OpenVinoRows:
         """Number of tokens of each row in the cache."""
         return self._tokens.length
 
+    @property
+    def fused(self) -> list[FusedRow]:
+        """The fused step's rows; none without it."""
+        return [] if self._fused is None else self._fused.rows
+
     def step(self, ids: Sequence[int]) -> Array:
         """Append one id to every row and return the logits [rows, vocab]; see `Rows.step`."""
         return self.run(np.array(ids)[:, None], segment=int(self._stack.mask == "prefix"))[:, -1]
@@ -85,7 +90,7 @@ class OpenVinoRows:
     def set_memory(self, memory: dict[str, Array], mask: Array) -> None:
         """Have all steps attend to the keys and values of an encoder's output; mask: [b, m], False for padding."""
         self._memory = {**memory, "memory_mask": _additive(mask)[:, None, None]}
-        for number, row in enumerate(self._fused.rows if self._fused is not None else ()):
+        for number, row in enumerate(self.fused):
             keys, values = (
                 np.stack(
                     [
@@ -100,10 +105,9 @@ class OpenVinoRows:
     def cut(self, length: int) -> None:
         """Forget every token from `length` on."""
         if length < self.length:
-            if self._fused is not None:
-                for row in self._fused.rows:
-                    row.length = length
-            else:
+            for row in self.fused:
+                row.length = length
+            if self._fused is None:
                 self._fill(self._request, self._states(self._order, length))
                 self._order = list(range(len(self._order)))
             self._tokens = self._tokens.cut(length)
