@@ -3,6 +3,7 @@
 import copy
 import gc
 import os
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -513,6 +514,18 @@ def test_rows_that_join_move_to_larger_memory_and_what_a_row_left_there_spoils_n
         texts.steps()  # moves to where the first was
         assert texts.rows._slots is large and texts.rows._rows[third].place == 0
         texts.leave(third, least=2)
+
+
+def test_memory_without_rows_is_freed_before_more_is_allocated(engines, monkeypatch):
+    plain, static = engines("gpt2_ml")
+    texts, freed, acquire = Texts(plain, static), [], static.acquire
+    (first,) = texts.read(5)
+    texts.steps()
+    texts.leave(first, least=1)
+    slots = weakref.ref(texts.rows._slots)
+    monkeypatch.setattr(static, "acquire", lambda *sizes: (freed.append(slots() is None), acquire(*sizes))[1])
+    texts.read(3, 3)
+    assert freed == [True]
 
 
 def test_memory_of_rows_that_join_is_as_large_as_was_promised(engines):

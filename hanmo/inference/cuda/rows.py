@@ -31,6 +31,9 @@ class SlotEngine(Protocol):
     def read(self, prompts: Sequence[Sequence[int]], *, room: int) -> tuple[Cache, Any]:
         """Run prompts through the model: their cache, and the logits [rows, vocab]."""
 
+    def extend(self, cache: Cache, ids: Sequence[int]) -> Tensor:
+        """Append ids to the only row of a cache: the logits [ids, vocab] behind each."""
+
     def acquire(self, rows: int, capacity: int, memory: int) -> Slots:
         """Take memory for so many rows, columns, and columns of an encoder's output."""
 
@@ -43,6 +46,7 @@ class _Row:
     """A row.   room: maximum number of its ids.   place: in the slots, -1 before its prompt has been read.
 
     ids: of the prompt, until it is read.   length: columns in use.   source: columns of an encoder's output.
+    cache: of a prompt whose logits are wanted, until a step follows it.
     """
 
     room: int
@@ -50,6 +54,7 @@ class _Row:
     ids: list[int] = field(default_factory=list)
     length: int = 0
     source: int = 0
+    cache: Cache | None = None
 
 
 class StaticDynamicRows:
@@ -75,7 +80,7 @@ class StaticDynamicRows:
     def fork(self, row: int, count: int) -> list[int]:
         """Return the numbers of copies; see `DynamicRows.fork`."""
         old = self._rows[row]
-        copies = [replace(old, place=-1) for _ in range(count)]
+        copies = [replace(old, place=-1, cache=None) for _ in range(count)]
         slots = self._placed(copies)
         slots.take(slots, [(copy.place, old.place) for copy in copies], slots.capacity)
         return [self._new(copy) for copy in copies]
@@ -94,8 +99,8 @@ class StaticDynamicRows:
             row = self._rows[number]
             if number in running:
                 continue
-            if row.place >= 0:  # its prompt goes on, whose logits are wanted
-                logits[number] = torch.cat([self._step({number: id})[number] for id in ids])[-keep:]
+            if row.place >= 0:
+                logits[number] = self._extend(row, ids)
                 continue
             row.ids += ids
             if not keep:
@@ -105,8 +110,9 @@ class StaticDynamicRows:
             else:
                 first = len(row.ids) - keep + 1
                 following, row.ids = row.ids[first:], row.ids[:first]
-                found = [self._read([number])[number], *(self._step({number: id})[number] for id in following)]
-                logits[number] = torch.cat(found)
+                logits |= self._read([number], room=row.room - first if following else 0)
+                if following:
+                    logits[number] = torch.cat([logits[number], self._extend(row, following)])
         if together:
             logits |= self._read(together)
         return [logits[number] for number, _, _ in work]
@@ -120,49 +126,60 @@ class StaticDynamicRows:
         """List the rows in the slots."""
         return [row for row in self._rows.values() if row.place >= 0]
 
-    def _read(self, numbers: Sequence[int]) -> dict[int, Tensor]:
-        """Read prompts and give their rows places: the logits [1, vocab] of each."""
+    def _read(self, numbers: Sequence[int], *, room: int = 0) -> dict[int, Tensor]:
+        """Read prompts and give their rows places: the logits [1, vocab] of each.
+
+        room: number of ids with which `_extend` may go on in the cache of a single prompt; 0 keeps none.
+        """
         rows = [self._rows[number] for number in numbers]
-        cache, logits = self._engine.read([row.ids for row in rows], room=0)
+        cache, logits = self._engine.read([row.ids for row in rows], room=room)
         memory = cache.memory[0]
         for row in rows:
             row.length = cache.length if memory else len(row.ids)
             row.source = memory[0].shape[2] if memory else 0
-            row.ids = []
+            row.ids, row.cache = [], cache if room else None
         slots = self._placed(rows)
         slots.fill(cache, [row.place for row in rows])
         scores = torch.as_tensor(logits)
         return {number: scores[place : place + 1] for place, number in enumerate(numbers)}
 
+    def _extend(self, row: _Row, ids: Sequence[int]) -> Tensor:
+        """Go on with a prompt whose logits are wanted: those behind each of the ids."""
+        assert row.cache is not None and self._slots is not None
+        logits = self._engine.extend(row.cache, ids)
+        row.length = row.cache.length
+        self._slots.fill(row.cache, [row.place])
+        return logits
+
     def _placed(self, rows: Sequence[_Row]) -> Slots:
         """Give new rows places in the slots, which are replaced where they are too small."""
         living = self._living()
         number, longest = len(living) + len(rows), max(row.room for row in [*living, *rows])
-        source = max(row.source for row in [*living, *rows])
-        slots = self._slots
-        if not slots or slots.rows < number or slots.capacity < longest or slots.memory_capacity < source:
-            slots = self._replaced(living, number, longest, source)
+        slots = self._enlarged(living, number, longest, max(row.source for row in [*living, *rows]))
         used = {row.place for row in living}
         free = (place for place in range(slots.rows) if place not in used)
         for row, place in zip(rows, free, strict=False):
             row.place = place
         return slots
 
-    def _replaced(self, living: Sequence[_Row], rows: int, longest: int, source: int) -> Slots:
-        """Move the rows to other slots for so many rows, ids of one, and columns of a source.
+    def _enlarged(self, living: Sequence[_Row], rows: int, longest: int, source: int) -> Slots:
+        """Return slots for so many rows, ids of one, and columns of a source: these, or others with the living rows.
 
         Other slots need other graphs: as many rows and columns as before are kept if so much memory was ever needed.
         """
         old = self._slots
         self._largest = max(self._largest, self.size(rows, longest))
         if old is not None:
+            if old.rows >= rows and old.capacity >= longest and old.memory_capacity >= source:
+                return old
             most, width = max(rows, old.rows), max(longest, old.capacity, old.memory_capacity)
             if self.size(most, width) <= self._largest:
                 rows, longest, source = most, max(longest, old.capacity), max(source, old.memory_capacity)
+        if not living:
+            self._slots = old = None  # its memory is freed before more is allocated
         slots = self._engine.acquire(rows, longest, source)
-        if old is not None and living:
-            places = list(enumerate(row.place for row in living))
-            slots.take(old, places, max(row.length for row in living))
+        if old is not None:
+            slots.take(old, list(enumerate(row.place for row in living)), max(row.length for row in living))
             for place, row in enumerate(living):
                 row.place = place
         self._slots = slots
@@ -174,13 +191,10 @@ class StaticDynamicRows:
         assert slots is not None
         rows = row_bucket(len(living))
         used = {row.place for row in living}
-        moved = zip(
-            [place for place in range(rows) if place not in used],
-            [row for row in living if row.place >= rows],
-            strict=False,
-        )
+        free = (place for place in range(rows) if place not in used)
+        moved = [(next(free), row) for row in living if row.place >= rows]
+        slots.take(slots, [(place, row.place) for place, row in moved], slots.capacity)
         for place, row in moved:
-            slots.take(slots, [(place, row.place)], slots.capacity)
             row.place = place
         ids, columns = [0] * rows, [0] * rows
         for number, row in self._rows.items():
@@ -190,4 +204,5 @@ class StaticDynamicRows:
         found = self._engine.run(slots, rows, max(columns) + 1).to(torch.float32, copy=True)
         for number in new:
             self._rows[number].length += 1
+            self._rows[number].cache = None
         return {number: found[row.place : row.place + 1] for number, row in self._rows.items() if number in new}
