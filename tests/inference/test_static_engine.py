@@ -346,6 +346,21 @@ def test_the_kernel_of_linear_layers_computes_the_formula(kernels, rows, count, 
     torch.testing.assert_close(bare.float(), x.float() @ weights[0].float().T, rtol=0.01, atol=0.03)
 
 
+@pytest.mark.parametrize(("centered", "weight", "bias"), [(True, True, True), (False, True, False), (True, False, False)])
+def test_the_kernel_of_norms_computes_the_formula(kernels, centered, weight, bias):
+    generator = torch.Generator().manual_seed(0)
+    x, scale, shift = (torch.randn(*shape, generator=generator) for shape in ((3, 200), (200,), (200,)))
+    x, scale, shift = (tensor.to(kernels.place, kernels.dtype) for tensor in (x + 1, scale, shift))
+    given = scale if weight else None, shift if bias else None
+    found = kernels.module.norm(x, *given, epsilon=1e-5, centered=centered)
+    wide = [None if tensor is None else tensor.float() for tensor in given]
+    if centered:
+        expected = torch.nn.functional.layer_norm(x.float(), (200,), *wide, 1e-5)
+    else:
+        expected = torch.nn.functional.rms_norm(x.float(), (200,), wide[0], 1e-5)
+    torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.02)
+
+
 @pytest.mark.parametrize("d", [64, 24])
 def test_the_kernel_of_attention_writes_a_key_at_each_rows_slot_and_sees_those_before_it(kernels, d):
     rows, heads, slots = 3, 2, (150, 0, 64)

@@ -17,6 +17,7 @@ from hanmo.nn.activation import activate
 from hanmo.nn.attention import AttentionInputs
 from hanmo.nn.block import Block
 from hanmo.nn.cache import Cache
+from hanmo.nn.norm import Norm
 
 
 class Int8Linear(nn.Module):
@@ -54,7 +55,7 @@ def step(block: Block, x: Tensor, inputs: AttentionInputs, cache: Cache, *, laye
     """
     for sublayer in block.order:
         module = getattr(block, sublayer.kind)
-        h = getattr(block, f"{sublayer.kind}_pre")(x) if sublayer.pre else x
+        h = _norm(x, getattr(block, f"{sublayer.kind}_pre")) if sublayer.pre else x
         if sublayer.kind == "feed_forward":
             h = _linear(h, [module.input], activation=module.activation)[0]
         else:
@@ -69,8 +70,15 @@ def step(block: Block, x: Tensor, inputs: AttentionInputs, cache: Cache, *, laye
                 h = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=module.scale).flatten(1)
         x = _linear(h, [module.output], residual=x)[0]
         if sublayer.post:
-            x = getattr(block, f"{sublayer.kind}_post")(x)
+            x = _norm(x, getattr(block, f"{sublayer.kind}_post"))
     return x
+
+
+def _norm(x: Tensor, module: Norm) -> Tensor:
+    """Apply a norm without a condition to x [rows, hidden_size]."""
+    if (kernels := _kernels(x)) is None:
+        return module(x)
+    return kernels.norm(x, module.weight, module.bias, epsilon=module.eps, centered=module.kind == "layer")
 
 
 def _linear(

@@ -1,9 +1,12 @@
 # mypy: ignore-errors
-"""Two Triton kernels for decode steps of few rows: a linear layer that reads its weights once, and attention.
+"""Three Triton kernels for decode steps of few rows: a linear layer that reads its weights once, attention, and norms.
 
-Both sum in float32. A step at batch size 1 takes the time to read its weights, plus about two microseconds a kernel: so
-what follows a product (scale, bias, activation, residual) is computed in the same kernel.
+All sum in float32. A step at batch size 1 takes the time to read its weights, plus some microseconds a kernel: so what
+follows a product (scale, bias, activation, residual) is computed in the same kernel, and on Hopper each kernel starts
+while the one before it ends and reads its weights meanwhile (programmatic dependent launch).
 """
+
+from functools import cache
 
 import torch
 import triton
@@ -13,6 +16,8 @@ from triton.language import constexpr
 
 ACTIVATIONS = ("linear", "relu", "silu", "gelu_erf", "gelu_tanh")
 MOST_ROWS = 64
+SINGLE = {"BLOCK_N": 4, "BLOCK_K": 2048, "num_warps": 4}
+"""Tile and warps of a product of one row."""
 
 
 def linear(
@@ -34,17 +39,38 @@ def linear(
     n = len(weights[0])
     out = x.new_empty(len(weights), rows, n)
     if rows == 1:
-        padded, block_n, block_k = 1, 4, min(2048, triton.next_power_of_2(k))
+        sizes = {"ROWS": 1, **SINGLE, "BLOCK_K": min(SINGLE["BLOCK_K"], triton.next_power_of_2(k))}
     else:
-        padded, block_n, block_k = max(16, triton.next_power_of_2(rows)), 16, 128
+        sizes = {"ROWS": max(16, triton.next_power_of_2(rows)), "BLOCK_N": 16, "BLOCK_K": 128, "num_warps": 4}
     tensors = [x, out, x if residual is None else residual.contiguous()]
     tensors += [*_three(weights), *_three(scales or [x]), *_three(biases or [x])]
     flags = {"SCALED": scales is not None, "BIASED": biases is not None, "RESIDUAL": residual is not None}
-    sizes = {"ROWS": padded, "BLOCK_N": block_n, "BLOCK_K": block_k}
-    options = {"num_warps": 4, "enable_fp_fusion": True, "num_stages": 4}
-    grid = triton.cdiv(n, block_n), len(weights)
+    options = {"enable_fp_fusion": True, "num_stages": 4, **_early(x)}
+    grid = triton.cdiv(n, sizes["BLOCK_N"]), len(weights)
     _linear[grid](*tensors, rows, n, k, ACTIVATION=activation, **flags, **sizes, **options)
     return out
+
+
+def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, epsilon: float, centered: bool) -> Tensor:
+    """Apply a layer norm, or an RMS norm if not centered: x [rows, size] → the same shape.   weight, bias: [size]."""
+    x = x.contiguous()
+    rows, size = x.shape
+    out = torch.empty_like(x)
+    flags = {"SCALED": weight is not None, "BIASED": bias is not None, "CENTERED": centered}
+    options = {"WIDTH": triton.next_power_of_2(size), "num_warps": 4, **_early(x)}
+    _norm[rows,](x, out, x if weight is None else weight, x if bias is None else bias, size, epsilon, **flags, **options)
+    return out
+
+
+def _early(x: Tensor) -> dict[str, bool]:
+    """Give the options by which a kernel starts before the one before it ends."""
+    early = x.is_cuda and _has_dependent_launch(x.device)
+    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+
+
+@cache
+def _has_dependent_launch(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (9, 0) and hasattr(tl.extra.cuda, "gdc_wait")
 
 
 def attend(
@@ -58,7 +84,7 @@ def attend(
     rows, heads, _, d = keys.shape
     out = torch.empty_like(query)
     tensors = query, key, value, keys, values, out, slot
-    options = {"DIM": triton.next_power_of_2(d), "BLOCK": 64, "num_warps": 4, "enable_fp_fusion": True}
+    options = {"DIM": triton.next_power_of_2(d), "BLOCK": 64, "num_warps": 4, "enable_fp_fusion": True, **_early(query)}
     _attend[rows, heads](*tensors, scale, keys.stride(0), keys.stride(1), d, **options)
     return out
 
@@ -91,7 +117,10 @@ def _linear(
     ROWS: constexpr,
     BLOCK_N: constexpr,
     BLOCK_K: constexpr,
+    EARLY: constexpr,
 ):
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
     which = tl.program_id(1)
     if which == 1:
         weight, scale, bias = weight_1, scale_1, bias_1
@@ -102,14 +131,22 @@ def _linear(
     lane = tl.arange(0, BLOCK_K)
     if ROWS == 1:
         parts = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+        place = column[:, None] * k + lane[None, :]
+        w = tl.load(weight + place, (column < n)[:, None] & (lane < k)[None, :], other=0)
+        if EARLY:
+            tl.extra.cuda.gdc_wait()
         for start in range(0, k, BLOCK_K):
-            at = start + lane
-            w = tl.load(weight + column[:, None] * k + at[None, :], (column < n)[:, None] & (at < k)[None, :], other=0)
-            given = tl.load(x + at, at < k, other=0)
+            given = tl.load(x + start + lane, start + lane < k, other=0)
             parts += w.to(tl.float32) * given.to(tl.float32)[None, :]
+            after = start + BLOCK_K + lane
+            w = tl.load(
+                weight + column[:, None] * k + after[None, :], (column < n)[:, None] & (after < k)[None, :], other=0
+            )
         total = tl.sum(parts, 1)[None, :]
     else:
         total = tl.zeros([ROWS, BLOCK_N], tl.float32)
+        if EARLY:
+            tl.extra.cuda.gdc_wait()
         for start in range(0, k, BLOCK_K):
             at = start + lane
             w = tl.load(weight + column[None, :] * k + at[:, None], (column < n)[None, :] & (at < k)[:, None], other=0)
@@ -141,9 +178,55 @@ def _activate(x, ACTIVATION: constexpr):
 
 
 @triton.jit
-def _attend(
-    query, key, value, keys, values, out, slot, scale, row_stride, head_stride, d, DIM: constexpr, BLOCK: constexpr
+def _norm(
+    x,
+    out,
+    weight,
+    bias,
+    size,
+    epsilon,
+    SCALED: constexpr,
+    BIASED: constexpr,
+    CENTERED: constexpr,
+    WIDTH: constexpr,
+    EARLY: constexpr,
 ):
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    at = tl.arange(0, WIDTH)
+    place, inside = tl.program_id(0) * size + at, at < size
+    given = tl.load(x + place, inside, other=0).to(tl.float32)
+    if CENTERED:
+        given = tl.where(inside, given - tl.sum(given, 0) / size, 0)
+    given *= tl.rsqrt(tl.sum(given * given, 0) / size + epsilon)
+    if SCALED:
+        given *= tl.load(weight + at, inside, other=0).to(tl.float32)
+    if BIASED:
+        given += tl.load(bias + at, inside, other=0).to(tl.float32)
+    tl.store(out + place, given.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _attend(
+    query,
+    key,
+    value,
+    keys,
+    values,
+    out,
+    slot,
+    scale,
+    row_stride,
+    head_stride,
+    d,
+    DIM: constexpr,
+    BLOCK: constexpr,
+    EARLY: constexpr,
+):
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row, head = tl.program_id(0), tl.program_id(1)
     end = tl.load(slot + row).to(tl.int32)
     e = tl.arange(0, DIM)
