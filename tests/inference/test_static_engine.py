@@ -346,7 +346,9 @@ def test_the_kernel_of_linear_layers_computes_the_formula(kernels, rows, count, 
     torch.testing.assert_close(bare.float(), x.float() @ weights[0].float().T, rtol=0.01, atol=0.03)
 
 
-@pytest.mark.parametrize(("centered", "weight", "bias"), [(True, True, True), (False, True, False), (True, False, False)])
+@pytest.mark.parametrize(
+    ("centered", "weight", "bias"), [(True, True, True), (False, True, False), (True, False, False)]
+)
 def test_the_kernel_of_norms_computes_the_formula(kernels, centered, weight, bias):
     generator = torch.Generator().manual_seed(0)
     x, scale, shift = (torch.randn(*shape, generator=generator) for shape in ((3, 200), (200,), (200,)))

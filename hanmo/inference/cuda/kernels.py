@@ -16,8 +16,9 @@ from triton.language import constexpr
 
 ACTIVATIONS = ("linear", "relu", "silu", "gelu_erf", "gelu_tanh")
 MOST_ROWS = 64
-SINGLE = {"BLOCK_N": 4, "BLOCK_K": 2048, "num_warps": 4}
-"""Tile and warps of a product of one row."""
+SINGLE = {"BLOCK_N": 4, "BLOCK_K": 2048, "num_warps": 4}  # products of one row
+TILE = {"BLOCK_N": 16, "BLOCK_K": 128, "num_warps": 4, "num_stages": 4}  # of several
+ATTEND = {"BLOCK": 64, "num_warps": 4}
 
 
 def linear(
@@ -41,11 +42,11 @@ def linear(
     if rows == 1:
         sizes = {"ROWS": 1, **SINGLE, "BLOCK_K": min(SINGLE["BLOCK_K"], triton.next_power_of_2(k))}
     else:
-        sizes = {"ROWS": max(16, triton.next_power_of_2(rows)), "BLOCK_N": 16, "BLOCK_K": 128, "num_warps": 4}
+        sizes = {"ROWS": max(16, triton.next_power_of_2(rows)), **TILE}
     tensors = [x, out, x if residual is None else residual.contiguous()]
     tensors += [*_three(weights), *_three(scales or [x]), *_three(biases or [x])]
     flags = {"SCALED": scales is not None, "BIASED": biases is not None, "RESIDUAL": residual is not None}
-    options = {"enable_fp_fusion": True, "num_stages": 4, **_early(x)}
+    options = {"enable_fp_fusion": True, **_early(x)}
     grid = triton.cdiv(n, sizes["BLOCK_N"]), len(weights)
     _linear[grid](*tensors, rows, n, k, ACTIVATION=activation, **flags, **sizes, **options)
     return out
@@ -58,7 +59,9 @@ def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, epsilon: floa
     out = torch.empty_like(x)
     flags = {"SCALED": weight is not None, "BIASED": bias is not None, "CENTERED": centered}
     options = {"WIDTH": triton.next_power_of_2(size), "num_warps": 4, **_early(x)}
-    _norm[rows,](x, out, x if weight is None else weight, x if bias is None else bias, size, epsilon, **flags, **options)
+    _norm[rows,](
+        x, out, x if weight is None else weight, x if bias is None else bias, size, epsilon, **flags, **options
+    )
     return out
 
 
@@ -84,7 +87,7 @@ def attend(
     rows, heads, _, d = keys.shape
     out = torch.empty_like(query)
     tensors = query, key, value, keys, values, out, slot
-    options = {"DIM": triton.next_power_of_2(d), "BLOCK": 64, "num_warps": 4, "enable_fp_fusion": True, **_early(query)}
+    options = {"DIM": triton.next_power_of_2(d), "enable_fp_fusion": True, **ATTEND, **_early(query)}
     _attend[rows, heads](*tensors, scale, keys.stride(0), keys.stride(1), d, **options)
     return out
 
