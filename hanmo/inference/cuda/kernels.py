@@ -131,30 +131,10 @@ def _linear(
         weight, scale, bias = weight_2, scale_2, bias_2
     row = tl.arange(0, ROWS)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    lane = tl.arange(0, BLOCK_K)
     if ROWS == 1:
-        parts = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-        place = column[:, None] * k + lane[None, :]
-        w = tl.load(weight + place, (column < n)[:, None] & (lane < k)[None, :], other=0)
-        if EARLY:
-            tl.extra.cuda.gdc_wait()
-        for start in range(0, k, BLOCK_K):
-            given = tl.load(x + start + lane, start + lane < k, other=0)
-            parts += w.to(tl.float32) * given.to(tl.float32)[None, :]
-            after = start + BLOCK_K + lane
-            w = tl.load(
-                weight + column[:, None] * k + after[None, :], (column < n)[:, None] & (after < k)[None, :], other=0
-            )
-        total = tl.sum(parts, 1)[None, :]
+        total = _product_of_row(x, weight, column, n, k, BLOCK_N, BLOCK_K, EARLY)
     else:
-        total = tl.zeros([ROWS, BLOCK_N], tl.float32)
-        if EARLY:
-            tl.extra.cuda.gdc_wait()
-        for start in range(0, k, BLOCK_K):
-            at = start + lane
-            w = tl.load(weight + column[None, :] * k + at[:, None], (column < n)[None, :] & (at < k)[:, None], other=0)
-            given = tl.load(x + row[:, None] * k + at[None, :], (row < rows)[:, None] & (at < k)[None, :], other=0)
-            total = tl.dot(given, w.to(given.dtype), total)
+        total = _product_of_rows(x, weight, row, column, rows, n, k, ROWS, BLOCK_N, BLOCK_K, EARLY)
     if SCALED:
         total *= tl.load(scale + column, column < n, other=0).to(tl.float32)[None, :]
     if BIASED:
@@ -165,6 +145,39 @@ def _linear(
     if RESIDUAL:
         total += tl.load(residual + place, inside, other=0).to(tl.float32)
     tl.store(out + which * rows * n + place, total.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _product_of_row(x, weight, column, n, k, BLOCK_N: constexpr, BLOCK_K: constexpr, EARLY: constexpr):
+    """Multiply one row; its first weights are read while the kernel before ends, the next ones ahead of their use."""
+    inside, lane = (column < n)[:, None], tl.arange(0, BLOCK_K)
+    parts = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    w = tl.load(weight + column[:, None] * k + lane[None, :], inside & (lane < k)[None, :], other=0)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    for start in range(0, k, BLOCK_K):
+        at = start + lane
+        given = tl.load(x + at, at < k, other=0)
+        parts += w.to(tl.float32) * given.to(tl.float32)[None, :]
+        at += BLOCK_K
+        w = tl.load(weight + column[:, None] * k + at[None, :], inside & (at < k)[None, :], other=0)
+    return tl.sum(parts, 1)[None, :]
+
+
+@triton.jit
+def _product_of_rows(
+    x, weight, row, column, rows, n, k, ROWS: constexpr, BLOCK_N: constexpr, BLOCK_K: constexpr, EARLY: constexpr
+):
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    total = tl.zeros([ROWS, BLOCK_N], tl.float32)
+    lane = tl.arange(0, BLOCK_K)
+    for start in range(0, k, BLOCK_K):
+        at = start + lane
+        w = tl.load(weight + column[None, :] * k + at[:, None], (column < n)[None, :] & (at < k)[:, None], other=0)
+        given = tl.load(x + row[:, None] * k + at[None, :], (row < rows)[:, None] & (at < k)[None, :], other=0)
+        total = tl.dot(given, w.to(given.dtype), total)
+    return total
 
 
 @triton.jit
