@@ -472,7 +472,9 @@ def test_rows_of_every_kind_join_and_leave_and_have_the_logits_that_they_have_al
     texts.steps(3)
     for number in list(texts.texts):
         texts.leave(number, least=3)
-    assert fourth != first and texts.rows._slots.rows == 8
+    slots = texts.rows._slots
+    assert fourth != first and slots.rows == 8
+    assert set(slots.graphs) == ({(8, 128), (2, 128)} if slots.slot.is_cuda else set())
     (last,) = texts.read(5)
     texts.steps()
     texts.leave(last, least=1)
