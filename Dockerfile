@@ -1,5 +1,7 @@
 # A server on a CPU; docs/serve.md shows how it is run.
 FROM python:3.12-slim
+# An index of PyTorch's builds for CPUs, without which torch brings its libraries for GPUs.
+ARG PIP_EXTRA_INDEX_URL
 COPY . /src
 RUN pip install --no-cache-dir -c /src/constraints.txt '/src[serve]' && rm -r /src && useradd --create-home hanmo
 # Compiled for processors like this one; on others the first start compiles into the cache.
