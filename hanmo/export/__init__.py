@@ -1,1 +1,3 @@
 """Folders for other programs."""
+
+import hanmo.inference.openvino  # noqa: F401  before openvino.py imports OpenVINO

@@ -1,9 +1,11 @@
-"""The second start: from the shell to the text without torch."""
+"""The second start: from the shell to the text without torch; and what importing OpenVINO does not do."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from opening import open_engine
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
@@ -38,3 +40,18 @@ def test_a_second_start_writes_the_same_text_and_never_imports_torch(tmp_path):
     result = subprocess.run(program, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert [int(id) for id in result.stdout.split()] == expected
+
+
+@pytest.mark.parametrize("module", ["hanmo.inference.openvino.engine", "hanmo.export.openvino"])
+def test_openvino_sends_no_telemetry_and_writes_nothing_into_the_home_folder(tmp_path, module):
+    program = f"import {module}\nfrom openvino.tools import ovc\nprint(type(ovc.telemetry).__module__)"
+    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**kept, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.stdout == "openvino.tools.ovc.telemetry_stub\n", result.stderr
+    assert list(tmp_path.iterdir()) == []
