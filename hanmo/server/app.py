@@ -167,7 +167,7 @@ class _WithoutRanges:
 @asynccontextmanager
 async def _closing(app: Starlette) -> AsyncIterator[None]:
     yield
-    app.state.hanmo.close(drain=False)
+    app.state.hanmo.close()
 
 
 class _RootPath:

@@ -27,8 +27,9 @@ from hanmo.server.state import State, read_body, state_of, unless_gone
 
 _TOKENS = 16  # OpenAI's default of max_tokens
 _PAUSE = 15.0  # seconds after which a stream that waits sends a comment, for proxies
-_REASONS = {"end": "stop", "sentence": "stop", "string": "stop", "chars": "length", "length": "length"}
-_REASONS["context"] = "length"
+_REASONS = {
+    "end": "stop", "sentence": "stop", "string": "stop", "chars": "length", "length": "length", "context": "length",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _settings(asked: Completion, model: Served) -> GenerationConfig:
         length_penalty=asked.length_penalty or 0.0,
         min_chars=asked.min_chars,
         max_chars=asked.max_chars,
-        max_tokens=most or (None if most is None else 1),
+        max_tokens=None if most is None else max(1, most),  # of 0, which returns no text, one is generated
         stop="sentence" if asked.stop_at_sentence else None,
         stop_strings=[asked.stop] if isinstance(asked.stop, str) else asked.stop,
         keep_last=asked.keep_last,

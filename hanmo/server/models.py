@@ -101,11 +101,11 @@ class Served:
             self._strings[id] = self.tokenizer.id_to_token(id) if not text or "\ufffd" in text else text
         return self._strings[id]
 
-    def close(self, *, drain: bool) -> None:
-        """End its threads.   drain: let rows end first."""
+    def close(self) -> None:
+        """End its threads; rows that have not ended fail with SchedulerClosed."""
         if self.scheduler is not None:
-            self.scheduler.close(drain=drain)
-        self.lane.shutdown(wait=drain, cancel_futures=not drain)
+            self.scheduler.close(drain=False)
+        self.lane.shutdown(wait=False, cancel_futures=True)
 
 
 class Models(dict[str, Served]):

@@ -73,6 +73,6 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Tell whether to end. Called by uvicorn ten times a second."""
         if self._state.draining and time.monotonic() > self._limit:
-            self._state.close(drain=False)  # streams end with an error
+            self._state.close()  # streams end with an error
             return True
         return await super().on_tick(counter) or (self._state.draining and not self._state.active)

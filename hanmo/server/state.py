@@ -47,10 +47,10 @@ class State:
         """Call a function that takes long, such as parsing and tokenizing, in a thread."""
         return await in_thread(self._threads, function, *args, **kwargs)
 
-    def close(self, *, drain: bool) -> None:
-        """End all threads."""
+    def close(self) -> None:
+        """End all threads; rows that have not ended fail with SchedulerClosed."""
         for model in self.models.values():
-            model.close(drain=drain)
+            model.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 

@@ -288,14 +288,11 @@ class RelativePositionEmbedding(Layer):
     """A vector for each distance of a key from a query [n, m, output_dim], clipped (arXiv 1803.02155); of q and k."""
 
     _arguments: tuple[str, ...] = ("input_dim", "output_dim", "embeddings_initializer")
+    build: Any = PositionEmbedding.build
 
     def __init__(self, input_dim: int, output_dim: int, embeddings_initializer: Any = "zeros", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._set(locals())
-
-    def build(self, input_shape: Any) -> None:
-        shape = (self.input_dim, self.output_dim)
-        self.embeddings = self.add_weight(name="embeddings", shape=shape, initializer=self.embeddings_initializer)
 
     def call(self, inputs: Any) -> Tensor:
         return F.embedding(self.compute_position_ids(inputs), self.embeddings.value)
