@@ -88,6 +88,21 @@ def test_undo_removes_the_candidate_and_keeps_what_was_typed_since(page: Any) ->
         assert text_of(page) == "春天到儿真好" and page.locator("#undo-button").is_disabled()
 
 
+def test_the_keys_of_candidates_do_nothing_in_another_tab(page: Any) -> None:
+    served = byte_model({"春天": "来了。", "春天来了。": "好。"})
+    served.pipeline.predict = lambda texts, batch: []
+    with running(served) as url:
+        opened(page, url, "春天").click("#continue-button")
+        page.locator("#stop-button[disabled]").wait_for()
+        page.keyboard.press("Alt+1")
+        page.click("#continue-button")
+        page.locator("#stop-button[disabled]").wait_for()
+        page.click("#tab-task")
+        for keys in ("Alt+1", "Control+Shift+Z"):
+            page.keyboard.press(keys)
+            assert text_of(page) == "春天来了。" and page.locator("#cards li").count() == 3
+
+
 def test_escape_stops_what_is_running(page: Any) -> None:
     model = byte_model({"go": "x" * 400}, pace=0.05)
     with running(model) as url:

@@ -356,6 +356,7 @@ function pressed(event) {
   const control = event.ctrlKey || event.metaKey;
   if (control && event.key === "Enter") attempt(MAIN[tab]);
   else if (event.key === "Escape") running?.abort();
+  else if (tab !== "write") return; // the other tabs' fields undo by themselves
   else if (control && event.shiftKey && event.key.toLowerCase() === "z") undo();
   else if (event.altKey && /^Digit[1-4]$/.test(event.code)) byId("cards").children[Number(event.code.at(-1)) - 1]?.querySelector("button").click();
   else return;
