@@ -140,16 +140,19 @@ def _named(given: Sequence[str]) -> dict[str, Path]:
 def _template(path: Path) -> "ChatTemplate":
     from hanmo.server.chat import ChatTemplate
 
-    with errors_as(ConfigError, f"{path} is not UTF-8"):
-        text = read_bytes(path, error=ConfigError, limit=1 << 20).decode("utf-8-sig")
-    return ChatTemplate(text)
+    return ChatTemplate(_text(path))
 
 
 def _keys(path: Path) -> list[str]:
-    keys = read_bytes(path, error=ConfigError, limit=1 << 20).decode("utf-8", "replace").split()
+    keys = _text(path).split()
     if not keys:
         raise ConfigError(f"{path} holds no key; write one a line")
     return keys
+
+
+def _text(path: Path) -> str:
+    with errors_as(ConfigError, f"{path} is not UTF-8"):
+        return read_bytes(path, error=ConfigError, limit=1 << 20).decode("utf-8-sig")
 
 
 def _say_ready(begun: float, address: str) -> None:

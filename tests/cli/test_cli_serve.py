@@ -131,10 +131,19 @@ def test_a_port_in_use_is_one_line_before_a_model_is_opened():
     assert result.stderr == f"hanmo: --host is '127.0.0.1', port {port}; cannot listen there: Address already in use\n"
 
 
-def test_a_file_of_keys_is_read(tmp_path):
-    (tmp_path / "keys").write_text("\n", "utf-8")
+@pytest.mark.parametrize(("content", "message"), [(b"\n", "holds no key; write one a line"), (b"\xff", "is not UTF-8")])
+def test_a_file_without_keys_is_refused(tmp_path, content, message):
+    (tmp_path / "keys").write_bytes(content)
     result = run("--api-keys", str(tmp_path / "keys"))
-    assert result.exit_code == 1 and "holds no key; write one a line" in result.stderr
+    assert result.exit_code == 1 and f"keys {message}" in result.stderr
+
+
+def test_a_file_of_keys_may_have_a_byte_order_mark(tmp_path, monkeypatch):
+    (tmp_path / "keys").write_bytes("\ufeff第一\r\nsecond\r\n".encode())
+    seen = []
+    monkeypatch.setattr("hanmo.server.security.check_host", lambda host, keys, anonymous: seen.extend(keys))
+    run("--api-keys", str(tmp_path / "keys"), "--model", "/nowhere/model.ckpt", "--port", "0")
+    assert seen == ["第一", "second"]
 
 
 def test_a_missing_extra_names_its_command(monkeypatch):
