@@ -222,7 +222,7 @@ def test_the_functions_are_exact_to_what_they_say():
 def test_the_count_of_threads_changes_no_bit(opened):
     one, three = written(opened(threads=1), 40, IDS)[0], None
     engine = opened(threads=1)
-    engine._fused = quantized.QuantizedDecoder(engine._weights, engine.config, 3)
+    engine._fused = quantized.QuantizedStack(engine._weights, engine.config, 3)
     three = written(engine, 40, IDS)[0]
     assert np.array_equal(one, three)
 

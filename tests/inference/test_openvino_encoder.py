@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 import torch
 from rounding import assert_near
+from test_fused_quantized import of_family
 
 import hanmo.loading
 from hanmo.errors import CheckpointError
 from hanmo.families import FAMILIES
+from hanmo.inference.fused import quantized, support
 from hanmo.inference.openvino.engine import open_weights
 from hanmo.inference.openvino.model import OpenVinoModel
 from hanmo.model import Model
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 KINDS = ("bert", "bert_headsize", "albert", "albert_unshared", "nezha", "roformer", "roformer_v2", "electra")
+needs_kernel = pytest.mark.skipif(support.kernels("quantized") is None, reason="AVX2 is missing")
 TEXTS = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22], [31, 32, 33, 34, 35]]
 
 
@@ -79,6 +82,32 @@ def test_int8_vectors_are_near_float32(tmp_path):
     assert abs(exact - rounded).max() > 1e-4
     config = open_weights(path, weights="int8", folder=tmp_path).config
     assert_near(rounded, exact, config, "int8", to_float32=True)
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", ["bert", "nezha", "roformer"])
+def test_few_tokens_are_computed_by_the_fused_step_near_openvino(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(quantized, "LEAST_BYTES", 0)
+    config = of_family(name)
+    path = hanmo.save(Model(replace(config, initializer=0.1)).initialize(0), tmp_path / "model").path
+    model, encoder = opened(path, tmp_path, "int8")
+    segments = (torch.arange(7) > 2).long().expand(3, -1) if config.main.segments else None
+    given = {**padded(), "segments": segments}
+    fused = encoder(**given)
+    used, encoder._fused = encoder._fused, None
+    found, expected = (each.hidden[given["mask"]] for each in (fused, encoder(**given)))
+    assert used is not None and not torch.equal(found, expected)
+    assert_near(found, expected, config, "int8")
+    with torch.no_grad():
+        heads = vars(model.heads(fused.hidden))
+    assert all(value is None or torch.equal(getattr(fused, name), value) for name, value in heads.items())
+    encoder._fused = used
+    for row, text in enumerate(TEXTS):
+        alone = encoder(torch.tensor([text]), segments=None if segments is None else segments[:1, : len(text)])
+        assert torch.equal(alone.hidden[0], fused.hidden[row, : len(text)])
+    long = torch.tensor(TEXTS[:1] * 5)
+    monkeypatch.setattr(used, "step", None)  # more tokens are read by OpenVINO
+    assert encoder(long).hidden.shape == (5, 7, config.main.hidden_size)
 
 
 def test_a_model_that_is_no_encoder_alone_is_refused(tmp_path):

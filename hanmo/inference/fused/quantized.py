@@ -1,4 +1,4 @@
-"""The fused step over int8 or int4 weights: some tokens of one row or several through the decoder, without OpenVINO.
+"""The fused step over int8 or int4 weights: some tokens of one row or several through a stack, without OpenVINO.
 
 Knows which models have it. quantized_kernel.py computes.
 """
@@ -19,7 +19,7 @@ from hanmo.inference.fused.thread_pool import run_step
 from hanmo.inference.openvino.weights import Weights
 from hanmo.nn.position import bucket, hierarchical, sinusoidal
 
-__all__ = ["FusedDynamicRows", "FusedRows", "QuantizedDecoder", "open_decoder"]
+__all__ = ["FusedDynamicRows", "FusedRows", "QuantizedStack", "open_stack"]
 
 LEAST_BYTES = 8 << 20
 """Smaller weights are read fast enough by OpenVINO, and compiling takes longer."""
@@ -29,26 +29,34 @@ INPUTS = {"attention": "query_key_value", "cross": "query", "feed_forward": "inp
 """Of each kind of sub-layer, by its number in the kernel: the matrix that multiplies its input."""
 
 
-def open_decoder(weights: Weights, config: ModelConfig, threads: int | None) -> "QuantizedDecoder | None":
+def open_stack(weights: Weights, config: ModelConfig, threads: int | None) -> "QuantizedStack | None":
     """Prepare the fused step, or give None where model, weights or processor do not support it.
 
     threads: None takes one for each core that this process may use, and at most `most_threads()`.
     """
     if not supported(weights, config) or kernels("quantized") is None:
         return None
-    return QuantizedDecoder(weights, config, min(threads or most_threads(), most_threads()))
+    return QuantizedStack(weights, config, min(threads or most_threads(), most_threads()))
 
 
 def supported(weights: Weights, config: ModelConfig) -> bool:
-    """Tell whether a model is a decoder of some size, in int8 or int4, whose blocks and output have the fused step."""
+    """Tell whether a model of some size, in int8 or int4, is a decoder or an encoder alone that has the fused step."""
+    stack = config.main
+    if weights.kind not in ("int8", "int4") or weights.path.stat().st_size < LEAST_BYTES:
+        return False
+    if not has_fused_step(stack, "quantized"):
+        return False
+    if stack.mask == "full":
+        return stack.position != "buckets"
     writes = config.output == "lm" or (config.output == "mlm" and config.head_activation in ACTIVATIONS)
-    writes = writes and (config.logit_scale == 1.0 or config.main.final_norm)
-    large = weights.kind in ("int8", "int4") and weights.path.stat().st_size >= LEAST_BYTES
-    return writes and large and has_fused_step(config.main, "quantized")
+    return writes and (config.logit_scale == 1.0 or stack.final_norm)
 
 
-class QuantizedDecoder:
-    """The addresses of a model's weights, shared by all rows."""
+class QuantizedStack:
+    """The addresses of a model's weights, shared by all rows.
+
+    outputs: number of results of a token: logits or, of an encoder alone, the hidden state.
+    """
 
     def __init__(self, weights: Weights, config: ModelConfig, threads: int) -> None:
         from hanmo.inference.fused import quantized_kernel
@@ -56,7 +64,8 @@ class QuantizedDecoder:
         self._kernel = quantized_kernel.step
         self.stack, self.threads = stack, _ = config.main, threads
         self._weights, self._config = weights, config
-        self.vocab_size, self._padded = config.vocab_size, -(-config.vocab_size // LANES) * LANES
+        self.outputs = stack.hidden_size if stack.mask == "full" else config.vocab_size
+        self._padded = -(-self.outputs // LANES) * LANES
         kinds = [ACTIVATIONS.index(stack.activation)]
         kinds += [ACTIVATIONS.index(config.head_activation) if config.output == "mlm" else 0]
         self._sizes = stack.num_heads, stack.head_dim, stack.feed_forward, 1 + stack.gated, *kinds
@@ -125,11 +134,13 @@ class QuantizedDecoder:
     def _output_row(self, norm: str) -> list[int]:
         """Make `output` of `quantized_kernel.step`."""
         config = self._config
+        last = self._norm_of(norm) if self.stack.final_norm else [0, 0]
+        if self.stack.mask == "full":
+            return [*[0] * 8, *last, 0, 0]
         row = self._matrix("token" if config.tied else "output", "output.bias")
         if "output.bias" in self._weights:
             self._bias = np.pad(self._read("output.bias"), (0, self._padded - config.vocab_size))
             row[3] = self._bias.ctypes.data
-        last = self._norm_of(norm) if self.stack.final_norm else [0, 0]
         if config.logit_scale != 1.0:
             own = self._read(f"{norm}.weight") if f"{norm}.weight" in self._weights else self._ones
             self._scaled = own * np.float32(config.logit_scale)
@@ -138,15 +149,16 @@ class QuantizedDecoder:
             return [*row, *[0] * 4, *last, 0, 0]
         return [*row, *self._matrix("output.dense"), *last, *self._norm_of("output.norm")]
 
-    def step(self, work: Sequence[tuple[FusedRow, Sequence[int], int]]) -> Array:
+    def step(self, work: Sequence[tuple[FusedRow, Sequence[int], int]], *, segments: Array | None = None) -> Array:
         """Append ids to rows, weights read once for each `MOST_TOKENS` of them.
 
-        work: (row, ids, how many of the last ids' logits are wanted).   Returns these logits, [wanted, vocab].
+        work: (row, ids, how many of the last ids' logits are wanted).   Returns these logits, [wanted, outputs].
         The logits of a row depend neither on the other rows nor on how its ids are divided.
+        segments: of all ids, for an encoder alone; None: those of the mask.
         """
         for row, ids, _ in work:
             row.reserve(len(ids))
-            if self.stack.mask == "prefix" and not row.length:
+            if self.stack.mask != "causal" and not row.length:
                 row.prefix = len(ids)
         tokens = [(row, id, row.length + place) for row, ids, _ in work for place, id in enumerate(ids)]
         wanted = [place >= len(ids) - keep for _, ids, keep in work for place in range(len(ids))]
@@ -154,16 +166,17 @@ class QuantizedDecoder:
         most = MOST_TOKENS if self.stack.mask == "causal" else len(tokens)  # a prefix sees all of itself
         for first in range(0, len(tokens), most):
             kept = np.flatnonzero(wanted[first : first + most])
-            logits.append(self._run(tokens[first : first + most], kept))
+            logits.append(self._run(tokens[first : first + most], kept, segments))
         for row, ids, _ in work:
             row.length += len(ids)
         return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
-    def _run(self, tokens: Sequence[tuple[FusedRow, int, int]], kept: Array) -> Array:
+    def _run(self, tokens: Sequence[tuple[FusedRow, int, int]], kept: Array, segments: Array | None) -> Array:
         stack = self.stack
         positions, prefixes = np.array([at for _, _, at in tokens]), np.array([row.prefix for row, _, _ in tokens])
-        segments = (positions >= prefixes) & (stack.mask == "prefix")
-        x = self._embed(np.array([id for _, id, _ in tokens]), positions, segments.astype(int))
+        if segments is None:
+            segments = ((positions >= prefixes) & (stack.mask == "prefix")).astype(int)
+        x = self._embed(np.array([id for _, id, _ in tokens]), positions, segments)
         given = [
             [row.cache.ctypes.data, row.room, at, max(at + 1, row.prefix), *row.memory_at] for row, _, at in tokens
         ]
@@ -179,7 +192,7 @@ class QuantizedDecoder:
             self._kernel, self.threads, x, np.array(given, np.int64), kept, self._layers, self._output, self._sizes,
             *numbers, stack.norm == "rms", rotary, biases, self._distances, self._tiles, shared, logits,
         )  # fmt: skip
-        return logits[: len(kept), : self.vocab_size]
+        return logits[: len(kept), : self.outputs]
 
     def _biases_of(self, length: int) -> Array:
         """Look up T5's biases of so many distances to the left, and of some more: [heads, distances]."""
@@ -228,7 +241,7 @@ def tiles() -> Array:
 class FusedRows:
     """Rows of any lengths that are stepped together; see `Rows`."""
 
-    def __init__(self, decoder: QuantizedDecoder, rows: Sequence[FusedRow]) -> None:
+    def __init__(self, decoder: QuantizedStack, rows: Sequence[FusedRow]) -> None:
         self._decoder, self.rows = decoder, list(rows)
 
     def step(self, ids: Sequence[int]) -> Array:
@@ -251,7 +264,7 @@ class FusedDynamicRows:
     """
 
     def __init__(
-        self, decoder: QuantizedDecoder, read: Callable[[Sequence[int]], tuple[FusedRow, Array]] | None = None
+        self, decoder: QuantizedStack, read: Callable[[Sequence[int]], tuple[FusedRow, Array]] | None = None
     ) -> None:
         self._decoder, self._read = decoder, read
         self.rows: dict[int, FusedRow] = {}
@@ -293,7 +306,7 @@ class FusedDynamicRows:
         pending = self._pending[number]
         pending += ids
         if not keep or self._read is None:
-            return np.empty((0, self._decoder.vocab_size), np.float32)
+            return np.empty((0, self._decoder.outputs), np.float32)
         del self._pending[number]
         first = len(pending) - keep + 1
         self.rows[number], logits = self._read(pending[:first])

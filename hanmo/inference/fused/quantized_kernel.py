@@ -144,8 +144,8 @@ def step(
     input or gate_input) and of its output; (weight, bias) of the norms before and after; kind (0 attention, 1 to
     an encoder's output, 2 feed-forward); layer.
     Addresses; 0 for missing norms.
-    output: int64 [12], the same of the projection onto the vocabulary, of the transformation before it with 0 bits for
-    none, of the last norm and of the transformation's.
+    output: int64 [12], the same of the projection onto the vocabulary and of the transformation before it, each with 0
+    bits for none, of the last norm and of the transformation's.
     sizes: (heads, size of a head, intermediate size, 2 if gated, activation, that of the transformation).
     head_eps: of the transformation's norm.   rms: whether norms are RMS norms.
     rotary: [tokens, size of a head], or [0, 0].   biases: T5's, [heads, distances to the left], or [heads, 0].
@@ -153,7 +153,8 @@ def step(
     tiles: the configuration of the processor's tiles, [64], or [0] without.
     shared: float32 [tokens, 2 hidden_size + max(3 hidden_size, feed-forward, twice if gated)], shared by threads; with
     tiles, of a multiple of 16 tokens, as logits.
-    logits: float32 [kept, vocab], the vocabulary's size being a multiple of 16.
+    logits: float32 [kept, vocab], the vocabulary's size being a multiple of 16; without a projection, what it would
+    multiply, [kept, hidden_size].
     """
     heads, size, inner, words, kind, head_kind = sizes
     hidden_size, count, tiled = heads * size, len(x), len(tiles) > 0
@@ -206,6 +207,8 @@ def step(
             fn.add_norm(x[token], shared[token][hidden_size : 2 * hidden_size], f[10], f[11], eps, rms)
     for place in range(len(kept)):
         fn.norm(x[kept[place]], output[8], output[9], eps, h[place], rms)
+    if not output[0] and thread == 0:
+        logits[: len(kept)] = h[: len(kept)]
     if output[4]:
         _quantize_all(h[: len(kept)], np.int64(0), hidden_size, output[4], numbers, scales, shift)
         first, last = fn.share(hidden_size // LANES, thread, threads)
@@ -220,7 +223,8 @@ def step(
     _quantize_all(h[: len(kept)], np.int64(0), hidden_size, output[0], numbers, scales, shift)
     first, last = fn.share(logits.shape[1] // LANES, thread, threads)
     out, stride, matrix = fn.address_of(logits), logits.shape[1] * 4, fn.matrix(output, 0)
-    _product(matrix, first, last, numbers, scales, shift, hidden_size, out, stride, len(kept), tiled, scratch)
+    if output[0]:
+        _product(matrix, first, last, numbers, scales, shift, hidden_size, out, stride, len(kept), tiled, scratch)
     if tiled:
         _release((np.int64(0),))
     fn.barrier(counter, barriers, threads)

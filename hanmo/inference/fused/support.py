@@ -49,7 +49,6 @@ SUPPORTED: dict[str, dict[str, tuple[object, ...]]] = {
     "float32": {"activation": ACTIVATIONS},
     "quantized": {
         "activation": ACTIVATIONS,
-        "mask": ("causal", "prefix"),
         "shared_segments": (False,),
         "cross_positions": (False,),
     },

@@ -69,7 +69,9 @@ def build(
                     f"{name} of {source.path} is {list(reader.shapes[name])}; the configuration makes it {list(shape)}"
                 )
         words = {"format": FORMAT, "weights": weights, "config": found.config.to_json(), "source": str(source.path)}
-        packed = weights in ("int8", "int4") and has_fused_step(found.config.main, "quantized")
+        stack = found.config.main
+        # An encoder's longer texts are read by OpenVINO, which has copies of its own of packed weights.
+        packed = weights in ("int8", "int4") and stack.mask != "full" and has_fused_step(stack, "quantized")
         items = [
             item for name, parts in _joined(reader.shapes) for item in _items(reader, name, parts, weights, packed)
         ]

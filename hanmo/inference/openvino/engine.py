@@ -19,7 +19,7 @@ from hanmo.config import ModelConfig, StackConfig
 from hanmo.errors import ConfigError, MissingFile
 from hanmo.files import cache_folder
 from hanmo.inference import store
-from hanmo.inference.fused.quantized import FusedDynamicRows, FusedRows, open_decoder
+from hanmo.inference.fused.quantized import FusedDynamicRows, FusedRows, open_stack
 from hanmo.inference.fused.quantized_row import FusedRow
 from hanmo.inference.openvino.graph import build_decoder, build_encoder
 from hanmo.inference.openvino.rows import OpenVinoRows, append_tokens
@@ -113,7 +113,7 @@ class OpenVinoEngine:
         self.joins = weights.kind == "float32" and config.main.mask == "causal" and not config.is_encoder_decoder
         self._compiling = Lock()
         self._compiled: ov.CompiledModel | None = None
-        self._fused = open_decoder(weights, config, threads)
+        self._fused = open_stack(weights, config, threads)
         if self._fused is None:
             self._decoder()
 

@@ -9,7 +9,7 @@ from array_api_compat import numpy as xp
 
 from hanmo.checkpoint.source import Array
 from hanmo.config import StackConfig
-from hanmo.inference.fused.quantized import FusedRows, QuantizedDecoder
+from hanmo.inference.fused.quantized import FusedRows, QuantizedStack
 from hanmo.inference.fused.quantized_row import FusedRow
 from hanmo.nn.position import Tokens, bucket, distance, sinusoidal
 
@@ -28,7 +28,7 @@ class OpenVinoRows:
         new_request: Callable[[], ov.InferRequest],
         stack: StackConfig,
         rows: int,
-        decoder: QuantizedDecoder | None = None,
+        decoder: QuantizedStack | None = None,
     ) -> None:
         self._new_request, self._stack, self._decoder = new_request, stack, decoder
         self._tokens = Tokens()
