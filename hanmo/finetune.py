@@ -173,8 +173,7 @@ def _train(
     if loaded.tokenizer is None:
         raise MissingFile(f"no vocabulary beside {loaded.path}; put its vocab.txt there, or give tokenizer=PATH")
     if args.lora is not None:
-        if distributed.world() > 1:
-            raise ConfigError(f"LoRA of rank {args.lora} is trained in one process, not {distributed.world()}")
+        distributed.check_single(f"LoRA of rank {args.lora}")
         add_lora(loaded.model, args.lora, seed=args.seed)
     if main:  # each checkpoint copies the vocabulary from here
         copy_tokenizer(vocabulary, run.out / "tokenizer", pre_tokenize=args.pre_tokenize)

@@ -45,7 +45,7 @@ class Pgd(StepWrapper):
         self.epsilon, self.rate, self.steps, self.clean = epsilon, rate, steps, clean
 
     def check(self, args: TrainArgs) -> None:
-        _check_table(args)
+        distributed.check_single("adversarial training")
 
     def __call__(self, loss: Loss, network: TaskNetwork) -> Loss:
         def moved(network: TaskNetwork, batch: Batch) -> Tensor:
@@ -81,7 +81,7 @@ class GradientPenalty(StepWrapper):
         self.epsilon, self.by_occurrence = epsilon, by_occurrence
 
     def check(self, args: TrainArgs) -> None:
-        _check_table(args)
+        distributed.check_single("adversarial training")
         if args.for_loop().recompute:
             raise ConfigError("recompute=True and a gradient penalty exclude each other; leave one out")
 
@@ -130,7 +130,7 @@ class Vat(StepWrapper):
         self.epsilon, self.xi, self.iterations, self.weight, self.batch = epsilon, xi, iterations, weight, batch
 
     def check(self, args: TrainArgs) -> None:
-        _check_table(args)
+        distributed.check_single("adversarial training")
 
     def __call__(self, loss: Loss, network: TaskNetwork) -> Loss:
         task = network.task
@@ -223,10 +223,3 @@ def _with_vectors(loss: Loss, network: TaskNetwork, batch: Batch) -> tuple[Tenso
         return loss(network, batch), vectors
     finally:
         hook.remove()
-
-
-def _check_table(args: TrainArgs) -> None:
-    if distributed.world() > 1:
-        raise ConfigError(
-            f"adversarial training runs in one process, not {distributed.world()}; start it without torchrun"
-        )

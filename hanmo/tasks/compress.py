@@ -94,8 +94,7 @@ class Theseus(StepWrapper):
         self.teacher, self.rate = _teacher(teacher), rate
 
     def check(self, args: TrainArgs) -> None:
-        if distributed.world() > 1:
-            raise ConfigError(f"Theseus trains in one process, not {distributed.world()}; start it without torchrun")
+        distributed.check_single("Theseus")
 
     def __call__(self, loss: Loss, network: TaskNetwork) -> Loss:
         teacher = _like(self.teacher, network, "head", "pooling").requires_grad_(False).train()

@@ -238,8 +238,7 @@ def _adapted(network: TaskNetwork, args: TrainArgs) -> TaskNetwork:
     """Add the adapters that arguments ask for. A pooler is often new, so it is trained as the head is."""
     if args.lora is None:
         return network
-    if distributed.world() > 1:
-        raise ConfigError(f"LoRA of rank {args.lora} is trained in one process, not {distributed.world()}")
+    distributed.check_single(f"LoRA of rank {args.lora}")
     add_lora(network.backbone, args.lora, seed=args.seed)
     if network.backbone.pooler is not None:
         network.backbone.pooler.requires_grad_(True)

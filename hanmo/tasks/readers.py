@@ -90,10 +90,6 @@ def recognize(path: Path) -> str:
     raise DataError(f"the format of {path} is not known; name it by format, one of {', '.join(FORMATS)}")
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    return _objects(path)
-
-
 def _columns(path: Path) -> Iterator[Row]:
     """Read a token and its tag a line, BIO or BMES (BIOES, BILOU), with an empty line between texts."""
     some: list[tuple[int, str, str]] = []
@@ -221,7 +217,7 @@ def _exported(path: Path, *, name: str) -> Iterator[Row]:
 
 
 FORMATS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    "rows": _rows,
+    "rows": _objects,
     "columns": _columns,
     "words": _words,
     "table": _table,

@@ -52,6 +52,12 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def check_single(what: str) -> None:
+    """Raise ConfigError in several processes.   what: that needs one; the subject of a sentence."""
+    if world() > 1:
+        raise ConfigError(f"{what} runs in one process, not {world()}; start it without torchrun")
+
+
 def is_main() -> bool:
     """Whether this process writes files and messages."""
     return rank() == 0

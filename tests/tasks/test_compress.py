@@ -188,7 +188,7 @@ def test_a_student_that_does_not_fit_its_teacher_is_refused(teacher, tmp_path):
 
 def test_theseus_is_refused_in_several_processes(teacher, monkeypatch):
     monkeypatch.setattr("hanmo.training.distributed.world", lambda: 2)
-    with pytest.raises(ConfigError, match="Theseus trains in one process, not 2"):
+    with pytest.raises(ConfigError, match="Theseus runs in one process, not 2; start it without torchrun"):
         Theseus(teacher).check(TaskArgs())
 
 

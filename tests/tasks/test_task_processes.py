@@ -35,7 +35,7 @@ def worker(number: int, port: int, kind: str, base: Path, out: Path) -> None:
     torch.set_num_threads(1)
     with distributed.started():
         train(kind, base, out)
-        with pytest.raises(ConfigError, match="LoRA of rank 4 is trained in one process, not 2"):
+        with pytest.raises(ConfigError, match="LoRA of rank 4 runs in one process, not 2"):
             train(kind, base, out.with_name("lora"), lora=4)
     os._exit(0)  # gloo's threads now and then abort the interpreter's own way out
 
