@@ -50,9 +50,10 @@ def serve(
     port: Annotated[int, Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     api_key: Annotated[list[str] | None, Option(help="A key that requests must send; repeatable.")] = None,
     api_keys: Annotated[Path | None, Option(help="A file of keys, one a line.", show_default=False)] = None,
-    anonymous: Annotated[bool, Option("--anonymous", help="Let other machines ask without a key.")] = False,
+    anonymous: Annotated[bool, Option("--anonymous", help="Answer other machines without a key.")] = False,
     origin: Annotated[
-        list[str] | None, Option(help="A web origin whose pages may ask, such as https://example.com; repeatable.")
+        list[str] | None,
+        Option(help="A web origin whose pages may send requests, such as https://example.com; repeatable."),
     ] = None,
     root_path: Annotated[str, Option(help="Path prefix under which a proxy forwards requests.")] = "",
     chat_template: Annotated[

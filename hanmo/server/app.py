@@ -1,4 +1,4 @@
-"""The ASGI application: paths, errors, and who may ask."""
+"""The ASGI application: paths, errors, middleware."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -46,7 +46,7 @@ def make_app(
 ) -> Starlette:
     """Make the application that serves these models, which are closed at its end.
 
-    keys: API keys; without any, everyone may ask.   origins: that pages in a browser may ask from; "*" is every one.
+    keys: API keys; without any, every request is answered.   origins: whose pages may send requests; "*" is every one.
     root_path: path prefix under which a proxy forwards requests, whether it removes the prefix or not.
     max_requests: that are answered at once.   max_body: bytes of a request's body.   template: of dialogues.
     """
@@ -138,8 +138,8 @@ async def _refuse(request: Request, error: Exception) -> Response:
         error = RequestError(f"{request.method} {request.url.path}: {error.detail}", status=error.status_code)
     elif not isinstance(error, HanmoError):  # a bug; Starlette raises it again for the log
         error = RequestError("the server failed; its log says why", status=500)
-    told = as_request_error(error)
-    return JSONResponse(told.body(), told.status, {**headers, **told.headers()})
+    refusal = as_request_error(error)
+    return JSONResponse(refusal.body(), refusal.status, {**headers, **refusal.headers()})
 
 
 async def _left(request: Request, error: Exception) -> Response:

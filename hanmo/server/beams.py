@@ -20,7 +20,7 @@ async def search_beams(model: Served, text: str, beams: int, config: GenerationC
         raise RequestError("beams are for models on a CPU here; the scheduler alone uses the GPU", param="beams")
     engine = _Stoppable(model.pipeline.engine)
     try:
-        return await in_thread(model.lane, search, engine, model.tokenizer, text, beams, config=config)
+        return await in_thread(model.executor, search, engine, model.tokenizer, text, beams, config=config)
     except asyncio.CancelledError:
         engine.stopped.set()
         raise

@@ -29,8 +29,8 @@ async def embeddings(request: Request) -> Response:
     tokens, vectors = 0, list[Any]()
     for start in range(0, len(texts), _BATCH):
         part = texts[start : start + _BATCH]
-        tokens += await unless_gone(request.receive, in_thread(model.lane, _count_tokens, model, part))
-        work = in_thread(model.lane, encode, part, batch=_BATCH, **options)
+        tokens += await unless_gone(request.receive, in_thread(model.executor, _count_tokens, model, part))
+        work = in_thread(model.executor, encode, part, batch=_BATCH, **options)
         vectors += list(await unless_gone(request.receive, work))
     size = len(vectors[0])
     if asked.dimensions not in (None, size):
@@ -46,7 +46,7 @@ async def embeddings(request: Request) -> Response:
 async def fill(request: Request) -> Response:
     """Find tokens for the masks in a text."""
     asked, model = await _read(request, Fill, lambda asked, model: model.network)
-    work = in_thread(model.lane, model.network.fill, asked.input, k=asked.k)
+    work = in_thread(model.executor, model.network.fill, asked.input, k=asked.k)
     found = await unless_gone(request.receive, work)
     masks = [[asdict(candidate) for candidate in candidates] for candidates in found]
     return JSONResponse({"object": "fill", "model": model.name, "masks": masks})
@@ -62,7 +62,7 @@ async def tasks(request: Request) -> Response:
     results = list[Any]()
     for start in range(0, len(items), _BATCH):
         part: Any = items[start : start + _BATCH]
-        work = in_thread(model.lane, lambda part: list(model.task.predict(part, batch=_BATCH)), part)
+        work = in_thread(model.executor, lambda part: list(model.task.predict(part, batch=_BATCH)), part)
         results += await unless_gone(request.receive, work)
     return JSONResponse({"object": "predictions", "model": name, "results": results})
 

@@ -36,7 +36,7 @@ class Served:
 
     scheduler: None for a model that does not generate.   fingerprint: of the weights and of what computes them.
     speculation: whether its rows draft ids; see `GenerationConfig`.
-    lane: the thread of requests that are no rows of the scheduler: beams, vectors, masks, tasks.
+    executor: the thread of requests that are no rows of the scheduler: beams, vectors, masks, tasks.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Served:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
-        self.lane = ThreadPoolExecutor(1, thread_name_prefix="hanmo-model")
+        self.executor = ThreadPoolExecutor(1, thread_name_prefix="hanmo-model")
         self._strings: dict[int, str] = {}
 
     @property
@@ -105,7 +105,7 @@ class Served:
         """End its threads; rows that have not ended fail with SchedulerClosed."""
         if self.scheduler is not None:
             self.scheduler.close(drain=False)
-        self.lane.shutdown(wait=False, cancel_futures=True)
+        self.executor.shutdown(wait=False, cancel_futures=True)
 
 
 class Models(dict[str, Served]):
@@ -203,6 +203,6 @@ def _fingerprint(path: Path, reading: Mapping[str, Any], weights: str, rounding:
     rounding: "fixed" if rows are computed as alone, "batched" if those of one prompt are computed together, "joined" if
     those of all prompts are.
     """
-    told = {name: str(value) for name, value in sorted(reading.items()) if value is not None}
-    digest = hashlib.blake2b(f"{store.identity(path)}{told or ''}".encode(), digest_size=4).hexdigest()
+    given = {name: str(value) for name, value in sorted(reading.items()) if value is not None}
+    digest = hashlib.blake2b(f"{store.identity(path)}{given or ''}".encode(), digest_size=4).hexdigest()
     return f"hanmo-{__version__}-{weights}-{rounding}-{digest}"

@@ -1,4 +1,4 @@
-"""Who may ask, and how much at once: keys, and the number of requests that are answered at a time."""
+"""API keys, and the number of requests that are answered at a time."""
 
 import hmac
 from collections.abc import Sequence

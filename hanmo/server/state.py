@@ -71,11 +71,11 @@ async def read_body(request: Request) -> bytes:
     Raises RequestError if it is no JSON by its header, too large, or too slow, or if all bodies are too much together.
     """
     state = state_of(request)
-    told = Message()
-    told["content-type"] = request.headers.get("content-type", "").strip() or "none"
-    kind, charset = told.get_content_type(), told.get_content_charset("utf-8")
+    header = Message()
+    header["content-type"] = request.headers.get("content-type", "").strip() or "none"
+    kind, charset = header.get_content_type(), header.get_content_charset("utf-8")
     if kind != "application/json":  # which a page of another origin cannot send without asking first
-        raise RequestError(f"Content-Type is {told['content-type'][:80]!r}; expected application/json", status=415)
+        raise RequestError(f"Content-Type is {header['content-type'][:80]!r}; expected application/json", status=415)
     if charset not in ("utf-8", "utf8"):
         raise RequestError(f"charset is {charset[:80]!r}; expected UTF-8", status=415)
     if (coding := request.headers.get("content-encoding", "identity").lower()) != "identity":

@@ -126,7 +126,7 @@ def test_a_beam_search_ends_within_a_step_when_its_client_leaves():
         with leaving(url, completion(beams=2)):
             wait_for(lambda: engine.steps)
             steps = engine.steps
-        model.lane.submit(int).result(30)  # after the search
+        model.executor.submit(int).result(30)  # after the search
         assert engine.steps - steps <= 4
 
 
