@@ -302,7 +302,10 @@ class FusedDynamicRows:
         return [found[number] for number, _, _ in work]
 
     def _begin(self, number: int, ids: Sequence[int], keep: int) -> Array:
-        """Read a prompt that must not be divided once all its ids are there; of those after the first logits, each."""
+        """Collect a prompt's ids and read them at once when logits are wanted: [keep, vocab].
+
+        The last keep - 1 of them are read behind the prompt.
+        """
         pending = self._pending[number]
         pending += ids
         if not keep or self._read is None:

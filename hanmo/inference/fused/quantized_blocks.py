@@ -143,7 +143,7 @@ def _add(code: _Code, total: Any, sums: Any, scale: Any, weight_scales: Any | No
 def product(bits: int, tokens: int, group_size: int, chosen: str | None = None) -> Any:
     """Multiply 16 outputs by so many tokens, in registers.
 
-    chosen: the instructions, see `dot`; None takes the best that may be used.
+    group_size: inputs that share a scale.   chosen: the instructions, see `dot`; None takes the best that may be used.
     Called with addresses (weights, scales, bias, numbers, x_scales, shift), the number of groups, the address of the
     first token's results, and the bytes from one token's results to the next one's.
     numbers: int8 [tokens, inputs].   x_scales: float32 [tokens, groups].   shift: int32 [tokens, groups].

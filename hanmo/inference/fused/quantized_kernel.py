@@ -77,7 +77,8 @@ def _product(layout, first, last, numbers, scales, shift, inputs, out, stride, t
     """Multiply blocks of 16 outputs of a matrix, (bits, weights, scales, bias), by the quantized x of all tokens.
 
     out: the address of the first token's results.   stride: bytes between tokens.
-    tiles: whether they are configured; then results of up to 12 tokens behind the last are written too, if there are 4.
+    tiles: whether they are configured, for groups of 128; then results of up to 12 tokens behind the last are written
+    too, if there are 4.
     scratch: 16 KiB, and the bytes of a block behind them.
     """
     bits, weights, row_scales, bias = layout
