@@ -103,6 +103,7 @@ def _connect() -> Any:
             ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError:
             raise ConfigError(
-                "no Ray cluster is found; start one with `ray start --head`, or set RAY_ADDRESS to one that runs"
+                "no Ray cluster is found; start one with `ray start --head`, or set RAY_ADDRESS to one that runs, and "
+                "RAY_AUTH_MODE=token if that one needs a token"
             ) from None
     return ray

@@ -13,7 +13,7 @@ __all__ = ["Event", "Failed", "Prompt", "RowRequest", "Scheduler", "Stats", "Tic
 
 
 class Scheduler:
-    """Generates rows of one engine, which nothing else may use meanwhile.
+    """Generates rows of one engine, which nothing else may use meanwhile if it is a `QueueingEngine`.
 
     max_rows: rows that run at once.   max_queue: rows that wait.   prompt_ids: most ids of prompts read in a step.
     cache_ids: ids for which the caches of rows that run have room, None without limit; each row has room for its prompt

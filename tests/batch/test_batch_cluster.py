@@ -37,7 +37,8 @@ def test_without_a_cluster_how_to_start_one_is_told(tmp_path, monkeypatch):
         raise ConnectionError("could not find any running Ray instance")
 
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(ConfigError, match="no Ray cluster is found; start one with `ray start --head`"):
+    message = r"no Ray cluster is found; start one with `ray start --head`.*RAY_AUTH_MODE=token"
+    with pytest.raises(ConfigError, match=message):
         next(write_on_cluster(tmp_path / "prompts.jsonl", toy_writer.ToyWriter, OPTIONS))
 
 
