@@ -232,9 +232,9 @@ PLANS = {
     ("sentiment", "small model"): Plan(
         replace(CLASSIFY, attention="full", dropout=0.1), 4, TUNING, layer_decay=0.9, head_lr=5
     ),
-    ("entities", "small encoder"): Plan(TAG, 5, replace(TUNING, epochs=4, lr=5e-4), head_lr=5, masked=5),
+    ("entities", "small encoder"): Plan(TAG, 5, replace(TUNING, epochs=4, lr=5e-4), head_lr=3, masked=2),
     ("sentiment", "small encoder"): Plan(
-        replace(CLASSIFY, dropout=0.1), 5, replace(TUNING, lr=3e-4), head_lr=5, masked=5
+        replace(CLASSIFY, dropout=0.1), 5, replace(TUNING, epochs=3, lr=3e-4), head_lr=3, masked=3
     ),
 }
 METHODS = ("encoder", "small model", "small encoder")
@@ -283,13 +283,12 @@ def base_model(part: Part, plan: Plan, out: Path, *, tiny: bool, corpus: Path | 
     return out / "base" / "best"
 
 
-def adapted(part: Part, base: Path, out: Path, plan: Plan, device: str) -> Path:
+def adapted(part: Part, encoder: Path, plan: Plan, out: Path, device: str) -> Path:
     """Train an encoder on masked tokens of a part's training rows; return its folder."""
-    out.mkdir(parents=True)
     (out / "rows.txt").write_text("".join(f"{row['text']}\n" for row in part.train), "utf-8")
     args = TrainArgs(epochs=plan.masked, sequence=128, batch=64, lr=5e-4, document="line")
-    run = Run(out / "run", [out / "rows.txt"])
-    return finetune(base, run, args=args, device=torch.device(device), console=Console(stderr=True)).folder
+    run = Run(out / "masked", [out / "rows.txt"])
+    return finetune(encoder, run, args=args, device=torch.device(device), console=Console(stderr=True)).folder
 
 
 def trained(
@@ -297,8 +296,6 @@ def trained(
 ) -> dict[str, float]:
     """Train on a part; return the main score on its test rows, on a CPU also with smaller weights."""
     start = fewer_blocks(hanmo.load(device=device), plan.layers) if base is None else base
-    if base is not None and plan.masked:
-        start = adapted(part, base, out.with_name(f"{out.name} masked"), plan, device)
     rates = {"layer_decay": plan.layer_decay, "head_lr": plan.head_lr}
     args = replace(plan.args, seed=seed)
     fitted = fit(start, train=part.train, dev=part.dev, config=plan.config, out=out, args=args, device=device, **rates)
@@ -326,7 +323,7 @@ def work(job: tuple[str, str, int], given: argparse.Namespace, folder: Path) -> 
         if given.tiny:
             plan = replace(plan, layers=1, args=replace(plan.args, epochs=1))
         new = folder / name / "base" / ("best" if given.corpus else "")
-        base = {"encoder": new, "small encoder": given.encoder}.get(method)
+        base = {"encoder": new, "small encoder": folder / name / "masked" / "best"}.get(method)
         found = trained(part, method, plan, base, folder / name / f"{method} {seed}", seed, given.device)
     else:
         found = {method: BASELINES[name][method](part)}
@@ -361,6 +358,8 @@ def main(arguments: list[str] | None = None) -> None:
             options = {"tiny": given.tiny, "corpus": given.corpus, "minutes": given.minutes}
             if "encoder" in methods:
                 base_model(part, PLANS[name, "encoder"], Path(made) / name, **options)
+            if "small encoder" in methods:
+                adapted(part, given.encoder, PLANS[name, "small encoder"], Path(made) / name, given.device)
         seeds = [(name, method, seed) for name in names for method in methods for seed in range(given.seeds)]
         jobs = [(name, method, 0) for name in names for method in BASELINES[name]] + seeds
         with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:

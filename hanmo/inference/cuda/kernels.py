@@ -2,8 +2,8 @@
 """Three Triton kernels for decode steps of few rows: a linear layer that reads its weights once, attention, and norms.
 
 All sum in float32. A step at batch size 1 takes the time to read its weights, plus some microseconds a kernel: so what
-follows a product (scale, bias, activation, residual) is computed in the same kernel, and on Hopper each kernel starts
-while the one before it ends and reads its weights meanwhile (programmatic dependent launch).
+follows a product (scale, bias, activation, residual) is computed in the same kernel, and on Hopper each kernel of a
+single row starts while the one before it ends and reads its weights meanwhile (programmatic dependent launch).
 """
 
 from functools import cache
@@ -16,9 +16,9 @@ from triton.language import constexpr
 
 ACTIVATIONS = ("linear", "relu", "silu", "gelu_erf", "gelu_tanh")
 MOST_ROWS = 64
-SINGLE = {"BLOCK_N": 4, "BLOCK_K": 2048, "num_warps": 4}  # products of one row
+SINGLE = {"BLOCK_N": 2, "BLOCK_K": 1024, "num_warps": 2}  # products of one row
 TILE = {"BLOCK_N": 16, "BLOCK_K": 128, "num_warps": 4, "num_stages": 4}  # of several
-ATTEND = {"BLOCK": 64, "num_warps": 4}
+ATTEND = {"BLOCK": 128, "num_warps": 8}
 
 
 def linear(
@@ -66,8 +66,8 @@ def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, epsilon: floa
 
 
 def _early(x: Tensor) -> dict[str, bool]:
-    """Give the options by which a kernel starts before the one before it ends."""
-    early = x.is_cuda and _has_dependent_launch(x.device)
+    """Return the options by which a kernel starts before the one before it ends; with several rows that is slower."""
+    early = x.is_cuda and len(x) == 1 and _has_dependent_launch(x.device)
     return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
 
 
