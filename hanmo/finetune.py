@@ -41,7 +41,7 @@ from hanmo.training.memory import Memory, choose, free_memory, gib, held_memory,
 from hanmo.training.memory import plan as plan_memory
 from hanmo.training.objective import Task, make_task
 from hanmo.training.optim.adafactor import load_slots
-from hanmo.training.score import score_of
+from hanmo.training.score import evaluating, score_of
 from hanmo.training.step import make_optimizer, scale_outputs
 
 _KEPT = ("optimizer", "precision", "in_backward", "recompute", "sequence", "lora")  # choices that resuming repeats
@@ -237,10 +237,8 @@ def _with_defaults(args: TrainArgs, task: Task, *, fresh: bool) -> TrainArgs:
 
 def _write(loaded: ModelPipeline, prompts: Sequence[str], model: Model) -> str:
     """Continue each prompt as `hanmo write` would."""
-    trained = model.training
-    model.eval()
-    texts = [f"{json.dumps(prompt, ensure_ascii=False)}\n{loaded.write(prompt, seed=0)[0]}" for prompt in prompts]
-    model.train(trained)
+    with evaluating(model):
+        texts = [f"{json.dumps(prompt, ensure_ascii=False)}\n{loaded.write(prompt, seed=0)[0]}" for prompt in prompts]
     return "\n\n".join(texts)
 
 

@@ -21,10 +21,11 @@ from hanmo.errors import ConfigError, DataError
 from hanmo.generate.rules import check_count, check_number
 from hanmo.tasks.divergence import divergence
 from hanmo.tasks.rows import Item, as_rows, read_rows
-from hanmo.tasks.steps import StepWrapper, evaluating, predicted
+from hanmo.tasks.steps import StepWrapper, predicted
 from hanmo.tasks.task import Batch, TaskNetwork
 from hanmo.training import distributed
 from hanmo.training.args import TrainArgs
+from hanmo.training.score import evaluating
 from hanmo.training.step import Loss
 
 _TABLE = "network.backbone.token.weight"

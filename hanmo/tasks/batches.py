@@ -11,6 +11,7 @@ import torch
 
 from hanmo.errors import DataError
 from hanmo.tasks.task import Arrays, Example, Result, Task, TaskNetwork
+from hanmo.training.score import evaluating
 
 _POOL = 32  # batches whose windows are sorted by length together
 _IDS = 1024  # of a batch on a CPU, which gains nothing by more; smaller batches have less padding
@@ -57,10 +58,8 @@ def predict(network: TaskNetwork, examples: Iterable[Example], *, batch: int = 3
     The network is put into evaluation mode, and back at the end.
     """
     task, device = network.task, next(network.parameters()).device
-    trained = network.training
-    network.eval()
     remaining = iter(examples)
-    try:
+    with evaluating(network):
         while some := list(islice(remaining, _POOL * batch)):
             windows = [(number, window) for number, example in enumerate(some) for window in example.windows]
             outputs = dict.fromkeys(range(len(windows)))
@@ -74,8 +73,6 @@ def predict(network: TaskNetwork, examples: Iterable[Example], *, batch: int = 3
                 stop = at + len(example.windows)
                 yield task.decode(example, [outputs[place] for place in range(at, stop)])
                 at = stop
-    finally:
-        network.train(trained)
 
 
 def _by_length(lengths: Sequence[int], *, rows: int, ids: int | None) -> Iterator[list[int]]:

@@ -119,7 +119,7 @@ class PointerTask(Task):
     @property
     def floor(self) -> float:
         """Score below which nothing has to be kept."""
-        return min(0.0, *self.config.thresholds.values(), 0.0)
+        return min([0.0, *self.config.thresholds.values()])
 
     def label_counts(self, rows: Sequence[Row], results: Sequence[Result]) -> dict[str, Counts]:
         true, found = self._sides(rows, results)

@@ -7,15 +7,14 @@ Knows losses, networks and the arguments of the loop. Knows no wrapper.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hanmo.tasks.task import Batch, TaskNetwork, weighted_mean
 from hanmo.training.args import TrainArgs
+from hanmo.training.score import evaluating
 from hanmo.training.step import Loss
 
 
@@ -43,17 +42,6 @@ def observed(loss: Loss, network: TaskNetwork, batch: Batch) -> tuple[Tensor, An
         return loss(network, batch), outputs[-1]
     finally:
         hook.remove()
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode, without dropout, and back at the end."""
-    trained = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(trained)
 
 
 @torch.no_grad()

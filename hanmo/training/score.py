@@ -12,6 +12,7 @@ and counts as one character.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hanmo.errors import ConfigError, CorruptFile, DataError
@@ -29,6 +30,17 @@ from hanmo.training.data.packed import PackedFile
 from hanmo.training.data.stream import count_predicted
 
 _SCORES = 1 << 24  # elements of [tokens, vocab] held at once
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, without dropout, and back at the end."""
+    trained = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(trained)
 
 
 def score_of(record: Mapping[str, Any]) -> tuple[str, bool]:
@@ -125,17 +137,15 @@ def mean_loss(
 
     @torch.no_grad()
     def evaluate(model: Model) -> dict[str, Any]:
-        device, trained = model.token.weight.device, model.training
-        model.eval()
-        total, count = 0.0, 0
-        for arrays in batches():
-            batch = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-            with torch.autocast(device.type, half, enabled=half is not None):
-                found = loss(model, batch)
-            predicted = int(count_predicted(batch))
-            total += float(found) * predicted
-            count += predicted
-        model.train(trained)
+        device, total, count = model.token.weight.device, 0.0, 0
+        with evaluating(model):
+            for arrays in batches():
+                batch = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+                with torch.autocast(device.type, half, enabled=half is not None):
+                    found = loss(model, batch)
+                predicted = int(count_predicted(batch))
+                total += float(found) * predicted
+                count += predicted
         return {"loss": total / max(1, count), "tokens": count}
 
     return evaluate
@@ -163,21 +173,20 @@ def spent_on(
     stride = window if stride is None else stride
     if not 1 <= stride <= window:
         raise ValueError(f"stride is {stride}; expected 1 to the window, {window}")
-    rows, device, trained = file.documents[:documents], model.token.weight.device, model.training
+    rows, device = file.documents[:documents], model.token.weight.device
     size = max(1, _SCORES // model.config.vocab_size)  # predictions whose scores are held at once
     total = torch.zeros((), dtype=torch.float64)
-    model.eval()
-    for arrays in _batches(file, rows, window, stride, tokens):
-        ids, first = (torch.from_numpy(array).to(device) for array in arrays)
-        targets = ids[:, 1:]
-        counted = (targets != 0) & (torch.arange(targets.shape[1], device=device) >= first[:, None])
-        nats = torch.zeros((), dtype=torch.float64, device=device)
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            hidden = model(ids[:, :-1], logits="none").hidden[counted]
-            for some, right in zip(torch.split(hidden, size), torch.split(targets[counted], size), strict=True):
-                nats += F.cross_entropy(model.logits(some).float(), right, reduction="none").double().sum()
-        total += nats.cpu()
-    model.train(trained)
+    with evaluating(model):
+        for arrays in _batches(file, rows, window, stride, tokens):
+            ids, first = (torch.from_numpy(array).to(device) for array in arrays)
+            targets = ids[:, 1:]
+            counted = (targets != 0) & (torch.arange(targets.shape[1], device=device) >= first[:, None])
+            nats = torch.zeros((), dtype=torch.float64, device=device)
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                hidden = model(ids[:, :-1], logits="none").hidden[counted]
+                for some, right in zip(torch.split(hidden, size), torch.split(targets[counted], size), strict=True):
+                    nats += F.cross_entropy(model.logits(some).float(), right, reduction="none").double().sum()
+            total += nats.cpu()
     given = int(file.facts["end"] is None)  # ids of each document that are not predicted
     starts, lengths = rows["start"] + given, rows["tokens"] - given
     unknowns = sum(int((file.ids[a : a + n] == unknown).sum()) for a, n in zip(starts, lengths, strict=True))
