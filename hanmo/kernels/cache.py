@@ -1,7 +1,7 @@
 """Compiled kernels: in which folder each is kept for which processor, and what is there.
 
-    PLACE/KEY/step….nbi, .nbc   Numba's files; KEY is a digest of the kernel's sources, versions and the processor
-    PLACE/KEY/about.json        the kernel, the processor, the seconds it took, and the files' checksums
+    PLACE/KEY/*.nbi, *.nbc   Numba's files; KEY is a digest of the kernel's sources, versions and the processor
+    PLACE/KEY/about.json     the kernel, the processor, the seconds it took, and the files' checksums
 
 The first place is __pycache__ of this package, so that what was compiled while an image was built serves all its users.
 Where it cannot be written to, it is the cache folder; where that cannot either, nothing is kept.
