@@ -232,9 +232,9 @@ PLANS = {
     ("sentiment", "small model"): Plan(
         replace(CLASSIFY, attention="full", dropout=0.1), 4, TUNING, layer_decay=0.9, head_lr=5
     ),
-    ("entities", "small encoder"): Plan(TAG, 5, replace(TUNING, epochs=4, lr=5e-4), head_lr=3, masked=2),
+    ("entities", "small encoder"): Plan(TAG, 5, replace(TUNING, epochs=4, lr=5e-4), head_lr=3, masked=1),
     ("sentiment", "small encoder"): Plan(
-        replace(CLASSIFY, dropout=0.1), 5, replace(TUNING, epochs=3, lr=3e-4), head_lr=3, masked=3
+        replace(CLASSIFY, dropout=0.1), 5, replace(TUNING, epochs=3, lr=3e-4), head_lr=3, masked=1
     ),
 }
 METHODS = ("encoder", "small model", "small encoder")

@@ -10,7 +10,6 @@ Where it cannot be written to, it is the cache folder; where that cannot either,
 import hashlib
 import json
 import logging
-import re
 import shutil
 import sys
 import time
@@ -137,13 +136,12 @@ def _import(module: str, folder: Path | None) -> ModuleType:
 
 
 def _sources(module: str) -> list[bytes]:
-    """Read the module and those beside it that are compiled, without other kernels."""
+    """Read the module and those beside it, without other kernels."""
     spec = find_spec(module)
     assert spec is not None and spec.origin is not None
     own = Path(spec.origin)
     paths = [path for path in own.parent.glob("*.py") if path == own or not path.stem.endswith("_kernel")]
-    read = [path.read_bytes() for path in sorted(paths)]
-    return [source for source in read if re.search(rb"^(from|import) (numba|llvmlite)", source, re.MULTILINE)]
+    return [path.read_bytes() for path in sorted(paths)]
 
 
 def _versions() -> list[str]:

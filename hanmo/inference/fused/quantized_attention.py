@@ -1,19 +1,19 @@
 """Attention of the quantized step: keys and values in bfloat16, written to a row's cache, and softmax(q kᵀ) v.
 
-Knows addresses and sizes; quantized_blocks.py says how keys and values are stored.
+Knows addresses and sizes; attention_blocks.py says how keys and values are stored.
 """
 
 import numpy as np
 from numba import carray, njit
 
+from hanmo.inference.fused import attention_blocks as blocks
 from hanmo.inference.fused import functions as fn
-from hanmo.inference.fused import quantized_blocks as blocks
 from hanmo.inference.fused.packing import LANES
 
 __all__ = ["TILE_TOKENS", "attend_all"]
 
 TILE_TOKENS = 16
-_scores1, _scores4 = blocks.scores(1), blocks.scores(4)
+_scores1, _scores8 = blocks.scores(1), blocks.scores(8)
 _mix1, _mix4, _mix1_wide, _mix4_wide = (blocks.mix(tokens, vectors) for vectors in (1, 4) for tokens in (1, 4))
 
 
@@ -38,17 +38,17 @@ def _softmax(scores, seen, at, scale, bias, right):
     if len(bias):
         for i in range(seen):
             scores[i] += bias[min(max(at - i + right, 0), len(bias) - 1)]
-    most = np.float32(-np.inf)
-    for i in range(seen):
-        most = max(most, scores[i])
+    scores[seen:padded] = np.float32(-np.inf)
+    most = blocks.largest(fn.address_of(scores), np.int64(padded // LANES))
     for i in range(padded):
         scores[i] = fn.exp(scores[i] - most)
     scores[seen:] = np.float32(0.0)
     total = np.float32(0.0)
     for i in range(padded):
         total += scores[i]
+    share = np.float32(1.0) / total
     for i in range(padded):
-        scores[i] /= total
+        scores[i] *= share
 
 
 @njit(**fn.FAST)
@@ -75,9 +75,9 @@ def _attend(keys, values, first, seen, at, size, scale, bias, table, shared, sta
     token = 0
     while token < count:
         given = keys, q + token * stride, stride, size // 2, last, s + token * width, width
-        if count - token >= 4:
-            _scores4(given)
-            token += 4
+        if count - token >= 8:
+            _scores8(given)
+            token += 8
         else:
             _scores1(given)
             token += 1

@@ -1,4 +1,4 @@
-"""Blocks of the quantized step in LLVM IR: products with int8 or int4 weights, scores and sums of attention.
+"""Blocks of the quantized step in LLVM IR: products with int8 or int4 weights, and the quantization of their inputs.
 
 For x86 processors. Knows addresses and numbers of bytes. A product's sums of integers are exact, and its sums of floats
 are added in the order of the groups, so its results depend neither on the instructions nor on the number of tokens.
@@ -7,123 +7,25 @@ are added in the order of the groups, so its results depend neither on the instr
               of each 8 inputs the first 4 in the low halves, the others in the high halves
     scales    float32 [outputs / 16, groups or 1, 16]
     bias      float32 [outputs / 16, 16]
-    keys      bfloat16 [tokens / 16, size / 2, 16, 2]
-    values    bfloat16 [tokens / 2, size, 2]
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from hanmo.inference.fused.dot import dot
+from hanmo.inference.fused.llvm_code import BYTES, F32, FLOATS, I8, I32, I64, INTS, Code, function
 from hanmo.inference.fused.packing import GROUP, LANES, NARROW
 from hanmo.inference.fused.support import instructions
 
-__all__ = ["amx", "mix", "product", "quantize", "quantize_narrow", "scores", "tiles", "unpack"]
+__all__ = ["amx", "product", "quantize", "quantize_narrow", "tiles", "unpack"]
 
-I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
-INTS, FLOATS = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
-BYTES = I8.as_pointer()
 SCALES, TILE = 4 * LANES, 1024  # bytes of a vector of scales, of a tile of 16 outputs and 64 inputs
 
 
-class _Code:
-    """Writes the code of one function."""
-
-    def __init__(self, builder: ir.IRBuilder) -> None:
-        self.builder = builder
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.builder, name)
-
-    def number(self, value: int) -> ir.Constant:
-        return ir.Constant(I64, value)
-
-    def at(self, address: Any, *offsets: Any) -> Any:
-        """Add offsets: bytes, or (count, bytes)."""
-        for offset in offsets:
-            if isinstance(offset, tuple):
-                count, size = (self.number(each) if isinstance(each, int) else each for each in offset)
-                offset = self.builder.mul(count, size)
-            address = self.builder.add(address, self.number(offset) if isinstance(offset, int) else offset)
-        return address
-
-    def load(self, kind: ir.Type, address: Any) -> Any:
-        loaded = self.builder.load(self.builder.inttoptr(address, kind.as_pointer()))
-        loaded.align = 4
-        return loaded
-
-    def store(self, value: Any, address: Any) -> None:
-        self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer())).align = 4
-
-    def spread(self, scalar: Any) -> Any:
-        """Repeat a scalar in all lanes."""
-        kind = ir.VectorType(scalar.type, LANES)
-        vector = self.builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(I32, 0))
-        return self.builder.shuffle_vector(vector, vector, ir.Constant(INTS, [0] * LANES))
-
-    def across(self, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
-        """Combine all lanes of a vector, halves first."""
-        for lanes in (8, 4, 2, 1):
-            low, high = (
-                self.builder.shuffle_vector(
-                    vector, vector, ir.Constant(ir.VectorType(I32, lanes), [*range(at, at + lanes)])
-                )
-                for at in (0, lanes)
-            )
-            vector = combine(low, high)
-        return self.builder.extract_element(vector, ir.Constant(I32, 0))
-
-    def fma(self, a: Any, b: Any, c: Any) -> Any:
-        return self.call_intrinsic("llvm.fma.v16f32", FLOATS, a, b, c)
-
-    def call_intrinsic(self, name: str, kind: ir.Type, *args: Any) -> Any:
-        function_type = ir.FunctionType(kind, [arg.type for arg in args])
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, function_type, name), args)
-
-    def prefetch(self, address: Any) -> None:
-        """Fetch a cache line for reading, to the second level of the cache."""
-        flags = (ir.Constant(I32, value) for value in (0, 2, 1))
-        self.call_intrinsic("llvm.prefetch.p0", ir.VoidType(), self.builder.inttoptr(address, BYTES), *flags)
-
-    def variables(self, count: int, kind: ir.Type = FLOATS) -> list[Any]:
-        """Make variables that begin as 0."""
-        made = [self.builder.alloca(kind) for _ in range(count)]
-        for each in made:
-            self.builder.store(ir.Constant(kind, None), each)
-        return made
-
-
-def _function(name: str, build: Callable[..., None], *, tiles: bool = False) -> Any:
-    """Make a function of addresses and counts, given as one tuple of int64, from a writer of its code.
-
-    tiles: it needs AMX, and is empty elsewhere.
-    """
-
-    def generate(context, builder, signature, args):
-        given = cgutils.unpack_tuple(builder, args[0])
-        kind = ir.FunctionType(ir.VoidType(), [I64] * len(given))
-        function = builder.module.globals.get(name)
-        if function is None:
-            function = ir.Function(builder.module, kind, name)
-            function.linkage = "linkonce_odr"
-            function.attributes.add("noinline")
-            code = _Code(ir.IRBuilder(function.append_basic_block()))
-            if not tiles or instructions() == "amx":
-                build(code, *function.args)
-            code.ret_void()
-        builder.call(function, given)
-        return context.get_dummy_value()
-
-    return intrinsic(lambda context, given: (types.void(given), generate))
-
-
-def _finish(code: _Code, totals: list[Any], bits: int, scales: Any, bias: Any, out: Any, stride: Any) -> None:
+def _finish(code: Code, totals: list[Any], bits: int, scales: Any, bias: Any, out: Any, stride: Any) -> None:
     """Store the totals of each token; those of int8 are multiplied by their scales first."""
     added = code.load(FLOATS, bias)
     for token, total in enumerate(totals):
@@ -132,7 +34,7 @@ def _finish(code: _Code, totals: list[Any], bits: int, scales: Any, bias: Any, o
         code.store(y, code.at(out, (token, stride)))
 
 
-def _add(code: _Code, total: Any, sums: Any, scale: Any, weight_scales: Any | None) -> None:
+def _add(code: Code, total: Any, sums: Any, scale: Any, weight_scales: Any | None) -> None:
     """Add the sums of a group, times its scales, to a total."""
     factor = code.spread(code.load(F32, scale))
     if weight_scales is not None:
@@ -180,7 +82,7 @@ def product(bits: int, tokens: int, group_size: int, chosen: str | None = None) 
                 _add(code, totals[token], total, scale, weight_scales)
         _finish(code, totals, bits, scales, bias, out, stride)
 
-    return _function(f"hanmo_{name}_{bits}_{tokens}_{group_size}", build)
+    return function(f"hanmo_{name}_{bits}_{tokens}_{group_size}", build)
 
 
 AHEAD = 4096  # bytes from what is multiplied to what is fetched
@@ -219,7 +121,7 @@ def amx(bits: int, tokens: int) -> Any:
                 _add(code, totals[token], code.load(INTS, code.at(kept, 64 * token)), scale, weight_scales)
         _finish(code, totals, bits, scales, bias, out, stride)
 
-    return _function(f"hanmo_amx_{bits}_{tokens}", build, tiles=True)
+    return function(f"hanmo_amx_{bits}_{tokens}", build, tiles=True)
 
 
 def _unpack(code, packed, size, out, ahead):
@@ -233,7 +135,7 @@ def _unpack(code, packed, size, out, ahead):
             code.store(own, code.at(out, (loop.index, 128), 64 * half))
 
 
-def _numbers(code: _Code, bits: int, address: Any) -> list[Any]:
+def _numbers(code: Code, bits: int, address: Any) -> list[Any]:
     """Load a cache line of weights: vectors of unsigned bytes, 128 or 8 more than the numbers."""
     line = code.load(INTS, address)
     if bits == 8:
@@ -242,7 +144,7 @@ def _numbers(code: _Code, bits: int, address: Any) -> list[Any]:
     return [code.and_(line, low), code.and_(code.lshr(line, ir.Constant(INTS, [4] * LANES)), low)]
 
 
-unpack = _function("hanmo_unpack", _unpack)
+unpack = function("hanmo_unpack", _unpack)
 
 
 def _configure(code, address):
@@ -278,68 +180,5 @@ def _quantize(size, code, x, groups, zero, numbers, scales, shift):
         code.store(code.trunc(code.builder.mul(total, zero), I32), code.at(shift, (loop.index, 4)))
 
 
-quantize, quantize_narrow = (_function(f"hanmo_quantize_{size}", partial(_quantize, size)) for size in (GROUP, NARROW))
-tiles = tuple(_function(f"hanmo{build.__name__}", build, tiles=True) for build in (_configure, _release))
-
-
-def _halves(code: _Code, address: Any) -> list[Any]:
-    """Load 16 pairs of bfloat16: the first and the second of each, as float32."""
-    pairs = code.load(INTS, address)
-    first = code.shl(pairs, ir.Constant(INTS, [16] * LANES))
-    second = code.and_(pairs, ir.Constant(INTS, [-65536] * LANES))
-    return [code.bitcast(each, FLOATS) for each in (first, second)]
-
-
-def scores(tokens: int) -> Any:
-    """Multiply keys by the queries of so many tokens.
-
-    Called with addresses (keys, queries), the bytes from one query to the next, size / 2, the number of blocks of 16
-    keys, the address of the scores, float32 [tokens, keys], and the bytes from one token's to the next one's.
-    """
-
-    def build(code, keys, queries, q_stride, pairs, blocks, out, stride):
-        totals = code.variables(2 * tokens)
-        with cgutils.for_range(code.builder, blocks) as loop:
-            own = code.at(keys, (code.builder.mul(loop.index, pairs), 4 * LANES))
-            for total in totals:
-                code.builder.store(ir.Constant(FLOATS, None), total)
-            with cgutils.for_range(code.builder, pairs) as inner:
-                halves = _halves(code, code.at(own, (inner.index, 4 * LANES)))
-                for token in range(tokens):
-                    for place, half in enumerate(halves):
-                        q = code.spread(
-                            code.load(F32, code.at(queries, (token, q_stride), (inner.index, 8), 4 * place))
-                        )
-                        total = totals[2 * token + place]
-                        code.builder.store(code.fma(half, q, code.builder.load(total)), total)
-            for token in range(tokens):
-                first, second = (code.builder.load(totals[2 * token + place]) for place in range(2))
-                code.store(code.fadd(first, second), code.at(out, (token, stride), (loop.index, 4 * LANES)))
-
-    return _function(f"hanmo_scores_{tokens}", build)
-
-
-def mix(tokens: int, vectors: int) -> Any:
-    """Sum values by the weights of so many tokens, of 16 times so many numbers of each.
-
-    Called with addresses (values, weights), the bytes from one token's weights to the next one's, the bytes from two
-    tokens' values to the next two's, the number of pairs of values, the address of the sums, and their stride.
-    """
-
-    def build(code, values, weights, w_stride, v_stride, pairs, out, stride):
-        totals = code.variables(tokens * vectors)
-        with cgutils.for_range(code.builder, pairs) as loop:
-            for vector in range(vectors):
-                halves = _halves(code, code.at(values, (loop.index, v_stride), 4 * LANES * vector))
-                for token in range(tokens):
-                    total = totals[token * vectors + vector]
-                    for place, half in enumerate(halves):
-                        weight = code.at(weights, (token, w_stride), (loop.index, 8), 4 * place)
-                        y = code.fma(half, code.spread(code.load(F32, weight)), code.builder.load(total))
-                        code.builder.store(y, total)
-        for token in range(tokens):
-            for vector in range(vectors):
-                y = code.builder.load(totals[token * vectors + vector])
-                code.store(y, code.at(out, (token, stride), 4 * LANES * vector))
-
-    return _function(f"hanmo_mix_{tokens}_{vectors}", build)
+quantize, quantize_narrow = (function(f"hanmo_quantize_{size}", partial(_quantize, size)) for size in (GROUP, NARROW))
+tiles = tuple(function(f"hanmo{build.__name__}", build, tiles=True) for build in (_configure, _release))

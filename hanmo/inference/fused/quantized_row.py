@@ -1,4 +1,4 @@
-"""The keys and values of one row of the quantized step, as quantized_blocks.py says. Knows no weights."""
+"""The keys and values of one row of the quantized step, as attention_blocks.py says. Knows no weights."""
 
 import numpy as np
 
