@@ -312,8 +312,8 @@ def trained(
 
 
 def work(job: tuple[str, str, int], given: argparse.Namespace, folder: Path) -> tuple[dict[str, float], float]:
-    """Run a baseline or a seed of an encoder on one thread; return scores by method, and the seconds it took."""
-    torch.set_num_threads(1)
+    """Run a baseline or a seed of an encoder; return scores by method, and the seconds it took."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // given.processes))
     name, method, seed = job
     part, start = PARTS[name](given.limit), time.perf_counter()
     if given.on == "dev":

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-from hanmo.checkpoint.open import locate
+from hanmo.checkpoint.open import INCLUDED, included, locate
 from hanmo.checkpoint.recognise import SPARE
 from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, MissingFile, TokenizerError
@@ -26,7 +26,7 @@ from hanmo.tokenizers.sentence_piece import sentinel_ids, with_sentinels
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-SMALL = Path(__file__).parent / "assets" / "small"
+SMALL = INCLUDED["small"]
 """The small model inside the package, trained by Hanmo; its MODEL_CARD.md says on what."""
 
 Texts: TypeAlias = list[str] | tuple[str, ...]
@@ -301,7 +301,7 @@ def open_writer(
     from hanmo.inference.openvino.engine import OpenVinoEngine, open_weights
     from hanmo.inference.prefix_cache import PromptCache
 
-    path, found = Path(path), locate(path)
+    path, found = included(path), locate(path)
     if path.is_dir():
         path = found.folder  # in a training run's folder, its best checkpoint
     kept = open_weights(found, weights=weights, config=config, family=family, progress=progress)

@@ -1,7 +1,8 @@
 r"""Train a small BERT on masked tokens of the corpus: one command to pack the text, one to train, on a GPU or a CPU.
 
     python examples/small_model/train_encoder.py pack DATA CORPUS --vocabulary hanmo/assets/small/vocab.txt
-    python examples/small_model/train_encoder.py train DATA OUT --minutes 4
+    python examples/small_model/train_encoder.py train DATA OUT --minutes 3
+    python examples/small_model/train_encoder.py ship DATA OUT/best-STEP        into hanmo/assets/encoder, in 8 bits
 
 `pack` reads train-SOURCE*.jsonl.xz and valid-SOURCE.jsonl.xz of the modern and vernacular sources, in WordPiece tokens
 of the small model's vocabulary, whose marks for line ends and spaces BERT has not. `train` writes OUT/best-STEP, a
@@ -11,18 +12,23 @@ folder that `hanmo.load` opens, and prints the bits of a masked token in the hel
 import argparse
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from hashlib import sha256
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
+import hanmo
 from hanmo.config import ModelConfig
 from hanmo.families import FAMILIES
 from hanmo.model import Model
-from hanmo.tokenizers import WordPiece, load_tokenizer
+from hanmo.tokenizers import load_tokenizer
+from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.training import TrainArgs
 from hanmo.training.data.documents import Part, read_documents
 from hanmo.training.data.masked import MaskedData
@@ -60,6 +66,12 @@ def main() -> None:
     training.add_argument("--lr", type=float, default=3e-3)
     training.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     training.set_defaults(run=train)
+    shipping = commands.add_parser("ship")
+    shipping.add_argument("data", type=Path)
+    shipping.add_argument("weights", type=Path)
+    shipping.add_argument("--to", type=Path, default=Path("hanmo/assets/encoder"))
+    shipping.add_argument("--batches", type=int, default=30, help="of 64 held-out windows, to measure the weights on")
+    shipping.set_defaults(run=ship)
     given = parser.parse_args()
     given.run(given)
 
@@ -87,12 +99,7 @@ def _parts(corpus: Path, kind: str) -> Iterator[Part]:
 def train(given: argparse.Namespace) -> None:
     """Train a BERT with its MLM head and no pooler."""
     tokenizer = load_tokenizer(given.data / "vocab.txt")
-    assert isinstance(tokenizer, WordPiece)
-    digest = TokenEncoder(tokenizer).sha256
-    files = [PackedFile(given.data / name, vocabulary_sha256=digest) for name in ("train", "valid")]
-    ends = tuple(number for mark in ENDS if (number := tokenizer.token_to_id(mark)) is not None)
-    size = {"window": given.window - 1, "rows": given.rows, "layout": "document", "sentence_ends": ends}
-    data, held = PackedData(files[0], **size), PackedData(files[1], shuffle=False, **size)
+    data, held = (_windows(given.data / name, tokenizer, given.window, given.rows) for name in ("train", "valid"))
     model = Model(_config(given, tokenizer.vocab_size)).initialize(0)
     scale_outputs(model, given.num_layers)
     model.to(given.device)
@@ -102,18 +109,13 @@ def train(given: argparse.Namespace) -> None:
         average=0.98, precision="mixed" if gpu else "float32", compile=gpu, evaluate_every=2000, save_every=10**6,
         log_every=100,
     )  # fmt: skip
-    asked = MaskedData(held, tokenizer)
     outcome = fit(
         model,
         MaskedData(data, tokenizer, share=SHARE),
         out=given.out,
         settings=arguments,
         loss=masked_loss,
-        evaluate=mean_loss(
-            masked_loss,
-            lambda: (batch for (_, _, batch), _ in zip(asked.batches(), range(held.steps()), strict=False)),
-            torch.bfloat16 if gpu else None,
-        ),
+        evaluate=_evaluation(held, tokenizer, held.steps(), torch.bfloat16 if gpu else None),
         beside=[given.data / "vocab.txt"],
         console=Console(),
     )
@@ -121,8 +123,43 @@ def train(given: argparse.Namespace) -> None:
     assert outcome.best is not None
     bits = outcome.best / math.log(2)
     found = {"parameters": count, "steps": outcome.steps, "bits": bits, "seconds": outcome.seconds}
-    (given.out / "final.json").write_text(json.dumps(found) + "\n", "utf-8")
+    (outcome.folder / "final.json").write_text(json.dumps(found) + "\n", "utf-8")
     print(f"{outcome.folder}: {count:,} parameters, {bits:.4f} bits of a masked token")
+
+
+def ship(given: argparse.Namespace) -> None:
+    """Write the weights in 8 bits with their vocabulary, card and checksums."""
+    tokenizer = load_tokenizer(given.data / "vocab.txt")
+    held = _windows(given.data / "valid", tokenizer, 254, 64)
+    batches = min(given.batches, held.steps())
+    measure = _evaluation(held, tokenizer, batches, None)
+    trained = hanmo.load(given.weights)
+    hanmo.save(trained.model, given.to, dtype="int8", tokenizer=[given.data / "vocab.txt"])
+    bits = [measure(model)["loss"] / math.log(2) for model in (trained.model, hanmo.load(given.to).model)]
+    final = json.loads((given.weights / "final.json").read_text("utf-8"))
+    card = (Path(__file__).parent / "encoder_card.md").read_text("utf-8")
+    size = (given.to / "model.safetensors").stat().st_size
+    text = card.format(**final, size=size, float32=bits[0], int8=bits[1], windows=64 * batches)
+    (given.to / "MODEL_CARD.md").write_text(text, "utf-8")
+    sums = [f"{sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in sorted(given.to.iterdir())]
+    (given.to / "SHA256SUMS").write_text("\n".join(sums) + "\n", "utf-8")
+    print(f"{given.to}: {size:,} bytes of weights, {bits[0]:.4f} bits of a masked token, {bits[1]:.4f} in int8")
+
+
+def _windows(name: Path, tokenizer: Tokenizer, window: int, rows: int) -> PackedData:
+    """Open packed text as windows of whole sentences; those of held-out text stay in order."""
+    file = PackedFile(name, vocabulary_sha256=TokenEncoder(tokenizer).sha256)
+    ends = tuple(number for mark in ENDS if (number := tokenizer.token_to_id(mark)) is not None)
+    shuffle = name.name == "train"
+    return PackedData(file, window=window - 1, rows=rows, layout="document", sentence_ends=ends, shuffle=shuffle)
+
+
+def _evaluation(
+    data: PackedData, tokenizer: Tokenizer, batches: int, half: torch.dtype | None
+) -> Callable[[Model], dict[str, Any]]:
+    """Return the function that measures the mean loss of the masked tokens of so many batches."""
+    masked = MaskedData(data, tokenizer)
+    return mean_loss(masked_loss, lambda: (batch for _, _, batch in islice(masked.batches(), batches)), half)
 
 
 def _config(given: argparse.Namespace, vocab_size: int) -> ModelConfig:

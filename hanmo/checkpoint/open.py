@@ -27,6 +27,9 @@ _MAX_INDEX = 64 << 20
 ADAPTERS = "adapters.safetensors"
 """Name of a file of LoRA adapters, which is no checkpoint by itself; see `hanmo.training.lora`."""
 
+INCLUDED = {name: Path(__file__).parents[1] / "assets" / name for name in ("small", "encoder")}
+"""Folders of the models of the package by their names."""
+
 OWN_CONFIG = "hanmo.json"
 GENERATION_CONFIG = "generation_config.json"
 _CONFIGS = ("config.json", "bert_config.json", "albert_config.json", "hparams.json", "mega.json")
@@ -188,12 +191,13 @@ def open_source(path: str | Path | Location, *, verify: bool = True) -> Source:
 def locate(path: str | Path | Location) -> Location:
     """Find the checkpoint at a path, which may be any of those of `open_source`, without opening it.
 
+    "small" and "encoder" are the models of the package where nothing of that name is in the working folder.
     A training run's folder means its best checkpoint; LoRA adapters are found too.
     Raises MissingFile if there is nothing and CheckpointError if it is no checkpoint, or several.
     """
     if isinstance(path, Location):
         return path
-    path = Path(path)
+    path = included(path)
     while path.is_dir():
         path = _only_checkpoint(path)
     if path.name.endswith(".index"):
@@ -213,6 +217,12 @@ def locate(path: str | Path | Location) -> Location:
     if path.name == ADAPTERS:
         return Location(path, "adapters")
     return Location(path, "safetensors" if ".safetensors" in path.name else "torch")
+
+
+def included(path: str | Path) -> Path:
+    """Return the folder of a model of the package for its name, unless there is something at that path; or the path."""
+    path = Path(path)
+    return path if path.exists() else INCLUDED.get(str(path), path)
 
 
 def read_own_config(source: Source) -> ModelConfig | None:

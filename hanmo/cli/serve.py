@@ -124,14 +124,14 @@ def _check_extra() -> None:
 
 def _named(given: Sequence[str]) -> dict[str, Path]:
     """Return the models by name, each given as PATH or NAME=PATH; a path that exists with its "=" is a path."""
-    from hanmo.pipeline import SMALL
+    from hanmo.checkpoint.open import included
     from hanmo.server.models import name_of
 
     found: dict[str, Path] = {}
-    for each in given or (str(SMALL),):
+    for each in given or ("small",):
         name, equals, place = each.partition("=")
-        path = Path(each if not equals or Path(each).exists() else place)
-        name = name if equals and path == Path(place) else name_of(path)
+        path = included(each if not equals or Path(each).exists() else place)
+        name = name if equals and path == included(place) else name_of(path)
         if name in found:
             raise ConfigError(f"two models are named {name!r}; name them by --model NAME=PATH")
         found[name] = path

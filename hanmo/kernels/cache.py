@@ -71,7 +71,7 @@ def load(module: str, processor: str | None = None) -> ModuleType:
                 return _import(module, place / key)
         for place in places():
             with suppress(OSError), partial_folder(place / key) as made:
-                _LOG.info("compiling kernels for this processor (about 10 s, once)")
+                _LOG.info("compiling kernels for this processor (10 to 30 s, once)")
                 begun = time.perf_counter()
                 loaded = _import(module, made)
                 about = {"kernel": name, "processor": processor, "seconds": round(time.perf_counter() - begun, 1)}
@@ -81,7 +81,7 @@ def load(module: str, processor: str | None = None) -> ModuleType:
                     made.rename(place / key)
                 return loaded
         _LOG.warning(
-            f"compiling kernels, which takes about 10 s in every process: neither {places()[0].parent} nor "
+            f"compiling kernels, which takes 10 to 30 s in every process: neither {places()[0].parent} nor "
             f"{places()[-1].parent} can be written to; set XDG_CACHE_HOME to a folder that can"
         )
         return _import(module, None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hanmo import __version__
 from hanmo.checkpoint.inspect import inspect
-from hanmo.checkpoint.open import locate
+from hanmo.checkpoint.open import INCLUDED, locate
 from hanmo.cores import available_memory
 from hanmo.errors import ConfigError, MissingFile
 from hanmo.generate.dynamic import DynamicEngine, is_dynamic
@@ -19,7 +19,7 @@ from hanmo.generate.options import Speculation
 from hanmo.generate.scheduler import Scheduler
 from hanmo.inference import store
 from hanmo.opening import open_model
-from hanmo.pipeline import SMALL, Pipeline
+from hanmo.pipeline import Pipeline
 from hanmo.server.errors import RequestError
 from hanmo.tokenizers.protocol import Tokenizer
 
@@ -125,8 +125,8 @@ class Models(dict[str, Served]):
 
 def name_of(path: Path) -> str:
     """Return the name under which a checkpoint is served: that of its folder."""
-    if path == SMALL:
-        return "hanmo-small"
+    if path in INCLUDED.values():
+        return f"hanmo-{path.name}"
     folder = path if path.is_dir() else path.parent
     return folder.resolve().name
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import lzma
+import subprocess
 import sys
 from pathlib import Path
 
@@ -126,3 +127,24 @@ class Here:
 
     def map(self, work, items):
         return map(work, items)
+
+
+@pytest.mark.slow
+def test_the_encoder_trains_from_the_corpus_to_a_card(prepared: Path, tmp_path: Path) -> None:
+    corpus, data, out = tmp_path / "corpus", tmp_path / "data", tmp_path / "out"
+    corpus.mkdir()
+    for kind in ("train", "valid"):
+        write(corpus / f"{kind}-novels.jsonl.xz", "novels", ["他走进屋子。天色已晚，灯还没有点上。" * 20])
+        write(corpus / f"{kind}-pdauthors.jsonl.xz", "pdauthors", ["《乌篷船》周作人\n子荣君。"])
+    command = [sys.executable, "examples/small_model/train_encoder.py"]
+    size = ["--num-layers", "1", "--hidden-size", "64", "--rows", "2", "--window", "32"]
+    for words in (
+        ["pack", data, corpus, "--vocabulary", prepared / "vocab.txt"],
+        ["train", data, out, "--minutes", "0.05", "--device", "cpu", *size],
+    ):
+        subprocess.run([*command, *map(str, words)], cwd=ROOT, check=True, capture_output=True, timeout=300)
+    assert PackedFile(data / "train").facts["documents"] == 1
+    (best,) = out.glob("best-*")
+    words = ["ship", data, best, "--to", tmp_path / "shipped", "--batches", "1"]
+    subprocess.run([*command, *map(str, words)], cwd=ROOT, check=True, capture_output=True, timeout=300)
+    assert "held-out windows" in (tmp_path / "shipped" / "MODEL_CARD.md").read_text("utf-8")
