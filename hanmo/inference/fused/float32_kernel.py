@@ -141,9 +141,10 @@ def step(thread, threads, counter, x, layers, sizes, scale, eps, rms, rotary, re
             barriers = fn.barrier(counter, barriers, threads)
             mixed[:values] = attended
         else:
-            for i in range(f[19]):
-                mixed[i] = fn.activate(projected[1 if f[17] else 0, i], kind)
-                if f[17]:
+            mixed[: f[19]] = projected[1 if f[17] else 0, : f[19]]
+            fn.activate(mixed[: f[19]], kind)
+            if f[17]:
+                for i in range(f[19]):
                     mixed[i] *= projected[0, i]
         _partial_product(fn.matrix(f, 3), mixed, f[19], hidden_size, thread, threads, last_partial)
         barriers = fn.barrier(counter, barriers, threads)

@@ -95,23 +95,39 @@ def exp(x):
 
 
 @njit(**FAST)
-def activate(x, kind):
-    """0: GELU by erf (Abramowitz and Stegun 7.1.26, to 1.5e-7).   1: GELU by tanh.   2: ReLU."""
+def _gelu_erf(x):
+    """GELU by erf (Abramowitz and Stegun 7.1.26, to 1.5e-7)."""
     one, half = np.float32(1.0), np.float32(0.5)
-    if kind == 0:
-        z = abs(x) * np.float32(0.70710678)
-        t = one / (one + np.float32(0.3275911) * z)
-        y = np.float32(1.061405429)
-        y = y * t - np.float32(1.453152027)
-        y = y * t + np.float32(1.421413741)
-        y = y * t - np.float32(0.284496736)
-        y = y * t + np.float32(0.254829592)
-        erf = one - y * t * exp(-z * z)
-        return half * (x + abs(x) * erf)
-    if kind == 1:
-        u = np.float32(0.7978845608) * (x + np.float32(0.044715) * x * x * x)
-        return x * (one - one / (exp(u + u) + one))
-    return max(x, np.float32(0.0))
+    z = abs(x) * np.float32(0.70710678)
+    t = one / (one + np.float32(0.3275911) * z)
+    y = np.float32(1.061405429)
+    y = y * t - np.float32(1.453152027)
+    y = y * t + np.float32(1.421413741)
+    y = y * t - np.float32(0.284496736)
+    y = y * t + np.float32(0.254829592)
+    erf = one - y * t * exp(-z * z)
+    return half * (x + abs(x) * erf)
+
+
+@njit(**FAST)
+def _gelu_tanh(x):
+    one = np.float32(1.0)
+    u = np.float32(0.7978845608) * (x + np.float32(0.044715) * x * x * x)
+    return x * (one - one / (exp(u + u) + one))
+
+
+@njit(**FAST)
+def activate(x, kind):
+    """Activate all numbers of an array.   kind: 0 GELU by erf, 1 GELU by tanh, 2 ReLU."""
+    if kind == 0:  # a loop for each kind in one array, which the compiler makes vectors of
+        for i in range(len(x)):
+            x[i] = _gelu_erf(x[i])
+    elif kind == 1:
+        for i in range(len(x)):
+            x[i] = _gelu_tanh(x[i])
+    else:
+        for i in range(len(x)):
+            x[i] = max(x[i], np.float32(0.0))
 
 
 @njit(**FAST)
@@ -123,24 +139,24 @@ def float_view(address, count):
 @njit(**FAST)
 def norm(x, weight, bias, eps, out, rms=False):
     """Layer or RMS norm of x, or x itself if weight is 0; weight and bias are addresses, 0 for none."""
+    out[:] = x
     if not weight:
-        out[:] = x
         return
-    count = len(x)
+    count = len(out)
     mean = np.float32(0.0)
     if not rms:
         for i in range(count):
-            mean += x[i]
+            mean += out[i]
         mean /= np.float32(count)
+        for i in range(count):
+            out[i] -= mean
     square = np.float32(0.0)
     for i in range(count):
-        square += (x[i] - mean) * (x[i] - mean)
+        square += out[i] * out[i]
     factor = np.float32(1.0) / np.sqrt(square / np.float32(count) + np.float32(eps))
-    for i in range(count):
-        out[i] = (x[i] - mean) * factor
     w = float_view(weight, count)
     for i in range(count):
-        out[i] *= w[i]
+        out[i] *= factor * w[i]
     if bias:
         b = float_view(bias, count)
         for i in range(count):

@@ -116,12 +116,11 @@ def _product(layout, first, last, numbers, scales, shift, inputs, out, stride, t
 
 
 @njit(**fn.FAST)
-def _activate(wide, first, last, gated, inner, kind):
-    """Apply the activation to some outputs of one token; those of the gate come `inner` before the input's."""
-    for i in range(first, last):
-        wide[i] = fn.activate(wide[i], kind)
-        if gated:
-            wide[i] *= wide[inner + i]
+def _activate(wide, gate, kind):
+    """Activate a thread's part of the feed-forward of one token, times the gate's if there is one."""
+    fn.activate(wide, kind)
+    for i in range(len(gate)):
+        wide[i] *= gate[i]
 
 
 @fn.kernel(
@@ -194,7 +193,9 @@ def step(
             )  # fmt: skip
         if feeds:
             for token in range(count):
-                _activate(shared[token][2 * hidden_size :], first * LANES, last * LANES, words > 1, inner, kind)
+                wide = shared[token][2 * hidden_size :]
+                gate = wide[inner + first * LANES : inner + last * LANES] if words > 1 else wide[:0]
+                _activate(wide[first * LANES : last * LANES], gate, kind)
         else:
             shape = layers[:, 13].max() + 1, heads, size
             attend_all(tokens, f[13], f[12] == CROSS, shape, first, last, scale, rotary, biases, table, scores, shared)
@@ -218,9 +219,8 @@ def step(
         barriers = fn.barrier(counter, barriers, threads)
         for place in range(len(kept)):
             wide = shared[place][2 * hidden_size : 3 * hidden_size]
-            for i in range(hidden_size):
-                h[place, i] = fn.activate(wide[i], head_kind)
-            fn.norm(h[place], output[10], output[11], head_eps, h[place])
+            fn.activate(wide, head_kind)
+            fn.norm(wide, output[10], output[11], head_eps, h[place])
     _quantize_all(h[: len(kept)], np.int64(0), hidden_size, output[0], numbers, scales, shift)
     first, last = fn.share(logits.shape[1] // LANES, thread, threads)
     out, stride, matrix = fn.address_of(logits), logits.shape[1] * 4, fn.matrix(output, 0)
