@@ -181,7 +181,7 @@ class QuantizedStack:
             [row.cache.ctypes.data, row.room, at, max(at + 1, row.prefix), *row.memory_at] for row, _, at in tokens
         ]
         wide = max(3 * stack.hidden_size, (1 + stack.gated) * stack.feed_forward)
-        shared = np.zeros((self._rows(len(tokens)), 2 * stack.hidden_size + wide), np.float32)
+        shared = np.zeros((self._rows(len(tokens)), 2 * stack.hidden_size + wide + LANES), np.float32)
         logits = np.zeros((self._rows(len(kept)), self._padded), np.float32)
         numbers = [np.float32(each) for each in (stack.scale, stack.norm_eps, self._config.head_norm_eps)]
         rotary = np.empty((0, 0), np.float32)

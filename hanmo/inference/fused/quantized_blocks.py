@@ -20,8 +20,9 @@ from hanmo.inference.fused.llvm_code import BYTES, F32, FLOATS, I8, I32, I64, IN
 from hanmo.inference.fused.packing import GROUP, LANES, NARROW
 from hanmo.inference.fused.support import instructions
 
-__all__ = ["amx", "product", "quantize", "quantize_narrow", "tiles", "unpack"]
+__all__ = ["BETWEEN", "amx", "product", "quantize", "quantize_narrow", "tiles", "unpack"]
 
+BETWEEN = 64  # bytes between the numbers of two tokens: without them the cache would hold few at once
 SCALES, TILE = 4 * LANES, 1024  # bytes of a vector of scales, of a tile of 16 outputs and 64 inputs
 
 
@@ -48,7 +49,7 @@ def product(bits: int, tokens: int, group_size: int, chosen: str | None = None) 
     group_size: inputs that share a scale.   chosen: the instructions, see `dot`; None takes the best that may be used.
     Called with addresses (weights, scales, bias, numbers, x_scales, shift), the number of groups, the address of the
     first token's results, and the bytes from one token's results to the next one's.
-    numbers: int8 [tokens, inputs].   x_scales: float32 [tokens, groups].   shift: int32 [tokens, groups].
+    numbers: int8 [tokens, inputs + BETWEEN].   x_scales: float32 [tokens, groups].   shift: int32 [tokens, groups].
     """
     best = chosen or instructions() or "avx2"
     name = "vnni" if best == "amx" else best
@@ -69,7 +70,9 @@ def product(bits: int, tokens: int, group_size: int, chosen: str | None = None) 
                 for each, quad in enumerate(quads):
                     number = place // 64 * len(quads) + each
                     for token in range(tokens):
-                        x = code.at(numbers, (groups, group_size * token), (group, group_size), 4 * number)
+                        x = code.at(
+                            numbers, (groups, group_size * token), BETWEEN * token, (group, group_size), 4 * number
+                        )
                         chain = number % chains
                         spread = code.spread(code.load(I32, x))
                         sums[token][chain] = dot(code, name, bits, sums[token][chain], quad, spread)
@@ -97,7 +100,7 @@ def amx(bits: int, tokens: int) -> Any:
 
     def build(code, weights, scales, bias, numbers, x_scales, _, groups, out, stride, scratch, ahead):
         totals = code.variables(tokens)
-        row = code.builder.mul(groups, code.number(GROUP))
+        row = code.at(code.builder.mul(groups, code.number(GROUP)), BETWEEN)
         void, pointer = ir.VoidType(), lambda address: code.inttoptr(address, BYTES)
         sums, x, w = (ir.Constant(I8, tile) for tile in range(3))
         with cgutils.for_range(code.builder, groups) as loop:

@@ -14,6 +14,7 @@ from hanmo.inference.fused import functions as fn
 from hanmo.inference.fused import quantized_blocks as blocks
 from hanmo.inference.fused.packing import GROUP, LANES, NARROW, group_size
 from hanmo.inference.fused.quantized_attention import TILE_TOKENS, attend_all
+from hanmo.inference.fused.quantized_blocks import BETWEEN
 
 __all__ = ["step"]
 
@@ -31,7 +32,8 @@ def _quantize_all(x, start, count, bits, numbers, scales, shift):
     size, zero = _group_size(count), np.int64(-128 if bits == 8 else -8)
     groups = count // size
     for token in range(len(x)):
-        own, to, at = fn.address_of(x[token]) + 4 * start, fn.address_of(numbers) + token * count, 4 * token * groups
+        own, at = fn.address_of(x[token]) + 4 * start, 4 * token * groups
+        to = fn.address_of(numbers) + token * (count + BETWEEN)
         given = own, groups, zero, to, fn.address_of(scales) + at, fn.address_of(shift) + at
         blocks.quantize(given) if size == GROUP else blocks.quantize_narrow(given)
 
@@ -99,7 +101,7 @@ def _product(layout, first, last, numbers, scales, shift, inputs, out, stride, t
             given = (
                 scale,
                 added,
-                x + token * inputs,
+                x + token * (inputs + BETWEEN),
                 x_scales + at * 4,
                 x_shift + at * 4,
                 groups,
@@ -163,9 +165,9 @@ def step(
     x = x.copy()
     most, room = max(hidden_size, inner), (count + TILE_TOKENS - 1) // TILE_TOKENS * TILE_TOKENS
     h = np.empty((count, hidden_size), np.float32)
-    unaligned = np.empty(room * most + 64, np.int8)
+    unaligned = np.empty(room * (most + BETWEEN) + 64, np.int8)
     offset = -fn.address_of(unaligned) % 64  # tiles are read from cache lines
-    numbers = unaligned[offset : offset + room * most]
+    numbers = unaligned[offset : offset + room * (most + BETWEEN)]
     groups = max(hidden_size // _group_size(hidden_size), inner // _group_size(inner))
     scales, shift = np.zeros(room * groups, np.float32), np.zeros(room * groups, np.int32)
     seen = max(tokens[:, 3].max(), tokens[:, 6].max())
@@ -218,9 +220,9 @@ def step(
         _product(matrix, first, last, numbers, scales, shift, hidden_size, wide_at, stride, len(kept), tiled, scratch)
         barriers = fn.barrier(counter, barriers, threads)
         for place in range(len(kept)):
-            wide = shared[place][2 * hidden_size : 3 * hidden_size]
-            fn.activate(wide, head_kind)
-            fn.norm(wide, output[10], output[11], head_eps, h[place])
+            h[place] = shared[place][2 * hidden_size : 3 * hidden_size]  # a thread's own copy
+            fn.activate(h[place], head_kind)
+            fn.norm(h[place], output[10], output[11], head_eps, h[place])
     _quantize_all(h[: len(kept)], np.int64(0), hidden_size, output[0], numbers, scales, shift)
     first, last = fn.share(logits.shape[1] // LANES, thread, threads)
     out, stride, matrix = fn.address_of(logits), logits.shape[1] * 4, fn.matrix(output, 0)
