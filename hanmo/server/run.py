@@ -50,6 +50,7 @@ class Server(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                log_config=None,  # uvicorn's would close all handlers of the process
                 timeout_graceful_shutdown=5,
             )
         )
