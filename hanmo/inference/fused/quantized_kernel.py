@@ -153,8 +153,9 @@ def step(
     rotary: [tokens, size of a head], or [0, 0].   biases: T5's, [heads, distances to the left], or [heads, 0].
     table: NEZHA's, [distances, size of a head], that of the farthest key to the right first, or [0, 0].
     tiles: the configuration of the processor's tiles, [64], or [0] without.
-    shared: float32 [tokens, 2 hidden_size + max(3 hidden_size, feed-forward, twice if gated)], shared by threads; with
-    tiles, of a multiple of 16 tokens, as logits.
+    shared: float32 [tokens, 2 hidden_size + max(3 hidden_size, feed-forward, twice if gated) + 16], shared by threads;
+    the last 16 are not used, so that tokens are in other lines of the cache; with tiles, of a multiple of 16 tokens, as
+    logits.
     logits: float32 [kept, vocab], the vocabulary's size being a multiple of 16; without a projection, what it would
     multiply, [kept, hidden_size].
     """
