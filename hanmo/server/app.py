@@ -128,6 +128,7 @@ def _described(model: Served) -> dict[str, object]:
         "family": config.family,
         "max_model_len": config.main.context,
         "abilities": model.abilities,
+        "mask": model.mask,
     }
 
 

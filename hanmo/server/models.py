@@ -84,13 +84,26 @@ class Served:
 
     @cached_property
     def abilities(self) -> list[str]:
-        """What it answers: "completions", "embeddings", "fill", "tasks"."""
+        """What it answers: "completions", "embeddings", "fill", "tasks".
+
+        "answers": its completions are answers to a prompt, as of T5, and do not go on from it.
+        """
         config, found = self.pipeline.config, ["completions"] if self.scheduler else []
+        if self.scheduler and (config.is_encoder_decoder or config.main.mask == "prefix"):
+            found.append("answers")
         if hasattr(self.pipeline, "encode") and config.main.mask != "prefix":
             found.append("embeddings")
             if config.is_encoder_decoder or (config.output != "none" and config.main.mask == "full"):
                 found.append("fill")
         return found + ["tasks"] * hasattr(self.pipeline, "predict")
+
+    @property
+    def mask(self) -> str | None:
+        """What stands for a missing token in a text for /v1/fill; None if it does not fill."""
+        if "fill" not in self.abilities:
+            return None
+        mask = self.tokenizer.special.mask
+        return "[MASK]" if mask is None else self.tokenizer.id_to_token(mask)  # T5 has none and reads this one
 
     def string(self, id: int) -> str:
         """Return the text of one id: of an incomplete character, and of a special token, its name."""

@@ -213,6 +213,9 @@ def test_an_encoder_decoder_answers_its_source(tmp_path):
         expected = loaded.write_detailed("今天天气", max_tokens=6, max_chars=None, stop=None, seed=5, n=2, top_k=100)
         assert [each["text"] for each in choices] == [each.text for each in expected]
         assert "echo is for a text that continues its prompt" in ask(url, **body, echo=True).json()["error"]["message"]
+        described = httpx.get(f"{url}/v1/models/答").json()
+        assert described["abilities"] == ["completions", "answers", "embeddings", "fill"]
+        assert described["mask"] == "[MASK]"
 
 
 @pytest.mark.parametrize(

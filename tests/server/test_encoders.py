@@ -49,6 +49,8 @@ def test_masks_are_filled_as_by_the_library(url, encoder):
     (expected,) = encoder.fill("今天[MASK]气", k=3)
     assert [each["token"] for each in answer["masks"][0]] == [each.token for each in expected]
     assert answer["masks"][0][0]["probability"] == pytest.approx(expected[0].probability)
+    masks = {model["id"]: model["mask"] for model in httpx.get(f"{url}/v1/models").json()["data"]}
+    assert masks == {"编": "[MASK]", "字节": None}
 
 
 def test_a_task_predicts_as_by_the_library(tmp_path):
