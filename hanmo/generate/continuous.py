@@ -17,7 +17,7 @@ import array_api_compat
 from hanmo.errors import ConfigError, HanmoError
 from hanmo.generate import rules
 from hanmo.generate.draw import check_seed, checked, choose, uniform
-from hanmo.generate.dynamic import ExactRows, Piece, dynamic_rows, needed_ids
+from hanmo.generate.dynamic import ExactRows, Piece, SharedRows, dynamic_rows, needed_ids
 from hanmo.generate.loop import End, Engine, LogProbs, Token, check_prompt, log_probs, room_behind
 from hanmo.generate.rules import Array
 from hanmo.generate.sampling import Sampling
@@ -67,7 +67,8 @@ class ContinuousBatch:
     """The rows of one engine.
 
     max_rows: that run at once.   cache_ids: ids for which the caches of these have room; None is no limit.
-    prompt_ids: maximum number of ids of prompts that a step reads.
+    prompt_ids: maximum number of ids of prompts that a step takes. Only the fused step of a causal model reads them as
+    they come; other rows read a prompt at once when its last ids are taken.
     """
 
     def __init__(
@@ -79,7 +80,8 @@ class ContinuousBatch:
         self._cache_ids = sys.maxsize if cache_ids is None else cache_ids
         self._rows = rows = dynamic_rows(engine)
         self._exact = rows if isinstance(rows, ExactRows) else None  # the same, where drafts change no text
-        self._waiting: deque[_Reading] = deque()
+        self._apart = isinstance(rows, ExactRows | SharedRows)  # samples of a prompt may begin one after the other
+        self._waiting: deque[list[_Row]] = deque()  # rows of a ticket with the same prompt
         self._reading: list[_Reading] = []
         self._running: list[_Row] = []
         self._tokens = self._prompts = self._steps = 0
@@ -95,7 +97,7 @@ class ContinuousBatch:
         reading = [row for each in self._reading for row in each.rows]
         ids = sum(each.done for each in self._reading)
         ids += sum(len(row.request.prompt) + row.written for row in self._running)
-        waiting = sum(len(each.live()) for each in self._waiting)
+        waiting = sum(len(rows) for rows in self._waiting if not rows[0].ticket.ended)
         running = len(reading) + len(self._running)
         return Stats(waiting, running, ids, self._tokens, self._prompts, self._steps)
 
@@ -106,11 +108,7 @@ class ContinuousBatch:
         """
         ticket = Ticket(emit)
         rows = [self._row(ticket, number, request) for number, request in enumerate(requests)]
-        for _, same in groupby(rows, lambda row: tuple(row.request.prompt)):
-            equal = list(same)
-            longest = max(row.most_ids for row in equal)
-            size = next(count for count in range(self._max_rows, 0, -1) if self._fits([longest] * count))
-            self._waiting += [_Reading(equal[first : first + size]) for first in range(0, len(equal), size)]
+        self._waiting += [list(same) for _, same in groupby(rows, lambda row: tuple(row.request.prompt))]
         return ticket
 
     def check_fits(self, rows: int, ids: int) -> None:
@@ -122,8 +120,12 @@ class ContinuousBatch:
                 f"{self._cache_ids}; ask for fewer tokens"
             )
 
-    def _fits(self, lengths: Sequence[int]) -> bool:
-        return needed_ids(self._rows, lengths) <= self._cache_ids
+    def _fitting(self, rows: Sequence[_Row], beside: Sequence[int] = ()) -> int:
+        """Return how many of a prompt's rows fit.   beside: maximum ids of the rows that run."""
+        lengths = [*beside, *(row.most_ids for row in rows[: max(0, self._max_rows - len(beside))])]
+        while len(lengths) > len(beside) and needed_ids(self._rows, lengths) > self._cache_ids:
+            lengths.pop()
+        return len(lengths) - len(beside)
 
     def _row(self, ticket: Ticket, number: int, request: RowRequest) -> _Row:
         check_prompt(self._engine, request.prompt)
@@ -145,18 +147,20 @@ class ContinuousBatch:
     def admit(self) -> None:
         """Free the rows of cancelled tickets, and let waiting rows join in their order while there is room."""
         self._drop_ended()
+        self._waiting = deque(rows for rows in self._waiting if not rows[0].ticket.ended)
         sizes = [row.most_ids for row in (*self._running, *(row for each in self._reading for row in each.rows))]
         while self._waiting:
-            first = self._waiting[0]
-            first.rows = first.live()
-            joined = [*sizes, *(row.most_ids for row in first.rows)]
-            if len(joined) > self._max_rows or not self._fits(joined):
+            rows = self._waiting[0]
+            count = self._fitting(rows, sizes)
+            if count < (1 if self._apart else self._fitting(rows)):
                 return
-            self._waiting.popleft()
-            for row in first.rows:
-                if not row.room and not first.scored:
+            joining, rows[:count] = rows[:count], []
+            if not rows:
+                self._waiting.popleft()
+            first = _Reading([row for row in joining if row.room or row.request.prompt_logprobs])
+            for row in joining:
+                if row not in first.rows:
                     row.ticket.emit(End(row.number, "context"))
-            first.rows = [row for row in first.rows if row.room or first.scored]
             if not first.rows:
                 continue
             try:
@@ -195,7 +199,6 @@ class ContinuousBatch:
                 started = self._start(each)
                 running += started
                 scores += [found[-1:]] * len(started)
-        self._running = list(running)
         self._verify(running, scores)
         self._drop_ended()
 
@@ -203,29 +206,32 @@ class ContinuousBatch:
         """End the tickets whose rows run with an error.   waiting: those whose rows wait too."""
         rows = self._running + [row for each in self._reading for row in each.rows]
         if waiting:
-            rows += [row for each in self._waiting for row in each.rows]
+            rows += [row for each in self._waiting for row in each]
             self._waiting.clear()
         for row in rows:
             self._fail(row, error)
         self._drop_ended()
 
     def _start(self, read: _Reading) -> list[_Row]:
-        """Let the rows of a prompt that has been read run."""
-        self._reading.remove(read)
-        rows = [row for row in read.live() if row.room]
-        for row in read.live():
+        """Let the rows of a prompt that has been read run. After an error they are still in `_reading`."""
+        live = read.live()
+        for row in live:
             if row.request.prompt_logprobs:
                 row.ticket.emit(Prompt(row.number, tuple(read.logprobs)))
             if not row.room:
                 row.ticket.emit(End(row.number, "context"))
+        rows = [row for row in live if row.room]
+        lookup = None if self._exact is None else PromptLookup(read.prompt)
+        for row in rows:
+            row.lookup = lookup.copy() if lookup and row.request.speculate else None
+        forks = self._rows.fork(read.name, len(rows) - 1) if len(rows) > 1 else ()
+        self._reading.remove(read)
         if not rows:
             self._rows.free(read.name)
             return []
-        names = [read.name, *(self._rows.fork(read.name, len(rows) - 1) if len(rows) > 1 else ())]
-        lookup = None if self._exact is None else PromptLookup(read.prompt)
-        for row, name in zip(rows, names, strict=True):
+        for row, name in zip(rows, (read.name, *forks), strict=True):
             row.name = name
-            row.lookup = lookup.copy() if lookup and row.request.speculate else None
+        self._running += rows
         return rows
 
     def _draft(self) -> None:
@@ -291,8 +297,8 @@ class ContinuousBatch:
         found = None if top is None else log_probs(logits, [id], top)[0]
         row.ticket.emit(Token(row.number, id, found))
         if reason is not None:
-            self._running.remove(row)
             self._rows.free(row.name)
+            self._running.remove(row)
             row.ticket.emit(End(row.number, reason))
 
     def _score_prompt(self, read: _Reading, ids: Sequence[int], logits: Array) -> None:

@@ -91,15 +91,16 @@ def needed_ids(rows: DynamicRows, lengths: Sequence[int]) -> int:
 
 
 def _read(engine: Engine, ids: list[int], keep: int, room: int) -> tuple[Rows, Array]:
-    """Read a prompt, at once but for ids whose logits are wanted: its rows, and these logits [keep, vocab_size]."""
+    """Read a prompt, then its last ids whose logits are wanted: its rows, and these logits [keep, vocab_size]."""
     first = len(ids) - keep + 1
     rows, scores = engine.prefill([ids[:first]], room=room - first)
-    return rows, _step_each(rows, ids[first:], [scores])
+    return rows, _extend(rows, ids[first:], [scores])
 
 
-def _step_each(rows: Rows, ids: Sequence[int], logits: Sequence[Array] = ()) -> Array:
-    """Append ids to a single row one by one and return all logits, behind those given."""
-    found = [*logits, *(rows.step([id]) for id in ids)]
+def _extend(rows: Rows, ids: Sequence[int], logits: Sequence[Array] = ()) -> Array:
+    """Append ids to a single row, at once if it has `extend`, and return all logits, behind those given."""
+    extend = getattr(rows, "extend", None)
+    found = [*logits, *([extend(ids)] if extend and ids else (rows.step([id]) for id in ids))]
     return array_api_compat.array_namespace(found[0]).concat(found)
 
 
@@ -157,7 +158,7 @@ class _RowsInTurn:
             return np.empty((0, self._engine.vocab_size), np.float32)
         ids, group.pending = group.pending, []
         if group.cache is not None:
-            return _step_each(group.cache, ids)[-piece.keep :]
+            return _extend(group.cache, ids)[-piece.keep :]
         group.cache, logits = _read(self._engine, ids, piece.keep, group.room)
         return logits
 
@@ -218,7 +219,7 @@ class _JoinedRows:
                 running[piece.row] = piece.ids[0]
             else:  # of a prompt whose logits are wanted
                 rows = next(rows for rows, names in self._fresh if names == [piece.row])
-                logits[piece.row] = _step_each(rows, piece.ids)[-piece.keep :]
+                logits[piece.row] = _extend(rows, piece.ids)[-piece.keep :]
         if running:
             logits |= self._step(running)
         together = []

@@ -45,9 +45,11 @@ class Scheduler:
             return self._batch.stats
 
     def submit(self, rows: Sequence[RowRequest], emit: Callable[[Event], None]) -> Ticket:
-        """Let rows wait for the next step; row i of the events is rows[i]. Equal prompts side by side are read once.
+        """Let rows wait for the next step; row i of the events is rows[i].
 
-        emit: called from the scheduler's thread with every event; it must neither block nor raise.
+        Equal prompts side by side are read once for all rows that begin together.
+        emit: called from the scheduler's thread with every event; it must not block. If it raises, these rows end, and
+        it is called with that error as `Failed`.
         Raises, at once, QueueFull, SchedulerClosed, PromptError for a prompt that cannot be continued, and ConfigError
         for a setting or for more rows than the queue holds.
         """
@@ -62,9 +64,23 @@ class Scheduler:
                     f"{waiting} rows are waiting and {len(rows)} more do not fit the queue of {self._max_queue}; "
                     "try again later"
                 )
-            ticket = self._batch.submit(rows, emit)
+
+            def report(event: Event) -> None:
+                try:
+                    emit(event)
+                except BaseException as error:  # of the receiver; the other rows go on
+                    ticket.cancel()
+                    if not isinstance(event, Failed):
+                        report(Failed(error))
+
+            ticket = self._batch.submit(rows, report)
             self._changed.notify()
         return ticket
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs, without which no row is generated."""
+        return self._thread.is_alive()
 
     def close(self, *, drain: bool) -> None:
         """Take no more rows and wait for the thread; may be called again, without draining, from another thread.
@@ -77,16 +93,21 @@ class Scheduler:
         self._thread.join()
 
     def _run(self) -> None:
-        while True:
+        try:
+            while self._wait():
+                try:
+                    with self._changed:
+                        self._batch.admit()
+                    self._batch.step()
+                except BaseException as error:  # of the engine: its rows fail, and the thread goes on
+                    self._batch.fail(error)
+        finally:  # also after an error of `fail` itself
             with self._changed:
-                self._changed.wait_for(lambda: self._batch.busy or self._closed)
-                if self._aborted:
-                    self._batch.fail(SchedulerClosed("the scheduler was closed before the rows ended"), waiting=True)
-                if not self._batch.busy:
-                    return
-            try:
-                with self._changed:
-                    self._batch.admit()
-                self._batch.step()
-            except BaseException as error:  # of the engine: its rows fail, and the thread goes on
-                self._batch.fail(error)
+                self._closed = True
+                self._batch.fail(SchedulerClosed("the scheduler was closed before the rows ended"), waiting=True)
+
+    def _wait(self) -> bool:
+        """Wait for rows; return whether to go on."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._batch.busy or self._closed)
+            return self._batch.busy and not self._aborted

@@ -65,15 +65,8 @@ class Ticket:
     """Rows that were submitted together."""
 
     def __init__(self, emit: Callable[[Event], None]) -> None:
-        self._receive = emit
+        self.emit = emit
         self.ended = False
-
-    def emit(self, event: Event) -> None:
-        """Pass an event on; a receiver that is gone, as a closed event loop, cancels the rows."""
-        try:
-            self._receive(event)
-        except RuntimeError:
-            self.cancel()
 
     def cancel(self) -> None:
         """End the rows without further events; they are freed within one step. From any thread, at any time."""

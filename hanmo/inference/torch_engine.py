@@ -59,6 +59,14 @@ class TorchEngine:
         logits = self.model(ids, cache=cache, logits="last", **more).logits
         return cache, as_array(logits)
 
+    @torch.inference_mode()
+    def extend(self, cache: Cache, ids: Sequence[int]) -> Tensor:
+        """Append ids to the only row of a cache: the logits [ids, vocab] behind each."""
+        new = torch.tensor([ids], device=self.model.token.weight.device)
+        segments = torch.ones_like(new) if self.prefix else None
+        logits: Tensor = self.model(new, segments=segments, cache=cache, logits="all").logits
+        return logits[0].float()
+
 
 class TorchRows:
     """The rows of one `prefill`: their cache."""
@@ -74,6 +82,10 @@ class TorchRows:
         new = torch.tensor(ids, device=model.token.weight.device)[:, None]
         segments = torch.ones_like(new) if self._engine.prefix else None
         return as_array(model(new, segments=segments, cache=self._cache, logits="last").logits)
+
+    def extend(self, ids: Sequence[int]) -> Any:
+        """Append ids to the only row and return the logits [ids, vocab] behind each."""
+        return as_array(self._engine.extend(self._cache, ids)[:, None])
 
     @torch.inference_mode()
     def reorder(self, rows: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ from toy_engine import ToyDynamicEngine, ToyEngine, ToyJoiningEngine
 
 from hanmo.errors import CheckpointError, ConfigError, PromptError, QueueFull, SchedulerClosed
 from hanmo.generate import GREEDY, End, Limits, Sampling, Token, sample
+from hanmo.generate.continuous import ContinuousBatch
 from hanmo.generate.scheduler import Failed, Prompt, RowRequest, Scheduler
 
 ENGINES = [ToyEngine, ToyJoiningEngine, ToyDynamicEngine]
@@ -170,6 +171,16 @@ def test_rows_wait_until_the_caches_have_room_for_their_longest_text(scheduler_o
     assert max(running) == together
 
 
+@pytest.mark.parametrize(("kind", "running"), [*zip(ENGINES, (2, 3, 3), strict=True)])
+def test_as_many_samples_begin_as_there_is_room_for_unless_they_must_be_computed_together(kind, running):
+    batch = ContinuousBatch(kind(), max_rows=3)
+    batch.submit([RowRequest(prompt=[1], seed=0)] * 2, lambda event: None)
+    batch.submit([RowRequest(prompt=[2], seed=0, sample=n) for n in range(3)], lambda event: None)
+    batch.admit()
+    batch.step()
+    assert (batch.stats.running, batch.stats.waiting) == (running, 5 - running)
+
+
 def test_samples_that_do_not_fit_the_caches_together_are_generated_in_parts(scheduler_of):
     scheduler, inbox = scheduler_of(ToyDynamicEngine(), cache_ids=20), Inbox()
     requests = [RowRequest(prompt=[4], seed=1, sample=n, limits=Limits(max_tokens=5)) for n in range(7)]
@@ -227,6 +238,20 @@ def test_log_probabilities_are_those_of_the_model_for_text_and_prompt(scheduler_
         assert [value for _, value in found.top] == pytest.approx(sorted(expected)[:-3:-1])
 
 
+@pytest.mark.parametrize("kind", [ToyEngine, ToyJoiningEngine])
+def test_a_prompt_is_scored_at_once_so_that_other_rows_go_on(kind):
+    engine, tokens = kind(), []
+    batch = ContinuousBatch(engine)
+    batch.submit([RowRequest(prompt=[1], seed=0)], tokens.append)
+    batch.admit()
+    batch.step()
+    scored = RowRequest(prompt=[5] * 40, seed=0, top_logprobs=0, prompt_logprobs=True)
+    batch.submit([scored], lambda event: None)
+    batch.admit()
+    batch.step()
+    assert len(tokens) == 2 and engine.steps == [1, 1]  # of the row that runs, and of the prompt behind its first id
+
+
 def test_a_prompt_that_fills_the_model_can_still_be_scored(scheduler_of):
     inbox = Inbox()
     request = RowRequest(prompt=[1, 2, 3], seed=0, prompt_logprobs=True)
@@ -272,6 +297,16 @@ def test_a_full_queue_refuses_and_a_row_that_waits_can_be_cancelled(scheduler_of
     assert [type(event) for event in inbox.until_end(3)] == [Token, Token, End] * 3
 
 
+def test_rows_that_are_cancelled_leave_the_queue_though_the_first_one_waits():
+    batch = ContinuousBatch(ToyEngine(), max_rows=1)
+    tickets = [batch.submit([RowRequest(prompt=[1], seed=0)], lambda event: None) for _ in range(5)]
+    batch.admit()
+    for ticket in tickets[2:]:
+        ticket.cancel()
+    batch.admit()
+    assert len(batch._waiting) == 1
+
+
 def test_an_engine_that_fails_ends_its_rows_and_the_scheduler_goes_on(scheduler_of):
     def scores(ids):
         if 11 in ids:
@@ -288,20 +323,61 @@ def test_an_engine_that_fails_ends_its_rows_and_the_scheduler_goes_on(scheduler_
     assert inbox.until_end() == alone(ToyEngine(), good)
 
 
-def test_a_receiver_that_is_gone_cancels_its_rows_alone(scheduler_of):
+def test_samples_that_cannot_be_forked_fail_with_all_that_run_and_no_row_is_kept(scheduler_of):
+    engine, inboxes = ToyDynamicEngine(), [Inbox(), Inbox(), Inbox()]
+    rows = engine.dynamic_rows()
+    engine.dynamic_rows = lambda: rows
+
+    def fork(row, count):
+        raise MemoryError("no room for copies")
+
+    rows.fork = fork
+    scheduler, request = scheduler_of(engine), RowRequest(prompt=[1], seed=0, limits=Limits(max_tokens=4))
+    with scheduler._changed:  # so that all of them begin with the same step
+        for count, inbox in zip((1, 2, 1), inboxes, strict=True):
+            scheduler.submit([request] * count, inbox)
+    for inbox in inboxes:
+        assert str(inbox.until_end()[-1].error) == "no room for copies"
+    wait_for(lambda: not rows.past and scheduler.stats.running == 0)
+    scheduler.submit([request], inboxes[0])
+    assert inboxes[0].until_end() == alone(ToyEngine(), request)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_cannot_free_rows_ends_the_thread_and_every_row_is_told(scheduler_of):
+    engine, running, waiting = Gate(), Inbox(), Inbox()
+    scheduler, request = scheduler_of(engine, max_rows=1), RowRequest(prompt=[1], seed=0, limits=Limits(max_tokens=1))
+
+    def free(row):
+        raise RuntimeError("the device is gone")
+
+    scheduler._batch._rows.free = free
+    scheduler.submit([request], running)
+    assert engine.entered.wait(TIMEOUT) and scheduler.alive
+    scheduler.submit([request], waiting)
+    engine.open.set()
+    assert str(running.until_end()[-1].error) == "the device is gone"
+    assert isinstance(waiting.until_end()[-1].error, SchedulerClosed)
+    wait_for(lambda: not scheduler.alive)
+    with pytest.raises(SchedulerClosed):
+        scheduler.submit([request], waiting)
+
+
+def test_a_receiver_that_raises_is_told_so_and_its_rows_alone_end(scheduler_of):
     engine, inbox, seen = ToyDynamicEngine(), Inbox(), []
     scheduler = scheduler_of(engine)
 
-    def closed(event):
+    def broken(event):
         seen.append(event)
-        raise RuntimeError("Event loop is closed")
+        raise ValueError("half a character")
 
     request = RowRequest(prompt=[1], seed=0, limits=Limits(max_tokens=30))
     with scheduler._changed:
-        scheduler.submit([request], closed)
+        scheduler.submit([request], broken)
         scheduler.submit([request], inbox)
     assert inbox.until_end() == alone(ToyEngine(), request)
-    assert len(seen) == 1 and engine.steps == [2] + [1] * 29
+    assert [type(event) for event in seen] == [Token, Failed] and str(seen[1].error) == "half a character"
+    assert engine.steps == [2] + [1] * 29
 
 
 def test_weights_of_nan_fail_their_ticket_alone(scheduler_of):

@@ -138,6 +138,26 @@ def test_rows_of_every_kind_of_positions_join_one_cache(tmp_path_factory, kind, 
         np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "mask"),
+    [("torch", "gpt2", None), ("float32", "gpt2", None), ("torch", "nezha", "prefix"), ("float32", "nezha", "prefix")],
+)
+def test_a_prompt_scored_in_pieces_has_the_logits_of_one_id_after_the_other(tmp_path_factory, kind, name, mask):
+    path, folder = GOLDENS / name / "model.ckpt", tmp_path_factory.getbasetemp() / "built"
+    if kind == "torch":
+        engine = hanmo.load(path, mask=mask).engine
+    else:
+        engine = open_engine(path, weights=kind, mask=mask, threads=1, folder=folder)
+    rows, ids = dynamic_rows(engine), np.random.default_rng(3).integers(1, engine.vocab_size, 9).tolist()
+    number = rows.add(9)
+    pieces = Piece(number, ids[:5], 5), Piece(number, ids[5:], 4)
+    found = np.concatenate([rows.step([piece])[0] for piece in pieces])
+    alone, first = engine.prefill([ids[:1]], room=10)
+    expected = np.concatenate([first, *(alone.step([id]) for id in ids[1:])])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+    assert len(alone.extend(ids[:2])) == 2  # which a scored prompt is read by, in place of steps
+
+
 class Steps:
     """Counts the steps of a fused decoder and the ids that they compute."""
 

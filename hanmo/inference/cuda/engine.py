@@ -54,14 +54,10 @@ class StaticEngine(TorchEngine):
         with self._here():
             return super().read(prompts, room=room)
 
-    @torch.inference_mode()
     def extend(self, cache: Cache, ids: Sequence[int]) -> Tensor:
-        """Append ids to the only row of a cache: the logits [ids, vocab] behind each."""
+        """Append ids to the only row of a cache; see `TorchEngine.extend`."""
         with self._here():
-            new = torch.tensor([ids], device=self.device)
-            segments = torch.ones_like(new) if self.prefix else None
-            logits = self.model(new, segments=segments, cache=cache, logits="all").logits
-        return logits[0].float()
+            return super().extend(cache, ids)
 
     def dynamic_rows(self) -> StaticDynamicRows:
         """Return rows that join and leave; see `DynamicEngine`."""

@@ -281,7 +281,8 @@ class FusedDynamicRows:
     def fork(self, row: int, count: int) -> list[int]:
         """Return the numbers of copies; see `DynamicRows.fork`."""
         old = self.rows[row]
-        return [self._new(old.copy(old.length)) for _ in range(count)]
+        copies = [old.copy(old.length) for _ in range(count)]  # all of them or, without memory, none
+        return [self._new(copy) for copy in copies]
 
     def free(self, row: int) -> None:
         """Forget a row."""
