@@ -1,14 +1,14 @@
 """The rows of one request, between the scheduler's thread and the event loop: from ids to pieces of text.
 
-scheduler's thread: Token, End ──► Row: decode, cut ──► Piece ──► deque ──► event loop: chunks
+scheduler's thread: Token, End ──► Row: decode, cut ──► Piece ──► joined by row ──► event loop: chunks
 """
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from threading import Lock
 
 from hanmo.errors import HanmoError
 from hanmo.generate.loop import End, LogProbs, Token
@@ -145,21 +145,26 @@ class Generation:
         self.rows, self.ticket = rows, Ticket(lambda event: None)
         self._clock = clock
         self._loop, self._ready = loop, asyncio.Event()
-        self._pieces: deque[Piece | BaseException] = deque()
+        self._changing = Lock()
+        self._pieces: dict[int, Piece] = {}  # what is not taken, by row
+        self._error: BaseException | None = None
 
     def emit(self, event: Event) -> None:
-        """Take an event of the scheduler."""
+        """Take an event of the scheduler. Raises RuntimeError if the loop is closed."""
         if isinstance(event, Failed):
-            self._pieces.append(event.error)
+            self._error = event.error
         else:
             if isinstance(event, Token):
                 self._clock(event.row)
             piece = self.rows[event.row].receive(event)
             if piece is None:
                 return
-            self._pieces.append(piece)
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._ready.set)
+            with self._changing:
+                if event.row in self._pieces:
+                    self._pieces[event.row].extend(piece)
+                else:
+                    self._pieces[event.row] = piece
+        self._loop.call_soon_threadsafe(self._ready.set)
 
     async def pieces(self, *, pause: float | None = None) -> AsyncIterator[list[Piece]]:
         """Yield what is new, a piece a row, until all rows have ended; an empty list after each `pause` in seconds.
@@ -172,19 +177,14 @@ class Generation:
                 yield []
                 continue
             self._ready.clear()
-            found: dict[int, Piece] = {}
-            while self._pieces:
-                piece = self._pieces.popleft()
-                if isinstance(piece, HanmoError):
-                    raise piece
-                if isinstance(piece, BaseException):
-                    _LOG.error("the rows of a request failed", exc_info=piece)
-                    raise RequestError("the model failed; the server's log says why", status=500)
-                if piece.row in found:
-                    found[piece.row].extend(piece)
-                else:
-                    found[piece.row] = piece
-                opened -= piece.reason is not None
+            if isinstance(self._error, HanmoError):
+                raise self._error
+            if self._error is not None:
+                _LOG.error("the rows of a request failed", exc_info=self._error)
+                raise RequestError("the model failed; the server's log says why", status=500)
+            with self._changing:
+                found, self._pieces = self._pieces, {}
+            opened -= sum(piece.reason is not None for piece in found.values())
             if found:
                 yield list(found.values())
 

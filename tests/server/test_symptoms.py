@@ -17,6 +17,8 @@ from test_model_pipeline import small
 from toy_server import byte_model, running, wait_for
 
 from hanmo.generate.scheduler import Scheduler
+from hanmo.server import completions
+from hanmo.server.generation import Generation, Row
 from hanmo.server.models import Served
 
 JSON = {"headers": {"content-type": "application/json"}, "timeout": 60}
@@ -75,8 +77,14 @@ def test_offsets_count_characters_where_the_vocabulary_lacks_some_or_has_others_
         assert joined(streamed(url, **body)) == [choice]
 
 
-def test_a_slow_reader_of_several_texts_stalls_nobody_and_holds_each_text_once():
-    model = byte_model({"长：": "春" * 150})
+def test_a_slow_reader_of_several_texts_stalls_nobody_and_holds_each_text_once(monkeypatch):
+    model, made = byte_model({"长：": "春" * 150}), []
+
+    def kept(*args, **options):
+        made.append(Generation(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(completions, "Generation", kept)
     with running(model, send_buffer=4096) as url:
         place = urlsplit(url)
         body = json.dumps({"prompt": "长：", "n": 8, "max_tokens": 450, "logprobs": 5, "stream": True}).encode()
@@ -88,6 +96,7 @@ def test_a_slow_reader_of_several_texts_stalls_nobody_and_holds_each_text_once()
             wait_for(lambda: model.scheduler.stats.running == 8)
             assert ask(url, prompt="长：", max_tokens=6).json()["choices"][0]["text"] == "春春"
             wait_for(lambda: model.scheduler.stats.running == 0)  # though nothing was read
+            assert 0 < len(made[0]._pieces) <= 8  # a piece a text
             read = b""
             while not read.endswith(b"0\r\n\r\n"):
                 part = reader.recv(1 << 16)
@@ -97,6 +106,15 @@ def test_a_slow_reader_of_several_texts_stalls_nobody_and_holds_each_text_once()
         assert text.count('"finish_reason":"length"') == 8 and "[DONE]" in text
         # The pieces that waited were joined: far fewer chunks than the 8 * 450 tokens.
         assert text.count("data: {") < 8 * 450 / 2
+
+
+def test_a_text_that_cannot_be_decoded_is_an_error_and_no_answer_that_never_comes(url, monkeypatch):
+    def receive(self, event):
+        raise RuntimeError("a decoder's")
+
+    monkeypatch.setattr(Row, "receive", receive)
+    assert ask(url, prompt="笑：", max_tokens=3).status_code == 500
+    assert '"type":"server_error"' in ask(url, prompt="笑：", max_tokens=3, stream=True).text
 
 
 @pytest.mark.slow  # measures time
