@@ -1,13 +1,17 @@
 """The page, driven in Chromium: it continues, stops, undoes, shades, fills and predicts, by mouse and by keyboard."""
 
+import json
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from test_model_pipeline import small
-from toy_server import byte_model, running, task_folder
+from toy_server import byte_model, running, task_folder, wait_for
 
+from hanmo.generate.scheduler import Scheduler
+from hanmo.model_pipeline import Candidate
 from hanmo.server.models import Served
 from hanmo.tasks import load as load_task
 
@@ -155,6 +159,80 @@ def test_a_text_of_one_s_own_is_scored_and_an_edit_keeps_what_is_before_it(page:
         assert page.locator("#shades .bits").all_inner_texts()[-1] == "c"
 
 
+def test_the_request_has_the_model_that_is_chosen_and_the_settings_that_are_shown(page: Any) -> None:
+    with running(byte_model(), byte_model({"go": "x"}, name="另一个")) as url:
+        opened(page, url, "go").select_option("#model", "另一个")
+        for name, value in (("candidates", "2"), ("temperature", "0.5"), ("top-k", "7"), ("length", "24")):
+            page.fill(f"#{name}", value)
+            assert page.locator(f"output[for={name}]").inner_text() == value
+        page.check("#sentence")
+        with page.expect_request("**/v1/completions") as asked:
+            page.click("#continue-button")
+        assert written(page) == ["x", "x"]
+        body = json.loads(asked.value.post_data)
+        sent = {"model": "另一个", "n": 2, "temperature": 0.5, "top_k": 7, "max_tokens": 24, "stop_at_sentence": True}
+        assert {name: body[name] for name in sent} == sent and body["seed"] == int(page.input_value("#seed"))
+
+
+def test_the_tokens_of_a_candidate_and_their_alternatives_are_shown_by_keys_and_by_touch(browser: Any) -> None:
+    context = browser.new_context(locale="zh-CN", has_touch=True)
+    with running(byte_model({"春": "天x"})) as url:
+        page = opened(context.new_page(), url, "春")
+        page.click("#continue-button")
+        written(page)
+        shown = page.locator("#cards p").first
+        shown.focus()
+        for key, text in (("ArrowRight", "天"), ("ArrowRight", "x"), ("ArrowRight", "x"), ("ArrowLeft", "天")):
+            page.keyboard.press(key)
+            assert page.locator("#cards .current").inner_text() == text
+        lines = page.locator("#tip").inner_text().splitlines()
+        assert "概率" in lines[0] and len(lines) == 1 + 5  # and five alternatives
+        page.locator("#text").focus()
+        assert page.locator("#tip").is_hidden()
+        page.locator("#cards .bits", has_text="x").first.tap()
+        assert page.locator("#tip").inner_text().splitlines()[1].startswith("x ")
+    context.close()
+
+
+def test_an_answer_takes_the_place_of_its_source_which_undo_brings_back(page: Any, tmp_path: Any) -> None:
+    loaded = small("t5.1.1", tmp_path)
+    with running(Served("答", loaded, "toy", Scheduler(loaded.engine))) as url:
+        opened(page, url, "今天天气").click("#continue-button")
+        answer = written(page)[0]
+        assert page.locator("#score-button").is_hidden()
+        page.keyboard.press("Alt+1")
+        assert text_of(page) == answer
+        page.keyboard.press("Control+Shift+Z")
+        assert text_of(page) == "今天天气" and page.locator("#undo-button").is_disabled()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "left"),
+    [("bert", "今[MASK]天[MASK]", "今[MASK]天气"), ("t5.1.1", "<extra_id_0>天<extra_id_1>", "<extra_id_0>天气")],
+)
+def test_a_click_fills_its_mask_without_the_marks_of_a_piece(
+    page: Any, tmp_path: Any, monkeypatch: Any, kind: str, text: str, left: str
+) -> None:
+    model = Served("填", small(kind, tmp_path), "toy")
+    asked: list[str] = []
+    monkeypatch.setattr(model.pipeline, "fill", lambda text, k: asked.append(text) or [[Candidate("##气", 0.5)]] * 2)
+    with running(model) as url:
+        page.goto(f"{url}/")
+        page.fill("#fill-text", text)
+        page.click("#fill-button")
+        page.locator("#fills .fill").nth(1).locator("button").click()
+        wait_for(lambda: asked == [text, left])
+        assert page.input_value("#fill-text") == left
+
+
+def test_the_mask_is_that_of_the_model(page: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(Served, "mask", "<mask>")
+    with running(Served("填", small("bert", tmp_path), "toy")) as url:
+        page.goto(f"{url}/")
+        page.locator("#mask-button", has_text="插入 <mask>").click()
+        assert page.input_value("#fill-text") == "<mask>"
+
+
 def test_keys_of_an_input_method_are_left_to_it(page: Any) -> None:
     with running(byte_model()) as url:
         opened(page, url, "a")
@@ -180,6 +258,9 @@ def test_it_fits_a_phone_in_light_and_dark_and_both_languages(page: Any, scheme:
             assert written(page)[0].startswith("天")
             assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
             page.click("#language")
+        style = "() => [getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+        ink, ground = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in page.evaluate(style))
+        assert (ink > ground + 450) if scheme == "dark" else (ground > ink + 450)  # of 765
 
 
 def test_a_key_is_asked_for_and_a_path_prefix_is_kept(page: Any) -> None:

@@ -12,7 +12,8 @@ let models = [];
 let tab = "write";
 let running = null; // AbortController of the stream in progress
 let tokens = []; // of the editor's text: {start, end, bits, top: [[text, probability]]}, UTF-16 offsets
-let taken = []; // of each candidate in the text that may be undone, its parts: [start, end], UTF-16 offsets
+// Of each candidate that may be undone, its parts in the text: [start, end], UTF-16 offsets; and what an answer replaced.
+let taken = [];
 
 // Texts and languages
 
@@ -23,6 +24,7 @@ function showWords() {
   for (const each of document.querySelectorAll("[data-label]")) each.setAttribute("aria-label", words[each.dataset.label]);
   for (const each of document.querySelectorAll("[data-placeholder]")) each.placeholder = words[each.dataset.placeholder];
   byId("language").textContent = words.other;
+  showModel();
   showCaret();
 }
 
@@ -72,6 +74,16 @@ function choose(name) {
   const kept = byId("model").value;
   byId("model").replaceChildren(...fitting.map((model) => new Option(model.id, model.id, false, model.id === kept)));
   if (models.length && !fitting.length) showError(new ApiError(404, words.noModel));
+  showModel();
+}
+
+const chosen = () => models.find(({ id }) => id === byId("model").value);
+const answers = () => chosen()?.abilities.includes("answers") ?? false; // such as T5, whose texts do not go on from the prompt
+const mask = () => chosen()?.mask ?? "[MASK]";
+
+function showModel() {
+  byId("score-button").hidden = answers();
+  byId("mask-button").textContent = `${words.insert} ${mask()}`;
 }
 
 function moveTab(event) {
@@ -117,14 +129,29 @@ const percent = (probability) => `${Number((100 * probability).toPrecision(2))} 
 const said = ({ bits }) => (bits === null ? "" : `${bits.toFixed(1)} ${words.bits} · ${words.probability} ${percent(2 ** -bits)}`);
 const others = ({ top }) => top.map(([text, probability]) => `${text.replaceAll("\n", "↵")} ${percent(probability)}`);
 
-function showTip(event) {
-  const span = document.elementsFromPoint(event.clientX, event.clientY).find((each) => each.token);
+function showTip(span, x, y) {
   const tip = byId("tip");
   tip.hidden = !span || !byId("shade").checked;
   if (tip.hidden) return;
   tip.textContent = [said(span.token), ...others(span.token)].join("\n");
-  tip.style.left = `${Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 8)}px`;
-  tip.style.top = `${Math.min(event.clientY + 18, innerHeight - tip.offsetHeight - 8)}px`;
+  tip.style.left = `${Math.min(x + 12, innerWidth - tip.offsetWidth - 8)}px`;
+  tip.style.top = `${Math.min(y + 18, innerHeight - tip.offsetHeight - 8)}px`;
+}
+
+function pointed({ clientX, clientY }) {
+  showTip(document.elementsFromPoint(clientX, clientY).find((each) => each.token), clientX, clientY);
+}
+
+/** Go to the next token of a candidate by an arrow key. */
+function walk(event) {
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  const box = event.currentTarget, spans = [...box.querySelectorAll(".bits")];
+  if (!step || !spans.length) return;
+  event.preventDefault();
+  box.at = Math.max(0, Math.min((box.at ?? -1) + step, spans.length - 1));
+  spans.forEach((each, i) => each.classList.toggle("current", i === box.at));
+  const { left, bottom } = spans[box.at].getBoundingClientRect();
+  showTip(spans[box.at], left, bottom);
 }
 
 /** Describe the token before the caret, for the keyboard and for screen readers. */
@@ -170,7 +197,7 @@ function edited(event) {
 function replaced(at, end, count) {
   const shift = count - (end - at);
   const parts = ([from, to]) => [[from, Math.min(to, at)], [Math.max(from, end) + shift, to + shift]].filter(([a, b]) => a < b);
-  taken = taken.map((each) => each.flatMap(parts)).filter((each) => each.length);
+  taken = taken.map((each) => ({ ...each, parts: each.parts.flatMap(parts) })).filter((each) => each.parts.length || each.source);
   tokens = tokens.filter((token) => token.end <= at);
 }
 
@@ -181,17 +208,19 @@ function put(text, own) {
   byId("text").scrollTop = byId("text").scrollHeight;
 }
 
-/** Remove the candidate that was taken last; what was typed since, in it or behind it, stays. */
+/** Remove the candidate that was taken last; what was typed since, in it or behind it, stays, behind what it replaced. */
 function undo() {
   const last = taken.pop();
   if (last) {
     let text = byId("text").value;
-    for (const [from, to] of last.reverse()) {
+    for (const [from, to] of [...last.parts].reverse()) {
       text = text.slice(0, from) + text.slice(to);
       replaced(from, to, 0);
     }
-    put(text, tokens);
-    byId("text").setSelectionRange(last.at(-1)[0], last.at(-1)[0]);
+    if (last.source) ({ tokens, taken } = last.source);
+    put((last.source?.text ?? "") + text, tokens);
+    const place = last.source?.text.length ?? last.parts[0][0];
+    byId("text").setSelectionRange(place, place);
   }
   if (byId("undo-button").disabled && document.activeElement !== byId("text")) byId("text").focus();
 }
@@ -203,6 +232,11 @@ function card(number) {
   item.innerHTML = '<p lang="zh"></p><footer><span role="status"></span><button type="button"></button></footer>';
   item.text = "";
   item.tokens = [];
+  item.answers = answers();
+  const shown = item.querySelector("p");
+  shown.tabIndex = 0;
+  shown.addEventListener("keydown", walk);
+  shown.addEventListener("blur", () => showTip());
   const button = item.querySelector("button");
   button.textContent = `${words.use} ${number}`;
   button.title = `Alt+${number}`;
@@ -218,13 +252,17 @@ function grow(item, choice) {
   if (reason) item.querySelector("footer span").textContent = words.ends[reason] ?? reason;
 }
 
+/** Put a candidate behind the text, or an answer in its place. */
 function take(item) {
   running?.abort();
   setRunning(null);
-  const text = byId("text").value;
-  if (item.text) taken.push([[text.length, text.length + item.text.length]]);
+  const source = item.answers && item.text ? { text: byId("text").value, tokens, taken } : undefined;
+  const text = source ? "" : byId("text").value;
+  if (source) [tokens, taken] = [[], []];
+  if (item.text) taken = [...taken, { parts: [[text.length, text.length + item.text.length]], source }];
   const moved = item.tokens.map((token) => ({ ...token, start: token.start + text.length, end: token.end + text.length }));
   put(text + item.text, [...tokens, ...moved]);
+  showTip();
   byId("cards").replaceChildren();
   byId("continue-button").focus();
 }
@@ -249,6 +287,7 @@ async function continueText() {
   if (running) return;
   const count = Number(byId("candidates").value);
   const cards = Array.from({ length: count }, (_, i) => card(i + 1));
+  showTip();
   byId("cards").replaceChildren(...cards);
   const body = {
     model: byId("model").value, prompt: byId("text").value, n: count, seed: nextSeed(), logprobs: ALTERNATIVES,
@@ -281,8 +320,15 @@ async function score() {
 
 function insertMask() {
   const area = byId("fill-text");
-  area.setRangeText("[MASK]", area.selectionStart, area.selectionEnd, "end");
+  area.setRangeText(mask(), area.selectionStart, area.selectionEnd, "end");
   area.focus();
+}
+
+/** Replace one of the masks in a text, which may also be T5's own. */
+function withoutMask(text, number, token) {
+  const own = text.includes("<extra_id_") ? /<extra_id_\d+>/g : new RegExp(mask().replace(/[^\w<>]/g, "\\$&"), "g");
+  let seen = -1;
+  return text.replace(own, (found) => (++seen === number ? token.replace(/^(##|▁)/, "") : found));
 }
 
 async function fill() {
@@ -292,15 +338,14 @@ async function fill() {
     const box = document.createElement("div");
     box.className = "fill";
     box.innerHTML = "<strong></strong><ol></ol>";
-    box.querySelector("strong").textContent = `[MASK] ${number + 1}`;
+    box.querySelector("strong").textContent = `${mask()} ${number + 1}`;
     box.querySelector("ol").replaceChildren(...found.map(({ token, probability }) => {
       const item = document.createElement("li");
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = `${token} ${percent(probability)}`;
       button.addEventListener("click", () => {
-        let seen = -1;
-        area.value = area.value.replace(/\[MASK\]/g, (mask) => (++seen === number ? token : mask));
+        area.value = withoutMask(area.value, number, token);
         attempt(fill);
       });
       item.append(button);
@@ -368,7 +413,8 @@ function listen() {
   for (const name of TABS) on(`tab-${name}`, "click", () => { showError(null); choose(name); });
   document.querySelector("nav").addEventListener("keydown", moveTab);
   document.addEventListener("keydown", pressed);
-  document.addEventListener("mousemove", showTip);
+  for (const type of ["mousemove", "pointerdown"]) document.addEventListener(type, pointed); // a touch moves no mouse
+  on("model", "change", showModel);
   on("text", "input", edited);
   on("text", "compositionend", () => edited());
   on("text", "scroll", () => { byId("shades").scrollTop = byId("text").scrollTop; });
