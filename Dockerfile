@@ -10,7 +10,9 @@ USER hanmo
 # The weights are converted to the cache once; a volume takes the owner of the folder that is there.
 RUN mkdir -p /home/hanmo/.cache
 VOLUME /home/hanmo/.cache
-EXPOSE 8000
+# Of the server and of its health check; options of `hanmo serve` but --port follow the image's name.
+ENV PORT=8000
+EXPOSE $PORT
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health')"]
-ENTRYPOINT ["hanmo", "serve", "--host", "0.0.0.0"]
+    CMD python -c "from urllib.request import urlopen; urlopen('http://127.0.0.1:$PORT/health')"
+ENTRYPOINT ["sh", "-c", "exec hanmo serve --host 0.0.0.0 --port $PORT \"$@\"", "hanmo"]
