@@ -15,9 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hanmo.errors import DataError
-from hanmo.tasks.rows import Row
+from hanmo.tasks.rows import Row, utf16_part
 
 Data = Mapping[str, Any]
+Span = dict[str, Any]
+
+_SPANS = ("labels", "hypertextlabels")  # types of Label Studio's results that are spans, and their keys
+_OF_STUDIO = ("annotator", "created_at", "updated_at")  # strings of JSON-MIN that are neither data nor labels
 
 
 def convert(rows: Iterable[Row], name: str) -> Iterator[Row]:
@@ -33,7 +37,7 @@ def convert(rows: Iterable[Row], name: str) -> Iterator[Row]:
             raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # a value of another type than the format's
             raise row.error(f"it is no object of the format {name}: {type(error).__name__}, {error}") from None
-    return _one_label(found)
+    return _alike(found)
 
 
 def recognize(data: Data) -> str:
@@ -69,9 +73,9 @@ def _doccano(row: Row) -> Iterator[Row]:
 
 
 def _entities(row: Row, text: str) -> Row:
-    spans = {}
+    spans = []
     for entity in _dicts(row, row.get("entities", list), "entities", "id", "label", "start_offset", "end_offset"):
-        spans[entity["id"]] = _span(entity["start_offset"], entity["end_offset"], entity["label"])
+        spans.append((entity["id"], _span(entity["start_offset"], entity["end_offset"], entity["label"])))
     links = _dicts(row, row.get("relations", list, default=[]), "relations", "from_id", "to_id", "type")
     triples = [(each["from_id"], each["type"], each["to_id"]) for each in links]
     return _with_relations(row, text, spans, triples)
@@ -87,34 +91,71 @@ def _label_studio_full(row: Row) -> Row:
         raise row.error("it has no annotation; export the annotated tasks only")
     if any(each.get("result") != done[0].get("result") for each in done):
         raise row.error(f"it has {len(done)} annotations that differ; keep the one that is right")
-    text, spans, triples, choices, rated = _text(row, row.get("data", dict)), dict[Any, Any](), [], list[str](), False
+    text, spans, triples, choices = _text(row, row.get("data", dict)), list[tuple[Any, Span]](), [], list[str]()
+    rated = False
     for result in _dicts(row, done[0].get("result", []), "result", "type"):
-        value = result.get("value", {})
-        if result["type"] in ("labels", "hypertextlabels"):
-            for label in value.get("labels", []):
-                spans[result.get("id", len(spans))] = _span(
-                    value.get("start"), value.get("end"), label, value.get("text")
-                )
-        elif result["type"] == "choices":
-            choices, rated = [*choices, *value.get("choices", [])], True
-        elif result["type"] == "relation":
+        kind, value = result["type"], result.get("value", {})
+        if kind in _SPANS:
+            spans += [(result.get("id", len(spans)), span) for span in _spans(value, kind)]
+        elif kind == "choices":
+            choices, rated = [*choices, *value["choices"]], True
+        elif kind == "relation":
             for label in result.get("labels") or ["related"]:
                 triples.append((result.get("from_id"), label, result.get("to_id")))
-    return Row(row.where, {"text": text, "labels": choices}) if rated else _with_relations(row, text, spans, triples)
+        else:
+            expected = f"{', '.join(_SPANS)}, choices or relation"
+            raise row.error(f"a result has the type {str(kind)[:100]!r}; expected {expected}, so leave it out")
+    spans = list(zip([id for id, _ in spans], _in_code_points(text, [span for _, span in spans]), strict=True))
+    made = _with_relations(row, text, spans, triples)
+    if not rated:
+        return made
+    labels = {"labels": choices}
+    return Row(row.where, {**made.data, **labels} if spans else {"text": text, **labels})
 
 
 def _label_studio_min(row: Row) -> Row:
-    """Convert JSON-MIN, in which the names of the labelling interface are keys."""
-    text, spans, labels = _text(row, row.data), list[dict[str, Any]](), list[str]()
-    for key, value in row.data.items():
+    """Convert JSON-MIN, in which keys of the data and names of the labelling interface are beside one another."""
+    spans, labels = list[Span](), list[str]()
+    strings = [key for key, value in row.data.items() if isinstance(value, str) and key not in _OF_STUDIO]
+    named = "text" if "text" in row.data or not strings else strings[0]
+    text = _text(row, {"text": row.data.get(named)})
+    for value in row.data.values():
         if isinstance(value, list) and value and all(isinstance(each, dict) and "start" in each for each in value):
             for each in value:
-                spans += [_span(each["start"], each.get("end"), label, each.get("text")) for label in each["labels"]]
+                spans += _spans(each, next((kind for kind in _SPANS if kind in each), _SPANS[0]))
         elif isinstance(value, dict) and isinstance(value.get("choices"), list):
             labels += value["choices"]
-        elif isinstance(value, str) and key not in ("text", "created_at", "updated_at") and value != text:
-            labels.append(value)
-    return Row(row.where, {"text": text, "labels": labels} if labels else {"text": text, "spans": spans})
+    others = [key for key in strings if key != named]
+    if not spans and not labels and len(others) > 1:
+        listed = ", ".join(others)
+        raise row.error(f"JSON-MIN does not say which of {listed} is the label; export as JSON, or leave the rest out")
+    if not spans and not labels:
+        labels = [row.data[key] for key in others]
+    found: dict[str, Any] = {"text": text, "labels": labels} if labels else {"text": text}
+    return Row(row.where, found | {"spans": _in_code_points(text, spans)} if spans or not labels else found)
+
+
+def _spans(value: Any, kind: str) -> list[Span]:
+    """Return a span for each label of a region.
+
+    Of hypertext, whose ends are places in elements, the global offsets are taken, which its text has to confirm.
+    """
+    plain = type(value["start"]) is int
+    ends, text = (value, value.get("text")) if plain else (value["globalOffsets"], value["text"])
+    return [_span(ends["start"], ends["end"], label, text) for label in value[kind]]
+
+
+def _in_code_points(text: str, spans: list[Span]) -> list[Span]:
+    """Return spans in code points; releases of Label Studio before the end of 2021 counted UTF-16 units.
+
+    They are taken for that if the texts of the spans agree with units alone.
+    """
+    said = [span for span in spans if isinstance(span.get("text"), str) and type(span["stop"]) is int]
+    if all(text[span["start"] : span["stop"]] == span["text"] for span in said):
+        return spans
+    if any(utf16_part(text, span["start"], span["stop"]) != span["text"] for span in said):
+        return spans
+    return [{**span, **{end: len(utf16_part(text, 0, span[end])) for end in ("start", "stop")}} for span in spans]
 
 
 def _cluener(row: Row) -> Iterator[Row]:
@@ -172,34 +213,43 @@ def _answer(answer: Any) -> Any:
 
 
 def _duie(row: Row) -> Iterator[Row]:
-    triples = []
+    text, triples, missing = row.get("text", str), [], 0
     for each in _dicts(row, row.get("spo_list", list, default=[]), "spo_list", "subject", "predicate", "object"):
         objects = each["object"] if isinstance(each["object"], dict) else {"@value": each["object"]}
         for part, found in objects.items():  # of DuIE 2.0: "@value" and further parts, such as "inWork"
             label = each["predicate"] if part == "@value" else f"{each['predicate']}.{part}"
-            triples.append([each["subject"], label, found])
-    yield Row(row.where, {"text": row.get("text", str), "triples": triples})
+            if any(isinstance(end, str) and end not in text for end in (each["subject"], found)):
+                missing += 1  # as bert4keras does, it is left out
+            else:
+                triples.append([each["subject"], label, found])
+    yield Row(row.where, {"text": text, "triples": triples} | ({"missing": missing} if missing else {}))
 
 
-def _with_relations(row: Row, text: str, spans: Mapping[Any, Any], triples: Iterable[tuple[Any, str, Any]]) -> Row:
-    found, numbers = [], {key: number for number, key in enumerate(spans)}
+def _with_relations(
+    row: Row, text: str, spans: Sequence[tuple[Any, Span]], triples: Iterable[tuple[Any, str, Any]]
+) -> Row:
+    """Make a row of spans after their ids, which relations name; of several spans with an id the first is meant."""
+    found, numbers = [], dict[Any, int]()
+    for number, (id, _) in enumerate(spans):
+        numbers.setdefault(id, number)
     for subject, label, target in triples:
-        if subject not in spans or target not in spans:
+        if subject not in numbers or target not in numbers:
             raise row.error(f"a relation {label!r} is from {subject!r} to {target!r}; expected ids of its spans")
         found.append({"subject": numbers[subject], "object": numbers[target], "label": label})
-    made: dict[str, Any] = {"text": text, "spans": list(spans.values())}
+    made: dict[str, Any] = {"text": text, "spans": [span for _, span in spans]}
     return Row(row.where, made | {"relations": found} if found else made)
 
 
-def _span(start: Any, stop: Any, label: Any, text: Any = None) -> dict[str, Any]:
+def _span(start: Any, stop: Any, label: Any, text: Any = None) -> Span:
     made = {"start": start, "stop": stop, "label": label}
     return made if text is None else made | {"text": text}
 
 
 def _text(row: Row, data: Data) -> str:
-    text = data.get("text", next((value for value in data.values() if isinstance(value, str)), None))
+    strings = [value for value in data.values() if isinstance(value, str)]
+    text = data.get("text", strings[0] if len(strings) == 1 else None)
     if not isinstance(text, str):
-        raise row.error("it has no text; expected it as 'text'")
+        raise row.error("it has no text; expected it as 'text', or as the only string of the data")
     return text
 
 
@@ -212,12 +262,18 @@ def _dicts(row: Row, found: Any, key: str, *keys: str) -> list[dict[str, Any]]:
     return found
 
 
-def _one_label(rows: Sequence[Row]) -> Iterator[Row]:
-    """Give rows with "labels" their only label as "label", if no row of the file has several or none."""
+def _alike(rows: Sequence[Row]) -> Iterator[Row]:
+    """Give rows with "labels" their only label as "label", if no row of the file has several or none.
+
+    A row without "spans" gets an empty list if another row has some.
+    """
     single = all(len(row.data["labels"]) == 1 for row in rows if "labels" in row.data)
+    spans: dict[str, Any] = {"spans": []} if any(row.data.get("spans") for row in rows) else {}
     for row in rows:
-        one = single and "labels" in row.data
-        yield Row(row.where, {"text": row.data["text"], "label": row.data["labels"][0]}) if one else row
+        data = {**spans, **row.data}
+        if single and "labels" in data:
+            data["label"] = data.pop("labels")[0]
+        yield Row(row.where, data)
 
 
 _CONVERTERS: dict[str, Callable[[Row], Iterator[Row]]] = {

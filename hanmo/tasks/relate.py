@@ -76,8 +76,15 @@ class Relate(ItemTask):
     def notes(self, examples: Sequence[Example]) -> list[str]:
         triples = [(ex.row.data["text"], each) for ex in examples for each in triples_of(ex.row)]
         several = sum(any(text.find(part, text.find(part) + 1) >= 0 for part in each[::2]) for text, each in triples)
-        more = f"{several:,} triples have a string that occurs in their text again; the first occurrence is taken"
-        return super().notes(examples) + ([more] if several else [])
+        missing = sum(example.row.data.get("missing", 0) for example in examples)
+        notes = super().notes(examples)
+        if several:
+            notes.append(
+                f"{several:,} triples have a string that occurs in their text again; the first occurrence is taken"
+            )
+        if missing:
+            notes.append(f"{missing:,} triples have a string that is not in their text, and are left out")
+        return notes
 
     def target(self, example: Example, window: Window) -> Arrays:
         found = []

@@ -7,6 +7,7 @@ Spans are half-open and count code points of the row's text: text[start:stop]. K
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,13 +88,15 @@ def spans_of(row: Row, key: str = "spans") -> list[tuple[int, int, str]]:
 def _hint(text: str, span: Mapping[str, Any]) -> str:
     if text[span["start"] : span["stop"] + 1] == span["text"]:
         return "; its end is inclusive, expected one past the last character"
-    units = text.encode("utf-16-le", "surrogatepass")[2 * span["start"] : 2 * span["stop"]].decode(
-        "utf-16-le", "replace"
-    )
-    if units == span["text"]:
+    if utf16_part(text, span["start"], span["stop"]) == span["text"]:
         return "; its ends count UTF-16 units, expected code points"
     place = text.find(span["text"]) if isinstance(span["text"], str) and span["text"] else -1
     return f"; that text begins at {place}" if place >= 0 else ""
+
+
+def utf16_part(text: str, start: int, stop: int) -> str:
+    """Return the part of a text between two places that count UTF-16 units, as JavaScript does."""
+    return text.encode("utf-16-le", "surrogatepass")[2 * start : 2 * stop].decode("utf-16-le", "replace")
 
 
 def read_rows(source: str | Path | Iterable[Row | Mapping[str, Any]]) -> list[Row]:
@@ -142,19 +145,27 @@ def as_rows(items: Iterable[Item]) -> Iterator[Row]:
 def count_duplicates(rows: Sequence[Row], others: Sequence[Row] | None = None, *, key: Key = texts_of) -> int:
     """Count the rows whose texts occurred in an earlier row or, if `others` are given, occur in one of these."""
     if others is not None:
-        seen = {key(row) for row in others}
-        return sum(key(row) in seen for row in rows)
-    return len(rows) - len({key(row) for row in rows})
+        seen = {_unordered(key(row)) for row in others}
+        return sum(_unordered(key(row)) in seen for row in rows)
+    return len(rows) - len({_unordered(key(row)) for row in rows})
 
 
-def split(rows: Sequence[Row], share: float, *, key: Key = texts_of, seed: int = 0) -> tuple[list[Row], list[Row]]:
+def split(
+    rows: Sequence[Row],
+    share: float,
+    *,
+    key: Key = texts_of,
+    labels: Callable[[Row], Iterable[str]] = lambda row: (),
+    seed: int = 0,
+) -> tuple[list[Row], list[Row]]:
     """Hold out a share of the rows, drawn by the seed; rows of equal texts, or `key`, stay on one side.
 
+    labels: of a row; the last rows of a label are held out only where there are too few others.
     Raises DataError if one side would be empty, or the share is not between 0 and 1.
     """
     if not 0 < share < 1:
         raise DataError(f"the share held out is {share}; expected a number between 0 and 1")
-    order = _groups(rows, key, seed)
+    order = _rare_last(_groups(rows, key, seed), [set(labels(row)) for row in rows])
     held: set[int] = set()
     for group in order[:-1]:
         if len(held) >= max(1, round(share * len(rows))):
@@ -188,7 +199,25 @@ def _groups(rows: Sequence[Row], key: Key, seed: int) -> list[list[int]]:
     """Return the numbers of rows of equal keys together, the groups in an order drawn by the seed."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for number, row in enumerate(rows):
-        groups.setdefault(key(row), []).append(number)
+        groups.setdefault(_unordered(key(row)), []).append(number)
     order = list(groups.values())
     random.Random(seed).shuffle(order)
     return order
+
+
+def _unordered(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what is equal for the pairs (a, b) and (b, a)."""
+    return tuple(sorted(texts))
+
+
+def _rare_last(groups: Sequence[list[int]], labels: Sequence[set[str]]) -> list[list[int]]:
+    """Put groups last without which, and without those before them, no row of some label would be left."""
+    left, free, needed = Counter(label for some in labels for label in some), [], []
+    for group in groups:
+        own = Counter(label for number in group for label in labels[number])
+        if any(left[label] <= count for label, count in own.items()):
+            needed.append(group)
+        else:
+            free.append(group)
+            left -= own
+    return free + needed

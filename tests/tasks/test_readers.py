@@ -193,6 +193,103 @@ OTHER = {
         [{"data": {"review": "好"}, "annotations": [{"result": [{"type": "choices", "value": {"choices": ["正"]}}]}]}],
         [{"text": "好", "label": "正"}],
     ),
+    "label studio, choices beside spans": (
+        "a.json",
+        [
+            {
+                "data": {"text": TEXT},
+                "annotations": [
+                    {
+                        "result": [
+                            STUDIO["annotations"][0]["result"][0],
+                            {"type": "choices", "value": {"choices": ["正"]}},
+                        ]
+                    }
+                ],
+            },
+            {"data": {"text": "好"}, "annotations": [{"result": [{"type": "choices", "value": {"choices": ["负"]}}]}]},
+        ],
+        [
+            {"text": TEXT, "spans": [{"start": 0, "stop": 2, "label": "PER", "text": "李明"}], "label": "正"},
+            {"text": "好", "spans": [], "label": "负"},
+        ],
+    ),
+    "label studio, a region of two labels": (
+        "a.json",
+        [
+            {
+                "data": {"text": "北京"},
+                "annotations": [
+                    {"result": [{"id": "x", "type": "labels", "value": {"start": 0, "end": 2, "labels": ["A", "B"]}}]}
+                ],
+            }
+        ],
+        [{"text": "北京", "spans": [{"start": 0, "stop": 2, "label": label} for label in "AB"]}],
+    ),
+    "label studio, hypertext": (
+        "a.json",
+        [
+            {
+                "data": {"html": "他在北京"},
+                "annotations": [
+                    {
+                        "result": [
+                            {
+                                "type": "hypertextlabels",
+                                "value": {
+                                    "start": "/text()[1]",
+                                    "end": "/text()[1]",
+                                    "startOffset": 2,
+                                    "endOffset": 4,
+                                    "globalOffsets": {"start": 2, "end": 4},
+                                    "text": "北京",
+                                    "hypertextlabels": ["LOC"],
+                                },
+                            }
+                        ]
+                    }
+                ],
+            }
+        ],
+        [{"text": "他在北京", "spans": [{"start": 2, "stop": 4, "label": "LOC", "text": "北京"}]}],
+    ),
+    "label studio, offsets in UTF-16 units and in code points": (
+        "a.json",
+        [
+            {
+                "data": {"text": "😀北京人"},
+                "annotations": [
+                    {
+                        "result": [
+                            {"type": "labels", "value": {"start": at, "end": at + 2, "text": "北京", "labels": ["LOC"]}}
+                        ]
+                    }
+                ],
+            }
+            for at in (2, 1)
+        ],
+        [{"text": "😀北京人", "spans": [{"start": 1, "stop": 3, "label": "LOC", "text": "北京"}]}] * 2,
+    ),
+    "label studio, short, with other columns": (
+        "a.json",
+        [
+            {
+                "id": 1,
+                "doc_id": "d7",
+                "text": "北京人",
+                "source": "web",
+                "annotation_id": 2,
+                "annotator": "a@b.c",
+                "label": [{"start": 0, "end": 2, "text": "北京", "labels": ["LOC"]}],
+            }
+        ],
+        [{"text": "北京人", "spans": [{"start": 0, "stop": 2, "label": "LOC", "text": "北京"}]}],
+    ),
+    "label studio, short, a choice": (
+        "a.json",
+        [{"id": 1, "review": "好", "annotation_id": 2, "annotator": "a@b.c", "feeling": "正"}],
+        [{"text": "好", "label": "正"}],
+    ),
     "CMRC 2018": (
         "cmrc.json",
         {
@@ -236,13 +333,26 @@ OTHER = {
         "duie_train.json",
         lines(
             {
-                "text": "王雪饰林晴",
+                "text": "王雪在晴天里饰林晴",
                 "spo_list": [
                     {"predicate": "饰演", "subject": "王雪", "object": {"@value": "林晴", "inWork": "晴天"}},
                 ],
             }
         ),
-        [{"text": "王雪饰林晴", "triples": [["王雪", "饰演", "林晴"], ["王雪", "饰演.inWork", "晴天"]]}],
+        [{"text": "王雪在晴天里饰林晴", "triples": [["王雪", "饰演", "林晴"], ["王雪", "饰演.inWork", "晴天"]]}],
+    ),
+    "DuIE, a string that is not in the text": (
+        "train_data.json",
+        lines(
+            {
+                "text": "鲁迅写了狂人日记",
+                "spo_list": [
+                    {"predicate": "作者", "subject": "狂人日记", "object": "鲁迅"},
+                    {"predicate": "国籍", "subject": "鲁迅", "object": "中国"},
+                ],
+            }
+        ),
+        [{"text": "鲁迅写了狂人日记", "triples": [["狂人日记", "作者", "鲁迅"]], "missing": 1}],
     ),
     "WebQA": (
         "WebQA.json",
@@ -363,6 +473,21 @@ def test_latin_words_of_columns_have_spaces_between_them(tmp_path):
             "a.json",
             [STUDIO | {"annotations": [{"result": []}, *STUDIO["annotations"]]}],
             r"^a\.json, item 1: it has 2 annotations that differ; keep the one that is right",
+        ),
+        (
+            "a.json",
+            [STUDIO | {"annotations": [{"result": [{"type": "textarea", "value": {"text": ["x"]}}]}]}],
+            r"^a\.json, item 1: a result has the type 'textarea'; expected labels, hypertextlabels, choices",
+        ),
+        (
+            "a.json",
+            [STUDIO | {"data": {"id": "d7", "review": TEXT}}],
+            r"^a\.json, item 1: it has no text; expected it as 'text', or as the only string of the data",
+        ),
+        (
+            "a.json",
+            [{"id": 1, "text": "好", "annotation_id": 2, "doc_id": "d7", "feeling": "正"}],
+            r"^a\.json, item 1: JSON-MIN does not say which of doc_id, feeling is the label; export as JSON",
         ),
         (
             "a.jsonl",

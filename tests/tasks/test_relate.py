@@ -54,6 +54,12 @@ def test_a_triple_is_bound_to_first_occurrences_and_ambiguous_ones_are_counted(t
     ]
 
 
+def test_triples_that_were_left_out_are_counted():
+    found = read_rows([{"text": TEXT, "triples": [["生", "a", "玄"]], "missing": 2}])[0]
+    notes = task().notes([task().encode(found)])
+    assert notes == ["relations: 1", "2 triples have a string that is not in their text, and are left out"]
+
+
 def test_relations_whose_spans_are_too_far_apart_are_counted():
     one = task()
     far = row((0, 1, "a"), text="天地" * 10, spans=((0, 2), (17, 18)))

@@ -124,6 +124,22 @@ def test_a_split_keeps_equal_texts_together(seed):
     assert (train, dev) == split(rows, 0.2, seed=seed)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_rare_label_stays_in_the_training_rows_and_swapped_pairs_on_one_side(seed):
+    rows = [Row(f"row {n}", {"text": str(n // 2), "label": "rare" if n < 2 else "other"}) for n in range(12)]
+    train, dev = split(rows, 0.3, labels=lambda row: [row.data["label"]], seed=seed)
+    assert {row.data["label"] for row in train} == {"rare", "other"} and len(dev) == 4
+    pairs = [Row("", {"a": a, "b": b}) for a, b in ("天地", "地天", "玄黄", "宇宙")]
+    train, dev = ({texts_of(row) for row in side} for side in split(pairs, 0.4, seed=seed))
+    assert train.isdisjoint((b, a) for a, b in dev)
+    assert count_duplicates(pairs) == 1
+
+
+def test_the_only_rows_of_all_labels_are_held_out_where_there_are_no_others():
+    rows = [Row("", {"text": text, "label": text}) for text in "天地"]
+    assert [len(side) for side in split(rows, 0.5, labels=lambda row: [row.data["label"]])] == [1, 1]
+
+
 def test_too_few_rows_are_not_split():
     with pytest.raises(DataError, match="3 rows with 1 different texts are too few"):
         split(rows_of("一", "一", "一"), 0.5)
