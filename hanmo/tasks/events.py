@@ -144,7 +144,7 @@ def _result(text: str, event: Sequence[tuple[Span, float]]) -> dict[str, Any]:
     for (start, stop, label), score in sorted(event):
         span = {"start": start, "stop": stop, "text": text[start:stop], "score": score}
         if label != kind:
-            made["arguments"].append(span | {"label": label.split(_ROLE)[1]})
+            made["arguments"].append(span | {"label": label.partition(_ROLE)[2]})
         elif score > made.get("trigger", {"score": -torch.inf})["score"]:
             made["trigger"] = span
     return made

@@ -20,7 +20,7 @@ from hanmo.tasks.pointer import Pair
 from hanmo.tasks.rows import Row
 from hanmo.tasks.scores import Counts, count_sets, set_scores
 from hanmo.tasks.task import Arrays, Batch, Example, Result, Task
-from hanmo.tasks.windows import Window, deciding
+from hanmo.tasks.windows import Window, decides
 from hanmo.tokenizers.protocol import Tokenizer
 
 Item: TypeAlias = tuple[Any, ...]
@@ -94,7 +94,7 @@ class PointerTask(Task):
         part = example.windows[number].parts[0]
         tokens = [(first - part.at + part.start, last + 1 - part.at + part.start) for first, last in places]
         first, last = min(start for start, _ in tokens), max(stop for _, stop in tokens)
-        if len(example.windows) > 1 and deciding(example.windows, first, last) != number:
+        if not decides(example.windows, number, first, last):
             return None
         return [example.tokens[0].characters(*span) for span in tokens]
 

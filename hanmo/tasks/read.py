@@ -21,15 +21,18 @@ from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError
 from hanmo.model import Output
 from hanmo.nn.linear import Linear
+from hanmo.tasks.calibration import best_threshold
 from hanmo.tasks.config import TaskConfig
 from hanmo.tasks.divergence import Logits
 from hanmo.tasks.rows import Row, spans_of, texts_of
 from hanmo.tasks.scores import answer_scores
 from hanmo.tasks.task import Arrays, Batch, Example, Result, Task
-from hanmo.tasks.windows import Tokens, Window, deciding
+from hanmo.tasks.windows import Window, deciding
 from hanmo.tokenizers.protocol import Tokenizer
 
 MAX_ANSWER = 32
+ANSWER = "answer"
+"""Name of the threshold of kind "read": how much higher an answer's sum of logits is than that of no answer."""
 
 
 class Reading(Task):
@@ -41,7 +44,7 @@ class Reading(Task):
     main_score = "f1"
     offsets = True
     labelled = False
-    options: ClassVar[dict[str, tuple[str, ...]]] = {"max_answer": (), "unanswered": ()}
+    options: ClassVar[dict[str, tuple[str, ...]]] = {"max_answer": ()}
     passage = 1
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
@@ -74,9 +77,11 @@ class Reading(Task):
 
     def answer_tokens(self, example: Example) -> list[tuple[int, int]]:
         """Return where the first answer is in the tokens of the passage, in every place that it may be."""
-        tokens = example.tokens[self.passage]
-        places = places_of(example.row)
-        return [_cover(tokens, *place) for place in places[0]] if places else []
+        if "answer" not in example.kept:
+            places = places_of(example.row)[:1]
+            example.kept["answer"] = [example.tokens[self.passage].cover(*each) for some in places for each in some]
+        found: list[tuple[int, int]] = example.kept["answer"]
+        return found
 
     def result(self, example: Example, place: tuple[int, int] | None, **more: float) -> Result:
         """Return the result of a row whose answer is these tokens of the passage, or that has none."""
@@ -95,7 +100,12 @@ class Reading(Task):
 
 
 class Read(Reading):
-    """kind "read"."""
+    """kind "read".
+
+    Option "unanswered": whether a passage may have no answer; by default whether a training row has none.
+    """
+
+    options: ClassVar[dict[str, tuple[str, ...]]] = {"max_answer": (), "unanswered": ()}
 
     @classmethod
     def settle(cls, config: TaskConfig, rows: Sequence[Row]) -> TaskConfig:
@@ -121,22 +131,47 @@ class Read(Reading):
 
     def decode(self, example: Example, outputs: Sequence[NDArray[np.float32]]) -> Result:
         """Take the span with the highest sum of logits, as BERT's run_squad.py, each from the window that decides."""
-        best, chosen, probability, empty = -np.inf, (0, 1), 0.0, np.inf
+        best, empty = (-np.inf, 0.0), (np.inf, 0.0)  # scores, each with its probability
+        chosen: tuple[int, int] | None = None
         for number, (window, padded) in enumerate(zip(example.windows, outputs, strict=True)):
             logits = padded[: len(window)].astype(np.float64)
-            empty = min(empty, logits[0].sum())
+            total = np.logaddexp.reduce(logits, 0).sum()
+            empty = min(empty, (logits[0].sum(), float(np.exp(logits[0].sum() - total))))
             part = window.parts[self.passage]
             for score, first, stop in self._spans(logits[part.at : part.at + len(part)]):
                 place = part.start + first, part.start + stop
-                if score <= best:
+                if score <= best[0]:
                     break
                 if deciding(example.windows, *place, text=self.passage) == number:
-                    best, chosen = score, place
-                    probability = float(np.exp(score - np.log(np.exp(logits).sum(0)).sum()))
+                    best, chosen = (score, float(np.exp(score - total))), place
                     break
-        if self.config.options.get("unanswered", False) and empty >= best:
-            return self.result(example, None, probability=0.0)
-        return self.result(example, chosen, probability=probability)
+        none = self.result(example, None, probability=empty[1])
+        if chosen is None:
+            return none
+        found = self.result(example, chosen, probability=best[1])
+        if not self.config.options.get("unanswered", False):
+            return found
+        margin, limit = best[0] - empty[0], self.config.thresholds.get(ANSWER)
+        result = found if margin > (limit or 0.0) else none
+        return result if limit is not None else {**result, "sides": [margin, none, found]}
+
+    def calibrate(self, rows: Sequence[Row], results: Sequence[Result]) -> tuple[TaskConfig, Sequence[Result]]:
+        """Choose how much higher than that of no answer the sum of an answer's logits has to be."""
+        sides = [(row, *result["sides"]) for row, result in zip(rows, results, strict=True) if "sides" in result]
+        if not sides:
+            return self.config, results
+        margins = np.array([margin for _, margin, _, _ in sides])
+        better = np.array([self._f1(row, found) > self._f1(row, none) for row, _, none, found in sides])
+        limit = best_threshold(margins, better, default=0.0)
+
+        def cut(result: Result) -> Result:
+            margin, none, found = result.get("sides", (0.0, result, result))
+            return dict(found if margin > limit else none)
+
+        return replace(self.config, thresholds={ANSWER: limit}), [cut(result) for result in results]
+
+    def _f1(self, row: Row, result: Result) -> float:
+        return self.measure([row], [result])["f1"]
 
     def _spans(self, logits: NDArray[np.float64]) -> Iterable[tuple[float, int, int]]:
         """Yield (sum of logits, start, stop) of spans of the passage's tokens [n, 2], best first."""
@@ -183,9 +218,3 @@ def places_of(row: Row) -> list[list[tuple[int, int]]]:
             raise row.error(f"the answer {answer!r} is not in the text; leave 'answers' empty if the text has none")
         found.append([(start, start + len(answer)) for start in starts])
     return found
-
-
-def _cover(tokens: Tokens, start: int, stop: int) -> tuple[int, int]:
-    """Return the fewest tokens that contain text[start:stop]."""
-    inside = [number for number, (first, last) in enumerate(tokens.offsets) if first < stop and last > start]
-    return (inside[0], inside[-1] + 1) if inside else (0, 0)

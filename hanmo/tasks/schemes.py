@@ -87,6 +87,35 @@ class Scheme:
         allowed = np.where(self.follows, transitions, -np.inf)
         return viterbi(scores, allowed, np.flatnonzero(self._continues), np.flatnonzero(self._stops_later))
 
+    def probabilities(
+        self, scores: NDArray[Any], transitions: NDArray[Any] | float, spans: Sequence[Span]
+    ) -> list[float]:
+        """Return the probability of each span: of the sequences that have it, of all that the scheme allows.
+
+        Arguments as of `viterbi`. By forward and backward sums of the chain (Lafferty et al. 2001), in float64.
+        """
+        if not spans:
+            return []
+        scores = np.array(scores, np.float64)
+        scores[0, self._continues] = scores[-1, self._stops_later] = -np.inf
+        allowed = np.where(self.follows, transitions, -np.inf)
+        between = np.broadcast_to(allowed, (len(scores) - 1, *self.follows.shape))
+        before, after = [scores[0]], [np.zeros(len(self.tags))]
+        for step, change in zip(scores[1:], between, strict=True):
+            before.append(np.logaddexp.reduce(before[-1][:, None] + change, axis=0) + step)
+        for step, change in zip(scores[:0:-1], between[::-1], strict=True):
+            after.append(np.logaddexp.reduce(change + step + after[-1], axis=1))
+        total, found = np.logaddexp.reduce(before[-1]), []
+        for start, stop, label in spans:
+            tags = self.encode([(0, stop - start, label)], stop - start)
+            steps, inside = np.arange(start, stop), before[start][tags[0]]
+            inside += between[steps[:-1], tags[:-1], tags[1:]].sum() + scores[steps[1:], tags[1:]].sum()
+            if stop < len(scores):  # the tag that follows does not continue the span
+                next_tags = between[stop - 1][tags[-1]] + scores[stop] + after[-1 - stop]
+                inside += np.logaddexp.reduce(next_tags[~self._continues])
+            found.append(float(np.exp(inside - total)))
+        return found
+
 
 def viterbi(
     scores: NDArray[Any],

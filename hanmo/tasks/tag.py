@@ -3,8 +3,8 @@
     {"text": …, "spans": [{"start": 0, "stop": 2, "label": "LOC"}]}     forms "BIO", "BMES"
     {"words": ["我们", "在", "北京"]}                                      form "words"
 
-The result has the same keys; each span also has its "text". The tags of a long text are decoded over all of it, from
-the scores that each token has in its deciding window.
+The result has the same keys; each span also has its "text" and "probability". The tags of a long text are decoded over
+all of it, from the scores that each token has in its deciding window.
 """
 
 from collections.abc import Iterable, Sequence
@@ -143,19 +143,14 @@ class Tag(Task):
 
     def _placed(self, example: Example) -> list[tuple[int, int, int]]:
         """Return the spans in tokens, with the numbers of their labels."""
-        tokens = example.tokens[0]
-        starts = {start: place for place, (start, _) in enumerate(tokens.offsets)}
-        stops = {stop: place + 1 for place, (_, stop) in enumerate(tokens.offsets)}
-        found = []
-        for start, stop, label in self.spans(example.row):
-            place = (starts[start], stops[stop]) if start in starts and stop in stops else tokens.find(start, stop)
-            if place is not None:
-                found.append((*place, self.number[label]))
-        return found
+        places = [(example.tokens[0].find(start, stop), label) for start, stop, label in self.spans(example.row)]
+        return [(*place, self.number[label]) for place, label in places if place is not None]
 
     def target(self, example: Example, window: Window) -> Arrays:
         part = window.parts[0]
-        tags = self.scheme.encode(self._placed(example), len(example.tokens[0]))[part.start : part.stop]
+        if "tags" not in example.kept:
+            example.kept["tags"] = self.scheme.encode(self._placed(example), len(example.tokens[0]))
+        tags = example.kept["tags"][part.start : part.stop]
         row = np.full(len(window), -1, np.int64)
         row[part.at : part.at + len(part)] = tags
         if self.config.head == "crf":
@@ -198,17 +193,15 @@ class Tag(Task):
     def decode(self, example: Example, outputs: Sequence[tuple[NDArray[Any], NDArray[Any] | None]]) -> Result:
         tokens, text = example.tokens[0], example.tokens[0].text
         scores = merge_tokens(example.windows, [each for each, _ in outputs])
-        transitions = outputs[0][1]
-        if transitions is None:
-            path = self.scheme.path(scores)
-        elif self.config.head == "crf":
-            path = self.scheme.path(scores, transitions)
-        else:
-            path = self.scheme.path(*memm_scores(scores, transitions))
-        spans = []
-        for first, last, label in self.scheme.decode(path):
+        transitions: NDArray[Any] | float = 0.0 if outputs[0][1] is None else outputs[0][1]
+        if self.config.head == "memm":
+            scores, transitions = memm_scores(scores, np.asarray(transitions))
+        found, spans = self.scheme.decode(self.scheme.path(scores, transitions)), []
+        odds = self.scheme.probabilities(scores, transitions, found)
+        for (first, last, label), probability in zip(found, odds, strict=True):
             start, stop = tokens.characters(first, last)
-            spans.append({"start": start, "stop": stop, "label": self.config.labels[label], "text": text[start:stop]})
+            span = {"start": start, "stop": stop, "label": self.config.labels[label], "text": text[start:stop]}
+            spans.append({**span, "probability": probability})
         return {"spans": spans} | ({"words": [s["text"] for s in spans]} if self.config.form == "words" else {})
 
     def measure(self, rows: Sequence[Row], results: Sequence[Result]) -> dict[str, float]:

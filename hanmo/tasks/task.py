@@ -8,7 +8,7 @@ batch ─ forward ─► outputs ─┬─ losses ─► [windows]        (train
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,11 +35,15 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Example:
-    """A row as the model reads it: the tokens of its texts, and the windows that cover them."""
+    """A row as the model reads it: the tokens of its texts, and the windows that cover them.
+
+    kept: what a kind computes once for all windows and epochs.
+    """
 
     row: Row
     tokens: tuple[Tokens, ...]
     windows: list[Window]
+    kept: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Task(ABC):
@@ -51,6 +55,7 @@ class Task(ABC):
     offsets: whether tokens need offsets.   pooled: whether the head takes `Output.pooled` where pooling is "pooler".
     padding: fill value of a target's padding, by its name; 0 by default.   labelled: whether there are labels.
     encodes: whether it reads by an encoder, whose attention may be chosen.
+    paired: whether it learns from single texts or from pairs, and then takes those alone.
     noun: what rows must have some of, if a label does not have to be in each.
     options: names of `TaskConfig.options`, each with the heads or forms that use it; () for all.
     """
@@ -64,6 +69,7 @@ class Task(ABC):
     padding: ClassVar[dict[str, int]] = {}
     labelled: ClassVar[bool] = True
     encodes: ClassVar[bool] = True
+    paired: ClassVar[bool] = False
     noun: ClassVar[str] = ""
     options: ClassVar[dict[str, tuple[str, ...]]] = {}
 
@@ -87,7 +93,8 @@ class Task(ABC):
             if cls.options[name] and chosen.isdisjoint(cls.options[name]):
                 users = " or ".join(map(repr, cls.options[name]))
                 raise ConfigError(f"the option {name!r} has no effect here, only with head, form or pooling {users}")
-        for name, used in (("pooling", cls.pooled), ("labels", cls.labelled), ("attention", cls.encodes)):
+        used_by = (("pooling", cls.pooled), ("labels", cls.labelled), ("attention", cls.encodes), ("keys", cls.paired))
+        for name, used in used_by:
             if (value := getattr(config, name)) and not used:
                 raise ConfigError(f"{name} is {value!r}, which kind {config.kind!r} does not use; leave {name} out")
         if config.attention == "causal" and config.pooling in ("pooler", "first"):
@@ -229,7 +236,7 @@ class Task(ABC):
             )
         pool = "none"
         if self.pooled and self.pooling == "pooler":
-            pool = "tanh" if config.pool == "none" else config.pool
+            pool = new_pooler(config) if config.pool == "none" else config.pool
         encoder = replace(main, mask=attention or main.mask)
         return replace(
             config, encoder=encoder, decoder=None, output=self.output, pool=pool, nsp=False, discriminator=False
@@ -311,6 +318,11 @@ class TaskNetwork(nn.Module):
         """Return an equal network without weights, on "meta"."""
         with torch.device("meta"):
             return TaskNetwork(self.backbone.empty(), self.task.head(self.backbone.config), self.task)
+
+
+def new_pooler(config: ModelConfig) -> str:
+    """Return the activation of a pooler that a checkpoint lacks: that of the family's classifier in transformers."""
+    return {"electra": "gelu_erf", "roformer": config.main.activation}.get(config.family, "tanh")
 
 
 def weighted_mean(losses: Tensor, weight: Tensor) -> Tensor:

@@ -10,9 +10,11 @@ Nothing is cut off. Knows tokenizers; knows no model and no kind of task.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import product, takewhile
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -45,10 +47,16 @@ class Tokens:
 
         Characters without a token, such as spaces, may surround them.
         """
-        inside = [n for n, (first, last) in enumerate(self.offsets) if first < stop and last > start]
-        if not inside or self.offsets[inside[0]][0] < start or self.offsets[inside[-1]][1] > stop:
+        first, last = self.cover(start, stop)
+        if first == last or self.offsets[first][0] < start or self.offsets[last - 1][1] > stop:
             return None
-        return inside[0], inside[-1] + 1
+        return first, last
+
+    def cover(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the fewest tokens (start, stop) that contain text[start:stop]; (0, 0) if none has a part of it."""
+        first = bisect_right(self.offsets, start, key=itemgetter(1))
+        last = bisect_left(self.offsets, stop, key=itemgetter(0))
+        return (first, last) if first < last else (0, 0)
 
 
 @dataclass(frozen=True)
@@ -132,11 +140,27 @@ def deciding(windows: Sequence[Window], start: int, stop: int, *, text: int = 0)
     for number, window in enumerate(windows):
         part = window.parts[text]
         if part.start <= start and stop <= part.stop:
-            left = start - part.start if part.start else length
-            right = part.stop - stop if part.stop < length else length
-            if best is None or min(left, right) > best[0]:
-                best = min(left, right), number
+            margin = min(*_margins(part, start, stop, length))
+            if best is None or margin > best[0]:
+                best = margin, number
     return None if best is None else best[1]
+
+
+def decides(windows: Sequence[Window], number: int, start: int, stop: int) -> bool:
+    """Return whether window `number`, which has these tokens of a row's only text, is the `deciding` one.
+
+    It looks at the windows beside it alone, so that many questions about a long text stay cheap.
+    """
+    length = windows[-1].parts[0].stop
+
+    def margins(numbers: Iterable[int]) -> Iterator[int]:
+        parts = (windows[each].parts[0] for each in numbers)
+        around = takewhile(lambda part: part.start <= start and stop <= part.stop, parts)
+        return (min(*_margins(part, start, stop, length)) for part in around)
+
+    (own,) = margins([number])
+    before, after = margins(range(number - 1, -1, -1)), margins(range(number + 1, len(windows)))
+    return all(margin < own for margin in before) and all(margin <= own for margin in after)
 
 
 def merge_tokens(windows: Sequence[Window], arrays: Sequence[NDArray[Any]], *, text: int = 0) -> NDArray[Any]:
@@ -149,12 +173,21 @@ def merge_tokens(windows: Sequence[Window], arrays: Sequence[NDArray[Any]], *, t
         return arrays[0][part.at : part.at + len(part)]
     length = max(window.parts[text].stop for window in windows)
     merged = np.empty((length, *arrays[0].shape[1:]), arrays[0].dtype)
-    for token in range(length):
-        chosen = deciding(windows, token, token + 1, text=text)
-        assert chosen is not None
-        part = windows[chosen].parts[text]
-        merged[token] = arrays[chosen][part.at + token - part.start]
+    best = np.full(length, -1)
+    for window, array in zip(windows, arrays, strict=True):
+        part = window.parts[text]
+        tokens = np.arange(part.start, part.stop)
+        margin = np.minimum(*_margins(part, tokens, tokens + 1, length))
+        better = margin > best[tokens]
+        best[tokens[better]] = margin[better]
+        merged[tokens[better]] = array[part.at : part.at + len(part)][better]
     return merged
+
+
+def _margins(part: Part, start: Any, stop: Any, length: int) -> tuple[Any, Any]:
+    """Return how far tokens, numbers or arrays, are from the edges of a part; those of the text are `length` away."""
+    left = start - part.start if part.start else 0 * start + length
+    return left, part.stop - stop if part.stop < length else 0 * stop + length
 
 
 class _Marks:

@@ -167,3 +167,10 @@ def test_rows_without_events_are_refused():
 def test_a_window_without_spans_has_no_links():
     assert outputs(task(), links=[]) == ([], [])
     assert np.array_equal(task().target(task().encode(row()), task().encode(row()).windows[0])["first"], [[[0, 0]]])
+
+
+def test_a_role_may_hold_the_mark_that_joins_it_to_its_event():
+    one = task(labels=("生|子|女",))
+    result = one.decode(one.encode(row()), [outputs(one, (0, 4, 5), links=[])])
+    assert [span["label"] for span in result["events"][0]["arguments"]] == ["子|女"]
+    assert events_of(row(*result["events"]))[0].spans == ((3, 5, "生|子|女"),)

@@ -103,7 +103,7 @@ def test_the_loss_of_a_span_is_the_mean_cross_entropy_of_its_ends():
 
 
 def test_the_best_span_of_all_is_taken():
-    one = task(unanswered=True)
+    one = Read(replace(task(unanswered=True).config, thresholds={"answer": 0.0}), TOKENIZER)
     example = one.encode(row())
     part = example.windows[0].parts[1]
     logits = np.random.default_rng(0).normal(size=(len(example.windows[0]), 2)).astype(np.float32)
@@ -119,8 +119,33 @@ def test_the_best_span_of_all_is_taken():
     odds = np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum(0)
     assert result["probability"] == pytest.approx(odds[part.at + first, 0] * odds[part.at + last, 1], rel=1e-9)
     logits[0] = 9
-    assert one.decode(example, [logits]) == {"answer": "", "start": None, "stop": None, "probability": 0.0}
+    odds = np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum(0)
+    none = {"answer": "", "start": None, "stop": None, "probability": pytest.approx(odds[0].prod(), rel=1e-9)}
+    assert one.decode(example, [logits]) == none
     assert task().decode(example, [logits])["start"] == first
+
+
+def test_how_sure_an_answer_has_to_be_is_chosen_on_dev_rows():
+    one = task(unanswered=True)
+    rows = [row(TEXT, [TEXT[:1]]), row(TEXT), row(TEXT, [TEXT[:1]]), row(TEXT)]
+    examples, outputs = [one.encode(each) for each in rows], []
+    for example, margin in zip(examples, (3.0, 1.0, 2.0, -1.0), strict=True):
+        logits = np.zeros((len(example.windows[0]), 2), np.float32)
+        logits[0, 0], logits[example.windows[0].parts[1].at] = 10.0 - margin, 5.0
+        outputs.append([logits])
+    results = [one.decode(*each) for each in zip(examples, outputs, strict=True)]
+    assert one.measure(rows, results)["f1"] == 0.75
+    config, cut = one.calibrate(rows, results)
+    assert 1 < config.thresholds["answer"] < 2
+    assert one.measure(rows, cut)["f1"] == 1
+    assert [Read(config, TOKENIZER).decode(*each) for each in zip(examples, outputs, strict=True)] == cut
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_passage_without_a_token_has_no_answer(kind, tmp_path):
+    pipeline = untrained(tmp_path, task(kind).config)
+    result = pipeline.predict({"text": "\u200b", "question": "日月"})
+    assert (result["answer"], result["start"], result["stop"]) == ("", None, None)
 
 
 def test_an_answer_past_the_first_window_has_the_offsets_of_the_text():

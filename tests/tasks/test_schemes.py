@@ -53,6 +53,24 @@ def test_the_best_path_is_the_best_of_all_that_the_scheme_allows(name):
     assert one.path(np.zeros((0, count))).tolist() == []
 
 
+@pytest.mark.parametrize("steps", [1, 3, 4])
+@pytest.mark.parametrize("name", SCHEMES)
+def test_the_probability_of_a_span_is_that_of_the_sequences_that_have_it(name, steps):
+    one, draw = scheme(name), np.random.default_rng(steps)
+    count = len(one.tags)
+    scores, between = draw.normal(size=(steps, count)), draw.normal(size=(steps - 1, count, count))
+    paths = [path for path in itertools.product(range(count), repeat=steps) if is_allowed(one, path)]
+    odds = {
+        path: np.exp(sum(scores[range(steps), path]) + sum(between[range(steps - 1), path[:-1], path[1:]]))
+        for path in paths
+    }
+    held = {path: one.decode(path) for path in odds}
+    spans = sorted({span for found in held.values() for span in found})
+    expected = [sum(odds[path] for path in odds if span in held[path]) / sum(odds.values()) for span in spans]
+    assert one.probabilities(scores, between, spans) == pytest.approx(expected, rel=1e-9)
+    assert one.probabilities(scores, 0.0, []) == []
+
+
 def is_allowed(one: Scheme, path: tuple[int, ...]) -> bool:
     """Whether the tags are those of the spans they stand for."""
     return one.encode(one.decode(path), len(path)).tolist() == list(path)
@@ -60,7 +78,6 @@ def is_allowed(one: Scheme, path: tuple[int, ...]) -> bool:
 
 @pytest.mark.parametrize(("name", "theirs"), [("BIO", "IOB2"), ("BMES", "IOBES")])
 def test_strict_f1_equals_seqeval_s(name, theirs):
-    pytest.importorskip("seqeval", exc_type=ImportError)
     from seqeval import metrics
     from seqeval import scheme as schemes
 

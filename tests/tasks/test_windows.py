@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from toy_tasks import VOCABULARY
 
 from hanmo.errors import ConfigError
-from hanmo.tasks.windows import Part, Window, deciding, make_windows, merge_tokens, tokenize
+from hanmo.tasks.windows import Part, Tokens, Window, decides, deciding, make_windows, merge_tokens, tokenize
 from hanmo.tokenizers import WordPiece
 
 TOKENIZER = WordPiece(VOCABULARY)
@@ -110,7 +110,8 @@ def test_every_short_span_has_one_deciding_window(length, max_length, size):
     for start in range(max(0, length - size) + 1 if size <= min(length, max_length - 2) else 0):
         chosen = deciding(windows, start, start + size)
         assert chosen is not None
-        assert windows[chosen].parts[0].place(start, start + size) is not None
+        whole = [n for n, window in enumerate(windows) if window.parts[0].place(start, start + size) is not None]
+        assert [n for n in whole if decides(windows, n, start, start + size)] == [chosen]
 
 
 def test_merged_tokens_come_from_the_deciding_window():
@@ -130,3 +131,23 @@ def test_a_part_places_tokens_in_a_window():
     assert part.place(19, 20) == (13, 14)
     assert part.place(9, 12) is None
     assert part.place(19, 21) is None
+
+
+@pytest.mark.parametrize("texts", [2, 1])
+def test_long_texts_are_merged_without_a_pass_over_all_windows_for_each_token(texts):
+    parts = [Part(1, start, start + 4) for start in range(0, 40_000, 2)]
+    windows = [Window([0] * 6, [0] * 6, (part,) * texts) for part in parts]
+    merged = merge_tokens(windows, [np.arange(6) + part.start for part in parts], text=texts - 1)
+    assert (merged == np.arange(len(merged)) + 1).all()
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), max_size=12), st.integers(0, 30), st.integers(1, 6))
+def test_tokens_that_cover_a_part_are_those_that_overlap_it(steps, start, size):
+    offsets, at = [], 0
+    for gap, length in steps:
+        offsets.append((at + gap, at + gap + length))
+        at += gap + length
+    tokens = Tokens("天" * 60, [0] * len(offsets), offsets)
+    inside = [n for n, (first, last) in enumerate(offsets) if first < start + size and last > start]
+    found = tokens.cover(start, start + size)
+    assert found == ((inside[0], inside[-1] + 1) if inside else (0, 0))
