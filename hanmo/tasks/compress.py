@@ -74,8 +74,14 @@ class Distill(StepWrapper):
 
         def distilled(network: TaskNetwork, batch: Batch) -> Tensor:
             plain, outputs = observed(loss, network, batch)
-            target = task.logits(predicted(teacher, batch), batch)
-            apart = divergence(task.logits(outputs, batch), target, temperature=self.temperature)
+            target, found = teacher.task.logits(predicted(teacher, batch), batch), task.logits(outputs, batch)
+            theirs, ours = ([tuple(each.values.shape) for each in side] for side in (target, found))
+            if theirs != ours:
+                raise ConfigError(
+                    f"the outputs of the teacher {self.teacher.path} are {theirs}, the student's {ours}; give both the "
+                    "same head and size of vectors"
+                )
+            apart = divergence(found, target, temperature=self.temperature)
             apart = self.temperature**2 * weighted_mean(apart, batch["weight"])
             return (1 - self.weight) * plain + self.weight * apart
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hanmo.config import ModelConfig
-from hanmo.errors import DataError
+from hanmo.errors import ConfigError, DataError
 from hanmo.model import Model, Output
 from hanmo.tasks.classify import pool
 from hanmo.tasks.config import TaskConfig, is_number
@@ -89,6 +89,8 @@ class Embed(Task):
 
     @classmethod
     def settle(cls, config: TaskConfig, rows: Sequence[Row]) -> TaskConfig:
+        if "whitening" in config.options:
+            raise ConfigError("the option 'whitening' is not trained; train without it, then call `whiten` on the task")
         scored = any(score_of(row) is not None for row in rows)
         if not config.form:
             paired = "a" in rows[0].data
@@ -138,6 +140,9 @@ class Embed(Task):
 
     def network(self, config: ModelConfig) -> ModelConfig:
         made = super().network(config)
+        dropout = config.main.dropout if self.config.dropout is None else self.config.dropout
+        if self.config.form == "simcse" and not (dropout or config.main.attention_dropout):
+            raise ConfigError("the model has no dropout, so SimCSE would compare equal vectors; set dropout=0.1")
         chosen = self.config.options.get("pooler")
         return replace(made, pool=chosen) if chosen and made.pool != "none" else made
 

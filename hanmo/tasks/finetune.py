@@ -14,19 +14,18 @@ from rich.console import Console
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from hanmo.errors import ConfigError, MissingFile
+from hanmo.errors import ConfigError
 from hanmo.loading import load
 from hanmo.model_pipeline import ModelPipeline
 from hanmo.tasks.batches import TaskBatches, predict
 from hanmo.tasks.config import TASK_JSON, Score, TaskArgs, TaskConfig, is_number
-from hanmo.tasks.network import build, save_network
+from hanmo.tasks.network import Files, build, save_network, tokenizer_of
 from hanmo.tasks.readers import Source, read_data
 from hanmo.tasks.rows import Row, count_duplicates, split
 from hanmo.tasks.steps import task_loss
 from hanmo.tasks.table import make_task, task_class
 from hanmo.tasks.task import Example, Result, Task, TaskNetwork
 from hanmo.tasks.wrappers import Wrap, describe, wrapped
-from hanmo.tokenizers.load import tokenizer_files
 from hanmo.training import distributed
 from hanmo.training.args import AUTO, TrainArgs
 from hanmo.training.checkpoints import newest, read_state
@@ -101,7 +100,8 @@ def fit(
     config, args = config or TaskConfig(kind=str(kind)), _checked(args or TaskArgs())
     data = prepare(config, train, dev, held_out=args.held_out, seed=args.seed, format=format)
     loaded = model if isinstance(model, ModelPipeline) else load(model, device=device)
-    vocabulary = _vocabulary(loaded)
+    texts = (text for row in data.train[:1000] for text in task_class(config.kind).texts(row))
+    vocabulary = tokenizer_of(loaded, texts)
     task = make_task(_with_length(data.config, loaded), loaded._tokenizer())
     network = _adapted(build(loaded.model, task, seed=args.seed), args)
     examples = [task.encode(row) for row in data.train]
@@ -144,7 +144,8 @@ def prepare(
     rows = read_data(train, format=format)
     if dev is None:
         config = kind.settle(config, rows)
-        rows, held = split(rows, held_out, key=kind.texts, seed=seed)
+        settled = config
+        rows, held = split(rows, held_out, key=kind.texts, labels=lambda row: kind.labels_of(row, settled), seed=seed)
         found = Data(rows, held, config, "held out")
         found.notes.append(f"held out: {len(held):,} of {len(rows) + len(held):,} rows, drawn with seed {seed}")
     else:
@@ -161,7 +162,11 @@ def prepare(
         counts = Counter(label for row in rows for label in kind.labels_of(row, config))
         listed = ", ".join(f"{label} {counts[label]:,}" for label in config.labels[:20])
         found.notes.append(f"labels: {listed}" if len(config.labels) <= 20 else f"labels: {listed} …")
-        found.notes += _unmeasured(config.labels, {label for row in held for label in kind.labels_of(row, config)})
+        measured = {label for row in held for label in kind.labels_of(row, config)}
+        if left := [label for label in config.labels if label not in counts]:
+            found.notes.append(f"{len(left):,} labels are in no training row: {', '.join(left[:10])}")
+        if left := [label for label in config.labels if label not in measured]:
+            found.notes.append(f"{len(left):,} labels are in no dev row: {', '.join(left[:10])}")
     return found
 
 
@@ -197,7 +202,7 @@ def make_optimizer(model: nn.Module, args: TrainArgs, *, layer_decay: float = 1.
 class _Judge:
     """Measures a network on dev rows, and saves it with what the last evaluation found."""
 
-    def __init__(self, task: Task, data: Data, batch: int, vocabulary: Sequence[Path]) -> None:
+    def __init__(self, task: Task, data: Data, batch: int, vocabulary: Files) -> None:
         self.task, self.data, self.batch, self.vocabulary = task, data, batch, vocabulary
         self.config, self.examples = task.config, [task.encode(row) for row in data.dev]
 
@@ -245,14 +250,6 @@ def _adapted(network: TaskNetwork, args: TrainArgs) -> TaskNetwork:
     return network
 
 
-def _vocabulary(loaded: ModelPipeline) -> list[Path]:
-    """Return the tokenizer's files, which the task's folder takes along. Raises MissingFile if there are none."""
-    files = tokenizer_files(loaded.path if loaded.path.is_dir() else loaded.path.parent)
-    if not files:
-        raise MissingFile(f"no vocabulary beside {loaded.path}, which a task needs; put its vocab.txt or *.model there")
-    return files
-
-
 def _with_length(config: TaskConfig, loaded: ModelPipeline) -> TaskConfig:
     """Return the configuration with the length of a window, which the model's positions limit."""
     context = loaded.config.main.context
@@ -281,11 +278,6 @@ def _with_defaults(args: TrainArgs, batches: int, last: Path | None) -> TrainArg
         save_every=batches,
         log_every=max(1, min(20, (steps or 1000) // 50)),
     )
-
-
-def _unmeasured(labels: Sequence[str], measured: set[str]) -> list[str]:
-    left = [label for label in labels if label not in measured]
-    return [f"{len(left):,} labels are in no dev row: {', '.join(left[:10])}"] if left else []
 
 
 def _describe(examples: Sequence[Example], batches: int) -> list[str]:

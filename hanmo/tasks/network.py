@@ -9,11 +9,11 @@ Knows networks and folders. Knows no data and no training.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -23,12 +23,21 @@ from hanmo.checkpoint.open import Location, open_source
 from hanmo.checkpoint.save import save
 from hanmo.checkpoint.shapes import TASK_HEAD
 from hanmo.config import ModelConfig
-from hanmo.errors import TensorMismatch
+from hanmo.errors import ConfigError, MissingFile, TensorMismatch
 from hanmo.model import Model
+from hanmo.model_pipeline import ModelPipeline
 from hanmo.nn.norm import Norm
+from hanmo.pipeline import find_tokenizer
 from hanmo.tasks.config import TASK_JSON, TaskConfig
 from hanmo.tasks.task import Task, TaskNetwork
+from hanmo.tokenizers.added import read_object
+from hanmo.tokenizers.load import tokenizer_files
+from hanmo.tokenizers.protocol import Tokenizer
+from hanmo.tokenizers.wordpiece import WordPiece
 from hanmo.training.lora import has_lora, merge_lora
+
+Files: TypeAlias = Mapping[str, Path | dict[str, Any]]
+"""Files to copy along by their new names, or JSON to write."""
 
 
 def build(model: Model, task: Task, *, seed: int = 0) -> TaskNetwork:
@@ -57,7 +66,12 @@ def build(model: Model, task: Task, *, seed: int = 0) -> TaskNetwork:
 
 
 def save_network(
-    network: TaskNetwork, folder: Path, config: TaskConfig, files: Sequence[Path], *, overwrite: bool = False
+    network: TaskNetwork,
+    folder: Path,
+    config: TaskConfig,
+    files: Files | Sequence[Path],
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Write a folder that `hanmo.load` opens; adapters are merged into the weights.
 
@@ -67,9 +81,41 @@ def save_network(
     if has_lora(backbone):
         backbone = deepcopy(backbone)
         merge_lora(backbone)
-    beside: dict[str, Path | dict[str, Any]] = {file.name: file for file in files}
-    beside[TASK_JSON] = config.to_dict()
-    save(backbone, folder, head=network.head, tokenizer=beside, overwrite=overwrite)
+    beside = files if isinstance(files, Mapping) else {file.name: file for file in files}
+    save(backbone, folder, head=network.head, tokenizer={**beside, TASK_JSON: config.to_dict()}, overwrite=overwrite)
+
+
+def tokenizer_of(loaded: ModelPipeline, texts: Iterable[str] = ()) -> Files:
+    """Return the tokenizer's files, which the task's folder takes along, by their names.
+
+    texts: what the tokenizer of the files has to encode as the model's own does.
+    Raises MissingFile if there are none, ConfigError if they hold another tokenizer than the model was loaded with.
+    """
+    folder = loaded.path if loaded.path.is_dir() else loaded.path.parent
+    files: Files = {file.name: file for file in tokenizer_files(folder)}
+    if not files:
+        raise MissingFile(f"no vocabulary beside {loaded.path}, which a task needs; put its vocab.txt or *.model there")
+    own = loaded._tokenizer()
+    pre_tokenize = own.pre_tokenizes if isinstance(own, WordPiece) else None
+    found = find_tokenizer(folder, None, loaded.config)
+    if isinstance(found, WordPiece) and pre_tokenize not in (None, found.pre_tokenizes):
+        found = find_tokenizer(folder, None, loaded.config, pre_tokenize=pre_tokenize)
+        described = read_object(folder / "tokenizer_config.json")
+        files = {**files, "tokenizer_config.json": {**described, "pre_tokenize": pre_tokenize}}
+    if found is None or not _alike(own, found, texts):
+        raise ConfigError(
+            f"the model was loaded with another tokenizer than the files in {folder} hold, which the task's folder "
+            "takes along; put the right files beside the model"
+        )
+    return files
+
+
+def _alike(one: Tokenizer, other: Tokenizer, texts: Iterable[str]) -> bool:
+    if one.vocab_size != other.vocab_size or one.special != other.special:
+        return False
+    if any(one.id_to_token(number) != other.id_to_token(number) for number in range(one.vocab_size)):
+        return False
+    return all(one.encode(text).ids == other.encode(text).ids for text in texts)
 
 
 def read_head(location: Location, task: Task, model: Model) -> nn.Module:

@@ -22,12 +22,11 @@ from hanmo.pipeline import SMALL
 from hanmo.tasks.batches import predict
 from hanmo.tasks.config import TASK_JSON, TaskConfig
 from hanmo.tasks.embed import Embed, EmbedHead, fit_whitening, nearest
-from hanmo.tasks.network import read_head, save_network
+from hanmo.tasks.network import read_head, save_network, tokenizer_of
 from hanmo.tasks.readers import Source, read_data
 from hanmo.tasks.rows import Item, Row, as_rows
 from hanmo.tasks.table import make_task
 from hanmo.tasks.task import Result, Task, TaskNetwork
-from hanmo.tokenizers.load import tokenizer_files
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,7 +38,7 @@ class TaskPipeline(ModelPipeline):
     def __init__(self, loaded: ModelPipeline, head: nn.Module, task: Task) -> None:
         super().__init__(loaded.config, loaded.model, loaded.tokenizer, loaded.report, loaded.path)
         self.task = task
-        self.network = TaskNetwork(loaded.model, head, task)
+        self.network = TaskNetwork(loaded.model, head, task).eval()
 
     def use_openvino(self, *, weights: str = "float32", threads: int | None = None) -> "Self":
         super().use_openvino(weights=weights, threads=threads)
@@ -95,8 +94,7 @@ class TaskPipeline(ModelPipeline):
         """
         if form != "safetensors":
             raise ConfigError(f"form is {form!r}; expected 'safetensors', which holds the head of a task")
-        folder = self.path if self.path.is_dir() else self.path.parent
-        save_network(self.network, Path(path), self.task.config, tokenizer_files(folder), overwrite=overwrite)
+        save_network(self.network, Path(path), self.task.config, tokenizer_of(self), overwrite=overwrite)
         return Path(path)
 
 
@@ -150,14 +148,14 @@ class EmbedPipeline(TaskPipeline):
         plain = make_task(replace(config, options=config.options | {"whitening": 0}), task.tokenizer)
         assert isinstance(plain, Embed)
         plain.unit = False
-        network = TaskNetwork(self.model, plain.head(self.config), plain)
+        network = TaskNetwork(self.model, plain.head(self.config), plain).eval()
         results = predict(network, map(plain.encode, as_rows(texts)), batch=batch)
         kernel, bias = fit_whitening(np.array([result["vector"] for result in results]), size)
         self.task = make_task(replace(config, options=config.options | {"whitening": size}), task.tokenizer)
         head = self.task.head(self.config)
         assert isinstance(head, EmbedHead)
         head.set_whitening(kernel, bias)
-        self.network = TaskNetwork(self.model, head.to(self.model.token.weight.device), self.task)
+        self.network = TaskNetwork(self.model, head.to(self.model.token.weight.device), self.task).eval()
 
 
 @wraps(loading.load)

@@ -7,17 +7,22 @@ wrap=function                     (loss, network) → loss, with loss(network, b
 """
 
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from inspect import signature
 from typing import Any, TypeAlias
+
+import torch
 
 from hanmo.errors import ConfigError
 from hanmo.tasks.adversarial import Fgm, GradientPenalty, Pgd, Vat
 from hanmo.tasks.compress import Distill, Theseus
 from hanmo.tasks.config import is_number
+from hanmo.tasks.pipeline import TaskPipeline
 from hanmo.tasks.regularize import Focal, RDrop
 from hanmo.tasks.steps import StepWrapper
 from hanmo.tasks.task import TaskNetwork
 from hanmo.training.args import TrainArgs
+from hanmo.training.data.epochs import digest
 from hanmo.training.step import Loss
 
 WRAPPERS: dict[str, type[StepWrapper]] = {
@@ -67,14 +72,27 @@ def wrapped(loss: Loss, network: TaskNetwork, wrap: Wrap | Sequence[Wrap], args:
 
 
 def describe(wrap: Wrap | Sequence[Wrap]) -> str:
-    """Return the names of wrappers, with the numbers of those that are objects."""
+    """Return the names of wrappers, with the numbers of those that are objects, and digests of teachers and texts."""
     found = []
     for each in _several(wrap):
         name = each if isinstance(each, str) else getattr(each, "__name__", type(each).__name__)
         parts = vars(each) if isinstance(each, StepWrapper) else {}
-        numbers = {option: value for option, value in parts.items() if is_number(value)}
-        found.append(f"{name} {numbers}")
+        told = {option: shown for option, value in parts.items() if (shown := _told(value)) is not None}
+        found.append(f"{name} {told}")
     return ", ".join(found)
+
+
+def _told(value: Any) -> Any:
+    """Return a number, the digest of rows or of a network's weights, or None for anything else."""
+    if isinstance(value, TaskPipeline):
+        weights = sha256()
+        for name, tensor in value.network.state_dict().items():
+            weights.update(name.encode())
+            weights.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return weights.hexdigest()
+    if isinstance(value, list):
+        return digest(dict(row.data) for row in value)
+    return value if is_number(value) else None
 
 
 def _several(wrap: Wrap | Sequence[Wrap]) -> Sequence[Wrap]:

@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from toy_pairs import similar_rows
+from toy_relations import relation_rows
 from toy_tasks import entity_rows, key_rows, model_folder, sky_rows
 
 import hanmo
@@ -184,6 +186,23 @@ def test_a_student_that_does_not_fit_its_teacher_is_refused(teacher, tmp_path):
     loaded = ModelPipeline(other.config, other, teacher.tokenizer, teacher.report, teacher.path)
     with pytest.raises(ConfigError, match="has 77 tokens; expected the student's vocabulary of 99"):
         train(loaded, tmp_path / "run", wrap=Distill(teacher))
+
+
+def test_a_teacher_of_other_outputs_is_refused(base, tmp_path):
+    rows = similar_rows(8)
+    config = TaskConfig(kind="embed", pooling="mean", form="cosent")
+    teacher = hanmo.load(train(base, tmp_path / "embed", rows, rows, config, epochs=1).folder)
+    teacher.whiten([row["a"] for row in similar_rows(40)], size=5)
+    message = (
+        r"the outputs of the teacher .* are \[\(8, 2, 5\)\], the student's \[\(8, 2, 32\)\]; give both the same head"
+    )
+    with pytest.raises(ConfigError, match=message):
+        train(base, tmp_path / "student", rows, rows, config, wrap=Distill(teacher))
+    rows = relation_rows(8)
+    heads = [TaskConfig(kind="relate", head=head) for head in ("casrel", "gplinker")]
+    folder = train(base, tmp_path / "casrel", rows, rows, heads[0], epochs=1).folder
+    with pytest.raises(ConfigError, match=r"the outputs of the teacher .* give both the same head and size of vectors"):
+        train(base, tmp_path / "gplinker", rows, rows, heads[1], wrap=Distill(folder))
 
 
 def test_theseus_is_refused_in_several_processes(teacher, monkeypatch):

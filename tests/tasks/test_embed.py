@@ -153,7 +153,8 @@ def test_a_wrong_option_is_named(options, message):
 def test_dev_rows_without_scores_are_refused(tmp_path):
     base, rows = model_folder(tmp_path / "model"), [{"text": "天地玄黄"}, {"text": "宇宙洪荒"}]
     with pytest.raises(DataError, match="row 1: dev rows of 'embed' need 'a', 'b' and a 'score'"):
-        fit(base, train=rows, dev=rows, kind="embed", out=tmp_path / "run", args=TaskArgs(epochs=1))
+        config = TaskConfig(kind="embed", dropout=0.1)
+        fit(base, train=rows, dev=rows, config=config, out=tmp_path / "run", args=TaskArgs(epochs=1))
 
 
 def test_pairs_that_are_not_similar_are_left_out_of_infonce():
@@ -209,7 +210,7 @@ def test_nearest_is_the_sorted_product():
 def loaded(tmp_path_factory) -> EmbedPipeline:
     folder = tmp_path_factory.mktemp("embed")
     base = model_folder(folder / "model")
-    config = TaskConfig(kind="embed", pooling="mean", form="simcse")
+    config = TaskConfig(kind="embed", pooling="mean", form="simcse", dropout=0.1)
     rows = [{"text": row["a"]} for row in alike_rows(32)]
     fit(base, train=rows, dev=similar_rows(20), config=config, out=folder / "run", args=TaskArgs(epochs=1, batch=8))
     pipeline = hanmo.load(folder / "run")
@@ -260,3 +261,17 @@ def test_the_pooler_has_the_activation_of_the_options(tmp_path, activation):
     options = {"pooler": activation}
     task = Embed(TaskConfig(kind="embed", form="cosent", head="linear", options=options), TOKENIZER)
     assert task.network(model.config).pool == activation
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"form": "simcse"}, "the model has no dropout, so SimCSE would compare equal vectors; set dropout=0.1"),
+        ({"options": {"whitening": 8}}, "the option 'whitening' is not trained; train without it, then call `whiten`"),
+    ],
+)
+def test_what_training_cannot_use_is_refused(tmp_path, settings, message):
+    base, rows = model_folder(tmp_path / "model"), similar_rows(8)
+    with pytest.raises(ConfigError, match=message):
+        fit(base, train=rows, dev=rows, config=TaskConfig(kind="embed", **settings), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

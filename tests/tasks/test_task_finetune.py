@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from toy_pairs import question_rows
-from toy_tasks import model_folder, pair_rows, sky_rows
+from toy_tasks import entity_rows, model_folder, pair_rows, sky_rows
 
 import hanmo
 from hanmo.checkpoint.save import save
@@ -18,11 +18,15 @@ from hanmo.families import FAMILIES
 from hanmo.loading import load as load_model
 from hanmo.model import Model
 from hanmo.tasks import TaskArgs, TaskConfig, fit
+from hanmo.tasks.adversarial import Vat
+from hanmo.tasks.compress import Distill
 from hanmo.tasks.finetune import make_optimizer, prepare, task_loss
 from hanmo.tasks.network import build
 from hanmo.tasks.pipeline import open_task
 from hanmo.tasks.rows import Row
 from hanmo.tasks.table import make_task
+from hanmo.tasks.wrappers import describe
+from hanmo.tokenizers import WordPiece
 from hanmo.tokenizers.load import tokenizer_files
 from hanmo.training.args import TrainArgs
 from hanmo.training.checkpoints import read_state
@@ -133,18 +137,21 @@ def test_an_unknown_attention_or_dropout_is_refused(settings, message):
         TaskConfig(kind="classify", **settings)
 
 
-def test_training_ends_without_a_better_score_and_keeps_the_best(base, tmp_path):
-    args = TrainArgs(batch=16, epochs=30, lr=2e-3, early_stopping=2)
-    config = TaskConfig(kind="classify", pooling="mean")
-    fitted = fit(base, train=sky_rows(200), dev=DEV, config=config, out=tmp_path / "run", args=args)
+@pytest.mark.parametrize("kind", ["classify", "tag"])
+def test_training_ends_without_a_better_score_and_keeps_the_best(base, tmp_path, kind):
+    args = TrainArgs(batch=16, epochs=30, lr=2e-3 if kind == "classify" else 6e-3, early_stopping=2)
+    config = TaskConfig(kind=kind, pooling="mean" if kind == "classify" else "")
+    make, name = (sky_rows, "accuracy") if kind == "classify" else (entity_rows, "f1")
+    dev = make(24, seed=1)
+    fitted = fit(base, train=make(200), dev=dev, config=config, out=tmp_path / "run", args=args)
     found = evaluations(tmp_path / "run")
-    scores = [record["evaluation"]["accuracy"] for record in found]
+    scores = [record["evaluation"][name] for record in found]
     best = scores.index(max(scores))
     assert fitted.steps < 30 * 13
     assert best > 0 and len(scores) == best + 3
-    assert fitted.score.value == max(scores)
+    assert fitted.score.value == max(scores) and fitted.score.name == name
     assert fitted.folder.name == f"best-{found[best]['step']:08d}"
-    assert open_task(tmp_path / "run").evaluate(DEV)["accuracy"] == max(scores)
+    assert open_task(tmp_path / "run").evaluate(dev)[name] == max(scores)
 
 
 def test_the_score_before_training_neither_ends_a_run_nor_is_kept_for_an_equal_one(base, tmp_path):
@@ -175,6 +182,19 @@ def test_a_run_is_not_resumed_with_other_data(base, tmp_path, change, says):
     with pytest.raises(CheckpointError, match=says):
         fit(base, out=tmp_path, resume=True, **{**given, "args": TaskArgs(steps=4), **change})
     assert fit(base, out=tmp_path, resume=True, **{**given, "args": TaskArgs(steps=4)}).steps == 4
+
+
+def test_tricks_are_told_apart_by_their_teachers_and_texts(base, tmp_path):
+    fits = [
+        fit(base, train=ROWS, dev=DEV, kind="classify", out=tmp_path / name, args=TaskArgs(steps=1, seed=seed))
+        for seed, name in enumerate(("one", "two"))
+    ]
+    teachers = [str(fitted.folder) for fitted in fits]
+    told = [describe(Distill(teacher)) for teacher in (*teachers, teachers[0])]
+    assert told[0] == told[2] != told[1]
+    texts = [describe(Vat(texts)) for texts in ([{"text": "天"}], [{"text": "地"}], [{"text": "天"}])]
+    assert texts[0] == texts[2] != texts[1]
+    assert describe(["fgm", Vat(["天"], weight=2)]).startswith("fgm {}, Vat {'rows': ")
 
 
 def test_a_longer_run_keeps_the_warmup_that_it_began_with(base, tmp_path):
@@ -214,6 +234,25 @@ def test_a_model_without_its_vocabulary_is_refused(base, tmp_path):
     for model in (tmp_path / "bare", hanmo.load(tmp_path / "bare", tokenizer=base)):
         with pytest.raises(MissingFile, match=r"no vocabulary beside .*, which a task needs; put its vocab\.txt or"):
             fit(model, train=ROWS, dev=DEV, kind="classify", out=tmp_path / "run", args=TaskArgs(steps=1))
+
+
+def test_the_tokenizer_that_was_trained_with_goes_along_or_is_refused(base, tmp_path):
+    def trained(**options):
+        loaded = hanmo.load(base, **options)
+        return fit(loaded, train=ROWS, dev=DEV, kind="classify", out=tmp_path / "run", args=TaskArgs(steps=1)).folder
+
+    tokens = (base.parent / "model-vocab.txt").read_text("utf-8").split()
+    with pytest.raises(
+        ConfigError, match=r"the model was loaded with another tokenizer than the files in .*model hold"
+    ):
+        trained(tokenizer=WordPiece([*tokens[:6], *reversed(tokens[6:])]))
+    with pytest.raises(ConfigError, match="the model was loaded with another tokenizer"):
+        trained(pre_tokenize=lambda text: [text[::-1]])
+    assert not (tmp_path / "run").exists()
+    task = hanmo.load(trained(pre_tokenize=True))
+    assert task.tokenizer.pre_tokenizes
+    task = hanmo.load(task.save(tmp_path / "copy"))
+    assert task.tokenizer.pre_tokenizes and not hanmo.load(base).tokenizer.pre_tokenizes
 
 
 @pytest.mark.parametrize("lora", [None, 4])
@@ -300,6 +339,23 @@ def test_a_task_folder_is_a_model_to_start_from(base, tmp_path):
     assert type(load_model(first.folder)).__name__ == "ModelPipeline"
     fit(first.folder, train=ROWS, dev=DEV, kind="classify", out=tmp_path / "two", args=args)
     assert open_task(tmp_path / "two").labels == ("earth", "sky")
+
+
+@pytest.mark.parametrize(
+    ("rows", "other", "says"),
+    [
+        (ROWS, pair_rows(2), "a pair; the task is one of single texts"),
+        (pair_rows(32), ROWS, "a text; the task is one of pairs, 'a' and 'b'"),
+    ],
+)
+def test_a_task_of_pairs_takes_no_single_texts_nor_one_of_these_pairs(base, tmp_path, rows, other, says):
+    with pytest.raises(DataError, match=f"^row {len(rows) + 1}: it is {says}"):
+        prepare(TaskConfig(kind="classify"), [*rows, other[0]], rows)
+    fit(base, train=rows, dev=rows[:8], kind="classify", out=tmp_path / "run", args=TaskArgs(steps=1))
+    task = open_task(tmp_path / "run")
+    with pytest.raises(DataError, match=f"^text 1: it is {says}"):
+        task.predict(other[:1])
+    assert task.predict(rows[:1])[0]["label"] in ("earth", "sky")
 
 
 def test_a_folder_of_a_model_is_not_a_task(base):
