@@ -16,7 +16,7 @@ from typer import Argument, Option
 from hanmo.cli import options as shared
 from hanmo.cli.options import keep_options, option, read_options, run_options, with_options
 from hanmo.cli.screen import aligned, echo, echo_json, on_screen, say, translating_console
-from hanmo.cli.task_input import read_lines, read_rows, read_settings, read_wrapper
+from hanmo.cli.task_input import read_inputs, read_rows, read_settings, read_wrapper
 from hanmo.cli.train import TRAINING, train_args
 from hanmo.errors import DataError, MissingExtra
 
@@ -77,6 +77,9 @@ Weights = Annotated[
 ]
 Windows = Annotated[int, Option("--batch", min=1, help="Windows computed at once.")]
 Format = Annotated[str | None, Option(help="Format of the data, if it is not recognized.", show_default=False)]
+FileFormat = Annotated[
+    str | None, Option("--format", help="Format of the file, as for fit.", show_default="table for .tsv and .csv")
+]
 
 
 @with_options(_FITTING)
@@ -125,6 +128,7 @@ def predict(
     file: Annotated[
         Path | None, Option(help="A file of texts or JSON objects, one a line.", show_default=False)
     ] = None,
+    format: FileFormat = None,
     out: Annotated[
         Path | None, Option(dir_okay=False, help="The results, in place of standard output.", show_default=False)
     ] = None,
@@ -143,12 +147,15 @@ def predict(
     """
     if texts and file is not None:
         raise typer.BadParameter("give texts or --file, not both")
+    if format is not None and file is None:
+        raise typer.BadParameter("--format is of the rows of a file; give it with --file")
     pipeline = _open(model, device, threads, weights)
     from hanmo.checkpoint.staged import atomic_path
 
-    alone = texts is not None and texts != ["-"]
-    given = ((f"text {number}", text) for number, text in enumerate(texts or (), 1)) if alone else read_lines(file)
-    rows = list(read_rows(given))
+    if texts and texts != ["-"]:
+        rows = list(read_rows((f"text {number}", text) for number, text in enumerate(texts, 1)))
+    else:
+        rows = read_inputs(file, format)
     if not rows:
         raise DataError(f"there is no text in {file or 'what was given'}; expected one on each line")
     results = pipeline.stream_results(rows, batch=batch)

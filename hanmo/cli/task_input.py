@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from hanmo.tasks.steps import StepWrapper
 
 
+def read_inputs(path: Path | None, format: str | None) -> "list[Row]":
+    """Read what is to be predicted: labelled data's formats, or lines of texts and JSON objects.
+
+    format: as for `read_data`; None is a table for .tsv and .csv, else lines.
+    """
+    from hanmo.tasks.readers import read_data
+
+    if path is not None and format is None and path.suffix in (".tsv", ".csv"):
+        format = "table"
+    return list(read_rows(read_lines(path))) if path is None or format is None else read_data(path, format=format)
+
+
 def read_lines(path: Path | None) -> "Iterator[tuple[str, str]]":
     """Yield the lines of a file, or of standard input, that are not empty, each after its place."""
     from hanmo.tasks.readers import read_text

@@ -22,9 +22,9 @@ from hanmo.errors import ConfigError
 from hanmo.model import Output
 from hanmo.nn.linear import Linear
 from hanmo.tasks.calibration import best_threshold, fit_temperature
-from hanmo.tasks.config import TaskConfig, is_number
+from hanmo.tasks.config import KEYS, TaskConfig, is_number
 from hanmo.tasks.divergence import Logits
-from hanmo.tasks.rows import Row, texts_of
+from hanmo.tasks.rows import Row
 from hanmo.tasks.scores import accuracy, label_counts, macro_f1, micro_f1, pearson, spearman
 from hanmo.tasks.task import Arrays, Batch, Example, Result, Task
 from hanmo.tasks.windows import Window
@@ -71,6 +71,7 @@ class Classify(Task):
 
     forms: ClassVar[tuple[str, ...]] = ("single", "multi", "regression")
     pooled = True
+    paired = True
     options: ClassVar[dict[str, tuple[str, ...]]] = {"class_weights": ("single", "multi")}
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
@@ -89,7 +90,8 @@ class Classify(Task):
         if not config.form:
             key = next((key for key in _KEYS if key in rows[0].data), "label")
             config = replace(config, form=_KEYS[key])
-        config = super().settle(config, rows)
+        keys = config.keys or KEYS[len(cls.texts(rows[0])) - 1]
+        config = super().settle(replace(config, keys=keys), rows)
         if config.form != "regression" and len(config.labels) < 2 - (config.form == "multi"):
             least = "a label" if config.form == "multi" else "two or more"
             found = (
@@ -102,7 +104,7 @@ class Classify(Task):
 
     @classmethod
     def check(cls, row: Row, config: TaskConfig) -> None:
-        texts_of(row)
+        cls._check_texts(row, config)
         if config.form == "single":
             row.get("label", str)
         elif config.form == "regression":
@@ -110,6 +112,16 @@ class Classify(Task):
                 raise row.error(f"'score' is {str(row.data['score'])[:100]}; expected a finite number")
         elif not all(isinstance(label, str) for label in row.get("labels", list)):
             raise row.error(f"'labels' is {str(row.data['labels'])[:100]}; expected a list of strings")
+
+    @classmethod
+    def _check_texts(cls, row: Row, config: TaskConfig) -> None:
+        if len(cls.texts(row)) != len(config.keys or cls.texts(row)):
+            found, wanted = ("a text", "pairs, 'a' and 'b'") if len(config.keys) == 2 else ("a pair", "single texts")
+            raise row.error(f"it is {found}; the task is one of {wanted}")
+
+    def encode(self, row: Row) -> Example:
+        self._check_texts(row, self.config)
+        return super().encode(row)
 
     @classmethod
     def labels_of(cls, row: Row, config: TaskConfig) -> Iterable[str]:

@@ -17,6 +17,7 @@ from hanmo.training.args import TrainArgs
 TASK_JSON = "task.json"
 POOLINGS = ("pooler", "mean", "first", "last")
 ATTENTIONS = ("full", "causal")
+KEYS = (("text",), ("a", "b"))
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class TaskConfig:
 
     kind: key of `hanmo.tasks.TASKS`.   form: variant of the kind, such as "multi" of "classify".
     labels: in the order of the head's outputs.   head: name of the kind's head, such as "crf".
+    keys: of a row's texts, ("text",) or ("a", "b"), for kinds that learn from either and then refuse the other.
     pooling: how token vectors become one vector, for kinds that need one: "pooler" (the default), "mean", "first" or
         "last" (the default where attention is "causal").
     attention: "full" or "causal" makes an encoder of a model that reads from left to right, such as a GPT-2: its tokens
@@ -54,6 +56,7 @@ class TaskConfig:
     form: str = ""
     labels: tuple[str, ...] = ()
     head: str = ""
+    keys: tuple[str, ...] = ()
     pooling: str = ""
     attention: str = ""
     dropout: float | None = None
@@ -72,7 +75,9 @@ class TaskConfig:
         _expect("attention", self.attention, self.attention in ("", *ATTENTIONS), f"one of {', '.join(ATTENTIONS)}")
         dropout = 0 if self.dropout is None else self.dropout
         _expect("dropout", dropout, is_number(dropout) and 0 <= dropout < 1, "a number from 0 up to 1")
-        object.__setattr__(self, "labels", tuple(self.labels))
+        for name in ("labels", "keys"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _expect("keys", self.keys, self.keys in ((), *KEYS), '["text"] or ["a", "b"]')
         _expect("labels", self.labels, all(isinstance(label, str) and label for label in self.labels), "strings")
         twice = {label for label in self.labels if self.labels.count(label) > 1}
         _expect("labels", self.labels, not twice, "each label once")
@@ -93,7 +98,7 @@ class TaskConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
-        return asdict(self) | {"labels": list(self.labels)}
+        return asdict(self) | {"labels": list(self.labels), "keys": list(self.keys)}
 
     def to_json(self) -> str:
         """Write the settings as JSON text, one key a line."""
@@ -115,7 +120,7 @@ class TaskConfig:
         values = dict(data)
         try:
             _check_keys(values, cls)
-            for key, kind in (("labels", list), ("thresholds", dict), ("options", dict)):
+            for key, kind in (("labels", list), ("keys", list), ("thresholds", dict), ("options", dict)):
                 _expect(key, values.get(key), isinstance(values.get(key, kind()), kind), f"a JSON {kind.__name__}")
             if values.get("score") is not None:
                 score = values["score"]

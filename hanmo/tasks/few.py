@@ -82,11 +82,6 @@ class Few(Classify):
         return super().settle(replace(config, form=config.form or "single"), rows)
 
     @classmethod
-    def check(cls, row: Row, config: TaskConfig) -> None:
-        super().check(row, config)
-        cls.texts(row)
-
-    @classmethod
     def texts(cls, row: Row) -> tuple[str, ...]:
         texts = super().texts(row)
         if len(texts) > 1:

@@ -146,6 +146,20 @@ def test_texts_lines_and_objects_are_predicted(work):
     assert Path("out.jsonl").read_text("utf-8") == piped.stdout
 
 
+def test_a_file_of_another_format_is_predicted(work):
+    Path("in.tsv").write_text("text\tlabel\n天地玄黄\tsky\n日月盈昃\tearth\n", "utf-8")
+    shutil.copy("in.tsv", "in.data")
+    for words in (("in.tsv",), ("in.data", "--format", "table")):
+        found = run("predict", "--model", "run", "--file", *words).stdout.splitlines()
+        assert [json.loads(line)["label"] for line in found] == ["earth", "sky"]
+    Path("pairs.tsv").write_text("a\tb\n天地\t玄黄\n", "utf-8")
+    assert "pairs.tsv:2: it is a pair; the task is one of single texts" in refused(
+        "predict", "--model", "run", "--file", "pairs.tsv"
+    )
+    alone = run("predict", "--model", "run", "天", "--format", "table")
+    assert alone.exit_code == 2 and "give it with --file" in alone.stderr
+
+
 def test_an_argument_that_is_an_object_is_a_row(work):
     result = run("predict", "--model", "run", '{"text": "天地玄黄"}')
     assert json.loads(result.stdout)["text"] == "天地玄黄"
@@ -406,7 +420,7 @@ def test_a_folder_that_is_no_task_or_lacks_the_head_is_refused(work):
     )
     shutil.copy("run/best/task.json", "model")
     assert "give the folder of a task as hanmo.tasks.fit wrote it" in refused("predict", "--model", "model", "天")
-    write("scores.jsonl", [{"a": "天", "b": "地", "score": 1.0}])
+    write("scores.jsonl", [{"text": "天", "score": 1.0}])
     assert "scores.jsonl:1: 'label' is missing" in refused("evaluate", "scores.jsonl", "--model", "run")
     write("other.jsonl", [{"text": "天", "label": "sea"}])
     assert "other.jsonl:1: the label 'sea' is not in the task of " in refused(

@@ -10,7 +10,8 @@ from hanmo.tasks.config import Score
 from hanmo.tasks.table import task_class
 
 FULL = TaskConfig(
-    kind="classify", form="multi", labels=("甲", "乙"), head="linear", pooling="mean", max_length=128, stride=64,
+    kind="classify", form="multi", labels=("甲", "乙"), head="linear", keys=("a", "b"), pooling="mean",
+    max_length=128, stride=64,
     thresholds={"甲": 0.3}, temperature=1.5, options={"class_weights": {"乙": 2.0}},
     score=Score("micro_f1", 0.9, "dev.jsonl", {"micro_f1": 0.9, "macro_f1": 0.8}),
 )  # fmt: skip
@@ -33,6 +34,8 @@ def test_what_is_written_is_read_back(config, tmp_path):
         ({"labels": "ab"}, "labels is 'ab'; expected a JSON list"),
         ({"labels": ["a", "a"]}, "labels is .* expected each label once"),
         ({"labels": ["a", 1]}, "labels is .* expected strings"),
+        ({"keys": "text"}, "keys is 'text'; expected a JSON list"),
+        ({"keys": ["b", "a"]}, r'keys is .*; expected \["text"\] or \["a", "b"\]'),
         ({"pooling": "max"}, "pooling is 'max'; expected one of pooler, mean, first"),
         ({"max_length": 0}, "max_length is '0'; expected a whole number above 0"),
         ({"stride": 1.5}, "stride is '1.5'; expected a whole number above 0"),
