@@ -26,7 +26,7 @@ from hanmo.tasks.config import TASK_JSON
 from hanmo.tasks.pipeline import TaskPipeline
 from hanmo.tasks.read import Read
 from hanmo.tasks.tag import Tag
-from hanmo.tasks.task import Task, TaskNetwork
+from hanmo.tasks.task import Task, TaskNetwork, new_pooler
 from hanmo.tokenizers.load import tokenizer_files
 
 FORMS = ("huggingface", "onnx")
@@ -46,12 +46,10 @@ class _Classes:
     """The classes of a family in transformers.
 
     word: their names begin with it.   dense: the layer that pools, if it is a part of the head there.
-    pool: the activation of that layer; "" is the network's own.
     """
 
     word: str
     dense: str = ""
-    pool: str = "tanh"
 
 
 _DENSE = "classifier.dense"
@@ -61,8 +59,8 @@ _CLASSES = {
     "roberta": _Classes("Roberta", _DENSE),
     "xlm_roberta": _Classes("XLMRoberta", _DENSE),
     "camembert": _Classes("Camembert", _DENSE),
-    "electra": _Classes("Electra", _DENSE, "gelu_erf"),
-    "roformer": _Classes("RoFormer", _DENSE, ""),
+    "electra": _Classes("Electra", _DENSE),
+    "roformer": _Classes("RoFormer", _DENSE),
 }
 _PROBLEMS = {
     "single": "single_label_classification",
@@ -94,7 +92,7 @@ def export(
     if form == "onnx":
         return _to_onnx(pipeline, Path(path), files, overwrite=overwrite)
     names, data = _in_transformers(pipeline)
-    notes = _notes(pipeline.task, drop_transitions)
+    notes = _of_transitions(pipeline.task, drop_transitions) + _left_out(pipeline.task)
     labels = columns(pipeline.task)
     given = files.get("config.json")
     files["config.json"] = {
@@ -138,7 +136,7 @@ def _in_transformers(pipeline: TaskPipeline) -> tuple[dict[str, str], dict[str, 
         return _layer("head.linear", "classifier"), {"architectures": [f"{classes.word}ForTokenClassification"]}
     if isinstance(task, Read):
         return _layer("head.linear", "qa_outputs"), {"architectures": [f"{classes.word}ForQuestionAnswering"]}
-    needed, pooling = classes.pool or config.main.activation, task.pooling
+    needed, pooling = new_pooler(config), task.pooling
     if pooling != "pooler" or config.pool != needed:
         ours = f"the pooler's activation is {config.pool!r}" if pooling == "pooler" else f"pooling is {pooling!r}"
         raise CheckpointError(
@@ -157,18 +155,25 @@ def _layer(ours: str, theirs: str) -> dict[str, str]:
     return {f"{ours}.{part}": f"{theirs}.{part}" for part in ("weight", "bias")}
 
 
-def _notes(task: Task, drop_transitions: bool) -> list[str]:
-    """Return what transformers does otherwise. Raises ConfigError for transitions that may not be dropped."""
+def _of_transitions(task: Task, drop: bool) -> list[str]:
+    """Return what becomes of transitions in transformers. Raises ConfigError if they may not be dropped."""
+    head = task.config.head
+    if not isinstance(task, Tag) or head == "softmax":
+        return []
+    if not drop:
+        raise ConfigError(
+            f"head is {head!r}, and transformers has no transitions between tags: it would take the best tag of each "
+            "token; accept that with drop_transitions=True, or use form='onnx', which keeps them"
+        )
+    return [f"the {head}'s transitions are left out"]
+
+
+def _left_out(task: Task) -> list[str]:
+    """Return what `predict` does beside the network, which other programs have to do themselves."""
     config = task.config
-    notes = ["transformers reads a text up to its limit of tokens; it makes no windows of a longer one"]
+    notes = ["a text longer than the model's limit of tokens is not divided into windows"]
     if isinstance(task, Tag):
-        if config.head != "softmax" and not drop_transitions:
-            raise ConfigError(
-                f"head is {config.head!r}, and transformers has no transitions between tags: it would take the best "
-                "tag of each token; accept that with drop_transitions=True, or use form='onnx', which keeps them"
-            )
-        lost = f"the {config.head}'s transitions are left out: " if config.head != "softmax" else ""
-        notes.append(f"{lost}each token gets its best tag, also where it cannot follow the one before")
+        notes.append("each token has its scores; predict takes the best tags that may follow one another (Viterbi)")
     if config.temperature != 1:
         notes.append(f"its probabilities are of logits that are not divided by the temperature {config.temperature:g}")
     if config.thresholds:
@@ -189,7 +194,9 @@ class _Graph(nn.Module):
         batch = {"ids": input_ids, "segments": token_type_ids, "mask": attention_mask.bool()}
         several = self.network.task.config.kind == "embed"  # whose batches have an axis of texts
         outputs = self.network({name: each[:, None] for name, each in batch.items()} if several else batch)
-        if isinstance(outputs, Tensor):
+        if several:
+            outputs = {"vector": nn.functional.normalize(outputs, dim=-1)}
+        elif isinstance(outputs, Tensor):
             outputs = {"logits": outputs}
         elif hasattr(outputs, "_asdict"):
             outputs = outputs._asdict()
@@ -234,7 +241,7 @@ def _to_onnx(
         program.save(folder / "model.onnx")
         add_files(folder, {name: file for name, file in files.items() if name != "config.json"})
         add_files(folder, {TASK_JSON: task.config.to_dict()})
-    return Saved(path)
+    return Saved(path, _left_out(task))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from toy_tasks import model_folder, sky_rows, texts
@@ -24,6 +25,7 @@ TAG = TaskConfig(kind="tag", form="BIO", labels=("地名", "PER"), head="softmax
 CRF, MEMM = replace(TAG, head="crf"), replace(TAG, head="memm")
 READ = TaskConfig(kind="read", head="linear", max_length=40)
 EMBED = TaskConfig(kind="embed", form="cosent", head="linear", pooling="mean", max_length=40)
+WHITENED = replace(EMBED, options={"whitening": 5})
 RELATE = TaskConfig(kind="relate", labels=LABELS, head="gplinker", max_length=40)
 EVENTS = TaskConfig(kind="events", labels=("买", "买|人"), head="gplinker", max_length=40)
 SPANS = TaskConfig(kind="spans", labels=LABELS, head="global_pointer", max_length=40)
@@ -39,7 +41,7 @@ def outputs_of(pipeline, batch):
         several = pipeline.task.config.kind == "embed"  # whose batches have an axis of texts
         with torch.inference_mode():
             outputs = pipeline.network({name: array[None] for name, array in arrays.items()} if several else arrays)
-        outputs = outputs[0] if several else outputs
+        outputs = torch.nn.functional.normalize(outputs[0], dim=-1) if several else outputs
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         found.append([each.numpy() for each in outputs if each is not None])
     return found
@@ -56,7 +58,11 @@ def outputs_of(pipeline, batch):
         ("albert", TAG, "AlbertForTokenClassification"),
         ("roberta", SINGLE, "RobertaForSequenceClassification"),
         ("roberta", TAG, "RobertaForTokenClassification"),
+        ("xlm_roberta", SINGLE, "XLMRobertaForSequenceClassification"),
+        ("camembert", SINGLE, "CamembertForSequenceClassification"),
+        ("electra", SINGLE, "ElectraForSequenceClassification"),
         ("electra", TAG, "ElectraForTokenClassification"),
+        ("roformer", SINGLE, "RoFormerForSequenceClassification"),
         ("roformer", TAG, "RoFormerForTokenClassification"),
         ("bert", READ, "BertForQuestionAnswering"),
         ("roformer", READ, "RoFormerForQuestionAnswering"),
@@ -136,12 +142,6 @@ def test_transitions_are_left_out_on_request_alone(tmp_path, config):
             replace(SINGLE, pooling="mean"),
             r"pooling is 'mean', and BertForSequenceClassification has a pooler ",
         ),
-        ("electra", SINGLE, r"activation is 'tanh', and ElectraForSequenceClassification has a pooler with 'gelu_erf'"),
-        (
-            "roformer",
-            SINGLE,
-            r"activation is 'tanh', and RoFormerForSequenceClassification has a pooler with 'gelu_erf'",
-        ),
         (
             "bert",
             replace(TAG, attention="causal"),
@@ -157,6 +157,14 @@ def test_what_transformers_has_no_class_for_is_refused(tmp_path, family, config,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_pooler_that_transformers_has_not_is_refused(tmp_path):
+    pipeline = untrained(tmp_path, SINGLE, family="electra")
+    pipeline.config = replace(pipeline.config, pool="tanh")
+    message = r"activation is 'tanh', and ElectraForSequenceClassification has a pooler with 'gelu_erf' alone"
+    with pytest.raises(CheckpointError, match=message):
+        export(pipeline, tmp_path / "out")
+
+
 FEW = {"words": {"sky": "天", "earth": "地"}}
 MASKS = [
     (TaskConfig(kind="few", form="single", labels=("earth", "sky"), max_length=60, options=FEW), TEXTS),
@@ -167,8 +175,6 @@ MASKS = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("config", "rows"), MASKS, ids=["few", "read_mlm"])
 def test_words_at_masks_equal_torch_in_onnx(tmp_path, config, rows):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
     pipeline = untrained(tmp_path, replace(config, head="linear"))
     saved = export(pipeline, tmp_path / "out", form="onnx")
     examples = [pipeline.task.encode(row) for row in as_rows(rows)]
@@ -182,9 +188,12 @@ def test_words_at_masks_equal_torch_in_onnx(tmp_path, config, rows):
     np.testing.assert_allclose(session.run(None, given)[0], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("config", [replace(RELATE, head="casrel")])
-def test_a_network_that_runs_twice_is_refused_for_onnx(tmp_path, config):
-    with pytest.raises(CheckpointError, match=r"kind 'relate' of CasRel runs its network more than once"):
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [(replace(RELATE, head="casrel"), "relate' of CasRel"), (replace(READ, kind="read_seq2seq"), "read_seq2seq'")],
+)
+def test_a_network_that_runs_twice_is_refused_for_onnx(tmp_path, config, name):
+    with pytest.raises(CheckpointError, match=f"kind '{name} runs its network more than once"):
         export(untrained(tmp_path, config), tmp_path / "out", form="onnx")
 
 
@@ -206,7 +215,9 @@ ONNX = [
             SPANS,
             READ,
             EMBED,
+            WHITENED,
             RELATE,
+            EVENTS,
             replace(SINGLE, pooling="mean"),
         )
     ),
@@ -219,10 +230,12 @@ ONNX = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "config"), ONNX)
 def test_onnx_equals_torch_for_texts_of_unequal_length_in_one_batch(tmp_path, family, config):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
     pipeline = untrained(tmp_path, config, family=family)
+    for buffer in pipeline.network.head.buffers():  # of the whitening
+        buffer.normal_(generator=torch.Generator().manual_seed(0))
     saved = export(pipeline, tmp_path / "out", form="onnx")
+    assert any("windows" in note for note in saved.notes)
+    assert any("Viterbi" in note for note in saved.notes) == (config.kind == "tag")
     session = onnxruntime.InferenceSession(saved.path / "model.onnx", providers=["CPUExecutionProvider"])
     batch = [pipeline.task.tokenizer.encode(text).ids for text in TEXTS]
     assert len({len(ids) for ids in batch}) > 3
@@ -232,6 +245,9 @@ def test_onnx_equals_torch_for_texts_of_unequal_length_in_one_batch(tmp_path, fa
         ids[row, : len(each)], mask[row, : len(each)] = each, 1
     given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
     found = session.run(None, {each.name: given[each.name] for each in session.get_inputs()})
+    if config.kind == "embed":
+        assert [each.name for each in session.get_outputs()] == ["vector"]
+        np.testing.assert_allclose(found[0], pipeline.encode(TEXTS), rtol=0, atol=1e-4)
     for row, expected in enumerate(outputs_of(pipeline, batch)):
         assert len(expected) == len(found)
         for whole, alone in zip(found, expected, strict=True):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from rounding import assert_near
 from test_every_task import assert_close
 from toy_tasks import texts
@@ -12,6 +13,7 @@ from untrained import untrained
 import hanmo
 from hanmo.errors import ConfigError
 from hanmo.tasks import TaskConfig
+from hanmo.tasks.rows import as_rows
 
 CLASSIFY = TaskConfig(kind="classify", form="single", labels=("earth", "sky"), head="linear", max_length=40)
 TAG = TaskConfig(kind="tag", form="BIO", labels=("LOC", "PER"), head="crf", max_length=40)
@@ -37,6 +39,34 @@ def test_float32_predictions_equal_those_of_torch(tmp_path, family, attention, c
     by_torch = pipeline.predict(unequal())
     assert pipeline.use_openvino(threads=1) is pipeline
     assert_close(pipeline.predict(unequal(), batch=5), by_torch)
+
+
+OTHERS = {
+    "spans": TaskConfig(kind="spans", labels=("LOC",), head="global_pointer", max_length=40),
+    "relations": TaskConfig(kind="relate", labels=("in",), head="gplinker", max_length=40),
+    "relations by CasRel": TaskConfig(kind="relate", labels=("in",), head="casrel", max_length=40),
+    "events": TaskConfig(kind="events", labels=("buy", "buy|who"), head="gplinker", max_length=40),
+    "few": TaskConfig(
+        kind="few", form="single", labels=("earth", "sky"), head="linear", max_length=40,
+        options={"words": {"sky": "天", "earth": "地"}},
+    ),
+    "embed": TaskConfig(kind="embed", form="cosent", head="linear", pooling="mean", max_length=40),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_outputs_of_other_kinds_equal_those_of_torch(tmp_path, name):
+    pipeline = untrained(tmp_path, OTHERS[name])
+    examples = [pipeline.task.encode(row) for row in as_rows(unequal())]
+    arrays = pipeline.task.collate([(each, each.windows[0]) for each in examples], targets=False)
+    batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    vectors = pipeline.encode(unequal()) if name == "embed" else None
+    with torch.inference_mode():
+        by_torch = pipeline.network(batch)
+        found = pipeline.use_openvino(threads=1).network(batch)
+    torch.testing.assert_close(found, by_torch, rtol=1e-4, atol=1e-3)
+    if vectors is not None:
+        np.testing.assert_allclose(pipeline.encode(unequal()), vectors, rtol=0, atol=1e-4)
 
 
 def test_pairs_keep_their_segments(tmp_path):

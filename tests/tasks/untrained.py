@@ -27,11 +27,19 @@ def untrained(folder: Path, config: TaskConfig, *, family: str = "bert") -> Task
 
 
 def base_folder(folder: Path, family: str) -> Path:
-    """Write the encoder; RoBERTa and ALBERT are built from a BERT as transformers has them."""
-    changes = {"roberta": {"position_offset": 1}, "albert": {"embedding_size": 16, "shared_layers": True}}
+    """Write the encoder.
+
+    RoBERTa, its kin and ALBERT are made of a BERT as transformers has them; RoFormers are published without a pooler.
+    """
+    changes = {
+        **{family: {"position_offset": 1} for family in ("roberta", "xlm_roberta", "camembert")},
+        "albert": {"embedding_size": 16, "shared_layers": True},
+        "roformer": {},
+    }
     if family not in changes:
         return model_folder(folder, family=family)
-    bert = load(model_folder(folder.with_name("bert")))
-    config = replace(bert.config, family=family, encoder=replace(bert.config.main, **changes[family]))
-    save(Model(replace(config, nsp=False)).initialize(0), folder, tokenizer=tokenizer_files(bert.path.parent))
+    base = load(model_folder(folder.with_name("from"), family="roformer" if family == "roformer" else "bert"))
+    config = replace(base.config, family=family, nsp=False, encoder=replace(base.config.main, **changes[family]))
+    config = replace(config, pool="none") if family == "roformer" else config
+    save(Model(config).initialize(0), folder, tokenizer=tokenizer_files(base.path.parent))
     return folder
