@@ -3,7 +3,8 @@
     python benchmarks/task_goldens.py tests/data/goldens/tasks
 
 FOLDER holds .npz files with arrays named case/array; what they are is told in notes.md beside them. An array counts
-once it was an input of a computation or equals what was computed. Prints `N of N arrays` last; exits with 1 on a miss.
+once it was an input of a computation or equals what was computed. Prints `N of N arrays` last; exits with 1 on a miss,
+or if a file is missing.
 """
 
 import argparse
@@ -460,6 +461,8 @@ def main(given: Iterable[str] | None = None) -> int:
     if not paths:
         parser.error(f"{folder} holds no .npz files; name the folder of the goldens")
     reports = {path.name: run(path) for path in paths}
+    for name in sorted(set(CHECKS) - {path.stem for path in paths}):
+        reports[f"{name}.npz"] = Report(total=1, missed=[f"{folder / name}.npz is missing; it counts as one array"])
     for name, report in reports.items():
         for line in report.missed:
             print(line)
