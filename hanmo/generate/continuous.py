@@ -24,6 +24,8 @@ from hanmo.generate.sampling import Sampling
 from hanmo.generate.speculation import MAX_TOKENS, PromptLookup
 from hanmo.generate.ticket import Event, Failed, Prompt, RowRequest, Stats, Ticket
 
+_SCORED = 64  # ids of a scored prompt in a step: the logits behind each are computed and ranked while other rows wait
+
 
 @dataclass(eq=False)
 class _Row:
@@ -67,8 +69,8 @@ class ContinuousBatch:
     """The rows of one engine.
 
     max_rows: that run at once.   cache_ids: ids for which the caches of these have room; None is no limit.
-    prompt_ids: maximum number of ids of prompts that a step takes. Only the fused step of a causal model reads them as
-    they come; other rows read a prompt at once when its last ids are taken.
+    prompt_ids: maximum number of ids of prompts that a step takes, of scored ones 64. Of the others only the fused step
+    of a causal model reads them as they come; other rows read a prompt at once when its last ids are taken.
     """
 
     def __init__(
@@ -178,10 +180,12 @@ class ContinuousBatch:
         budget, read = self._prompt_ids, []
         for each in self._reading:
             # Where a prompt is divided depends on itself alone, as the division may change how sums are rounded.
-            ids = each.prompt[each.done : each.done + self._prompt_ids]
-            if len(ids) > budget:
+            most = min(self._prompt_ids, _SCORED) if each.scored else self._prompt_ids
+            ids = each.prompt[each.done : each.done + most]
+            cost = len(ids) * (self._prompt_ids // most)
+            if cost > budget:
                 break
-            budget -= len(ids)
+            budget -= cost
             keep = len(ids) if each.scored else int(each.done + len(ids) == len(each.prompt))
             work.append(Piece(each.name, ids, keep))
             read.append(each)

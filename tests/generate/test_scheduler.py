@@ -239,17 +239,18 @@ def test_log_probabilities_are_those_of_the_model_for_text_and_prompt(scheduler_
 
 
 @pytest.mark.parametrize("kind", [ToyEngine, ToyJoiningEngine])
-def test_a_prompt_is_scored_at_once_so_that_other_rows_go_on(kind):
-    engine, tokens = kind(), []
+def test_a_prompt_is_scored_in_few_steps_so_that_other_rows_go_on(kind):
+    engine, tokens = kind(max_positions=200), []
     batch = ContinuousBatch(engine)
     batch.submit([RowRequest(prompt=[1], seed=0)], tokens.append)
     batch.admit()
     batch.step()
-    scored = RowRequest(prompt=[5] * 40, seed=0, top_logprobs=0, prompt_logprobs=True)
-    batch.submit([scored], lambda event: None)
+    for id in (5, 6):
+        batch.submit([RowRequest(prompt=[id] * 65, seed=0, prompt_logprobs=True)], lambda event: None)
     batch.admit()
     batch.step()
-    assert len(tokens) == 2 and engine.steps == [1, 1]  # of the row that runs, and of the prompt behind its first id
+    assert len(tokens) == 2 and batch.stats.prompt_ids == 1 + 64
+    assert engine.steps == [1, 1]  # of the row that runs, and of the prompt behind its first id
 
 
 def test_a_prompt_that_fills_the_model_can_still_be_scored(scheduler_of):
