@@ -90,7 +90,7 @@ class TaskPipeline(ModelPipeline):
     def save(self, path: str | Path, *, form: str = "safetensors", overwrite: bool = False) -> Path:
         """Save network, head, task and vocabulary as a folder, and return its path.
 
-        Raises ConfigError for another form than "safetensors".
+        Raises ConfigError for another form than "safetensors", MissingFile and ConfigError as `tokenizer_of` does.
         """
         if form != "safetensors":
             raise ConfigError(f"form is {form!r}; expected 'safetensors', which holds the head of a task")
