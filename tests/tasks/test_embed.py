@@ -231,6 +231,11 @@ def test_search_finds_a_text_itself(loaded):
         loaded.search(texts[:1], matrix[:, :5])
 
 
+def test_a_prediction_leaves_the_model_without_dropout(loaded):
+    loaded.predict("天地")
+    assert loaded.config.main.dropout and not any(module.training for module in loaded.network.modules())
+
+
 def test_the_vector_of_a_long_text_is_the_mean_of_its_windows(loaded):
     text = "天地玄黄宇宙洪荒" * 12
     example = loaded.task.encode(read_rows([{"text": text}])[0])
