@@ -33,7 +33,7 @@ from hanmo.training.score import Bits, bits_per_character, distinct_unknown_of, 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_SPAN = 16  # maximum mean length of a span in `fill`, in ids; T5 was trained on spans of 3
+SPAN = 16  # maximum mean length of a span in `fill`, in ids; T5 was trained on spans of 3
 QUEUED = ("cuda",)  # device types for StaticEngine
 
 
@@ -251,7 +251,7 @@ class ModelPipeline(Pipeline):
             raise PromptError(
                 f"the text {text[:20]!r} has no <extra_id_0> and no [MASK]; write one where a text is due"
             )
-        config = self.generation_config(stop=None, max_chars=None, max_tokens=_SPAN * (len(asked) + 1))
+        config = self.generation_config(stop=None, max_chars=None, max_tokens=SPAN * (len(asked) + 1))
         banned = tuple(i for i in config.sampling.banned if i not in sentinels)
         config = replace(config, sampling=replace(config.sampling, banned=banned))
         found: list[dict[str, float]] = [{} for _ in asked]

@@ -11,7 +11,6 @@ from typer import BadParameter, Option
 from hanmo.cli import options as shared
 from hanmo.cli.options import OPENING, SPECULATION, option, with_options
 from hanmo.cli.screen import say
-from hanmo.cores import available_memory
 from hanmo.errors import ConfigError, MissingExtra
 from hanmo.files import errors_as, read_bytes
 
@@ -19,7 +18,11 @@ if TYPE_CHECKING:
     from hanmo.server.chat import ChatTemplate
 
 
-_LIMITS: dict[str, tuple[Any, Any]] = {
+_MORE: dict[str, tuple[Any, Any]] = {
+    "origin": option(list[str], "A web origin whose pages may send requests, such as https://example.com; repeatable."),
+    "allowed_host": option(
+        list[str], "A host name, beside localhost, to which requests without a key may be sent; repeatable."
+    ),
     "speculation": SPECULATION,
     "max_rows": option(int, "Texts generated at once.", default=32, min=1),
     "max_queue": option(int, "Texts that wait; more are refused.", default=256, min=1),
@@ -30,10 +33,11 @@ _LIMITS: dict[str, tuple[Any, Any]] = {
     ),
     "max_body": option(int, "Largest body of a request, in MiB.", default=16, min=1),
     "grace": option(float, "Seconds that running requests have after SIGTERM.", default=60, min=0),
+    "write_timeout": option(float, "Seconds after which a client that reads nothing is dropped.", default=30, min=1),
 }
 
 
-@with_options(_LIMITS | OPENING)
+@with_options(_MORE | OPENING)
 def serve(
     *,
     model: Annotated[
@@ -51,10 +55,6 @@ def serve(
     api_key: Annotated[list[str] | None, Option(help="A key that requests must send; repeatable.")] = None,
     api_keys: Annotated[Path | None, Option(help="A file of keys, one a line.", show_default=False)] = None,
     anonymous: Annotated[bool, Option("--anonymous", help="Answer other machines without a key.")] = False,
-    origin: Annotated[
-        list[str] | None,
-        Option(help="A web origin whose pages may send requests, such as https://example.com; repeatable."),
-    ] = None,
     root_path: Annotated[str, Option(help="Path prefix under which a proxy forwards requests.")] = "",
     chat_template: Annotated[
         Path | None, Option(help="A Jinja template of dialogues, for /v1/chat/completions.", show_default=False)
@@ -74,9 +74,10 @@ def serve(
     from hanmo.server.app import make_app
     from hanmo.server.models import open_served
     from hanmo.server.run import Server, bind
-    from hanmo.server.security import check_host
+    from hanmo.server.security import check_host, check_keys, is_local
 
     keys = [*(api_key or ()), *(() if api_keys is None else _keys(api_keys))]
+    check_keys(keys)
     check_host(host, keys, anonymous=anonymous)
     weights = weights or ("int8" if not model and device in ("auto", "cpu") else None)
     named = _named(model or ())
@@ -85,13 +86,15 @@ def serve(
         app = make_app(
             [open_served(name, path, **how) for name, path in named.items()],
             keys=keys,
-            origins=origin or (),
+            origins=options["origin"] or (),
+            hosts=options["allowed_host"] or (() if is_local(host) and not keys else None),
             root_path=root_path,
             max_requests=2 * (options["max_rows"] + options["max_queue"]),
             max_body=options["max_body"] << 20,
             template=None if chat_template is None else _template(chat_template),
         )
-        Server(app, grace=options["grace"], ready=partial(_say_ready, begun)).run([listening])
+        limits = {name: options[name] for name in ("grace", "write_timeout")}
+        Server(app, **limits, ready=partial(_say_ready, begun)).run([listening])
     say("all requests have ended")
 
 
@@ -101,13 +104,13 @@ def _shared(options: dict[str, Any], models: int) -> dict[str, Any]:
     if models > 1 and (given := [name for name, value in reading.items() if value is not None]):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise BadParameter(f"{names} would be for every model, and there are {models}; start a server for each")
-    memory = None if models == 1 else available_memory() // 2 // models
+    memory = None
     if options["cache_memory"] is not None:
         from hanmo.training.memory import parse_size
 
         memory = parse_size(options["cache_memory"]) // models
     limits = {name: options[name] for name in ("speculation", "max_rows", "max_queue")}
-    return {**reading, **limits, "cache_memory": memory}
+    return {**reading, **limits, "cache_memory": memory, "models": models}
 
 
 def _check_extra() -> None:
@@ -145,7 +148,16 @@ def _template(path: Path) -> "ChatTemplate":
 
 
 def _keys(path: Path) -> list[str]:
-    keys = _text(path).split()
+    keys = list[str]()
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        key = line.strip()
+        if not key or key.startswith("#"):
+            continue
+        if key.split() != [key]:
+            raise ConfigError(
+                f"{path} line {number} is no key; write one a line without spaces, and # before a comment"
+            )
+        keys.append(key)
     if not keys:
         raise ConfigError(f"{path} holds no key; write one a line")
     return keys

@@ -32,6 +32,7 @@ class Scheduler:
         check_count("max_queue", max_queue)
         self._batch = ContinuousBatch(engine, max_rows=max_rows, cache_ids=cache_ids, prompt_ids=prompt_ids)
         self.check_fits = self._batch.check_fits
+        self.cache_ids = cache_ids
         self._max_queue = max_queue
         self._changed = Condition()
         self._closed = self._aborted = False
@@ -44,6 +45,23 @@ class Scheduler:
         with self._changed:
             return self._batch.stats
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
+    def check_queue(self, rows: int) -> None:
+        """Raise what `submit` raises for so many rows: QueueFull, SchedulerClosed, or ConfigError if they never fit."""
+        if rows > self._max_queue:
+            raise ConfigError(f"{rows} rows at once do not fit the queue of {self._max_queue}; ask for fewer")
+        if self._closed or not self.alive:
+            raise SchedulerClosed("the scheduler is closed and takes no more rows")
+        waiting = self.stats.waiting
+        if waiting + rows > self._max_queue:
+            raise QueueFull(
+                f"{waiting} rows are waiting and {rows} more do not fit the queue of {self._max_queue}; try again later"
+            )
+
     def submit(self, rows: Sequence[RowRequest], emit: Callable[[Event], None]) -> Ticket:
         """Let rows wait for the next step; row i of the events is rows[i].
 
@@ -53,17 +71,8 @@ class Scheduler:
         Raises, at once, QueueFull, SchedulerClosed, PromptError for a prompt that cannot be continued, and ConfigError
         for a setting or for more rows than the queue holds.
         """
-        if len(rows) > self._max_queue:
-            raise ConfigError(f"{len(rows)} rows at once do not fit the queue of {self._max_queue}; ask for fewer")
         with self._changed:
-            if self._closed:
-                raise SchedulerClosed("the scheduler is closed and takes no more rows")
-            waiting = self._batch.stats.waiting
-            if waiting + len(rows) > self._max_queue:
-                raise QueueFull(
-                    f"{waiting} rows are waiting and {len(rows)} more do not fit the queue of {self._max_queue}; "
-                    "try again later"
-                )
+            self.check_queue(len(rows))
 
             def report(event: Event) -> None:
                 try:

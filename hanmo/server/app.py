@@ -1,8 +1,7 @@
 """The ASGI application: paths, errors, middleware."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ from hanmo.server.chat import ChatTemplate
 from hanmo.server.completions import chat_completions, completions
 from hanmo.server.encoders import embeddings, fill, tasks
 from hanmo.server.errors import RequestError, as_request_error
+from hanmo.server.metrics import CountRequests
 from hanmo.server.models import Models, Served
 from hanmo.server.openapi import document
-from hanmo.server.security import Admission, RequireKey
+from hanmo.server.security import Admission, RequireHost, RequireKey, check_keys
 from hanmo.server.state import State, state_of
 
 PAGE = Path(__file__).parent / "page"
@@ -39,6 +39,7 @@ def make_app(
     *,
     keys: Sequence[str] = (),
     origins: Sequence[str] = (),
+    hosts: Sequence[str] | None = None,
     root_path: str = "",
     max_requests: int = 512,
     max_body: int = 16 << 20,
@@ -47,12 +48,16 @@ def make_app(
     """Make the application that serves these models, which are closed at its end.
 
     keys: API keys; without any, every request is answered.   origins: whose pages may send requests; "*" is every one.
+    hosts: names to which requests may be sent, beside those of this machine; None is every one.
     root_path: path prefix under which a proxy forwards requests, whether it removes the prefix or not.
     max_requests: that are answered at once.   max_body: bytes of a request's body.   template: of dialogues.
+    Raises ConfigError for a key that cannot be one.
     """
+    check_keys(keys)
     named = Models({model.name: model for model in models})
     state = State(named, max_requests=max_requests, max_body=max_body, template=template)
     key, admission, complete = Middleware(RequireKey, keys), Middleware(Admission, state), Middleware(_WithoutRanges)
+    cors = [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])]
     endpoints = [
         Route("/completions", completions, methods=["POST"]),
         Route("/chat/completions", chat_completions, methods=["POST"]),
@@ -66,17 +71,16 @@ def make_app(
         routes=[
             Route("/health", health),
             Route("/metrics", metrics, middleware=[key]),
-            Route("/openapi.json", partial(openapi, root_path)),
+            Route("/openapi.json", openapi),
             Route("/", page, middleware=[complete]),
             Mount("/static", _Files(directory=PAGE), middleware=[complete]),
             Mount("/v1", Router(endpoints, redirect_slashes=False), middleware=[key, admission]),
         ],
         middleware=[
             Middleware(_RootPath, root_path.rstrip("/")),
-            *(
-                [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])]
-                * bool(origins)
-            ),
+            Middleware(CountRequests, state.metrics),
+            *([] if hosts is None else [Middleware(RequireHost, hosts)]),
+            *(cors if origins else []),
         ],
         exception_handlers={HanmoError: _refuse, HTTPException: _refuse, ClientDisconnect: _left, Exception: _refuse},
         lifespan=_closing,
@@ -87,9 +91,11 @@ def make_app(
 
 
 async def health(request: Request) -> Response:
-    """Tell whether requests are taken."""
-    draining = state_of(request).draining
-    return JSONResponse({"status": "draining" if draining else "ok"}, 503 if draining else 200)
+    """Tell whether requests are taken, and whether every scheduler runs."""
+    state = state_of(request)
+    ended = any(model.scheduler is not None and not model.scheduler.alive for model in state.models.values())
+    status = "draining" if state.draining else "failed" if ended else "ok"
+    return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
 
 async def page(request: Request) -> Response:
@@ -102,9 +108,9 @@ async def metrics(request: Request) -> Response:
     return Response(state_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-async def openapi(root_path: str, request: Request) -> Response:
+async def openapi(request: Request) -> Response:
     """Return the OpenAPI document."""
-    return JSONResponse(document(root_path))
+    return JSONResponse(document(request.scope.get("root_path", "")))
 
 
 async def list_models(request: Request) -> Response:
@@ -133,14 +139,13 @@ def _described(model: Served) -> dict[str, object]:
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    headers: Mapping[str, str] = {}
+    headers = None
     if isinstance(error, HTTPException):
-        headers = error.headers or {}
-        error = RequestError(f"{request.method} {request.url.path}: {error.detail}", status=error.status_code)
+        headers = error.headers
+        error = RequestError(f"{request.method} {request.scope['path']}: {error.detail}", status=error.status_code)
     elif not isinstance(error, HanmoError):  # a bug; Starlette raises it again for the log
         error = RequestError("the server failed; its log says why", status=500)
-    refusal = as_request_error(error)
-    return JSONResponse(refusal.body(), refusal.status, {**headers, **refusal.headers()})
+    return as_request_error(error).response(headers)
 
 
 async def _left(request: Request, error: Exception) -> Response:

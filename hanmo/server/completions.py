@@ -1,7 +1,6 @@
 """POST /v1/completions: from a request to rows of the scheduler or a beam search, and from pieces to the answer."""
 
 import asyncio
-import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -9,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from hanmo.errors import HanmoError
@@ -23,7 +22,7 @@ from hanmo.server.errors import RequestError, as_request_error
 from hanmo.server.generation import Echo, Generation, Piece, Row, Scored
 from hanmo.server.models import Served
 from hanmo.server.requests import Chat, Completion, parse
-from hanmo.server.state import State, read_body, state_of, unless_gone
+from hanmo.server.state import State, read_body, state_of, to_json, to_json_list, unless_gone
 
 _TOKENS = 16  # OpenAI's default of max_tokens
 _PAUSE = 15.0  # seconds after which a stream that waits sends a comment, for proxies
@@ -49,10 +48,6 @@ class _Job:
     config: GenerationConfig
     seed: int
     chat: bool = False
-
-    @property
-    def candidates(self) -> int:
-        return self.asked.n if self.asked.best_of is None else self.asked.best_of
 
     def frame(self) -> dict[str, Any]:
         """Return the fields that every object of the answer has."""
@@ -83,8 +78,10 @@ async def chat_completions(request: Request) -> Response:
 async def _answered(request: Request, prepare: Callable[[bytes, State], _Job]) -> Response:
     begun, state = time.monotonic(), state_of(request)
     job = await state.run(prepare, await read_body(request), state)
+    state.release_body(request.scope)
     if job.asked.beams is not None:
-        return JSONResponse(await unless_gone(request.receive, _searched(job)))
+        choices, written = await unless_gone(request.receive, _searched(job))
+        return await state.answer({**job.frame(), "usage": job.usage(written)}, "choices", choices)
     generation = await state.run(_start, job, state, begun, asyncio.get_running_loop())
     if job.asked.stream:
         return _EventStream(generation, _events(job, generation))
@@ -115,13 +112,14 @@ def _prepare_chat(body: bytes, state: State) -> _Job:
 
 
 def _job(asked: Completion, model: Served) -> _Job:
-    model.generator  # noqa: B018  raises
-    config = _settings(asked, model)
     given = asked.prompt if isinstance(asked.prompt, list) and not isinstance(asked.prompt[0], int) else [asked.prompt]
+    model.generator.check_queue(len(given) * (1 if asked.beams else asked.candidates))  # before each is tokenized
+    config = _settings(asked, model)
     if asked.echo and not config.continues:
         raise RequestError("echo is for a text that continues its prompt; this model answers it", param="echo")
     prompts = [_prompt(each, asked, model, config) for each in given]
-    return _Job(asked, model, prompts, config, fresh_seed() if asked.seed is None else asked.seed)
+    seed = fresh_seed() if asked.seed is None else asked.seed
+    return _Job(asked.model_copy(update={"prompt": ""}), model, prompts, config, seed)
 
 
 def _settings(asked: Completion, model: Served) -> GenerationConfig:
@@ -158,45 +156,48 @@ def _bias_id(name: str, model: Served) -> int:
 
 def _prompt(given: str | list[int], asked: Completion, model: Served, config: GenerationConfig) -> _Prompt:
     """Tokenize one prompt. Raises PromptError, and RequestError if its text cannot be as long as is asked for."""
-    tokenizer, engine = model.tokenizer, model.pipeline.engine
+    engine = model.pipeline.engine
     if isinstance(given, str):
-        text, ids = given, read_prompt(engine, tokenizer, given, config)
+        ids = read_prompt(engine, model.tokenizer, given, config)
     else:
-        ids = list(given)
-        rows = model.pipeline.config.vocab_size
-        outside = next((id for id in ids if id >= tokenizer.vocab_size), None)
-        if outside is not None:
-            raise RequestError(f"prompt holds id {outside}; the vocabulary has {tokenizer.vocab_size} of {rows} rows")
-        text = tokenizer.decode(ids)
-    most = engine.max_positions
+        model.check_ids(given, param="prompt")
+        ids = given
+    most = engine.max_positions if config.continues else None
     wanted = asked.max_tokens if asked.max_tokens is not None else 1
-    if most is not None and config.continues and asked.keep_last:
+    if most is not None and asked.keep_last:
         ids = ids[-max(most - wanted, (most + 1) // 2) :]
-    if most is not None and config.continues and len(ids) + wanted > most:
+    if most is not None and len(ids) + wanted > most:
         raise RequestError(
             f"the prompt has {len(ids)} tokens and max_tokens is {wanted}, the model knows {most} positions; "
             "shorten the prompt, or ask for fewer",
             param="prompt",
             code="context_length_exceeded",
         )
-    return _Prompt(text, ids, _echo(given, text, ids, asked, model) if asked.echo else None)
+    placed = asked.keep_last or (asked.echo and asked.logprobs is not None)
+    if not isinstance(given, str):
+        echo = _decoded(ids, model)
+    else:
+        echo = _last(given, len(ids), asked, model) if config.continues and placed else Echo(given, (), ())
+    return _Prompt(echo.text, ids, echo if asked.echo else None)
 
 
-def _echo(given: str | list[int], text: str, ids: Sequence[int], asked: Completion, model: Served) -> Echo:
-    """Find each token of a prompt in its text."""
-    if asked.logprobs is None:
-        return Echo(text, (), ())
-    if isinstance(given, str):
-        found = model.tokenizer.encode(given, ends=False, special=asked.parse_special, detail=True)
-        assert found.offsets is not None
-        count = min(len(ids), len(found.ids))  # without marks before the prompt, and what keep_last truncated
-        return Echo(text, found.ids[len(found.ids) - count :], found.offsets[len(found.ids) - count :])
-    stream, spans, at = model.tokenizer.stream(), [], 0
+def _last(text: str, count: int, asked: Completion, model: Served) -> Echo:
+    """Return the end of a text that has at most so many tokens, marks before them included, and their places."""
+    found = model.tokenizer.encode(text, ends=False, special=asked.parse_special, detail=True)
+    assert found.offsets is not None
+    spans = found.offsets[-count:]
+    first = spans[0][0] if len(spans) < len(found.offsets) else 0
+    return Echo(text[first:], found.ids[-count:], [(start - first, stop - first) for start, stop in spans])
+
+
+def _decoded(ids: Sequence[int], model: Served) -> Echo:
+    """Return the text of ids, and their places."""
+    stream, spans, at = model.tokenizer.stream(), list[tuple[int, int]](), 0
     for id in ids:
         size = len(stream.push(id))
         spans.append((at, at + size))
         at += size
-    return Echo(text, ids, spans)
+    return Echo(model.tokenizer.decode(ids), ids, spans)
 
 
 def _start(job: _Job, state: State, begun: float, loop: asyncio.AbstractEventLoop) -> Generation:
@@ -204,7 +205,7 @@ def _start(job: _Job, state: State, begun: float, loop: asyncio.AbstractEventLoo
     asked, rows, requests = job.asked, list[Row](), list[RowRequest]()
     scored = asked.logprobs is not None
     for prompt in job.prompts:
-        for number in range(job.candidates):
+        for number in range(job.asked.candidates):
             stream = Stream(job.model.tokenizer, prompt.text, prompt.ids, job.config, job.seed)
             row = Row(len(rows), stream, echo=prompt.echo, scored=scored, discard=asked.max_tokens == 0)
             rows.append(row)
@@ -218,7 +219,7 @@ def _start(job: _Job, state: State, begun: float, loop: asyncio.AbstractEventLoo
                     history=job.config.continues,
                     stop=row.stop,
                     speculate=job.config.speculation == "auto",
-                    top_logprobs=asked.logprobs if scored else 0 if job.candidates > asked.n else None,
+                    top_logprobs=asked.logprobs if scored else 0 if job.asked.candidates > asked.n else None,
                     prompt_logprobs=scored and asked.echo,
                 )
             )
@@ -229,26 +230,24 @@ def _start(job: _Job, state: State, begun: float, loop: asyncio.AbstractEventLoo
 
 def _answer(job: _Job, generation: Generation, pieces: Sequence[Piece]) -> bytes:
     """Return the JSON of the answer without a stream; runs in a thread."""
-    kept: list[Piece] = []
-    for start in range(0, len(pieces), job.candidates):
-        rows = range(start, start + job.candidates)
-        best = (
-            sorted(rows, key=lambda row: -generation.rows[row].mean_logprob()) if job.candidates > job.asked.n else rows
-        )
-        kept += [pieces[row] for row in list(best)[: job.asked.n]]
-    # One choice at a time: a single call for all of them would keep other threads waiting.
-    choices = ",".join(_json(_choice(job, index, piece)) for index, piece in enumerate(kept))
-    frame = _json({**job.frame(), "usage": job.usage(_written(generation))})
-    return f'{frame[:-1]},"choices":[{choices}]}}'.encode()
+    kept, n, candidates = list[Piece](), job.asked.n, job.asked.candidates
+    for start in range(0, len(pieces), candidates):
+        rows: Sequence[int] = range(start, start + candidates)
+        if candidates > n:
+            rows = sorted(rows, key=lambda row: -generation.rows[row].mean_logprob())
+        kept += [pieces[row] for row in rows[:n]]
+    frame = {**job.frame(), "usage": job.usage(_written(generation))}
+    return to_json_list(frame, "choices", (_choice(job, index, piece) for index, piece in enumerate(kept)))
 
 
 async def _events(job: _Job, generation: Generation) -> AsyncIterator[bytes]:
     """Yield the events of a stream."""
-    frame, options = job.frame(), job.asked.stream_options
+    frame, options, begun = job.frame(), job.asked.stream_options, set[int]()
     try:
         async for pieces in generation.pieces(pause=_PAUSE):
             for piece in pieces:
-                yield _event({**frame, "choices": [_choice(job, piece.row, piece)]})
+                yield _event({**frame, "choices": [_choice(job, piece.row, piece, begun=piece.row in begun)]})
+                begun.add(piece.row)
             if not pieces:
                 yield b": waiting\n\n"
         if options is not None and options.include_usage:
@@ -275,30 +274,32 @@ class _EventStream(StreamingResponse):
             self._generation.close()
 
 
-async def _searched(job: _Job) -> dict[str, Any]:
-    """Search with beams, one prompt after the other, and return the answer."""
+async def _searched(job: _Job) -> tuple[list[dict[str, Any]], int]:
+    """Search with beams, one prompt after the other; return the choices and the number of tokens."""
     choices, written = list[dict[str, Any]](), 0
-    for prompt in job.prompts:
-        room = room_behind(job.model.pipeline.engine, prompt.ids, job.config.limits)
-        job.model.generator.check_fits(job.asked.beams or 1, len(prompt.ids) + room)
-        found = await search_beams(job.model, prompt.text, job.asked.beams or 1, job.config)
-        written += sum(len(each.ids) for each in found)
-        for each in found[: job.asked.n]:
-            text = prompt.text + each.text if job.asked.echo else each.text
-            choice = _choice(job, len(choices), Piece(0, text, reason=each.reason))
-            choices.append({**choice, "score": each.score})
-    return {**job.frame(), "choices": choices, "usage": job.usage(written)}
+    with job.model.thread.turn():
+        for prompt in job.prompts:
+            room = room_behind(job.model.pipeline.engine, prompt.ids, job.config.limits)
+            job.model.generator.check_fits(job.asked.beams or 1, len(prompt.ids) + room)
+            found = await search_beams(job.model, prompt.text, job.asked.beams or 1, job.config)
+            written += sum(len(each.ids) for each in found)
+            for each in found[: job.asked.n]:
+                text = prompt.text + each.text if job.asked.echo else each.text
+                choice = _choice(job, len(choices), Piece(0, text, reason=each.reason))
+                choices.append({**choice, "score": each.score})
+    return choices, written
 
 
 def _written(generation: Generation) -> int:
     return sum(len(row.stream.ids) for row in generation.rows)
 
 
-def _choice(job: _Job, index: int, piece: Piece) -> dict[str, Any]:
+def _choice(job: _Job, index: int, piece: Piece, *, begun: bool = False) -> dict[str, Any]:
+    """Return a choice, or what a piece adds to one that has begun."""
     text: dict[str, Any] = {"text": piece.text}
     if job.chat:
-        content = {"content": piece.text}
-        text = {"delta": content} if job.asked.stream else {"message": {"role": "assistant", **content}}
+        message = {"content": piece.text} if begun else {"role": "assistant", "content": piece.text}
+        text = {"delta" if job.asked.stream else "message": message}
     return {
         "index": index,
         **text,
@@ -331,9 +332,5 @@ def _finite(number: float) -> float:
     return max(number, -9999.0)  # JSON has no infinity
 
 
-def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
 def _event(content: Mapping[str, Any]) -> bytes:
-    return f"data: {_json(content)}\n\n".encode()
+    return f"data: {to_json(content)}\n\n".encode()

@@ -1,98 +1,105 @@
 """POST /v1/embeddings, /v1/fill and /v1/tasks/{name}: a model's answers that are no generated rows."""
 
 import base64
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from hanmo.server.errors import RequestError
 from hanmo.server.models import Served
-from hanmo.server.requests import Embeddings, Fill, Predict, parse
+from hanmo.server.requests import MAX_BEAMS, Embeddings, Fill, Predict, parse
 from hanmo.server.requests import Request as Asked
-from hanmo.server.state import in_thread, read_body, state_of, unless_gone
+from hanmo.server.state import State, read_body, state_of, unless_gone
 
-_BATCH = 32  # inputs after which a client that has left is noticed
+_BATCH = 32  # inputs that are computed by one call
 Kind = TypeVar("Kind", bound=Asked)
+Checked = TypeVar("Checked")
 
 
 async def embeddings(request: Request) -> Response:
     """Encode texts as vectors."""
-    asked, model = await _read(request, Embeddings, _check_embeddings)
-    alone = isinstance(asked.input, str) or isinstance(asked.input[0], int)
-    texts: list[Any] = [asked.input] if alone else list(asked.input)
+    asked, model, (texts, tokens) = await _read(request, Embeddings, _texts)
     encode: Any = model.network.encode if isinstance(texts[0], str) else model.network.encode_ids
     options: dict[str, Any] = {} if asked.pool is None else {"pool": asked.pool}
-    tokens, vectors = 0, list[Any]()
-    for start in range(0, len(texts), _BATCH):
-        part = texts[start : start + _BATCH]
-        tokens += await unless_gone(request.receive, in_thread(model.executor, _count_tokens, model, part))
-        work = in_thread(model.executor, encode, part, batch=_BATCH, **options)
-        vectors += list(await unless_gone(request.receive, work))
-    size = len(vectors[0])
-    if asked.dimensions not in (None, size):
-        raise RequestError(f"dimensions is {asked.dimensions}; the model has {size}: leave it out", param="dimensions")
-    data = [
+    vectors = list[Any]()
+    with model.thread.turn():
+        for start in range(0, len(texts), _BATCH):
+            work = model.thread.run(encode, texts[start : start + _BATCH], batch=_BATCH, **options)
+            vectors += list(await unless_gone(request.receive, work))
+            size = len(vectors[0])
+            if asked.dimensions not in (None, size):
+                message = f"dimensions is {asked.dimensions}; the model has {size}: leave it out"
+                raise RequestError(message, param="dimensions")
+    data = (
         {"object": "embedding", "index": index, "embedding": _encoded(vector, asked.encoding_format)}
         for index, vector in enumerate(vectors)
-    ]
+    )
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return JSONResponse({"object": "list", "data": data, "model": model.name, "usage": usage})
+    return await state_of(request).answer({"object": "list", "model": model.name, "usage": usage}, "data", data)
 
 
 async def fill(request: Request) -> Response:
     """Find tokens for the masks in a text."""
-    asked, model = await _read(request, Fill, lambda asked, model: model.network)
-    work = in_thread(model.executor, model.network.fill, asked.input, k=asked.k)
-    found = await unless_gone(request.receive, work)
-    masks = [[asdict(candidate) for candidate in candidates] for candidates in found]
-    return JSONResponse({"object": "fill", "model": model.name, "masks": masks})
+    asked, model, _ = await _read(request, Fill, _check_fill)
+    with model.thread.turn():
+        work = model.thread.run(model.network.fill, asked.input, k=asked.k)
+        found = await unless_gone(request.receive, work)
+    masks = ([vars(candidate) for candidate in candidates] for candidates in found)
+    return await state_of(request).answer({"object": "fill", "model": model.name}, "masks", masks)
 
 
 async def tasks(request: Request) -> Response:
     """Predict with a task."""
     name = request.path_params["name"]
-    model = state_of(request).models.find(name)
-    asked, _ = await _read(request, Predict, lambda asked, _: model.task, name=name)
+    asked, model, task = await _read(request, Predict, lambda _, model: model.task, name=name)
     alone = isinstance(asked.input, str | dict)
     items = [asked.input] if alone else [tuple(each) if isinstance(each, list) else each for each in asked.input]
     results = list[Any]()
-    for start in range(0, len(items), _BATCH):
-        part: Any = items[start : start + _BATCH]
-        work = in_thread(model.executor, lambda part: list(model.task.predict(part, batch=_BATCH)), part)
-        results += await unless_gone(request.receive, work)
-    return JSONResponse({"object": "predictions", "model": name, "results": results})
+    with model.thread.turn():
+        for start in range(0, len(items), _BATCH):
+            part: Any = items[start : start + _BATCH]
+            work = model.thread.run(task.predict, part, batch=_BATCH)
+            results += await unless_gone(request.receive, work)
+    return await state_of(request).answer({"object": "predictions", "model": name}, "results", results)
 
 
 async def _read(
-    request: Request, kind: type[Kind], check: Callable[[Kind, Served], object], *, name: str | None = None
-) -> tuple[Kind, Served]:
+    request: Request, kind: type[Kind], check: Callable[[Kind, Served], Checked], *, name: str | None = None
+) -> tuple[Kind, Served, Checked]:
     """Read and check a request, and find its model.   name: of the model, if the path has it."""
-    state, body = state_of(request), await read_body(request)
-    asked = await state.run(parse, body, kind)
-    if name is not None and asked.model not in (None, name):
-        raise RequestError(f"model is {asked.model!r}, the path says {name!r}; leave model out", param="model")
-    model = state.models.find(name or asked.model)
-    check(asked, model)
-    return asked, model
+
+    def read(body: bytes, state: State) -> tuple[Kind, Served, Checked]:
+        asked = parse(body, kind)
+        if name is not None and asked.model not in (None, name):
+            raise RequestError(f"model is {asked.model!r}, the path says {name!r}; leave model out", param="model")
+        model = state.models.find(name or asked.model)
+        return asked, model, check(asked, model)
+
+    state = state_of(request)
+    return await state.run(read, await read_body(request), state)
 
 
-def _check_embeddings(asked: Embeddings, model: Served) -> None:
-    if model.network.config.main.mask == "prefix":
-        raise RequestError(f"the model {model.name!r} has no vectors of texts", param="model")
-
-
-def _count_tokens(model: Served, texts: Sequence[Any]) -> int:
-    """Count the tokens of texts, or of their ids.
+def _texts(asked: Embeddings, model: Served) -> tuple[Sequence[Any], int]:
+    """Return the texts, or their ids, and the number of their tokens.
 
     Raises RequestError for a text that the model would truncate; a task reads long ones in windows.
     """
-    found = model.tokenizer.encode_batch(texts) if isinstance(texts[0], str) else texts
-    lengths = [len(tokens) for tokens in found]
-    most = model.pipeline.config.main.context
+    config = model.network.config
+    if config.main.mask == "prefix":
+        raise RequestError(f"the model {model.name!r} has no vectors of texts", param="model")
+    alone = isinstance(asked.input, str) or isinstance(asked.input[0], int)
+    texts: list[Any] = [asked.input] if alone else list(asked.input)
+    if isinstance(texts[0], str):
+        found: Sequence[Any] = model.tokenizer.encode_batch(texts)
+    else:
+        model.check_ids(chain(*texts), param="input")
+        found = texts
+    lengths, most = [len(tokens) for tokens in found], config.main.context
     if most is not None and max(lengths) > most and not hasattr(model.pipeline, "predict"):
         place = next(place for place, length in enumerate(lengths) if length > most)
         raise RequestError(
@@ -100,7 +107,20 @@ def _count_tokens(model: Served, texts: Sequence[Any]) -> int:
             param="input",
             code="context_length_exceeded",
         )
-    return sum(lengths)
+    return texts, sum(lengths)
+
+
+def _check_fill(asked: Fill, model: Served) -> None:
+    """Raise RequestError and ConfigError for what a T5, which searches with k beams, has no room for."""
+    if not model.network.config.is_encoder_decoder:
+        return
+    from hanmo.model_pipeline import SPAN
+
+    if asked.k > MAX_BEAMS:
+        raise RequestError(f"k is {asked.k}; a T5 searches with so many beams: give {MAX_BEAMS} or fewer", param="k")
+    spans = len(re.findall(r"\[MASK\]|<extra_id_", asked.input))
+    read = len(model.tokenizer.encode(asked.input, special=True))
+    model.generator.check_fits(asked.k, read + SPAN * (spans + 1))
 
 
 def _encoded(vector: Any, form: str) -> list[float] | str:

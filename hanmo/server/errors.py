@@ -1,6 +1,9 @@
 """Errors with an HTTP status, in the form that OpenAI's clients read."""
 
+from collections.abc import Mapping
 from typing import Any
+
+from starlette.responses import JSONResponse, Response
 
 from hanmo.errors import CheckpointError, HanmoError, MemoryPlanError, QueueFull, SchedulerClosed
 
@@ -29,10 +32,11 @@ class RequestError(HanmoError):
         kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
-    def headers(self) -> dict[str, str]:
-        """Return the headers of the answer."""
+    def response(self, headers: Mapping[str, str] | None = None) -> Response:
+        """Return the answer, with more headers."""
         found = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
-        return found | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
+        found |= {"www-authenticate": "Bearer"} if self.status == 401 else {}
+        return JSONResponse(self.body(), self.status, {**(headers or {}), **found})
 
 
 def as_request_error(error: HanmoError, *, generating: bool = False) -> RequestError:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
     from hanmo.server.models import Served
@@ -53,6 +54,32 @@ class Metrics:
         return generate_latest(self._registry)
 
 
+class CountRequests:
+    """Middleware: counts answers by endpoint and status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            endpoint = getattr(scope.get("endpoint"), "__name__", "none")
+            self._metrics.requests.labels(endpoint, str(status)).inc()
+
+
 class _Schedulers(Collector):
     """Reads the schedulers' numbers; the rate of a counter is a speed."""
 
@@ -71,10 +98,13 @@ class _Schedulers(Collector):
             "prompt_ids": CounterMetricFamily("hanmo_prompt_tokens", "Tokens of prompts.", labels=["model"]),
             "steps": CounterMetricFamily("hanmo_steps", "Steps of the engine.", labels=["model"]),
         }
+        limit = GaugeMetricFamily("hanmo_cache_tokens", "Tokens for which the caches have room.", labels=["model"])
         families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {**gauges, **counters}
         for name, model in self._models.items():
             if model.scheduler is not None:
                 stats = model.scheduler.stats
                 for key, family in families.items():
                     family.add_metric([name], getattr(stats, key))
-        return families.values()
+                if model.scheduler.cache_ids is not None:
+                    limit.add_metric([name], model.scheduler.cache_ids)
+        return [*families.values(), limit]

@@ -2,8 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +14,14 @@ from hanmo.checkpoint.open import INCLUDED, locate
 from hanmo.cores import available_memory
 from hanmo.errors import ConfigError, MissingFile
 from hanmo.generate.dynamic import DynamicEngine, is_dynamic
+from hanmo.generate.loop import QueueingEngine
 from hanmo.generate.options import Speculation
 from hanmo.generate.scheduler import Scheduler
 from hanmo.inference import store
 from hanmo.opening import open_model
 from hanmo.pipeline import Pipeline
 from hanmo.server.errors import RequestError
+from hanmo.server.model_thread import ModelThread, check_wanted
 from hanmo.tokenizers.protocol import Tokenizer
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Served:
 
     scheduler: None for a model that does not generate.   fingerprint: of the weights and of what computes them.
     speculation: whether its rows draft ids; see `GenerationConfig`.
-    executor: the thread of requests that are no rows of the scheduler: beams, vectors, masks, tasks.
+    max_queue: requests that wait for `thread`, in which beams, vectors, masks and tasks are computed.
     """
 
     name: str
@@ -44,10 +45,13 @@ class Served:
     fingerprint: str
     scheduler: Scheduler | None = None
     speculation: Speculation = "auto"
+    max_queue: int = 256
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
-        self.executor = ThreadPoolExecutor(1, thread_name_prefix="hanmo-model")
+        self.thread = ModelThread(self.max_queue)
+        if hasattr(self.pipeline, "model"):
+            self.pipeline.model.register_forward_pre_hook(check_wanted)
         self._strings: dict[int, str] = {}
 
     @property
@@ -63,14 +67,22 @@ class Served:
             raise RequestError(f"the model {self.name!r} does not generate text", param="model")
         return self.scheduler
 
+    @cached_property
+    def is_scheduled_alone(self) -> bool:
+        """Whether nothing but the scheduler may compute, as on a GPU."""
+        return self.scheduler is not None and isinstance(self.pipeline.engine, QueueingEngine)
+
     @property
     def network(self) -> "ModelPipeline":
-        """The pipeline with its network. Raises RequestError for one that is opened for generation alone."""
+        """The pipeline with its network. Raises RequestError for one that is for generation alone."""
         if not hasattr(self.pipeline, "encode"):
             raise RequestError(
                 f"the model {self.name!r} is opened for generation alone; serve an encoder for this",
                 param="model",
             )
+        if self.is_scheduled_alone:
+            message = f"the scheduler alone uses the GPU of the model {self.name!r}; serve it on a CPU for this"
+            raise RequestError(message, param="model")
         found: Any = self.pipeline
         return found
 
@@ -91,7 +103,7 @@ class Served:
         config, found = self.pipeline.config, ["completions"] if self.scheduler else []
         if self.scheduler and (config.is_encoder_decoder or config.main.mask == "prefix"):
             found.append("answers")
-        if hasattr(self.pipeline, "encode") and config.main.mask != "prefix":
+        if hasattr(self.pipeline, "encode") and config.main.mask != "prefix" and not self.is_scheduled_alone:
             found.append("embeddings")
             if config.is_encoder_decoder or (config.output != "none" and config.main.mask == "full"):
                 found.append("fill")
@@ -104,6 +116,12 @@ class Served:
             return None
         mask = self.tokenizer.special.mask
         return "[MASK]" if mask is None else self.tokenizer.id_to_token(mask)  # T5 has none and reads this one
+
+    def check_ids(self, ids: Iterable[int], *, param: str) -> None:
+        """Raise RequestError if the vocabulary lacks one of these ids of a request's field."""
+        size = self.tokenizer.vocab_size
+        if (outside := next((id for id in ids if id >= size), None)) is not None:
+            raise RequestError(f"{param} holds id {outside}; the vocabulary has ids 0 to {size - 1}", param=param)
 
     def string(self, id: int) -> str:
         """Return the text of one id: of an incomplete character, and of a special token, its name."""
@@ -118,7 +136,7 @@ class Served:
         """End its threads; rows that have not ended fail with SchedulerClosed."""
         if self.scheduler is not None:
             self.scheduler.close(drain=False)
-        self.executor.shutdown(wait=False, cancel_futures=True)
+        self.thread.close()
 
 
 class Models(dict[str, Served]):
@@ -155,6 +173,7 @@ def open_served(
     max_rows: int = 32,
     max_queue: int = 256,
     cache_memory: int | None = None,
+    models: int = 1,
     mask: str | None = None,
     **reading: Any,
 ) -> Served:
@@ -162,7 +181,8 @@ def open_served(
 
     weights, device, threads: as for `open_model`; an encoder takes "float32", "bfloat16" or "int8" by OpenVINO.
     speculation: as for `GenerationConfig`.   max_rows, max_queue: as for `Scheduler`.
-    cache_memory: bytes of the keys and values of texts that are generated; None is half of what is free.
+    cache_memory: bytes of the keys and values of texts that are generated; None is half of what is free, divided by
+    the `models` that are served.
     mask, reading: as for `hanmo.load`.
     Raises what `hanmo.load` raises, ConfigError, and MissingFile without a vocabulary.
     """
@@ -175,10 +195,9 @@ def open_served(
         engine = pipeline.engine
         rounding = "joined" if isinstance(engine, DynamicEngine) and engine.dynamic_rows() is not None else "batched"
         rounding = "fixed" if kind == "float32" or is_dynamic(engine) else rounding
-        scheduler = Scheduler(
-            engine, max_rows=max_rows, max_queue=max_queue, cache_ids=_cache_ids(engine, cache_memory)
-        )
-        return Served(name, pipeline, _fingerprint(path, read, kind, rounding), scheduler, speculation)
+        cache_ids = _cache_ids(engine, cache_memory, models)
+        scheduler = Scheduler(engine, max_rows=max_rows, max_queue=max_queue, cache_ids=cache_ids)
+        return Served(name, pipeline, _fingerprint(path, read, kind, rounding), scheduler, speculation, max_queue)
     from hanmo.cores import set_torch_threads
     from hanmo.tasks.pipeline import load
 
@@ -190,7 +209,7 @@ def open_served(
     encoder = _with_vocabulary(load(path, device="cpu" if device == "auto" else device, **reading))
     if weights is not None:
         encoder.use_openvino(weights=weights, threads=threads)
-    return Served(name, encoder, _fingerprint(path, read, kind, "fixed"))
+    return Served(name, encoder, _fingerprint(path, read, kind, "fixed"), max_queue=max_queue)
 
 
 def _with_vocabulary(pipeline: Opened) -> Opened:
@@ -199,13 +218,13 @@ def _with_vocabulary(pipeline: Opened) -> Opened:
     return pipeline
 
 
-def _cache_ids(engine: Any, memory: int | None) -> int:
-    """Return for how many ids' keys and values there is memory.   memory: bytes; None is half of what is free."""
+def _cache_ids(engine: Any, memory: int | None, models: int) -> int:
+    """Return for how many ids' keys and values there is memory; see `open_served`."""
     if memory is None and (device := getattr(engine, "device", None)) is not None:  # a GPU
         from hanmo.training.memory import free_memory
 
-        memory = free_memory(device) // 2
-    found: int = (available_memory() // 2 if memory is None else memory) // engine.token_bytes
+        memory = free_memory(device) // 2 // models
+    found: int = (available_memory() // 2 // models if memory is None else memory) // engine.token_bytes
     return found
 
 

@@ -3,46 +3,63 @@
 Fields of OpenAI's that Hanmo does not carry are refused where they would change the answer.
 """
 
+from itertools import islice
 from reprlib import Repr
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from hanmo.files import parse_json
 from hanmo.server.errors import RequestError
 
 MAX_SAMPLES = 128  # of a prompt
-_MAX_STOPS = 16
+MAX_BEAMS = 64
+_MAX_STOPS, _MAX_BIASES = 16, 1024
 _LARGEST_ID = 2**31 - 1
 
+Item = TypeVar("Item")
 Id = Annotated[int, Field(ge=0, le=_LARGEST_ID)]
 Text = Annotated[str, Field(min_length=1)]
-Ids = Annotated[list[Id], Field(min_length=1)]
-Texts = Annotated[list[Text], Field(min_length=1, max_length=2048)]
+Ids = Annotated[list[Id], Field(min_length=1, fail_fast=True)]
+Many = Annotated[list[Item], Field(max_length=2048, fail_fast=True)]
+Several = Annotated[Many[Item], Field(min_length=1)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 _shorten = Repr()
 _shorten.maxstring = _shorten.maxother = 60
 
 
-class Request(BaseModel):
-    """What every request may hold; null is as if the field were left out."""
+def _shortened(data: Any) -> Any:
+    """Keep of a dictionary that is too long what is refused: its length is checked after each value."""
+    return dict(islice(data.items(), _MAX_BIASES + 1)) if isinstance(data, dict) else data
+
+
+class Fields(BaseModel):
+    """An object in a request; null is as if the field were left out."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prepared(cls, data: Any) -> Any:
+        """Leave out nulls, and of unknown fields all but one, as each would be an error of its own."""
+        if not isinstance(data, dict):
+            return data
+        given = {name: value for name, value in data.items() if value is not None}
+        unknown = next((name for name in given if name not in cls.model_fields), None)
+        return {name: value for name, value in given.items() if name in cls.model_fields or name == unknown}
+
+
+class Request(Fields):
+    """What every request may hold."""
 
     model: str | None = Field(None, description="Name of the model; may be left out if one is served.")
     user: str | None = Field(None, description="Accepted and not used.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, data: Any) -> Any:
-        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
 
-
-class StreamOptions(BaseModel):
+class StreamOptions(Fields):
     """Options of a stream."""
-
-    model_config = Request.model_config
 
     include_usage: bool = Field(False, description="Send the number of tokens before the end.")
 
@@ -56,10 +73,10 @@ class Generating(Request):
     )
     temperature: float | None = Field(None, ge=0, description="0 takes the likeliest token.")
     top_p: float | None = Field(None, gt=0, le=1)
-    stop: Stop | Annotated[list[Stop], Field(max_length=_MAX_STOPS)] = Field([], description="End before one of these.")
+    stop: Stop | Annotated[Many[Stop], Field(max_length=_MAX_STOPS)] = Field([], description="End before one of these.")
     seed: int | None = Field(None, ge=0, lt=2**64)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
-        {}, max_length=1024, description="Number to add to the logit of a token, by its id."
+    logit_bias: Annotated[dict[str, Bias], BeforeValidator(_shortened)] = Field(
+        {}, max_length=_MAX_BIASES, description="Number to add to the logit of a token, by its id."
     )
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -90,16 +107,14 @@ class Generating(Request):
 class Completion(Generating):
     """POST /v1/completions."""
 
-    prompt: Ids | Annotated[list[str], Field(min_length=1)] | Annotated[list[Ids], Field(min_length=1)] | str = Field(
-        description="A text, its ids, or a list of either."
-    )
+    prompt: Ids | Several[str] | Several[Ids] | str = Field(description="A text, its ids, or a list of either.")
     best_of: int | None = Field(
         None, ge=1, le=MAX_SAMPLES, description="Generate so many, return the n likeliest by mean log-probability."
     )
     echo: bool = Field(False, description="Put the prompt before the text.")
     logprobs: int | None = Field(None, ge=0, le=5, description="Log-probabilities, with so many likeliest tokens.")
     suffix: str | None = Field(None, description="Not supported.")
-    beams: int | None = Field(None, ge=1, le=64, description="Beam search instead of sampling.")
+    beams: int | None = Field(None, ge=1, le=MAX_BEAMS, description="Beam search instead of sampling.")
     length_penalty: float | None = Field(None, description="With beams.")
     parse_special: bool = Field(False, description="Read [CLS] and its like in a prompt as special tokens.")
 
@@ -107,9 +122,10 @@ class Completion(Generating):
     def _together(self) -> "Completion":
         """Refuse fields that contradict each other, or would have no effect."""
         _require(not self.suffix, "suffix is not supported: these models continue a text; leave it out")
-        candidates = self.n if self.best_of is None else self.best_of
-        _require(candidates >= self.n, f"best_of is {self.best_of}, n is {self.n}; expected best_of of at least n")
-        _require(not (self.stream and candidates > self.n), "best_of cannot be streamed; leave stream out, or best_of")
+        _require(self.candidates >= self.n, f"best_of is {self.best_of}, n is {self.n}; expected best_of of at least n")
+        _require(
+            not (self.stream and self.candidates > self.n), "best_of cannot be streamed; leave stream out, or best_of"
+        )
         if self.beams is None:
             _require(self.length_penalty is None, "length_penalty is for beams; give beams too")
             return self
@@ -122,20 +138,23 @@ class Completion(Generating):
         _require(self.n <= self.beams, f"n is {self.n}, beams is {self.beams}; expected n of at most beams")
         return self
 
+    @property
+    def candidates(self) -> int:
+        """Texts that are generated for each prompt, without beams."""
+        return self.n if self.best_of is None else self.best_of
 
-class Message(BaseModel):
+
+class Message(Fields):
     """A message of a dialogue."""
 
-    model_config = Request.model_config
-
-    role: Annotated[str, Field(min_length=1, max_length=100)]
+    role: Literal["developer", "system", "user", "assistant", "tool", "function"]
     content: str
 
 
 class Chat(Generating):
     """POST /v1/chat/completions; max_tokens is without limit if it is not given."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Several[Message]
     max_completion_tokens: int | None = Field(None, ge=0, le=2**31, description="The same as max_tokens.")
 
     def completion(self, prompt: str) -> Completion:
@@ -151,7 +170,7 @@ class Chat(Generating):
 class Embeddings(Request):
     """POST /v1/embeddings."""
 
-    input: Text | Texts | Ids | Annotated[list[Ids], Field(min_length=1, max_length=2048)] = Field(
+    input: Text | Several[Text] | Ids | Several[Ids] = Field(
         description="A text, its ids with their marks, or a list of either."
     )
     encoding_format: Literal["float", "base64"] = "float"
@@ -163,19 +182,14 @@ class Fill(Request):
     """POST /v1/fill."""
 
     input: Text = Field(description="A text with [MASK]; T5 also <extra_id_0> …")
-    k: int = Field(5, ge=1, le=1000, description="Candidates for each.")
+    k: int = Field(5, ge=1, le=1000, description="Candidates for each; T5 up to 64.")
 
 
 class Predict(Request):
     """POST /v1/tasks/{name}."""
 
     input: (
-        Text
-        | dict[str, Any]
-        | Annotated[
-            list[Text | Annotated[list[Text], Field(min_length=2, max_length=2)] | dict[str, Any]],
-            Field(max_length=2048),
-        ]
+        Text | dict[str, Any] | Many[Text | Annotated[list[Text], Field(min_length=2, max_length=2)] | dict[str, Any]]
     ) = Field(description="A text, or a list of texts, pairs of texts or rows as in the task's data.")
 
 
@@ -197,7 +211,7 @@ def _require(holds: bool, message: str) -> None:
 
 
 def _explained(error: ValidationError, data: dict[str, Any], kind: type[Request]) -> RequestError:
-    first, *others = error.errors(include_url=False, include_context=False)
+    first, *others = error.errors(include_url=False, include_context=False, include_input=False)
     if not first["loc"]:
         return RequestError(first["msg"].removeprefix("Value error, "))
     name, where = str(first["loc"][0]), ".".join(map(str, first["loc"]))

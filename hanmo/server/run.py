@@ -1,9 +1,11 @@
 """Run the application: uvicorn, and what SIGTERM does."""
 
+import signal
 import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -31,8 +33,9 @@ def bind(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """A server that drains: after SIGTERM or Ctrl-C running requests end and new ones get 503.
 
-    A second signal ends it at once.
-    grace: seconds that running requests have to end.   ready: called with the URL when connections are accepted.
+    A second signal ends the process at once.
+    grace: seconds that running requests have to end.   write_timeout: seconds after which a client that takes nothing
+    of its answer is disconnected.   ready: called with the URL when connections are accepted.
     """
 
     def __init__(
@@ -40,12 +43,13 @@ class Server(uvicorn.Server):
         app: Starlette,
         *,
         grace: float = 60.0,
+        write_timeout: float = 30.0,
         ready: Callable[[str], None] = lambda url: None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Protocol,
+                http=partial(Protocol, write_timeout=write_timeout),  # type: ignore[arg-type]
                 ws="none",
                 log_level="warning",
                 access_log=False,
@@ -65,9 +69,10 @@ class Server(uvicorn.Server):
         self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; the second time, end. Called by uvicorn for SIGINT and SIGTERM."""
+        """Begin to drain; the second time, end the process. Called by uvicorn for SIGINT and SIGTERM."""
         if self._state.draining or not self.started:
-            self.should_exit = self.force_exit = True
+            signal.signal(sig, signal.SIG_DFL)  # threads that compute would keep Python from ending
+            signal.raise_signal(sig)
         self._state.draining = True
         self._limit = time.monotonic() + self._grace
 

@@ -1,12 +1,12 @@
-"""API keys, and the number of requests that are answered at a time."""
+"""API keys, host names, and the number of requests that are answered at a time."""
 
 import hmac
 from collections.abc import Sequence
 from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hanmo.errors import ConfigError
 from hanmo.server.errors import RequestError
@@ -35,50 +35,73 @@ class RequireKey:
         await self._app(scope, receive, send)
 
 
+class RequireHost:
+    """Middleware: refuses requests to names that are neither this machine's own nor one of `hosts`.
+
+    A web page whose name is made to resolve to this machine (DNS rebinding) sends requests of its own origin.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+        self._app, self._hosts = app, {_name_of(host) for host in hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        app = self._app
+        if scope["type"] == "http" and (given := Headers(scope=scope).get("host")) is not None:
+            name = _name_of(given)
+            if not is_local(name) and name not in self._hosts:
+                message = f"the server does not answer to the host {given[:80]!r}; start it with --allowed-host"
+                app = RequestError(message, status=403, code="wrong_host").response()
+        await app(scope, receive, send)
+
+
 class Admission:
-    """Middleware: refuses requests while the server drains or too many are being answered, and counts them."""
+    """Middleware: refuses requests while the server drains or too many are being answered."""
 
     def __init__(self, app: ASGIApp, state: State) -> None:
         self._app, self._state = app, state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request. Raises RequestError."""
-        state, status = self._state, 500
+        state = self._state
         if state.draining:
             raise RequestError("the server is shutting down", status=503, code="shutting_down", retry_after=5)
         if state.active >= state.max_requests:
             message = f"{state.active} requests are being answered; try again later"
             raise RequestError(message, status=429, code="queue_full", retry_after=1)
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
         state.active += 1
         try:
-            await self._app(scope, receive, watched)
-        except RequestError as error:
-            status = error.status
-            raise
-        except HTTPException as error:  # of the router
-            status = error.status_code
-            raise
+            await self._app(scope, receive, send)
         finally:
             state.active -= 1
-            state.bodies -= scope.get("hanmo.body", 0)
-            endpoint = getattr(scope.get("endpoint"), "__name__", "none")
-            state.metrics.requests.labels(endpoint, str(status)).inc()
+            state.release_body(scope)
+
+
+def check_keys(keys: Sequence[str]) -> None:
+    """Raise ConfigError for a key that is empty, which every request would have, or that no request can send."""
+    if any(key.split() != [key] for key in keys):
+        raise ConfigError("api_key is empty or holds white space; give another key")
 
 
 def check_host(host: str, keys: Sequence[str], *, anonymous: bool) -> None:
     """Raise ConfigError for a server that others can reach without a key, unless `anonymous`."""
-    try:
-        local = ip_address(host).is_loopback
-    except ValueError:
-        local = host == "localhost"
-    if not local and not keys and not anonymous:
+    if not is_local(host) and not keys and not anonymous:
         raise ConfigError(
             f"host is {host!r}, which other machines can reach, and there is no key; give api_key, or anonymous=True"
         )
+
+
+def is_local(host: str) -> bool:
+    """Tell whether a host name or address is this machine's loopback interface."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _name_of(host: str) -> str:
+    """Return the name in a Host header, without its port; "" if there is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""

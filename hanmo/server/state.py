@@ -1,16 +1,18 @@
 """What the endpoints share: the models, the threads, what is counted; bodies of bounded size, clients that leave."""
 
 import asyncio
+import json
 import time
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from email.message import Message
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Receive
+from starlette.responses import Response
+from starlette.types import Receive, Scope
 
 from hanmo.server.chat import ChatTemplate
 from hanmo.server.errors import RequestError
@@ -27,7 +29,7 @@ class State:
     """Of one application.
 
     max_body: bytes of a request's body.   max_requests: that are answered at once.   draining: no new ones are taken.
-    template: of dialogues.   active: requests that are being answered.   bodies: bytes of their bodies.
+    template: of dialogues.   active: requests that are being answered.   bodies: bytes of their bodies that count.
     """
 
     models: Models
@@ -45,7 +47,16 @@ class State:
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function that takes long, such as parsing and tokenizing, in a thread."""
-        return await in_thread(self._threads, function, *args, **kwargs)
+        call = partial(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    async def answer(self, frame: Mapping[str, Any], name: str, items: Iterable[Any]) -> Response:
+        """Return the answer of `to_json_list`."""
+        return Response(await self.run(to_json_list, frame, name, items), media_type="application/json")
+
+    def release_body(self, scope: Scope) -> None:
+        """No longer count the bytes of a request's body."""
+        self.bodies -= scope.pop("hanmo.body", 0)
 
     def close(self) -> None:
         """End all threads; rows that have not ended fail with SchedulerClosed."""
@@ -58,11 +69,6 @@ def state_of(request: Request) -> State:
     """Return the state of a request's application."""
     found: State = request.app.state.hanmo
     return found
-
-
-async def in_thread(threads: Executor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function in one of the threads."""
-    return await asyncio.get_running_loop().run_in_executor(threads, partial(function, *args, **kwargs))
 
 
 async def read_body(request: Request) -> bytes:
@@ -83,7 +89,7 @@ async def read_body(request: Request) -> bytes:
     too_large = RequestError(f"the body has more than {state.max_body:,} bytes; send a smaller one", status=413)
     if int(request.headers.get("content-length", "0")) > state.max_body:
         raise too_large
-    parts, size = list[bytes](), 0  # `Admission` gives the size back when the request has been answered
+    parts, size = list[bytes](), 0
     limit = time.monotonic() + _BODY_SECONDS
     try:
         chunks = request.stream()
@@ -115,6 +121,20 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         for each in (task, watch):
             each.cancel()
         await asyncio.gather(task, watch, return_exceptions=True)
+
+
+def to_json(content: object) -> str:
+    """Return compact JSON. Raises ValueError for NaN and infinity."""
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def to_json_list(frame: Mapping[str, Any], name: str, items: Iterable[Any]) -> bytes:
+    """Return the JSON of a frame, which has fields, and of a list as its last one.
+
+    Items are converted one at a time: a single call for all of them would keep other threads waiting.
+    """
+    listed = ",".join(map(to_json, items))
+    return f"{to_json(frame)[:-1]},{to_json(name)}:[{listed}]}}".encode()
 
 
 async def _gone(receive: Receive) -> None:

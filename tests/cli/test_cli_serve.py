@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -17,7 +18,10 @@ from typer.testing import CliRunner
 
 import hanmo
 from hanmo.cli.app import app
+from hanmo.cli.options import OPENING
+from hanmo.cli.serve import _shared
 from hanmo.generate.scheduler import Scheduler
+from hanmo.server.models import _cache_ids
 from hanmo.server.run import Server
 
 GOLDEN = str(Path(__file__).resolve().parents[1] / "data" / "goldens" / "gpt2_ml_original")
@@ -75,7 +79,7 @@ def test_rows_draft_unless_speculation_is_off(monkeypatch, given, speculate):
 
     async def ask(server):
         async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(server.config.app), base_url="http://test"
+            transport=httpx.ASGITransport(server.config.app), base_url="http://localhost"
         ) as client:
             answer = await client.post("/v1/completions", json={"prompt": "床前", "max_tokens": 1})
             assert answer.status_code == 200
@@ -106,6 +110,7 @@ def test_from_the_shell_to_the_first_answer_takes_two_seconds():
             ["--host", "0.0.0.0"],
             "--host is '0.0.0.0', which other machines can reach, and there is no key; give --api-key",
         ),
+        (["--api-key", ""], "--api-key is empty or holds white space"),
         (["--root-path", "x"], "--root-path is 'x'; expected a path that begins with /"),
         (
             ["--host", "no host", "--api-key", "x"],
@@ -136,19 +141,54 @@ def test_a_port_in_use_is_one_line_before_a_model_is_opened():
     assert result.stderr == f"hanmo: --host is '127.0.0.1', port {port}; cannot listen there: Address already in use\n"
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"\n", "holds no key; write one a line"), (b"\xff", "is not UTF-8")])
-def test_a_file_without_keys_is_refused(tmp_path, content, message):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n", "holds no key; write one a line"),
+        (b"# one\n", "holds no key; write one a line"),
+        (b"sk\n# two\nalice: sk-1\n", "line 3 is no key; write one a line without spaces, and # before a comment"),
+        (b"\xff", "is not UTF-8"),
+    ],
+)
+def test_a_file_without_keys_or_with_something_else_is_refused(tmp_path, content, message):
     (tmp_path / "keys").write_bytes(content)
     result = run("--api-keys", str(tmp_path / "keys"))
     assert result.exit_code == 1 and f"keys {message}" in result.stderr
 
 
-def test_a_file_of_keys_may_have_a_byte_order_mark(tmp_path, monkeypatch):
-    (tmp_path / "keys").write_bytes("\ufeff第一\r\nsecond\r\n".encode())
+def test_a_file_of_keys_may_have_a_byte_order_mark_and_comments(tmp_path, monkeypatch):
+    (tmp_path / "keys").write_bytes("\ufeff第一\r\n\r\n# mine\r\n second\r\n".encode())
     seen = []
     monkeypatch.setattr("hanmo.server.security.check_host", lambda host, keys, anonymous: seen.extend(keys))
     run("--api-keys", str(tmp_path / "keys"), "--model", "/nowhere/model.ckpt", "--port", "0")
     assert seen == ["第一", "second"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((), ()),
+        (("--allowed-host", "a.example"), ["a.example"]),
+        (("--api-key", "x"), None),
+        (("--host", "0.0.0.0", "--anonymous"), None),
+    ],
+)
+def test_without_a_key_this_machine_alone_is_the_host(monkeypatch, given, expected):
+    seen = []
+    monkeypatch.setattr("hanmo.server.models.open_served", lambda name, path, **how: None)
+    monkeypatch.setattr("hanmo.server.app.make_app", lambda models, **how: seen.append(how["hosts"]) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        app(["serve", "--port", "0", *given], standalone_mode=False)
+    assert seen == [expected]
+
+
+def test_models_of_one_gpu_share_what_is_free_on_it(monkeypatch):
+    monkeypatch.setattr("hanmo.training.memory.free_memory", lambda device: 1200)
+    engine = SimpleNamespace(device="cuda", token_bytes=10)
+    options = {"cache_memory": None, "speculation": "auto", "max_rows": 1, "max_queue": 1, **dict.fromkeys(OPENING)}
+    for count, room in ((1, 60), (3, 20)):
+        shared = _shared(options, count)
+        assert _cache_ids(engine, shared["cache_memory"], shared["models"]) == room
 
 
 def test_a_missing_extra_names_its_command(monkeypatch):

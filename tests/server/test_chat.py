@@ -8,7 +8,7 @@ from toy_server import byte_model, running
 from hanmo.errors import ConfigError
 from hanmo.server.chat import ChatTemplate
 
-TEMPLATE = """{% if messages[0].role == 'robot' %}{{ raise_exception('no robots') }}{% endif %}
+TEMPLATE = """{% if messages[0].role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}
 {% for message in messages %}
 {{ message.role[0] }}：{{ message.content }}
 {% endfor %}
@@ -31,6 +31,7 @@ def test_the_openai_client_gets_an_answer_and_its_pieces(url):
         chunks = list(client.chat.completions.create(**asked, stream=True))
         assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
         assert "".join(chunk.choices[0].delta.content for chunk in chunks) == ASSISTANT
+        assert [chunk.choices[0].delta.role for chunk in chunks] == ["assistant", *[None] * (len(chunks) - 1)]
         short = client.chat.completions.create(**asked, max_completion_tokens=6, n=2)
         assert [each.message.content for each in short.choices] == ["你好", "你好"]
         stopped = client.chat.completions.create(**asked, stop="👋", extra_body={"max_chars": 9})
@@ -44,7 +45,8 @@ def test_the_openai_client_gets_an_answer_and_its_pieces(url):
         ([{"role": "user"}], "messages.0.content is missing"),
         ([{"role": "user", "content": "a", "x": 1}], "'messages.0.x' is no field of this request"),
         ([{"role": "user", "content": "a<|endoftext|>b"}], "message 0 holds the special token <|endoftext|>"),
-        ([{"role": "robot", "content": "a"}], "refuses the messages: no robots"),
+        ([{"role": "tool", "content": "a"}], "refuses the messages: no tools"),
+        ([{"role": "<|endoftext|>", "content": "a"}], "input should be 'developer', 'system'"),
         ([{"role": "user", "content": "a" * 600}], "tokens, the model knows 512 positions"),
     ],
 )

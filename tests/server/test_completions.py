@@ -108,6 +108,30 @@ def test_a_seed_gives_the_text_of_the_library(client):
     assert again.choices[0].text == fresh.choices[0].text
 
 
+def test_the_openai_client_gets_samples_scores_echo_and_stops(client):
+    answer = client.completions.create(
+        model="字节",
+        prompt=["say ", "第一："],
+        n=2,
+        max_tokens=200,
+        logprobs=2,
+        echo=True,
+        stop=[" three", "\n"],
+        seed=3,
+    )
+    texts = ["say one two"] * 2 + ["第一：😀好，……”完。"] * 2
+    assert [(each.index, each.text, each.finish_reason) for each in answer.choices] == [
+        (index, text, "stop") for index, text in enumerate(texts)
+    ]
+    for each in answer.choices:
+        found = each.logprobs
+        assert "".join(found.tokens) == each.text and found.token_logprobs[0] is None
+        for token, start, logprob, top in zip(
+            found.tokens, found.text_offset, found.token_logprobs, found.top_logprobs, strict=True
+        ):
+            assert each.text[start:].startswith(token) and (logprob is None) == (top is None)
+
+
 def test_several_samples_are_those_of_single_calls(url):
     several = ask(url, prompt="ab", n=3, seed=5, max_tokens=9).json()["choices"]
     single = [ask(url, prompt="ab", seed=5, sample=place, max_tokens=9).json()["choices"][0] for place in range(3)]
@@ -204,6 +228,32 @@ def test_a_long_prompt_keeps_its_end_if_asked_so_that_the_text_fits(url):
     assert answer["choices"] == [short]
 
 
+def test_the_prompt_that_is_kept_is_what_echo_returns(url):
+    kept = "b" * 448 + "say "
+    for prompt in ("b" * 9000 + "say ", [98] * 9000 + [*b"say "]):
+        body = {"prompt": prompt, "max_tokens": 60, "keep_last": True, "seed": 1, "echo": True, "logprobs": 0}
+        (choice,) = ask(url, **body).json()["choices"]
+        found = choice["logprobs"]
+        assert choice["text"].startswith(kept) and "".join(found["tokens"]) == choice["text"]
+        assert found["text_offset"][:452] == list(range(452))
+        (short,) = ask(url, **{**body, "prompt": kept}).json()["choices"]
+        assert choice == short
+
+
+def test_more_texts_than_the_queue_holds_are_refused_before_they_are_tokenized(monkeypatch):
+    with running(byte_model({"ab": "x" * 400}, pace=0.02, max_rows=1, max_queue=2)) as url:
+        with httpx.stream(
+            "POST", f"{url}/v1/completions", json={"prompt": "ab", "max_tokens": 400, "stream": True}
+        ) as one:
+            lines = one.iter_lines()  # which ends the stream when it is deleted
+            next(lines)
+            with httpx.stream("POST", f"{url}/v1/completions", json={"prompt": "ab", "n": 2, "stream": True}):
+                monkeypatch.setattr("hanmo.server.completions.read_prompt", None)
+                full, never = ask(url, prompt="ab"), ask(url, prompt=["ab", "ab"], n=2)
+    assert full.status_code == 429 and "2 rows are waiting and 1 more do not fit the queue of 2" in full.text
+    assert never.status_code == 400 and "4 rows at once do not fit the queue of 2" in never.text
+
+
 def test_an_encoder_decoder_answers_its_source(tmp_path):
     loaded = small("t5.1.1", tmp_path)
     with running(Served("答", loaded, "toy", Scheduler(loaded.engine))) as url:
@@ -225,7 +275,7 @@ def test_an_encoder_decoder_answers_its_source(tmp_path):
         ({}, "prompt", "prompt is missing"),
         ({"prompt": ""}, None, "the prompt is empty"),
         ({"prompt": "ab\0"}, None, r"U+0000 at position 2"),
-        ({"prompt": [97, 300]}, None, "prompt holds id 300"),
+        ({"prompt": [97, 300]}, "prompt", "prompt holds id 300; the vocabulary has ids 0 to 256"),
         ({"prompt": "a" * 600}, None, "the prompt has 600 tokens, the model knows 512 positions"),
         ({"prompt": "a" * 510, "max_tokens": 3}, "prompt", "has 510 tokens and max_tokens is 3, the model knows 512"),
         ({"prompt": "a", "suffix": "b"}, None, "suffix is not supported"),

@@ -1,12 +1,19 @@
 """/v1/embeddings, /v1/fill, /v1/tasks."""
 
+import threading
+import time
+from urllib.parse import quote
+
 import httpx
 import numpy as np
 import openai
 import pytest
 from test_model_pipeline import small
-from toy_server import byte_model, running, task_folder
+from test_shutdown import leaving
+from toy_server import byte_model, running, task_folder, wait_for
 
+from hanmo.generate.scheduler import Scheduler
+from hanmo.server import state
 from hanmo.server.models import Served, open_served
 from hanmo.tasks.pipeline import open_task
 
@@ -73,7 +80,7 @@ def test_a_task_predicts_as_by_the_library(tmp_path):
     [
         ("embeddings", {"input": "天" * 60}, "has 62 tokens, the model knows 40 positions"),
         ("embeddings", {"input": [1, "天"]}, "input should be a valid string"),
-        ("embeddings", {"input": [1, 99]}, "text 0 holds id 99; the vocabulary has ids 0 to "),
+        ("embeddings", {"input": [1, 99]}, "input holds id 99; the vocabulary has ids 0 to "),
         ("embeddings", {"input": [[2] * 41]}, "has 41 tokens, the model knows 40 positions"),
         ("embeddings", {"input": [[]]}, "at least 1 item"),
         ("embeddings", {"input": "天", "dimensions": 3}, "dimensions is 3; the model has 16"),
@@ -87,3 +94,64 @@ def test_a_task_predicts_as_by_the_library(tmp_path):
 def test_what_is_wrong_is_named(url, path, body, message):
     answer = post(url, path, **body)
     assert answer.status_code == 400 and message in answer.json()["error"]["message"]
+
+
+def test_what_is_wrong_with_a_later_text_is_told_before_vectors_are_computed(url, encoder, monkeypatch):
+    calls, encode = [], encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda texts, **how: calls.append(len(texts)) or encode(texts, **how))
+    assert post(url, "embeddings", input=["天"] * 99 + ["天" * 60]).status_code == 400 and calls == []
+    assert post(url, "embeddings", input=["天"] * 99, dimensions=3).status_code == 400 and calls == [32]
+
+
+def test_answers_are_written_outside_of_the_event_loop(url, monkeypatch):
+    threads, to_json = [], state.to_json
+    monkeypatch.setattr(state, "to_json", lambda each: threads.append(threading.current_thread().name) or to_json(each))
+    assert len(post(url, "embeddings", input=["天", "地"]).json()["data"]) == 2
+    assert len(post(url, "fill", input="今[MASK]", k=2).json()["masks"][0]) == 2
+    assert len(threads) == 3 + 1 + 2 + 1 and all(name.startswith("hanmo-requests") for name in threads)
+
+
+def test_more_requests_than_may_wait_are_refused(encoder):
+    model, gate, answers = Served("编", encoder, "toy", max_queue=1), threading.Event(), []
+    with running(model) as url:
+        model.thread.executor.submit(gate.wait, 60)
+        threads = [
+            threading.Thread(target=lambda: answers.append(post(url, "embeddings", input="天").status_code))
+            for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: answers)
+        assert answers == [429]
+        gate.set()
+        for thread in threads:
+            thread.join()
+    assert sorted(answers) == [200, 200, 429]
+
+
+def test_a_t5_has_room_for_the_beams_that_fill_a_text(tmp_path):
+    loaded = small("t5.1.1", tmp_path)
+    with running(Served("编", loaded, "toy", Scheduler(loaded.engine, cache_ids=500))) as url:
+        for k, message in ((65, "k is 65; a T5 searches with so many beams: give 64 or fewer"), (64, "do not fit")):
+            assert message in post(url, "fill", input="今[MASK]", k=k).json()["error"]["message"]
+
+
+def test_nothing_but_the_scheduler_uses_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("hanmo.model_pipeline.QUEUED", ("cpu",))
+    loaded = small("gpt2_ml", tmp_path)
+    model = Served("编", loaded, "toy", Scheduler(loaded.engine))
+    with running(model) as url:
+        for path in ("embeddings", "fill"):
+            told = post(url, path, input="今天").json()["error"]["message"]
+            assert told == "the scheduler alone uses the GPU of the model '编'; serve it on a CPU for this"
+    assert model.abilities == ["completions"]
+
+
+def test_a_long_text_of_a_task_ends_when_its_client_leaves(tmp_path):
+    model, passes = open_served("分类", task_folder(tmp_path)), []
+    model.pipeline.model.register_forward_pre_hook(lambda *_: passes.append(time.sleep(0.05)))
+    with running(model) as url:
+        with leaving(url, {"input": "天" * 100_000}, path=quote("/v1/tasks/分类")):
+            wait_for(lambda: passes)
+        model.thread.executor.submit(int).result(30)  # after the prediction
+    assert len(passes) < 20

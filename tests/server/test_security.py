@@ -7,10 +7,13 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from toy_server import byte_model, running, wait_for
 
 from hanmo.errors import ConfigError
 from hanmo.server import protocol
+from hanmo.server.app import make_app
 from hanmo.server.security import check_host
 
 KEYS = ["sk-one", "钥匙"]
@@ -112,15 +115,23 @@ def test_a_body_that_would_be_read_otherwise_than_it_was_meant_is_refused(url, h
     assert send(url, "/v1/completions", "POST", content=b'{"prompt": "a"}', headers=plain).status_code == 200
 
 
-def test_bodies_of_requests_that_are_being_answered_are_bounded_together():
-    with running(byte_model({"ab": "x" * 300}, pace=0.02), max_body=2000) as url:
+def test_bodies_that_arrive_are_bounded_together():
+    with running(byte_model({"ab": "x" * 300}, pace=0.02), max_body=2000) as url, ExitStack() as opened:
+        state, place = running.server._state, urlsplit(url)
         body = {"prompt": "ab", "user": "u" * 1900, "max_tokens": 300, "stream": True}
-        with httpx.Client(base_url=url) as client, ExitStack() as streams:
-            for _ in range(4):
-                streams.enter_context(client.stream("POST", "/v1/completions", json=body))
-            answer = client.post("/v1/completions", json=body)
-            assert answer.status_code == 429 and "too many large requests at once" in answer.text
-        wait_for(lambda: not running.server._state.bodies)
+        client = opened.enter_context(httpx.Client(base_url=url))
+        for _ in range(5):  # these are parsed and count no longer
+            opened.enter_context(client.stream("POST", "/v1/completions", json=body))
+        assert state.active == 5 and state.bodies == 0
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        for _ in range(4):
+            connection = opened.enter_context(socket.create_connection((place.hostname, place.port)))
+            connection.sendall(head + b"Content-Length: 2000\r\n\r\n" + b" " * 1900)
+        wait_for(lambda: state.bodies == 4 * 1900)
+        answer = client.post("/v1/completions", json=body)
+        assert answer.status_code == 429 and "too many large requests at once" in answer.text
+        opened.close()
+        wait_for(lambda: not state.bodies)
         assert send(url, "/v1/completions", "POST", json={**body, "max_tokens": 1}).status_code == 200
 
 
@@ -143,3 +154,38 @@ def test_others_need_a_key_unless_told(host):
     check_host(host, [], anonymous=True)
     with pytest.raises(ConfigError, match=f"host is '{host}', which other machines can reach, and there is no key"):
         check_host(host, [], anonymous=False)
+
+
+@pytest.mark.parametrize("key", ["", " ", "sk one", "sk\n"])
+def test_a_key_that_is_empty_or_cannot_be_sent_is_refused(key):
+    with pytest.raises(ConfigError, match="api_key is empty or holds white space"):
+        make_app([], keys=["sk", key])
+
+
+@pytest.fixture(scope="module")
+def local():
+    with running(byte_model(), hosts=["Pages.example"]) as url:
+        yield url
+
+
+@pytest.mark.parametrize("host", ["localhost:1", "127.0.0.3", "[::1]:80", "pages.example:443", "LOCALHOST"])
+def test_this_machine_and_listed_hosts_are_answered(local, host):
+    for path in ("/", "/v1/models"):
+        assert send(local, path, headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80", "", "0.0.0.0", "[::1", "8.8.8.8", "é"])
+def test_a_page_whose_name_resolves_to_this_machine_gets_no_answer(local, host):
+    for path in ("/", "/v1/models", "/metrics", "/static/page.js"):
+        answer = send(local, path, headers={"host": host.encode()})
+        assert answer.status_code == 403 and "; start it with --allowed-host" in answer.json()["error"]["message"]
+
+
+@settings(max_examples=60)
+@given(st.binary(max_size=12), st.binary(max_size=12))
+def test_no_bytes_of_a_query_and_a_host_make_the_server_fail(url, local, query, host):
+    query, host = (bytes(set(each) - set(b"\0\r\n \t#")) for each in (query, host))
+    for place in map(urlsplit, (url, local)):
+        with socket.create_connection((place.hostname, place.port), timeout=20) as connection:
+            connection.sendall(b"GET /nothing?\xff%b HTTP/1.1\r\nHost: %b\r\nConnection: close\r\n\r\n" % (query, host))
+            assert connection.recv(100).split()[1] in (b"400", b"403", b"404")

@@ -44,6 +44,23 @@ def test_sigterm_lets_a_stream_end_and_gives_new_requests_503():
         assert process.wait(30) == 0
 
 
+def test_a_second_signal_ends_a_server_whose_threads_compute():
+    program = [sys.executable, "-c", SLOW + SERVER, json.dumps({"数：": TEXT})]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=env) as process:
+        with leaving(process.stdout.readline().strip(), completion(beams=2)):
+            assert process.stdout.readline() == "computes\n"
+            process.send_signal(signal.SIGTERM)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == -signal.SIGTERM
+
+
+SLOW = """
+import threading, time
+time.sleep = lambda seconds: print("computes", flush=True) or threading.Event().wait(30)
+"""
 SERVER = """
 import json, sys
 from toy_server import byte_model
@@ -119,6 +136,37 @@ def test_all_requests_of_a_connection_end_when_the_client_leaves():
         assert model.pipeline.engine.steps < 300
 
 
+def test_a_client_that_reads_nothing_is_dropped():
+    with running(byte_model({"数：": "x" * 450}), send_buffer=4096, write_timeout=0.3) as url:
+        with reading_slowly(url, completion(stream=True, n=8, max_tokens=450, logprobs=5)):
+            wait_for(lambda: running.server._state.active)
+            wait_for(lambda: not running.server._state.active)
+
+
+def test_a_client_that_reads_slowly_is_not_dropped():
+    with running(byte_model({"数：": "x" * 450}), send_buffer=4096, write_timeout=0.3) as url:
+        with reading_slowly(url, completion(stream=True, n=4, max_tokens=450, logprobs=5)) as connection:
+            begun, read = time.monotonic(), b""
+            while not read.endswith(b"0\r\n\r\n"):
+                time.sleep(0.02)
+                part = connection.recv(4096)
+                assert part
+                read += part
+    assert b"data: [DONE]" in read and time.monotonic() - begun > 0.6  # twice as long as a client may read nothing
+
+
+@contextmanager
+def reading_slowly(url, body):
+    """Send a request by a connection that holds little of the answer until it is read."""
+    place, content = urlsplit(url), json.dumps(body).encode()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((place.hostname, place.port))
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        yield connection
+
+
 def test_a_beam_search_ends_within_a_step_when_its_client_leaves():
     model = byte_model({"数：": TEXT}, pace=0.1)
     engine = model.pipeline.engine
@@ -126,19 +174,19 @@ def test_a_beam_search_ends_within_a_step_when_its_client_leaves():
         with leaving(url, completion(beams=2)):
             wait_for(lambda: engine.steps)
             steps = engine.steps
-        model.executor.submit(int).result(30)  # after the search
+        model.thread.executor.submit(int).result(30)  # after the search
         assert engine.steps - steps <= 4
 
 
 @contextmanager
-def leaving(url, body, *, times=1, reset=False):
+def leaving(url, body, *, path="/v1/completions", times=1, reset=False):
     """Send requests, and close the connection at the end of the block without reading the answers.
 
     reset: at once, by RST.
     """
     place, content = urlsplit(url), json.dumps(body).encode()
     with socket.create_connection((place.hostname, place.port)) as connection:
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
         connection.sendall((f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content) * times)
         yield
         if reset:

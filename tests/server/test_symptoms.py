@@ -17,13 +17,17 @@ from test_model_pipeline import small
 from toy_server import byte_model, running, wait_for
 
 from hanmo.generate.scheduler import Scheduler
+from hanmo.inference.fused import quantized, support
+from hanmo.pipeline import SMALL
 from hanmo.server import completions
 from hanmo.server.generation import Generation, Row
-from hanmo.server.models import Served
+from hanmo.server.models import Served, open_served
 
 JSON = {"headers": {"content-type": "application/json"}, "timeout": 60}
 FAMILY = "👨‍👩‍👧"
 TEXTS = {"笑：": f"😀好{FAMILY}。", "“他说": "你好，……”我。”完", "长：": "春眠不觉晓，处处闻啼鸟。" * 6}
+
+needs_kernel = pytest.mark.skipif(support.kernels("quantized") is None, reason="AVX2 is missing")
 
 
 @pytest.fixture(scope="module")
@@ -156,17 +160,23 @@ def test_a_path_prefix_and_a_chinese_name():
         assert document["servers"] == [{"url": "/写作"}]
 
 
-@pytest.mark.parametrize("name", ["gpt2_ml", "t5.1.1"])
-def test_a_seed_gives_the_same_text_alone_and_beside_31_others(tmp_path, name):
-    loaded = small(name, tmp_path)
-    model = Served("小", loaded, "toy", Scheduler(loaded.engine))
+@pytest.mark.parametrize("name", ["gpt2_ml", "t5.1.1", pytest.param("int8", marks=needs_kernel)])
+def test_a_seed_gives_the_same_text_alone_and_beside_31_others(tmp_path, monkeypatch, name):
+    if name == "int8":  # of the fused step, which takes larger models
+        monkeypatch.setattr(quantized, "LEAST_BYTES", 0)
+        model = open_served("小", SMALL, weights="int8", threads=1, speculation="off")
+        assert "-int8-fixed-" in model.fingerprint
+    else:
+        loaded = small(name, tmp_path)
+        model = Served("小", loaded, "toy", Scheduler(loaded.engine))
     rows, gate, sizes = model.scheduler._batch._rows, threading.Event(), []
     step = rows.step
     rows.step = lambda work: sizes.append(len(work)) or (gate.wait(60) and step(work))
+    bias = {str(id): -100 for id in model.pipeline.marks.ends}
     answers = {}
 
     def get(name, **body):
-        answers[name] = ask(url, model="小", top_k=100, logit_bias={"3": -100}, **body).json()["choices"]
+        answers[name] = ask(url, model="小", top_k=100, logit_bias=bias, **body).json()["choices"]
 
     one = {"prompt": "床前明月", "seed": 9, "max_tokens": 12}
     many = {"prompt": ["今天" * (1 + place % 9) for place in range(31)], "seed": 5, "max_tokens": 16}

@@ -88,13 +88,13 @@ def task_folder(folder):
 
 
 @contextmanager
-def running(*models, grace=60.0, send_buffer=None, **options):
+def running(*models, grace=60.0, write_timeout=30.0, send_buffer=None, **options):
     """Run a server in a thread; gives its URL.   send_buffer: bytes that the system holds for a slow reader."""
     ready, listening = [], bind("127.0.0.1", 0)
     if send_buffer is not None:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     app = make_app(models, **options)
-    server = Server(app, ready=ready.append, grace=grace)
+    server = Server(app, ready=ready.append, grace=grace, write_timeout=write_timeout)
     running.server = server
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
