@@ -45,11 +45,6 @@ class Scheduler:
         with self._changed:
             return self._batch.stats
 
-    @property
-    def alive(self) -> bool:
-        """Whether its thread runs."""
-        return self._thread.is_alive()
-
     def check_queue(self, rows: int) -> None:
         """Raise what `submit` raises for so many rows: QueueFull, SchedulerClosed, or ConfigError if they never fit."""
         if rows > self._max_queue:
