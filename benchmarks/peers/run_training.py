@@ -19,14 +19,21 @@ def open_model(options: dict[str, Any]) -> dict[str, Any]:
     sys.path.insert(0, options["source"])
     import torch
 
-    from hanmo.families.gpt2_ml import gpt2_ml_config
+    from hanmo.families import FAMILIES
     from hanmo.model import Model
 
     next_token_loss = _named("next_token_loss", "loss")
     torch.set_num_threads(options["threads"])
     torch.manual_seed(0)
-    sizes = {name: options[name] for name in ("hidden_size", "vocab_size", "positions")}
-    model = Model(gpt2_ml_config(num_layers=options["layers"], dropout=0.0, **sizes)).initialize(0).train()
+    width = options["hidden_size"]
+    sizes = {
+        "vocab_size": options["vocab_size"], "hidden_size": width, "num_hidden_layers": options["layers"],
+        "num_attention_heads": max(1, width // 64), "intermediate_size": 4 * width,
+        "max_position_embeddings": options["positions"], "hidden_dropout_prob": 0.0,
+    }  # fmt: skip
+    names = FAMILIES["gpt2_ml"].tensorflow
+    assert names is not None
+    model = Model(names.config(sizes)).initialize(0).train()
     if options["precision"] == "bfloat16":
         model.to(torch.bfloat16)
     model.main.recompute = options["recompute"]

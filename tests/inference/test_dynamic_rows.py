@@ -16,7 +16,7 @@ from hanmo.generate import GREEDY, End, Limits, Sampling, sample
 from hanmo.generate.dynamic import ExactRows, Piece, _JoinedRows, dynamic_rows
 from hanmo.generate.scheduler import RowRequest, Scheduler
 from hanmo.generate.speculation import SpeculativeEngine
-from hanmo.inference.fused import quantized, support
+from hanmo.inference.fused import support
 from hanmo.inference.prefix_cache import PromptCache
 from hanmo.inference.torch_engine import TorchEngine
 from hanmo.model import Model
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def open_kind(folder, monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(quantized, "LEAST_BYTES", 0)
+    monkeypatch.setattr(support, "LEAST_BYTES", 0)
 
     def get(kind):
         if kind == "torch":
@@ -80,7 +80,7 @@ def test_a_row_has_the_text_that_it_has_alone(open_kind, kind, count, max_rows):
 @needs_kernel
 @pytest.mark.parametrize(("family", "mask"), [("t5.1.1", None), ("nezha", "prefix")])
 def test_rows_whose_prompts_are_read_at_once_join_as_if_in_turn(tmp_path, monkeypatch, family, mask):
-    monkeypatch.setattr(quantized, "LEAST_BYTES", 0)
+    monkeypatch.setattr(support, "LEAST_BYTES", 0)
     hanmo.save(Model(of_family(family)).initialize(3), tmp_path / "model")
     engine = open_engine(tmp_path / "model", mask=mask, threads=2, folder=tmp_path)
     assert isinstance(dynamic_rows(engine), ExactRows)

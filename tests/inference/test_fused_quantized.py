@@ -96,7 +96,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def opened(models, monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(quantized, "LEAST_BYTES", 0)
+    monkeypatch.setattr(support, "LEAST_BYTES", 0)
     cache = tmp_path_factory.getbasetemp() / "built"
 
     def get(name="gpt2_ml", weights="int8", threads=2):
@@ -397,7 +397,10 @@ def test_elsewhere_the_libraries_do_it(monkeypatch, change, value):
 def test_small_models_and_other_kinds_are_left_to_openvino(models, opened, monkeypatch, tmp_path):
     assert open_engine(models / "gpt2_ml", weights="float32", folder=tmp_path)._fused is None
     weights, config = opened()._weights, opened().config
+    assert weights.packed
     for change in OTHERS:
         assert not quantized.supported(weights, replace(config, decoder=replace(config.decoder, **change)))
     monkeypatch.undo()
     assert not quantized.supported(weights, config)  # too small
+    small = open_engine(models / "gpt2_ml", weights="int8", folder=tmp_path)
+    assert small._fused is None and not small._weights.packed

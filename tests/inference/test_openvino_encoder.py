@@ -12,7 +12,7 @@ from test_fused_quantized import of_family
 import hanmo.loading
 from hanmo.errors import CheckpointError
 from hanmo.families import FAMILIES
-from hanmo.inference.fused import quantized, support
+from hanmo.inference.fused import support
 from hanmo.inference.openvino.engine import open_weights
 from hanmo.inference.openvino.model import OpenVinoModel
 from hanmo.model import Model
@@ -87,7 +87,7 @@ def test_int8_vectors_are_near_float32(tmp_path):
 @needs_kernel
 @pytest.mark.parametrize("name", ["bert", "nezha", "roformer"])
 def test_few_tokens_are_computed_by_the_fused_step_near_openvino(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(quantized, "LEAST_BYTES", 0)
+    monkeypatch.setattr(support, "LEAST_BYTES", 0)
     config = of_family(name)
     path = hanmo.save(Model(replace(config, initializer=0.1)).initialize(0), tmp_path / "model").path
     model, encoder = opened(path, tmp_path, "int8")

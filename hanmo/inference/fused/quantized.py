@@ -14,15 +14,12 @@ from hanmo.checkpoint.source import Array
 from hanmo.config import ModelConfig
 from hanmo.inference.fused.packing import LANES, pack_int4, pack_int8, pack_scales
 from hanmo.inference.fused.quantized_row import FusedRow
-from hanmo.inference.fused.support import ACTIVATIONS, allow_tiles, has_fused_step, kernels, most_threads
+from hanmo.inference.fused.support import ACTIVATIONS, allow_tiles, has_fused_step, is_large, kernels, most_threads
 from hanmo.inference.fused.thread_pool import run_step
 from hanmo.inference.openvino.weights import Weights
 from hanmo.nn.position import bucket, hierarchical, sinusoidal
 
 __all__ = ["FusedDynamicRows", "FusedRows", "QuantizedStack", "open_stack"]
-
-LEAST_BYTES = 64 << 20
-"""Smaller weights are read fast enough by OpenVINO, which starts half a second sooner and compiles nothing."""
 
 MOST_TOKENS = 128  # of a step, whose numbers then fit the processor's cache
 INPUTS = {"attention": "query_key_value", "cross": "query", "feed_forward": "input"}
@@ -42,7 +39,7 @@ def open_stack(weights: Weights, config: ModelConfig, threads: int | None) -> "Q
 def supported(weights: Weights, config: ModelConfig) -> bool:
     """Tell whether a model of some size, in int8 or int4, is a decoder or an encoder alone that has the fused step."""
     stack = config.main
-    if weights.kind not in ("int8", "int4") or weights.path.stat().st_size < LEAST_BYTES:
+    if weights.kind not in ("int8", "int4") or not is_large(weights.path.stat().st_size):
         return False
     if not has_fused_step(stack, "quantized"):
         return False

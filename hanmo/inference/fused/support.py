@@ -23,6 +23,7 @@ __all__ = [
     "allow_tiles",
     "has_fused_step",
     "instructions",
+    "is_large",
     "kernels",
     "most_threads",
     "processor",
@@ -41,6 +42,9 @@ INSTRUCTIONS = {
 
 ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
 """Those of the CPU kernels, by their numbers in `functions.activate`."""
+
+LEAST_BYTES = 64 << 20
+"""Smaller quantized weights are read fast enough by OpenVINO, which starts half a second sooner and compiles nothing."""
 
 MOST_THREADS = 16  # more do not read memory faster
 
@@ -77,6 +81,11 @@ def has_fused_step(stack: StackConfig, kernel: str) -> bool:
         and all(group_size(inputs) for inputs in (stack.hidden_size, stack.feed_forward))
         and stack.head_dim % LANES == 0
     )
+
+
+def is_large(size: int) -> bool:
+    """Tell whether quantized weights of so many bytes are worth a fused step."""
+    return size >= LEAST_BYTES
 
 
 @cache

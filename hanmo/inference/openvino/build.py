@@ -7,6 +7,7 @@ Knows how names are joined and how int4 is rounded. The one part of the engine t
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from math import prod
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError, TensorMismatch
 from hanmo.families import Row
 from hanmo.inference.fused.packing import LANES, group_size, pack_int4, pack_int8, pack_scales
-from hanmo.inference.fused.support import has_fused_step
+from hanmo.inference.fused.support import has_fused_step, is_large
 from hanmo.inference.openvino.weights import FORMAT
 from hanmo.model import Model
 
@@ -34,6 +35,7 @@ JOINED = {"attention": ("query", "key", "value"), "cross": ("key", "value"), "fe
 """Matrices with the same input are stored, and multiplied, as one; its name joins theirs with "_"."""
 
 TABLES = (".position.weight", ".segment.weight", ".relative.weight")
+BYTES = {"int8": 1.0, "int4": 0.5}  # of a number, without its share of a scale
 PIECE = 1 << 22  # numbers that are converted together
 
 
@@ -71,7 +73,8 @@ def build(
         words = {"format": FORMAT, "weights": weights, "config": found.config.to_json(), "source": str(source.path)}
         stack = found.config.main
         # An encoder's longer texts are read by OpenVINO, which has copies of its own of packed weights.
-        packed = weights in ("int8", "int4") and stack.mask != "full" and has_fused_step(stack, "quantized")
+        packed = weights in BYTES and stack.mask != "full" and has_fused_step(stack, "quantized")
+        packed = packed and is_large(int(BYTES[weights] * sum(map(prod, reader.shapes.values()))))
         items = [
             item for name, parts in _joined(reader.shapes) for item in _items(reader, name, parts, weights, packed)
         ]
