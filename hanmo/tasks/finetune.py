@@ -196,7 +196,7 @@ def make_optimizer(model: nn.Module, args: TrainArgs, *, layer_decay: float = 1.
         for rate, named in found.items()
         for group in parameter_groups(named, lr=args.lr * rate, weight_decay=args.weight_decay)
     ]
-    return AdamW(groups, lr=args.lr, betas=args.betas)
+    return AdamW(groups, lr=args.lr, betas=args.betas, fused=True)
 
 
 class _Judge:

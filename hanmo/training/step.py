@@ -134,8 +134,7 @@ def make_optimizer(model: nn.Module, args: TrainArgs) -> Optimizer:
         return MuonWithAdamW(trained, lr=args.lr, betas=args.betas, weight_decay=args.weight_decay)
     groups = parameter_groups(model.named_parameters(), lr=args.lr, weight_decay=args.weight_decay)
     if args.optimizer == "adamw":
-        on_gpu = groups[0]["params"][0].is_cuda
-        return AdamW(groups, lr=args.lr, betas=args.betas, fused=True if on_gpu else None)
+        return AdamW(groups, lr=args.lr, betas=args.betas, fused=True)
     return AdaFactor(groups, args.optimizer.removeprefix("adafactor-"), lr=args.lr, seed=args.seed)
 
 

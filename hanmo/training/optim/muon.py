@@ -38,7 +38,7 @@ class MuonWithAdamW(Optimizer):
         rest = parameter_groups([pair for pair in pairs if pair[0] not in matrices], lr=lr, weight_decay=weight_decay)
         options: Any = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
         self._muon: Optimizer = torch.optim.Muon(list(matrices.values()), **options)
-        self._adamw = AdamW(rest, lr=lr, betas=betas, fused=True if pairs[0][1].is_cuda else None)
+        self._adamw = AdamW(rest, lr=lr, betas=betas, fused=True)
         super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {"lr": lr})
         self._share()
 
