@@ -44,7 +44,7 @@ ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
 """Those of the CPU kernels, by their numbers in `functions.activate`."""
 
 LEAST_BYTES = 64 << 20
-"""Smaller quantized weights are read fast enough by OpenVINO, which starts half a second sooner and compiles nothing."""
+"""OpenVINO reads smaller quantized weights fast enough; it starts half a second sooner and compiles nothing."""
 
 MOST_THREADS = 16  # more do not read memory faster
 
