@@ -1,5 +1,6 @@
 """Keys, origins and sizes."""
 
+import asyncio
 import hmac
 import socket
 from contextlib import ExitStack, suppress
@@ -189,3 +190,14 @@ def test_no_bytes_of_a_query_and_a_host_make_the_server_fail(url, local, query, 
         with socket.create_connection((place.hostname, place.port), timeout=20) as connection:
             connection.sendall(b"GET /nothing?\xff%b HTTP/1.1\r\nHost: %b\r\nConnection: close\r\n\r\n" % (query, host))
             assert connection.recv(100).split()[1] in (b"400", b"403", b"404")
+
+
+def test_a_query_that_another_server_lets_pass_is_not_decoded():
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/nothing", "query_string": b"\xff", "headers": []}
+    asyncio.run(make_app([])(scope, None, send))
+    assert sent[0]["status"] == 404
