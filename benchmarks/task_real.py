@@ -211,6 +211,7 @@ class Plan:
     """An encoder and its training.
 
     words: whether a new vocabulary has jieba's words beside characters.   masked: epochs of masked tokens of the rows.
+    wrap: names of step wrappers.
     """
 
     config: TaskConfig
@@ -220,6 +221,7 @@ class Plan:
     layer_decay: float = 1.0
     head_lr: float = 1.0
     masked: int = 0
+    wrap: tuple[str, ...] = ()
 
 
 TAG = TaskConfig(kind="tag", head="crf", max_length=256, dropout=0.1)
@@ -234,7 +236,7 @@ PLANS = {
     ),
     ("entities", "small encoder"): Plan(TAG, 5, replace(TUNING, epochs=4, lr=5e-4), head_lr=3, masked=1),
     ("sentiment", "small encoder"): Plan(
-        replace(CLASSIFY, dropout=0.1), 5, replace(TUNING, epochs=3, lr=3e-4), head_lr=3, masked=1
+        replace(CLASSIFY, dropout=0.1), 5, replace(TUNING, epochs=4, lr=3e-4), head_lr=3, masked=8, wrap=("r_drop",)
     ),
 }
 METHODS = ("encoder", "small model", "small encoder")
@@ -286,7 +288,9 @@ def base_model(part: Part, plan: Plan, out: Path, *, tiny: bool, corpus: Path | 
 def adapted(part: Part, encoder: Path, plan: Plan, out: Path, device: str) -> Path:
     """Train an encoder on masked tokens of a part's training rows; return its folder."""
     (out / "rows.txt").write_text("".join(f"{row['text']}\n" for row in part.train), "utf-8")
-    args = TrainArgs(epochs=plan.masked, sequence=128, batch=64, lr=5e-4, document="line")
+    args = TrainArgs(
+        epochs=plan.masked, sequence=128, batch=64, optimizer="adamw", lr=1e-3, document="line", separator="[EOS]"
+    )
     run = Run(out / "masked", [out / "rows.txt"])
     return finetune(encoder, run, args=args, device=torch.device(device), console=Console(stderr=True)).folder
 
@@ -296,9 +300,10 @@ def trained(
 ) -> dict[str, float]:
     """Train on a part; return the main score on its test rows, on a CPU also with smaller weights."""
     start = fewer_blocks(hanmo.load(device=device), plan.layers) if base is None else base
-    rates = {"layer_decay": plan.layer_decay, "head_lr": plan.head_lr}
-    args = replace(plan.args, seed=seed)
-    fitted = fit(start, train=part.train, dev=part.dev, config=plan.config, out=out, args=args, device=device, **rates)
+    fitted = fit(
+        start, train=part.train, dev=part.dev, config=plan.config, out=out, args=replace(plan.args, seed=seed),
+        layer_decay=plan.layer_decay, head_lr=plan.head_lr, wrap=plan.wrap, device=device,
+    )  # fmt: skip
     task = hanmo.load(fitted.folder, device=device)
     assert isinstance(task, TaskPipeline)
     found = {method: task.evaluate(part.test)[fitted.score.name]}
