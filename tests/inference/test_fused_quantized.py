@@ -1,7 +1,9 @@
 """Steps of single rows past OpenVINO: their arithmetic, their company with OpenVINO's cache, their threads."""
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -404,3 +406,14 @@ def test_small_models_and_other_kinds_are_left_to_openvino(models, opened, monke
     assert not quantized.supported(weights, config)  # too small
     small = open_engine(models / "gpt2_ml", weights="int8", folder=tmp_path)
     assert small._fused is None and not small._weights.packed
+
+
+def test_the_documented_families_have_the_fused_steps():
+    text = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text("utf-8")
+    rows = re.findall(r"\| (`.*) \| (yes|no) \| (yes|no) \| (yes|no) \|", text)
+    found = {family: said for families, *said in rows for family in re.findall(r"`(.*?)`", families)}
+    assert len(found) == 14
+    for family, said in found.items():
+        stack = of_family("gpt2" if family == "gpt2_openai" else family).main
+        has = [support.has_fused_step(stack, kernel) for kernel in ("float32", "quantized", "cuda")]
+        assert said == ["yes" if each else "no" for each in has], family
