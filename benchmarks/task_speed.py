@@ -133,7 +133,7 @@ def _prepare(folder: Path, sizes: dict[str, int]) -> None:
     for kind, form, head in (("tag", "BIO", "softmax"), ("classify", "single", "linear")):
         settled = TaskConfig(kind=kind, form=form, labels=LABELS, head=head, max_length=512)
         task = make_task(settled, base.tokenizer)
-        save_network(build(base.model, task), folder / kind, settled, [vocabulary])
+        save_network(build(base.model, task), folder / kind, settled, {vocabulary.name: vocabulary})
         export(open_task(folder / kind), folder / f"{kind}-hf")
 
 

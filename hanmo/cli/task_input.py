@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 def read_inputs(path: Path | None, format: str | None) -> "list[Row]":
     """Read what is to be predicted: labelled data's formats, or lines of texts and JSON objects.
 
-    format: as for `read_data`; None is a table for .tsv and .csv, else lines.
+    format: as for `read_data`; None is a table for .tsv and .csv whose first line names the columns, else lines.
     """
-    from hanmo.tasks.readers import read_data
+    from hanmo.tasks.readers import has_header, read_data
 
-    if path is not None and format is None and path.suffix in (".tsv", ".csv"):
+    if path is not None and format is None and path.suffix in (".tsv", ".csv") and has_header(path):
         format = "table"
     return list(read_rows(read_lines(path))) if path is None or format is None else read_data(path, format=format)
 

@@ -117,20 +117,20 @@ def _label_studio_min(row: Row) -> Row:
     """Convert JSON-MIN, in which keys of the data and names of the labelling interface are beside one another."""
     spans, labels = list[Span](), list[str]()
     strings = [key for key, value in row.data.items() if isinstance(value, str) and key not in _OF_STUDIO]
-    named = "text" if "text" in row.data or not strings else strings[0]
-    text = _text(row, {"text": row.data.get(named)})
     for value in row.data.values():
         if isinstance(value, list) and value and all(isinstance(each, dict) and "start" in each for each in value):
             for each in value:
                 spans += _spans(each, next((kind for kind in _SPANS if kind in each), _SPANS[0]))
         elif isinstance(value, dict) and isinstance(value.get("choices"), list):
             labels += value["choices"]
-    others = [key for key in strings if key != named]
-    if not spans and not labels and len(others) > 1:
-        listed = ", ".join(others)
-        raise row.error(f"JSON-MIN does not say which of {listed} is the label; export as JSON, or leave the rest out")
-    if not spans and not labels:
-        labels = [row.data[key] for key in others]
+    named = "text" if "text" in row.data or not strings else strings[0]
+    text, others = _text(row, {"text": row.data.get(named)}), [key for key in strings if key != named]
+    chosen = [row.data[key] for key in others if not spans and not labels]
+    if named != "text" and len(others) > min(1, len(chosen)):
+        listed = ", ".join(strings)
+        raise row.error(f"JSON-MIN does not say which of {listed} is the text; name it 'text', or export as JSON")
+    if len(chosen) == 1:  # several may be data
+        labels = chosen
     found: dict[str, Any] = {"text": text, "labels": labels} if labels else {"text": text}
     return Row(row.where, found | {"spans": _in_code_points(text, spans)} if spans or not labels else found)
 

@@ -115,7 +115,8 @@ class Classify(Task):
 
     @classmethod
     def _check_texts(cls, row: Row, config: TaskConfig) -> None:
-        if len(cls.texts(row)) != len(config.keys or cls.texts(row)):
+        texts = cls.texts(row)
+        if config.keys and len(texts) != len(config.keys):
             found, wanted = ("a text", "pairs, 'a' and 'b'") if len(config.keys) == 2 else ("a pair", "single texts")
             raise row.error(f"it is {found}; the task is one of {wanted}")
 

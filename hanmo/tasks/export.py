@@ -176,8 +176,11 @@ def _left_out(task: Task) -> list[str]:
         notes.append("each token has its scores; predict takes the best tags that may follow one another (Viterbi)")
     if config.temperature != 1:
         notes.append(f"its probabilities are of logits that are not divided by the temperature {config.temperature:g}")
+    if config.kind == "embed":
+        notes.append("vectors are of length 1; predict averages those of windows first, by their length")
     if config.thresholds:
-        notes.append("the thresholds of labels are not in it; task.json has them")
+        of = "of an answer" if isinstance(task, Read) else "of labels"
+        notes.append(f"the thresholds {of} are not in it; task.json has them")
     return notes
 
 

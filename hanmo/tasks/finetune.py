@@ -3,6 +3,7 @@
 rows ─► settle ─► examples ─► training.fit ─► OUT/best: a folder that `hanmo.load` opens
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -205,6 +206,7 @@ class _Judge:
     def __init__(self, task: Task, data: Data, batch: int, vocabulary: Files) -> None:
         self.task, self.data, self.batch, self.vocabulary = task, data, batch, vocabulary
         self.config, self.examples = task.config, [task.encode(row) for row in data.dev]
+        task.fitting = True
 
     def __call__(self, network: TaskNetwork) -> dict[str, Any]:
         results: Sequence[Result] = list(predict(network, self.examples, batch=self.batch))
@@ -235,7 +237,10 @@ def _checked(args: TrainArgs) -> TrainArgs:
 def _same(config: TaskConfig, data: Data, **arguments: object) -> dict[str, str]:
     """Return what a resumed run has to have again, as text or its digest."""
     train, dev = (digest(dict(row.data) for row in rows) for rows in (data.train, data.dev))
-    found = {"training data": train, "dev data": dev, "task": replace(config, score=None).to_json()}
+    settings = replace(config, score=None).to_dict()
+    del settings["keys"]  # which the data has; runs of 0.1 do not name them
+    task = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    found = {"training data": train, "dev data": dev, "task": task}
     return found | {name: str(value) for name, value in arguments.items()}
 
 

@@ -9,7 +9,7 @@ Knows networks and folders. Knows no data and no training.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from hanmo.tokenizers.added import read_object
 from hanmo.tokenizers.load import tokenizer_files
 from hanmo.tokenizers.protocol import Tokenizer
 from hanmo.tokenizers.wordpiece import WordPiece
+from hanmo.tokenizers.words import split_words
 from hanmo.training.lora import has_lora, merge_lora
 
 Files: TypeAlias = Mapping[str, Path | dict[str, Any]]
@@ -69,7 +70,7 @@ def save_network(
     network: TaskNetwork,
     folder: Path,
     config: TaskConfig,
-    files: Files | Sequence[Path],
+    files: Files,
     *,
     overwrite: bool = False,
 ) -> None:
@@ -81,8 +82,7 @@ def save_network(
     if has_lora(backbone):
         backbone = deepcopy(backbone)
         merge_lora(backbone)
-    beside = files if isinstance(files, Mapping) else {file.name: file for file in files}
-    save(backbone, folder, head=network.head, tokenizer={**beside, TASK_JSON: config.to_dict()}, overwrite=overwrite)
+    save(backbone, folder, head=network.head, tokenizer={**files, TASK_JSON: config.to_dict()}, overwrite=overwrite)
 
 
 def tokenizer_of(loaded: ModelPipeline, texts: Iterable[str] = ()) -> Files:
@@ -97,6 +97,11 @@ def tokenizer_of(loaded: ModelPipeline, texts: Iterable[str] = ()) -> Files:
         raise MissingFile(f"no vocabulary beside {loaded.path}, which a task needs; put its vocab.txt or *.model there")
     own = loaded._tokenizer()
     pre_tokenize = own.pre_tokenizes if isinstance(own, WordPiece) else None
+    if isinstance(own, WordPiece) and own.pre_tokenize not in (None, split_words):
+        raise ConfigError(
+            "pre_tokenize is a function, which the task's folder cannot hold; load the model with pre_tokenize=True, "
+            "which is jieba, or False"
+        )
     found = find_tokenizer(folder, None, loaded.config)
     if isinstance(found, WordPiece) and pre_tokenize not in (None, found.pre_tokenizes):
         found = find_tokenizer(folder, None, loaded.config, pre_tokenize=pre_tokenize)

@@ -21,7 +21,6 @@ from hanmo.config import ModelConfig
 from hanmo.errors import ConfigError
 from hanmo.model import Output
 from hanmo.nn.linear import Linear
-from hanmo.tasks.calibration import best_threshold
 from hanmo.tasks.config import TaskConfig
 from hanmo.tasks.divergence import Logits
 from hanmo.tasks.rows import Row, spans_of, texts_of
@@ -153,16 +152,18 @@ class Read(Reading):
             return found
         margin, limit = best[0] - empty[0], self.config.thresholds.get(ANSWER)
         result = found if margin > (limit or 0.0) else none
-        return result if limit is not None else {**result, "sides": [margin, none, found]}
+        return {**result, "sides": [margin, none, found]} if self.fitting and limit is None else result
 
     def calibrate(self, rows: Sequence[Row], results: Sequence[Result]) -> tuple[TaskConfig, Sequence[Result]]:
-        """Choose how much higher than that of no answer the sum of an answer's logits has to be."""
+        """Choose how much higher than that of no answer an answer's sum of logits is: the limit with the best F1."""
         sides = [(row, *result["sides"]) for row, result in zip(rows, results, strict=True) if "sides" in result]
         if not sides:
             return self.config, results
         margins = np.array([margin for _, margin, _, _ in sides])
-        better = np.array([self._f1(row, found) > self._f1(row, none) for row, _, none, found in sides])
-        limit = best_threshold(margins, better, default=0.0)
+        gains = np.array([self._f1(row, found) - self._f1(row, none) for row, _, none, found in sides])
+        steps = np.unique(margins)
+        limits = [0.0, *((steps[1:] + steps[:-1]) / 2).tolist(), float(steps[-1]), float(steps[0]) - 1]
+        limit = max(limits, key=lambda each: gains[margins > each].sum())  # the first of equal ones
 
         def cut(result: Result) -> Result:
             margin, none, found = result.get("sides", (0.0, result, result))

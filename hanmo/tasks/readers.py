@@ -141,10 +141,7 @@ def _words(path: Path) -> Iterator[Row]:
 
 def _table(path: Path) -> Iterator[Row]:
     """Read columns with tabs, or commas in a .csv, between them; the first line may name them."""
-    how: dict[str, Any] = (
-        {"delimiter": ","} if path.suffix == ".csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    )
-    reader = csv.reader(StringIO(read_text(path)), **how)
+    reader = csv.reader(StringIO(read_text(path)), **_dialect(path))
     lines = []
     try:
         for cells in reader:
@@ -154,9 +151,7 @@ def _table(path: Path) -> Iterator[Row]:
         raise DataError(f"{path.name}:{reader.line_num}: it is no table: {error}") from None
     if not lines:
         return
-    first = [cell.lower() for cell in lines[0][1]]
-    if sum(cell in _KEYS for cell in first) >= min(2, len(first)):
-        names = [_KEYS.get(cell, cell) for cell in first]
+    if names := _header(lines[0][1]):
         names = names if "b" in names else ["text" if name == "a" else name for name in names]
         lines = lines[1:]
     else:
@@ -166,6 +161,23 @@ def _table(path: Path) -> Iterator[Row]:
             raise DataError(f"{path.name}:{number}: it has {len(cells)} columns, the first line has {len(names)}")
         row = Row(f"{path.name}:{number}", dict(zip(names, cells, strict=True)))
         yield row if "score" not in names else Row(row.where, {**row.data, "score": _number(row)})
+
+
+def has_header(path: Path) -> bool:
+    """Return whether the first line of a table names its columns."""
+    first = read_text(path).lstrip().split("\n")[:1]
+    return bool(_header(next(csv.reader(first, **_dialect(path)), [])))
+
+
+def _dialect(path: Path) -> dict[str, Any]:
+    return {"delimiter": ","} if path.suffix == ".csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+
+
+def _header(cells: Sequence[str]) -> list[str]:
+    """Return the names of the columns if these are the cells of a header."""
+    first = [cell.strip().lower() for cell in cells]
+    known = sum(cell in _KEYS for cell in first) >= min(2, len(first))
+    return [_KEYS.get(cell, cell) for cell in first] if known else []
 
 
 def _guess(path: Path, lines: Sequence[Sequence[str]]) -> list[str]:

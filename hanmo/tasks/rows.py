@@ -219,5 +219,5 @@ def _rare_last(groups: Sequence[list[int]], labels: Sequence[set[str]]) -> list[
             needed.append(group)
         else:
             free.append(group)
-            left -= own
+            left.subtract(own)
     return free + needed

@@ -99,12 +99,14 @@ class Scheme:
         scores = np.array(scores, np.float64)
         scores[0, self._continues] = scores[-1, self._stops_later] = -np.inf
         allowed = np.where(self.follows, transitions, -np.inf)
-        between = np.broadcast_to(allowed, (len(scores) - 1, *self.follows.shape))
+        between, weights = (
+            np.broadcast_to(each, (len(scores) - 1, *self.follows.shape)) for each in (allowed, np.exp(allowed))
+        )
         before, after = [scores[0]], [np.zeros(len(self.tags))]
-        for step, change in zip(scores[1:], between, strict=True):
-            before.append(np.logaddexp.reduce(before[-1][:, None] + change, axis=0) + step)
-        for step, change in zip(scores[:0:-1], between[::-1], strict=True):
-            after.append(np.logaddexp.reduce(change + step + after[-1], axis=1))
+        for step, weight in zip(scores[1:], weights, strict=True):
+            before.append(_log_product(before[-1], weight) + step)
+        for step, weight in zip(scores[:0:-1], weights[::-1], strict=True):
+            after.append(_log_product(step + after[-1], weight.T))
         total, found = np.logaddexp.reduce(before[-1]), []
         for start, stop, label in spans:
             tags = self.encode([(0, stop - start, label)], stop - start)
@@ -113,8 +115,16 @@ class Scheme:
             if stop < len(scores):  # the tag that follows does not continue the span
                 next_tags = between[stop - 1][tags[-1]] + scores[stop] + after[-1 - stop]
                 inside += np.logaddexp.reduce(next_tags[~self._continues])
-            found.append(float(np.exp(inside - total)))
+            found.append(min(1.0, float(np.exp(inside - total))))
         return found
+
+
+def _log_product(logs: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the logarithm of exp(logs) [n] times weights [n, m]."""
+    top = logs.max()
+    with np.errstate(divide="ignore"):
+        found: NDArray[np.float64] = np.log(np.exp(logs - top) @ weights) + top
+    return found
 
 
 def viterbi(
@@ -148,15 +158,16 @@ def viterbi(
 def memm_scores(scores: NDArray[Any], transitions: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return scores and transitions whose sum along labels is their log-likelihood in a MEMM that runs both ways.
 
-    Viterbi's algorithm finds the most likely labels with them. The sum of scores [n, labels] and transitions
-    [labels, labels] as they are, which bert4keras's author uses, leaves out what normalizes each position.
+    It is the mean of the two directions', as in `chains.memm_losses`. Viterbi's algorithm finds the most likely labels
+    with them. The sum of scores [n, labels] and transitions [labels, labels] as they are, which bert4keras's author
+    uses, leaves out what normalizes each position.
     Returns [n, labels] and [n - 1, labels, labels].
     """
     ends = np.zeros(scores.shape)
     for place in (0, -1) if len(scores) else ():
-        ends[place] += scores[place] - np.logaddexp.reduce(scores[place])
+        ends[place] += (scores[place] - np.logaddexp.reduce(scores[place])) / 2
     forward = (scores[1:, None, :] + transitions) / 2
     backward = (scores[:-1, :, None] + transitions) / 2
     forward -= np.logaddexp.reduce(forward, axis=2, keepdims=True)
     backward -= np.logaddexp.reduce(backward, axis=1, keepdims=True)
-    return ends, forward + backward
+    return ends, (forward + backward) / 2

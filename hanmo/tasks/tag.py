@@ -196,12 +196,13 @@ class Tag(Task):
         transitions: NDArray[Any] | float = 0.0 if outputs[0][1] is None else outputs[0][1]
         if self.config.head == "memm":
             scores, transitions = memm_scores(scores, np.asarray(transitions))
-        found, spans = self.scheme.decode(self.scheme.path(scores, transitions)), []
-        odds = self.scheme.probabilities(scores, transitions, found)
-        for (first, last, label), probability in zip(found, odds, strict=True):
+        found, spans = self.scheme.decode(self.scheme.path(scores, transitions)), list[dict[str, Any]]()
+        for first, last, label in found:
             start, stop = tokens.characters(first, last)
-            span = {"start": start, "stop": stop, "label": self.config.labels[label], "text": text[start:stop]}
-            spans.append({**span, "probability": probability})
+            spans.append({"start": start, "stop": stop, "label": self.config.labels[label], "text": text[start:stop]})
+        if not self.fitting:
+            odds = self.scheme.probabilities(scores, transitions, found)
+            spans = [{**span, "probability": each} for span, each in zip(spans, odds, strict=True)]
         return {"spans": spans} | ({"words": [s["text"] for s in spans]} if self.config.form == "words" else {})
 
     def measure(self, rows: Sequence[Row], results: Sequence[Result]) -> dict[str, float]:

@@ -58,6 +58,7 @@ class Task(ABC):
     paired: whether it learns from single texts or from pairs, and then takes those alone.
     noun: what rows must have some of, if a label does not have to be in each.
     options: names of `TaskConfig.options`, each with the heads or forms that use it; () for all.
+    fitting: whether results are for `calibrate` and `measure` alone, as in the evaluations of training.
     """
 
     heads: ClassVar[tuple[str, ...]] = ("linear",)
@@ -72,6 +73,7 @@ class Task(ABC):
     paired: ClassVar[bool] = False
     noun: ClassVar[str] = ""
     options: ClassVar[dict[str, tuple[str, ...]]] = {}
+    fitting = False
 
     def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
         """config: settled, or read from a task.json. Raises ConfigError as `check_config` does."""

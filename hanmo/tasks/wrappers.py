@@ -19,6 +19,7 @@ from hanmo.tasks.compress import Distill, Theseus
 from hanmo.tasks.config import is_number
 from hanmo.tasks.pipeline import TaskPipeline
 from hanmo.tasks.regularize import Focal, RDrop
+from hanmo.tasks.rows import Row
 from hanmo.tasks.steps import StepWrapper
 from hanmo.tasks.task import TaskNetwork
 from hanmo.training.args import TrainArgs
@@ -90,7 +91,7 @@ def _told(value: Any) -> Any:
             weights.update(name.encode())
             weights.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
         return weights.hexdigest()
-    if isinstance(value, list):
+    if isinstance(value, list) and all(isinstance(each, Row) for each in value):
         return digest(dict(row.data) for row in value)
     return value if is_number(value) else None
 

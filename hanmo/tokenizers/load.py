@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from hanmo.tokenizers.sentence_piece import CPM_NEWLINE, CPM_SPACE, SentencePiec
 from hanmo.tokenizers.tokenizer_json import TokenizerJson, read_tokenizer_json
 from hanmo.tokenizers.vocab import read_vocab, tokens_in_order
 from hanmo.tokenizers.wordpiece import WordPiece
-from hanmo.tokenizers.words import holds_words, jieba_words
+from hanmo.tokenizers.words import holds_words, split_words
 
 _BESIDE = (
     "tokenizer.json",
@@ -125,7 +124,10 @@ def _in_folder(folder: Path) -> Path:
         )
     if len(found) > 1:
         names = ", ".join(each.name for each in found)
-        raise TokenizerError(f"the folder {folder} holds several tokenizers: {names}; name the file to use")
+        raise TokenizerError(
+            f"the folder {folder} holds several tokenizers: {names}; name the file to use, or leave only the "
+            "tokenizer's files beside the model"
+        )
     return found[0]
 
 
@@ -155,7 +157,7 @@ def _word_piece(
     if pre_tokenize is None:
         named, chosen = config.get("tokenizer_class"), config.get("pre_tokenize")
         pre_tokenize = chosen if isinstance(chosen, bool) else named in _WORD_CLASSES or holds_words(tokens)
-    split = partial(jieba_words, hmm=False) if pre_tokenize is True else pre_tokenize or None
+    split = split_words if pre_tokenize is True else pre_tokenize or None
     return WordPiece(tokens, lowercase=lowercase, start=start, end=end, pre_tokenize=split, added=added)
 
 

@@ -69,7 +69,7 @@ class WordPiece(Tokenizer):
         normalizer = BertNormalizer(lowercase=lowercase)
         super().__init__(special, named, ends=start is not None or end is not None, added=added, normalizer=normalizer)
         self.lowercase, self.word_limit = lowercase, word_limit
-        self.pre_tokenizes = pre_tokenize is not None
+        self.pre_tokenize, self.pre_tokenizes = pre_tokenize, pre_tokenize is not None
         self._pre_tokenize = pre_tokenize and partial(_without_spaces, pre_tokenize)
         self._rust = RustWordPiece(self._ids, unk_token="[UNK]", max_input_chars_per_word=word_limit)
         self._splitter = CodeSplitter(self._classify, self._word_ids, self.vocab_size)

@@ -5,6 +5,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -39,3 +40,6 @@ def jieba_words(text: str, *, hmm: bool) -> Iterable[str]:
         jieba.setLogLevel(logging.WARNING)  # it logs how long its dictionary took to load
     words: Iterable[str] = jieba.cut(text, HMM=hmm)
     return words
+
+
+split_words = partial(jieba_words, hmm=False)

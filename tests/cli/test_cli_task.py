@@ -156,6 +156,11 @@ def test_a_file_of_another_format_is_predicted(work):
     assert "pairs.tsv:2: it is a pair; the task is one of single texts" in refused(
         "predict", "--model", "run", "--file", "pairs.tsv"
     )
+    Path("lines.csv").write_text('天地,"玄黄\n日月盈昃\n', "utf-8")
+    Path("lines.tsv").write_text("天地\t玄黄\n日月\t盈昃\n", "utf-8")
+    for name, first in (("lines.csv", '天地,"玄黄'), ("lines.tsv", "天地\t玄黄")):
+        found = run("predict", "--model", "run", "--file", name).stdout.splitlines()
+        assert len(found) == 2 and json.loads(found[0])["text"] == first
     alone = run("predict", "--model", "run", "天", "--format", "table")
     assert alone.exit_code == 2 and "give it with --file" in alone.stderr
 

@@ -16,10 +16,9 @@ from hanmo.server.app import make_app
 from hanmo.server.models import Served
 from hanmo.server.run import Server, bind
 from hanmo.tasks import TaskConfig
-from hanmo.tasks.network import build, save_network
+from hanmo.tasks.network import build, save_network, tokenizer_of
 from hanmo.tasks.table import make_task
 from hanmo.tokenizers.byte_bpe import _BYTES, ByteBPE
-from hanmo.tokenizers.load import tokenizer_files
 
 END = 256
 POSITIONS = 512
@@ -83,7 +82,7 @@ def task_folder(folder):
     """Save a classification that was never trained, on a tiny encoder; returns its folder."""
     base = small("bert", folder)
     task = make_task(TaskConfig(kind="classify", form="single", head="linear", labels=("好", "坏")), base.tokenizer)
-    save_network(build(base.model, task), folder / "task", task.config, tokenizer_files(folder))
+    save_network(build(base.model, task), folder / "task", task.config, tokenizer_of(base))
     return folder / "task"
 
 

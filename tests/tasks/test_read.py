@@ -125,19 +125,30 @@ def test_the_best_span_of_all_is_taken():
     assert task().decode(example, [logits])["start"] == first
 
 
-def test_how_sure_an_answer_has_to_be_is_chosen_on_dev_rows():
+@pytest.mark.parametrize(
+    ("lengths", "margins", "before", "above", "below", "after"),
+    [
+        ((1, 0, 1, 0), (3.0, 1.0, 2.0, -1.0), 0.75, 1, 2, 1),
+        ((1, 0, 9, 9), (3.0, 2.0, 1.5, 1.0), 0.35, 2, 3, 0.5),  # a better answer may gain less than a wrong one loses
+        ((1, 0), (3.0, -1.0), 1, -1e-9, 1e-9, 1),
+    ],
+)
+def test_how_sure_an_answer_has_to_be_is_chosen_on_dev_rows(lengths, margins, before, above, below, after):
     one = task(unanswered=True)
-    rows = [row(TEXT, [TEXT[:1]]), row(TEXT), row(TEXT, [TEXT[:1]]), row(TEXT)]
+    rows = [row(TEXT, [TEXT[:length]] if length else []) for length in lengths]
     examples, outputs = [one.encode(each) for each in rows], []
-    for example, margin in zip(examples, (3.0, 1.0, 2.0, -1.0), strict=True):
+    for example, margin in zip(examples, margins, strict=True):
         logits = np.zeros((len(example.windows[0]), 2), np.float32)
         logits[0, 0], logits[example.windows[0].parts[1].at] = 10.0 - margin, 5.0
         outputs.append([logits])
     results = [one.decode(*each) for each in zip(examples, outputs, strict=True)]
-    assert one.measure(rows, results)["f1"] == 0.75
+    assert "sides" not in results[0]
+    one.fitting = True
+    results = [one.decode(*each) for each in zip(examples, outputs, strict=True)]
+    assert one.measure(rows, results)["f1"] == before
     config, cut = one.calibrate(rows, results)
-    assert 1 < config.thresholds["answer"] < 2
-    assert one.measure(rows, cut)["f1"] == 1
+    assert above < config.thresholds["answer"] < below
+    assert one.measure(rows, cut)["f1"] == after
     assert [Read(config, TOKENIZER).decode(*each) for each in zip(examples, outputs, strict=True)] == cut
 
 
@@ -211,6 +222,10 @@ def test_windows_vote_for_an_answer(kind):
     result = one.decode(example, found)
     assert result == expected | {"score": pytest.approx(0.64 / 1.8)}
     assert one.decode(example, [(None, 0.9)] * len(example.windows))["answer"] == ""
+
+
+def test_a_folder_with_an_option_of_before_is_read():
+    assert "unanswered" not in task("read_mlm", unanswered=True).config.options
 
 
 def test_masks_take_the_place_of_the_answer():

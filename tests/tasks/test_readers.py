@@ -285,6 +285,14 @@ OTHER = {
         ],
         [{"text": "北京人", "spans": [{"start": 0, "stop": 2, "label": "LOC", "text": "北京"}]}],
     ),
+    "label studio, short, without spans": (
+        "a.json",
+        [
+            {"id": 1, "text": "好", "source": "web", "url": "x", "annotation_id": 2},
+            {"text": "北京", "annotation_id": 3, "label": [{"start": 0, "end": 2, "labels": ["LOC"]}]},
+        ],
+        [{"text": "好", "spans": []}, {"text": "北京", "spans": [{"start": 0, "stop": 2, "label": "LOC"}]}],
+    ),
     "label studio, short, a choice": (
         "a.json",
         [{"id": 1, "review": "好", "annotation_id": 2, "annotator": "a@b.c", "feeling": "正"}],
@@ -486,8 +494,13 @@ def test_latin_words_of_columns_have_spaces_between_them(tmp_path):
         ),
         (
             "a.json",
-            [{"id": 1, "text": "好", "annotation_id": 2, "doc_id": "d7", "feeling": "正"}],
-            r"^a\.json, item 1: JSON-MIN does not say which of doc_id, feeling is the label; export as JSON",
+            [{"id": 1, "annotation_id": 2, "source": "web", "review": "好", "topics": {"choices": ["正"]}}],
+            r"^a\.json, item 1: JSON-MIN does not say which of source, review is the text; name it 'text', or export",
+        ),
+        (
+            "a.json",
+            [{"id": 1, "annotation_id": 2, "source": "web", "review": "好", "feeling": "正"}],
+            r"^a\.json, item 1: JSON-MIN does not say which of source, review, feeling is the text",
         ),
         (
             "a.jsonl",

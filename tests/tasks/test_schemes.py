@@ -69,6 +69,9 @@ def test_the_probability_of_a_span_is_that_of_the_sequences_that_have_it(name, s
     expected = [sum(odds[path] for path in odds if span in held[path]) / sum(odds.values()) for span in spans]
     assert one.probabilities(scores, between, spans) == pytest.approx(expected, rel=1e-9)
     assert one.probabilities(scores, 0.0, []) == []
+    sure = one.encode(spans[-1:], steps) if name != "words" else one.encode([(0, steps, 0)], steps)
+    certain = 1000.0 * np.eye(count)[sure]
+    assert all(1 - 1e-9 < each <= 1 for each in one.probabilities(certain, between, one.decode(sure)))
 
 
 def is_allowed(one: Scheme, path: tuple[int, ...]) -> bool:
@@ -103,13 +106,15 @@ def test_the_best_path_of_a_memm_is_the_most_likely_one(steps):
         right = F.one_hot(labels, 3).double()
         mask = torch.ones(1, steps, dtype=torch.bool)
         ways = memm_logits(torch.from_numpy(scores)[None], right, torch.from_numpy(transitions), mask)
-        return -float(sum(F.cross_entropy(logits.transpose(1, 2), labels, reduction="sum") for logits in ways))
+        return -float(sum(F.cross_entropy(logits.transpose(1, 2), labels, reduction="sum") for logits in ways)) / 2
 
     paths = list(itertools.product(range(3), repeat=steps))
     for path in paths:
         found = ends[range(steps), path].sum() + sum(between[n, a, b] for n, (a, b) in enumerate(pairs(path)))
         assert found == pytest.approx(likelihood(path), abs=1e-9)
     assert tuple(viterbi(ends, between).tolist()) == max(paths, key=likelihood)
+    if steps == 1:
+        np.testing.assert_allclose(np.exp(ends[0]), np.exp(scores[0]) / np.exp(scores[0]).sum(), rtol=1e-12)
 
 
 def pairs(path: tuple[int, ...]) -> list[tuple[int, int]]:

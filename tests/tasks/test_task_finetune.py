@@ -13,14 +13,14 @@ from toy_tasks import entity_rows, model_folder, pair_rows, sky_rows
 
 import hanmo
 from hanmo.checkpoint.save import save
-from hanmo.errors import CheckpointError, ConfigError, DataError, MissingFile
+from hanmo.errors import CheckpointError, ConfigError, DataError, MissingFile, TokenizerError
 from hanmo.families import FAMILIES
 from hanmo.loading import load as load_model
 from hanmo.model import Model
 from hanmo.tasks import TaskArgs, TaskConfig, fit
-from hanmo.tasks.adversarial import Vat
+from hanmo.tasks.adversarial import Fgm, Vat
 from hanmo.tasks.compress import Distill
-from hanmo.tasks.finetune import make_optimizer, prepare, task_loss
+from hanmo.tasks.finetune import _same, make_optimizer, prepare, task_loss
 from hanmo.tasks.network import build
 from hanmo.tasks.pipeline import open_task
 from hanmo.tasks.rows import Row
@@ -195,6 +195,16 @@ def test_tricks_are_told_apart_by_their_teachers_and_texts(base, tmp_path):
     texts = [describe(Vat(texts)) for texts in ([{"text": "天"}], [{"text": "地"}], [{"text": "天"}])]
     assert texts[0] == texts[2] != texts[1]
     assert describe(["fgm", Vat(["天"], weight=2)]).startswith("fgm {}, Vat {'rows': ")
+    own = Fgm()
+    own.layers = [1, 2]
+    assert describe(own) == describe(Fgm())
+
+
+def test_what_a_resumed_run_compares_is_written_as_before():
+    data = prepare(TaskConfig(kind="classify"), ROWS, DEV)
+    assert data.config.keys == ("text",)
+    text = _same(data.config, data)["task"]
+    assert text == replace(data.config, keys=()).to_json().replace('  "keys": [],\n', "") and '"head"' in text
 
 
 def test_a_longer_run_keeps_the_warmup_that_it_began_with(base, tmp_path):
@@ -246,13 +256,22 @@ def test_the_tokenizer_that_was_trained_with_goes_along_or_is_refused(base, tmp_
         ConfigError, match=r"the model was loaded with another tokenizer than the files in .*model hold"
     ):
         trained(tokenizer=WordPiece([*tokens[:6], *reversed(tokens[6:])]))
-    with pytest.raises(ConfigError, match="the model was loaded with another tokenizer"):
+    with pytest.raises(
+        ConfigError, match=r"pre_tokenize is a function, which .*; load the model with pre_tokenize=True"
+    ):
         trained(pre_tokenize=lambda text: [text[::-1]])
     assert not (tmp_path / "run").exists()
     task = hanmo.load(trained(pre_tokenize=True))
     assert task.tokenizer.pre_tokenizes
     task = hanmo.load(task.save(tmp_path / "copy"))
     assert task.tokenizer.pre_tokenizes and not hanmo.load(base).tokenizer.pre_tokenizes
+    with pytest.raises(ConfigError, match="pre_tokenize is a function"):
+        hanmo.load(tmp_path / "copy", pre_tokenize=list).save(tmp_path / "other")
+    folder = task.path.parent
+    task = hanmo.load(folder, tokenizer=folder / "vocab.txt")
+    (folder / "a.model").touch()
+    with pytest.raises(TokenizerError, match="or leave only the tokenizer's files beside the model"):
+        task.save(tmp_path / "other")
 
 
 @pytest.mark.parametrize("lora", [None, 4])

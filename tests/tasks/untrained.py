@@ -9,7 +9,7 @@ from hanmo.checkpoint.save import save
 from hanmo.loading import load
 from hanmo.model import Model
 from hanmo.tasks import TaskConfig
-from hanmo.tasks.network import build, save_network
+from hanmo.tasks.network import build, save_network, tokenizer_of
 from hanmo.tasks.pipeline import TaskPipeline, open_task
 from hanmo.tasks.table import make_task
 from hanmo.tokenizers.load import tokenizer_files
@@ -22,7 +22,7 @@ def untrained(folder: Path, config: TaskConfig, *, family: str = "bert") -> Task
     network = build(base.model, task)
     for parameter in network.head.parameters():
         parameter.data.mul_(10)
-    save_network(network, folder / "task", config, tokenizer_files(base.path.parent))
+    save_network(network, folder / "task", config, tokenizer_of(base))
     return open_task(folder / "task")
 
 
