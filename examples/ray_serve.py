@@ -15,7 +15,7 @@ from typing import Any
 from ray import serve
 
 from hanmo.pipeline import SMALL
-from hanmo.server.security import check_host
+from hanmo.server.security import check_host, read_keys
 
 
 def deployment(given: argparse.Namespace, keys: list[str]) -> Any:
@@ -27,7 +27,8 @@ def deployment(given: argparse.Namespace, keys: list[str]) -> Any:
         from hanmo.server.app import make_app
         from hanmo.server.models import name_of, open_served
 
-        return make_app([open_served(name_of(model), model, weights=weights, **limits)], keys=keys)
+        served = open_served(name_of(model), model, weights=weights, **limits)
+        return make_app([served], keys=keys, max_requests=2 * sum(limits.values()))
 
     asgi: Any = serve.ingress(build)()
     options = {"num_replicas": given.replicas, "max_ongoing_requests": sum(limits.values()), "health_check_period_s": 2}
@@ -46,9 +47,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--api-keys", type=Path, help="a file of keys, one a line, of which requests must send one")
     given = parser.parse_args()
-    keys = given.api_keys.read_text("utf-8").split() if given.api_keys else []
-    if given.api_keys and not keys:
-        parser.error(f"{given.api_keys} holds no key; write one a line")
+    keys = read_keys(given.api_keys) if given.api_keys else []
     check_host(given.host, keys, anonymous=False)
     serve.start(http_options={"host": given.host, "port": given.port})
     serve.run(deployment(given, keys), name="hanmo", blocking=True)

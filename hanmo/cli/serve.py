@@ -12,13 +12,12 @@ from hanmo.cli import options as shared
 from hanmo.cli.options import OPENING, SPECULATION, option, with_options
 from hanmo.cli.screen import say
 from hanmo.errors import ConfigError, MissingExtra
-from hanmo.files import errors_as, read_bytes
 
 if TYPE_CHECKING:
     from hanmo.server.chat import ChatTemplate
 
 
-_MORE: dict[str, tuple[Any, Any]] = {
+_OPTIONS: dict[str, tuple[Any, Any]] = {
     "origin": option(list[str], "A web origin whose pages may send requests, such as https://example.com; repeatable."),
     "allowed_host": option(
         list[str], "A host name, beside localhost, to which requests without a key may be sent; repeatable."
@@ -37,7 +36,7 @@ _MORE: dict[str, tuple[Any, Any]] = {
 }
 
 
-@with_options(_MORE | OPENING)
+@with_options(_OPTIONS | OPENING)
 def serve(
     *,
     model: Annotated[
@@ -74,9 +73,9 @@ def serve(
     from hanmo.server.app import make_app
     from hanmo.server.models import open_served
     from hanmo.server.run import Server, bind
-    from hanmo.server.security import check_host, check_keys, is_local
+    from hanmo.server.security import check_host, check_keys, is_local, read_keys
 
-    keys = [*(api_key or ()), *(() if api_keys is None else _keys(api_keys))]
+    keys = [*(api_key or ()), *(() if api_keys is None else read_keys(api_keys))]
     check_keys(keys)
     check_host(host, keys, anonymous=anonymous)
     weights = weights or ("int8" if not model and device in ("auto", "cpu") else None)
@@ -87,7 +86,7 @@ def serve(
             [open_served(name, path, **how) for name, path in named.items()],
             keys=keys,
             origins=options["origin"] or (),
-            hosts=options["allowed_host"] or (() if is_local(host) and not keys else None),
+            hosts=None if keys else options["allowed_host"] or (() if is_local(host) else None),
             root_path=root_path,
             max_requests=2 * (options["max_rows"] + options["max_queue"]),
             max_body=options["max_body"] << 20,
@@ -143,29 +142,9 @@ def _named(given: Sequence[str]) -> dict[str, Path]:
 
 def _template(path: Path) -> "ChatTemplate":
     from hanmo.server.chat import ChatTemplate
+    from hanmo.server.security import read_text
 
-    return ChatTemplate(_text(path))
-
-
-def _keys(path: Path) -> list[str]:
-    keys = list[str]()
-    for number, line in enumerate(_text(path).splitlines(), 1):
-        key = line.strip()
-        if not key or key.startswith("#"):
-            continue
-        if key.split() != [key]:
-            raise ConfigError(
-                f"{path} line {number} is no key; write one a line without spaces, and # before a comment"
-            )
-        keys.append(key)
-    if not keys:
-        raise ConfigError(f"{path} holds no key; write one a line")
-    return keys
-
-
-def _text(path: Path) -> str:
-    with errors_as(ConfigError, f"{path} is not UTF-8"):
-        return read_bytes(path, error=ConfigError, limit=1 << 20).decode("utf-8-sig")
+    return ChatTemplate(read_text(path))
 
 
 def _say_ready(begun: float, address: str) -> None:

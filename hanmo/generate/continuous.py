@@ -153,8 +153,8 @@ class ContinuousBatch:
         sizes = [row.most_ids for row in (*self._running, *(row for each in self._reading for row in each.rows))]
         while self._waiting:
             rows = self._waiting[0]
-            count = self._fitting(rows, sizes)
-            if count < (1 if self._apart else self._fitting(rows)):
+            count, most = self._fitting(rows, sizes), self._fitting(rows)
+            if count < (max(1, most // 2) if self._apart else most):  # halves, as each group reads the prompt again
                 return
             joining, rows[:count] = rows[:count], []
             if not rows:

@@ -14,7 +14,7 @@ from hanmo.server.models import Served
 
 async def search_beams(model: Served, text: str, beams: int, config: GenerationConfig) -> list[GeneratedText]:
     """Continue a text by beam search: up to `beams` texts, best first."""
-    if model.is_scheduled_alone:
+    if model.scheduler_owns_device:
         raise RequestError("beams are for models on a CPU here; the scheduler alone uses the GPU", param="beams")
     engine = _Stoppable(model.pipeline.engine)
     return await model.thread.run(search, engine, model.tokenizer, text, beams, config=config)

@@ -78,7 +78,8 @@ async def chat_completions(request: Request) -> Response:
 async def _answered(request: Request, prepare: Callable[[bytes, State], _Job]) -> Response:
     begun, state = time.monotonic(), state_of(request)
     job = await state.run(prepare, await read_body(request), state)
-    state.release_body(request.scope)
+    if job.config.continues:  # then the model's positions limit the prompt
+        state.release_body(request.scope)
     if job.asked.beams is not None:
         choices, written = await unless_gone(request.receive, _searched(job))
         return await state.answer({**job.frame(), "usage": job.usage(written)}, "choices", choices)
@@ -113,7 +114,12 @@ def _prepare_chat(body: bytes, state: State) -> _Job:
 
 def _job(asked: Completion, model: Served) -> _Job:
     given = asked.prompt if isinstance(asked.prompt, list) and not isinstance(asked.prompt[0], int) else [asked.prompt]
-    model.generator.check_queue(len(given) * (1 if asked.beams else asked.candidates))  # before each is tokenized
+    scheduler = model.generator
+    if asked.beams is None:
+        scheduler.check_queue(len(given) * asked.candidates)  # before each is tokenized
+    elif len(given) > model.max_queue:
+        message = f"{len(given)} texts at once do not fit the queue of {model.max_queue}; ask for fewer"
+        raise RequestError(message, param="prompt")
     config = _settings(asked, model)
     if asked.echo and not config.continues:
         raise RequestError("echo is for a text that continues its prompt; this model answers it", param="echo")

@@ -23,11 +23,12 @@ Checked = TypeVar("Checked")
 
 async def embeddings(request: Request) -> Response:
     """Encode texts as vectors."""
-    asked, model, (texts, tokens) = await _read(request, Embeddings, _texts)
-    encode: Any = model.network.encode if isinstance(texts[0], str) else model.network.encode_ids
+    asked, model, network = await _read(request, Embeddings, lambda _, model: model.network)
     options: dict[str, Any] = {} if asked.pool is None else {"pool": asked.pool}
     vectors = list[Any]()
     with model.thread.turn():
+        texts, tokens = await unless_gone(request.receive, model.thread.run(_texts, asked, model))
+        encode: Any = network.encode if isinstance(texts[0], str) else network.encode_ids
         for start in range(0, len(texts), _BATCH):
             work = model.thread.run(encode, texts[start : start + _BATCH], batch=_BATCH, **options)
             vectors += list(await unless_gone(request.receive, work))
@@ -45,10 +46,9 @@ async def embeddings(request: Request) -> Response:
 
 async def fill(request: Request) -> Response:
     """Find tokens for the masks in a text."""
-    asked, model, _ = await _read(request, Fill, _check_fill)
+    asked, model, _ = await _read(request, Fill, lambda _, model: model.network)
     with model.thread.turn():
-        work = model.thread.run(model.network.fill, asked.input, k=asked.k)
-        found = await unless_gone(request.receive, work)
+        found = await unless_gone(request.receive, model.thread.run(_filled, asked, model))
     masks = ([vars(candidate) for candidate in candidates] for candidates in found)
     return await state_of(request).answer({"object": "fill", "model": model.name}, "masks", masks)
 
@@ -110,10 +110,14 @@ def _texts(asked: Embeddings, model: Served) -> tuple[Sequence[Any], int]:
     return texts, sum(lengths)
 
 
-def _check_fill(asked: Fill, model: Served) -> None:
-    """Raise RequestError and ConfigError for what a T5, which searches with k beams, has no room for."""
-    if not model.network.config.is_encoder_decoder:
-        return
+def _filled(asked: Fill, model: Served) -> Any:
+    """Fill. Raises RequestError and ConfigError for what a T5, which searches with k beams, has no room for."""
+    if model.network.config.is_encoder_decoder:
+        _check_beams(asked, model)
+    return model.network.fill(asked.input, k=asked.k)
+
+
+def _check_beams(asked: Fill, model: Served) -> None:
     from hanmo.model_pipeline import SPAN
 
     if asked.k > MAX_BEAMS:

@@ -1,14 +1,15 @@
-"""The thread of a model's requests that are no rows of its scheduler: beams, vectors, masks, tasks."""
+"""The thread of a model's requests that its scheduler does not run: beams, vectors, masks, tasks."""
 
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from threading import Event
 from typing import ParamSpec, TypeVar
 
-from hanmo.errors import QueueFull
+from hanmo.errors import QueueFull, SchedulerClosed
 from hanmo.server.errors import RequestError
 
 P = ParamSpec("P")
@@ -22,6 +23,7 @@ class ModelThread:
     def __init__(self, max_queue: int) -> None:
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="hanmo-model")
         self._max_queue, self._requests = max_queue, 0
+        self._closed = False
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -35,22 +37,33 @@ class ModelThread:
             self._requests -= 1
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function in the thread; when this is cancelled, the next `check_wanted` in it raises."""
-        cancelled = Event()
+        """Call a function in the thread; when this is cancelled, the next `check_wanted` in it raises.
+
+        Raises SchedulerClosed after `close`.
+        """
+        cancelled, work = Event(), [partial(function, *args, **kwargs)]
 
         def call() -> T:
             _CANCELLED.set(cancelled)
-            return function(*args, **kwargs)
+            return work.pop()()
 
+        self._check_open()
         try:
             return await asyncio.get_running_loop().run_in_executor(self.executor, call)
         except asyncio.CancelledError:
             cancelled.set()
+            work.clear()  # the executor keeps `call` until its turn comes
+            self._check_open()
             raise
 
     def close(self) -> None:
         """Compute no more requests."""
+        self._closed = True
         self.executor.shutdown(wait=False, cancel_futures=True)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SchedulerClosed("the server was closed before the request ended")
 
 
 def check_wanted(*_: object) -> None:

@@ -68,7 +68,7 @@ class Served:
         return self.scheduler
 
     @cached_property
-    def is_scheduled_alone(self) -> bool:
+    def scheduler_owns_device(self) -> bool:
         """Whether nothing but the scheduler may compute, as on a GPU."""
         return self.scheduler is not None and isinstance(self.pipeline.engine, QueueingEngine)
 
@@ -80,7 +80,7 @@ class Served:
                 f"the model {self.name!r} is opened for generation alone; serve an encoder for this",
                 param="model",
             )
-        if self.is_scheduled_alone:
+        if self.scheduler_owns_device:
             message = f"the scheduler alone uses the GPU of the model {self.name!r}; serve it on a CPU for this"
             raise RequestError(message, param="model")
         found: Any = self.pipeline
@@ -103,7 +103,7 @@ class Served:
         config, found = self.pipeline.config, ["completions"] if self.scheduler else []
         if self.scheduler and (config.is_encoder_decoder or config.main.mask == "prefix"):
             found.append("answers")
-        if hasattr(self.pipeline, "encode") and config.main.mask != "prefix" and not self.is_scheduled_alone:
+        if hasattr(self.pipeline, "encode") and config.main.mask != "prefix" and not self.scheduler_owns_device:
             found.append("embeddings")
             if config.is_encoder_decoder or (config.output != "none" and config.main.mask == "full"):
                 found.append("fill")

@@ -17,12 +17,12 @@ def _list(items: dict[str, Any]) -> dict[str, Any]:
 
 
 _TEXT, _INTEGER, _TEXT_OR_NULL = {"type": "string"}, {"type": "integer"}, {"type": ["string", "null"]}
-_USAGE = _object(prompt_tokens=_INTEGER, total_tokens=_INTEGER)
+_USAGE = {"prompt_tokens": _INTEGER, "total_tokens": _INTEGER}
 _FRAME = {
     **dict.fromkeys(("id", "object", "model", "system_fingerprint"), _TEXT),
     "created": _INTEGER,
     "seed": {"type": ["integer", "null"]},
-    "usage": _USAGE,
+    "usage": _object(**_USAGE, completion_tokens=_INTEGER),
 }
 _CHOICE = {
     "index": _INTEGER,
@@ -30,12 +30,15 @@ _CHOICE = {
     "finish_reason": _TEXT_OR_NULL,
     "stop_reason": _TEXT_OR_NULL,
 }
+_TEXT_CHOICE = _object(**_CHOICE, text=_TEXT)
+_TEXT_CHOICE["properties"]["score"] = {"type": "number", "description": "With beams."}
 _VECTOR = _object(object=_TEXT, index=_INTEGER, embedding={"type": ["array", "string"]})
 _MODEL = _object(
     **dict.fromkeys(("id", "object", "owned_by", "family"), _TEXT),
     created=_INTEGER,
     max_model_len={"type": ["integer", "null"]},
     abilities=_list(_TEXT),
+    mask=_TEXT_OR_NULL,
 )
 _ERROR = _object(error=_object(message=_TEXT, type=_TEXT, param=_TEXT_OR_NULL, code=_TEXT_OR_NULL))
 
@@ -43,7 +46,7 @@ _POSTS = {
     "/v1/completions": (
         Completion,
         "Continue texts.",
-        _object(**_FRAME, choices=_list(_object(**_CHOICE, text=_TEXT))),
+        _object(**_FRAME, choices=_list(_TEXT_CHOICE)),
     ),
     "/v1/chat/completions": (
         Chat,
@@ -53,7 +56,7 @@ _POSTS = {
     "/v1/embeddings": (
         Embeddings,
         "Encode texts as vectors.",
-        _object(object=_TEXT, model=_TEXT, usage=_USAGE, data=_list(_VECTOR)),
+        _object(object=_TEXT, model=_TEXT, usage=_object(**_USAGE), data=_list(_VECTOR)),
     ),
     "/v1/fill": (
         Fill,

@@ -72,7 +72,7 @@ class Protocol(HttpToolsProtocol):
         self._stop_watching()
 
     def _watch_client(self, before: float = inf) -> None:
-        """End the connection if no less is left to be taken than `before`; look again later."""
+        """Abort the connection if the write buffer did not shrink since the last look; else look again later."""
         left = self.transport.get_write_buffer_size()
         if left >= before:
             self.transport.abort()

@@ -3,12 +3,14 @@
 import hmac
 from collections.abc import Sequence
 from ipaddress import ip_address
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hanmo.errors import ConfigError
+from hanmo.files import errors_as, read_bytes
 from hanmo.server.errors import RequestError
 from hanmo.server.state import State
 
@@ -36,7 +38,7 @@ class RequireKey:
 
 
 class RequireHost:
-    """Middleware: refuses requests to names that are neither this machine's own nor one of `hosts`.
+    """Middleware: refuses requests, but of /health, to names that are neither this machine's own nor one of `hosts`.
 
     A web page whose name is made to resolve to this machine (DNS rebinding) sends requests of its own origin.
     """
@@ -47,7 +49,9 @@ class RequireHost:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         app = self._app
-        if scope["type"] == "http" and (given := Headers(scope=scope).get("host")) is not None:
+        health = f"{scope.get('root_path', '')}/health"  # load balancers ask for it by an address
+        given = Headers(scope=scope).get("host") if scope["type"] == "http" and scope["path"] != health else None
+        if given is not None:
             name = _name_of(given)
             if not is_local(name) and name not in self._hosts:
                 message = f"the server does not answer to the host {given[:80]!r}; start it with --allowed-host"
@@ -75,6 +79,29 @@ class Admission:
         finally:
             state.active -= 1
             state.release_body(scope)
+
+
+def read_keys(path: Path) -> list[str]:
+    """Return the keys in a file, one a line; lines that begin with # are comments. Raises ConfigError."""
+    keys = list[str]()
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        key = line.strip()
+        if not key or key.startswith("#"):
+            continue
+        if key.split() != [key]:
+            raise ConfigError(
+                f"{path} line {number} is no key; write one a line without spaces, and # before a comment"
+            )
+        keys.append(key)
+    if not keys:
+        raise ConfigError(f"{path} holds no key; write one a line")
+    return keys
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a small file in UTF-8, without a byte order mark. Raises ConfigError."""
+    with errors_as(ConfigError, f"{path} is not UTF-8"):
+        return read_bytes(path, error=ConfigError, limit=1 << 20).decode("utf-8-sig")
 
 
 def check_keys(keys: Sequence[str]) -> None:

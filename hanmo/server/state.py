@@ -29,7 +29,8 @@ class State:
     """Of one application.
 
     max_body: bytes of a request's body.   max_requests: that are answered at once.   draining: no new ones are taken.
-    template: of dialogues.   active: requests that are being answered.   bodies: bytes of their bodies that count.
+    template: of dialogues.   active: requests that are being answered.
+    bodies: bytes of the bodies that are not yet released.
     """
 
     models: Models

@@ -170,6 +170,7 @@ def test_a_file_of_keys_may_have_a_byte_order_mark_and_comments(tmp_path, monkey
         ((), ()),
         (("--allowed-host", "a.example"), ["a.example"]),
         (("--api-key", "x"), None),
+        (("--api-key", "x", "--allowed-host", "a.example"), None),
         (("--host", "0.0.0.0", "--anonymous"), None),
     ],
 )

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -9,12 +10,32 @@ import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "ray_serve.py"
 CLIENTS = 6
+
+
+def test_a_replica_takes_the_keys_of_a_file_and_as_many_requests_as_the_command_line(tmp_path, monkeypatch):
+    builds, made = [], []
+    bound = SimpleNamespace(bind=lambda: None)
+    serve = SimpleNamespace(
+        ingress=lambda build: lambda: builds.append(build),
+        deployment=lambda asgi, **options: bound,
+        start=lambda **options: None,
+        run=lambda app, **options: None,
+    )
+    (tmp_path / "keys").write_text("# of Alice\nsk-1\n")
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(serve=serve))
+    monkeypatch.setattr(sys, "argv", ["ray_serve.py", "--api-keys", str(tmp_path / "keys"), "--max-rows", "4"])
+    monkeypatch.setattr("hanmo.server.models.open_served", lambda name, path, **how: None)
+    monkeypatch.setattr("hanmo.server.app.make_app", lambda models, **how: made.append(how))
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    builds[0]()
+    assert made == [{"keys": ["sk-1"], "max_requests": 2 * (4 + 256)}]
 
 
 @pytest.mark.slow

@@ -181,6 +181,19 @@ def test_as_many_samples_begin_as_there_is_room_for_unless_they_must_be_computed
     assert (batch.stats.running, batch.stats.waiting) == (running, 5 - running)
 
 
+def test_samples_that_wait_for_rows_read_their_prompt_a_few_times_alone():
+    batch = ContinuousBatch(ToyDynamicEngine(), max_rows=8)
+    for number in range(8):  # of which one ends in each step
+        batch.submit([RowRequest(prompt=[1], seed=0, limits=Limits(max_tokens=number + 1))], lambda event: None)
+    batch.admit()
+    samples = [RowRequest(prompt=[2] * 5, seed=0, sample=n, limits=Limits(max_tokens=20)) for n in range(8)]
+    batch.submit(samples, lambda event: None)
+    while batch.busy:
+        batch.admit()
+        batch.step()
+    assert batch.stats.prompt_ids <= 8 + 4 * 5  # by 4, 2, 1 and 1 samples
+
+
 def test_samples_that_do_not_fit_the_caches_together_are_generated_in_parts(scheduler_of):
     scheduler, inbox = scheduler_of(ToyDynamicEngine(), cache_ids=20), Inbox()
     requests = [RowRequest(prompt=[4], seed=1, sample=n, limits=Limits(max_tokens=5)) for n in range(7)]

@@ -250,7 +250,11 @@ def test_more_texts_than_the_queue_holds_are_refused_before_they_are_tokenized(m
             with httpx.stream("POST", f"{url}/v1/completions", json={"prompt": "ab", "n": 2, "stream": True}):
                 monkeypatch.setattr("hanmo.server.completions.read_prompt", None)
                 full, never = ask(url, prompt="ab"), ask(url, prompt=["ab", "ab"], n=2)
+                monkeypatch.undo()
+                beams = ask(url, prompt="ab", beams=2, max_tokens=2), ask(url, prompt=["ab"] * 257, beams=2)
     assert full.status_code == 429 and "2 rows are waiting and 1 more do not fit the queue of 2" in full.text
+    assert beams[0].status_code == 200  # which the scheduler does not run
+    assert beams[1].status_code == 400 and "257 texts at once do not fit the queue of 256" in beams[1].text
     assert never.status_code == 400 and "4 rows at once do not fit the queue of 2" in never.text
 
 

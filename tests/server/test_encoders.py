@@ -1,7 +1,12 @@
 """/v1/embeddings, /v1/fill, /v1/tasks."""
 
+import asyncio
+import gc
+import signal
 import threading
 import time
+import weakref
+from contextlib import ExitStack
 from urllib.parse import quote
 
 import httpx
@@ -14,6 +19,7 @@ from toy_server import byte_model, running, task_folder, wait_for
 
 from hanmo.generate.scheduler import Scheduler
 from hanmo.server import state
+from hanmo.server.model_thread import ModelThread
 from hanmo.server.models import Served, open_served
 from hanmo.tasks.pipeline import open_task
 
@@ -127,6 +133,64 @@ def test_more_requests_than_may_wait_are_refused(encoder):
         for thread in threads:
             thread.join()
     assert sorted(answers) == [200, 200, 429]
+
+
+def test_texts_are_tokenized_in_the_thread_of_their_model_while_others_are_answered(encoder, monkeypatch):
+    model, gate, names = Served("编", encoder, "toy"), threading.Event(), []
+    encode_batch = type(encoder.tokenizer).encode_batch
+
+    def slow(self, *texts, **how):
+        names.append(threading.current_thread().name)
+        assert gate.wait(60)
+        return encode_batch(self, *texts, **how)
+
+    monkeypatch.setattr(type(encoder.tokenizer), "encode_batch", slow)
+    with running(model, byte_model()) as url, ExitStack() as clients:
+        for _ in range(5):
+            clients.enter_context(leaving(url, {"model": "编", "input": "天"}, path="/v1/embeddings"))
+        wait_for(lambda: running.server._state.active == 5 and names)
+        assert post(url, "completions", model="字节", prompt="a", max_tokens=1).status_code == 200
+        gate.set()
+    assert all(name.startswith("hanmo-model") for name in names)
+
+
+def test_a_request_that_left_holds_no_memory_while_another_is_computed():
+    thread, gate = ModelThread(9), threading.Event()
+
+    class Work:
+        def __call__(self):
+            raise AssertionError
+
+    async def leave():
+        work = Work()
+        held, task = weakref.ref(work), asyncio.ensure_future(thread.run(work))
+        del work
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+        del task
+        return held
+
+    thread.executor.submit(gate.wait, 60)
+    held = asyncio.run(leave())
+    gc.collect()
+    assert held() is None
+    gate.set()
+    thread.close()
+
+
+def test_requests_that_wait_when_the_server_is_closed_get_503(encoder):
+    model, gate, answers = Served("编", encoder, "toy"), threading.Event(), []
+    with running(model, grace=0.1) as url:
+        model.thread.executor.submit(gate.wait, 60)
+        thread = threading.Thread(target=lambda: answers.append(post(url, "embeddings", input="天")))
+        thread.start()
+        wait_for(lambda: model.thread._requests)
+        running.server.handle_exit(signal.SIGTERM, None)
+        thread.join()
+        gate.set()
+    assert answers[0].status_code == 503 and answers[0].json()["error"]["code"] == "shutting_down"
 
 
 def test_a_t5_has_room_for_the_beams_that_fill_a_text(tmp_path):

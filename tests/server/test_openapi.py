@@ -160,10 +160,16 @@ def fits(schema, value):
         return all(fits(schema.get("items", {}), each) for each in value)
     if isinstance(value, dict):
         properties = schema.get("properties", {})
-        return set(schema.get("required", ())) <= set(value) and all(
-            fits(properties.get(name, {}), each) for name, each in value.items()
-        )
+        known = set(value) <= set(properties) or not properties
+        required = set(schema.get("required", ())) <= set(value)
+        return known and required and all(fits(properties.get(name, {}), each) for name, each in value.items())
     return True
+
+
+def test_choices_of_beams_are_as_the_document_says(client):
+    answer = client.post("/v1/completions", json={**GOOD["/v1/completions"], "beams": 2}).json()
+    content = PATHS["/v1/completions"]["responses"]["200"]["content"]
+    assert "score" in answer["choices"][0] and fits(content["application/json"]["schema"], answer)
 
 
 @pytest.mark.parametrize("path", [*PATHS, "/v1/models", "/v1/models/{name}", "/health"])

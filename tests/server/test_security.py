@@ -10,11 +10,15 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_model_pipeline import small
 from toy_server import byte_model, running, wait_for
 
 from hanmo.errors import ConfigError
-from hanmo.server import protocol
+from hanmo.generate.scheduler import Scheduler
+from hanmo.server import completions, protocol
 from hanmo.server.app import make_app
+from hanmo.server.models import Served
+from hanmo.server.run import bind
 from hanmo.server.security import check_host
 
 KEYS = ["sk-one", "钥匙"]
@@ -89,6 +93,14 @@ def test_headers_are_bounded(url, flood):
     assert sent < 5_000_000
 
 
+def test_the_system_holds_little_that_a_client_has_not_read():
+    with bind("127.0.0.1", 0) as listening:
+        listening.listen()
+        with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
+            size = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    assert size in (64 << 10, 128 << 10)  # Linux doubles it
+
+
 def test_headers_that_do_not_come_end_the_connection(url, monkeypatch):
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
     place = urlsplit(url)
@@ -136,6 +148,18 @@ def test_bodies_that_arrive_are_bounded_together():
         assert send(url, "/v1/completions", "POST", json={**body, "max_tokens": 1}).status_code == 200
 
 
+@pytest.mark.parametrize(("family", "counts"), [("gpt2_ml", False), ("t5.1.1", True)])
+def test_a_body_counts_until_the_end_if_no_number_of_positions_limits_the_prompt(tmp_path, monkeypatch, family, counts):
+    loaded, start, seen = small(family, tmp_path), completions._start, []
+    monkeypatch.setattr(
+        completions, "_start", lambda job, state, *others: seen.append(state.bodies) or start(job, state, *others)
+    )
+    with running(Served("小", loaded, "toy", Scheduler(loaded.engine))) as url:
+        assert send(url, "/v1/completions", "POST", json={"prompt": "今天", "max_tokens": 1}).status_code == 200
+        assert (seen[0] > 0) == counts
+        wait_for(lambda: not running.server._state.bodies)
+
+
 def test_pages_of_listed_origins_alone_may_ask(url):
     asking = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
     for origin, allowed in (("https://a.example", True), ("https://b.example", False)):
@@ -180,6 +204,7 @@ def test_a_page_whose_name_resolves_to_this_machine_gets_no_answer(local, host):
     for path in ("/", "/v1/models", "/metrics", "/static/page.js"):
         answer = send(local, path, headers={"host": host.encode()})
         assert answer.status_code == 403 and "; start it with --allowed-host" in answer.json()["error"]["message"]
+    assert send(local, "/health", headers={"host": host.encode()}).status_code == 200  # by a load balancer
 
 
 @settings(max_examples=60)
