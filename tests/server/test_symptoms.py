@@ -17,7 +17,7 @@ from test_model_pipeline import small
 from toy_server import byte_model, running, wait_for
 
 from hanmo.generate.scheduler import Scheduler
-from hanmo.inference.fused import quantized, support
+from hanmo.inference.fused import support
 from hanmo.pipeline import SMALL
 from hanmo.server import completions
 from hanmo.server.generation import Generation, Row
@@ -163,7 +163,7 @@ def test_a_path_prefix_and_a_chinese_name():
 @pytest.mark.parametrize("name", ["gpt2_ml", "t5.1.1", pytest.param("int8", marks=needs_kernel)])
 def test_a_seed_gives_the_same_text_alone_and_beside_31_others(tmp_path, monkeypatch, name):
     if name == "int8":  # of the fused step, which takes larger models
-        monkeypatch.setattr(quantized, "LEAST_BYTES", 0)
+        monkeypatch.setattr(support, "LEAST_BYTES", 0)
         model = open_served("小", SMALL, weights="int8", threads=1, speculation="off")
         assert "-int8-fixed-" in model.fingerprint
     else:
