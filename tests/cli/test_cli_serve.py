@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,17 +89,13 @@ def test_rows_draft_unless_speculation_is_off(monkeypatch, given, speculate):
     assert [row.speculate for row in rows] == [speculate]
 
 
-@pytest.mark.slow  # measures time
-def test_from_the_shell_to_the_first_answer_takes_two_seconds():
-    times = []
-    for _ in range(4):  # the first may convert the weights and compile
-        begun = time.monotonic()
-        with subprocess.Popen([*HANMO, "--port", "0"], stderr=subprocess.PIPE, text=True) as process:
-            url = re.search(r"http://\S+\d", first_line(process))[0]
-            httpx.post(f"{url}/v1/completions", json={"prompt": "床前明月光，", "max_tokens": 1}, timeout=60)
-            times.append(time.monotonic() - begun)
-            process.terminate()
-    assert min(times[1:]) <= 2, times
+@pytest.mark.slow
+def test_a_server_from_the_shell_answers():
+    with subprocess.Popen([*HANMO, "--port", "0"], stderr=subprocess.PIPE, text=True) as process:
+        url = re.search(r"http://\S+\d", first_line(process))[0]
+        answer = httpx.post(f"{url}/v1/completions", json={"prompt": "床前明月光，", "max_tokens": 1}, timeout=60)
+        process.terminate()
+    assert answer.status_code == 200 and answer.json()["choices"][0]["text"]
 
 
 @pytest.mark.parametrize(
