@@ -37,7 +37,7 @@ def has_fast_bfloat16() -> bool:
     return bool(features.get("avx512bf16") or features.get("amx-bf16"))
 
 
-SHORT = 256
+SHORT_ATTENTION = 256
 """Up to so many tokens, torch's attention trains faster on a CPU in float32 than in bfloat16: 36 ms against 134 for
 64 x 6 x 128 x 32, both ways; longer ones do not (2 threads of an Intel Xeon with AMX, torch 2.13)."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hanmo.config import StackConfig
-from hanmo.cores import SHORT
+from hanmo.cores import SHORT_ATTENTION
 from hanmo.nn.cache import Cache
 from hanmo.nn.linear import Linear
 
@@ -141,7 +141,8 @@ def _trains_in_bfloat16(q: Tensor) -> bool:
 
 
 def _float32_is_faster(q: Tensor, k: Tensor) -> bool:
-    return _trains_in_bfloat16(q) and not torch.compiler.is_compiling() and max(q.shape[2], k.shape[2]) <= SHORT
+    short = max(q.shape[2], k.shape[2]) <= SHORT_ATTENTION
+    return short and _trains_in_bfloat16(q) and not torch.compiler.is_compiling()
 
 
 def _blocks_are_faster(q: Tensor) -> bool:

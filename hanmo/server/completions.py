@@ -211,7 +211,7 @@ def _start(job: _Job, state: State, begun: float, loop: asyncio.AbstractEventLoo
     asked, rows, requests = job.asked, list[Row](), list[RowRequest]()
     scored = asked.logprobs is not None
     for prompt in job.prompts:
-        for number in range(job.asked.candidates):
+        for number in range(asked.candidates):
             stream = Stream(job.model.tokenizer, prompt.text, prompt.ids, job.config, job.seed)
             row = Row(len(rows), stream, echo=prompt.echo, scored=scored, discard=asked.max_tokens == 0)
             rows.append(row)
@@ -225,7 +225,7 @@ def _start(job: _Job, state: State, begun: float, loop: asyncio.AbstractEventLoo
                     history=job.config.continues,
                     stop=row.stop,
                     speculate=job.config.speculation == "auto",
-                    top_logprobs=asked.logprobs if scored else 0 if job.asked.candidates > asked.n else None,
+                    top_logprobs=asked.logprobs if scored else 0 if asked.candidates > asked.n else None,
                     prompt_logprobs=scored and asked.echo,
                 )
             )

@@ -67,12 +67,7 @@ def build(model: Model, task: Task, *, seed: int = 0) -> TaskNetwork:
 
 
 def save_network(
-    network: TaskNetwork,
-    folder: Path,
-    config: TaskConfig,
-    files: Files,
-    *,
-    overwrite: bool = False,
+    network: TaskNetwork, folder: Path, config: TaskConfig, files: Files, *, overwrite: bool = False
 ) -> None:
     """Write a folder that `hanmo.load` opens; adapters are merged into the weights.
 

@@ -31,7 +31,7 @@ class WordPiece(Tokenizer):
     lowercase: fold case and accents, as all published Chinese models do.
     start, end: the marks around a text, None for none; GPT2_ML has none.
     word_limit: longer words, in characters, are unknown.
-    pre_tokenize: splits the text into words first, as jieba does for WoBERT; pre_tokenizes tells whether there is one.
+    pre_tokenize: splits the text into words first, as jieba does for WoBERT.
     added: id → added token; those that the vocabulary lacks must have the ids after it.
     Raises MissingFile, and TokenizerError for a vocabulary that read_vocab refuses or that lacks [UNK] or the marks,
     or for an added token whose id is another token's.
@@ -69,10 +69,14 @@ class WordPiece(Tokenizer):
         normalizer = BertNormalizer(lowercase=lowercase)
         super().__init__(special, named, ends=start is not None or end is not None, added=added, normalizer=normalizer)
         self.lowercase, self.word_limit = lowercase, word_limit
-        self.pre_tokenize, self.pre_tokenizes = pre_tokenize, pre_tokenize is not None
-        self._pre_tokenize = pre_tokenize and partial(_without_spaces, pre_tokenize)
+        self.pre_tokenize = pre_tokenize
         self._rust = RustWordPiece(self._ids, unk_token="[UNK]", max_input_chars_per_word=word_limit)
         self._splitter = CodeSplitter(self._classify, self._word_ids, self.vocab_size)
+
+    @property
+    def pre_tokenizes(self) -> bool:
+        """Whether the text is split into words first."""
+        return self.pre_tokenize is not None
 
     def token_to_id(self, token: str) -> int | None:
         return self._ids.get(token, self._added_ids.get(token))
@@ -81,19 +85,19 @@ class WordPiece(Tokenizer):
         return WordStream(self.id_to_token, self._shown(special), in_word=in_word, marks=SPACED_AFTER)
 
     def encode_array(self, text: str) -> NDArray[np.int32]:
-        if self._pre_tokenize is not None or self._always is not None:
+        if self.pre_tokenizes or self._always is not None:
             return super().encode_array(text)
         return self._splitter.array(*self._classified(text))
 
     def _plain(self, text: str, *, detail: bool) -> tuple[list[int], Spans]:
-        if not detail and self._pre_tokenize is None:
+        if not detail and not self.pre_tokenizes:
             return self._splitter.ids(*self._classified(text)), []
         pieces = split_text(
             text,
             self._ids,
             lowercase=self.lowercase,
             word_limit=self.word_limit,
-            pre_tokenize=self._pre_tokenize,
+            pre_tokenize=self.pre_tokenize and partial(_without_spaces, self.pre_tokenize),
         )
         ids = [self._ids.get(piece, self._unk) for piece in pieces]
         return ids, match(text, pieces, lowercase=self.lowercase) if detail else []

@@ -8,7 +8,7 @@ torch. `tests/training/test_memory.py` compares it with `torch.autograd.graph.sa
 from collections.abc import Iterator
 
 from hanmo.config import ModelConfig, StackConfig
-from hanmo.cores import SHORT
+from hanmo.cores import SHORT_ATTENTION
 from hanmo.training.args import TrainArgs
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
@@ -151,13 +151,10 @@ class Account:
         if self._fused(stack, cross=cross):
             biased = self._biased(stack, cross=cross)
             masked = (stack.mask == "prefix" and not cross) or biased
-            inner = self.tokens * (2 * keys + values)
-            if self.cpu and self.act == 2 and self.choice.sequence <= SHORT:  # computed in float32
-                inner, act = inner + self.tokens * values, 4
-            else:
-                act = self.act
+            converted = self.cpu and self.act == 2 and self.choice.sequence <= SHORT_ATTENTION  # to float32 and back
+            act, result = (4, values) if converted else (self.act, 0)
             mask = pairs * (stack.num_heads if biased else 1) * act if masked else 0
-            return read + inner * act + self.tokens * 4 * stack.num_heads + mask
+            return read + self.tokens * ((2 * keys + values + result) * act + 4 * stack.num_heads) + mask
         each = scores * (3 if stack.attention_dropout else 1)
         mask = pairs if stack.mask != "full" and not cross else 0
         relative = stack.position == "relative" and not cross

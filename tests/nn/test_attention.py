@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hanmo.cores import SHORT
+from hanmo.cores import SHORT_ATTENTION
 from hanmo.families.gpt2_ml import gpt2_ml_config
 from hanmo.nn.attention import Attention, AttentionInputs, _blocks_are_faster, _causal_in_blocks
 
@@ -30,7 +30,7 @@ def test_without_compiling_the_fused_kernel_is_taken():
     assert not _blocks_are_faster(torch.zeros(1, 1, 2, 2, dtype=torch.bfloat16, requires_grad=True))
 
 
-@pytest.mark.parametrize("length", [SHORT, SHORT + 1])
+@pytest.mark.parametrize("length", [SHORT_ATTENTION, SHORT_ATTENTION + 1])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_short_rows_in_bfloat16_train_in_float32(length, autocast):
     config = gpt2_ml_config(vocab_size=8, num_layers=1, hidden_size=32, positions=512, head_dim=16).main
@@ -41,4 +41,4 @@ def test_short_rows_in_bfloat16_train_in_float32(length, autocast):
         ours = attention._fused(q, k, v, AttentionInputs(causal=True))
     found, expected = ((result, *torch.autograd.grad(result.float().sum(), (q, k, v))) for result in (ours, exact))
     same = [torch.equal(*pair) for pair in zip(found, expected, strict=True)]
-    assert all(same) == (length <= SHORT)
+    assert all(same) == (length <= SHORT_ATTENTION)
