@@ -22,6 +22,7 @@ the accuracy; on a CPU trained networks are also scored with weights in bfloat16
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -368,7 +369,10 @@ def main(arguments: list[str] | None = None) -> None:
         seeds = [(name, method, seed) for name in names for method in methods for seed in range(given.seeds)]
         jobs = [(name, method, 0) for name in names for method in BASELINES[name]] + seeds
         with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
-            found = dict(zip(jobs, pool.map(partial(work, given=given, folder=Path(made)), jobs), strict=True))
+            found = {}
+            for job, run in zip(jobs, pool.map(partial(work, given=given, folder=Path(made)), jobs), strict=True):
+                found[job] = run
+                print(f"{', '.join(map(str, job))}: {run[0]}", file=sys.stderr, flush=True)
     print(f"\n{'data':<10} {'method':<29} {'score':>7} {'spread':>7} {'seconds':>8}")
     for name in names:
         runs = [run for job, run in found.items() if job[0] == name]
