@@ -52,7 +52,7 @@ def test_sums_are_exact_and_added_in_the_order_of_the_groups(bits, tokens, group
     scales, bias, out = packing.pack_scales(factors), np.ones(16, np.float32), np.zeros((tokens, 16), np.float32)
     block = quantized_blocks.product(bits, tokens, group, instructions)
     run = njit(lambda given: block(given))
-    arrays = packed, scales, bias, np.pad(x, ((0, 0), (0, quantized_blocks.BETWEEN))), x_scales, shift
+    arrays = packed, scales, bias, np.pad(x, ((0, 0), (0, packing.BETWEEN))), x_scales, shift
     run((*(array.ctypes.data for array in arrays), GROUPS, out.ctypes.data, 64))
 
     total = np.zeros((tokens, 16))

@@ -166,9 +166,10 @@ def test_a_product_is_that_of_the_rounded_numbers(group, bits, tokens):
     x = random.standard_normal((tokens, inputs)).astype(np.float32)
     x[:, group + 2] = 40  # its group has a scale of its own
     padded = -(-tokens // 16) * 16
-    numbers, scales = np.zeros(padded * (inputs + kernels.BETWEEN), np.int8), np.zeros(padded * 3, np.float32)
+    numbers, scales = np.zeros(padded * (inputs + packing.BETWEEN), np.int8), np.zeros(padded * 3, np.float32)
     shift = np.zeros(padded * 3, np.int32)
-    kernels._quantize_all(x, np.int64(0), np.int64(inputs), bits, numbers, scales, shift)
+    for token in range(tokens):
+        kernels._quantize(x[token], np.int64(inputs), bits, token, numbers, scales, shift)
     own = scales[: tokens * 3].reshape(tokens, 3, 1)
     rounded = (np.rint(x.reshape(tokens, 3, group) / own) * own).reshape(tokens, inputs)
     assert np.abs(rounded - x).max() <= scales.max() / 2 * 1.001

@@ -5,6 +5,7 @@ import numpy as np
 from hanmo.checkpoint.source import Array
 
 __all__ = [
+    "BETWEEN",
     "GROUP",
     "LANES",
     "NARROW",
@@ -19,6 +20,7 @@ __all__ = [
 
 LANES = 16  # outputs side by side; the last block of a matrix is padded with zeros
 GROUP, NARROW = 128, 32
+BETWEEN = 64  # bytes between the quantized inputs of two tokens: without them the cache would hold few at once
 
 
 def group_size(inputs: int) -> int:

@@ -12,7 +12,7 @@ from array_api_compat import numpy as xp
 
 from hanmo.checkpoint.source import Array
 from hanmo.config import ModelConfig
-from hanmo.inference.fused.packing import LANES, pack_int4, pack_int8, pack_scales
+from hanmo.inference.fused.packing import BETWEEN, LANES, group_size, pack_int4, pack_int8, pack_scales
 from hanmo.inference.fused.quantized_row import FusedRow
 from hanmo.inference.fused.support import ACTIVATIONS, allow_tiles, has_fused_step, is_large, kernels, most_threads
 from hanmo.inference.fused.thread_pool import run_step
@@ -65,6 +65,7 @@ class QuantizedStack:
         self._padded = -(-self.outputs // LANES) * LANES
         kinds = [ACTIVATIONS.index(stack.activation)]
         kinds += [ACTIVATIONS.index(config.head_activation) if config.output == "mlm" else 0]
+        self._groups = max(size // group_size(size) for size in (stack.hidden_size, stack.feed_forward))
         self._sizes = stack.num_heads, stack.head_dim, stack.feed_forward, 1 + stack.gated, *kinds
         self._tiles = tiles() if allow_tiles() else np.empty(0, np.uint8)
         self._read = cache(self._packed)  # keeps what the addresses point to
@@ -180,16 +181,25 @@ class QuantizedStack:
         wide = max(3 * stack.hidden_size, (1 + stack.gated) * stack.feed_forward)
         shared = np.zeros((self._rows(len(tokens)), 2 * stack.hidden_size + wide + LANES), np.float32)
         logits = np.zeros((self._rows(len(kept)), self._padded), np.float32)
-        numbers = [np.float32(each) for each in (stack.scale, stack.norm_eps, self._config.head_norm_eps)]
+        epsilons = [np.float32(each) for each in (stack.scale, stack.norm_eps, self._config.head_norm_eps)]
         rotary = np.empty((0, 0), np.float32)
         if stack.position == "rotary":
             rotary = sinusoidal(positions, stack.key_dim, xp)
         biases = self._biases_of(int(positions.max()) + 1)
         run_step(
-            self._kernel, self.threads, x, np.array(given, np.int64), kept, self._layers, self._output, self._sizes,
-            *numbers, stack.norm == "rms", rotary, biases, self._distances, self._tiles, shared, logits,
+            self._kernel, self.threads, *self._scratch(x), np.array(given, np.int64), kept, self._layers, self._output, self._sizes,
+            *epsilons, stack.norm == "rms", rotary, biases, self._distances, self._tiles, shared, logits,
         )  # fmt: skip
         return logits[: len(kept), : self.outputs]
+
+    def _scratch(self, x: Array) -> tuple[Array, ...]:
+        """Give x and room for its quantized numbers, once if there is a token for each thread, or else to each."""
+        copies, tokens = 1 if len(x) >= self.threads else self.threads, -(-len(x) // 16) * 16
+        line = max(self.stack.hidden_size, self.stack.feed_forward) + BETWEEN
+        unaligned = np.empty(copies * tokens * line + 64, np.int8)
+        numbers = unaligned[-unaligned.ctypes.data % 64 :][: copies * tokens * line].reshape(copies, -1)
+        scales, shift = (np.zeros((copies, tokens * self._groups), kind) for kind in (np.float32, np.int32))
+        return np.repeat(x[None], copies, 0), numbers, scales, shift
 
     def _biases_of(self, length: int) -> Array:
         """Look up T5's biases of so many distances to the left, and of some more: [heads, distances]."""

@@ -17,12 +17,11 @@ from numba.core import cgutils
 
 from hanmo.inference.fused.dot import dot
 from hanmo.inference.fused.llvm_code import BYTES, F32, FLOATS, I8, I32, I64, INTS, Code, function
-from hanmo.inference.fused.packing import GROUP, LANES, NARROW
+from hanmo.inference.fused.packing import BETWEEN, GROUP, LANES, NARROW
 from hanmo.inference.fused.support import instructions
 
-__all__ = ["BETWEEN", "amx", "product", "quantize", "quantize_narrow", "tiles", "unpack"]
+__all__ = ["amx", "product", "quantize", "quantize_narrow", "tiles", "unpack"]
 
-BETWEEN = 64  # bytes between the numbers of two tokens: without them the cache would hold few at once
 SCALES, TILE = 4 * LANES, 1024  # bytes of a vector of scales, of a tile of 16 outputs and 64 inputs
 
 

@@ -12,9 +12,8 @@ from numba import njit
 
 from hanmo.inference.fused import functions as fn
 from hanmo.inference.fused import quantized_blocks as blocks
-from hanmo.inference.fused.packing import GROUP, LANES, NARROW, group_size
+from hanmo.inference.fused.packing import BETWEEN, GROUP, LANES, NARROW, group_size
 from hanmo.inference.fused.quantized_attention import TILE_TOKENS, attend_all
-from hanmo.inference.fused.quantized_blocks import BETWEEN
 
 __all__ = ["step"]
 
@@ -27,15 +26,13 @@ _group_size = njit(**fn.FAST)(group_size)
 
 
 @njit(**fn.FAST)
-def _quantize_all(x, start, count, bits, numbers, scales, shift):
-    """Quantize so many numbers of each token of x from `start` on, one token behind the other, in groups."""
+def _quantize(x, count, bits, token, numbers, scales, shift):
+    """Quantize the first numbers of x, in groups, to the place of a token."""
     size, zero = _group_size(count), np.int64(-128 if bits == 8 else -8)
-    groups = count // size
-    for token in range(len(x)):
-        own, at = fn.address_of(x[token]) + 4 * start, 4 * token * groups
-        to = fn.address_of(numbers) + token * (count + BETWEEN)
-        given = own, groups, zero, to, fn.address_of(scales) + at, fn.address_of(shift) + at
-        blocks.quantize(given) if size == GROUP else blocks.quantize_narrow(given)
+    groups, at = count // size, 4 * token * (count // size)
+    to = fn.address_of(numbers) + token * (count + BETWEEN)
+    given = fn.address_of(x), groups, zero, to, fn.address_of(scales) + at, fn.address_of(shift) + at
+    blocks.quantize(given) if size == GROUP else blocks.quantize_narrow(given)
 
 
 @njit(**fn.FAST)
@@ -126,17 +123,22 @@ def _activate(wide, gate, kind):
 
 
 @fn.kernel(
-    "void(int64, int64, int64[::1], float32[:, ::1], int64[:, ::1], int64[::1], int64[:, ::1], int64[::1], "
+    "void(int64, int64, int64[::1], float32[:, :, ::1], int8[:, ::1], float32[:, ::1], int32[:, ::1], "
+    "int64[:, ::1], int64[::1], int64[:, ::1], int64[::1], "
     "UniTuple(int64, 6), float32, float32, float32, boolean, float32[:, ::1], float32[:, ::1], float32[:, ::1], "
     "uint8[::1], float32[:, ::1], float32[:, ::1])"
 )
 def step(
-    thread, threads, counter, x, tokens, kept, layers, output, sizes, scale, eps, head_eps, rms, rotary, biases, table,
-    tiles, shared, logits,
+    thread, threads, counter, x, numbers, scales, shift, tokens, kept, layers, output, sizes, scale, eps, head_eps, rms,
+    rotary, biases, table, tiles, shared, logits,
 ):  # fmt: skip
     """Run one thread's share of a step.
 
-    counter: int64 [1], 0 before any thread begins.   x: [tokens, hidden_size], embedded; unchanged.
+    counter: int64 [1], 0 before any thread begins.
+    x: [1, tokens, hidden_size], embedded; overwritten. Norms and quantization are then divided among the threads by
+    tokens; or [threads, tokens, hidden_size], and each thread computes all of them.
+    numbers, scales, shift: scratch, as many, for x in groups: [tokens, the wider input + BETWEEN] in cache lines, and
+    [tokens, groups].
     tokens: int64 [tokens, 7], of each (address of its row's cache, room, index, number of keys that it attends to;
     address of an encoder's keys and values, room, number). A cache is bfloat16 as uint16
     [layer, 2, heads, room / 16, 16 size]; keys and values are written at the index. Tokens of one row have indices that
@@ -160,29 +162,28 @@ def step(
     multiply, [kept, hidden_size].
     """
     heads, size, inner, words, kind, head_kind = sizes
-    hidden_size, count, tiled = heads * size, len(x), len(tiles) > 0
+    hidden_size, count, tiled = heads * size, len(tokens), len(tiles) > 0
     if tiled:
         _configure((fn.address_of(tiles),))
-    x = x.copy()
-    most, room = max(hidden_size, inner), (count + TILE_TOKENS - 1) // TILE_TOKENS * TILE_TOKENS
-    h = np.empty((count, hidden_size), np.float32)
-    unaligned = np.empty(room * (most + BETWEEN) + 64, np.int8)
-    offset = -fn.address_of(unaligned) % 64  # tiles are read from cache lines
-    numbers = unaligned[offset : offset + room * (most + BETWEEN)]
-    groups = max(hidden_size // _group_size(hidden_size), inner // _group_size(inner))
-    scales, shift = np.zeros(room * groups, np.float32), np.zeros(room * groups, np.int32)
+    divided = len(x) == 1
+    own = 0 if divided else thread
+    x, numbers, scales, shift = x[own], numbers[own], scales[own], shift[own]
+    begin, end = fn.share(count, thread, threads) if divided else (0, count)
+    h = np.empty(hidden_size, np.float32)
     seen = max(tokens[:, 3].max(), tokens[:, 6].max())
     scores = np.empty((min(count, TILE_TOKENS), (seen + LANES - 1) // LANES * LANES), np.float32)
-    scratch = np.empty(2 * 8192 + most * LANES, np.uint8)  # an array, as addresses alone do not keep it
+    scratch = np.empty(2 * 8192 + max(hidden_size, inner) * LANES, np.uint8)  # an array, as addresses do not keep it
     # Of each token in `shared`: attended, y, wide.
     stride = shared.shape[1] * 4
     y_at, wide_at = fn.address_of(shared) + hidden_size * 4, fn.address_of(shared) + 2 * hidden_size * 4
     head_blocks, barriers = size // LANES, 0
     for number in range(len(layers)):
         f = layers[number]
-        for token in range(count):
-            fn.norm(x[token], f[8], f[9], eps, h[token], rms)
-        _quantize_all(h, np.int64(0), hidden_size, f[0], numbers, scales, shift)
+        for token in range(begin, end):
+            fn.norm(x[token], f[8], f[9], eps, h, rms)
+            _quantize(h, hidden_size, f[0], token, numbers, scales, shift)
+        if divided:
+            barriers = fn.barrier(counter, barriers, threads)
         # A thread computes what it needs of the input's product: its heads, or its part of the feed-forward.
         feeds = f[12] == FEED_FORWARD
         first, last = fn.share(inner // LANES if feeds else heads, thread, threads)
@@ -204,27 +205,37 @@ def step(
             attend_all(tokens, f[13], f[12] == CROSS, shape, first, last, scale, rotary, biases, table, scores, shared)
         barriers = fn.barrier(counter, barriers, threads)
         inputs = inner if feeds else hidden_size
-        _quantize_all(shared[:count], 2 * hidden_size if feeds else np.int64(0), inputs, f[4], numbers, scales, shift)
+        for token in range(begin, end):
+            _quantize(shared[token, 2 * hidden_size if feeds else 0 :], inputs, f[4], token, numbers, scales, shift)
+        if divided:
+            barriers = fn.barrier(counter, barriers, threads)
         first, last = fn.share(hidden_size // LANES, thread, threads)
         _product(fn.matrix(f, 1), first, last, numbers, scales, shift, inputs, y_at, stride, count, tiled, scratch)
         barriers = fn.barrier(counter, barriers, threads)
-        for token in range(count):
-            fn.add_norm(x[token], shared[token][hidden_size : 2 * hidden_size], f[10], f[11], eps, rms)
+        for token in range(begin, end):
+            fn.add_norm(x[token], shared[token, hidden_size : 2 * hidden_size], f[10], f[11], eps, rms)
     for place in range(len(kept)):
-        fn.norm(x[kept[place]], output[8], output[9], eps, h[place], rms)
-    if not output[0] and thread == 0:
-        logits[: len(kept)] = h[: len(kept)]
+        if begin <= kept[place] < end:
+            fn.norm(x[kept[place]], output[8], output[9], eps, h, rms)
+            if output[0]:
+                _quantize(h, hidden_size, output[4] or output[0], place, numbers, scales, shift)
+            else:
+                logits[place] = h
+    if divided:
+        barriers = fn.barrier(counter, barriers, threads)
     if output[4]:
-        _quantize_all(h[: len(kept)], np.int64(0), hidden_size, output[4], numbers, scales, shift)
         first, last = fn.share(hidden_size // LANES, thread, threads)
         matrix = fn.matrix(output, 1)
         _product(matrix, first, last, numbers, scales, shift, hidden_size, wide_at, stride, len(kept), tiled, scratch)
         barriers = fn.barrier(counter, barriers, threads)
-        for place in range(len(kept)):
-            h[place] = shared[place][2 * hidden_size : 3 * hidden_size]  # a thread's own copy
-            fn.activate(h[place], head_kind)
-            fn.norm(h[place], output[10], output[11], head_eps, h[place])
-    _quantize_all(h[: len(kept)], np.int64(0), hidden_size, output[0], numbers, scales, shift)
+        begin, end = fn.share(len(kept), thread, threads) if divided else (0, len(kept))
+        for place in range(begin, end):
+            h[:] = shared[place, 2 * hidden_size : 3 * hidden_size]
+            fn.activate(h, head_kind)
+            fn.norm(h, output[10], output[11], head_eps, h)
+            _quantize(h, hidden_size, output[0], place, numbers, scales, shift)
+        if divided:
+            barriers = fn.barrier(counter, barriers, threads)
     first, last = fn.share(logits.shape[1] // LANES, thread, threads)
     out, stride, matrix = fn.address_of(logits), logits.shape[1] * 4, fn.matrix(output, 0)
     if output[0]:
