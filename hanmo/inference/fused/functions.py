@@ -27,6 +27,17 @@ def pointer(context, address):
     return types.voidptr(types.int64), lambda context, builder, signature, args: builder.inttoptr(args[0], bytes_at)
 
 
+@intrinsic
+def wide_vectors(context):
+    """Have the loops of the calling function use vectors of 512 bits, where LLVM would prefer half of that."""
+
+    def generate(context, builder, signature, args):
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # llvmlite has no name for it
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
 @njit(**FAST)
 def address_of(array):
     """Give the address of an array's data."""
@@ -119,6 +130,7 @@ def _gelu_tanh(x):
 @njit(**FAST)
 def activate(x, kind):
     """Activate all numbers of an array.   kind: 0 GELU by erf, 1 GELU by tanh, 2 ReLU."""
+    wide_vectors()
     if kind == 0:  # a loop for each kind in one array, which the compiler makes vectors of
         for i in range(len(x)):
             x[i] = _gelu_erf(x[i])
@@ -139,10 +151,12 @@ def float_view(address, count):
 @njit(**FAST)
 def norm(x, weight, bias, eps, out, rms=False):
     """Layer or RMS norm of x, or x itself if weight is 0; weight and bias are addresses, 0 for none."""
-    out[:] = x
+    wide_vectors()
+    count = len(out)
+    for i in range(count):  # an assignment of the whole array would be no vectors
+        out[i] = x[i]
     if not weight:
         return
-    count = len(out)
     mean = np.float32(0.0)
     if not rms:
         for i in range(count):
@@ -166,6 +180,7 @@ def norm(x, weight, bias, eps, out, rms=False):
 @njit(**FAST)
 def add_norm(x, y, weight, bias, eps, rms=False):
     """Add a sub-layer's output y to x, and normalize x if weight is not 0."""
+    wide_vectors()
     for i in range(len(x)):
         x[i] += y[i]
     if weight:

@@ -32,6 +32,7 @@ def _softmax(scores, seen, at, scale, bias, right):
 
     bias: by distance to the left, from -`right` on, or [0]; farther keys have the last one's.
     """
+    fn.wide_vectors()
     padded = (seen + LANES - 1) // LANES * LANES
     for i in range(padded):
         scores[i] *= scale

@@ -1,8 +1,8 @@
 """Some tokens, of one row or several, through a decoder of int8 or int4 weights, which are read once.
 
 Knows addresses and sizes; quantized_blocks.py says how weights are stored, attention_blocks.py how keys and values are.
-All threads run `step` with two barriers in a sub-layer; each computes its outputs of every product, its heads of
-attention, and all norms. A token's results depend neither on the number of threads nor on other tokens of the step.
+All threads run `step`; each computes its outputs of every product, its heads of attention, and the norms of its part of
+the tokens, or of few tokens all norms. A token's results depend neither on the number of threads nor on other tokens.
 
     x ─ in groups of 128 or 32 to 8 bits, a scale each ─► products with int8 or int4 ─► float32
 """
