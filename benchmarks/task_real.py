@@ -27,9 +27,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -369,10 +368,10 @@ def main(arguments: list[str] | None = None) -> None:
         seeds = [(name, method, seed) for name in names for method in methods for seed in range(given.seeds)]
         jobs = [(name, method, 0) for name in names for method in BASELINES[name]] + seeds
         with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
-            found = {}
-            for job, run in zip(jobs, pool.map(partial(work, given=given, folder=Path(made)), jobs), strict=True):
-                found[job] = run
-                print(f"{', '.join(map(str, job))}: {run[0]}", file=sys.stderr, flush=True)
+            running = {pool.submit(work, job, given, Path(made)): job for job in jobs}
+            for run in as_completed(running):
+                print(f"{', '.join(map(str, running[run]))}: {run.result()[0]}", file=sys.stderr, flush=True)
+            found = {job: run.result() for run, job in running.items()}
     print(f"\n{'data':<10} {'method':<29} {'score':>7} {'spread':>7} {'seconds':>8}")
     for name in names:
         runs = [run for job, run in found.items() if job[0] == name]

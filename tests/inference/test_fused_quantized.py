@@ -56,7 +56,12 @@ def narrow():
     return gpt2_ml_config(vocab_size=301, num_layers=3, hidden_size=192, positions=160)
 
 
-KINDS = {"gpt2_ml": gpt2_ml, "gpt2": like_gpt2, "gpt": like_gpt, "narrow": narrow}
+def narrow_inside():
+    """A hidden size in groups of 128, and an intermediate size in groups of 32."""
+    return replace(gpt2_ml(), decoder=replace(gpt2_ml().decoder, feed_forward=352))
+
+
+KINDS = {"gpt2_ml": gpt2_ml, "gpt2": like_gpt2, "gpt": like_gpt, "narrow": narrow, "narrow_inside": narrow_inside}
 
 
 def of_family(family, **changes):
@@ -224,12 +229,37 @@ def test_the_functions_are_exact_to_what_they_say():
     assert functions.exp(np.float32(-200)) < 1e-37
 
 
-def test_the_count_of_threads_changes_no_bit(opened):
-    one, three = written(opened(threads=1), 40, IDS)[0], None
-    engine = opened(threads=1)
-    engine._fused = quantized.QuantizedStack(engine._weights, engine.config, 3)
-    three = written(engine, 40, IDS)[0]
-    assert np.array_equal(one, three)
+def with_threads(engine, threads):
+    engine._fused = quantized.QuantizedStack(engine._weights, engine.config, threads)
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"), [*((name, "int8") for name in (*KINDS, *FAMILIES)), ("gpt2_ml", "int4"), ("narrow", "int4")]
+)
+def test_neither_threads_nor_the_division_of_norms_among_them_change_a_bit(opened, monkeypatch, name, weights):
+    expected = written(opened(name, weights, threads=1), 10, IDS)[0]
+    assert np.array_equal(written(with_threads(opened(name, weights), 3), 10, IDS)[0], expected)
+    monkeypatch.setattr(quantized, "MOST_UNDIVIDED", 0)  # also of one token among three threads
+    assert np.array_equal(written(with_threads(opened(name, weights), 3), 10, IDS)[0], expected)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_prompt_longer_than_a_step_is_divided(opened, monkeypatch, weights):
+    prompt = [*IDS, *IDS[:50]]
+    whole = opened(weights=weights).prefill([prompt], room=4)
+    monkeypatch.setattr(quantized, "MOST_TOKENS", 40)
+    parts = opened(weights=weights).prefill([prompt], room=4)
+    assert np.array_equal(parts[1], whole[1]) and np.array_equal(parts[0].step([3]), whole[0].step([3]))
+
+
+@pytest.mark.skipif(kernels is None or support.instructions() in (None, "avx2"), reason="AVX-512 is missing")
+def test_loops_use_vectors_of_512_bits():
+    from hanmo.inference.fused import functions
+
+    numbers = np.ones(64, np.float32)
+    functions.activate(numbers, 1)
+    assert any("zmm" in code for code in functions.activate.inspect_asm().values())
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])

@@ -12,7 +12,7 @@ from test_fused_quantized import of_family
 import hanmo.loading
 from hanmo.errors import CheckpointError
 from hanmo.families import FAMILIES
-from hanmo.inference.fused import support
+from hanmo.inference.fused import quantized, support
 from hanmo.inference.openvino.engine import open_weights
 from hanmo.inference.openvino.model import OpenVinoModel
 from hanmo.model import Model
@@ -101,6 +101,10 @@ def test_few_tokens_are_computed_by_the_fused_step_near_openvino(tmp_path, monke
     with torch.no_grad():
         heads = vars(model.heads(fused.hidden))
     assert all(value is None or torch.equal(getattr(fused, name), value) for name, value in heads.items())
+    encoder._fused = quantized.QuantizedStack(encoder._weights, config, 3)
+    for most in (16, 0):  # norms of all tokens by every thread, or divided
+        monkeypatch.setattr(quantized, "MOST_UNDIVIDED", most)
+        assert torch.equal(encoder(**given).hidden, fused.hidden)
     encoder._fused = used
     for row, text in enumerate(TEXTS):
         alone = encoder(torch.tensor([text]), segments=None if segments is None else segments[:1, : len(text)])

@@ -29,10 +29,13 @@ def pointer(context, address):
 
 @intrinsic
 def wide_vectors(context):
-    """Have the loops of the calling function use vectors of 512 bits, where LLVM would prefer half of that."""
+    """Have the loops of the calling function use vectors of 512 bits, where LLVM would prefer half of that.
+
+    Numba optimizes this function by itself before it is inlined in others.
+    """
 
     def generate(context, builder, signature, args):
-        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # llvmlite has no name for it
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # its own `add` knows few names
         return context.get_dummy_value()
 
     return types.void(), generate
@@ -153,7 +156,7 @@ def norm(x, weight, bias, eps, out, rms=False):
     """Layer or RMS norm of x, or x itself if weight is 0; weight and bias are addresses, 0 for none."""
     wide_vectors()
     count = len(out)
-    for i in range(count):  # an assignment of the whole array would be no vectors
+    for i in range(count):  # Numba does not vectorize an assignment of the whole array
         out[i] = x[i]
     if not weight:
         return

@@ -21,8 +21,8 @@ from hanmo.nn.position import bucket, hierarchical, sinusoidal
 
 __all__ = ["FusedDynamicRows", "FusedRows", "QuantizedStack", "open_stack"]
 
-MOST_TOKENS = 256  # of a step; the quantized inputs of more do not fit the second level of the cache
-MOST_COPIED = 16  # tokens, whose norms and quantization every thread computes for itself
+MOST_TOKENS = 256  # of a step: 1.6 MB of quantized inputs of a feed-forward of 6,144, which fit 2 MB of cache
+MOST_UNDIVIDED = 16  # tokens, whose norms and quantization every thread computes for itself
 INPUTS = {"attention": "query_key_value", "cross": "query", "feed_forward": "input"}
 """Of each kind of sub-layer, by its number in the kernel: the matrix that multiplies its input."""
 
@@ -188,17 +188,17 @@ class QuantizedStack:
             rotary = sinusoidal(positions, stack.key_dim, xp)
         biases = self._biases_of(int(positions.max()) + 1)
         run_step(
-            self._kernel, self.threads, *self._scratch(x), np.array(given, np.int64), kept, self._layers, self._output,
+            self._kernel, self.threads, *self._copies(x), np.array(given, np.int64), kept, self._layers, self._output,
             self._sizes, *epsilons, stack.norm == "rms", rotary, biases, self._distances, self._tiles, shared, logits,
         )  # fmt: skip
         return logits[: len(kept), : self.outputs]
 
-    def _scratch(self, x: Array) -> tuple[Array, ...]:
+    def _copies(self, x: Array) -> tuple[Array, ...]:
         """Give x and room for its quantized numbers: one for all threads, or of few tokens one to each.
 
         With copies the threads wait for each other half as often.
         """
-        copies, tokens = 1 if len(x) > MOST_COPIED else self.threads, -(-len(x) // 16) * 16
+        copies, tokens = 1 if len(x) > MOST_UNDIVIDED else self.threads, -(-len(x) // 16) * 16
         line = max(self.stack.hidden_size, self.stack.feed_forward) + BETWEEN
         unaligned = np.empty(copies * tokens * line + 64, np.int8)
         numbers = unaligned[-unaligned.ctypes.data % 64 :][: copies * tokens * line].reshape(copies, -1)

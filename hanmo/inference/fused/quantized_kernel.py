@@ -26,11 +26,11 @@ _group_size = njit(**fn.FAST)(group_size)
 
 
 @njit(**fn.FAST)
-def _quantize(x, count, bits, token, numbers, scales, shift):
-    """Quantize the first numbers of x, in groups, to the place of a token."""
+def _quantize(x, count, bits, place, numbers, scales, shift):
+    """Quantize the first `count` numbers of x, in groups, to a place among the inputs of a product."""
     size, zero = _group_size(count), np.int64(-128 if bits == 8 else -8)
-    groups, at = count // size, 4 * token * (count // size)
-    to = fn.address_of(numbers) + token * (count + BETWEEN)
+    groups, at = count // size, 4 * place * (count // size)
+    to = fn.address_of(numbers) + place * (count + BETWEEN)
     given = fn.address_of(x), groups, zero, to, fn.address_of(scales) + at, fn.address_of(shift) + at
     blocks.quantize(given) if size == GROUP else blocks.quantize_narrow(given)
 
@@ -76,7 +76,7 @@ def _product(layout, first, last, numbers, scales, shift, inputs, out, stride, t
     """Multiply blocks of 16 outputs of a matrix, (bits, weights, scales, bias), by the quantized x of all tokens.
 
     out: the address of the first token's results.   stride: bytes between tokens.
-    tiles: whether they are configured, for groups of 128; then results of up to 12 tokens behind the last are written
+    tiles: whether they are configured, for groups of 128; then results of up to 7 tokens behind the last are written
     too, if there are 4.
     scratch: 16 KiB, and the bytes of a block behind them.
     """
@@ -137,8 +137,8 @@ def step(
     counter: int64 [1], 0 before any thread begins.
     x: [1, tokens, hidden_size], embedded; overwritten. Norms and quantization are then divided among the threads by
     tokens; or [threads, tokens, hidden_size], and each thread computes all of them.
-    numbers, scales, shift: scratch, as many, for x in groups: [tokens, the wider input + BETWEEN] in cache lines, and
-    [tokens, groups].
+    numbers, scales, shift: scratch, a row for each x: room for the quantized numbers of a multiple of 16 tokens, the
+    wider input and BETWEEN bytes each, aligned to 64, and for a scale and a shift of each of their groups.
     tokens: int64 [tokens, 7], of each (address of its row's cache, room, index, number of keys that it attends to;
     address of an encoder's keys and values, room, number). A cache is bfloat16 as uint16
     [layer, 2, heads, room / 16, 16 size]; keys and values are written at the index. Tokens of one row have indices that
@@ -219,7 +219,7 @@ def step(
             fn.norm(x[kept[place]], output[8], output[9], eps, h, rms)
             if output[0]:
                 _quantize(h, hidden_size, output[4] or output[0], place, numbers, scales, shift)
-            else:
+            elif divided or thread == 0:
                 logits[place] = h
     if divided:
         barriers = fn.barrier(counter, barriers, threads)
@@ -228,8 +228,8 @@ def step(
         matrix = fn.matrix(output, 1)
         _product(matrix, first, last, numbers, scales, shift, hidden_size, wide_at, stride, len(kept), tiled, scratch)
         barriers = fn.barrier(counter, barriers, threads)
-        begin, end = fn.share(len(kept), thread, threads) if divided else (0, len(kept))
-        for place in range(begin, end):
+        first, last = fn.share(len(kept), thread, threads) if divided else (0, len(kept))
+        for place in range(first, last):
             h[:] = shared[place, 2 * hidden_size : 3 * hidden_size]
             fn.activate(h, head_kind)
             fn.norm(h, output[10], output[11], head_eps, h)
