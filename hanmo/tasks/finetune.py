@@ -237,9 +237,7 @@ def _checked(args: TrainArgs) -> TrainArgs:
 def _same(config: TaskConfig, data: Data, **arguments: object) -> dict[str, str]:
     """Return what a resumed run has to have again, as text or its digest."""
     train, dev = (digest(dict(row.data) for row in rows) for rows in (data.train, data.dev))
-    settings = replace(config, score=None).to_dict()
-    del settings["keys"]  # which the data has; runs that began before there were keys do not name them
-    task = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    task = json.dumps(replace(config, score=None).to_dict(), indent=2, ensure_ascii=False) + "\n"
     found = {"training data": train, "dev data": dev, "task": task}
     return found | {name: str(value) for name, value in arguments.items()}
 

@@ -7,7 +7,6 @@ As bert4keras's task_reading_comprehension_by_mlm.py. Rows and results are those
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,12 +17,10 @@ from torch.nn import functional as F
 
 from hanmo.errors import TokenizerError
 from hanmo.model import Model
-from hanmo.tasks.config import TaskConfig
 from hanmo.tasks.read import Reading
 from hanmo.tasks.rows import Row
 from hanmo.tasks.task import Arrays, Batch, Example, Result, TaskNetwork
 from hanmo.tasks.windows import Window, tokenize
-from hanmo.tokenizers.protocol import Tokenizer
 
 Found = tuple[tuple[int, int] | None, float]
 """A place in the passage's tokens of a window, and its score."""
@@ -75,10 +72,6 @@ class Extractive(Reading):
 
     passage = 0
     padding: ClassVar[dict[str, int]] = {"answer": -1}
-
-    def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
-        options = {name: value for name, value in config.options.items() if name != "unanswered"}  # of older folders
-        super().__init__(replace(config, options=options), tokenizer)
 
     @property
     def end(self) -> int:

@@ -224,10 +224,6 @@ def test_windows_vote_for_an_answer(kind):
     assert one.decode(example, [(None, 0.9)] * len(example.windows))["answer"] == ""
 
 
-def test_a_folder_with_an_option_of_before_is_read():
-    assert "unanswered" not in task("read_mlm", unanswered=True).config.options
-
-
 def test_masks_take_the_place_of_the_answer():
     one = task("read_mlm")
     example = one.encode(row("天地玄黄", ["地玄"]))
