@@ -16,6 +16,7 @@ __all__ = ["step"]
 @njit(**fn.FAST)
 def _partial_product(layout, x, inputs, outputs, thread, threads, partial):
     """Multiply x [inputs] by this thread's share of a matrix, into its own part of partial [threads x outputs]."""
+    fn.wide_vectors()
     address, stride, by_input, _ = layout
     if by_input:
         w = fn.float_view(address, inputs * stride)
@@ -48,8 +49,10 @@ def _partial_product(layout, x, inputs, outputs, thread, threads, partial):
 @njit(**fn.FAST)
 def _sum_partials(layout, threads, partial, out):
     """Add up the partial products of all threads, and the bias."""
+    fn.wide_vectors()
     outputs = len(out)
-    out[:] = partial[:outputs]
+    for i in range(outputs):
+        out[i] = partial[i]
     if layout[2]:
         for thread in range(1, threads):
             own = partial[thread * outputs : (thread + 1) * outputs]
