@@ -8,10 +8,13 @@ FOLDER gets the checkpoints, random weights of these shapes; their converted wei
 
 import argparse
 import json
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do
 
 from decode_peers import FIRST, TASTE, hold
 from peers.bench import HERE
