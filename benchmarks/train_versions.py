@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin would slow the side whose turn it is
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the commands do
 
 from peers.bench import HERE
 from peers.process import Worker, take_turns

@@ -62,11 +62,19 @@ def test_torch_takes_the_threads_that_are_given_else_a_core_each(monkeypatch):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("active", "active")])
-def test_threads_of_the_command_sleep_while_they_wait_unless_the_user_says_otherwise(given, expected):
-    program = "import os, hanmo.cli.app\nhanmo.cli.app.run = lambda: print(os.environ['OMP_WAIT_POLICY'])\n"
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("OMP_WAIT_POLICY", None, "PASSIVE"),
+        ("OMP_WAIT_POLICY", "active", "active"),
+        ("THP_MEM_ALLOC_ENABLE", None, "1"),
+        ("THP_MEM_ALLOC_ENABLE", "0", "0"),
+    ],
+)
+def test_the_command_sets_what_torch_reads_when_it_begins_unless_the_user_did(name, given, expected):
+    program = f"import os, hanmo.cli.app\nhanmo.cli.app.run = lambda: print(os.environ[{name!r}])\n"
+    environment = {each: value for each, value in os.environ.items() if each != name}
+    environment |= {} if given is None else {name: given}
     program += "import hanmo.cli\nhanmo.cli.main()"
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=60

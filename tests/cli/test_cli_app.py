@@ -42,6 +42,7 @@ def test_the_version_is_that_of_the_package():
 @pytest.mark.parametrize("module", ["hanmo", "hanmo.cli"])
 def test_the_package_runs_as_a_module(monkeypatch, capsys, module):
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")
     monkeypatch.setattr("sys.argv", ["hanmo", "--version"])
     with pytest.raises(SystemExit) as end:
         runpy.run_module(module, run_name="__main__")
