@@ -402,6 +402,27 @@ def test_an_interrupted_step_leaves_no_thread_waiting(opened):
     assert np.array_equal(written(engine, 3, IDS)[0], expected)  # would wait for ever if a thread did
 
 
+@pytest.mark.parametrize("put", [False, True])
+def test_a_job_that_is_interrupted_while_threads_get_it_is_given_up(put):
+    ours, done = thread_pool.ThreadPool(3), []
+    queue = ours._queues[1]
+
+    class Interrupted:
+        def put(self, job):
+            ours._queues[1] = queue
+            if put:
+                queue.put(job)
+            raise KeyboardInterrupt
+
+    ours._queues[1] = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        ours.run(done.append)
+    assert sorted(done) == [1, 2][: 1 + put]
+    done.clear()
+    ours.run(done.append)
+    assert sorted(done) == [0, 1, 2]
+
+
 def test_a_thread_that_fails_hands_its_error_on_and_works_again():
     ours, given_up = thread_pool.ThreadPool(3), []
 

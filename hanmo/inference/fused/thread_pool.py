@@ -53,21 +53,26 @@ class ThreadPool:
                 give_up()
                 ended.put(error)
 
-        begun = 0
         with self._lock:
             try:
                 for number, queue in enumerate(self._queues, 1):
-                    begun = number
                     queue.put(partial(run_in_thread, number))
                 job(0)
+                errors = [error for _ in self._queues if (error := ended.get()) is not None]
             except BaseException:
                 give_up()
-                for _ in range(begun):  # they still use the caller's arrays
-                    ended.get(timeout=10)
+                self._wait()  # they still use the caller's arrays
                 raise
-            errors = [error for _ in self._queues if (error := ended.get()) is not None]
         if errors:
             raise errors[0]
+
+    def _wait(self) -> None:
+        """Wait until no thread has a job, of which an interrupt may have kept some from being put."""
+        idle: SimpleQueue[None] = SimpleQueue()
+        for queue in self._queues:
+            queue.put(lambda: idle.put(None))
+        for _ in self._queues:
+            idle.get()
 
 
 def _work(queue: Queue) -> None:
