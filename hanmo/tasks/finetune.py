@@ -3,7 +3,6 @@
 rows ─► settle ─► examples ─► training.fit ─► OUT/best: a folder that `hanmo.load` opens
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -237,8 +236,7 @@ def _checked(args: TrainArgs) -> TrainArgs:
 def _same(config: TaskConfig, data: Data, **arguments: object) -> dict[str, str]:
     """Return what a resumed run has to have again, as text or its digest."""
     train, dev = (digest(dict(row.data) for row in rows) for rows in (data.train, data.dev))
-    task = json.dumps(replace(config, score=None).to_dict(), indent=2, ensure_ascii=False) + "\n"
-    found = {"training data": train, "dev data": dev, "task": task}
+    found = {"training data": train, "dev data": dev, "task": replace(config, score=None).to_json()}
     return found | {name: str(value) for name, value in arguments.items()}
 
 
