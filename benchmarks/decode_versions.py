@@ -14,8 +14,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do
-
 from decode_peers import FIRST, TASTE, hold
 from peers.bench import HERE
 from peers.process import Worker, take_turns
@@ -82,6 +80,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=json.loads, help="JSON of config.json's fields, to try the script")
     options = parser.parse_args()
     hold(options.threads)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for the versions, as the commands do
     options.folder.mkdir(parents=True, exist_ok=True)
     print(json.dumps(describe(), ensure_ascii=False), flush=True)
     for name in MODELS:

@@ -182,14 +182,14 @@ class QuantizedStack:
         wide = max(3 * stack.hidden_size, (1 + stack.gated) * stack.feed_forward)
         shared = np.zeros((self._rows(len(tokens)), 2 * stack.hidden_size + wide + LANES), np.float32)
         logits = np.zeros((self._rows(len(kept)), self._padded), np.float32)
-        epsilons = [np.float32(each) for each in (stack.scale, stack.norm_eps, self._config.head_norm_eps)]
+        scalars = [np.float32(each) for each in (stack.scale, stack.norm_eps, self._config.head_norm_eps)]
         rotary = np.empty((0, 0), np.float32)
         if stack.position == "rotary":
             rotary = sinusoidal(positions, stack.key_dim, xp)
         biases = self._biases_of(int(positions.max()) + 1)
         run_step(
             self._kernel, self.threads, *self._copies(x), np.array(given, np.int64), kept, self._layers, self._output,
-            self._sizes, *epsilons, stack.norm == "rms", rotary, biases, self._distances, self._tiles, shared, logits,
+            self._sizes, *scalars, stack.norm == "rms", rotary, biases, self._distances, self._tiles, shared, logits,
         )  # fmt: skip
         return logits[: len(kept), : self.outputs]
 
@@ -198,7 +198,7 @@ class QuantizedStack:
 
         With copies the threads wait for each other half as often.
         """
-        copies, tokens = 1 if len(x) > MOST_UNDIVIDED else self.threads, -(-len(x) // 16) * 16
+        copies, tokens = 1 if len(x) > MOST_UNDIVIDED else self.threads, self._rows(len(x))
         line = max(self.stack.hidden_size, self.stack.feed_forward) + BETWEEN
         unaligned = np.empty(copies * tokens * line + 64, np.int8)
         numbers = unaligned[-unaligned.ctypes.data % 64 :][: copies * tokens * line].reshape(copies, -1)
@@ -215,7 +215,7 @@ class QuantizedStack:
         return biases
 
     def _rows(self, tokens: int) -> int:
-        """Round up to what tiles write."""
+        """Round up to what tiles read and write."""
         return -(-tokens // 16) * 16 if len(self._tiles) and tokens > 3 else tokens
 
     def _embed(self, ids: Array, positions: Array, segments: Array) -> Array:

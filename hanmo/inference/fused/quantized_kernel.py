@@ -137,8 +137,9 @@ def step(
     counter: int64 [1], 0 before any thread begins.
     x: [1, tokens, hidden_size], embedded; overwritten. Norms and quantization are then divided among the threads by
     tokens; or [threads, tokens, hidden_size], and each thread computes all of them.
-    numbers, scales, shift: scratch, a row for each x: room for the quantized numbers of a multiple of 16 tokens, the
-    wider input and BETWEEN bytes each, aligned to 64, and for a scale and a shift of each of their groups.
+    numbers, scales, shift: scratch, a row for each x: room for the quantized numbers of all tokens, the wider input and
+    BETWEEN bytes each, aligned to 64, and for a scale and a shift of each of their groups; with tiles, of a multiple of
+    16 tokens.
     tokens: int64 [tokens, 7], of each (address of its row's cache, room, index, number of keys that it attends to;
     address of an encoder's keys and values, room, number). A cache is bfloat16 as uint16
     [layer, 2, heads, room / 16, 16 size]; keys and values are written at the index. Tokens of one row have indices that
