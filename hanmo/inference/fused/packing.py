@@ -1,4 +1,4 @@
-"""The order of int8 and int4 weights that the fused step reads; see quantized_blocks.py. NumPy only."""
+"""The order of int8 and int4 weights for the fused step, and its sizes; see quantized_blocks.py. NumPy only."""
 
 import numpy as np
 
